@@ -1,0 +1,57 @@
+"""Stage two: the base model, latents from text or a class at the smallest size (SPEC section 3)."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.cli import OptimizerCallable
+from torch import nn
+
+from stages.latent_diffusion import LatentDiffusion
+from walt_pl.models.denoiser import DenoiserConfig
+from walt_pl.models.text import SmallTextConfig, SmallTextEncoder, TextEncoder, train_vocabulary
+
+VOCABULARY = "tokenizer.model"
+
+
+class BaseStage(LatentDiffusion):
+    """Trains the base denoiser, and with it a small text encoder where the config asks for one.
+
+    Args:
+        text: size of the text encoder; null for models without text.
+        denoiser: see LatentDiffusion, as for all further arguments.
+    """
+
+    def __init__(self, denoiser: DenoiserConfig, optimizer: OptimizerCallable, text: SmallTextConfig | None = None, **kwargs: Any) -> None:
+        super().__init__(denoiser, optimizer, **kwargs)
+        if (text.width if text else None) != denoiser.text_width:
+            raise ValueError(f"denoiser.text_width is {denoiser.text_width}, text.width {text.width if text else None}; they must be the same")
+        self.text = SmallTextEncoder(text) if text else None
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.text is not None and not self.text.vocabulary:
+            self.text.load_vocabulary(self._vocabulary())
+
+    def _vocabulary(self) -> bytes:
+        """The run's sentencepiece model, learnt from the training captions when the run begins."""
+        path = Path(self.trainer.default_root_dir) / VOCABULARY
+        if self.trainer.is_global_zero and not path.exists():
+            assert self.text is not None
+            vocabulary = train_vocabulary(self.trainer.datamodule.captions(), self.text.config.vocabulary)  # type: ignore[attr-defined]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            beside = path.with_suffix(".part")
+            beside.write_bytes(vocabulary)
+            beside.replace(path)
+        self.trainer.strategy.barrier("vocabulary")
+        return path.read_bytes()
+
+    @property
+    def text_encoder(self) -> TextEncoder | None:
+        return self.text
+
+    def sections(self) -> Mapping[str, nn.Module]:
+        return {"denoiser": self.denoiser, **({"text": self.text} if self.text is not None else {})}
+
+    def files(self) -> dict[str, bytes]:
+        return {VOCABULARY: self.text.vocabulary} if self.text is not None else {}

@@ -1,0 +1,284 @@
+"""What the base and the super-resolution stages share: one training step of latent diffusion (SPEC sections 1 and 3)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from stages.optimisation import Decay, clip_gradients, learning_rate
+from walt_pl.artifact import Artifact, load
+from walt_pl.blocks.frames import Layout
+from walt_pl.data.batch import JointBatch
+from walt_pl.diffusion.chance import Chance
+from walt_pl.diffusion.condition import Condition
+from walt_pl.diffusion.objective import Draws, velocity_error
+from walt_pl.diffusion.sampler import Guidance, ddim, guided
+from walt_pl.diffusion.schedule import Schedule
+from walt_pl.models.denoiser import Denoiser, DenoiserConfig
+from walt_pl.models.latents import LatentScale
+from walt_pl.models.text import TextEncoder
+from walt_pl.models.vae import VAE
+
+VALIDATION_LEVELS = range(50, 1000, 100)
+"""The ten noise levels of the validation loss."""
+
+
+class LatentDiffusion(L.LightningModule):
+    """Trains a denoiser on joint batches of latents.
+
+    The parents are given as artifact folders; the program fills them in from the run. They are frozen, so they stay out of the module's
+    parameters and checkpoints.
+
+    Args:
+        denoiser: size and inputs of the network.
+        optimizer: over everything this stage trains.
+        vae: artifact of the autoencoder.
+        warmup: steps of linear warm-up.
+        decay: what follows the warm-up.
+        drop_condition: probability of dropping a sample's caption or label (for guidance).
+        self_conditioning: probability of the first pass, per sample.
+        frame_prediction: probability that a video's past is given.
+        past_frames: how many latent frames are given then, one of these.
+        zero_terminal_snr: rescale the schedule so that the last level is pure noise.
+        normalise_latents: zero mean and unit variance per channel.
+        clip: largest gradient norm; null for none.
+        seed: of every random draw of the training.
+        preview_steps: sampling steps of the previews.
+        preview_guidance: guidance of the previews.
+    """
+
+    kind = "base"
+
+    def __init__(
+        self,
+        denoiser: DenoiserConfig,
+        optimizer: OptimizerCallable,
+        vae: str | None = None,
+        warmup: int = 1000,
+        decay: Decay = "cosine",
+        drop_condition: float = 0.1,
+        self_conditioning: float = 0.9,
+        frame_prediction: float = 0.1,
+        past_frames: tuple[int, ...] = (1, 2),
+        zero_terminal_snr: bool = True,
+        normalise_latents: bool = True,
+        clip: float | None = 1.0,
+        seed: int = 0,
+        preview_steps: int = 20,
+        preview_guidance: Guidance = Guidance(),
+    ) -> None:
+        super().__init__()
+        self.denoiser = Denoiser(denoiser)
+        self.optimizer, self.warmup, self.decay, self.clip = optimizer, warmup, decay, clip
+        self.drop_condition, self.self_conditioning = drop_condition, self_conditioning if denoiser.self_conditioning else 0.0
+        self.frame_prediction, self.past_frames = frame_prediction if denoiser.frame_prediction else 0.0, past_frames
+        self.schedule = Schedule(zero_terminal_snr=zero_terminal_snr)
+        self.zero_terminal_snr, self.normalise_latents = zero_terminal_snr, normalise_latents
+        self.seed, self.preview_steps, self.preview_guidance = seed, preview_steps, preview_guidance
+        self.vae_path = vae
+        self._vae: list[VAE] = []
+        self._scale = LatentScale.identity(denoiser.latent_channels)
+
+    # ---- Parents ----------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        if self.vae_path is None:
+            raise ValueError("model.vae: no autoencoder given; name its artifact folder, or a run that has one (--run)")
+        if not self._vae:
+            artifact = load(self.vae_path)
+            self._check_latents(artifact)
+            self._vae = [artifact.models["vae"]]  # type: ignore[list-item]
+            if self.normalise_latents:
+                self._scale = LatentScale.of(artifact.card)
+
+    def _check_latents(self, artifact: Artifact) -> None:
+        channels = artifact.config["vae"]["latent_channels"]
+        if channels != self.denoiser.config.latent_channels:
+            raise ValueError(
+                f"denoiser.latent_channels is {self.denoiser.config.latent_channels}, but {artifact.path} has {channels}; set it to {channels}"
+            )
+
+    @property
+    def vae(self) -> VAE:
+        """The frozen autoencoder, on this module's device."""
+        return self._vae[0].to(self.device)
+
+    @property
+    def text_encoder(self) -> TextEncoder | None:
+        """What turns captions into tokens; None for models without text."""
+        return None
+
+    # ---- Training ---------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: JointBatch, batch_idx: int) -> Tensor:
+        chance = Chance(self.seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, batch.slots)
+        x0, layout = self.latents(batch.videos, batch.images)
+        condition = self.condition(batch, layout, chance)
+        draws = self.draws(x0, layout, chance)
+        error = velocity_error(self.denoiser, self.schedule, x0, condition, draws)
+        weight = self.frame_weight(batch, condition)
+        self._log_kinds("train", error, weight, layout)
+        # Ranks count together: a rank with a lost clip or more given frames must not weigh its others more.
+        count = self.trainer.strategy.reduce(weight.sum(), reduce_op="mean").clamp(min=1)
+        loss = (error * weight).sum() / count
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def latents(self, videos: Tensor, images: Tensor) -> tuple[Tensor, Layout]:
+        """Pixels or raw latents of a batch to normalised latents as frames [f c h w], float32, and their layout."""
+        if videos.shape[1] == 3 and images.shape[1] == 3:
+            videos, images = (self._encode(x) for x in (videos, images))
+        layout = Layout(len(videos), videos.shape[2], len(images))
+        return self._scale.normalise(layout.join(videos.float(), images.float())), layout
+
+    @torch.no_grad()
+    def _encode(self, x: Tensor) -> Tensor:
+        factors = self.vae.config.factors
+        if not len(x):
+            t, h, w = x.shape[2:]
+            return x.new_zeros(0, self.denoiser.config.latent_channels, 1 + (t - 1) // factors[0], h // factors[1], w // factors[2])
+        return self.vae.encode(x).mean
+
+    def draws(self, x0: Tensor, layout: Layout, chance: Chance) -> Draws:
+        """Noise level, noise and self-conditioning of a step."""
+        shapes = [(layout.frames, *x0.shape[1:])] * layout.videos + [(1, *x0.shape[1:])] * layout.images
+        step = chance.integers(self.schedule.steps)
+        return Draws(step, torch.cat(chance.normal(shapes)), chance.happens(self.self_conditioning))
+
+    def condition(self, batch: JointBatch, layout: Layout, chance: Chance) -> Condition:
+        """What the denoiser is told of a training batch."""
+        keep = ~chance.happens(self.drop_condition)
+        condition = self.described(batch.captions, batch.labels, layout, keep)
+        if self.denoiser.config.frame_prediction:
+            x0, _ = self.latents(batch.videos, batch.images)
+            given = chance.happens(self.frame_prediction)
+            count = torch.tensor(self.past_frames, device=given.device)[chance.integers(len(self.past_frames))]
+            condition = with_past(condition, x0, torch.where(given, count, 0))
+        return condition
+
+    def described(self, captions: Sequence[str], labels: Tensor, layout: Layout, keep: Tensor) -> Condition:
+        """Captions and labels as a condition; an empty caption is the null."""
+        known = torch.tensor([bool(caption.strip()) for caption in captions], dtype=torch.bool, device=keep.device)
+        if self.text_encoder is None:
+            if self.denoiser.config.classes and bool((labels < 0).any()):
+                raise ValueError("a sample has no label, but denoiser.classes is set; fill the index column label")
+            return Condition(layout, keep, labels=labels)
+        text, mask = self.text_encoder.encode(captions)
+        return Condition(layout, keep & known, text=text, text_mask=mask, labels=labels)
+
+    def frame_weight(self, batch: JointBatch, condition: Condition) -> Tensor:
+        """How much each frame counts, [f]: not at all where the sample could not be read or the frame was given."""
+        weight = condition.layout.per_frame(batch.weight)
+        if condition.past_mask is not None:
+            weight = weight * (1 - condition.past_mask[:, 0, 0, 0])
+        return weight
+
+    def _log_kinds(self, phase: str, error: Tensor, weight: Tensor, layout: Layout) -> None:
+        cut = layout.video_frames
+        for name, part in (("video", slice(0, cut)), ("image", slice(cut, None))):
+            if len(error[part]):
+                total = weight[part].sum()
+                self.log(f"{phase}/loss_{name}", (error[part].detach() * weight[part]).sum() / total.clamp(min=1), batch_size=len(weight[part]))
+
+    def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
+        self.log("train/gradient_norm", clip_gradients(self.parameters(), self.clip))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        schedule = learning_rate(optimizer, self.warmup, int(self.trainer.max_steps), self.decay)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # ---- Validation and previews ------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: JointBatch, batch_idx: int) -> None:
+        x0, layout = self.latents(batch.videos, batch.images)
+        errors = []
+        for level in VALIDATION_LEVELS:
+            # The same noise at every validation: only the weights change between two values of this loss.
+            chance = Chance(self.seed, level, batch_idx * len(batch.slots) + batch.slots)
+            condition = self.validation_condition(batch, layout, chance)
+            draws = self.draws(x0, layout, chance)
+            step = torch.full_like(draws.step, level)
+            error = velocity_error(self.denoiser, self.schedule, x0, condition, Draws(step, draws.noise, torch.zeros_like(draws.self_condition)))
+            weight = layout.per_frame(batch.weight)
+            errors.append((error * weight).sum() / weight.sum().clamp(min=1))
+            self.log(f"val/loss_{level:03d}", errors[-1], batch_size=layout.total, sync_dist=True)
+        self.log("val/loss", torch.stack(errors).mean(), batch_size=layout.total, sync_dist=True, prog_bar=True)
+
+    def validation_condition(self, batch: JointBatch, layout: Layout, chance: Chance) -> Condition:
+        """The condition of a validation batch: everything told, nothing of the past."""
+        keep = torch.ones(layout.samples, dtype=torch.bool, device=batch.videos.device)
+        return self.described(batch.captions, batch.labels, layout, keep)
+
+    def preview_samples(self, batch: JointBatch, count: int = 8) -> tuple[Tensor, list[str]]:
+        """Clips sampled for the first captions of a batch from fixed noise, [b 3 t h w], and the captions."""
+        batch = first_videos(batch, count)
+        _, layout = self.latents(batch.videos, batch.images)
+        chance = Chance(self.seed, 0, batch.slots)
+        condition = self.validation_condition(batch, layout, chance)
+        c = self.denoiser.config
+        noise = torch.cat(chance.normal([(layout.frames, c.latent_channels, *c.size[1:])] * layout.videos))
+        denoise = guided(self.denoiser, self.preview_guidance, self.schedule, Condition.without_text)
+        latents = ddim(denoise, self.schedule, noise, condition, self.preview_steps)
+        videos, _ = layout.split(self._scale.denormalise(latents))
+        return self.vae.decode(videos).clamp(-1, 1), batch.captions
+
+    def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str]]]:
+        """Rows of clips for the eye."""
+        return {"samples": self.preview_samples(batch)}
+
+    # ---- Artifact ---------------------------------------------------------------------------------------------------
+
+    def sections(self) -> Mapping[str, nn.Module]:
+        """The models of the artifact by section name."""
+        return {"denoiser": self.denoiser}
+
+    def settings(self) -> dict[str, Any]:
+        """What sampling must know beside the models."""
+        return {"diffusion": {"zero_terminal_snr": self.zero_terminal_snr, "normalise_latents": self.normalise_latents}}
+
+    def files(self) -> dict[str, bytes]:
+        """Further files of the artifact."""
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """What the card says beside provenance."""
+        return {}
+
+
+def with_past(condition: Condition, x0: Tensor, count: Tensor) -> Condition:
+    """Give the first ``count`` [s] latent frames of each video; images are never given."""
+    layout = condition.layout
+    place = torch.arange(layout.frames, device=x0.device).repeat(layout.videos)
+    videos = place < count[: layout.videos].repeat_interleave(layout.frames)
+    mask = torch.cat([videos, videos.new_zeros(layout.images)])
+    shape = (len(mask), 1, *x0.shape[2:])
+    return condition.given(x0, mask[:, None, None, None].expand(shape).to(x0.dtype))
+
+
+def first_videos(batch: JointBatch, count: int) -> JointBatch:
+    """The first videos of a batch, without its images."""
+    v = min(count, len(batch.videos))
+    return JointBatch(
+        videos=batch.videos[:v],
+        images=batch.images[:0],
+        captions=batch.captions[:v],
+        labels=batch.labels[:v],
+        weight=batch.weight[:v],
+        slots=batch.slots[:v],
+        low_videos=None if batch.low_videos is None else batch.low_videos[:v],
+        low_images=None if batch.low_images is None else batch.low_images[:0],
+        space=batch.space,
+        paths=batch.paths[:v],
+    )
+
+
+def artifact_at(path: str | None, what: str) -> Artifact:
+    """Load a parent, or say which one is missing."""
+    if path is None or not Path(path).is_dir():
+        raise ValueError(f"model.{what}: no artifact at {path}; train that stage first or name its folder")
+    return load(path)

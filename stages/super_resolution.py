@@ -1,0 +1,94 @@
+"""Stages three and four: twice the size, from a noised latent of half the size (SPEC section 4)."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from stages.latent_diffusion import LatentDiffusion, artifact_at, first_videos
+from walt_pl.blocks.frames import Layout
+from walt_pl.data.batch import JointBatch
+from walt_pl.diffusion.chance import Chance
+from walt_pl.diffusion.condition import Condition
+from walt_pl.models.denoiser import DenoiserConfig
+from walt_pl.models.text import SmallTextEncoder, TextEncoder
+
+
+class SuperResolutionStage(LatentDiffusion):
+    """Trains a denoiser that is given the same clip at half the size.
+
+    Args:
+        base: artifact of the base model, for its frozen text encoder; needed when the denoiser takes text.
+        low_noise_max: the low-resolution latent is noised at a level drawn from 0 .. this.
+        low_noise_sampling: the fixed level at sampling.
+        denoiser: see LatentDiffusion, as for all further arguments.
+    """
+
+    kind = "super_resolution"
+
+    def __init__(
+        self,
+        denoiser: DenoiserConfig,
+        optimizer: OptimizerCallable,
+        base: str | None = None,
+        low_noise_max: int = 350,
+        low_noise_sampling: int = 50,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(denoiser, optimizer, **kwargs)
+        if not denoiser.super_resolution:
+            raise ValueError("denoiser.super_resolution is false; a super-resolution stage needs it true")
+        self.base_path = base
+        self.low_noise_max, self.low_noise_sampling = low_noise_max, low_noise_sampling
+        self._text: list[SmallTextEncoder] = []
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.denoiser.config.text_width and not self._text:
+            artifact = artifact_at(self.base_path, "base")
+            text = artifact.models["text"]
+            assert isinstance(text, SmallTextEncoder)
+            text.load_vocabulary(artifact.read("tokenizer.model"))
+            self._text = [text]
+
+    @property
+    def text_encoder(self) -> TextEncoder | None:
+        return self._text[0].to(self.device) if self._text else None
+
+    def condition(self, batch: JointBatch, layout: Layout, chance: Chance) -> Condition:
+        condition = super().condition(batch, layout, chance)
+        return self.with_low(condition, batch, chance.integers(self.low_noise_max), chance)
+
+    def validation_condition(self, batch: JointBatch, layout: Layout, chance: Chance) -> Condition:
+        condition = super().validation_condition(batch, layout, chance)
+        return self.with_low(condition, batch, torch.full_like(batch.slots, self.low_noise_sampling), chance)
+
+    def with_low(self, condition: Condition, batch: JointBatch, step: Tensor, chance: Chance) -> Condition:
+        """Add the low-resolution latent, noised at ``step`` [s] before it is upscaled."""
+        assert batch.low_videos is not None and batch.low_images is not None
+        low, layout = self.latents(batch.low_videos, batch.low_images)
+        shapes = [(layout.frames, *low.shape[1:])] * layout.videos + [(1, *low.shape[1:])] * layout.images
+        noise = torch.cat(chance.normal(shapes))
+        return replace(condition, low=self.schedule.add_noise(low, noise, layout.per_frame(step)), low_step=step)
+
+    def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str]]]:
+        batch = first_videos(batch, 4)
+        assert batch.low_videos is not None and batch.low_images is not None
+        samples, captions = self.preview_samples(batch, 4)
+        original = self._shown(batch.videos, batch.images)
+        low = self._shown(batch.low_videos, batch.low_images)
+        low = low.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
+        rows = torch.stack([low, samples, original], dim=1).flatten(0, 1)
+        return {"super_resolution": (rows, [c for caption in captions for c in ("low", caption, "original")])}
+
+    def _shown(self, videos: Tensor, images: Tensor) -> Tensor:
+        """What the autoencoder makes of clips of a batch, [v 3 t h w]."""
+        latents, layout = self.latents(videos, images)
+        return self.vae.decode(layout.split(self._scale.denormalise(latents))[0]).clamp(-1, 1)
+
+    def settings(self) -> dict[str, Any]:
+        settings = super().settings()
+        return {**settings, "super_resolution": {"low_noise": self.low_noise_sampling}}

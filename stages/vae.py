@@ -1,0 +1,239 @@
+"""Stage one: the autoencoder, on videos and images in the same step (SPEC section 2)."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from stages.optimisation import Decay, clip_gradients, learning_rate
+from walt_pl.data.batch import JointBatch
+from walt_pl.diffusion.chance import Chance, generator
+from walt_pl.losses import LeCam, PerceptualName, discriminator_loss, generator_loss, perceptual_term, pick_frames, r1_penalty
+from walt_pl.metrics.frames import psnr
+from walt_pl.models.discriminator import Discriminator, DiscriminatorConfig
+from walt_pl.models.vae import VAE, Posterior, VAEConfig
+
+
+class VAEStage(L.LightningModule):
+    """Trains the causal autoencoder: reconstruction, KL, perceptual and adversarial terms.
+
+    Args:
+        vae: size of the autoencoder.
+        discriminator: size of the critic; its `size` is that of the clips trained on.
+        optimizer: for the autoencoder, and again for the discriminator.
+        warmup: steps of linear warm-up.
+        decay: what follows the warm-up.
+        reconstruction_weight: of the mean squared error.
+        kl_weight: of the KL divergence to N(0, 1), summed over the latent and divided by the number of pixel values.
+        perceptual: distance on frames: lpips, or none.
+        perceptual_weights: local VGG16 file for lpips.
+        perceptual_weight: of the perceptual term.
+        perceptual_frames: frames of a batch it looks at, drawn anew each step; null for all.
+        adversarial_weight: of the generator's adversarial term; 0 trains without a discriminator.
+        adversarial_start: step at which the discriminator starts to train and to count.
+        r1_weight: cost of the gradient penalty.
+        r1_every: steps between gradient penalties, each weighted by that number.
+        lecam_weight: of the LeCAM regulariser.
+        lecam_decay: of its running means of the logits.
+        clip: largest gradient norm; null for none.
+        seed: of every random draw of the training.
+        statistics_batches: training batches that the latent statistics are measured on at the end.
+    """
+
+    kind = "vae"
+
+    def __init__(
+        self,
+        vae: VAEConfig,
+        optimizer: OptimizerCallable,
+        discriminator: DiscriminatorConfig = DiscriminatorConfig(),
+        warmup: int = 1000,
+        decay: Decay = "cosine",
+        reconstruction_weight: float = 5.0,
+        kl_weight: float = 1e-6,
+        perceptual: PerceptualName = "none",
+        perceptual_weights: str | None = None,
+        perceptual_weight: float = 0.1,
+        perceptual_frames: int | None = None,
+        adversarial_weight: float = 0.1,
+        adversarial_start: int = 0,
+        r1_weight: float = 10.0,
+        r1_every: int = 16,
+        lecam_weight: float = 0.001,
+        lecam_decay: float = 0.999,
+        clip: float | None = 1.0,
+        seed: int = 0,
+        statistics_batches: int = 64,
+    ) -> None:
+        super().__init__()
+        # Two optimisers that take turns: the order of their steps is ours.
+        self.automatic_optimization = False
+        self.vae = VAE(vae)
+        self.discriminator = Discriminator(discriminator) if adversarial_weight else None
+        self.lecam = LeCam(lecam_decay)
+        # Frozen, so kept out of the module's parameters and checkpoints.
+        self._perceptual = [perceptual_term(perceptual, perceptual_weights)]
+        self.optimizer, self.warmup, self.decay, self.clip = optimizer, warmup, decay, clip
+        self.reconstruction_weight, self.kl_weight, self.perceptual_weight = reconstruction_weight, kl_weight, perceptual_weight
+        self.perceptual_frames = perceptual_frames
+        self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
+        self.r1_weight, self.r1_every, self.lecam_weight = r1_weight, r1_every, lecam_weight
+        self.seed, self.statistics_batches = seed, statistics_batches
+
+    # ---- Training -------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: JointBatch, batch_idx: int) -> None:
+        step = self.global_step
+        optimizers = self._optimizers()
+        judged = self.discriminator is not None and step >= self.adversarial_start
+        kinds = self._reconstruct(batch, Chance(self.seed, step, batch.slots))
+        self.toggle_optimizer(optimizers[0])
+        loss = self._autoencoder_loss(kinds, step)
+        if judged:
+            fake = self._logits([output for _, output, _ in kinds])
+            adversarial = generator_loss(fake)
+            loss = loss + self.adversarial_weight * adversarial
+            self.log("train/adversarial", adversarial)
+        optimizers[0].zero_grad()
+        self.manual_backward(loss)
+        self.log("train/gradient_norm", clip_gradients(self.vae.parameters(), self.clip))
+        optimizers[0].step()
+        self.untoggle_optimizer(optimizers[0])
+        self.log("train/loss", loss, prog_bar=True)
+        if judged:
+            self._discriminator_step(optimizers[1], kinds, step)
+        for scheduler in self._schedulers():
+            scheduler.step()
+
+    def _reconstruct(self, batch: JointBatch, chance: Chance) -> list[tuple[Tensor, Tensor, Posterior]]:
+        """(input, output, posterior) of the videos and of the images, readable samples only."""
+        kinds = []
+        start = 0
+        for x in (batch.videos, batch.images):
+            rows = slice(start, start + len(x))
+            start += len(x)
+            readable = batch.weight[rows] > 0
+            x = x[readable]
+            if not len(x):
+                continue
+            posterior = self.vae.encode(x)
+            noise = chance.rows(rows, readable).normal([posterior.mean.shape[1:]] * len(x))
+            kinds.append((x, self.vae.decode(posterior.sample(torch.stack(noise))), posterior))
+        if not kinds:
+            raise RuntimeError(f"no sample of this batch could be read, first of them: {batch.paths[0]}")
+        return kinds
+
+    def _autoencoder_loss(self, kinds: list[tuple[Tensor, Tensor, Posterior]], step: int) -> Tensor:
+        """Everything but the adversarial term; a frame of an image weighs as much as a frame of a video."""
+        values = sum(x.numel() for x, _, _ in kinds)
+        squared = [(x - y).square().sum() for x, y, _ in kinds]
+        error = torch.stack(squared).sum() / values
+        kl = torch.stack([posterior.kl().sum() for _, _, posterior in kinds]).sum() / values
+        for (x, _, posterior), part in zip(kinds, squared, strict=True):
+            self.log(f"train/error_{'video' if posterior.mean.shape[2] > 1 else 'image'}", part / x.numel())
+        self.log_dict({"train/error": error, "train/kl": kl})
+        loss = self.reconstruction_weight * error + self.kl_weight * kl
+        if self._perceptual[0] is not None:
+            distance = self._perceptual_distance(self._perceptual[0].to(self.device), kinds, step)
+            self.log("train/perceptual", distance)
+            loss = loss + self.perceptual_weight * distance
+        return loss
+
+    def _perceptual_distance(self, metric: nn.Module, kinds: list[tuple[Tensor, Tensor, Posterior]], step: int) -> Tensor:
+        """Mean over frames, all or those drawn for this step."""
+
+        def choose(total: int, count: int) -> Tensor:
+            return torch.randperm(total, generator=generator(self.seed, step, total))[:count]
+
+        distances = [metric(pick_frames(y, self.perceptual_frames, choose), pick_frames(x, self.perceptual_frames, choose)) for x, y, _ in kinds]
+        return torch.cat(distances).mean()
+
+    def _logits(self, clips: list[Tensor]) -> Tensor:
+        assert self.discriminator is not None
+        return torch.cat([self.discriminator(clip) for clip in clips])
+
+    def _discriminator_step(self, optimizer: Any, kinds: list[tuple[Tensor, Tensor, Posterior]], step: int) -> None:
+        assert self.discriminator is not None
+        self.toggle_optimizer(optimizer)
+        penalised = self.r1_weight > 0 and step % self.r1_every == 0
+        inputs = [x.detach().requires_grad_(penalised) for x, _, _ in kinds]
+        real = self._logits(inputs)
+        fake = self._logits([y.detach() for _, y, _ in kinds])
+        loss = discriminator_loss(real, fake)
+        if self.lecam_weight:
+            loss = loss + self.lecam_weight * self.lecam(real, fake)
+        if penalised:
+            penalty = torch.stack([r1_penalty(x, self.discriminator(x)) for x in inputs]).mean()
+            loss = loss + self.r1_weight * self.r1_every * penalty
+            self.log("train/r1", penalty)
+        self.lecam.update(real, fake)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        clip_gradients(self.discriminator.parameters(), self.clip)
+        # Past Lightning's wrapper: its step counts, and one batch is to be one step.
+        optimizer.optimizer.step()
+        self.untoggle_optimizer(optimizer)
+        self.log_dict({"train/discriminator": loss, "train/logit_real": real.mean(), "train/logit_fake": fake.mean()})
+
+    def configure_optimizers(self) -> Any:
+        modules = [self.vae] if self.discriminator is None else [self.vae, self.discriminator]
+        optimizers = [self.optimizer(module.parameters()) for module in modules]
+        total = int(self.trainer.max_steps)
+        return optimizers, [learning_rate(optimizer, self.warmup, total, self.decay) for optimizer in optimizers]
+
+    def _optimizers(self) -> list[Any]:
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
+
+    def _schedulers(self) -> list[Any]:
+        schedulers = self.lr_schedulers()
+        return schedulers if isinstance(schedulers, list) else [schedulers]
+
+    # ---- Validation, previews, artifact -----------------------------------------------------------------------------
+
+    def validation_step(self, batch: JointBatch, batch_idx: int) -> None:
+        for name, x in (("video", batch.videos), ("image", batch.images)):
+            if len(x):
+                y = self.vae.decode(self.vae.encode(x).mean).clamp(-1, 1)
+                self.log(f"val/psnr_{name}", psnr(y, x).mean(), batch_size=len(x), sync_dist=True, prog_bar=name == "video")
+
+    def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str]]]:
+        """Rows of clips for the eye: each original above its reconstruction."""
+        x = batch.videos[:4]
+        y = self.vae.decode(self.vae.encode(x).mean).clamp(-1, 1)
+        captions = batch.captions[: len(x)]
+        return {"reconstruction": (torch.stack([x, y], dim=1).flatten(0, 1), [c for caption in captions for c in (caption, "reconstruction")])}
+
+    def sections(self) -> Mapping[str, nn.Module]:
+        """The models of the artifact by section name."""
+        return {"vae": self.vae}
+
+    def settings(self) -> dict[str, Any]:
+        """Further plain sections of model.yaml."""
+        return {}
+
+    def files(self) -> dict[str, bytes]:
+        """Further files of the artifact."""
+        return {}
+
+    @torch.no_grad()
+    def facts(self) -> dict[str, Any]:
+        """What the card says beside provenance: mean and standard deviation of each latent channel on training data."""
+        total = torch.zeros(3, self.vae.config.latent_channels, dtype=torch.float64)
+        for z in self._training_latents():
+            flat = z.movedim(1, 0).flatten(1).double().cpu()
+            total += torch.stack([flat.sum(dim=1), flat.square().sum(dim=1), torch.full((len(flat),), flat.shape[1])])
+        mean = total[0] / total[2]
+        std = (total[1] / total[2] - mean.square()).clamp(min=1e-12).sqrt()
+        return {"latents": {"mean": mean.tolist(), "std": std.tolist()}}
+
+    def _training_latents(self) -> Iterator[Tensor]:
+        """Posterior means of the first training batches, images as one-frame clips beside the videos."""
+        loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+        for _, batch in zip(range(self.statistics_batches), loader, strict=False):
+            for x in (batch.videos, batch.images):
+                if len(x):
+                    yield self.vae.encode(x.to(self.device)).mean

@@ -1,0 +1,209 @@
+"""Cached latents are those that pixels would give; stale, unfinished and damaged caches are never read."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from walt_pl.data import cache as cache_module
+from walt_pl.data.batch import Draw, Kind
+from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
+from walt_pl.data.index import Entry, Index, write_index
+from walt_pl.data.transforms import Framing, PixelDataset
+from walt_pl.data.video import write_image, write_video
+
+FRAMES, VIDEOS, IMAGES = 5, 7, 3
+FRAMING = Framing(16, FRAMES, views=2)
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """Seven clips of 8 frames, 24 x 32 pixels, the third of them broken, and three images."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(VIDEOS + IMAGES):
+        kind = "video" if number < VIDEOS else "image"
+        path = folder / f"{number}{'.mp4' if kind == 'video' else '.png'}"
+        coarse = rng.integers(0, 256, (8, 3, 4, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+        if kind == "video":
+            write_video(path, coarse, fps=8)
+        else:
+            write_image(path, coarse[0])
+        row = {"path": path.name, "kind": kind, "frames": 8 if kind == "video" else 1, "fps": 8.0, "width": 32}
+        rows.append({**row, "height": 24, "caption": str(number), "label": number, "split": "train", "bytes": 1})
+    (folder / "2.mp4").write_text("not a video")
+    write_index(rows, folder / "index.parquet")
+    return Index(folder / "index.parquet", "train")
+
+
+@pytest.fixture
+def pixels(index: Index) -> PixelDataset:
+    return PixelDataset(index.videos, index.images, FRAMING)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "SHARD_ROWS", 4)  # 14 rows of videos: shards of 4, 4, 4 and 2
+
+
+class CountingEncoder:
+    """Means of 4 x 4 pixels of every second frame, one channel; counts clips, and can be interrupted."""
+
+    def __init__(self, stop_after: int = 10**9) -> None:
+        self.clips = 0
+        self.stop_after = stop_after
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.clips >= self.stop_after:
+            raise KeyboardInterrupt
+        self.clips += len(x)
+        return torch.nn.functional.avg_pool3d(x, (1, 4, 4), (2, 4, 4)).mean(dim=1, keepdim=True)
+
+    def make(self) -> Encode:
+        return self
+
+
+def make(folder: Path, vae: str = "a", kind: Kind = "video") -> LatentCache:
+    return LatentCache(folder, {"vae": vae}, VIDEOS if kind == "video" else IMAGES, views=2)
+
+
+def build(cache: LatentCache, pixels: PixelDataset, stop_after: int = 10**9, kind: Kind = "video") -> int:
+    """Builds and says how many clips were encoded."""
+    encoder = CountingEncoder(stop_after)
+    cache.build(pixels, kind, encoder.make, batch_size=3)
+    return encoder.clips
+
+
+def entries_of(index: Index) -> tuple[list[Entry], list[Entry]]:
+    return list(index.videos), list(index.images)
+
+
+@pytest.mark.parametrize("kind", ["video", "image"])
+def test_cache_and_pixels_give_the_same_latents(kind: Kind, pixels: PixelDataset, index: Index, tmp_path: Path) -> None:
+    cache = make(tmp_path, kind=kind)
+    build(cache, pixels, kind=kind)
+    opened = make(tmp_path, kind=kind)
+    opened.open()
+    latents = LatentDataset(index.videos, index.images, {kind: opened}, {kind: opened})
+    encode = CountingEncoder()
+    seen = []
+    for item in range(VIDEOS if kind == "video" else IMAGES):
+        for pass_number in range(3):
+            draw = Draw(kind, item, pass_number, slot=9)
+            cached, direct = latents[draw], pixels[draw]
+            wanted = encode(direct.content[None])[0].half().float()
+            assert cached.failure == direct.failure
+            assert cached.content.dtype == torch.float32 and cached.space == "latents"
+            assert torch.equal(cached.content, torch.zeros_like(wanted) if direct.failure else wanted)
+            assert torch.equal(cached.content, cached.low)
+            assert (cached.caption, cached.label, cached.path) == (direct.caption, direct.label, direct.path)
+            seen.append(cached.content)
+    assert seen[0].shape == (1, 3 if kind == "video" else 1, 4, 4)
+    assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])  # views 0, 1, 0
+
+
+def test_a_broken_clip_is_remembered_with_its_reason(pixels: PixelDataset, tmp_path: Path) -> None:
+    build(make(tmp_path), pixels)
+    cache = make(tmp_path)
+    cache.open()
+    latent, failure = cache.read(2, 0)
+    assert "2.mp4" in failure and not latent.any()
+    assert cache.read(1, 0)[1] == ""
+
+
+def test_a_finished_cache_is_not_built_again(pixels: PixelDataset, tmp_path: Path) -> None:
+    assert build(make(tmp_path), pixels) == 2 * VIDEOS
+    assert build(make(tmp_path), pixels) == 0
+
+
+def test_an_interrupted_build_goes_on_and_gives_the_same_bytes(pixels: PixelDataset, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        build(make(tmp_path / "cut"), pixels, stop_after=6)
+    with pytest.raises(RuntimeError, match="3 of 4 shards of latents are missing"):
+        make(tmp_path / "cut").open()
+    assert build(make(tmp_path / "cut"), pixels) == 2 * VIDEOS - 4
+    build(make(tmp_path / "whole"), pixels)
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
+
+
+def test_a_stale_cache_is_rebuilt_never_read(pixels: PixelDataset, tmp_path: Path) -> None:
+    build(make(tmp_path, vae="old"), pixels)
+    with pytest.warns(UserWarning, match=r"stale \(vae changed\)"), pytest.raises(RuntimeError, match="missing"):
+        make(tmp_path, vae="new").open()
+    with pytest.warns(UserWarning, match=r"stale \(vae changed\)"):
+        assert build(make(tmp_path, vae="new"), pixels) == 2 * VIDEOS
+    make(tmp_path, vae="new").open()
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[5] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.filterwarnings("ignore:.*this shard is rebuilt")
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+def test_a_damaged_shard_is_found_and_only_it_is_rebuilt(
+    damage: Callable[[Path], None], pixels: PixelDataset, tmp_path: Path
+) -> None:
+    build(make(tmp_path), pixels)
+    shard = tmp_path / "00001.f16"
+    before = shard.read_bytes()
+    damage(shard)
+    assert build(make(tmp_path), pixels) == 4
+    assert shard.read_bytes() == before
+
+
+def test_a_flipped_byte_is_told(pixels: PixelDataset, tmp_path: Path) -> None:
+    build(make(tmp_path), pixels)
+    flip(tmp_path / "00001.f16")
+    with pytest.warns(UserWarning, match="00001.f16: SHA-256 .* this shard is rebuilt"):
+        build(make(tmp_path), pixels)
+
+
+def test_a_damaged_meta_file_is_built_anew(pixels: PixelDataset, tmp_path: Path) -> None:
+    build(make(tmp_path), pixels)
+    (tmp_path / "meta.json").write_text("{")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert build(make(tmp_path), pixels) == 2 * VIDEOS
+    assert json.loads((tmp_path / "meta.json").read_text())["key"]["vae"] == "a"
+
+
+def test_left_over_files_are_removed(pixels: PixelDataset, tmp_path: Path) -> None:
+    build(make(tmp_path), pixels)
+    (tmp_path / "00001.f16").unlink()
+    for name in ("00001.f16.17.tmp", "00009.f16"):
+        (tmp_path / name).write_text("old")
+    build(make(tmp_path), pixels)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [*(f"0000{n}.f16" for n in range(4)), "meta.json"]
+
+
+def test_nothing_readable_stops_the_build_with_the_reasons(index: Index, tmp_path: Path) -> None:
+    videos, images = entries_of(index)
+    broken = PixelDataset([videos[2]] * VIDEOS, images, FRAMING)
+    with pytest.raises(RuntimeError, match=r"(?s)none of the first 4 files.*2\.mp4"):
+        build(make(tmp_path), broken)
+
+
+def test_latents_beyond_float16_are_refused(pixels: PixelDataset, tmp_path: Path) -> None:
+    def diverged(x: Tensor) -> Tensor:
+        return torch.full((len(x), 1, 1, 1, 1), 1e6)
+
+    with pytest.raises(ValueError, match="do not fit float16: largest value 1e\\+06"):
+        make(tmp_path).build(pixels, "video", lambda: diverged, batch_size=3)
+
+
+def test_batches_of_the_encoder_shrink_as_clips_grow() -> None:
+    sizes = [encode_batch_size(Framing(size), "video") for size in (32, 64, 128, 512)]
+    assert sizes == [16, 4, 1, 1]
+    assert encode_batch_size(Framing(32), "image") == 256

@@ -1,0 +1,333 @@
+"""JointData under a real Trainer: same samples and latents after any interruption, on any number of ranks and workers."""
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor, nn
+
+from datamodules.joint import JointData
+from walt_pl import artifact
+from walt_pl.data.batch import JointBatch
+from walt_pl.data.index import write_index
+from walt_pl.data.video import write_image, write_video
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning"),
+    pytest.mark.filterwarnings("ignore:.*(exists and is not empty|dirpath has changed)"),
+]
+
+# split -> (videos, images)
+COUNTS = {"train": (10, 11), "val": (5, 7)}
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Clips of 7 frames, 32 x 48 pixels; one training clip is broken."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng = np.random.default_rng(0)
+    rows: list[dict[str, object]] = []
+    for split, counts in COUNTS.items():
+        for kind, count in zip(("video", "image"), counts, strict=True):
+            for number in range(count):
+                path = folder / f"{split}-{number}{'.mp4' if kind == 'video' else '.png'}"
+                coarse = rng.integers(0, 256, (7, 4, 6, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
+                if kind == "video":
+                    write_video(path, coarse, fps=8)
+                else:
+                    write_image(path, coarse[0])
+                size = {"frames": 7 if kind == "video" else 1, "fps": 8.0, "width": 48, "height": 32, "bytes": 1}
+                words = {"caption": f"{kind} {number}", "label": number, "split": split}
+                rows.append({"path": path.name, "kind": kind, **size, **words})
+    (folder / "train-3.mp4").write_bytes((folder / "train-3.mp4").read_bytes()[:200])
+    write_index(rows, folder / "index.parquet")
+    return str(folder / "index.parquet")
+
+
+SMALL: dict[str, Any] = {
+    "frames": 5,
+    "videos_per_batch": 4,
+    "image_stacks_per_batch": 2,
+    "images_per_stack": 2,
+    "val_videos": 4,
+    "workers": 0,
+}
+
+
+def make(index: str, **changes: Any) -> JointData:
+    return JointData(**{"index": index, "size": 16, **SMALL, **changes})
+
+
+class FakeVAE(nn.Module):
+    """Posterior mean = pixels averaged over 4 x 4, every fourth frame; counts the clips."""
+
+    clips = 0
+
+    def encode(self, x: Tensor) -> SimpleNamespace:
+        FakeVAE.clips += len(x)
+        return SimpleNamespace(mean=torch.nn.functional.avg_pool3d(x.float(), (1, 4, 4), (4, 4, 4)))
+
+
+@pytest.fixture
+def vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Path of an artifact that needs no training; its card's hash can be changed through `card`."""
+    FakeVAE.clips = 0
+    monkeypatch.setattr(artifact, "read_card", lambda path: {"sha256": "1"})
+    monkeypatch.setattr(artifact, "load", lambda path, device: SimpleNamespace(models={"vae": FakeVAE()}))
+    return str(tmp_path / "vae")
+
+
+# Batches
+
+
+def test_a_batch_holds_what_the_contract_says(index: str) -> None:
+    batch = next(iter(make(index, low_size=8).train_dataloader()))
+    assert batch.videos.shape == (4, 3, 5, 16, 16) and batch.images.shape == (4, 3, 1, 16, 16)
+    assert batch.low_videos is not None and batch.low_videos.shape == (4, 3, 5, 8, 8)
+    assert batch.low_images is not None and batch.low_images.shape == (4, 3, 1, 8, 8)
+    assert batch.videos.dtype == torch.float32 and batch.videos.abs().max() <= 1
+    assert batch.slots.tolist() == list(range(8)) and batch.space == "pixels"
+    assert [caption.split()[0] for caption in batch.captions] == ["video"] * 4 + ["image"] * 4
+    assert [int(caption.split()[1]) for caption in batch.captions] == batch.labels.tolist()
+    assert all(Path(path).is_absolute() for path in batch.paths)
+
+
+def test_lightning_and_plain_torch_move_a_batch(index: str) -> None:
+    batch = next(iter(make(index).train_dataloader()))
+    for moved in (move_data_to_device(batch, "meta"), batch.to("meta")):
+        assert isinstance(moved, JointBatch)
+        assert {moved.videos.device.type, moved.images.device.type, moved.weight.device.type} == {"meta"}
+        assert moved.captions == batch.captions and moved.low_videos is None
+    assert batch.videos.device.type == "cpu"
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable files")
+def test_windows_of_several_sizes_share_one_shape_and_change_with_the_pass(index: str) -> None:
+    def two_epochs(seed: int) -> list[JointBatch]:
+        loader = make(index, size=16, sizes=(24, 32), crop=16, seed=seed).train_dataloader()
+        return [batch for _ in range(2) for batch in loader]
+
+    first, again, other = two_epochs(1), two_epochs(1), two_epochs(2)
+    assert {batch.videos.shape for batch in first} == {(4, 3, 5, 16, 16)}
+    assert all(torch.equal(a.videos, b.videos) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0].videos, other[0].videos)
+    windows: dict[str, list[Tensor]] = {}
+    for batch in first:
+        for path, video in zip(batch.paths, batch.videos, strict=False):
+            windows.setdefault(path, []).append(video)
+    changed = [not torch.equal(a, b) for a, b in [pair[:2] for pair in windows.values() if len(pair) > 1] if a.any()]
+    assert changed and all(changed)
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable files")
+def test_a_broken_clip_keeps_its_slot_with_weight_0(index: str) -> None:
+    batches = list(make(index).train_dataloader())
+    assert len(batches) == 3
+    broken = [(b, n) for b in batches for n, path in enumerate(b.paths) if path.endswith("train-3.mp4")]
+    assert broken
+    for batch, number in broken:
+        assert batch.weight[number] == 0 and not batch.videos[number].any()
+        assert batch.weight.sum() == 7
+
+
+def test_validation_is_in_order_and_the_same_every_time(index: str) -> None:
+    loader = make(index).val_dataloader()
+    assert not isinstance(loader, list)
+    first, second = list(loader), list(loader)
+    captions = [caption for batch in first for caption in batch.captions]
+    assert captions == [f"video {n}" for n in range(4)] + [f"image {n}" for n in range(4)]
+    assert all(torch.equal(a.videos, b.videos) for a, b in zip(first, second, strict=True))
+    assert make(index, val_videos=0).val_dataloader() == []
+    assert make(index).counts() == {"train_videos": 10, "train_images": 11, "val_videos": 4, "val_images": 4}
+
+
+# Latents
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable files")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_from_cache_and_from_pixels_gives_the_same_latents(index: str, vae: str, workers: int) -> None:
+    settings: dict[str, Any] = {"views": 2, "low_size": 8, "seed": 4}
+    cached = make(index, vae=vae, workers=workers, **settings)
+    cached.prepare_data()
+    cached_loader, pixel_loader = cached.train_dataloader(), make(index, **settings).train_dataloader()
+    for _ in range(2):
+        for latents, pixels in zip(cached_loader, pixel_loader, strict=True):
+            assert latents.space == "latents" and latents.captions == pixels.captions
+            assert torch.equal(latents.weight, pixels.weight) and torch.equal(latents.slots, pixels.slots)
+            for name in ("videos", "images", "low_videos", "low_images"):
+                mean = FakeVAE().encode(getattr(pixels, name)).mean
+                keep = pixels.weight[:4] if "videos" in name else pixels.weight[4:]
+                wanted = mean.half().float() * keep.view(-1, 1, 1, 1, 1)
+                assert torch.equal(getattr(latents, name), wanted), name
+
+
+def test_stages_share_caches_of_the_same_size(index: str, vae: str) -> None:
+    make(index, vae=vae).prepare_data()
+    encoded = FakeVAE.clips
+    assert encoded == 10 + 11 + 4 + 4
+    make(index, vae=vae, size=32, low_size=16).prepare_data()
+    assert FakeVAE.clips == 2 * encoded
+    make(index, vae=vae, size=32, low_size=16).prepare_data()
+    assert FakeVAE.clips == 2 * encoded
+
+
+def test_a_new_autoencoder_makes_the_cache_stale(index: str, vae: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(index, vae=vae).prepare_data()
+    encoded = FakeVAE.clips
+    monkeypatch.setattr(artifact, "read_card", lambda path: {"sha256": "2"})
+    with pytest.warns(UserWarning, match=r"stale \(vae changed\)"):
+        make(index, vae=vae).prepare_data()
+    assert FakeVAE.clips == 2 * encoded
+
+
+def test_a_limit_trains_on_the_first_clips_only(index: str, vae: str) -> None:
+    data = make(index, vae=vae, cache_clips=3, val_videos=0, videos_per_batch=3)
+    data.prepare_data()
+    assert FakeVAE.clips == 6 and data.counts() == {"train_videos": 3, "train_images": 3}
+    batch = next(iter(data.train_dataloader()))
+    assert sorted(batch.labels[:3].tolist()) == [0, 1, 2]
+
+
+# The Trainer
+
+
+class Recorder(L.LightningModule):
+    """Learns nothing; writes down what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[list[str], float]] = []
+        self.validated = 0
+
+    def training_step(self, batch: JointBatch, batch_idx: int) -> Tensor:
+        self.seen.append(([Path(path).name for path in batch.paths], float(batch.videos.double().sum())))
+        return self.weight * 0
+
+    def validation_step(self, batch: JointBatch, batch_idx: int) -> None:
+        self.validated += 1
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(data: JointData, steps: int, folder: Path, resume: Path | None = None, **settings: Any) -> Recorder:
+    module = Recorder()
+    checkpoint = L.pytorch.callbacks.ModelCheckpoint(folder, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        callbacks=[checkpoint],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+    trainer.fit(module, data, ckpt_path=resume)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable files")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_anywhere_gives_the_samples_of_an_uninterrupted_run(index: str, workers: int, tmp_path: Path) -> None:
+    # Epochs have 3 steps: step 4 lies in the middle of the second, step 6 at its end.
+    settings: dict[str, Any] = {"size": 16, "sizes": (32,), "crop": 16, "seed": 2}
+    whole = fit(make(index, **settings), 8, tmp_path / "whole")
+    assert len(whole.seen) == 8 and whole.validated > 0
+    for stop in (4, 6) if workers == 0 else (4,):
+        resumed = fit(make(index, workers=workers, **settings), 8, tmp_path, tmp_path / "whole" / f"step={stop}.ckpt")
+        assert resumed.seen == whole.seen[stop:]
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable files")
+def test_validation_and_shortened_epochs_do_not_disturb_the_order(index: str, tmp_path: Path) -> None:
+    whole = fit(make(index), 6, tmp_path / "whole")
+    often = fit(make(index), 6, tmp_path / "often", val_check_interval=1)
+    short = fit(make(index, workers=2), 6, tmp_path / "short", limit_train_batches=2)
+    assert not multiprocessing.active_children()
+    resumed = fit(make(index), 6, tmp_path / "on", tmp_path / "short" / "step=3.ckpt", limit_train_batches=2)
+    assert often.seen == short.seen == whole.seen
+    assert often.validated > whole.validated
+    assert resumed.seen == whole.seen[3:]
+
+
+def ranked(data: JointData, rank: int, ranks: int) -> JointData:
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=ranks)  # type: ignore[assignment]  # all it asks for
+    return data
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable files")
+def test_two_ranks_share_the_batch_and_one_goes_on(index: str) -> None:
+    one = make(index).train_dataloader()
+    whole = [batch for _ in range(2) for batch in one]
+    pair = [ranked(make(index), rank, 2).train_dataloader() for rank in range(2)]
+    for number, (left, right) in enumerate(zip(*pair, strict=True)):
+        assert torch.equal(torch.cat([left.videos, right.videos]), whole[number].videos)
+        assert torch.equal(torch.cat([left.images, right.images]), whole[number].images)
+        assert torch.equal(torch.cat([left.slots, right.slots]).sort().values, whole[number].slots)
+    alone = make(index).train_dataloader()
+    alone.load_state_dict(pair[0].state_dict())
+    assert next(iter(alone)).paths == whole[3].paths
+
+
+def test_ranks_that_do_not_divide_the_batch_are_refused(index: str) -> None:
+    with pytest.raises(ValueError, match="data.videos_per_batch .* multiple of the 3 ranks, got 4"):
+        ranked(make(index), 0, 3).setup("fit")
+    with pytest.raises(ValueError, match="data.image_stacks_per_batch .* 4 ranks, got 2"):
+        ranked(make(index), 0, 4).setup("fit")
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"videos_per_batch": 0, "image_stacks_per_batch": 0}, "a batch would be empty"),
+        ({"vae": "runs/x/vae", "crop": 8}, "leave out one"),
+        ({"cache_clips": 5}, "needs data.vae"),
+        ({"workers": -1}, "data.workers must be at least 0, got -1"),
+        ({"images_per_stack": 0}, "data.images_per_stack must be at least 1"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make("index.parquet", **settings)
+
+
+def no_images(row: dict[str, object]) -> bool:
+    return row["kind"] == "video"
+
+
+def no_validation(row: dict[str, object]) -> bool:
+    return row["split"] == "train"
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [(no_images, "has no images, but the batch wants 4"), (no_validation, 'nothing in split "val"')],
+)
+def test_data_that_is_not_there_is_named(
+    keep: Callable[[dict[str, object]], bool], message: str, tmp_path: Path
+) -> None:
+    rows = [
+        {"path": f"{split}.{kind}", "kind": kind, "frames": 1, "fps": 0.0, "width": 8, "height": 8, "bytes": 1}
+        | {"caption": "", "label": -1, "split": split}
+        for split in COUNTS
+        for kind in ("video", "image")
+    ]
+    write_index([row for row in rows if keep(row)], tmp_path / "index.parquet")
+    data = make(str(tmp_path / "index.parquet"))
+    with pytest.raises(ValueError, match=message):
+        data.train_dataloader()
+        data.val_dataloader()

@@ -1,0 +1,165 @@
+"""Window attention over frames of tokens (W.A.L.T, arXiv 2312.06662, section 3.2).
+
+Tokens travel as ``[f n d]``: frames of the batch, tokens of a frame, width.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from walt_pl.blocks.frames import Layout
+
+Window = tuple[int, int, int]
+AttentionName = Literal["sdpa", "plain"]
+NormName = Literal["layer", "rms", "none"]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, name: AttentionName) -> Tensor:
+    """Attention of [b heads n e] queries over [b heads m e] keys and values, with an additive bias that broadcasts to [b heads n m].
+
+    ``plain`` is matrix product, softmax, matrix product: in bfloat16 on a CPU it beats the fused call for windows of up to about
+    300 tokens, where a bias that needs a gradient sends the fused call down its slow path anyway.
+    """
+    if name == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if bias is not None:
+        scores = scores + bias.to(scores.dtype)
+    return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+class HeadNorm(nn.Module):
+    """qk-norm: queries and keys normalised per head before their product, so that logits cannot grow without bound."""
+
+    def __init__(self, size: int, name: NormName) -> None:
+        super().__init__()
+        self.norm: nn.Module = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "none": nn.Identity}[name](size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x).to(x.dtype)
+
+
+class RelativeBias(nn.Module):
+    """Learned bias per head and offset within a window (Swin, arXiv 2103.14030), one table of (2t-1)(2h-1)(2w-1) entries."""
+
+    index: Tensor
+
+    def __init__(self, window: Window, heads: int) -> None:
+        super().__init__()
+        self.window = window
+        entries = (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
+        self.table = nn.Parameter(torch.zeros(heads, entries))
+        self.register_buffer("index", _relative_index(window), persistent=False)
+
+    def forward(self) -> Tensor:
+        """The bias of every pair of tokens, [heads n n]."""
+        return self.table[:, self.index]
+
+
+def _relative_index(window: Window) -> Tensor:
+    """Row of the table for each pair of the window's tokens (row-major t h w), [n n]."""
+    axes = torch.meshgrid(*(torch.arange(size) for size in window), indexing="ij")
+    place = torch.stack([axis.flatten() for axis in axes])  # [3 n]
+    offset = place[:, :, None] - place[:, None, :]  # [3 n n]
+    t, h, w = (offset[i] + window[i] - 1 for i in range(3))
+    return (t * (2 * window[1] - 1) + h) * (2 * window[2] - 1) + w
+
+
+class WindowAttention(nn.Module):
+    """Self-attention within windows of (t, h, w) tokens with relative bias and qk-norm.
+
+    A window of one frame is a spatial layer (SW): every frame of the batch is a window, whether of a video or an image. A window of
+    several frames is a spatiotemporal layer (STW): videos are cut into windows; images meet the identity mask, under which attention
+    returns each token's own value, so only ``W_o v`` is computed for them.
+    """
+
+    def __init__(self, width: int, heads: int, window: Window, qk_norm: NormName, attention: AttentionName) -> None:
+        super().__init__()
+        self.heads, self.window, self.attention = heads, window, attention
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = HeadNorm(width // heads, qk_norm)
+        self.k_norm = HeadNorm(width // heads, qk_norm)
+        self.bias = RelativeBias(window, heads)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, layout: Layout, grid: tuple[int, int]) -> Tensor:
+        """Tokens [f n d] of frames with ``grid`` = (rows, columns) tokens each, to [f n d]."""
+        if self.window[0] == 1:
+            return self.out(self._attend(x))
+        videos, images = x[: layout.video_frames], x[layout.video_frames :]
+        mixed = []
+        if layout.videos:
+            windows = cut_windows(videos, layout.frames, grid, self.window)
+            mixed.append(join_windows(self._attend(windows), layout.frames, grid, self.window))
+        if layout.images:
+            width = x.shape[-1]
+            mixed.append(F.linear(images, self.qkv.weight[2 * width :], self.qkv.bias[2 * width :]))
+        y = self.out(torch.cat(mixed) if len(mixed) > 1 else mixed[0])
+        if not layout.videos and torch.is_grad_enabled():
+            # Sharded engines want a gradient for every parameter on every rank: a zero-weighted term for those no image touches.
+            y = y + 0 * sum(p.sum() for p in self.parameters())
+        return y
+
+    def _attend(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(x), "b n (three heads e) -> three b heads n e", three=3, heads=self.heads)
+        y = attend(self.q_norm(q), self.k_norm(k), v, self.bias(), self.attention)
+        return rearrange(y, "b heads n e -> b n (heads e)")
+
+
+def cut_windows(x: Tensor, frames: int, grid: tuple[int, int], window: Window) -> Tensor:
+    """Frames of videos [(v t) n d] to windows of tokens [(v nt nh nw) (t h w) d]."""
+    return rearrange(
+        x,
+        "(v nt t) (nh h nw w) d -> (v nt nh nw) (t h w) d",
+        nt=frames // window[0],
+        t=window[0],
+        nh=grid[0] // window[1],
+        h=window[1],
+        w=window[2],
+    )
+
+
+def join_windows(x: Tensor, frames: int, grid: tuple[int, int], window: Window) -> Tensor:
+    """The inverse of :func:`cut_windows`."""
+    return rearrange(
+        x,
+        "(v nt nh nw) (t h w) d -> (v nt t) (nh h nw w) d",
+        nt=frames // window[0],
+        nh=grid[0] // window[1],
+        nw=grid[1] // window[2],
+        t=window[0],
+        h=window[1],
+        w=window[2],
+    )
+
+
+class TextAttention(nn.Module):
+    """Cross-attention of each frame's tokens over their own input and the text (section 3.4): keys = concat(frame, text).
+
+    The frame's own tokens among the keys let a layer ignore the caption, and keep a one-word caption from taking all the weight.
+    """
+
+    def __init__(self, width: int, heads: int, qk_norm: NormName, attention: AttentionName) -> None:
+        super().__init__()
+        self.heads, self.attention = heads, attention
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.q_norm = HeadNorm(width // heads, qk_norm)
+        self.k_norm = HeadNorm(width // heads, qk_norm)
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor, layout: Layout) -> Tensor:
+        """Tokens [f n d], text [s l d] of each sample and its mask [s l] (true = a word), to [f n d]."""
+        kv = torch.cat([self.kv(x), layout.per_frame(self.kv(text))], dim=1)
+        k, v = rearrange(kv, "f m (two heads e) -> two f heads m e", two=2, heads=self.heads)
+        q = rearrange(self.q(x), "f n (heads e) -> f heads n e", heads=self.heads)
+        own = mask.new_ones(mask.shape[0], x.shape[1])
+        keep = layout.per_frame(torch.cat([own, mask], dim=1))[:, None, None]  # [f 1 1 m]
+        bias = torch.zeros_like(keep, dtype=q.dtype).masked_fill(~keep, -torch.inf)
+        y = attend(self.q_norm(q), self.k_norm(k), v, bias, self.attention)
+        return self.out(rearrange(y, "f heads n e -> f n (heads e)"))

@@ -1,0 +1,145 @@
+"""Convolutions and norms that never look ahead in time (MAGVIT-v2, arXiv 2310.05737, section 3.2).
+
+Every layer takes ``b c t h w`` and, when a long video comes in chunks, a :class:`Stream` that holds what the next chunk needs of this one.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+Strides = tuple[int, int, int]
+NormName = Literal["group", "layer"]
+
+
+@dataclass
+class Stream:
+    """What a causal network carries from one chunk of a video to the next."""
+
+    tails: dict[nn.Module, Tensor] = field(default_factory=dict)
+    """Last input frames of each convolution, [b c k h w]."""
+    first: bool = True
+    """Whether the chunk under way is the first: only it drops frames after up-sampling."""
+
+
+class CausalConv3d(nn.Conv3d):
+    """3D convolution with all of its temporal padding in front.
+
+    The pad repeats the first frame: zeros would tell the network where the clip begins. A single frame therefore meets the same pixel
+    under every temporal tap, and the layer is a 2D convolution with the taps summed, which is what it computes then.
+
+    Args:
+        in_channels: channels of the input [b c t h w].
+        out_channels: channels of the output.
+        kernel: odd side of the cubic kernel.
+        stride: (time, rows, columns); 17 frames at stride 2 give 9, one gives one.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: Strides = (1, 1, 1)) -> None:
+        side = kernel // 2
+        super().__init__(in_channels, out_channels, kernel, stride=stride, padding=(0, side, side))
+        self.past = kernel - 1
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        if x.shape[2] == 1 and stream is None:
+            return self._one_frame(x)
+        if self.past:
+            x = torch.cat([self._before(x, stream), x], dim=2)
+            if stream is not None:
+                # The next output starts `stride` frames after the last one: kernel - stride inputs are seen again.
+                stream.tails[self] = x[:, :, -(self.past + 1 - self.stride[0]) :].clone()
+        return super().forward(x)
+
+    def _before(self, x: Tensor, stream: Stream | None) -> Tensor:
+        if stream is not None and self in stream.tails:
+            return stream.tails[self]
+        return x[:, :, :1].expand(-1, -1, self.past, -1, -1)
+
+    def _one_frame(self, x: Tensor) -> Tensor:
+        y = F.conv2d(x[:, :, 0], self.weight.sum(dim=2), self.bias, self.stride[1:], self.padding[1:])  # type: ignore[arg-type]
+        return y[:, :, None]
+
+
+class ChannelLayerNorm(nn.Module):
+    """LayerNorm over the channels of each position: causal by construction, and cheaper than GroupNorm on a CPU."""
+
+    def __init__(self, channels: int, affine: bool = True) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class FrameGroupNorm(nn.Module):
+    """GroupNorm(32) of each frame on its own: statistics over time would let later frames change the first."""
+
+    def __init__(self, channels: int, affine: bool = True) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rearrange(self.norm(rearrange(x, "b c t h w -> (b t) c h w")), "(b t) c h w -> b c t h w", b=x.shape[0])
+
+
+def make_norm(name: NormName, channels: int, affine: bool = True) -> nn.Module:
+    """The norm a config names, over [b c t h w]."""
+    return FrameGroupNorm(channels, affine) if name == "group" else ChannelLayerNorm(channels, affine)
+
+
+class ResBlock(nn.Module):
+    """norm, swish, conv3, norm, swish, conv3, plus the input (through 1x1x1 where the widths differ)."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: NormName) -> None:
+        super().__init__()
+        self.norm1 = make_norm(norm, in_channels)
+        self.conv1 = CausalConv3d(in_channels, out_channels)
+        self.norm2 = make_norm(norm, out_channels)
+        self.conv2 = CausalConv3d(out_channels, out_channels)
+        self.shortcut = CausalConv3d(in_channels, out_channels, kernel=1) if in_channels != out_channels else None
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)), stream)
+        h = self.conv2(F.silu(self.norm2(h)), stream)
+        return h + (x if self.shortcut is None else self.shortcut(x))
+
+
+class Upsample(nn.Module):
+    """Convolution and depth-to-space that keep the width; the first ``s - 1`` frames fall away, so 1 + t becomes 1 + s t."""
+
+    def __init__(self, channels: int, factors: Strides) -> None:
+        super().__init__()
+        self.factors = factors
+        self.conv = CausalConv3d(channels, channels * factors[0] * factors[1] * factors[2])
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        st, sh, sw = self.factors
+        x = rearrange(self.conv(x, stream), "b (c st sh sw) t h w -> b c (t st) (h sh) (w sw)", st=st, sh=sh, sw=sw)
+        return x[:, :, st - 1 :] if stream is None or stream.first else x
+
+
+class LatentNorm(nn.Module):
+    """Norm whose scale and shift come from the latent of the same position (MAGVIT-v2's adaptive norm, made causal).
+
+    Latent 0 governs frame 0 and latent j the frames s(j-1)+1 .. sj, so z is repeated and the first s - 1 frames fall away:
+    resizing it would mix in the future.
+    """
+
+    def __init__(self, channels: int, latent_channels: int, norm: NormName) -> None:
+        super().__init__()
+        self.norm = make_norm(norm, channels, affine=False)
+        self.modulation = nn.Conv3d(latent_channels, 2 * channels, kernel_size=1)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, z: Tensor, factors: Strides, stream: Stream | None = None) -> Tensor:
+        modulation = self.modulation(z)
+        for dim, factor in zip((2, 3, 4), factors, strict=True):
+            modulation = modulation.repeat_interleave(factor, dim=dim) if factor > 1 else modulation
+        if stream is None or stream.first:
+            modulation = modulation[:, :, factors[0] - 1 :]
+        scale, shift = modulation.chunk(2, dim=1)  # 2 x [b c t h w]
+        return torch.addcmul(shift, self.norm(x), 1 + scale)

@@ -1,0 +1,38 @@
+"""Embeddings of the noise level and of places."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class StepEmbedding(nn.Module):
+    """Diffusion step to a vector: 256 sinusoids, then an MLP (DiT, arXiv 2212.09748)."""
+
+    frequencies: int = 256
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(self.frequencies, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, step: Tensor) -> Tensor:
+        """Steps [s] (integers 0..999) to [s d]."""
+        half = self.frequencies // 2
+        # Float32 whatever the engine's dtype: bfloat16 cannot tell step 998 from 999.
+        rate = torch.exp(-math.log(10_000) * torch.arange(half, device=step.device, dtype=torch.float32) / half)
+        angle = step.float()[:, None] * rate
+        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(self.mlp[0].weight.dtype))
+
+
+class PositionEmbedding(nn.Module):
+    """Learned absolute position: one vector for each place in a frame plus one for each latent frame."""
+
+    def __init__(self, frames: int, tokens: int, width: int) -> None:
+        super().__init__()
+        self.space = nn.Parameter(0.02 * torch.randn(tokens, width))
+        self.time = nn.Parameter(0.02 * torch.randn(frames, width))
+
+    def forward(self, videos: int, images: int) -> Tensor:
+        """The embedding of every token, [f n d]; an image takes the place of a video's first frame."""
+        time = torch.cat([self.time.repeat(videos, 1), self.time[:1].expand(images, -1)])
+        return self.space[None] + time[:, None]

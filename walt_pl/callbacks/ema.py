@@ -1,0 +1,79 @@
+"""Exponential moving average of the trained weights: what is validated, sampled from and exported."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+
+class EMA(L.Callback):
+    """Averages every trainable parameter in float32; the raw weights go on training untouched.
+
+    Args:
+        decay: share of the average that stays at each optimiser step; 0 switches the average off.
+        warmup: the decay grows as (1 + step) / (warmup + step) until it reaches `decay`, so that a short run forgets its beginning.
+    """
+
+    def __init__(self, decay: float = 0.9999, warmup: int = 10) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"ema.decay must be at least 0 and less than 1, got {decay}")
+        self.decay, self.warmup = decay, warmup
+        self._average: dict[str, Tensor] = {}
+        self._loaded: dict[str, Tensor] | None = None
+        self._step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not earlier: some strategies restore weights and callback states only after on_fit_start.
+        if not self.decay:
+            return
+        self._step = trainer.global_step
+        self._average = {name: p.detach().float().clone() for name, p in trained(pl_module)}
+        if self._loaded is not None:
+            for name, average in self._average.items():
+                average.copy_(self._loaded[name])
+            self._loaded = None
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if not self.decay or trainer.global_step == self._step:  # gradients are still being accumulated
+            return
+        self._step = trainer.global_step
+        decay = min(self.decay, (1 + self._step) / (self.warmup + self._step))
+        torch._foreach_lerp_(list(self._average.values()), [p.float() for _, p in trained(pl_module)], 1 - decay)
+
+    @contextmanager
+    def swapped(self, pl_module: L.LightningModule) -> Iterator[None]:
+        """The module with averaged weights, for as long as the context lasts."""
+        self._swap(pl_module)
+        try:
+            yield
+        finally:
+            self._swap(pl_module)
+
+    @torch.no_grad()
+    def _swap(self, pl_module: L.LightningModule) -> None:
+        if self._average:
+            for name, p in trained(pl_module):
+                raw = p.detach().float().clone()
+                p.copy_(self._average[name])
+                self._average[name].copy_(raw)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._swap(pl_module)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._swap(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"average": dict(self._average)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict["average"] or None
+
+
+def trained(pl_module: L.LightningModule) -> list[tuple[str, Tensor]]:
+    """Trainable parameters with their names."""
+    return [(name, p) for name, p in pl_module.named_parameters() if p.requires_grad]

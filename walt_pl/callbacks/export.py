@@ -1,0 +1,83 @@
+"""Turns a finished training into an artifact and a line of the manifest."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import lightning as L
+from torch import nn
+
+from walt_pl.artifact import save_artifact
+from walt_pl.callbacks.ema import EMA
+from walt_pl.manifest import Manifest
+
+
+class ExportedStage(Protocol):
+    """What a stage offers to be exported."""
+
+    kind: str
+
+    def sections(self) -> Mapping[str, nn.Module]:
+        """Models by section name."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Further plain sections of model.yaml."""
+        ...
+
+    def files(self) -> dict[str, bytes]:
+        """Further files."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Further entries of the card."""
+        ...
+
+
+class Export(L.Callback):
+    """Writes the artifact with the averaged weights when training ends by itself, and tells the manifest.
+
+    Args:
+        run: folder of the run.
+        stage: name of the stage; the artifact goes to `run/stage`.
+        parents: hashes of the parents that training started from.
+        train_config: the resolved configuration, as YAML.
+    """
+
+    def __init__(self, run: Path, stage: str, parents: Mapping[str, str], train_config: str) -> None:
+        self.run, self.stage, self.parents, self.train_config = run, stage, dict(parents), train_config
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        averages = next((c for c in trainer.callbacks if isinstance(c, EMA)), EMA(decay=0))  # type: ignore[attr-defined]
+        pl_module.eval()
+        with averages.swapped(pl_module):
+            if trainer.is_global_zero:
+                self._write(trainer, pl_module)
+        pl_module.train()
+        trainer.strategy.barrier("artifact")
+
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        stage = cast(ExportedStage, pl_module)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        with trainer.precision_plugin.forward_context():
+            facts = stage.facts()
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        card = {
+            **facts,
+            "parents": self.parents,
+            "index": {"sha256": data.index_sha256, "counts": data.counts()},
+            "steps": trainer.global_step,
+            "samples": trainer.global_step * (data.videos_per_batch + data.images_per_batch),
+            "metrics": {"protocol": "the validation clips of the index, view 0, averaged weights", "values": metrics},
+        }
+        folder = self.run / self.stage
+        save_artifact(
+            folder,
+            kind=stage.kind,
+            models=stage.sections(),
+            settings=stage.settings(),
+            card=card,
+            train_config=self.train_config,
+            files=stage.files(),
+        )
+        Manifest.open(self.run).finish(self.stage, folder)

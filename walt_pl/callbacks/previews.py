@@ -1,0 +1,52 @@
+"""Moving pictures in TensorBoard: the same clips and the same noise every time."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+
+from walt_pl.data.batch import JointBatch
+from walt_pl.data.sheet import captioned_grid
+from walt_pl.data.video import gif_bytes
+
+
+class PreviewedStage(Protocol):
+    """What a stage offers to be shown."""
+
+    def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str]]]:
+        """Name -> clips [b 3 t h w] in -1..1 and a caption for each."""
+        ...
+
+
+class Previews(L.Callback):
+    """Shows a stage's previews of the first validation batch, after a validation, with the averaged weights.
+
+    ``add_video`` of TensorBoard writes nothing without moviepy; an animated GIF in an image summary plays in the browser.
+
+    Args:
+        every: validations between two previews; 0 for none.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
+        self._validations = 0
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: JointBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if batch_idx or trainer.sanity_checking or not self.every or not trainer.is_global_zero:
+            return
+        self._validations += 1
+        if not len(batch.videos) or (self._validations - 1) % self.every or not isinstance(trainer.logger, TensorBoardLogger):
+            return
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            shown = cast(PreviewedStage, pl_module).previews(batch)
+        for name, (clips, captions) in shown.items():
+            frames = captioned_grid(clips, captions)
+            image = Summary.Image(height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=gif_bytes(frames, fps=8))
+            summary = Summary(value=[Summary.Value(tag=f"previews/{name}", image=image)])
+            trainer.logger.experiment._get_file_writer().add_summary(summary, trainer.global_step)

@@ -1,0 +1,50 @@
+"""How fast training runs, and how much of the time it waits for data."""
+
+import time
+from typing import Any
+
+import lightning as L
+
+from walt_pl.data.batch import JointBatch
+
+
+class Throughput(L.Callback):
+    """Logs clips and latent or pixel positions per second, the share of time spent waiting for data, and the learning rate.
+
+    Args:
+        every: steps between two values.
+    """
+
+    def __init__(self, every: int = 10) -> None:
+        self.every = every
+        self._began = self._ended = 0.0
+        self._waited = self._clips = self._tokens = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._reset()
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: JointBatch, batch_idx: int) -> None:
+        self._waited += time.perf_counter() - self._ended
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: JointBatch, batch_idx: int) -> None:
+        self._clips += (len(batch.videos) + len(batch.images)) * trainer.world_size
+        self._tokens += (batch.videos[:, 0].numel() + batch.images[:, 0].numel()) * trainer.world_size
+        self._ended = time.perf_counter()
+        if (batch_idx + 1) % self.every == 0:
+            elapsed = self._ended - self._began
+            pl_module.log_dict(
+                {
+                    "speed/clips_per_second": self._clips / elapsed,
+                    "speed/tokens_per_second": self._tokens / elapsed,
+                    "speed/waiting_for_data": self._waited / elapsed,
+                    "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+                }
+            )
+            self._reset()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._began = self._ended = time.perf_counter()
+        self._waited = self._clips = self._tokens = 0.0

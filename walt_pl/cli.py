@@ -1,0 +1,177 @@
+"""The one program, ``python -m walt_pl``.
+
+``fit validate test predict`` are LightningCLI's; the others are functions of ``walt_pl.commands``. This file wires things up and defines
+no models.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from jsonargparse import auto_cli
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from datamodules.joint import JointData
+from walt_pl.blocks.compute import compute_dtype
+from walt_pl.callbacks.ema import EMA
+from walt_pl.callbacks.export import Export
+from walt_pl.callbacks.log_line import LogLine
+from walt_pl.callbacks.previews import Previews
+from walt_pl.callbacks.throughput import Throughput
+from walt_pl.commands import COMMANDS
+from walt_pl.manifest import Manifest, ManifestError, parents_of, train_command
+
+DEFAULTS: dict[str, Any] = {
+    "trainer.max_epochs": -1,
+    "trainer.num_sanity_val_steps": 0,
+    "trainer.use_distributed_sampler": False,  # order is the loader's, Lightning's own sampler always shuffles
+    "trainer.enable_model_summary": False,
+    "trainer.log_every_n_steps": 10,
+    "trainer.check_val_every_n_epoch": None,
+    "checkpoint.save_last": True,
+    "checkpoint.every_n_train_steps": 200,
+    "checkpoint.enable_version_counter": False,
+}
+
+
+class Program(LightningCLI):
+    """LightningCLI that knows runs: where a stage writes, what its parents are, how it goes on."""
+
+    done: str | None = None
+
+    def __init__(self) -> None:
+        super().__init__(
+            L.LightningModule,
+            JointData,
+            subclass_mode_model=True,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+        )
+
+    # ---- Arguments --------------------------------------------------------------------------------------------------
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run", type=str | None, default=None, help="Folder of the run; runs/EXP for experiments/EXP/STAGE.yaml.")
+        parser.add_argument("--stage", type=str | None, default=None, help="Name of the stage; the name of the first config file.")
+        parser.add_argument("--init", type=str | None, default=None, help="Artifact to start from (finetuning).")
+        parser.add_argument("--fresh", type=bool, default=False, help="Train again from the beginning, whatever there is.")
+        parser.add_argument("--allow_stale", type=bool, default=False, help="Use parents that are stale.")
+        for callback, key in ((EMA, "ema"), (Previews, "previews"), (Throughput, "throughput"), (ModelCheckpoint, "checkpoint")):
+            parser.add_lightning_class_args(callback, key)
+        parser.set_defaults(DEFAULTS)
+
+    @property
+    def options(self) -> Any:
+        """The parsed arguments of the subcommand."""
+        return self.config[self.subcommand]
+
+    def before_instantiate_classes(self) -> None:
+        options = self.options
+        self.run_dir, self.stage = _run_and_stage(options)
+        options.run, options.stage = str(self.run_dir), self.stage
+        manifest = Manifest.open(self.run_dir)
+        self.parents: dict[str, str] = {}
+        if self.subcommand == "fit":
+            self.parents = manifest.check_parents(self.stage, allow_stale=options.allow_stale)
+        self.work = self.run_dir / "training" / self.stage
+        options.trainer.default_root_dir = str(self.work)
+        options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.work / "checkpoints")
+        self._fill_parents()
+        self._fill_seed()
+        if options.trainer.precision is None:
+            options.trainer.precision = "bf16-mixed" if compute_dtype(_device()) is torch.bfloat16 else "32-true"
+            _say(f"precision {options.trainer.precision}: what this machine is fastest at")
+        if self.subcommand == "fit":
+            self._begin(manifest)
+
+    def _fill_parents(self) -> None:
+        """Parents that were not named are those of the run."""
+        arguments = self.options.model.init_args
+        for parent in parents_of(self.stage):
+            if parent in arguments and arguments[parent] is None:
+                arguments[parent] = str(self.run_dir / parent)
+        if "vae" in parents_of(self.stage) and self.options.data.vae is None:
+            self.options.data.vae = arguments.vae
+
+    def _fill_seed(self) -> None:
+        """One seed for order, crops, noise and initial weights."""
+        seed = self.options.seed_everything
+        if isinstance(seed, int) and not isinstance(seed, bool):
+            self.options.data.seed = self.options.model.init_args.seed = seed
+
+    # ---- Going on, or starting ----------------------------------------------------------------------------------------
+
+    def _begin(self, manifest: Manifest) -> None:
+        """Decide between the end, going on and starting; write the start down."""
+        options, last = self.options, self.work / "checkpoints" / "last.ckpt"
+        state = manifest.state(self.stage)
+        if state == "done" and not options.fresh and not options.ckpt_path:
+            self.done = f'stage "{self.stage}" of {self.run_dir} is done; train it again with: {train_command(self.stage, manifest.run)} FRESH=1'
+            return
+        found = manifest.stages().get(self.stage)
+        interrupted = found is not None and found.training is not None and last.exists()
+        if interrupted and found is not None and found.training is not None and not options.fresh and not options.ckpt_path:
+            if found.training.parents != self.parents:
+                raise ManifestError(
+                    f'stage "{self.stage}" was interrupted, and its parents have changed since; start over with: '
+                    f"{train_command(self.stage, manifest.run)} FRESH=1"
+                )
+            options.ckpt_path = str(last)
+            _say(f"going on from {last}")
+        if rank_zero_only.rank == 0:
+            if not options.ckpt_path:
+                last.unlink(missing_ok=True)
+                (self.work / "tokenizer.model").unlink(missing_ok=True)
+            manifest.start(self.stage, self.parents)
+
+    # ---- What the trainer is made of ----------------------------------------------------------------------------------
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        trainer_options = self.options.trainer
+        if trainer_options.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(str(self.work), name="logs")
+        if sys.stdout.isatty() and trainer_options.enable_progress_bar is not False:
+            extra = [RichProgressBar()]
+        else:
+            kwargs["enable_progress_bar"] = False
+            extra = [LogLine()]
+        if self.subcommand == "fit":
+            config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
+            extra.append(Export(self.run_dir, self.stage, self.parents, config))
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.extend(extra)  # type: ignore[attr-defined]
+        return trainer
+
+
+def _run_and_stage(options: Any) -> tuple[Path, str]:
+    """experiments/EXP/STAGE.yaml writes to runs/EXP/STAGE."""
+    configs = [Path(str(path)) for path in options.config or []]
+    if not configs and (options.run is None or options.stage is None):
+        raise ValueError("which stage? give --config experiments/EXP/STAGE.yaml, or --run and --stage")
+    run = Path(options.run) if options.run else Path("runs") / configs[0].resolve().parent.name
+    return run, options.stage or configs[0].stem
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> None:
+    """Run the command line."""
+    arguments = sys.argv[1:]
+    if arguments and arguments[0] in COMMANDS:
+        auto_cli(COMMANDS[arguments[0]], args=arguments[1:], as_positional=True, prog=f"python -m walt_pl {arguments[0]}")
+    else:
+        Program()

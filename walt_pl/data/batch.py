@@ -1,0 +1,126 @@
+"""The contract between data and stages: what a joint batch of videos and images is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Kind = Literal["video", "image"]
+Space = Literal["pixels", "latents"]
+
+
+class Draw(NamedTuple):
+    """One place of a global batch: what to read there."""
+
+    kind: Kind
+    """Which list `item` counts in."""
+    item: int
+    """Number of the clip or image in its list."""
+    pass_number: int
+    """How often the list has been gone through before; together with `item` it seeds crops and views."""
+    slot: int
+    """Place in the global batch: videos first, then images."""
+
+
+@dataclass
+class Sample:
+    """One clip or image, ready to be put into a batch."""
+
+    draw: Draw
+    content: Tensor
+    """[c t h w], pixels in -1..1 or a raw latent; zeros where the file could not be read."""
+    low: Tensor | None
+    """The same at the low size [c t h' w']; None outside super-resolution."""
+    caption: str
+    label: int
+    path: str
+    failure: str
+    """Why the file could not be read; empty when it could."""
+    space: Space
+
+
+@dataclass
+class JointBatch:
+    """Videos and unrelated images of one rank and step.
+
+    A sample that could not be read keeps its slot, with zeros for content and weight 0.
+    """
+
+    videos: Tensor
+    """[v c t h w], pixels in -1..1 or raw (not normalised) latents, see `space`."""
+    images: Tensor
+    """[i c 1 h w], i = stacks * images_per_stack unrelated images, each a one-frame video."""
+    captions: list[str]
+    """v + i captions, videos first."""
+    labels: Tensor
+    """[v+i] int64 classes, -1 where there is none."""
+    weight: Tensor
+    """[v+i] float32, 1, or 0 where the sample could not be read."""
+    slots: Tensor
+    """[v+i] int64 places in the global batch; they seed the randomness of a sample."""
+    low_videos: Tensor | None
+    """[v c t h' w'] the same videos at the low size (super-resolution only)."""
+    low_images: Tensor | None
+    """[i c 1 h' w'] the same images at the low size (super-resolution only)."""
+    space: Space
+    """What `videos` and `images` hold."""
+    paths: list[str]
+    """v + i files, for messages."""
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "JointBatch":
+        """Returns the batch with every tensor on `device`."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "JointBatch":
+        """Returns the batch in page-locked memory; the DataLoader calls this on machines with a GPU."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "JointBatch":
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {k: change(v) for k, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **changed)
+
+
+class Failure(NamedTuple):
+    """A file that could not be read."""
+
+    path: str
+    reason: str
+
+
+def collate(samples: Sequence[Sample]) -> tuple[JointBatch, list[Failure]]:
+    """Puts one rank's samples, videos first, into a batch.
+
+    Args:
+        samples: At least one; all videos have one shape, all images have one shape.
+
+    Returns:
+        The batch, and the files among its samples that could not be read.
+    """
+    videos = [sample for sample in samples if sample.draw.kind == "video"]
+    images = [sample for sample in samples if sample.draw.kind == "image"]
+    ordered = [*videos, *images]
+    with_low = ordered[0].low is not None
+    batch = JointBatch(
+        videos=_stack([sample.content for sample in videos], like=ordered[0].content),
+        images=_stack([sample.content for sample in images], like=ordered[0].content[:, :1]),
+        captions=[sample.caption for sample in ordered],
+        labels=torch.tensor([sample.label for sample in ordered], dtype=torch.int64),
+        weight=torch.tensor([0.0 if sample.failure else 1.0 for sample in ordered]),
+        slots=torch.tensor([sample.draw.slot for sample in ordered], dtype=torch.int64),
+        low_videos=_stack(_lows(videos), like=_lows(ordered)[0]) if with_low else None,
+        low_images=_stack(_lows(images), like=_lows(ordered)[0][:, :1]) if with_low else None,
+        space=ordered[0].space,
+        paths=[sample.path for sample in ordered],
+    )
+    return batch, [Failure(sample.path, sample.failure) for sample in ordered if sample.failure]
+
+
+def _lows(samples: Sequence[Sample]) -> list[Tensor]:
+    return [sample.low for sample in samples if sample.low is not None]
+
+
+def _stack(tensors: list[Tensor], like: Tensor) -> Tensor:
+    return torch.stack(tensors) if tensors else like.new_zeros(0, *like.shape)

@@ -1,0 +1,192 @@
+"""From decoded frames to training pixels: start frame, size, crop."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from walt_pl.data.batch import Draw, Kind, Sample
+from walt_pl.data.index import Entry
+from walt_pl.data.video import Frames, MediaError, read_image, read_video
+
+_KIND_NUMBER: dict[Kind, int] = {"video": 0, "image": 1}
+
+
+def to_square(clip: Frames, size: int, place: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+    """Resizes the shorter side to `size` (bicubic with antialias) and cuts a square out of the longer one.
+
+    Args:
+        clip: uint8 [t h w 3].
+        size: Side of the square in pixels.
+        place: Where the square lies between the first (0) and the last (1) possible row and column; (0.5, 0.5) is the
+            centre. It is a share, so that it names the same region at every size.
+
+    Returns:
+        float32 [3 t size size] in -1..1.
+    """
+    height, width = clip.shape[1:3]
+    frames = rearrange(torch.tensor(clip), "t h w c -> t c h w").float() / 127.5 - 1
+    short = min(height, width)
+    if short != size:
+        target = (max(size, round(height * size / short)), max(size, round(width * size / short)))
+        frames = F.interpolate(frames, size=target, mode="bicubic", antialias=True, align_corners=False)
+        frames = frames.clamp(-1, 1)  # bicubic overshoots at edges
+    top = round(place[0] * (frames.shape[2] - size))
+    left = round(place[1] * (frames.shape[3] - size))
+    square = frames[:, :, top : top + size, left : left + size]
+    return rearrange(square, "t c h w -> c t h w").contiguous()
+
+
+def random_crop(clip: Tensor, crop: int, rng: np.random.Generator) -> Tensor:
+    """Takes a uniformly drawn window, the same in all frames.
+
+    Args:
+        clip: [c t h w].
+        crop: Side of the window in pixels, at most h and w.
+        rng: Draws the place.
+
+    Returns:
+        [c t crop crop].
+    """
+    top = int(rng.integers(clip.shape[2] - crop + 1))
+    left = int(rng.integers(clip.shape[3] - crop + 1))
+    return clip[:, :, top : top + crop, left : left + crop].contiguous()
+
+
+@dataclass(frozen=True)
+class View:
+    """Which part of a longer or wider clip is looked at."""
+
+    start: int
+    """First frame."""
+    place: tuple[float, float]
+    """Where the square lies, see `to_square`."""
+
+
+def view_of(kind: Kind, item: int, number: int, spare_frames: int) -> View:
+    """Gives view `number` of a clip or image: 0 is frame 0 and the centre, the others are drawn once and for all.
+
+    No training seed goes in, so that a latent cache holds for every seed.
+
+    Args:
+        kind: Video or image.
+        item: Number of the clip or image.
+        number: Which view.
+        spare_frames: Frames of the clip beyond the ones that are read.
+    """
+    if number == 0:
+        return View(start=0, place=(0.5, 0.5))
+    rng = np.random.default_rng([number, item, _KIND_NUMBER[kind]])
+    top, left = rng.random(2)
+    return View(start=int(rng.integers(max(0, spare_frames) + 1)), place=(float(top), float(left)))
+
+
+@dataclass(frozen=True)
+class Framing:
+    """What is taken of every clip and image."""
+
+    size: int
+    """Side of the square in pixels."""
+    frames: int = 17
+    """Frames of a video."""
+    low_size: int | None = None
+    """Side of the low-resolution twin (super-resolution)."""
+    views: int = 1
+    """Fixed views that the passes over the data go round: view = pass mod views."""
+    sizes: tuple[int, ...] = ()
+    """More sizes beside `size`: with `crop`, every sample draws one of all of them."""
+    crop: int | None = None
+    """Side of the random window that is taken (autoencoder)."""
+    seed: int = 0
+    """Seeds sizes, windows and start frames when `crop` is given."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "frames", "views"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        if self.low_size is not None and not 0 < self.low_size < self.size:
+            raise ValueError(
+                f"data.low_size must lie between 1 and data.size - 1 = {self.size - 1}, got {self.low_size}"
+            )
+        if self.sizes and self.crop is None:
+            raise ValueError(
+                "data.sizes needs data.crop: a batch has one shape, so a window of one size is taken of all"
+            )
+        if self.crop is None:
+            return
+        if not 0 < self.crop <= min(self.all_sizes):
+            raise ValueError(
+                f"data.crop must lie between 1 and the smallest size {min(self.all_sizes)}, got {self.crop}"
+            )
+        if self.low_size is not None or self.views != 1:
+            raise ValueError("data.crop draws a new window in every pass: leave out data.low_size and data.views")
+
+    @property
+    def all_sizes(self) -> tuple[int, ...]:
+        """`size` and `sizes`, ascending, each once."""
+        return tuple(sorted({self.size, *self.sizes}))
+
+
+class PixelDataset(Dataset[Sample]):
+    """Reads clips and images as pixels, by `Draw`.
+
+    What is read depends on (seed, pass, item) alone, never on the worker that reads it. A file that cannot be read
+    gives zeros and its reason.
+
+    Args:
+        videos: Entries of the clips.
+        images: Entries of the images.
+        framing: What to take of each.
+    """
+
+    def __init__(self, videos: Sequence[Entry], images: Sequence[Entry], framing: Framing) -> None:
+        self.videos = videos
+        self.images = images
+        self.framing = framing
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        """Reads one clip [3 t h w] or image [3 1 h w], with its low-resolution twin where one is asked for."""
+        entry = (self.videos if draw.kind == "video" else self.images)[draw.item]
+        failure = ""
+        try:
+            content, low = self._read(entry, draw)
+        except MediaError as error:
+            failure = str(error)
+            content, low = self._blank(draw.kind)
+        path = str(entry.path)
+        return Sample(draw, content, low, entry.caption, entry.label, path, failure, "pixels")
+
+    def _read(self, entry: Entry, draw: Draw) -> tuple[Tensor, Tensor | None]:
+        framing = self.framing
+        spare = entry.frames - framing.frames if draw.kind == "video" else 0
+        if framing.crop is not None:
+            return self._crop(entry, draw, spare), None
+        view = view_of(draw.kind, draw.item, draw.pass_number % framing.views, spare)
+        clip = self._decode(entry.path, draw.kind, view.start)
+        low = None if framing.low_size is None else to_square(clip, framing.low_size, view.place)
+        return to_square(clip, framing.size, view.place), low
+
+    def _crop(self, entry: Entry, draw: Draw, spare: int) -> Tensor:
+        assert self.framing.crop is not None
+        rng = np.random.default_rng([self.framing.seed, draw.pass_number, draw.item, _KIND_NUMBER[draw.kind]])
+        size = int(rng.choice(self.framing.all_sizes))
+        start = int(rng.integers(max(0, spare) + 1))
+        top, left = rng.random(2)
+        square = to_square(self._decode(entry.path, draw.kind, start), size, (float(top), float(left)))
+        return random_crop(square, self.framing.crop, rng)
+
+    def _decode(self, path: Path, kind: Kind, start: int) -> Frames:
+        return read_video(path, self.framing.frames, start) if kind == "video" else read_image(path)
+
+    def _blank(self, kind: Kind) -> tuple[Tensor, Tensor | None]:
+        frames = self.framing.frames if kind == "video" else 1
+        size = self.framing.crop or self.framing.size
+        low = self.framing.low_size
+        twin = None if low is None else torch.zeros(3, frames, low, low)
+        return torch.zeros(3, frames, size, size), twin

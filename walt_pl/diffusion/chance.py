@@ -1,0 +1,71 @@
+"""Every random number of a training step, from (seed, step, place in the global batch).
+
+The same draws whatever the number of ranks, workers or restarts: no generator state has to survive.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import copy
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+
+
+def mix(*numbers: int) -> int:
+    """64-bit hash of integers (SplitMix64's finaliser over a running state): near inputs give unrelated outputs."""
+    state = 0
+    for number in numbers:
+        state = (state + (number & _MASK) + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state
+
+
+def generator(*numbers: int) -> torch.Generator:
+    """A CPU generator seeded by the hash of ``numbers``."""
+    seed = mix(*numbers)
+    return torch.Generator().manual_seed(seed - (1 << 64) if seed >> 63 else seed)
+
+
+class Chance:
+    """The draws of one training step.
+
+    Args:
+        seed: the run's seed.
+        step: optimiser step (batches seen; two optimisers do not count twice).
+        slots: place of each sample in the global batch, [s].
+    """
+
+    def __init__(self, seed: int, step: int, slots: Tensor) -> None:
+        self.device = slots.device
+        self._generators = [generator(seed, step, slot) for slot in slots.tolist()]
+
+    def rows(self, rows: slice, chosen: Tensor) -> "Chance":
+        """The draws of some samples: those of a slice where ``chosen`` is true."""
+        part = copy(self)
+        part._generators = [g for g, keep in zip(self._generators[rows], chosen.tolist(), strict=True) if keep]
+        return part
+
+    def uniform(self) -> Tensor:
+        """One number in [0, 1) per sample, float32 [s]."""
+        return self._stack(lambda g: torch.rand((), generator=g))
+
+    def happens(self, probability: float) -> Tensor:
+        """True with the given probability, bool [s]."""
+        return self.uniform() < probability
+
+    def integers(self, high: int) -> Tensor:
+        """Uniform on 0 .. high - 1, int64 [s]."""
+        return self._stack(lambda g: torch.randint(high, (), generator=g))
+
+    def normal(self, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Standard normal noise of a shape for each sample, float32."""
+        pairs = zip(self._generators, shapes, strict=True)
+        return [torch.randn(tuple(shape), generator=g).to(self.device) for g, shape in pairs]
+
+    def _stack(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+        if not self._generators:
+            return torch.zeros(0, device=self.device)
+        return torch.stack([draw(g) for g in self._generators]).to(self.device)

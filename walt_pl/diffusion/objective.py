@@ -1,0 +1,59 @@
+"""The training objective: squared error of the velocity, with self-conditioning (Chen et al., arXiv 2208.04202)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from walt_pl.diffusion.condition import Condition
+from walt_pl.diffusion.schedule import Schedule
+
+Denoise = Callable[[Tensor, Tensor, Condition, Tensor | None], Tensor]
+"""(x_t [f c h w], step [s], condition, estimate [f c h w] or None) -> v [f c h w]."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What chance decides about a batch."""
+
+    step: Tensor
+    """[s] noise level of each sample."""
+    noise: Tensor
+    """[f c h w] standard normal."""
+    self_condition: Tensor
+    """[s] bool: whether the sample gets a first pass."""
+
+
+def velocity_error(denoise: Denoise, schedule: Schedule, x0: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """Squared error of v, meaned over channels and places: one number for each frame, float32 [f].
+
+    Args:
+        denoise: the network.
+        schedule: forward process.
+        x0: clean normalised latents [f c h w], float32.
+        condition: what the network is told; its layout says what the frames are.
+        draws: noise level, noise and self-conditioning of this step.
+    """
+    n = condition.layout.per_frame(draws.step)
+    xt = schedule.add_noise(x0, draws.noise, n)
+    estimate = first_estimate(denoise, schedule, xt, condition, draws)
+    v = denoise(xt, draws.step, condition, estimate)
+    return (v.float() - schedule.velocity(x0, draws.noise, n)).square().mean(dim=(1, 2, 3))
+
+
+@torch.no_grad()
+def first_estimate(denoise: Denoise, schedule: Schedule, xt: Tensor, condition: Condition, draws: Draws) -> Tensor | None:
+    """The clean latent as a first pass sees it, in the rows that were drawn; zeros in the others; None when nobody draws.
+
+    Only the drawn rows are run.
+    """
+    rows = draws.self_condition
+    if not rows.any():
+        return None
+    layout = condition.layout
+    frames = layout.per_frame(rows)
+    v = denoise(xt[frames], draws.step[rows], condition.select(rows), None)
+    estimate = torch.zeros_like(xt)
+    estimate[frames] = schedule.clean(xt[frames], v.float(), layout.per_frame(draws.step)[frames])
+    return estimate

@@ -1,0 +1,115 @@
+"""Terms of the autoencoder's loss (SPEC section 2): reconstruction, perceptual, adversarial with R1 and LeCAM."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+PerceptualName = Literal["lpips", "none"]
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual distance on frames (Zhang et al., arXiv 1801.03924), VGG16 with the published heads.
+
+    The heads ship with the ``lpips`` package; the backbone is torchvision's ``vgg16-397923af.pth``, which nothing here downloads.
+
+    Args:
+        weights: that file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is not the VGG16 state dict.
+    """
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        if not weights.is_file():
+            raise FileNotFoundError(
+                f"losses.perceptual_weights: no file {weights}; provide torchvision's VGG16 (vgg16-397923af.pth, "
+                "https://download.pytorch.org/models/vgg16-397923af.pth) or choose perceptual: none"
+            )
+        import lpips
+
+        self.metric = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False).eval()
+        _load_vgg(self.metric.net, weights)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of frames [f 3 h w] in -1..1, float32 [f]."""
+        distance: Tensor = self.metric(x, y)
+        return distance.flatten(1).mean(dim=1).float()
+
+
+def _load_vgg(net: nn.Module, weights: Path) -> None:
+    """Fill lpips's slices of VGG16 from torchvision's state dict: the keys keep torchvision's layer numbers."""
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    wanted = net.state_dict()
+    source = {name: "features." + name.split(".", 1)[1] for name in wanted}
+    missing = [key for key in source.values() if key not in state]
+    if missing:
+        raise ValueError(f"losses.perceptual_weights: {weights} is not torchvision's VGG16: no {missing[0]!r} in it")
+    net.load_state_dict({name: state[key] for name, key in source.items()})
+
+
+def perceptual_term(name: PerceptualName, weights: str | None) -> nn.Module | None:
+    """The perceptual distance a config names, or None.
+
+    Raises:
+        ValueError: ``lpips`` without a weight file.
+    """
+    if name == "none":
+        return None
+    if weights is None:
+        raise ValueError("perceptual: lpips wants perceptual_weights, a local copy of torchvision's vgg16-397923af.pth; or choose none")
+    return LPIPS(Path(weights))
+
+
+def pick_frames(x: Tensor, count: int | None, choose: Callable[[int, int], Tensor]) -> Tensor:
+    """Frames [f 3 h w] of clips [b 3 t h w]: all, or ``count`` of them as ``choose(total, count)`` says."""
+    frames = rearrange(x, "b c t h w -> (b t) c h w")
+    return frames if count is None or count >= frames.shape[0] else frames[choose(frames.shape[0], count)]
+
+
+def generator_loss(fake: Tensor) -> Tensor:
+    """Non-saturating loss of the generator on the logits [b] of its output."""
+    return F.softplus(-fake).mean()
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Logistic loss of the discriminator on logits [b]."""
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def r1_penalty(real: Tensor, logits: Tensor) -> Tensor:
+    """Half the squared gradient of the logits [b] at real clips [b 3 t h w], mean over clips (Mescheder et al., arXiv 1801.04406)."""
+    (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
+    return 0.5 * gradient.square().flatten(1).sum(dim=1).mean()
+
+
+class LeCam(nn.Module):
+    """LeCAM regulariser (Tseng et al., arXiv 2104.03310): logits stay near the running mean of the other side's.
+
+    The averages are buffers, so they live in the checkpoint and training resumes with them.
+    """
+
+    real: Tensor
+    fake: Tensor
+
+    def __init__(self, decay: float = 0.999) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("real", torch.zeros(()))
+        self.register_buffer("fake", torch.zeros(()))
+
+    @torch.no_grad()
+    def update(self, real: Tensor, fake: Tensor) -> None:
+        """Move the averages towards the means of these logits."""
+        self.real.lerp_(real.mean().to(self.real), 1 - self.decay)
+        self.fake.lerp_(fake.mean().to(self.fake), 1 - self.decay)
+
+    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
+        """The penalty on logits [b]."""
+        return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()

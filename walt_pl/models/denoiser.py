@@ -1,0 +1,229 @@
+"""The window-attention transformer that denoises latents of videos and images (W.A.L.T, arXiv 2312.06662, section 3).
+
+One network for the base and the super-resolution stages: a config says what else it is given beside the noisy latent.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from walt_pl.blocks.attention import AttentionName, NormName, TextAttention, Window, WindowAttention
+from walt_pl.blocks.embeddings import PositionEmbedding, StepEmbedding
+from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.modulation import AdaLN, FinalModulation, modulate
+from walt_pl.diffusion.condition import Condition
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Size and inputs of the denoiser. The defaults are the paper's L model on UCF-101 latents (313 M parameters)."""
+
+    width: int = 1024
+    """Channels of the token stream."""
+    layers: int = 24
+    """Transformer layers; spatial and spatiotemporal windows alternate, spatial first."""
+    heads: int = 16
+    """Attention heads of each layer."""
+    mlp_width: int | None = None
+    """Hidden width of the feed-forward part; 4 x width when not given."""
+    latent_channels: int = 8
+    """Channels of the autoencoder's latent."""
+    size: Window = (5, 16, 16)
+    """Latent frames, rows and columns of a video."""
+    patch: int = 1
+    """Side of the square patches a latent frame is cut into."""
+    window: Window = (5, 8, 8)
+    """Tokens of the spatiotemporal window (frames, rows, columns); the spatial window is a whole frame. One frame: every layer is spatial."""
+    lora_rank: int | None = 2
+    """Rank of AdaLN-LoRA; null gives every layer a modulation of its own ("separate")."""
+    qk_norm: NormName = "layer"
+    """Norm of queries and keys per head."""
+    self_conditioning: bool = True
+    """Channels for the previous estimate of the clean latent."""
+    frame_prediction: bool = False
+    """Channels for known past latents and their mask."""
+    classes: int | None = None
+    """Number of classes, for class-conditional models."""
+    text_width: int | None = None
+    """Width of the text encoder's tokens, for text-conditional models."""
+    super_resolution: bool = False
+    """Channels for an upscaled latent of half the size, and an embedding of its noise level."""
+    attention: AttentionName = "sdpa"
+    """Fused attention, or plain matrix products (faster on CPUs)."""
+    checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"denoiser.width must be a multiple of denoiser.heads, got {self.width} and {self.heads}")
+        if self.size[1] % self.patch or self.size[2] % self.patch:
+            raise ValueError(f"denoiser.patch must divide the latent's sides {self.size[1:]}, got {self.patch}")
+        tokens = (self.size[0], *self.grid)
+        if any(size % side for size, side in zip(tokens, self.window, strict=True)):
+            raise ValueError(
+                f"denoiser.window must divide the {tokens} tokens of a video (size {self.size}, patch {self.patch}), got {self.window}"
+            )
+        if self.super_resolution and (self.size[1] % 2 or self.size[2] % 2):
+            raise ValueError(f"denoiser.size: super-resolution wants even rows and columns, got {self.size[1:]}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens in a frame."""
+        return self.size[1] // self.patch, self.size[2] // self.patch
+
+    @property
+    def in_channels(self) -> int:
+        """Noisy latent, and what else is concatenated to it."""
+        c = self.latent_channels
+        return c + c * self.self_conditioning + (c + 1) * self.frame_prediction + c * self.super_resolution
+
+    def window_of(self, layer: int) -> Window:
+        """The attention window of a layer: SW in even layers, STW in odd ones."""
+        return (1, *self.grid) if layer % 2 == 0 or self.window[0] == 1 else self.window
+
+
+class Block(nn.Module):
+    """Window attention, text attention, feed-forward; the first and last modulated by the condition."""
+
+    def __init__(self, config: DenoiserConfig, layer: int) -> None:
+        super().__init__()
+        d, hidden = config.width, config.mlp_width or 4 * config.width
+        self.grid = config.grid
+        self.norm1 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
+        self.attention = WindowAttention(d, config.heads, config.window_of(layer), config.qk_norm, config.attention)
+        self.text_norm = nn.LayerNorm(d, eps=1e-6) if config.text_width else None
+        self.text = TextAttention(d, config.heads, config.qk_norm, config.attention) if config.text_width else None
+        self.norm2 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
+        self.mlp = nn.Sequential(nn.Linear(d, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, d))
+
+    def forward(self, x: Tensor, modulation: Tensor, layout: Layout, text: Tensor | None, mask: Tensor | None) -> Tensor:
+        """Tokens [f n d], modulation [s 6 d], text [s l d] and its mask [s l], to [f n d]."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = layout.per_frame(modulation).unbind(dim=1)  # 6 x [f d]
+        h = self.attention(modulate(self.norm1(x), shift1, scale1), layout, self.grid)
+        x = torch.addcmul(x, gate1[:, None], h)
+        if self.text is not None and self.text_norm is not None:
+            assert text is not None and mask is not None
+            x = x + self.text(self.text_norm(x), text, mask, layout)
+        h = self.mlp(modulate(self.norm2(x), shift2, scale2))
+        return torch.addcmul(x, gate2[:, None], h)
+
+
+class LowResolution(nn.Module):
+    """The learned way from a latent of half the size to the channels of a super-resolution stage: convolution and depth-to-space."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4 * channels, kernel_size=3, padding=1)
+        self.step = StepEmbedding(width)
+
+    def forward(self, low: Tensor) -> Tensor:
+        """[f c h/2 w/2] to [f c h w]."""
+        return rearrange(self.conv(low), "f (c sh sw) h w -> f c (h sh) (w sw)", sh=2, sw=2)
+
+
+class Denoiser(nn.Module):
+    """Noisy latents and what is known about them to the velocity ``v``."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.config = config
+        d, p = config.width, config.patch
+        self.low_resolution = LowResolution(config.latent_channels, d) if config.super_resolution else None
+        self.patches_in = nn.Linear(config.in_channels * p * p, d)
+        self.position = PositionEmbedding(config.size[0], config.grid[0] * config.grid[1], d)
+        self.step = StepEmbedding(d)
+        # The last row stands for a dropped label.
+        self.label = nn.Embedding(config.classes + 1, d) if config.classes else None
+        self.text_in = nn.Linear(config.text_width, d) if config.text_width else None
+        self.null_text = nn.Parameter(0.02 * torch.randn(config.text_width)) if config.text_width else None
+        self.modulation = AdaLN(d, config.layers, config.lora_rank)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.final_modulation = FinalModulation(d)
+        self.norm_out = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
+        self.patches_out = nn.Linear(d, config.latent_channels * p * p)
+        nn.init.zeros_(self.patches_out.weight)
+        nn.init.zeros_(self.patches_out.bias)
+
+    def forward(self, x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None = None) -> Tensor:
+        """Predict v.
+
+        Args:
+            x: noisy normalised latents as frames, [f c h w].
+            step: noise level of each sample, integers [s].
+            condition: what else is known of the samples, and their layout.
+            estimate: self-conditioning, the clean latent as last estimated, [f c h w]; zeros when not given.
+
+        Returns:
+            v, float32 [f c h w].
+
+        Raises:
+            ValueError: latents of another size than the config's.
+        """
+        layout = condition.layout
+        if x.shape[2:] != self.config.size[1:] or (layout.videos and layout.frames != self.config.size[0]):
+            raise ValueError(f"denoiser: got {layout.frames} latent frames of {tuple(x.shape[2:])}, want {self.config.size}")
+        tokens = self._patches(self._inputs(x, condition, estimate))
+        tokens = self.patches_in(tokens) + self.position(layout.videos, layout.images)
+        cond = self._vector(step, condition)
+        text, mask = self._text(condition)
+        for block, modulation in zip(self.blocks, self.modulation(cond), strict=True):
+            tokens = self._run(block, tokens, modulation, layout, text, mask)
+        shift, scale = (layout.per_frame(part) for part in self.final_modulation(cond))
+        tokens = self.patches_out(modulate(self.norm_out(tokens), shift, scale))
+        return self._frames(tokens).float()
+
+    def _run(self, block: Callable[..., Tensor], *args: object) -> Tensor:
+        if self.config.checkpointing and torch.is_grad_enabled():
+            out: Tensor = checkpoint(block, *args, use_reentrant=False)
+            return out
+        return block(*args)
+
+    def _inputs(self, x: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        """All channels of the input, in the order of SPEC section 3."""
+        parts = [x]
+        if self.config.self_conditioning:
+            parts.append(torch.zeros_like(x) if estimate is None else estimate)
+        if self.config.frame_prediction:
+            past, mask = condition.past, condition.past_mask
+            if past is None or mask is None:
+                past, mask = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+            parts += [past * mask, mask]
+        if self.low_resolution is not None:
+            if condition.low is None:
+                raise ValueError("denoiser: a super-resolution model was called without a low-resolution latent")
+            parts.append(self.low_resolution(condition.low))
+        return torch.cat(parts, dim=1)
+
+    def _vector(self, step: Tensor, condition: Condition) -> Tensor:
+        """The condition as one vector a sample, [s d]."""
+        cond = self.step(step)
+        if self.label is not None:
+            assert condition.labels is not None and self.config.classes is not None
+            cond = cond + self.label(torch.where(condition.keep, condition.labels, self.config.classes))
+        if self.low_resolution is not None:
+            assert condition.low_step is not None
+            cond = cond + self.low_resolution.step(condition.low_step)
+        return cond
+
+    def _text(self, condition: Condition) -> tuple[Tensor | None, Tensor | None]:
+        """Projected text tokens [s l d] and their mask [s l]; a dropped caption is the one null token."""
+        if self.text_in is None or self.null_text is None:
+            return None, None
+        assert condition.text is not None and condition.text_mask is not None
+        text, mask, keep = condition.text, condition.text_mask, condition.keep
+        first = torch.arange(mask.shape[1], device=mask.device) == 0
+        text = torch.where(keep[:, None, None], text, self.null_text.to(text.dtype))
+        mask = torch.where(keep[:, None], mask, first)
+        return self.text_in(text), mask
+
+    def _patches(self, x: Tensor) -> Tensor:
+        p = self.config.patch
+        return rearrange(x, "f c (h p) (w q) -> f (h w) (c p q)", p=p, q=p)
+
+    def _frames(self, tokens: Tensor) -> Tensor:
+        p, rows = self.config.patch, self.config.grid[0]
+        return rearrange(tokens, "f (h w) (c p q) -> f c (h p) (w q)", h=rows, p=p, q=p)

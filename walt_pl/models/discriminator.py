@@ -1,0 +1,87 @@
+"""The critic of the autoencoder's adversarial term: a 3D StyleGAN discriminator (MAGVIT, arXiv 2212.05199, appendix A)."""
+
+import math
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """Size of the discriminator. The defaults are the full-size one for clips of 128 x 128 pixels, about 61 M parameters."""
+
+    width: int = 128
+    """Channels at full resolution."""
+    multipliers: tuple[int, ...] = (2, 4, 4, 4, 4)
+    """Width after each halving, in multiples of `width`."""
+    size: tuple[int, int] = (128, 128)
+    """Rows and columns of the clips it judges."""
+
+    def __post_init__(self) -> None:
+        scale = 2 ** len(self.multipliers)
+        if self.size[0] % scale or self.size[1] % scale:
+            raise ValueError(f"discriminator.size must be multiples of {scale} for {len(self.multipliers)} halvings, got {self.size}")
+
+
+class BlurPool(nn.Module):
+    """Low-pass with [1, 2, 1] cubed, then every second frame, row and column (Zhang, arXiv 1904.11486); one frame stays one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (1, 1, 1, 1, 1, 1), mode="replicate")
+        for dim in (2, 3, 4):
+            size = x.shape[dim] - 2
+            a, b, c = (x.narrow(dim, start, size) for start in range(3))
+            x = ((a + c) / 4 + b / 2).narrow(dim, 0, size)
+            index: list[slice] = [slice(None)] * 5
+            index[dim] = slice(None, None, 2)
+            x = x[tuple(index)]
+        return x
+
+
+class DiscriminatorBlock(nn.Module):
+    """Two convolutions, a halving between them, and a residual sum divided by sqrt 2."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(in_channels, in_channels, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv3d(in_channels, out_channels, kernel_size=3, padding=1)
+        self.shortcut = nn.Conv3d(in_channels, out_channels, kernel_size=1, bias=False)
+        self.pool = BlurPool()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.leaky_relu(self.conv1(x), 0.2)
+        h = F.leaky_relu(self.conv2(self.pool(h)), 0.2)
+        return (h + self.shortcut(self.pool(x))) / math.sqrt(2)
+
+
+class Discriminator(nn.Module):
+    """Clips to one logit each: positive for real. Takes one-frame clips too."""
+
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = [config.width, *(config.width * m for m in config.multipliers)]
+        self.conv_in = nn.Conv3d(3, widths[0], kernel_size=3, padding=1)
+        self.blocks = nn.ModuleList(DiscriminatorBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.conv_out = nn.Conv3d(widths[-1], widths[-1], kernel_size=3, padding=1)
+        scale = 2 ** len(config.multipliers)
+        self.hidden = nn.Linear(widths[-1] * (config.size[0] // scale) * (config.size[1] // scale), widths[-1])
+        self.logit = nn.Linear(widths[-1], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pixels [b 3 t h w] in -1..1 to logits [b].
+
+        Raises:
+            ValueError: clips of another size than the config's.
+        """
+        if tuple(x.shape[3:]) != self.config.size:
+            raise ValueError(f"discriminator.size is {self.config.size}, got clips of {tuple(x.shape[3:])}; set it to the size trained on")
+        h = F.leaky_relu(self.conv_in(x), 0.2)
+        for block in self.blocks:
+            h = block(h)
+        h = F.leaky_relu(self.conv_out(h), 0.2).mean(dim=2)
+        h = F.leaky_relu(self.hidden(h.flatten(1)), 0.2)
+        logits: Tensor = self.logit(h)[:, 0].float()
+        return logits
+

@@ -1,0 +1,45 @@
+"""Latents normalised to zero mean and unit variance per channel: the statistics belong to the autoencoder's artifact."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LatentScale:
+    """Mean and standard deviation of each latent channel, float32 [c]. Plain tensors: an engine in bfloat16 must not cast them."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, card: Mapping[str, Any]) -> "LatentScale":
+        """The statistics that an autoencoder's card holds.
+
+        Raises:
+            ValueError: the card has none.
+        """
+        latents = card.get("latents")
+        if not latents:
+            raise ValueError("the autoencoder's card.json has no latent statistics; train it to its end, or set normalise_latents: false")
+        return cls(torch.tensor(latents["mean"]), torch.tensor(latents["std"]))
+
+    @classmethod
+    def identity(cls, channels: int) -> "LatentScale":
+        """Leave latents as they are."""
+        return cls(torch.zeros(channels), torch.ones(channels))
+
+    def normalise(self, z: Tensor) -> Tensor:
+        """Raw latents [f c h w] to zero mean and unit variance."""
+        return (z - self._shaped(self.mean, z)) / self._shaped(self.std, z)
+
+    def denormalise(self, z: Tensor) -> Tensor:
+        """The inverse, as the decoder wants them."""
+        return z * self._shaped(self.std, z) + self._shaped(self.mean, z)
+
+    @staticmethod
+    def _shaped(value: Tensor, like: Tensor) -> Tensor:
+        return value.to(like.device)[:, None, None]

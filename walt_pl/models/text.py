@@ -1,0 +1,121 @@
+"""Text encoders: captions to tokens that the denoiser attends to.
+
+The seam is :class:`TextEncoder`. The one encoder here is small and trained together with the base model; SR stages load it frozen from
+the base's artifact.
+"""
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+class TextEncoder(Protocol):
+    """What a stage needs of a text encoder."""
+
+    width: int
+    """Channels of a token."""
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Captions to tokens [s l e] and their mask [s l] (true = a word)."""
+        ...
+
+
+@dataclass(frozen=True)
+class SmallTextConfig:
+    """A small transformer over a sentencepiece vocabulary of the captions themselves."""
+
+    width: int = 128
+    """Channels of a token."""
+    layers: int = 2
+    """Transformer layers."""
+    heads: int = 4
+    """Attention heads."""
+    vocabulary: int = 256
+    """Pieces of the vocabulary at most."""
+    length: int = 16
+    """Tokens of a caption; longer ones are cut."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"text.width must be a multiple of text.heads, got {self.width} and {self.heads}")
+
+
+def train_vocabulary(captions: Iterable[str], size: int) -> bytes:
+    """A sentencepiece unigram model of at most ``size`` pieces, as the bytes of its file.
+
+    Raises:
+        ValueError: there is no caption to learn from.
+    """
+    import sentencepiece
+
+    unique = sorted({caption.strip().lower() for caption in captions if caption.strip()})
+    if not unique:
+        raise ValueError('text: no caption in the training split; the small text encoder learns its words from the index column "caption"')
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(unique),
+        model_writer=model,
+        vocab_size=size,
+        hard_vocab_limit=False,
+        model_type="unigram",
+        pad_id=0,
+        unk_id=1,
+        bos_id=-1,
+        eos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+class SmallTextEncoder(nn.Module):
+    """Sentencepiece ids through a transformer of our own.
+
+    The vocabulary is no parameter: :meth:`load_vocabulary` gives it, from training or from the artifact's ``tokenizer.model``.
+    """
+
+    def __init__(self, config: SmallTextConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.width = config.width
+        self.vocabulary = b""
+        self.embedding = nn.Embedding(config.vocabulary, config.width)
+        self.position = nn.Parameter(0.02 * torch.randn(config.length, config.width))
+        layer = nn.TransformerEncoderLayer(
+            config.width, config.heads, 4 * config.width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.layers = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(config.width), enable_nested_tensor=False)
+
+    def load_vocabulary(self, vocabulary: bytes) -> None:
+        """Take a sentencepiece model, given as the bytes of its file.
+
+        Raises:
+            ValueError: it has more pieces than the embedding has rows.
+        """
+        import sentencepiece
+
+        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=vocabulary)
+        if len(self._pieces) > self.config.vocabulary:
+            raise ValueError(f"text.vocabulary: the tokenizer has {len(self._pieces)} pieces, the model room for {self.config.vocabulary}")
+        self.vocabulary = vocabulary
+
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Captions to tokens [s l e] and their mask [s l]; at least one token each, the pad for an empty caption."""
+        if not self.vocabulary:
+            raise RuntimeError("text: no vocabulary yet; call load_vocabulary first")
+        pieces = [self._pieces.encode(caption.strip().lower())[: self.config.length] or [0] for caption in captions]
+        length = max((len(ids) for ids in pieces), default=1)
+        device = self.position.device
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in pieces], device=device).view(len(pieces), length)
+        mask = torch.tensor([[i < len(row) for i in range(length)] for row in pieces], device=device).view(len(pieces), length)
+        return self(ids, mask), mask
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Piece ids [s l] and their mask to tokens [s l e]."""
+        x = self.embedding(ids) + self.position[: ids.shape[1]]
+        out: Tensor = self.layers(x, src_key_padding_mask=~mask)
+        return out

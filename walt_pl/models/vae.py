@@ -1,0 +1,258 @@
+"""The causal 3D autoencoder: one latent space for images and videos (MAGVIT-v2, arXiv 2310.05737, without its quantiser).
+
+``x [b 3 1+T H W] -> z [b c 1+t h w]``. The first frame is encoded on its own, so an image is a one-frame video through the same weights.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from walt_pl.blocks.causal_conv import CausalConv3d, LatentNorm, NormName, ResBlock, Stream, Strides, Upsample, make_norm
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Size of the autoencoder. The defaults are the full-size model of the paper: 8 x 8 x 4, about 370 M parameters."""
+
+    width: int = 128
+    """Channels at full resolution."""
+    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    """Width of each level, from full resolution down, in multiples of `width`."""
+    strides: tuple[Strides, ...] = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
+    """(time, rows, columns) between one level and the next."""
+    blocks: tuple[int, ...] = (4, 4, 4, 4)
+    """Residual blocks of each level."""
+    middle_blocks: int = 4
+    """Residual blocks at the lowest resolution, beside that level's own."""
+    latent_channels: int = 8
+    """Channels of the latent."""
+    norm: NormName = "group"
+    """GroupNorm(32) per frame, or LayerNorm over the channels of each position."""
+
+    def __post_init__(self) -> None:
+        levels = len(self.multipliers)
+        if len(self.strides) != levels - 1 or len(self.blocks) != levels:
+            raise ValueError(
+                f"vae: {levels} multipliers want {levels - 1} strides and {levels} blocks, got {len(self.strides)} and {len(self.blocks)}"
+            )
+        for width in self.widths:
+            if self.norm == "group" and width % 32:
+                raise ValueError(f"vae.norm: group wants widths that are multiples of 32, got {width}; use norm: layer")
+        if any(s not in (1, 2) for stride in self.strides for s in stride):
+            raise ValueError(f"vae.strides: each must be 1 or 2, got {self.strides}")
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level, from full resolution down."""
+        return tuple(self.width * m for m in self.multipliers)
+
+    @property
+    def factors(self) -> Strides:
+        """How much smaller the latent is in (time, rows, columns)."""
+        return _product(self.strides)
+
+
+def _product(strides: tuple[Strides, ...]) -> Strides:
+    t, h, w = 1, 1, 1
+    for stride in strides:
+        t, h, w = t * stride[0], h * stride[1], w * stride[2]
+    return t, h, w
+
+
+@dataclass
+class Posterior:
+    """Gaussian over latents, [b c 1+t h w] each."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """Mean plus standard deviation times ``noise``."""
+        return self.mean + (0.5 * self.logvar).exp() * noise
+
+    def kl(self) -> Tensor:
+        """KL to N(0, 1) in nats, summed over channels, [b 1+t h w]."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).sum(dim=1)
+
+
+class Encoder(nn.Module):
+    """Pixels to the mean and log-variance of the latent."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        widths = config.widths
+        self.conv_in = CausalConv3d(3, widths[0])
+        self.layers = nn.ModuleList()
+        channels = widths[0]
+        for level, width in enumerate(widths):
+            if level:
+                self.layers.append(CausalConv3d(channels, channels, stride=config.strides[level - 1]))
+            for _ in range(config.blocks[level]):
+                self.layers.append(ResBlock(channels, width, config.norm))
+                channels = width
+        for _ in range(config.middle_blocks):
+            self.layers.append(ResBlock(channels, channels, config.norm))
+        self.norm_out = make_norm(config.norm, channels)
+        self.conv_out = CausalConv3d(channels, 2 * config.latent_channels, kernel=1)
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        h = self.conv_in(x, stream)
+        for layer in self.layers:
+            h = layer(h, stream)
+        return self.conv_out(silu(self.norm_out(h)))
+
+
+class DecoderLevel(nn.Module):
+    """Adaptive norm on the latent, residual blocks, and the way up to the next level (none at full resolution)."""
+
+    def __init__(self, config: VAEConfig, level: int, in_channels: int) -> None:
+        super().__init__()
+        self.factors = _product(config.strides[level:])
+        width = config.widths[level]
+        self.norm = LatentNorm(in_channels, config.latent_channels, config.norm)
+        widths = [in_channels] + [width] * config.blocks[level]
+        self.blocks = nn.ModuleList(ResBlock(a, b, config.norm) for a, b in zip(widths, widths[1:], strict=False))
+        self.channels = widths[-1]
+        self.upsample = Upsample(self.channels, config.strides[level - 1]) if level else None
+
+    def forward(self, x: Tensor, z: Tensor, stream: Stream | None = None) -> Tensor:
+        x = self.norm(x, z, self.factors, stream)
+        for block in self.blocks:
+            x = block(x, stream)
+        return x if self.upsample is None else self.upsample(x, stream)
+
+
+class Decoder(nn.Module):
+    """Latent to pixels."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        channels = config.widths[-1]
+        self.conv_in = CausalConv3d(config.latent_channels, channels)
+        self.middle = nn.ModuleList(ResBlock(channels, channels, config.norm) for _ in range(config.middle_blocks))
+        self.levels = nn.ModuleList()
+        for level in reversed(range(len(config.widths))):
+            self.levels.append(DecoderLevel(config, level, channels))
+            channels = self.levels[-1].channels  # type: ignore[assignment]
+        self.norm_out = make_norm(config.norm, channels)
+        self.conv_out = CausalConv3d(channels, 3)
+
+    def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
+        # Channels last from the start: 3D convolutions on CPUs and tensor cores want it, and every layer keeps it.
+        z = z.contiguous(memory_format=torch.channels_last_3d)
+        h = self.conv_in(z, stream)
+        for block in self.middle:
+            h = block(h, stream)
+        for level in self.levels:
+            h = level(h, z, stream)
+        return self.conv_out(silu(self.norm_out(h)), stream)
+
+
+class VAE(nn.Module):
+    """Causal video autoencoder with a Gaussian latent (SPEC section 2)."""
+
+    def __init__(self, config: VAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.to(memory_format=torch.channels_last_3d)
+
+    def encode(self, x: Tensor, chunk: int | None = None) -> Posterior:
+        """Pixels [b 3 1+T H W] in -1..1 to the latent's distribution.
+
+        Args:
+            x: 1 + a multiple of the temporal factor frames; sides that are multiples of the spatial factors.
+            chunk: pixel frames worked on at once (a multiple of the temporal factor); None takes the whole clip. Same result to
+                rounding, with memory that does not grow with length.
+
+        Raises:
+            ValueError: a shape that the strides do not divide.
+        """
+        self._check_pixels(x)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        if chunk is None:
+            out = self.encoder(x)
+        else:
+            stream = Stream()
+            out = torch.cat([self._advance(self.encoder, part, stream) for part in _chunks(x, chunk, self.config.factors[0])], dim=2)
+        mean, logvar = out.float().chunk(2, dim=1)  # 2 x [b c 1+t h w]
+        return Posterior(mean, logvar.clamp(-30, 20))
+
+    def decode(self, z: Tensor, chunk: int | None = None, tile: int | None = None) -> Tensor:
+        """Latent [b c 1+t h w] (not normalised) to pixels [b 3 1+T H W], about -1..1.
+
+        Args:
+            z: latents as ``encode`` gives them.
+            chunk: latent frames worked on at once; same result to rounding, with memory that does not grow with length.
+            tile: side in latent cells of overlapping tiles, blended over a quarter of their side; for sizes that do not fit.
+        """
+        if tile is not None:
+            return _blend_tiles(z, tile, self.config.factors, lambda part: self.decode(part, chunk))
+        return torch.cat(list(self.decode_stream(z, chunk)), dim=2)
+
+    def decode_stream(self, z: Tensor, chunk: int | None = None) -> Iterator[Tensor]:
+        """The pixels of :meth:`decode`, a chunk of frames at a time."""
+        if chunk is None:
+            yield self.decoder(z).float()
+            return
+        stream = Stream()
+        for part in _chunks(z, chunk, 1):
+            yield self._advance(self.decoder, part, stream).float()
+
+    @staticmethod
+    def _advance(network: nn.Module, part: Tensor, stream: Stream) -> Tensor:
+        out: Tensor = network(part, stream)
+        stream.first = False
+        return out
+
+    def _check_pixels(self, x: Tensor) -> None:
+        ft, fh, fw = self.config.factors
+        t, h, w = x.shape[2:]
+        if (t - 1) % ft or h % fh or w % fw:
+            raise ValueError(
+                f"vae.encode: got {t} frames of {h} x {w} pixels, want 1 + a multiple of {ft} frames and sides that are multiples of {fh} x {fw}"
+            )
+
+
+def _chunks(x: Tensor, size: int, factor: int) -> Iterator[Tensor]:
+    """Cut [b c 1+T h w] in time: one frame more in the first chunk, `size` in the others."""
+    if size < factor or size % factor:
+        raise ValueError(f"chunk must be a multiple of the temporal factor {factor}, got {size}")
+    starts = [0, *range(1 + size, x.shape[2], size)]
+    for start, stop in zip(starts, [*starts[1:], x.shape[2]], strict=True):
+        yield x[:, :, start:stop]
+
+
+def _blend_tiles(z: Tensor, tile: int, factors: Strides, decode) -> Tensor:  # type: ignore[no-untyped-def]
+    """Decode overlapping tiles of [b c t h w] and blend them with ramps that sum to one after division."""
+    if tile < 4:
+        raise ValueError(f"tile must be at least 4 latent cells, got {tile}")
+    step = tile - tile // 4
+    out: Tensor | None = None
+    weight: Tensor | None = None
+    for top in _starts(z.shape[3], tile, step):
+        for left in _starts(z.shape[4], tile, step):
+            part = decode(z[:, :, :, top : top + tile, left : left + tile])
+            if out is None or weight is None:
+                out = part.new_zeros(*part.shape[:3], z.shape[3] * factors[1], z.shape[4] * factors[2])
+                weight = out.new_zeros(out.shape[3:])
+            ramp = _ramp(part.shape[3], part)[:, None] * _ramp(part.shape[4], part)[None]
+            rows = slice(top * factors[1], top * factors[1] + part.shape[3])
+            columns = slice(left * factors[2], left * factors[2] + part.shape[4])
+            out[..., rows, columns] += part * ramp
+            weight[rows, columns] += ramp
+    assert out is not None and weight is not None
+    return out / weight
+
+
+def _starts(length: int, tile: int, step: int) -> list[int]:
+    return [0] if length <= tile else [*range(0, length - tile, step), length - tile]
+
+
+def _ramp(length: int, like: Tensor) -> Tensor:
+    position = torch.arange(length, device=like.device, dtype=like.dtype) + 0.5
+    return torch.minimum(position, length - position).clamp(max=length / 4)
