@@ -210,11 +210,12 @@ class JointData(L.LightningDataModule):
     # Loaders
 
     def setup(self, stage: str) -> None:
-        """Checks that the ranks divide the batch.
+        """Checks that the data is there and that the ranks divide the batch.
 
         Raises:
-            ValueError: If they do not.
+            ValueError: If not.
         """
+        self.counts()
         _, ranks = self._ranks()
         for name in ("videos_per_batch", "image_stacks_per_batch"):
             if getattr(self, name) % ranks:

@@ -1,11 +1,22 @@
-"""The commands beside LightningCLI's own: status, verify, index."""
+"""The commands beside LightningCLI's own: index, sample, evaluate, status, verify, demo."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
+import torch
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from walt_pl.cascade import Cascade, Request, Sampling
+from walt_pl.data.shapes import write_set
+from walt_pl.data.sheet import captioned_grid, contact_sheet, to_uint8
+from walt_pl.data.video import write_gif, write_video
+from walt_pl.diffusion.sampler import Guidance
 from walt_pl.manifest import render_status, verify_run
+
+GuidanceName = Literal["constant", "power-cosine"]
+DtypeName = Literal["float32", "bfloat16", "float16"]
 
 
 def status(run: str = "runs/shapes") -> None:
@@ -29,22 +40,155 @@ def verify(run: str = "runs/shapes") -> None:
     print(f"{run}: every byte is as its stage left it")
 
 
-def index(source: str, out: str = "data/shapes", videos: int = 2000, images: int = 1000, validation: int = 300, seed: int = 0) -> None:
-    """Build a data index. The one source so far is the word ``shapes``: the embedded set, painted from a seed.
+def index(source: Literal["shapes"], out: str = "data/shapes", videos: int = 2000, images: int = 1000, validation: int = 300, seed: int = 0) -> None:
+    """Build a data index. The one source so far is the embedded set, painted from a seed.
 
     Args:
         source: what to index.
-        out: folder of the set.
+        out: folder of the set; the index is index.parquet in it.
         videos: training videos.
         images: training images.
         validation: validation videos.
         seed: of the pictures.
     """
-    if source != "shapes":
-        raise ValueError(f"index: unknown source {source!r}, want: shapes")
-    from walt_pl.data.shapes import write_set
-
     print(write_set(Path(out), videos, images, validation, seed))
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"status": status, "verify": verify, "index": index}
+def sample(
+    run: str = "runs/shapes",
+    prompt: str | None = None,
+    prompts: str | None = None,
+    label: int | None = None,
+    negative_prompt: str = "",
+    seed: int = 0,
+    steps: int = 50,
+    eta: float = 0.0,
+    guidance: float | dict[str, float] = 1.0,
+    guidance_shape: GuidanceName = "constant",
+    guidance_rescale: float = 0.0,
+    stages: list[str] | None = None,
+    out: str = "clip.mp4",
+    fps: float = 8.0,
+    batch: int = 8,
+    device: str | None = None,
+    dtype: DtypeName | None = None,
+    chunk: int | None = None,
+    tile: int | None = None,
+    allow_stale: bool = False,
+) -> None:
+    """Make videos: an mp4 for each prompt, a GIF beside it, and a contact sheet of all.
+
+    Args:
+        run: folder of the run.
+        prompt: what the clip shows.
+        prompts: file with a prompt a line, for many clips; they are named after `out` with a number.
+        label: class, for class-conditional models.
+        negative_prompt: what guidance leads away from; nothing known when empty.
+        seed: of the noise; the next prompt of a file takes the next seed.
+        steps: sampling steps of each stage.
+        eta: 0 is deterministic DDIM, 1 ancestral sampling.
+        guidance: scale of classifier-free guidance, for every stage or by stage, e.g. '{"base": 3, "sr1": 1}'.
+        guidance_shape: constant, or power-cosine (none at pure noise).
+        guidance_rescale: phi, how much of the prediction's spread is restored.
+        stages: stages to run; all finished ones when not given ("base" stops early).
+        out: the mp4.
+        fps: frames per second of the files.
+        batch: clips made at once.
+        device: where to run; a GPU when there is one.
+        dtype: of the networks' arithmetic; what the device is fastest at when not given.
+        chunk: latent frames decoded at once.
+        tile: side in latent cells of the tiles decoded at once.
+        allow_stale: sample although a parent was trained again.
+    """
+    texts, labels = _wanted(prompt, prompts, label)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    cascade = Cascade.open(run, stages, allow_stale, device, getattr(torch, dtype) if dtype else None)
+    scales = guidance if isinstance(guidance, dict) else dict.fromkeys(cascade.stages, guidance)
+    unknown = set(scales) - set(cascade.stages)
+    if unknown:
+        raise ValueError(f"guidance names {sorted(unknown)}, but the stages that run are {cascade.stages}")
+    guides = {stage: Guidance(scale, guidance_shape, rescale=guidance_rescale) for stage, scale in scales.items()}
+    sampling = Sampling(steps, eta, guides, chunk, tile)
+    seeds = [seed + i for i in range(max(len(texts), len(labels)))]
+    request = Request(texts, labels, negative_prompt, seeds)
+    clips = make_clips(cascade, request, sampling, batch)
+    _write_clips(Path(out), clips, texts or [f"class {number}" for number in labels], fps)
+
+
+def _wanted(prompt: str | None, prompts: str | None, label: int | None) -> tuple[list[str], list[int]]:
+    given = [name for name, value in (("--prompt", prompt), ("--prompts", prompts), ("--label", label)) if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"sample: give one of --prompt, --prompts and --label, got {' and '.join(given) or 'none'}")
+    if label is not None:
+        return [], [label]
+    if prompts is None:
+        return [prompt or ""], []
+    lines = [line.strip() for line in Path(prompts).read_text(encoding="utf-8").splitlines()]
+    if not any(lines):
+        raise ValueError(f"sample: {prompts} has no prompt; write one a line")
+    return [line for line in lines if line], []
+
+
+def make_clips(cascade: Cascade, request: Request, sampling: Sampling, batch: int) -> torch.Tensor:
+    """Sample and decode a request in batches with a progress bar: pixels [b 3 t h w] of the last stage."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    parts = [request.part(start, batch) for start in range(0, len(request), batch)]
+    clips = []
+    with Progress(*columns) as progress:
+        bar = progress.add_task("sampling", total=cascade.evaluations(sampling) * len(parts))
+        for part in parts:
+            latents = cascade.sample(part, sampling, lambda: progress.advance(bar))[cascade.stages[-1]]
+            clips.append(cascade.decode(latents, sampling))
+    return torch.cat(clips)
+
+
+def _write_clips(out: Path, clips: torch.Tensor, captions: Sequence[str], fps: float) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    names = [out] if len(clips) == 1 else [out.with_stem(f"{out.stem}_{i:03d}") for i in range(len(clips))]
+    for name, frames in zip(names, to_uint8(clips), strict=True):
+        write_video(name, frames, fps)
+    write_gif(out.with_suffix(".gif"), captioned_grid(clips, captions), fps)
+    contact_sheet(clips, captions).save(out.with_suffix(".png"))
+    print(f"{names[0]}{f' .. {names[-1].name}' if len(names) > 1 else ''}, {out.with_suffix('.gif')}, {out.with_suffix('.png')}")
+
+
+def evaluate(run: str = "runs/shapes", index: str = "data/shapes/index.parquet", prompts: int = 256, unseen: int = 64, steps: int = 50, seed: int = 0) -> None:
+    """Score every stage of a run on the embedded set with its analytic scorer, and print the table.
+
+    Args:
+        run: folder of the run; the figures go to `demo/summary.json` in it.
+        index: index of the embedded set.
+        prompts: validation captions the base model is scored on.
+        unseen: captions with a shape and colour that no training video has together.
+        steps: sampling steps.
+        seed: of the noise.
+    """
+    from walt_pl.evaluation import evaluate_run, render_summary
+
+    summary = evaluate_run(Path(run), Path(index), prompts, unseen, steps, seed)
+    Console().print(render_summary(summary))
+
+
+def demo(run: str = "runs/shapes", experiment: str = "experiments/shapes", data: str = "data/shapes") -> None:
+    """Everything on the embedded set: paint it, train four stages, sample 16 prompts, score, and show one picture.
+
+    Interrupted, the same command goes on from the stage and step where it was.
+
+    Args:
+        run: folder of the run.
+        experiment: folder with vae.yaml, base.yaml, sr1.yaml and sr2.yaml.
+        data: folder of the embedded set.
+    """
+    from walt_pl.demo import run_demo
+
+    run_demo(Path(run), Path(experiment), Path(data))
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "index": index,
+    "sample": sample,
+    "evaluate": evaluate,
+    "status": status,
+    "verify": verify,
+    "demo": demo,
+}

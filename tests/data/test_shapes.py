@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from walt_pl.data import shapes
 from walt_pl.data.index import Index
@@ -43,8 +44,8 @@ def scenes(count: int, *, still: bool = False) -> list[Scene]:
     return [sample_scene(rng, still=still) for _ in range(count)]
 
 
-def object_mask(scene: Scene, frames: int = 17, size: int = 128) -> np.ndarray:
-    return np.ptp(paint(scene, frames, size).astype(int), axis=-1) > 20
+def object_mask(scene: Scene, frames: int = 17, size: int = 128) -> NDArray[np.bool_]:
+    return np.asarray(np.ptp(paint(scene, frames, size).astype(int), axis=-1) > 20)
 
 
 def test_the_caption_names_everything() -> None:
@@ -65,6 +66,8 @@ def test_every_caption_is_read_back() -> None:
     [
         "",
         "a cat",
+        "a striped red circle ",
+        "a striped red circle flying",
         "a striped red circle moving",
         "a striped red circle left",
         "a striped red circle moving growing",
@@ -148,7 +151,7 @@ def test_edges_are_soft_and_the_ground_is_plain() -> None:
     picture: Frames = paint(STILL, 1)[0]
     assert np.all(picture[:20] == 40)
     values = np.unique(picture[..., 0])
-    assert 20 < len(values) and values.min() == 40 and values.max() == RGB["red"][0]
+    assert len(values) > 15 and values.min() == 40 and values.max() == RGB["red"][0]
 
 
 def test_smaller_pictures_show_the_same_scene() -> None:

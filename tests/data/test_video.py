@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -42,10 +43,10 @@ def numbers(clip: Frames) -> list[int]:
 
 def encode(path: Path, clip: Frames, codec: str, **options: str) -> None:
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=8)
+        stream = container.add_stream(codec, rate=8, options=dict(options))
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = clip.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = options
         for frame in clip:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
@@ -63,7 +64,7 @@ def test_written_clip_comes_back(path: Path) -> None:
     assert np.abs(clip.astype(int) - counting_clip(100)).mean() < 4
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
-        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == ("h264", "yuv420p", 8)
+        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p") and stream.average_rate == 8
 
 
 @pytest.mark.parametrize("start", [0, 1, 30, 47, 48, 49, 83])
@@ -141,7 +142,7 @@ def test_same_frames_give_the_same_bytes(path: Path, tmp_path: Path) -> None:
 def test_fractional_rates_are_kept(tmp_path: Path) -> None:
     write_video(tmp_path / "film.mp4", counting_clip(3), fps=24000 / 1001)
     with av.open(str(tmp_path / "film.mp4")) as container:
-        assert float(container.streams.video[0].average_rate) == pytest.approx(23.976, abs=1e-3)
+        assert container.streams.video[0].average_rate == Fraction(24000, 1001)
 
 
 def test_odd_sizes_and_floats_are_refused(tmp_path: Path) -> None:
@@ -171,7 +172,7 @@ def test_image_is_a_one_frame_video(tmp_path: Path) -> None:
         back = read_image(tmp_path / name)
         assert back.shape == (1, 31, 40, 3) and back.dtype == np.uint8
         assert np.abs(back[0].astype(int) - frame).mean() <= error
-    with pytest.raises(ValueError, match='must end in .png or .jpg, got ".bmp"'):
+    with pytest.raises(ValueError, match=r'must end in \.png or \.jpg, got "\.bmp"'):
         write_image(tmp_path / "a.bmp", frame)
 
 

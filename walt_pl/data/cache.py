@@ -52,7 +52,7 @@ class LatentCache:
 
     Args:
         folder: Where the cache lies or will lie.
-        key: What the latents depend on, plain values: hashes of the autoencoder and of the index, the split, the framing.
+        key: What the latents depend on, as plain values: hashes of the autoencoder and the index, split, framing.
         count: Clips or images.
         views: Fixed views of each.
     """

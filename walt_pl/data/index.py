@@ -1,8 +1,8 @@
 """The data index: one Parquet file that lists every clip and image of a data set.
 
-Columns: `path` (relative to the index's folder, forward slashes), `kind` ("video" or "image"), `frames`, `fps`, `width`, `height`,
-`caption`, `label` (-1: none), `split` and `bytes`. The same seed or the same files give the same bytes, so that the SHA-256 of the index
-can stand for the data in caches and artifacts.
+Columns: `path` (relative to the index's folder, forward slashes), `kind` ("video" or "image"), `frames`, `fps`,
+`width`, `height`, `caption`, `label` (-1: none), `split` and `bytes`. The same rows give the same bytes, so that the
+SHA-256 of the index can stand for the data in caches and artifacts.
 """
 
 from __future__ import annotations

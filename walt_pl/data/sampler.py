@@ -161,7 +161,7 @@ class SequentialSampler:
     def __init__(
         self, videos: int, images: int, videos_per_batch: int, images_per_batch: int, rank: int = 0, ranks: int = 1
     ) -> None:
-        assert not (videos % ranks or images % ranks or videos_per_batch % ranks or images_per_batch % ranks)
+        assert all(number % ranks == 0 for number in (videos, images, videos_per_batch, images_per_batch))
         self._count: dict[Kind, int] = {"video": videos, "image": images}
         self._per_batch: dict[Kind, int] = {"video": videos_per_batch, "image": images_per_batch}
         self._rank, self._ranks = rank, ranks
@@ -267,7 +267,7 @@ class JointLoader:
             return
         self.failures[path] = reason
         warnings.warn(
-            f"{reason} (unreadable files so far: {len(self.failures)}; each keeps its place in the batch with weight 0)",
+            f"{reason} (unreadable files so far: {len(self.failures)}; each keeps its slot with weight 0)",
             stacklevel=2,
         )
 

@@ -1,9 +1,9 @@
-"""The embedded set `shapes`: short clips of one moving, textured shape, painted from a seed and written as ordinary files.
+"""The embedded set `shapes`: clips of one moving, textured shape, painted from a seed and written as ordinary files.
 
-A caption names everything there is to see: "a striped red circle moving left". Shape, colour and motion survive at 32 pixels; the
-texture is too fine for that and must be taken from the caption by the super-resolution stages. It sits fixed on the object (its phase
-follows from the object's centre), so that the right answer is determined. Some (shape, colour) pairs are in images and in no training
-video: only joint training can bring them to videos.
+A caption names everything there is to see: "a striped red circle moving left". Shape, colour and motion survive at 32
+pixels; the texture is too fine for that, and the super-resolution stages must take it from the caption. It sits fixed
+on the object (its phase follows from the object's centre), so that the right answer is determined. Some (shape,
+colour) pairs are in images and in no training video: only joint training can bring them to videos.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.console import Console
@@ -51,7 +52,7 @@ PAIRS = tuple((shape, colour) for colour in COLOURS for shape in SHAPES)
 UNSEEN_PAIRS = (("circle", "yellow"), ("square", "cyan"), ("triangle", "blue"), ("square", "red"))
 SEEN_PAIRS = tuple(pair for pair in PAIRS if pair not in UNSEEN_PAIRS)
 
-# Clear at 64 pixels, where a wave is 2.75 pixels long and keeps 79 % of its height under antialiased bicubic scaling; at 32 pixels 8 % of it is left.
+# Antialiased bicubic scaling leaves 79 % of such a wave at 64 pixels (2.75 pixels long there) and 8 % at 32 pixels.
 PERIOD = 5.5
 """Length of a texture's wave in pixels of a 128-pixel picture."""
 WAVES = {"plain": (0.0, 0.0), "striped": (0.0, 0.3), "dotted": (0.2, 0.2)}
@@ -83,11 +84,14 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The words as a sentence: "a striped red circle moving left", "a plain blue square growing", "a dotted cyan triangle"."""
-        still = f"a {self.texture} {self.colour} {self.shape}"
-        if self.motion is None:
-            return still
-        return f"{still} {'moving ' if self.motion in _STEP else ''}{self.motion}"
+        """The words as a sentence: "a striped red circle moving left", "a plain blue square growing"."""
+        return " ".join(["a", self.texture, self.colour, self.shape, *_motion_words(self.motion)])
+
+
+def _motion_words(motion: str | None) -> list[str]:
+    if motion is None:
+        return []
+    return ["moving", motion] if motion in _STEP else [motion]
 
 
 class Words(NamedTuple):
@@ -102,27 +106,22 @@ class Words(NamedTuple):
 def parse_caption(caption: str) -> Words:
     """The words of a caption. Raises ValueError for a sentence that `Scene.caption` does not make."""
     words = caption.split(" ")
-    if len(words) in (4, 5, 6) and words[0] == "a":
+    if len(words) >= 4 and words[0] == "a":
         _, texture, colour, shape, *rest = words
         motion = rest[-1] if rest else None
-        moves = (
-            rest == []
-            or rest == ["moving", motion]
-            and motion in _STEP
-            or rest == [motion]
-            and motion in ("growing", "shrinking")
-        )
-        if shape in SHAPES and colour in COLOURS and texture in TEXTURES and moves:
+        known = shape in SHAPES and colour in COLOURS and texture in TEXTURES
+        if known and (motion is None or motion in MOTIONS) and rest == _motion_words(motion):
             return Words(shape, colour, motion, texture)
     raise ValueError(f'no caption of the shapes: "{caption}" (wanted for example "a striped red circle moving left")')
 
 
 def sample_scene(rng: np.random.Generator, *, still: bool = False, pairs: Sequence[tuple[str, str]] = PAIRS) -> Scene:
-    """Draw a scene: a pair of `pairs`, a motion (none if `still`), a texture and a place that keeps the object in the frame.
+    """Draw a scene: a pair of `pairs`, a motion (none if `still`), a texture, and a place within the frame.
 
-    An object that moves does so by 0.25 to 0.36 of the frame's side; one that grows does so from 0.20 to 0.34, give or take a little.
+    An object of radius 0.26 to 0.34 (in sides of the frame) moves by 0.25 to 0.36; one that grows does so from about
+    0.20 to about 0.34.
     """
-    shape, colour = pairs[rng.integers(len(pairs))]
+    shape, colour = pairs[int(rng.integers(len(pairs)))]
     motion = None if still else MOTIONS[rng.integers(len(MOTIONS))]
     texture = TEXTURES[rng.integers(len(TEXTURES))]
     radius = _sample_radius(rng, motion)
@@ -158,21 +157,21 @@ def distance(shape: str, x: Array, y: Array, radius: Array) -> Array:
     All in the same unit, broadcast against each other. Outside a corner it is the distance to the nearest edge's line.
     """
     if shape == "circle":
-        return np.sqrt(x * x + y * y) - radius
+        return np.asarray(np.sqrt(x * x + y * y) - radius, np.float32)
     wide, high = _EXTENT[shape]
     if shape == "square":
-        return np.maximum(abs(x), abs(y)) - wide * radius
+        return np.asarray(np.maximum(abs(x), abs(y)) - wide * radius, np.float32)
     # The slanted edge runs from (0, -high) to (wide, high).
     slope = math.hypot(2 * high, wide)
     slanted = (2 * high * abs(x) - wide * (y + high * radius)) / slope
-    return np.maximum(slanted, y - high * radius)
+    return np.asarray(np.maximum(slanted, y - high * radius), np.float32)
 
 
 def paint(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Frames:
     """Paint a scene, uint8 [t h w 3], with edges one pixel soft.
 
-    A still image is painted with `frames=1`. The texture's wave is `PERIOD * size / 128` pixels long; below two pixels, where no pixel
-    grid can hold it, it is left out.
+    A still image is painted with `frames=1`. The texture's wave is `PERIOD * size / 128` pixels long; below two pixels,
+    where no grid of pixels can hold it, it is left out.
     """
     time = np.linspace(0, 1, frames, dtype=np.float32) if frames > 1 else np.zeros(1, np.float32)
     start, end = np.array(scene.start, np.float32), np.array(scene.end, np.float32)
@@ -195,7 +194,7 @@ def _texture(texture: str, x: Array, y: Array, period: float) -> Array:
         return np.zeros(1, np.float32)
     along_x, along_y = WAVES[texture]
     turn = 2 * math.pi / period
-    return along_x * np.cos(turn * x) + along_y * np.cos(turn * y)
+    return np.asarray(along_x * np.cos(turn * x) + along_y * np.cos(turn * y), np.float32)
 
 
 class _Job(NamedTuple):
@@ -216,11 +215,12 @@ _CHUNK = 25  # files that a worker paints between two steps of the bar
 def write_set(out: Path, videos: int = 2000, images: int = 1000, validation: int = 300, seed: int = 0) -> Path:
     """Write the set into the folder `out` and return the path of its index, `out/index.parquet`.
 
-    Splits: "train" has `videos` clips without `UNSEEN_PAIRS` and `images` images with them; "val" has `validation` clips and a sixth as
-    many images; "unseen" has a third as many clips, all of `UNSEEN_PAIRS`. The label is the place of (shape, colour) in `PAIRS`.
+    Splits: "train" has `videos` clips without `UNSEEN_PAIRS` and `images` images with them; "val" has `validation`
+    clips and a sixth as many images; "unseen" has a third as many clips, all of `UNSEEN_PAIRS`. The label is the
+    place of (shape, colour) in `PAIRS`.
 
-    Goes on where it was interrupted, repaints files that are gone or of another size than the index says, and returns at once where the
-    set for these arguments is whole. A set painted from another seed is painted over.
+    Goes on where it was interrupted, repaints files that are gone or of another size than the index says, and returns
+    at once where the set for these arguments is whole. A set painted from another seed is painted over.
 
     Raises ValueError where `out` holds something else, MediaError where a file cannot be written.
     """
@@ -258,7 +258,7 @@ def _clear(out: Path, recipe: dict[str, object]) -> None:
     """Make `out` ready for files of this recipe: remove those of another one, refuse what is not ours."""
     note = out / "recipe.json"
     if not note.exists():
-        if out.exists() and any(out.iterdir()):
+        if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise ValueError(f"{out}: holds files that are not of the set shapes; give an empty folder with --out")
     elif json.loads(note.read_text()) != recipe:
         (out / "index.parquet").unlink(missing_ok=True)
@@ -272,10 +272,11 @@ def _clear(out: Path, recipe: dict[str, object]) -> None:
 
 def _is_whole(index: Path, jobs: list[_Job]) -> bool:
     """Whether the index lists these files and all are there. Files of another size than it says are removed."""
-    if not index.is_file():
+    try:
+        table = pq.read_table(index, columns=["path", "bytes"])
+    except (OSError, pa.ArrowInvalid):  # not there, or damaged
         return False
-    table = pq.read_table(index, columns=["path", "bytes"])
-    whole = table["path"].to_pylist() == [job.path for job in jobs]
+    whole = bool(table["path"].to_pylist() == [job.path for job in jobs])
     for name, size in zip(table["path"].to_pylist(), table["bytes"].to_pylist(), strict=True):
         path = index.parent / name
         if not path.is_file() or path.stat().st_size != size:
@@ -287,18 +288,20 @@ def _is_whole(index: Path, jobs: list[_Job]) -> bool:
 def _paint_files(out: Path, jobs: list[_Job]) -> list[dict[str, object]]:
     """Paint what is missing, in as many processes as there are processors; rows of the index in the order of `jobs`."""
     chunks = [jobs[first : first + _CHUNK] for first in range(0, len(jobs), _CHUNK)]
-    rows: list[list[dict[str, object]]] = []
+    rows: list[dict[str, object]] = []
     # Workers start afresh: native decoders and encoders must not be forked. They leave Ctrl-C to us.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(os.cpu_count(), context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    workers = min(os.cpu_count() or 1, len(chunks), 16)
+    with ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         try:
             parts = pool.map(_paint_chunk, [out] * len(chunks), chunks)
-            for chunk in track(chunks, f"painting {len(jobs)} files into {out}", console=Console(stderr=True)):
-                rows.append(next(parts))
+            console = Console(stderr=True)
+            for part in track(parts, f"painting {len(jobs)} files into {out}", total=len(chunks), console=console):
+                rows.extend(part)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # what is being painted is finished, the rest is not begun
             raise
-    return [row for part in rows for row in part]
+    return rows
 
 
 def _paint_chunk(out: Path, jobs: list[_Job]) -> list[dict[str, object]]:

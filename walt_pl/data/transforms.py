@@ -31,16 +31,17 @@ def to_square(clip: Frames, size: int, place: tuple[float, float] = (0.5, 0.5)) 
         float32 [3 t size size] in -1..1.
     """
     height, width = clip.shape[1:3]
-    frames = rearrange(torch.tensor(clip), "t h w c -> t c h w").float() / 127.5 - 1
+    frames = rearrange(torch.tensor(clip), "t h w c -> t c h w").float()
     short = min(height, width)
     if short != size:
         target = (max(size, round(height * size / short)), max(size, round(width * size / short)))
         frames = F.interpolate(frames, size=target, mode="bicubic", antialias=True, align_corners=False)
-        frames = frames.clamp(-1, 1)  # bicubic overshoots at edges
+        frames = frames.clamp(0, 255)  # bicubic overshoots at edges
     top = round(place[0] * (frames.shape[2] - size))
     left = round(place[1] * (frames.shape[3] - size))
     square = frames[:, :, top : top + size, left : left + size]
-    return rearrange(square, "t c h w -> c t h w").contiguous()
+    # To -1..1 last: what is left after resizing is small.
+    return rearrange(square, "t c h w -> c t h w").contiguous() / 127.5 - 1
 
 
 def random_crop(clip: Tensor, crop: int, rng: np.random.Generator) -> Tensor:

@@ -1,7 +1,7 @@
 """Video and image files: the only module that knows decoders and encoders.
 
-decord reads (the user's choice, fast), PyAV reads what decord cannot and writes. Both load native code, so they are imported where they
-are used: in the worker that reads, never before a fork.
+decord reads, PyAV reads what decord cannot, and writes. Both load native code, so they are imported where they are
+used: in the worker that reads, never before a fork.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class MediaError(RuntimeError):
 def read_video(path: Path, frames: int, start: int = 0) -> Frames:
     """Exactly `frames` frames of a video from frame `start` on, uint8 [t h w 3].
 
-    Frames are counted in the order of display; with `start` above 0 the place is found by time, at the average frame rate of the file.
-    Every call opens its own reader: one that serves several samples drifts.
+    Frames are counted in the order of display; with `start` above 0 the place is found by time, at the average frame
+    rate of the file. Every call opens its own reader: one that serves several samples drifts.
 
     Raises MediaError where the file is missing, is no video, or is too short.
     """
@@ -89,7 +89,10 @@ def write_image(path: Path, frame: Frames) -> None:
 
 
 def write_gif(path: Path, frames: Frames, fps: float) -> None:
-    """Write uint8 [t h w 3] as a GIF that plays for ever, whole or not at all. Raises as `write_video`, odd sizes are welcome."""
+    """Write uint8 [t h w 3] as a GIF that plays for ever, whole or not at all.
+
+    Raises ValueError for other arrays, MediaError where the file cannot be written.
+    """
     _check_frames(path, frames)
     content = gif_bytes(frames, fps)
     _write_whole(path, lambda file: file.write_bytes(content))
@@ -152,8 +155,8 @@ def _seek(container: Any, stream: Any, start: int) -> Fraction | None:
         return None
     begin = stream.start_time or 0
     step = 1 / (stream.average_rate * stream.time_base)
-    # Seeking goes by decoding time, which runs ahead of display by the frames in reordering, 16 at most in H.264 and HEVC. Without this
-    # the frames that an open GOP shows before its key frame would be lost.
+    # Seeking goes by decoding time, which runs ahead of display by the frames in reordering, 16 at most in H.264 and
+    # HEVC. Without this the frames that an open GOP shows before its key frame would be lost.
     container.seek(begin + int(max(0, start - 16) * step), stream=stream, backward=True, any_frame=False)
     # Half a frame early: times are rounded to the stream's units.
     return Fraction(begin + (start - Fraction(1, 2)) * step)

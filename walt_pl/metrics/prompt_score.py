@@ -1,7 +1,7 @@
 """Prompt score of the embedded set: reads shape, colour, motion and texture back from pixels, with nothing learned.
 
-A reading is what the clip shows most clearly, whatever the clip: noise gets one as well, and it is wrong as often as chance has it.
-Textures are told at 64 and 128 pixels; at 32 their waves are shorter than two pixels and every object reads as plain.
+A reading is what the clip shows most clearly, whatever the clip: noise gets one as well. Textures are told at 64 and
+128 pixels; at 32 their waves are shorter than two pixels, and every object reads as plain.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def read_clip(clip: Tensor) -> Reading:
 def score(clips: Tensor, captions: Sequence[str]) -> dict[str, float]:
     """Shares of clips, float [b 3 t h w] in -1..1, that show what their captions say.
 
-    Keys: shape, colour, motion, texture, and all (shape, colour and motion together). A caption of a still image has no right motion.
+    Keys: shape, colour, motion, texture, pair (shape and colour together), and all (shape, colour and motion together). No motion is right for the
+    caption of a still image.
 
     Raises ValueError for no clips, for another number of captions, and for captions that are not of the embedded set.
     """
@@ -70,13 +71,13 @@ def score(clips: Tensor, captions: Sequence[str]) -> dict[str, float]:
     for clip, caption in zip(clips, captions, strict=True):
         words, seen = parse_caption(caption), read_clip(clip)
         hits = [seen.shape == words.shape, seen.colour == words.colour, seen.motion == words.motion]
-        right.append([*hits, seen.texture == words.texture, all(hits)])
+        right.append([*hits, seen.texture == words.texture, all(hits[:2]), all(hits)])
     shares = np.mean(right, axis=0)
-    return dict(zip(("shape", "colour", "motion", "texture", "all"), map(float, shares), strict=True))
+    return dict(zip(("shape", "colour", "motion", "texture", "pair", "all"), map(float, shares), strict=True))
 
 
 def _find_object(pixels: Array) -> tuple[str, Array]:
-    """The object's colour and how much of it each pixel holds, [t h w], about 0 on the grey ground and about 1 inside."""
+    """The object's colour and how much of it each pixel holds, [t h w], about 0 on the ground and about 1 inside."""
     palette = np.array([RGB[colour] for colour in COLOURS], np.float32)
     palette -= palette.mean(-1, keepdims=True)  # without their grey: the ground is grey, nothing is left of it
     palette /= np.linalg.norm(palette, axis=-1, keepdims=True)
@@ -94,7 +95,7 @@ def _find_object(pixels: Array) -> tuple[str, Array]:
 
 
 def _peak(values: Array) -> float:
-    """What one pixel in a hundred exceeds; a lone bright one sets no measure. Every seventh pixel is enough to know it."""
+    """What one pixel in a hundred exceeds: a lone bright one sets no measure. Every seventh pixel will do."""
     return float(np.quantile(values.ravel()[::7], 0.99))
 
 
@@ -111,7 +112,7 @@ def _smooth(matte: Array) -> Array:
 
 
 def _places(masks: NDArray[np.bool_]) -> Array:
-    """Centre x, centre y and area of each frame's object in pixels, [t 3]; the middle and area 0 where a frame has none."""
+    """Centre x, centre y and area of each frame's object in pixels, [t 3]; area 0 in the middle without one."""
     height, width = masks.shape[1:]
     area = masks.sum((1, 2)).astype(np.float32)
     x = (masks.sum(1) * (np.arange(width) + 0.5)).sum(-1)
@@ -172,8 +173,9 @@ def _texture(pixels: Array, masks: NDArray[np.bool_], places: Array, colour: str
 
 
 def _window(masks: NDArray[np.bool_], places: Array) -> Array:
-    """Weights of a texture's pixels, [t h w]: a bell of half the object's radius, so that the object's edges make no waves."""
+    """Weights of a texture's pixels, [t h w]: a bell of 0.4 of the object's radius, so that its edges make no waves."""
     x = np.arange(masks.shape[2], dtype=np.float32) + 0.5 - places[:, 0, None]
     y = np.arange(masks.shape[1], dtype=np.float32) + 0.5 - places[:, 1, None]
     spread = np.maximum(places[:, 2] / math.pi, 1)[:, None] * 2 * 0.4**2
-    return np.exp(-(x**2) / spread)[:, None, :] * np.exp(-(y**2) / spread)[:, :, None] * masks
+    bell = np.exp(-(x**2) / spread)[:, None, :] * np.exp(-(y**2) / spread)[:, :, None]
+    return np.asarray(bell * masks, np.float32)

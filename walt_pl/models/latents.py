@@ -36,6 +36,10 @@ class LatentScale:
         """Raw latents [f c h w] to zero mean and unit variance."""
         return (z - self._shaped(self.mean, z)) / self._shaped(self.std, z)
 
+    def normalise_clips(self, z: Tensor) -> Tensor:
+        """The same for [b c t h w]."""
+        return self.normalise(z.transpose(1, 2)).transpose(1, 2)
+
     def denormalise(self, z: Tensor) -> Tensor:
         """The inverse, as the decoder wants them."""
         return z * self._shaped(self.std, z) + self._shaped(self.mean, z)

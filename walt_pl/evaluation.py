@@ -1,0 +1,135 @@
+"""Scores of a run on the embedded set: what the analytic scorer reads from each stage's pictures."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.table import Table
+from torch import Tensor
+
+from walt_pl.artifact import write_whole
+from walt_pl.cascade import Cascade, Request, Sampling
+from walt_pl.data.index import Entry, Index
+from walt_pl.data.transforms import to_square
+from walt_pl.data.video import read_video
+from walt_pl.diffusion.sampler import Guidance
+from walt_pl.metrics.frames import psnr
+from walt_pl.metrics.prompt_score import score
+
+SIZES = {"base": 32, "sr1": 64, "sr2": 128}
+"""Side in pixels that each stage of the embedded set makes."""
+RECONSTRUCTED = 64
+"""Validation clips that the autoencoder is scored on."""
+UPSCALED = 64
+"""Validation clips that each super-resolution stage is scored on."""
+GUIDANCE = {"base": 2.0, "sr1": 1.0, "sr2": 1.0}
+"""Scale of classifier-free guidance of the demo's stages, measured to be best."""
+
+
+def evaluate_run(run: Path, index: Path, prompts: int, unseen: int, steps: int, seed: int) -> dict[str, Any]:
+    """Score all finished stages of a run.
+
+    Returns:
+        what summary.json holds beside times: shares right as 0..1, PSNR in dB.
+    """
+    cascade = Cascade.open(run)
+    sampling = Sampling(steps, guidance={stage: Guidance(scale) for stage, scale in GUIDANCE.items()})
+    clips = Index(index, "val").videos
+    summary: dict[str, Any] = {"vae": score_autoencoder(cascade, clips[:RECONSTRUCTED])}
+    summary["base"] = score_base(cascade, [entry.caption for entry in clips[:prompts]], sampling, seed)
+    pairs = [entry.caption for entry in Index(index, "unseen").videos[:unseen]]
+    summary["base"]["unseen_pairs"] = score_base(cascade, pairs, sampling, seed + prompts)["pair"]
+    for stage in cascade.stages[1:]:
+        summary[stage] = score_upscaling(cascade, stage, clips[:UPSCALED], sampling, seed)
+    summary |= {
+        "seed": seed,
+        "steps": steps,
+        "counts": {"vae": RECONSTRUCTED, "base": prompts, "unseen_pairs": unseen, "sr": UPSCALED},
+        "machine": machine(),
+        "load": os.getloadavg()[0],
+    }
+    return summary
+
+
+def read_clips(entries: Sequence[Entry], size: int) -> Tensor:
+    """Clips of an index as pixels [b 3 t h w] in -1..1."""
+    return torch.stack([to_square(read_video(entry.path, entry.frames), size) for entry in entries])
+
+
+def score_autoencoder(cascade: Cascade, entries: Sequence[Entry]) -> dict[str, float]:
+    """PSNR at 64 px; colour, motion and shape of reconstructions at 32 px, texture at 128 px."""
+    captions = [entry.caption for entry in entries]
+    read = {}
+    for size in SIZES.values():
+        clips = read_clips(entries, size)
+        rebuilt = cascade.decode(cascade.encode(clips))
+        read[size] = {**score(rebuilt, captions), "psnr": float(psnr(rebuilt, clips).mean())}
+    coarse = {word: read[32][word] for word in ("colour", "motion", "shape")}
+    return {"psnr": read[64]["psnr"], **coarse, "texture": read[128]["texture"], "psnr_32": read[32]["psnr"], "psnr_128": read[128]["psnr"]}
+
+
+def score_base(cascade: Cascade, captions: Sequence[str], sampling: Sampling, seed: int, batch: int = 32) -> dict[str, float]:
+    """Colour, motion, shape, all three, and shape with colour (``pair``) of samples for these captions."""
+    request = Request(prompts=captions, seeds=[seed + i for i in range(len(captions))])
+    made = [
+        cascade.decode(cascade.refine("base", request.part(start, batch), sampling)) for start in range(0, len(captions), batch)
+    ]
+    shares = score(torch.cat(made), captions)
+    return {word: shares[word] for word in ("colour", "motion", "shape", "all", "pair")}
+
+
+def score_upscaling(cascade: Cascade, stage: str, entries: Sequence[Entry], sampling: Sampling, seed: int, batch: int = 16) -> dict[str, float]:
+    """One super-resolution stage from the true clip's latents one size below, beside bicubic upscaling of those latents decoded."""
+    size = SIZES[stage]
+    captions = [entry.caption for entry in entries]
+    clips = read_clips(entries, size)
+    low = cascade.encode(read_clips(entries, size // 2))
+    request = Request(prompts=captions, seeds=[seed + i for i in range(len(captions))])
+    made = []
+    for start in range(0, len(captions), batch):
+        latents = cascade.refine(stage, request.part(start, batch), sampling, low[start : start + batch], number=cascade.stages.index(stage))
+        made.append(cascade.decode(latents))
+    sharp, plain = torch.cat(made), bicubic(cascade.decode(low), size)
+    return {
+        "texture": score(sharp, captions)["texture"],
+        "texture_bicubic": score(plain, captions)["texture"],
+        "psnr": float(psnr(sharp, clips).mean()),
+        "psnr_bicubic": float(psnr(plain, clips).mean()),
+    }
+
+
+def bicubic(clips: Tensor, size: int) -> Tensor:
+    """Clips [b 3 t h w] at another size, frame by frame."""
+    frames = clips.transpose(1, 2).flatten(0, 1)
+    larger = F.interpolate(frames, size=(size, size), mode="bicubic").clamp(-1, 1)
+    return larger.unflatten(0, (len(clips), -1)).transpose(1, 2)
+
+
+def machine() -> str:
+    """Processor and cores, as figures should be read with."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0] if models else name
+    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
+    """Write summary.json whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def render_summary(summary: Mapping[str, Any]) -> Table:
+    """The figures as a table."""
+    table = Table("stage", "figure", "value")
+    for stage in ("vae", *SIZES):
+        for figure, value in summary.get(stage, {}).items():
+            table.add_row(stage, figure, f"{value:.2f} dB" if figure.startswith("psnr") else f"{value:.1%}")
+    return table
