@@ -97,6 +97,8 @@ class Encoder(nn.Module):
             self.layers.append(ResBlock(channels, channels, config.norm))
         self.norm_out = make_norm(config.norm, channels)
         self.conv_out = CausalConv3d(channels, 2 * config.latent_channels, kernel=1)
+        # A posterior as wide as the prior would drown the latent in noise until the log-variance is learnt.
+        nn.init.constant_(self.conv_out.bias[config.latent_channels :], -6.0)  # type: ignore[index]
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         h = self.conv_in(x, stream)

@@ -1,0 +1,72 @@
+# make help is the manual.
+EXP ?= shapes
+RUN ?= runs/$(EXP)
+SHELL := /bin/bash
+PYTHON3 ?= python3.11
+PYTHON := .venv/bin/python
+WALT := $(PYTHON) -m walt_pl
+# FRESH=1 trains a finished or interrupted stage again; ARGS go to the program as they are, e.g. ARGS="--trainer.max_steps 10".
+FIT = $(WALT) fit $(if $(FRESH),--fresh true) $(ARGS) --config
+STAGES_SR = $(sort $(wildcard experiments/$(EXP)/sr*.yaml))
+INDEX_shapes := data/shapes/index.parquet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup data demo test test-slow check train-vae train-base train-sr sample evaluate status verify tensorboard clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@echo; echo "  EXP=shapes names the experiment (experiments/EXP), FRESH=1 starts a stage over, ARGS=\"...\" goes to the program."
+
+setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; done once)
+
+.venv/.ready: requirements.txt requirements-dev.txt
+	@echo "setup: installing into .venv (about 3 minutes, 7 GB)"
+	@command -v $(PYTHON3) >/dev/null || { echo "setup: no $(PYTHON3) found; install Python 3.11, or name it: make PYTHON3=/path/to/python3.11"; exit 1; }
+	@[ -x $(PYTHON) ] || $(PYTHON3) -m venv .venv
+	@$(PYTHON) -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+demo: setup ## everything on the embedded set: paint, train four stages, sample, score, one picture (about 25 minutes on 2 cores)
+	@$(WALT) demo
+
+test: setup ## the tests (under 10 minutes on 2 cores)
+	@echo "test: every promise that can be checked in under 10 minutes on 2 cores"
+	@$(PYTHON) -m pytest -m "not slow and not gpu"
+
+test-slow: setup ## the tests that take longer
+	@$(PYTHON) -m pytest -m "slow and not gpu"
+
+check: setup ## lint, format, types, floors
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy && $(PYTHON) -m pytest tests/test_floors.py
+
+data: setup $(INDEX_$(EXP))
+
+data/shapes/index.parquet:
+	@$(WALT) index shapes --out data/shapes
+
+train-vae: data ## train the autoencoder of EXP
+	@$(FIT) experiments/$(EXP)/vae.yaml
+
+train-base: data ## train the base model of EXP
+	@$(FIT) experiments/$(EXP)/base.yaml
+
+train-sr: data ## train every super-resolution stage of EXP, in order
+	@set -e; for config in $(STAGES_SR); do $(FIT) $$config; done
+
+sample: setup ## make a video: make sample PROMPT="a striped red circle moving left"
+	@$(WALT) sample --run $(RUN) --prompt "$(PROMPT)" --out $(RUN)/samples/clip.mp4 $(ARGS)
+
+evaluate: setup ## score every stage of EXP on the embedded set
+	@$(WALT) evaluate --run $(RUN) $(ARGS)
+
+status: setup ## the stages of a run and their states
+	@$(WALT) status --run $(RUN)
+
+verify: setup ## compare every byte of a run's artifacts with what their stages left
+	@$(WALT) verify --run $(RUN)
+
+tensorboard: setup ## curves and previews of all runs, http://localhost:6006
+	@$(PYTHON) -m tensorboard.main --logdir runs
+
+clean: ## remove runs of EXP and the painted set (not .venv)
+	rm -rf $(RUN) data/shapes

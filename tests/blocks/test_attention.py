@@ -1,0 +1,211 @@
+"""Windows, their bias, and the identity that images meet in spatiotemporal layers."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from walt_pl.blocks.attention import (
+    AttentionName,
+    NormName,
+    RelativeBias,
+    TextAttention,
+    Window,
+    WindowAttention,
+    attend,
+    cut_windows,
+    join_windows,
+)
+from walt_pl.blocks.frames import Layout
+
+GRID = (4, 6)
+STW: Window = (3, 2, 3)
+LAYOUT = Layout(videos=2, frames=3, images=4)
+WIDTH = 16
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def layer(window: Window, attention: AttentionName = "sdpa", qk_norm: NormName = "layer") -> WindowAttention:
+    return randomised(WindowAttention(WIDTH, 2, window, qk_norm, attention))
+
+
+def randomised[M: nn.Module](module: M) -> M:
+    """Every parameter drawn, those that start at zero too."""
+    generator = torch.Generator().manual_seed(3)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5, generator=generator)
+    return module
+
+
+@pytest.mark.parametrize("window", [(1, 4, 6), (3, 2, 3), (3, 4, 6), (1, 1, 1), (3, 1, 2)])
+def test_windows_cut_and_joined_come_back_unchanged(window: Window) -> None:
+    x = noise(2 * 3, 24, WIDTH)
+    windows = cut_windows(x, 3, GRID, window)
+    assert windows.shape[1] == window[0] * window[1] * window[2]
+    assert torch.equal(join_windows(windows, 3, GRID, window), x)
+
+
+def test_a_window_holds_the_tokens_of_its_own_box() -> None:
+    places = torch.tensor(list(itertools.product(range(2), range(3), range(4), range(6))))  # video, frame, row, column
+    windows = cut_windows(places.view(6, 24, 4), 3, GRID, STW)
+    boxes = set()
+    for window in windows:
+        assert len(set(map(tuple, window.tolist()))) == 18
+        box = {(v, t // 3, h // 2, w // 3) for v, t, h, w in window.tolist()}
+        assert len(box) == 1, "tokens of two windows are mixed"
+        boxes |= box
+        assert torch.equal(window, window[torch.from_numpy(lexicographic(window))]), "row-major order within a window"
+    assert len(boxes) == 8
+
+
+def lexicographic(rows: Tensor):  # type: ignore[no-untyped-def]
+    import numpy as np
+
+    return np.lexsort(rows.numpy().T[::-1])
+
+
+@pytest.mark.parametrize("window", [(1, 3, 4), (2, 2, 3), (3, 1, 1)])
+def test_relative_bias_is_a_table_of_offsets(window: Window) -> None:
+    bias = RelativeBias(window, heads=2)
+    t, h, w = window
+    assert bias.table.shape == (2, (2 * t - 1) * (2 * h - 1) * (2 * w - 1))
+    nn.init.normal_(bias.table)
+    got = bias()
+    table = bias.table.view(2, 2 * t - 1, 2 * h - 1, 2 * w - 1)
+    places = list(itertools.product(range(t), range(h), range(w)))
+    for i, query in enumerate(places):
+        for j, key in enumerate(places):
+            dt, dh, dw = (q - k for q, k in zip(query, key, strict=True))
+            assert torch.equal(got[:, i, j], table[:, dt + t - 1, dh + h - 1, dw + w - 1])
+
+
+def test_relative_bias_index_stays_out_of_the_checkpoint() -> None:
+    assert list(RelativeBias((1, 2, 2), 1).state_dict()) == ["table"]
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_sdpa_is_plain_attention(biased: bool) -> None:
+    q, k, v = noise(3, 2, 5, 8), noise(3, 2, 7, 8, seed=1), noise(3, 2, 7, 8, seed=2)
+    bias = noise(2, 5, 7, seed=3) if biased else None
+    torch.testing.assert_close(attend(q, k, v, bias, "sdpa"), attend(q, k, v, bias, "plain"))
+    scores = torch.einsum("bhne,bhme->bhnm", q, k) / 8**0.5 + (0 if bias is None else bias)
+    torch.testing.assert_close(attend(q, k, v, bias, "plain"), scores.softmax(-1) @ v)
+
+
+@pytest.mark.parametrize("window", [(1, *GRID), STW])
+@pytest.mark.parametrize("qk_norm", ["layer", "rms", "none"])
+@torch.no_grad()
+def test_fused_and_plain_layers_agree(window: Window, qk_norm: NormName) -> None:
+    x = noise(LAYOUT.total, 24, WIDTH)
+    fused, plain = layer(window, "sdpa", qk_norm), layer(window, "plain", qk_norm)
+    torch.testing.assert_close(fused(x, LAYOUT, GRID), plain(x, LAYOUT, GRID), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_image_tokens_pass_a_spatiotemporal_layer_as_their_own_value() -> None:
+    attention = layer(STW)
+    x = noise(LAYOUT.total, 24, WIDTH)
+    y = attention(x, LAYOUT, GRID)
+    images = x[LAYOUT.video_frames :]
+    values = attention.qkv(images)[..., 2 * WIDTH :]
+    torch.testing.assert_close(y[LAYOUT.video_frames :], attention.out(values))
+
+
+@torch.no_grad()
+def test_identity_mask_is_what_images_meet() -> None:
+    """Masked attention, computed in full, gives what the layer computes with W_o v alone."""
+    attention = layer((3, *GRID))
+    x = noise(4, 24, WIDTH)
+    q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
+    mask = torch.full((24, 24), -torch.inf).fill_diagonal_(0.0)
+    masked = attend(attention.q_norm(q), attention.k_norm(k), v, mask, "plain").transpose(1, 2).flatten(2)
+    torch.testing.assert_close(attention(x, Layout(0, 3, 4), GRID), attention.out(masked), atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_image_token_depends_on_itself_alone_in_a_spatiotemporal_layer() -> None:
+    attention = layer(STW)
+    x = noise(LAYOUT.total, 24, WIDTH)
+    changed = noise(LAYOUT.total, 24, WIDTH, seed=9)
+    changed[7, 5] = x[7, 5]
+    torch.testing.assert_close(attention(changed, LAYOUT, GRID)[7, 5], attention(x, LAYOUT, GRID)[7, 5])
+
+
+@pytest.mark.parametrize("window", [(1, *GRID), STW])
+@torch.no_grad()
+def test_joint_batch_is_videos_and_images_apart(window: Window) -> None:
+    attention = layer(window)
+    x = noise(LAYOUT.total, 24, WIDTH)
+    apart = [attention(x[:6], Layout(2, 3, 0), GRID), attention(x[6:], Layout(0, 3, 4), GRID)]
+    torch.testing.assert_close(attention(x, LAYOUT, GRID), torch.cat(apart), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("window", [(1, *GRID), STW])
+@torch.no_grad()
+def test_tokens_see_their_window_and_nothing_else(window: Window) -> None:
+    attention = layer(window)
+    layout = Layout(1, 3, 0)
+    x = noise(3, 24, WIDTH)
+    y = attention(x, layout, GRID)
+    x[1, 0] += 1  # frame 1, row 0, column 0
+    moved = (attention(x, layout, GRID) - y).abs().amax(dim=-1).view(3, *GRID) > 1e-6
+    want = torch.zeros(3, *GRID, dtype=torch.bool)
+    if window[0] == 1:
+        want[1] = True
+    else:
+        want[:, :2, :3] = True
+    assert torch.equal(moved, want)
+
+
+def test_every_parameter_of_a_spatiotemporal_layer_gets_a_gradient_from_images_alone() -> None:
+    attention = layer(STW)
+    attention(noise(4, 24, WIDTH), Layout(0, 3, 4), GRID).sum().backward()
+    assert all(p.grad is not None for p in attention.parameters())
+
+
+@torch.no_grad()
+def test_qk_norm_bounds_the_logits() -> None:
+    """Queries and keys a thousand times as large change nothing."""
+    attention = layer((1, *GRID), qk_norm="rms")
+    nn.init.zeros_(attention.qkv.bias)
+    x = noise(4, 24, WIDTH)
+    before = attention(x, Layout(0, 3, 4), GRID)
+    attention.qkv.weight[: 2 * WIDTH] *= 1000
+    torch.testing.assert_close(attention(x, Layout(0, 3, 4), GRID), before, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "plain"])
+@torch.no_grad()
+def test_padding_of_the_text_does_not_matter(attention: AttentionName) -> None:
+    text_layer = randomised(TextAttention(WIDTH, 2, "layer", attention))
+    x, text = noise(LAYOUT.total, 24, WIDTH), noise(6, 5, WIDTH, seed=1)
+    mask = torch.arange(5) < torch.tensor([1, 2, 3, 4, 5, 3])[:, None]
+    y = text_layer(x, text, mask, LAYOUT)
+    garbage = torch.where(mask[..., None], text, 100 * noise(6, 5, WIDTH, seed=2))
+    torch.testing.assert_close(text_layer(x, garbage, mask, LAYOUT), y, atol=1e-5, rtol=1e-4)
+    longer = torch.cat([text, noise(6, 3, WIDTH, seed=3)], dim=1)
+    torch.testing.assert_close(text_layer(x, longer, F.pad(mask, (0, 3)), LAYOUT), y, atol=1e-5, rtol=1e-4)
+    other = torch.where(mask[..., None], noise(6, 5, WIDTH, seed=4), text)
+    assert not torch.allclose(text_layer(x, other, mask, LAYOUT), y, atol=1e-2), "words do matter"
+
+
+@torch.no_grad()
+def test_text_attention_looks_at_the_frame_itself_and_its_own_caption() -> None:
+    text_layer = randomised(TextAttention(WIDTH, 2, "layer", "plain"))
+    x, text = noise(LAYOUT.total, 24, WIDTH), noise(6, 5, WIDTH, seed=1)
+    mask = torch.ones(6, 5, dtype=torch.bool)
+    mask[4, 3:] = False
+    y = text_layer(x, text, mask, LAYOUT)
+    owner = [0, 0, 0, 1, 1, 1, 2, 3, 4, 5]
+    for frame, sample in enumerate(owner):
+        keys = torch.cat([x[frame], text[sample][mask[sample]]])
+        k, v = text_layer.kv(keys).view(-1, 2, 2, 8).unbind(1)
+        q = text_layer.q(x[frame]).view(-1, 2, 8)
+        scores = torch.einsum("nhe,mhe->hnm", text_layer.q_norm(q), text_layer.k_norm(k)) / 8**0.5
+        by_hand = text_layer.out(torch.einsum("hnm,mhe->nhe", scores.softmax(-1), v).flatten(1))
+        torch.testing.assert_close(y[frame], by_hand, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,74 @@
+"""AdaLN-LoRA: a shared modulation, and a low-rank correction for each layer."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.modulation import AdaLN, FinalModulation, modulate
+from walt_pl.models.denoiser import Block, DenoiserConfig
+
+WIDTH, LAYERS = 8, 3
+
+
+def cond() -> Tensor:
+    return torch.randn(4, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("rank", [2, None])
+@pytest.mark.parametrize("layer", [0, 1])
+def test_blocks_start_as_the_identity(rank: int | None, layer: int) -> None:
+    config = DenoiserConfig(WIDTH, LAYERS, heads=2, size=(2, 4, 4), window=(2, 2, 2), lora_rank=rank, text_width=6)
+    layout = Layout(1, 2, 3)
+    modulation = AdaLN(WIDTH, LAYERS, rank)(cond())[layer]
+    x, text = torch.randn(layout.total, 16, WIDTH), torch.randn(4, 3, WIDTH)
+    assert torch.equal(Block(config, layer)(x, modulation, layout, text, torch.ones(4, 3, dtype=torch.bool)), x)
+
+
+def test_every_layer_adds_its_own_low_rank_correction() -> None:
+    adaln = AdaLN(WIDTH, LAYERS, rank=2)
+    for parameter in adaln.parameters():
+        nn.init.normal_(parameter)
+    out = adaln(cond())
+    assert out.shape == (LAYERS, 4, 6, WIDTH)
+    c = F.silu(cond())
+    for layer in range(LAYERS):
+        by_hand = adaln.mlp(c) + c @ adaln.down[layer].T @ adaln.up[layer].T
+        torch.testing.assert_close(out[layer].flatten(1), by_hand)
+
+
+def test_layers_differ_by_no_more_than_their_rank() -> None:
+    adaln = AdaLN(WIDTH, LAYERS, rank=2)
+    for parameter in adaln.parameters():
+        nn.init.normal_(parameter)
+    # The corrections are linear in silu(cond): over more samples than ranks they still span r dimensions.
+    many = torch.randn(20, WIDTH)
+    correction = (adaln(many)[1].flatten(1) - adaln.mlp(F.silu(many))).double()
+    assert int(torch.linalg.matrix_rank(correction, rtol=1e-4)) == 2
+
+
+def test_separate_modulation_is_a_linear_layer_of_each_layer() -> None:
+    adaln = AdaLN(WIDTH, LAYERS, rank=None)
+    assert torch.equal(adaln(cond()), torch.zeros(LAYERS, 4, 6, WIDTH))
+    nn.init.normal_(adaln.weight)
+    nn.init.normal_(adaln.bias)
+    for layer, got in enumerate(adaln(cond())):
+        torch.testing.assert_close(got.flatten(1), F.linear(F.silu(cond()), adaln.weight[layer], adaln.bias[layer]))
+
+
+@pytest.mark.parametrize("rank", [2, None])
+def test_a_zero_start_still_learns(rank: int | None) -> None:
+    adaln = AdaLN(WIDTH, LAYERS, rank)
+    adaln(cond()).square().sub(1).square().sum().backward()
+    adaln.zero_grad()
+    (adaln(cond()) - 1).square().sum().backward()
+    moved = [name for name, p in adaln.named_parameters() if p.grad is not None and bool(p.grad.any())]
+    assert moved == (["weight", "bias"] if rank is None else ["up", "mlp.2.weight", "mlp.2.bias"])
+
+
+def test_modulation_of_zero_changes_nothing() -> None:
+    shift, scale = FinalModulation(WIDTH)(cond())
+    x = torch.randn(4, 5, WIDTH)
+    assert torch.equal(modulate(x, shift, scale), x)
+    torch.testing.assert_close(modulate(x, shift + 2, scale + 3), 4 * x + 2)
