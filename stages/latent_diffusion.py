@@ -117,7 +117,7 @@ class LatentDiffusion(L.LightningModule):
     def training_step(self, batch: JointBatch, batch_idx: int) -> Tensor:
         chance = Chance(self.seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, batch.slots)
         x0, layout = self.latents(batch.videos, batch.images)
-        condition = self.condition(batch, layout, chance)
+        condition = self.condition(batch, x0, layout, chance)
         draws = self.draws(x0, layout, chance)
         error = velocity_error(self.denoiser, self.schedule, x0, condition, draws)
         weight = self.frame_weight(batch, condition)
@@ -147,14 +147,14 @@ class LatentDiffusion(L.LightningModule):
         """Noise level, noise and self-conditioning of a step."""
         shapes = [(layout.frames, *x0.shape[1:])] * layout.videos + [(1, *x0.shape[1:])] * layout.images
         step = chance.integers(self.schedule.steps)
-        return Draws(step, torch.cat(chance.normal(shapes)), chance.happens(self.self_conditioning))
+        noise = torch.cat(chance.normal(shapes))
+        return Draws(step, noise, chance.happens(self.self_conditioning) if self.self_conditioning else None)
 
-    def condition(self, batch: JointBatch, layout: Layout, chance: Chance) -> Condition:
-        """What the denoiser is told of a training batch."""
+    def condition(self, batch: JointBatch, x0: Tensor, layout: Layout, chance: Chance) -> Condition:
+        """What the denoiser is told of a training batch whose latents are ``x0``."""
         keep = ~chance.happens(self.drop_condition)
         condition = self.described(batch.captions, batch.labels, layout, keep)
         if self.denoiser.config.frame_prediction:
-            x0, _ = self.latents(batch.videos, batch.images)
             given = chance.happens(self.frame_prediction)
             count = torch.tensor(self.past_frames, device=given.device)[chance.integers(len(self.past_frames))]
             condition = with_past(condition, x0, torch.where(given, count, 0))
@@ -203,7 +203,7 @@ class LatentDiffusion(L.LightningModule):
             condition = self.validation_condition(batch, layout, chance)
             draws = self.draws(x0, layout, chance)
             step = torch.full_like(draws.step, level)
-            error = velocity_error(self.denoiser, self.schedule, x0, condition, Draws(step, draws.noise, torch.zeros_like(draws.self_condition)))
+            error = velocity_error(self.denoiser, self.schedule, x0, condition, Draws(step, draws.noise, None))
             weight = layout.per_frame(batch.weight)
             errors.append((error * weight).sum() / weight.sum().clamp(min=1))
             self.log(f"val/loss_{level:03d}", errors[-1], batch_size=layout.total, sync_dist=True)

@@ -58,8 +58,8 @@ class SuperResolutionStage(LatentDiffusion):
     def text_encoder(self) -> TextEncoder | None:
         return self._text[0].to(self.device) if self._text else None
 
-    def condition(self, batch: JointBatch, layout: Layout, chance: Chance) -> Condition:
-        condition = super().condition(batch, layout, chance)
+    def condition(self, batch: JointBatch, x0: Tensor, layout: Layout, chance: Chance) -> Condition:
+        condition = super().condition(batch, x0, layout, chance)
         return self.with_low(condition, batch, chance.integers(self.low_noise_max), chance)
 
     def validation_condition(self, batch: JointBatch, layout: Layout, chance: Chance) -> Condition:

@@ -166,7 +166,7 @@ class VAEStage(L.LightningModule):
         if self.lecam_weight:
             loss = loss + self.lecam_weight * self.lecam(real, fake)
         if penalised:
-            penalty = torch.stack([r1_penalty(x, self.discriminator(x)) for x in inputs]).mean()
+            penalty = torch.cat([r1_penalty(x, self.discriminator(x)) for x in inputs]).mean()
             loss = loss + self.r1_weight * self.r1_every * penalty
             self.log("train/r1", penalty)
         self.lecam.update(real, fake)

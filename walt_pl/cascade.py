@@ -150,7 +150,12 @@ class Cascade:
         c = denoiser.config
         layout = Layout(len(request), c.size[0], 0)
         chances = [Chance(seed, number, torch.zeros(1, dtype=torch.int64)) for seed in request.seeds]
-        noise = torch.cat([chance.normal([(layout.frames, c.latent_channels, *c.size[1:])])[0] for chance in chances]).to(self.device)
+
+        def fresh_noise() -> Tensor:
+            shape = (layout.frames, c.latent_channels, *c.size[1:])
+            return torch.cat([chance.normal([shape])[0] for chance in chances]).to(self.device)
+
+        noise = fresh_noise()
         condition = self._condition(denoiser, request, layout)
         if c.super_resolution:
             if low is None:
@@ -158,9 +163,8 @@ class Cascade:
             level = int(artifact.config["super_resolution"]["low_noise"])
             condition = self._with_low(condition, layout.join(scale.normalise_clips(low), low[:0]), level, schedule, chances)
         denoise = guided(denoiser, sampling.guidance.get(stage, Guidance()), schedule, self._null(request, denoiser))
-        generator = torch.Generator().manual_seed(request.seeds[0] if request.seeds else 0)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            latents = ddim(denoise, schedule, noise, condition, sampling.steps, sampling.eta, generator, each_step)
+            latents = ddim(denoise, schedule, noise, condition, sampling.steps, sampling.eta, fresh_noise, each_step)
         return layout.split(scale.denormalise(latents))[0]
 
     @torch.no_grad()

@@ -43,8 +43,6 @@ DEFAULTS: dict[str, Any] = {
 class Program(LightningCLI):
     """LightningCLI that knows runs: where a stage writes, what its parents are, how it goes on."""
 
-    done: str | None = None
-
     def __init__(self) -> None:
         super().__init__(
             L.LightningModule,
@@ -109,12 +107,12 @@ class Program(LightningCLI):
     # ---- Going on, or starting ----------------------------------------------------------------------------------------
 
     def _begin(self, manifest: Manifest) -> None:
-        """Decide between the end, going on and starting; write the start down."""
+        """Decide between the end, going on and starting."""
         options, last = self.options, self.work / "checkpoints" / "last.ckpt"
         state = manifest.state(self.stage)
         if state == "done" and not options.fresh and not options.ckpt_path:
-            self.done = f'stage "{self.stage}" of {self.run_dir} is done; train it again with: {train_command(self.stage, manifest.run)} FRESH=1'
-            return
+            _say(f'stage "{self.stage}" of {self.run_dir} is done; train it again with: {train_command(self.stage, manifest.run)} FRESH=1')
+            raise SystemExit(0)
         found = manifest.stages().get(self.stage)
         interrupted = found is not None and found.training is not None and last.exists()
         if interrupted and found is not None and found.training is not None and not options.fresh and not options.ckpt_path:
@@ -125,11 +123,14 @@ class Program(LightningCLI):
                 )
             options.ckpt_path = str(last)
             _say(f"going on from {last}")
-        if rank_zero_only.rank == 0:
-            if not options.ckpt_path:
-                last.unlink(missing_ok=True)
-                (self.work / "tokenizer.model").unlink(missing_ok=True)
-            manifest.start(self.stage, self.parents)
+
+    @rank_zero_only
+    def before_fit(self) -> None:
+        """Write the start down, once everything that can be wrong with the configuration has been found."""
+        if not self.options.ckpt_path:
+            (self.work / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+            (self.work / "tokenizer.model").unlink(missing_ok=True)
+        Manifest.open(self.run_dir).start(self.stage, self.parents)
 
     # ---- What the trainer is made of ----------------------------------------------------------------------------------
 

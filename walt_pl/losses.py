@@ -1,5 +1,6 @@
 """Terms of the autoencoder's loss (SPEC section 2): reconstruction, perceptual, adversarial with R1 and LeCAM."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -32,10 +33,11 @@ class LPIPS(nn.Module):
                 f"losses.perceptual_weights: no file {weights}; provide torchvision's VGG16 (vgg16-397923af.pth, "
                 "https://download.pytorch.org/models/vgg16-397923af.pth) or choose perceptual: none"
             )
+        state = _read_vgg(weights)
         import lpips
 
         self.metric = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False).eval()
-        _load_vgg(self.metric.net, weights)
+        _load_vgg(self.metric.net, state, weights)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of frames [f 3 h w] in -1..1, float32 [f]."""
@@ -43,14 +45,25 @@ class LPIPS(nn.Module):
         return distance.flatten(1).mean(dim=1).float()
 
 
-def _load_vgg(net: nn.Module, weights: Path) -> None:
+def _read_vgg(weights: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"losses.perceptual_weights: {weights} cannot be read as torchvision's VGG16 ({type(error).__name__}); download it again"
+        ) from error
+    if not isinstance(state, dict):
+        raise ValueError(f"losses.perceptual_weights: {weights} holds a {type(state).__name__}, not torchvision's VGG16 state dict")
+    return state
+
+
+def _load_vgg(net: nn.Module, state: dict[str, Tensor], weights: Path) -> None:
     """Fill lpips's slices of VGG16 from torchvision's state dict: the keys keep torchvision's layer numbers."""
-    state = torch.load(weights, map_location="cpu", weights_only=True)
     wanted = net.state_dict()
     source = {name: "features." + name.split(".", 1)[1] for name in wanted}
-    missing = [key for key in source.values() if key not in state]
-    if missing:
-        raise ValueError(f"losses.perceptual_weights: {weights} is not torchvision's VGG16: no {missing[0]!r} in it")
+    wrong = [key for name, key in source.items() if key not in state or state[key].shape != wanted[name].shape]
+    if wrong:
+        raise ValueError(f"losses.perceptual_weights: {weights} is not torchvision's VGG16: {wrong[0]!r} is missing or of another shape")
     net.load_state_dict({name: state[key] for name, key in source.items()})
 
 
@@ -84,9 +97,9 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def r1_penalty(real: Tensor, logits: Tensor) -> Tensor:
-    """Half the squared gradient of the logits [b] at real clips [b 3 t h w], mean over clips (Mescheder et al., arXiv 1801.04406)."""
+    """Half the squared gradient of each logit [b] at its real clip [b 3 t h w], [b] (Mescheder et al., arXiv 1801.04406)."""
     (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
-    return 0.5 * gradient.square().flatten(1).sum(dim=1).mean()
+    return 0.5 * gradient.square().flatten(1).sum(dim=1)
 
 
 class LeCam(nn.Module):

@@ -1,13 +1,25 @@
 """The layers of the autoencoder never look ahead in time, and a single frame is a video."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from walt_pl.blocks.causal_conv import CausalConv3d, LatentNorm, NormName, ResBlock, Stream, Strides, Upsample, make_norm
+from walt_pl.blocks.causal_conv import (
+    CausalConv3d,
+    LatentNorm,
+    NormName,
+    ResBlock,
+    Stream,
+    Strides,
+    Upsample,
+    make_norm,
+)
+
+Drawn = TypeVar("Drawn", bound=nn.Module)
 
 NORMS: tuple[NormName, ...] = ("group", "layer")
 STRIDE_ONE: dict[str, Callable[[], nn.Module]] = {
@@ -32,7 +44,7 @@ def other_future(x: Tensor, start: int) -> Tensor:
     return y
 
 
-def randomised(module: nn.Module) -> nn.Module:
+def randomised(module: Drawn) -> Drawn:
     generator = torch.Generator().manual_seed(2)
     for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.3, generator=generator)
@@ -105,8 +117,7 @@ def test_frames_are_normalised_apart(norm: NormName) -> None:
 @pytest.mark.parametrize("factors", [(1, 1, 1), (2, 2, 2), (4, 2, 2)])
 @torch.no_grad()
 def test_latent_norm_gives_each_latent_to_its_own_frames(norm: NormName, factors: Strides) -> None:
-    layer = LatentNorm(32, 4, norm)
-    randomised(layer)
+    layer = randomised(LatentNorm(32, 4, norm))
     x, z = clip(1 + 3 * factors[0], 32, 4), clip(4, 4, 4 // factors[1])
     y = layer(x, z, factors)
     scale, shift = layer.modulation(z).chunk(2, dim=1)
@@ -123,8 +134,7 @@ def test_latent_norm_gives_each_latent_to_its_own_frames(norm: NormName, factors
 @pytest.mark.parametrize("norm", NORMS)
 @torch.no_grad()
 def test_latent_norm_does_not_show_later_latents_to_earlier_frames(norm: NormName) -> None:
-    layer = LatentNorm(32, 4, norm)
-    randomised(layer)
+    layer = randomised(LatentNorm(32, 4, norm))
     x, z = clip(13), clip(4, 4)
     y = layer(x, z, (4, 1, 1))
     for j in range(1, 4):

@@ -29,8 +29,9 @@ class PositionEmbedding(nn.Module):
 
     def __init__(self, frames: int, tokens: int, width: int) -> None:
         super().__init__()
-        self.space = nn.Parameter(0.02 * torch.randn(tokens, width))
-        self.time = nn.Parameter(0.02 * torch.randn(frames, width))
+        # As large as a patch is: at 0.02 attention takes hundreds of steps to find places at all.
+        self.space = nn.Parameter(0.5 * torch.randn(tokens, width))
+        self.time = nn.Parameter(0.5 * torch.randn(frames, width))
 
     def forward(self, videos: int, images: int) -> Tensor:
         """The embedding of every token, [f n d]; an image takes the place of a video's first frame."""

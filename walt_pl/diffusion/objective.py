@@ -21,8 +21,8 @@ class Draws:
     """[s] noise level of each sample."""
     noise: Tensor
     """[f c h w] standard normal."""
-    self_condition: Tensor
-    """[s] bool: whether the sample gets a first pass."""
+    self_condition: Tensor | None
+    """[s] bool: whether the sample gets a first pass; None where no sample ever does."""
 
 
 def velocity_error(denoise: Denoise, schedule: Schedule, x0: Tensor, condition: Condition, draws: Draws) -> Tensor:
@@ -44,16 +44,20 @@ def velocity_error(denoise: Denoise, schedule: Schedule, x0: Tensor, condition: 
 
 @torch.no_grad()
 def first_estimate(denoise: Denoise, schedule: Schedule, xt: Tensor, condition: Condition, draws: Draws) -> Tensor | None:
-    """The clean latent as a first pass sees it, in the rows that were drawn; zeros in the others; None when nobody draws.
+    """The clean latent as a first pass sees it, in the rows that were drawn; zeros in the others; None without self-conditioning.
 
-    Only the drawn rows are run.
+    Only the drawn rows are run; where none was drawn the first one is, for nothing, since all ranks of a sharded model must make the
+    same number of passes.
     """
-    rows = draws.self_condition
-    if not rows.any():
+    if draws.self_condition is None:
         return None
+    rows = draws.self_condition.clone()
+    wanted = bool(rows.any())
+    rows[0] |= not wanted
     layout = condition.layout
     frames = layout.per_frame(rows)
     v = denoise(xt[frames], draws.step[rows], condition.select(rows), None)
     estimate = torch.zeros_like(xt)
-    estimate[frames] = schedule.clean(xt[frames], v.float(), layout.per_frame(draws.step)[frames])
+    if wanted:
+        estimate[frames] = schedule.clean(xt[frames], v.float(), layout.per_frame(draws.step)[frames])
     return estimate

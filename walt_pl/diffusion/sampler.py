@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from walt_pl.blocks.frames import Layout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.objective import Denoise
 from walt_pl.diffusion.schedule import Schedule
@@ -53,16 +54,14 @@ def guided(denoise: Denoise, guidance: Guidance, schedule: Schedule, null: Calla
             return told
         v = torch.lerp(denoise(x, step, null(condition), estimate), told, w)
         if guidance.rescale:
-            n = condition.layout.per_frame(step)
-            v = _rescaled(schedule, x, v, told, n, condition, guidance.rescale)
+            v = _rescaled(v, told, condition.layout, guidance.rescale)
         return v
 
     return wrapped
 
 
-def _rescaled(schedule: Schedule, x: Tensor, v: Tensor, told: Tensor, n: Tensor, condition: Condition, phi: float) -> Tensor:
+def _rescaled(v: Tensor, told: Tensor, layout: Layout, phi: float) -> Tensor:
     """Bring the spread of each sample's guided v back towards that of the conditional one."""
-    layout = condition.layout
 
     def spread(value: Tensor) -> Tensor:
         square = layout.per_sample(value.square().mean(dim=(1, 2, 3))) - layout.per_sample(value.mean(dim=(1, 2, 3))).square()
@@ -79,7 +78,7 @@ def ddim(
     condition: Condition,
     steps: int = 50,
     eta: float = 0.0,
-    generator: torch.Generator | None = None,
+    fresh_noise: Callable[[], Tensor] | None = None,
     each_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Sample clean latents.
@@ -91,7 +90,7 @@ def ddim(
         condition: what is known; known past frames come back as given.
         steps: number of network evaluations (twice that with guidance).
         eta: 0 is deterministic, 1 is ancestral sampling.
-        generator: for the noise that eta > 0 adds.
+        fresh_noise: gives the noise [f c h w] that each step adds when eta > 0; from torch's global generator when not given.
         each_step: called after every step, for progress.
 
     Returns:
@@ -104,7 +103,7 @@ def ddim(
         n = condition.layout.per_frame(step)
         v = denoise(x, step, condition, estimate).float()
         x0, eps = schedule.clean(x, v, n), schedule.noise(x, v, n)
-        x = x0 if following is None else _ddim_update(schedule, x0, eps, level, following, eta, generator)
+        x = x0 if following is None else _ddim_update(schedule, x0, eps, level, following, eta, fresh_noise)
         estimate = x0
         each_step()
     if condition.past is not None and condition.past_mask is not None:
@@ -113,12 +112,18 @@ def ddim(
 
 
 def _ddim_update(
-    schedule: Schedule, x0: Tensor, eps: Tensor, level: int, following: int, eta: float, generator: torch.Generator | None
+    schedule: Schedule,
+    x0: Tensor,
+    eps: Tensor,
+    level: int,
+    following: int,
+    eta: float,
+    fresh_noise: Callable[[], Tensor] | None,
 ) -> Tensor:
     """Equations 12 and 16 of arXiv 2010.02502."""
     now, then = float(schedule.abar[level]), float(schedule.abar[following])
     sigma = eta * math.sqrt((1 - then) / (1 - now)) * math.sqrt(1 - now / then)
     x = math.sqrt(then) * x0 + math.sqrt(max(1 - then - sigma**2, 0)) * eps
     if sigma:
-        x = x + sigma * torch.randn(x.shape, generator=generator).to(x)
+        x = x + sigma * (torch.randn_like(x) if fresh_noise is None else fresh_noise().to(x))
     return x

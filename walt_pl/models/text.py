@@ -107,11 +107,13 @@ class SmallTextEncoder(nn.Module):
         """Captions to tokens [s l e] and their mask [s l]; at least one token each, the pad for an empty caption."""
         if not self.vocabulary:
             raise RuntimeError("text: no vocabulary yet; call load_vocabulary first")
+        if not captions:
+            return self.position.new_zeros(0, 1, self.width), torch.zeros(0, 1, dtype=torch.bool, device=self.position.device)
         pieces = [self._pieces.encode(caption.strip().lower())[: self.config.length] or [0] for caption in captions]
-        length = max((len(ids) for ids in pieces), default=1)
+        length = max(len(row) for row in pieces)
         device = self.position.device
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in pieces], device=device).view(len(pieces), length)
-        mask = torch.tensor([[i < len(row) for i in range(length)] for row in pieces], device=device).view(len(pieces), length)
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in pieces], device=device)
+        mask = torch.tensor([[i < len(row) for i in range(length)] for row in pieces], device=device)
         return self(ids, mask), mask
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,201 @@
+"""The loss of a training step: velocity, self-conditioning where drawn, and frames that do not count."""
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from stages.latent_diffusion import LatentDiffusion, with_past
+from walt_pl.blocks.frames import Layout
+from walt_pl.data.batch import JointBatch
+from walt_pl.diffusion.condition import Condition
+from walt_pl.diffusion.objective import Draws, first_estimate, velocity_error
+from walt_pl.diffusion.schedule import Schedule
+from walt_pl.models.denoiser import DenoiserConfig
+
+LAYOUT = Layout(videos=2, frames=3, images=2)
+SHAPE = (LAYOUT.total, 2, 4, 4)
+SCHEDULE = Schedule()
+STEP = torch.tensor([999, 400, 20, 700])
+NOBODY = torch.zeros(4, dtype=torch.bool)
+
+
+def noise(seed: int) -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def condition() -> Condition:
+    return Condition(LAYOUT, torch.ones(4, dtype=torch.bool), labels=torch.arange(4))
+
+
+def draws(self_condition: Tensor = NOBODY) -> Draws:
+    return Draws(STEP, noise(1), self_condition)
+
+
+@dataclass
+class Call:
+    x: Tensor
+    step: Tensor
+    condition: Condition
+    estimate: Tensor | None
+
+
+@dataclass
+class FakeDenoiser:
+    """v = gain * x_t + share * estimate, and a record of what it was asked."""
+
+    gain: Tensor = field(default_factory=lambda: torch.tensor(0.5))
+    share: float = 0.25
+    calls: list[Call] = field(default_factory=list)
+
+    def __call__(self, x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        self.calls.append(Call(x, step, condition, estimate))
+        return self.gain * x + (0 if estimate is None else self.share * estimate)
+
+
+def test_error_is_the_square_of_the_velocity_of_each_frame() -> None:
+    x0, eps = noise(0), noise(1)
+    error = velocity_error(FakeDenoiser(torch.tensor(0.0)), SCHEDULE, x0, condition(), draws())
+    assert error.shape == (LAYOUT.total,) and error.dtype == torch.float32
+    for frame, sample in enumerate([0, 0, 0, 1, 1, 1, 2, 3]):
+        g = SCHEDULE.abar[STEP[sample]]
+        v = g.sqrt() * eps[frame] - (1 - g).sqrt() * x0[frame]
+        assert float(error[frame]) == pytest.approx(float(v.square().mean()), rel=1e-5)
+
+
+def test_perfect_denoiser_has_no_error() -> None:
+    x0, eps = noise(0), noise(1)
+
+    def perfect(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        return SCHEDULE.velocity(x0, eps, condition.layout.per_frame(step))
+
+    assert torch.equal(velocity_error(perfect, SCHEDULE, x0, condition(), draws()), torch.zeros(LAYOUT.total))
+
+
+def test_network_sees_the_noisy_latent_and_the_level_of_each_sample() -> None:
+    fake = FakeDenoiser()
+    velocity_error(fake, SCHEDULE, noise(0), condition(), draws())
+    (call,) = fake.calls
+    assert torch.equal(call.step, STEP) and call.estimate is None
+    assert torch.equal(call.x, SCHEDULE.add_noise(noise(0), noise(1), LAYOUT.per_frame(STEP)))
+    assert torch.equal(call.x[:3], noise(1)[:3]), "level 999 is pure noise"
+
+
+@pytest.mark.parametrize(
+    "drawn", [[True, False, True, False], [False, False, False, True], [True] * 4, [False, True, False, False]]
+)
+def test_self_conditioning_passes_only_where_drawn(drawn: list[bool]) -> None:
+    rows = torch.tensor(drawn)
+    frames = LAYOUT.per_frame(rows)
+    fake = FakeDenoiser()
+    velocity_error(fake, SCHEDULE, noise(0), condition(), draws(rows))
+    first, second = fake.calls
+    xt = second.x
+    # The first pass: the drawn rows alone, at the same level, with zeros as estimate.
+    assert first.estimate is None
+    assert torch.equal(first.x, xt[frames]) and torch.equal(first.step, STEP[rows])
+    assert first.condition.layout == LAYOUT.select(rows)
+    assert first.condition.labels is not None and torch.equal(first.condition.labels, torch.arange(4)[rows])
+    # The second: everything, with the clean latent of the first where it was drawn and zeros elsewhere.
+    assert second.condition.layout == LAYOUT and second.estimate is not None
+    assert torch.equal(second.estimate[~frames], torch.zeros_like(xt[~frames]))
+    clean = SCHEDULE.clean(xt[frames], 0.5 * xt[frames], LAYOUT.per_frame(STEP)[frames])
+    assert torch.equal(second.estimate[frames], clean)
+
+
+def test_where_nobody_is_drawn_there_is_no_first_pass() -> None:
+    fake = FakeDenoiser()
+    assert first_estimate(fake, SCHEDULE, noise(0), condition(), draws()) is None
+    velocity_error(fake, SCHEDULE, noise(0), condition(), draws())
+    assert len(fake.calls) == 1 and fake.calls[0].estimate is None
+
+
+def test_gradient_does_not_flow_through_the_first_pass() -> None:
+    gain = torch.tensor(0.5, requires_grad=True)
+    fake = FakeDenoiser(gain)
+    velocity_error(fake, SCHEDULE, noise(0), condition(), draws(~NOBODY)).sum().backward()
+    estimate = fake.calls[1].estimate
+    assert estimate is not None and not estimate.requires_grad
+    assert gain.grad is not None
+    xt, n = fake.calls[1].x, LAYOUT.per_frame(STEP)
+    residual = 0.5 * xt + 0.25 * estimate - SCHEDULE.velocity(noise(0), noise(1), n)
+    by_hand = (2 * residual * xt).mean(dim=(1, 2, 3)).sum()  # as if the estimate were a constant
+    torch.testing.assert_close(gain.grad, by_hand)
+
+
+def test_drawn_rows_take_their_conditions_with_them() -> None:
+    rows = torch.tensor([False, True, True, False])
+    frames = LAYOUT.per_frame(rows)
+    full = Condition(
+        LAYOUT,
+        keep=torch.tensor([True, False, True, False]),
+        text=torch.randn(4, 5, 6),
+        text_mask=torch.rand(4, 5) < 0.5,
+        labels=torch.arange(4),
+        past=noise(2),
+        past_mask=noise(3)[:, :1],
+        low=noise(4)[:, :, :2, :2],
+        low_step=torch.arange(4) * 10,
+    )
+    picked = full.select(rows)
+    assert picked.layout == Layout(1, 3, 1)
+    for name in ("keep", "text", "text_mask", "labels", "low_step"):
+        assert torch.equal(getattr(picked, name), getattr(full, name)[rows]), name
+    for name in ("past", "past_mask", "low"):
+        assert torch.equal(getattr(picked, name), getattr(full, name)[frames]), name
+
+
+@pytest.fixture(scope="module")
+def stage() -> LatentDiffusion:
+    tiny = DenoiserConfig(
+        8,
+        2,
+        heads=2,
+        latent_channels=2,
+        size=(3, 4, 4),
+        window=(3, 2, 2),
+        classes=4,
+        frame_prediction=True,
+        self_conditioning=False,
+    )
+    return LatentDiffusion(tiny, lambda parameters: torch.optim.SGD(parameters, lr=0.1), self_conditioning=0.9)
+
+
+def batch(weight: tuple[float, ...] = (1, 1, 1, 1)) -> JointBatch:
+    videos, images = LAYOUT.split(noise(0))
+    return JointBatch(
+        videos=videos,
+        images=images,
+        captions=[""] * 4,
+        labels=torch.arange(4),
+        weight=torch.tensor(weight, dtype=torch.float32),
+        slots=torch.arange(4),
+        low_videos=None,
+        low_images=None,
+        space="latents",
+        paths=[""] * 4,
+    )
+
+
+def test_given_frames_do_not_count(stage: LatentDiffusion) -> None:
+    given = with_past(condition(), noise(0), torch.tensor([2, 1, 2, 1]))
+    assert stage.frame_weight(batch(), given).tolist() == [0, 0, 1, 0, 1, 1, 1, 1]
+    assert stage.frame_weight(batch(), condition()).tolist() == [1] * 8
+
+
+def test_unreadable_samples_do_not_count(stage: LatentDiffusion) -> None:
+    given = with_past(condition(), noise(0), torch.tensor([1, 1, 0, 0]))
+    assert stage.frame_weight(batch((0, 1, 1, 0)), given).tolist() == [0, 0, 0, 0, 1, 1, 1, 0]
+
+
+def test_given_frames_are_clean_and_images_are_never_given() -> None:
+    given = with_past(condition(), noise(0), torch.tensor([1, 2, 2, 1]))
+    assert given.past is not None and given.past_mask is not None
+    assert given.past_mask.shape == (8, 1, 4, 4)
+    assert given.past_mask[:, 0, 0, 0].tolist() == [1, 0, 0, 1, 1, 0, 0, 0]
+    assert torch.equal(given.past, noise(0))
+
+
+def test_no_first_pass_for_a_network_without_the_channels(stage: LatentDiffusion) -> None:
+    assert stage.self_conditioning == 0

@@ -1,0 +1,314 @@
+"""The window-attention denoiser: joint batches, its inputs, and its size."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from walt_pl.blocks.embeddings import PositionEmbedding, StepEmbedding
+from walt_pl.blocks.frames import Layout
+from walt_pl.diffusion.condition import Condition
+from walt_pl.models.denoiser import Denoiser, DenoiserConfig
+
+LAYOUT = Layout(videos=2, frames=3, images=3)
+TINY = DenoiserConfig(
+    width=16,
+    layers=4,
+    heads=2,
+    latent_channels=2,
+    size=(3, 8, 12),
+    patch=2,
+    window=(3, 2, 3),
+    frame_prediction=True,
+    classes=5,
+    text_width=6,
+    super_resolution=True,
+)
+STEP = torch.tensor([999, 5, 300, 20, 700])
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn(config: DenoiserConfig = TINY) -> Denoiser:
+    """A denoiser with every parameter drawn: at its start the output is zero whatever the input."""
+    denoiser = Denoiser(config)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in denoiser.parameters():
+        nn.init.normal_(parameter, std=0.2, generator=generator)
+    return denoiser.requires_grad_(False)
+
+
+def latents(seed: int = 0) -> Tensor:
+    return noise(LAYOUT.total, 2, 8, 12, seed=seed)
+
+
+def told(**change: Tensor) -> Condition:
+    mask = torch.zeros(LAYOUT.total, 1, 8, 12)
+    mask[[0, 3, 4]] = 1
+    whole = Condition(
+        LAYOUT,
+        keep=torch.tensor([True, False, True, True, False]),
+        text=noise(5, 4, 6, seed=2),
+        text_mask=torch.arange(4) < torch.tensor([4, 2, 1, 3, 2])[:, None],
+        labels=torch.tensor([0, 4, 2, 3, 1]),
+        past=latents(3),
+        past_mask=mask,
+        low=noise(LAYOUT.total, 2, 4, 6, seed=4),
+        low_step=torch.tensor([0, 10, 349, 100, 5]),
+    )
+    return replace(whole, **change)  # type: ignore[arg-type]
+
+
+def close(got: Tensor, want: Tensor) -> None:
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def differs(got: Tensor, want: Tensor) -> bool:
+    return float((got - want).detach().abs().amax()) > 1e-2
+
+
+VARIANTS = {
+    "everything": TINY,
+    "plain attention": replace(TINY, attention="plain"),
+    "rms, separate": replace(TINY, qk_norm="rms", lora_rank=None),
+    "class only": replace(
+        TINY, text_width=None, super_resolution=False, frame_prediction=False, self_conditioning=False
+    ),
+    "spatial only": replace(TINY, window=(1, 4, 6)),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_joint_batch_is_videos_and_images_run_apart(name: str) -> None:
+    denoiser = drawn(VARIANTS[name])
+    x, condition, estimate = latents(), told(), latents(5)
+    joint = denoiser(x, STEP, condition, estimate)
+    assert joint.shape == x.shape and joint.dtype == torch.float32
+    videos = torch.tensor([True, True, False, False, False])
+    for rows in (videos, ~videos, *torch.eye(5, dtype=torch.bool)):
+        frames = LAYOUT.per_frame(rows)
+        close(denoiser(x[frames], STEP[rows], condition.select(rows), estimate[frames]), joint[frames])
+
+
+def test_fused_and_plain_attention_agree() -> None:
+    fused, plain = drawn(), drawn(replace(TINY, attention="plain"))
+    close(fused(latents(), STEP, told()), plain(latents(), STEP, told()))
+
+
+def test_prediction_starts_at_zero() -> None:
+    assert torch.equal(Denoiser(TINY)(latents(), STEP, told()), torch.zeros(LAYOUT.total, 2, 8, 12))
+
+
+def test_spatial_and_spatiotemporal_layers_alternate() -> None:
+    assert [TINY.window_of(layer) for layer in range(4)] == [(1, 4, 6), (3, 2, 3)] * 2
+    assert {replace(TINY, window=(1, 2, 2)).window_of(layer) for layer in range(4)} == {(1, 4, 6)}
+
+
+def test_first_frame_hears_of_the_last_through_windows_only() -> None:
+    """A spatial layer keeps frames apart; a spatiotemporal one behind it joins them within its windows."""
+    denoiser = drawn(DenoiserConfig(16, 1, 2, latent_channels=2, size=(3, 8, 12), window=(3, 4, 4)))
+    layout = Layout(1, 3, 0)
+    condition, x, step = Condition(layout, torch.ones(1, dtype=torch.bool)), latents()[:3], torch.tensor([500])
+    y = denoiser(x, step, condition)
+    x[2, :, 0, 0] += 1
+    moved = (denoiser(x, step, condition) - y).abs().amax(dim=(1, 2, 3)) > 1e-6
+    assert moved.tolist() == [False, False, True], "a spatial layer keeps frames apart"
+    denoiser = drawn(DenoiserConfig(16, 2, 2, latent_channels=2, size=(3, 8, 12), window=(3, 4, 4)))
+    y = denoiser(x, step, condition)
+    x[2, :, 0, 0] += 1
+    assert bool(((denoiser(x, step, condition) - y).abs().amax(dim=(1, 2, 3)) > 1e-6).all())
+
+
+def test_image_takes_the_place_of_a_first_frame() -> None:
+    position = PositionEmbedding(frames=3, tokens=4, width=8)
+    out = position(2, 2)
+    assert out.shape == (8, 4, 8)
+    assert torch.equal(out[:3], out[3:6])
+    assert torch.equal(out[6], out[0]) and torch.equal(out[7], out[0])
+    assert torch.equal(out[1], position.space + position.time[1])
+
+
+def test_step_embedding_tells_the_last_levels_apart() -> None:
+    embedding = StepEmbedding(8)
+    out = embedding(torch.tensor([998, 999]))
+    assert differs(100 * out[:1], 100 * out[1:])
+
+
+def test_no_estimate_is_an_estimate_of_zeros() -> None:
+    denoiser = drawn()
+    assert torch.equal(
+        denoiser(latents(), STEP, told()), denoiser(latents(), STEP, told(), torch.zeros_like(latents()))
+    )
+    assert differs(denoiser(latents(), STEP, told(), latents(5)), denoiser(latents(), STEP, told()))
+
+
+def test_unknown_past_is_zeros_with_a_zero_mask() -> None:
+    denoiser, condition = drawn(), told()
+    nothing = condition.given(torch.zeros_like(latents()), torch.zeros(LAYOUT.total, 1, 8, 12))
+    assert torch.equal(denoiser(latents(), STEP, condition.without_past()), denoiser(latents(), STEP, nothing))
+    assert differs(denoiser(latents(), STEP, condition), denoiser(latents(), STEP, nothing))
+
+
+def test_only_the_given_frames_of_the_past_are_seen() -> None:
+    denoiser, condition = drawn(), told()
+    assert condition.past is not None and condition.past_mask is not None
+    mask = condition.past_mask.bool()
+    hidden = replace(condition, past=torch.where(mask, condition.past, latents(8)))
+    close(denoiser(latents(), STEP, hidden), denoiser(latents(), STEP, condition))
+    other = replace(condition, past=torch.where(mask, latents(8), condition.past))
+    assert differs(denoiser(latents(), STEP, other), denoiser(latents(), STEP, condition))
+
+
+def test_padding_of_the_text_does_not_matter() -> None:
+    denoiser, condition = drawn(), told(keep=torch.ones(5, dtype=torch.bool))
+    assert condition.text is not None and condition.text_mask is not None
+    mask = condition.text_mask[..., None]
+    out = denoiser(latents(), STEP, condition)
+    close(
+        denoiser(
+            latents(), STEP, replace(condition, text=torch.where(mask, condition.text, 50 * noise(5, 4, 6, seed=9)))
+        ),
+        out,
+    )
+    longer = replace(
+        condition,
+        text=torch.cat([condition.text, noise(5, 2, 6, seed=9)], dim=1),
+        text_mask=torch.cat([condition.text_mask, torch.zeros(5, 2, dtype=torch.bool)], dim=1),
+    )
+    close(denoiser(latents(), STEP, longer), out)
+    assert differs(
+        denoiser(latents(), STEP, replace(condition, text=torch.where(mask, noise(5, 4, 6, seed=9), condition.text))),
+        out,
+    )
+
+
+def test_dropped_caption_and_label_are_not_seen() -> None:
+    denoiser, condition = drawn(), told().without_text()
+    out = denoiser(latents(), STEP, condition)
+    other = replace(
+        condition,
+        text=noise(5, 7, 6, seed=9),
+        text_mask=torch.ones(5, 7, dtype=torch.bool),
+        labels=torch.zeros(5, dtype=torch.int64),
+    )
+    close(denoiser(latents(), STEP, other), out)
+    assert differs(denoiser(latents(), STEP, replace(condition, keep=~condition.keep)), out)
+
+
+def test_low_resolution_latent_and_its_noise_level_are_seen() -> None:
+    denoiser, condition = drawn(), told()
+    out = denoiser(latents(), STEP, condition)
+    assert differs(denoiser(latents(), STEP, replace(condition, low=noise(LAYOUT.total, 2, 4, 6, seed=9))), out)
+    assert differs(denoiser(latents(), STEP, replace(condition, low_step=torch.tensor([300] * 5))), out)
+    with pytest.raises(ValueError, match="without a low-resolution latent"):
+        denoiser(latents(), STEP, replace(condition, low=None))
+
+
+def test_patches_cut_and_joined_come_back_unchanged() -> None:
+    denoiser = Denoiser(TINY)
+    tokens = denoiser._patches(latents())
+    assert tokens.shape == (LAYOUT.total, 24, 8)
+    assert torch.equal(denoiser._frames(tokens), latents())
+    assert torch.equal(tokens[0, 7].view(2, 2, 2), latents()[0, :, 2:4, 2:4]), (
+        "token (1, 1) is the patch of rows 2-3, columns 2-3"
+    )
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, Layout(2, 3, 0), Layout(0, 3, 3)])
+def test_every_parameter_gets_a_gradient_from_every_kind_of_batch(layout: Layout) -> None:
+    """Sharded engines wait for all of them."""
+    denoiser = Denoiser(TINY)
+    rows = torch.tensor([layout.videos > 0] * 2 + [layout.images > 0] * 3)
+    frames = LAYOUT.per_frame(rows)
+    denoiser(latents()[frames], STEP[rows], told().select(rows)).sum().backward()
+    assert [name for name, p in denoiser.named_parameters() if p.grad is None] == []
+
+
+def test_checkpointing_changes_no_gradient() -> None:
+    grads = []
+    for checkpointing in (False, True):
+        denoiser = drawn(replace(TINY, checkpointing=checkpointing)).requires_grad_(True)
+        denoiser(latents(), STEP, told()).square().mean().backward()
+        grads.append(torch.cat([p.grad.flatten() for p in denoiser.parameters() if p.grad is not None]))
+    torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("shape", [(9, 2, 8, 8), (9, 2, 12, 8)])
+def test_latents_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"want \(3, 8, 12\)"):
+        Denoiser(TINY)(noise(*shape), STEP, told())
+
+
+def test_videos_of_another_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="got 2 latent frames"):
+        Denoiser(TINY)(latents()[:4], STEP[:2], Condition(Layout(2, 2, 0), torch.ones(2, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heads": 3}, "multiple of denoiser.heads, got 16 and 3"),
+        ({"patch": 3}, "denoiser.patch must divide"),
+        ({"window": (3, 3, 3)}, r"denoiser.window must divide the \(3, 4, 6\) tokens"),
+        ({"window": (2, 2, 2)}, "denoiser.window must divide"),
+        ({"size": (3, 9, 12), "patch": 1, "window": (3, 3, 3)}, "super-resolution wants even"),
+    ],
+)
+def test_config_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(TINY, **change)  # type: ignore[arg-type]
+
+
+def test_input_channels_are_those_of_the_inputs() -> None:
+    base = DenoiserConfig(self_conditioning=False)
+    assert base.in_channels == 8
+    assert replace(base, self_conditioning=True).in_channels == 16
+    assert replace(base, self_conditioning=True, frame_prediction=True).in_channels == 25
+    assert replace(base, self_conditioning=True, frame_prediction=True, super_resolution=True).in_channels == 33
+
+
+UCF = DenoiserConfig(classes=101)
+TEXT = DenoiserConfig(text_width=2048, frame_prediction=True)
+SR = replace(TEXT, super_resolution=True)
+SIZES = {
+    "UCF-101, L, r=2": (UCF, 313e6, 0.01),
+    "UCF-101, L, r=4": (replace(UCF, lora_rank=4), 314e6, 0.01),
+    "UCF-101, L, r=16": (replace(UCF, lora_rank=16), 316e6, 0.01),
+    "UCF-101, L, r=64": (replace(UCF, lora_rank=64), 324e6, 0.01),
+    "UCF-101, L, r=256": (replace(UCF, lora_rank=256), 357e6, 0.01),
+    "UCF-101, L, separate": (replace(UCF, lora_rank=None), 458e6, 0.01),
+    "UCF-101, XL, r=2": (replace(UCF, width=1152, layers=28), 460e6, 0.01),
+    "K600, L, r=2": (DenoiserConfig(frame_prediction=True), 313e6, 0.01),
+    "ImageNet 256, L, separate": (
+        DenoiserConfig(size=(1, 32, 32), window=(1, 32, 32), classes=1000, lora_rank=None),
+        460e6,
+        0.02,
+    ),
+    "text-to-video, L": (TEXT, 419e6, 0.02),
+    "text-to-video base": (replace(TEXT, width=1792, layers=52, mlp_width=9216), 3e9, 0.04),
+    "text-to-video SR x2": (
+        replace(SR, width=1408, layers=40, size=(5, 32, 56), patch=2, window=(5, 8, 14)),
+        1.3e9,
+        0.02,
+    ),
+    "text-to-video SR x2x2": (replace(SR, size=(5, 64, 112), patch=4, window=(5, 8, 14)), 419e6, 0.02),
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_published_sizes_have_the_published_number_of_parameters(name: str) -> None:
+    config, published, tolerance = SIZES[name]
+    with torch.device("meta"):
+        denoiser = Denoiser(config)
+    assert sum(p.numel() for p in denoiser.parameters()) == pytest.approx(published, rel=tolerance)

@@ -1,0 +1,149 @@
+"""Every stage through the real command line, and what it says when something is wrong."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import ROOT, Walt
+
+from walt_pl import load
+
+EXPERIMENT = ROOT / "experiments" / "shapes"
+SMALL_VAE = ["--model.vae.width", "8", "--model.vae.multipliers", "[1, 1, 2]"]
+SMALL_DENOISER = ["--model.denoiser.width", "32", "--model.denoiser.layers", "2", "--model.denoiser.heads", "2"]
+TINY = {
+    "vae": [*SMALL_VAE, "--data.crop", "16", "--data.size", "32", "--data.sizes", "[]", "--data.videos_per_batch", "2"],
+    "base": [*SMALL_DENOISER, "--data.videos_per_batch", "2"],
+    "sr1": [*SMALL_DENOISER, "--data.videos_per_batch", "2"],
+    "sr2": [*SMALL_DENOISER, "--data.videos_per_batch", "2"],
+}
+TWO_STEPS = [
+    *["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--model.warmup", "1", "--data.val_videos", "4"],
+    *["--data.workers", "0", "--data.image_stacks_per_batch", "1", "--trainer.precision", "32-true"],
+]
+
+
+def fit(walt: Walt, stage: str, run: Path, painted: Path, *more: str, check: bool = True) -> str:
+    config = ["--config", str(EXPERIMENT / f"{stage}.yaml"), "--run", str(run), "--data.index", str(painted)]
+    done = walt("fit", *config, *TINY[stage], *TWO_STEPS, *more, check=check)
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(walt: Walt, painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all four stages, two steps each."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    for stage in TINY:
+        fit(walt, stage, run, painted)
+    return run
+
+
+def test_every_stage_trains_two_steps_and_leaves_an_artifact_that_loads(run: Path) -> None:
+    states = json.loads((run / "manifest.json").read_text())["stages"]
+    assert list(states) == list(TINY)
+    for stage in TINY:
+        artifact = load(run / stage, verify=True)
+        assert artifact.card["steps"] == 2
+        assert artifact.models
+        assert all(torch.isfinite(p).all() for model in artifact.models.values() for p in model.parameters())
+
+
+def test_reloaded_artifact_gives_the_outputs_of_the_one_before(run: Path) -> None:
+    x = torch.rand(1, 3, 5, 32, 32) * 2 - 1
+    first, second = (load(run / "vae").models["vae"] for _ in range(2))
+    assert torch.equal(first.encode(x).mean, second.encode(x).mean)  # type: ignore[operator]
+
+
+def test_a_finished_stage_is_not_trained_again(walt: Walt, run: Path, painted: Path) -> None:
+    assert "is done" in fit(walt, "vae", run, painted)
+
+
+def test_validate_runs_on_a_finished_stage(walt: Walt, run: Path, painted: Path) -> None:
+    config = ["--config", str(EXPERIMENT / "base.yaml"), "--run", str(run), "--data.index", str(painted)]
+    shared = [*TINY["base"], "--data.val_videos", "4", "--data.workers", "0", "--trainer.precision", "32-true"]
+    last = run / "training" / "base" / "checkpoints" / "last.ckpt"
+    assert "val/loss" in walt("validate", *config, *shared, "--ckpt_path", str(last)).stdout
+
+
+def test_same_seed_gives_the_same_bytes_of_pixels(walt: Walt, run: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        out = str(tmp_path / f"{name}.mp4")
+        walt("sample", "--run", str(run), "--prompt", "a plain red circle moving left", "--steps", "2", "--seed", "4", "--out", out)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    assert (tmp_path / "a.gif").exists()
+    assert (tmp_path / "a.png").exists()
+
+
+def test_stages_can_stop_early_and_guidance_can_be_given_by_stage(walt: Walt, run: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a plain red circle moving left\na dotted blue square growing\n")
+    out = str(tmp_path / "base.mp4")
+    chosen = ["--stages", '["base"]', "--guidance", '{"base": 3}', "--negative_prompt", "a plain red square", "--tile", "4", "--chunk", "2"]
+    walt("sample", "--run", str(run), "--prompts", str(prompts), "--steps", "2", "--out", out, *chosen)
+    assert (tmp_path / "base_001.mp4").exists()
+
+
+def test_a_missing_parent_is_one_sentence_with_the_command(walt: Walt, painted: Path, tmp_path: Path) -> None:
+    said = fit(walt, "base", tmp_path / "empty", painted, check=False)
+    assert "error:" in said
+    assert 'needs stage "vae"' in said
+    assert "make train-vae EXP=empty" in said
+    assert "Traceback" not in said
+
+
+def test_a_retrained_parent_makes_its_children_stale(walt: Walt, run: Path, painted: Path) -> None:
+    fit(walt, "vae", run, painted, "--fresh", "true", "--seed_everything", "5")
+    sample = ["sample", "--run", str(run), "--prompt", "a plain red circle moving left", "--steps", "1", "--stages", '["base"]']
+    refused = walt(*sample, "--out", str(run / "x.mp4"), check=False)
+    assert refused.returncode
+    assert "stale" in refused.stderr
+    walt(*sample, "--out", str(run / "x.mp4"), "--allow_stale", "true")
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["--model.vae.widht", "8"], "widht"),
+        (["--model.vae.width", "wide"], "wide"),
+        (["--data.sise", "8"], "sise"),
+        (["--trainer.max_stepz", "8"], "max_stepz"),
+        (["--model.vae.norm", "batch"], "batch"),
+        (["--model.vae.blocks", "[1]"], "blocks"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(walt: Walt, painted: Path, tmp_path: Path, arguments: list[str], named: str) -> None:
+    config = ["--config", str(EXPERIMENT / "vae.yaml"), "--run", str(tmp_path / "r"), "--data.index", str(painted)]
+    done = walt("fit", *config, *arguments, check=False)
+    assert done.returncode
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_windows_that_do_not_fit_are_named(walt: Walt, painted: Path, run: Path) -> None:
+    said = fit(walt, "sr1", run, painted, "--model.denoiser.window", "[5, 3, 3]", "--allow_stale", "true", check=False)
+    assert "denoiser.window must divide" in said
+    assert "Traceback" not in said
+
+
+def test_resume_after_kill_gives_the_same_weights(walt: Walt, painted: Path, tmp_path: Path) -> None:
+    more = ["--checkpoint.every_n_train_steps", "1", "--trainer.max_steps", "12", "--trainer.val_check_interval", "12"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    fit(walt, "vae", whole, painted, *more)
+    arguments = [*TINY["vae"], *TWO_STEPS, *more, "--run", str(killed), "--data.index", str(painted)]
+    command = [sys.executable, "-m", "walt_pl", "fit", "--config", str(EXPERIMENT / "vae.yaml"), *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    last = killed / "training" / "vae" / "checkpoints" / "last.ckpt"
+    while not last.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert last.exists()
+    assert not (killed / "vae").exists(), "the run ended before it could be killed"
+    said = fit(walt, "vae", killed, painted, *more)
+    assert "going on from" in said
+    assert (killed / "vae" / "model.safetensors").read_bytes() == (whole / "vae" / "model.safetensors").read_bytes()
