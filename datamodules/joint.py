@@ -220,8 +220,7 @@ class JointData(L.LightningDataModule):
         for name in ("videos_per_batch", "image_stacks_per_batch"):
             if getattr(self, name) % ranks:
                 raise ValueError(
-                    f"data.{name} counts the global batch and must be a multiple of the {ranks} ranks, got "
-                    f"{getattr(self, name)}"
+                    f"data.{name} counts the global batch and must be a multiple of the {ranks} ranks, got {getattr(self, name)}"
                 )
 
     def train_dataloader(self) -> JointLoader:

@@ -25,7 +25,9 @@ class BaseStage(LatentDiffusion):
     def __init__(self, denoiser: DenoiserConfig, optimizer: OptimizerCallable, text: SmallTextConfig | None = None, **kwargs: Any) -> None:
         super().__init__(denoiser, optimizer, **kwargs)
         if (text.width if text else None) != denoiser.text_width:
-            raise ValueError(f"denoiser.text_width is {denoiser.text_width}, text.width {text.width if text else None}; they must be the same")
+            raise ValueError(
+                f"denoiser.text_width is {denoiser.text_width}, text.width {text.width if text else None}; they must be the same"
+            )
         self.text = SmallTextEncoder(text) if text else None
 
     def setup(self, stage: str) -> None:

@@ -74,7 +74,10 @@ class LatentDiffusion(L.LightningModule):
         super().__init__()
         self.denoiser = Denoiser(denoiser)
         self.optimizer, self.warmup, self.decay, self.clip = optimizer, warmup, decay, clip
-        self.drop_condition, self.self_conditioning = drop_condition, self_conditioning if denoiser.self_conditioning else 0.0
+        self.drop_condition, self.self_conditioning = (
+            drop_condition,
+            self_conditioning if denoiser.self_conditioning else 0.0,
+        )
         self.frame_prediction, self.past_frames = frame_prediction if denoiser.frame_prediction else 0.0, past_frames
         self.schedule = Schedule(zero_terminal_snr=zero_terminal_snr)
         self.zero_terminal_snr, self.normalise_latents = zero_terminal_snr, normalise_latents
@@ -99,7 +102,7 @@ class LatentDiffusion(L.LightningModule):
         channels = artifact.config["vae"]["latent_channels"]
         if channels != self.denoiser.config.latent_channels:
             raise ValueError(
-                f"denoiser.latent_channels is {self.denoiser.config.latent_channels}, but {artifact.path} has {channels}; set it to {channels}"
+                f"denoiser.latent_channels is {self.denoiser.config.latent_channels}, but {artifact.path} has {channels}; they must agree"
             )
 
     @property
@@ -182,7 +185,11 @@ class LatentDiffusion(L.LightningModule):
         for name, part in (("video", slice(0, cut)), ("image", slice(cut, None))):
             if len(error[part]):
                 total = weight[part].sum()
-                self.log(f"{phase}/loss_{name}", (error[part].detach() * weight[part]).sum() / total.clamp(min=1), batch_size=len(weight[part]))
+                self.log(
+                    f"{phase}/loss_{name}",
+                    (error[part].detach() * weight[part]).sum() / total.clamp(min=1),
+                    batch_size=len(weight[part]),
+                )
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
         self.log("train/gradient_norm", clip_gradients(self.parameters(), self.clip))

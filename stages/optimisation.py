@@ -19,7 +19,9 @@ def learning_rate(optimizer: Optimizer, warmup: int, total: int, decay: Decay) -
         ValueError: a cosine without an end.
     """
     if decay == "cosine" and total <= warmup:
-        raise ValueError(f"model.decay: cosine wants trainer.max_steps above model.warmup ({warmup}), got {total}; set it or choose constant")
+        raise ValueError(
+            f"model.decay: cosine wants trainer.max_steps above model.warmup ({warmup}), got {total}; set it or choose constant"
+        )
 
     def factor(step: int) -> float:
         if step < warmup:

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from stages.optimisation import Decay, clip_gradients, learning_rate
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.chance import Chance, generator
-from walt_pl.losses import LeCam, PerceptualName, discriminator_loss, generator_loss, perceptual_term, pick_frames, r1_penalty
+from walt_pl.losses import (
+    LeCam,
+    PerceptualName,
+    discriminator_loss,
+    generator_loss,
+    perceptual_term,
+    pick_frames,
+    r1_penalty,
+)
 from walt_pl.metrics.frames import psnr
 from walt_pl.models.discriminator import Discriminator, DiscriminatorConfig
 from walt_pl.models.vae import VAE, Posterior, VAEConfig
@@ -77,7 +85,11 @@ class VAEStage(L.LightningModule):
         # Frozen, so kept out of the module's parameters and checkpoints.
         self._perceptual = [perceptual_term(perceptual, perceptual_weights)]
         self.optimizer, self.warmup, self.decay, self.clip = optimizer, warmup, decay, clip
-        self.reconstruction_weight, self.kl_weight, self.perceptual_weight = reconstruction_weight, kl_weight, perceptual_weight
+        self.reconstruction_weight, self.kl_weight, self.perceptual_weight = (
+            reconstruction_weight,
+            kl_weight,
+            perceptual_weight,
+        )
         self.perceptual_frames = perceptual_frames
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
         self.r1_weight, self.r1_every, self.lecam_weight = r1_weight, r1_every, lecam_weight
@@ -148,7 +160,9 @@ class VAEStage(L.LightningModule):
         def choose(total: int, count: int) -> Tensor:
             return torch.randperm(total, generator=generator(self.seed, step, total))[:count]
 
-        distances = [metric(pick_frames(y, self.perceptual_frames, choose), pick_frames(x, self.perceptual_frames, choose)) for x, y, _ in kinds]
+        distances = [
+            metric(pick_frames(y, self.perceptual_frames, choose), pick_frames(x, self.perceptual_frames, choose)) for x, y, _ in kinds
+        ]
         return torch.cat(distances).mean()
 
     def _logits(self, clips: list[Tensor]) -> Tensor:
@@ -205,7 +219,12 @@ class VAEStage(L.LightningModule):
         x = batch.videos[:4]
         y = self.vae.decode(self.vae.encode(x).mean).clamp(-1, 1)
         captions = batch.captions[: len(x)]
-        return {"reconstruction": (torch.stack([x, y], dim=1).flatten(0, 1), [c for caption in captions for c in (caption, "reconstruction")])}
+        return {
+            "reconstruction": (
+                torch.stack([x, y], dim=1).flatten(0, 1),
+                [c for caption in captions for c in (caption, "reconstruction")],
+            )
+        }
 
     def sections(self) -> Mapping[str, nn.Module]:
         """The models of the artifact by section name."""

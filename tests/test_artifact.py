@@ -94,14 +94,12 @@ def test_loaded_model_gives_equal_outputs(tmp_path: Path) -> None:
     assert loaded.read("tokenizer.model") == b"pieces"
     assert loaded.sha256 == digest == file_sha256(tmp_path / "vae" / "model.safetensors")
     assert siblings(tmp_path / "vae") == ["vae"]
-    with pytest.raises(ArtifactError, match='no file "other.model".*tokenizer.model'):
+    with pytest.raises(ArtifactError, match=r'no file "other.model".*tokenizer.model'):
         loaded.read("other.model")
 
 
 def test_card_says_where_the_weights_come_from(tmp_path: Path) -> None:
-    save(
-        tmp_path / "vae", card={"parents": {"vae": "cd"}, "steps": 9, "metrics": {"psnr": {"value": 30.5, "clips": 64}}}
-    )
+    save(tmp_path / "vae", card={"parents": {"vae": "cd"}, "steps": 9, "metrics": {"psnr": {"value": 30.5, "clips": 64}}})
     card = load(tmp_path / "vae").card
     assert set(card["files"]) == {"model.safetensors", "model.yaml", "train.yaml", "tokenizer.model"}
     assert card["parents"] == {"vae": "cd"} and card["steps"] == 9 and card["metrics"]["psnr"]["clips"] == 64
@@ -171,9 +169,7 @@ def test_hash_is_read_once_and_again_when_the_file_changes(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("broken_rename", [1, 2], ids=["moving the old aside", "moving the new in place"])
-def test_error_between_write_and_rename_leaves_the_old_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_rename: int
-) -> None:
+def test_error_between_write_and_rename_leaves_the_old_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_rename: int) -> None:
     old = save(tmp_path / "vae")
     replace, folders = os.replace, []
 
@@ -231,9 +227,7 @@ def test_kill_at_any_moment_leaves_one_whole_artifact(tmp_path: Path, folders_ch
     assert load(folder, verify=True).sha256 == newest
 
 
-def test_reader_between_the_renames_does_not_disturb_the_writer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reader_between_the_renames_does_not_disturb_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "vae")
     replace, seen = os.replace, []
 
@@ -256,9 +250,7 @@ def full_fsync(_: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize(
-    ("where", "name", "full"), [(artifact, "save_file", full_save_file), (os, "fsync", full_fsync)]
-)
+@pytest.mark.parametrize(("where", "name", "full"), [(artifact, "save_file", full_save_file), (os, "fsync", full_fsync)])
 def test_full_disk_keeps_the_old_artifact_and_says_how_much_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, full: Callable[..., None]
 ) -> None:
@@ -290,9 +282,7 @@ def with_config(folder: Path, text: str) -> None:
     """Replace model.yaml and its record, as a version of the program that wrote it so would have done."""
     (folder / "model.yaml").write_text(text)
     files = json.loads((folder / "card.json").read_text())["files"]
-    rewrite_card(
-        folder, files={**files, "model.yaml": {"sha256": file_sha256(folder / "model.yaml"), "bytes": len(text)}}
-    )
+    rewrite_card(folder, files={**files, "model.yaml": {"sha256": file_sha256(folder / "model.yaml"), "bytes": len(text)}})
 
 
 @pytest.mark.parametrize(

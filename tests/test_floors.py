@@ -68,6 +68,10 @@ def test_stages_and_data_modules_never_import_each_other(folder: str, forbidden:
         assert not {name for name in imports_of(path) if name.split(".")[0] == forbidden}, path
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if module_of(path).startswith(("walt_pl.models", "walt_pl.blocks", "walt_pl.diffusion"))], ids=module_of)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if module_of(path).startswith(("walt_pl.models", "walt_pl.blocks", "walt_pl.diffusion"))],
+    ids=module_of,
+)
 def test_models_know_no_lightning(path: Path) -> None:
     assert not {name for name in imports_of(path) if name.split(".")[0] in ("lightning", "deepspeed")}

@@ -46,9 +46,7 @@ def test_adversarial_losses_are_non_saturating() -> None:
     real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0, 1.0])
     by_hand = -torch.sigmoid(fake).log().mean()
     torch.testing.assert_close(generator_loss(fake), by_hand)
-    torch.testing.assert_close(
-        discriminator_loss(real, fake), -torch.sigmoid(real).log().mean() - (1 - torch.sigmoid(fake)).log().mean()
-    )
+    torch.testing.assert_close(discriminator_loss(real, fake), -torch.sigmoid(real).log().mean() - (1 - torch.sigmoid(fake)).log().mean())
     assert float(generator_loss(torch.tensor([-50.0]))) == pytest.approx(50.0), "a sure critic still gives a slope"
 
 
@@ -113,9 +111,7 @@ def frames(seed: int) -> Tensor:
 
 
 @pytest.mark.usefixtures("random_vgg")
-def test_perceptual_distance_is_that_of_the_lpips_package(
-    vgg: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_perceptual_distance_is_that_of_the_lpips_package(vgg: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "vgg16.pth"
     torch.save({key: value for key, value in vgg.state_dict().items() if key.startswith("features.")}, path)
     ours = LPIPS(path)

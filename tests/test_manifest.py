@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
@@ -142,10 +143,7 @@ def test_missing_parent_is_named_with_the_command_that_makes_it(
     chain = train(run_dir, *trained)
     with pytest.raises(MissingStage) as error:
         chain.check_parents(stage)
-    assert (
-        str(error.value)
-        == f'stage "{stage}" needs stage "{missing}", which is missing in {run_dir}; make it with: {command}'
-    )
+    assert str(error.value) == f'stage "{stage}" needs stage "{missing}", which is missing in {run_dir}; make it with: {command}'
     with pytest.raises(MissingStage, match="walt fit vae$" if missing == "vae" else "walt fit base$"):
         chain.check_parents(stage, command=lambda parent: f"walt fit {parent}")
 
@@ -154,7 +152,7 @@ def test_parent_whose_folder_was_removed_is_missing(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base")
     shutil.rmtree(run_dir / "vae")
     assert chain.state("vae") == "missing"
-    with pytest.raises(MissingStage, match="make train-vae EXP=shapes$"):
+    with pytest.raises(MissingStage, match=r"make train-vae EXP=shapes$"):
         chain.check_parents("base")
     assert any("no artifact" in problem for problem in verify_run(run_dir))
 
@@ -162,9 +160,7 @@ def test_parent_whose_folder_was_removed_is_missing(run_dir: Path) -> None:
 def test_parent_in_its_first_training_is_not_finished(run_dir: Path) -> None:
     chain = Manifest.open(run_dir)
     chain.start("vae", {})
-    with pytest.raises(
-        MissingStage, match=rf"not finished \(begun by process {os.getpid()}.*make train-vae EXP=shapes$"
-    ):
+    with pytest.raises(MissingStage, match=rf"not finished \(begun by process {os.getpid()}.*make train-vae EXP=shapes$"):
         chain.check_parents("base")
 
 
@@ -200,9 +196,7 @@ def test_stage_exported_again_with_the_same_weights_leaves_its_children_valid(ru
 def test_stale_stage_is_refused_unless_allowed(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base")
     train(run_dir, "vae")
-    with pytest.raises(
-        StaleStage, match=r'"base", which is stale.*"vae" has changed.*--allow-stale.*make train-base EXP=shapes$'
-    ):
+    with pytest.raises(StaleStage, match=r'"base", which is stale.*"vae" has changed.*--allow-stale.*make train-base EXP=shapes$'):
         chain.check_parents("sr1")
     with pytest.raises(StaleStage, match=r"sampling needs.*--allow-stale.*make train-base EXP=shapes$"):
         chain.usable(["vae", "base"])
@@ -266,7 +260,7 @@ def test_crash_after_the_artifact_and_before_the_manifest_is_told(run_dir: Path)
     chain = train(run_dir, "vae", "base")
     chain.start("vae", {})
     export(run_dir, "vae", {})  # killed here, before `finish`
-    with pytest.raises(ChangedStage, match="make train-vae EXP=shapes$"):
+    with pytest.raises(ChangedStage, match=r"make train-vae EXP=shapes$"):
         chain.usable(["vae", "base"])
     chain.finish("vae", run_dir / "vae")
     assert states(chain) == {"vae": "done", "base": "stale", "sr1": "missing"}
@@ -276,7 +270,7 @@ def test_card_with_other_parents_than_the_stage_started_with_is_refused(run_dir:
     chain = train(run_dir, "vae")
     chain.start("base", chain.check_parents("base"))
     folder = export(run_dir, "base", {"vae": "0" * 64})
-    with pytest.raises(ManifestError, match="names parents.*make train-base EXP=shapes"):
+    with pytest.raises(ManifestError, match=r"names parents.*make train-base EXP=shapes"):
         chain.finish("base", folder)
     assert chain.state("base") == "training"
 
@@ -439,7 +433,7 @@ def test_status_shows_every_stage_with_what_to_type_next(run_dir: Path) -> None:
         ("missing", "make train-sr EXP=shapes"),
     ]
     assert rows["sr1"].sha256 is None and set(rows["base"].parents) == {"vae"}
-    console = Console(width=200, record=True, file=open(os.devnull, "w"))
+    console = Console(width=200, record=True, file=io.StringIO())
     console.print(render_status(run_dir, ["vae", "base", "sr1"]))
     text = console.export_text()
     assert "stale" in text and "make train-sr EXP=shapes" in text and (rows["vae"].sha256 or "")[:12] in text

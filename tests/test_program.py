@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import ROOT, Walt
 
+from tests.conftest import ROOT, Walt
 from walt_pl import load
 
 EXPERIMENT = ROOT / "experiments" / "shapes"
@@ -72,7 +72,19 @@ def test_validate_runs_on_a_finished_stage(walt: Walt, run: Path, painted: Path)
 def test_same_seed_gives_the_same_bytes_of_pixels(walt: Walt, run: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         out = str(tmp_path / f"{name}.mp4")
-        walt("sample", "--run", str(run), "--prompt", "a plain red circle moving left", "--steps", "2", "--seed", "4", "--out", out)
+        walt(
+            "sample",
+            "--run",
+            str(run),
+            "--prompt",
+            "a plain red circle moving left",
+            "--steps",
+            "2",
+            "--seed",
+            "4",
+            "--out",
+            out,
+        )
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
     assert (tmp_path / "a.gif").exists()
     assert (tmp_path / "a.png").exists()
@@ -82,7 +94,18 @@ def test_stages_can_stop_early_and_guidance_can_be_given_by_stage(walt: Walt, ru
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a plain red circle moving left\na dotted blue square growing\n")
     out = str(tmp_path / "base.mp4")
-    chosen = ["--stages", '["base"]', "--guidance", '{"base": 3}', "--negative_prompt", "a plain red square", "--tile", "4", "--chunk", "2"]
+    chosen = [
+        "--stages",
+        '["base"]',
+        "--guidance",
+        '{"base": 3}',
+        "--negative_prompt",
+        "a plain red square",
+        "--tile",
+        "4",
+        "--chunk",
+        "2",
+    ]
     walt("sample", "--run", str(run), "--prompts", str(prompts), "--steps", "2", "--out", out, *chosen)
     assert (tmp_path / "base_001.mp4").exists()
 
@@ -97,7 +120,17 @@ def test_a_missing_parent_is_one_sentence_with_the_command(walt: Walt, painted: 
 
 def test_a_retrained_parent_makes_its_children_stale(walt: Walt, run: Path, painted: Path) -> None:
     fit(walt, "vae", run, painted, "--fresh", "true", "--seed_everything", "5")
-    sample = ["sample", "--run", str(run), "--prompt", "a plain red circle moving left", "--steps", "1", "--stages", '["base"]']
+    sample = [
+        "sample",
+        "--run",
+        str(run),
+        "--prompt",
+        "a plain red circle moving left",
+        "--steps",
+        "1",
+        "--stages",
+        '["base"]',
+    ]
     refused = walt(*sample, "--out", str(run / "x.mp4"), check=False)
     assert refused.returncode
     assert "stale" in refused.stderr
@@ -147,3 +180,22 @@ def test_resume_after_kill_gives_the_same_weights(walt: Walt, painted: Path, tmp
     said = fit(walt, "vae", killed, painted, *more)
     assert "going on from" in said
     assert (killed / "vae" / "model.safetensors").read_bytes() == (whole / "vae" / "model.safetensors").read_bytes()
+
+
+def test_the_adversarial_term_trains_through_the_program(walt: Walt, painted: Path, tmp_path: Path) -> None:
+    critic = [
+        "--model.discriminator.width",
+        "8",
+        "--model.discriminator.multipliers",
+        "[2, 2]",
+        "--model.discriminator.size",
+        "[16, 16]",
+    ]
+    fit(walt, "vae", tmp_path / "gan", painted, *critic, "--model.adversarial_weight", "0.1", "--model.r1_every", "2")
+    # Two optimisers, and still a step a batch.
+    assert load(tmp_path / "gan" / "vae").card["steps"] == 2
+
+
+@pytest.mark.parametrize("config", sorted(EXPERIMENT.parent.rglob("*.yaml")), ids=lambda path: "/".join(path.parts[-2:]))
+def test_every_experiment_parses(walt: Walt, config: Path) -> None:
+    assert "class_path" in walt("fit", "--config", str(config), "--print_config").stdout

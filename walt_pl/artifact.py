@@ -307,9 +307,7 @@ def check_replaceable(folder: str | Path) -> None:
         own |= set(json.loads((folder / CARD).read_text(encoding="utf-8"))["files"])
     foreign = [p.name for p in folder.iterdir() if p.name not in own and not p.name.startswith(".")]
     if foreign:
-        raise ArtifactError(
-            f"{folder} holds more than an artifact ({_some(foreign)}) and would be replaced as a whole: move it away"
-        )
+        raise ArtifactError(f"{folder} holds more than an artifact ({_some(foreign)}) and would be replaced as a whole: move it away")
 
 
 def write_whole(path: Path, data: bytes) -> None:

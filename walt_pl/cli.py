@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -61,7 +60,12 @@ class Program(LightningCLI):
         parser.add_argument("--init", type=str | None, default=None, help="Artifact to start from (finetuning).")
         parser.add_argument("--fresh", type=bool, default=False, help="Train again from the beginning, whatever there is.")
         parser.add_argument("--allow_stale", type=bool, default=False, help="Use parents that are stale.")
-        for callback, key in ((EMA, "ema"), (Previews, "previews"), (Throughput, "throughput"), (ModelCheckpoint, "checkpoint")):
+        for callback, key in (
+            (EMA, "ema"),
+            (Previews, "previews"),
+            (Throughput, "throughput"),
+            (ModelCheckpoint, "checkpoint"),
+        ):
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults(DEFAULTS)
 
@@ -139,7 +143,7 @@ class Program(LightningCLI):
         if trainer_options.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(self.work), name="logs")
         if sys.stdout.isatty() and trainer_options.enable_progress_bar is not False:
-            extra = [RichProgressBar()]
+            extra: list[L.Callback] = [RichProgressBar()]
         else:
             kwargs["enable_progress_bar"] = False
             extra = [LogLine()]

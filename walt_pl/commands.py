@@ -40,7 +40,14 @@ def verify(run: str = "runs/shapes") -> None:
     print(f"{run}: every byte is as its stage left it")
 
 
-def index(source: Literal["shapes"], out: str = "data/shapes", videos: int = 2000, images: int = 1000, validation: int = 300, seed: int = 0) -> None:
+def index(
+    source: Literal["shapes"],
+    out: str = "data/shapes",
+    videos: int = 2000,
+    images: int = 1000,
+    validation: int = 300,
+    seed: int = 0,
+) -> None:
     """Build a data index. The one source so far is the embedded set, painted from a seed.
 
     Args:
@@ -152,7 +159,14 @@ def _write_clips(out: Path, clips: torch.Tensor, captions: Sequence[str], fps: f
     print(f"{names[0]}{f' .. {names[-1].name}' if len(names) > 1 else ''}, {out.with_suffix('.gif')}, {out.with_suffix('.png')}")
 
 
-def evaluate(run: str = "runs/shapes", index: str = "data/shapes/index.parquet", prompts: int = 256, unseen: int = 64, steps: int = 50, seed: int = 0) -> None:
+def evaluate(
+    run: str = "runs/shapes",
+    index: str = "data/shapes/index.parquet",
+    prompts: int = 256,
+    unseen: int = 64,
+    steps: int = 50,
+    seed: int = 0,
+) -> None:
     """Score every stage of a run on the embedded set with its analytic scorer, and print the table.
 
     Args:

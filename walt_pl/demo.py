@@ -25,7 +25,7 @@ from walt_pl.evaluation import GUIDANCE, evaluate_run, machine, render_summary, 
 
 STAGES = ("vae", "base", "sr1", "sr2")
 SHOWN_SEEN, SHOWN_UNSEEN = 12, 4
-STEPS = 20
+STEPS = 16
 SEED = 1
 REFERENCE_MINUTES = 22.0
 REFERENCE_PRODUCTS_PER_SECOND = 25.0
@@ -125,4 +125,3 @@ def _products_per_second(dtype: torch.dtype) -> float:
         x @ x
         count += 1
     return count / (time.perf_counter() - began)
-

@@ -70,20 +70,26 @@ def score_autoencoder(cascade: Cascade, entries: Sequence[Entry]) -> dict[str, f
         rebuilt = cascade.decode(cascade.encode(clips))
         read[size] = {**score(rebuilt, captions), "psnr": float(psnr(rebuilt, clips).mean())}
     coarse = {word: read[32][word] for word in ("colour", "motion", "shape")}
-    return {"psnr": read[64]["psnr"], **coarse, "texture": read[128]["texture"], "psnr_32": read[32]["psnr"], "psnr_128": read[128]["psnr"]}
+    return {
+        "psnr": read[64]["psnr"],
+        **coarse,
+        "texture": read[128]["texture"],
+        "psnr_32": read[32]["psnr"],
+        "psnr_128": read[128]["psnr"],
+    }
 
 
 def score_base(cascade: Cascade, captions: Sequence[str], sampling: Sampling, seed: int, batch: int = 32) -> dict[str, float]:
     """Colour, motion, shape, all three, and shape with colour (``pair``) of samples for these captions."""
     request = Request(prompts=captions, seeds=[seed + i for i in range(len(captions))])
-    made = [
-        cascade.decode(cascade.refine("base", request.part(start, batch), sampling)) for start in range(0, len(captions), batch)
-    ]
+    made = [cascade.decode(cascade.refine("base", request.part(start, batch), sampling)) for start in range(0, len(captions), batch)]
     shares = score(torch.cat(made), captions)
     return {word: shares[word] for word in ("colour", "motion", "shape", "all", "pair")}
 
 
-def score_upscaling(cascade: Cascade, stage: str, entries: Sequence[Entry], sampling: Sampling, seed: int, batch: int = 16) -> dict[str, float]:
+def score_upscaling(
+    cascade: Cascade, stage: str, entries: Sequence[Entry], sampling: Sampling, seed: int, batch: int = 16
+) -> dict[str, float]:
     """One super-resolution stage from the true clip's latents one size below, beside bicubic upscaling of those latents decoded."""
     size = SIZES[stage]
     captions = [entry.caption for entry in entries]
@@ -92,7 +98,9 @@ def score_upscaling(cascade: Cascade, stage: str, entries: Sequence[Entry], samp
     request = Request(prompts=captions, seeds=[seed + i for i in range(len(captions))])
     made = []
     for start in range(0, len(captions), batch):
-        latents = cascade.refine(stage, request.part(start, batch), sampling, low[start : start + batch], number=cascade.stages.index(stage))
+        latents = cascade.refine(
+            stage, request.part(start, batch), sampling, low[start : start + batch], number=cascade.stages.index(stage)
+        )
         made.append(cascade.decode(latents))
     sharp, plain = torch.cat(made), bicubic(cascade.decode(low), size)
     return {

@@ -217,9 +217,7 @@ class Manifest:
         except ManifestError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ManifestError(
-                f"{self.path} is not a manifest ({error!r}): restore it, or remove it and train again"
-            ) from error
+            raise ManifestError(f"{self.path} is not a manifest ({error!r}): restore it, or remove it and train again") from error
         return {name: stages[name] for name in in_order(stages)}
 
     def state(self, stage: str) -> State:
@@ -284,9 +282,7 @@ class Manifest:
         found = self._require(needed, f'stage "{stage}" needs ', command, allow_stale)
         return {parent: done.sha256 for parent, done in found.items()}
 
-    def usable(
-        self, stages: Sequence[str], allow_stale: bool = False, command: Callable[[str], str] | None = None
-    ) -> dict[str, Path]:
+    def usable(self, stages: Sequence[str], allow_stale: bool = False, command: Callable[[str], str] | None = None) -> dict[str, Path]:
         """Artifact folders of these stages, to sample from; raises as `check_parents` does."""
         found = self._require(stages, "sampling needs ", command, allow_stale)
         return {stage: self.run_dir / done.path for stage, done in found.items()}

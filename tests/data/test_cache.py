@@ -153,9 +153,7 @@ def cut(path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*this shard is rebuilt")
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
-def test_a_damaged_shard_is_found_and_only_it_is_rebuilt(
-    damage: Callable[[Path], None], pixels: PixelDataset, tmp_path: Path
-) -> None:
+def test_a_damaged_shard_is_found_and_only_it_is_rebuilt(damage: Callable[[Path], None], pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path), pixels)
     shard = tmp_path / "00001.f16"
     before = shard.read_bytes()

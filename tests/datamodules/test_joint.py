@@ -317,9 +317,7 @@ def no_validation(row: dict[str, object]) -> bool:
     ("keep", "message"),
     [(no_images, "has no images, but the batch wants 4"), (no_validation, 'nothing in split "val"')],
 )
-def test_data_that_is_not_there_is_named(
-    keep: Callable[[dict[str, object]], bool], message: str, tmp_path: Path
-) -> None:
+def test_data_that_is_not_there_is_named(keep: Callable[[dict[str, object]], bool], message: str, tmp_path: Path) -> None:
     fixed: dict[str, object] = {
         "frames": 1,
         "fps": 0.0,
@@ -329,11 +327,7 @@ def test_data_that_is_not_there_is_named(
         "caption": "",
         "label": -1,
     }
-    rows = [
-        {**fixed, "path": f"{split}.{kind}", "kind": kind, "split": split}
-        for split in COUNTS
-        for kind in ("video", "image")
-    ]
+    rows = [{**fixed, "path": f"{split}.{kind}", "kind": kind, "split": split} for split in COUNTS for kind in ("video", "image")]
     write_index([row for row in rows if keep(row)], tmp_path / "index.parquet")
     data = make(str(tmp_path / "index.parquet"))
     with pytest.raises(ValueError, match=message):

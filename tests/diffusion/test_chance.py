@@ -30,9 +30,7 @@ def test_draws_do_not_depend_on_how_the_batch_is_split(name: str, split: list[li
 @pytest.mark.parametrize("name", DRAWS)
 def test_seeds_steps_and_slots_draw_apart(name: str) -> None:
     rows = [DRAWS[name](Chance(seed, step, torch.arange(6))) for seed in range(3) for step in range(5)]
-    values = (
-        torch.stack(rows).flatten(0, 1).flatten(1).tolist() if rows[0].dim() > 1 else torch.cat(rows)[:, None].tolist()
-    )
+    values = torch.stack(rows).flatten(0, 1).flatten(1).tolist() if rows[0].dim() > 1 else torch.cat(rows)[:, None].tolist()
     assert len({tuple(value) for value in values}) == 3 * 5 * 6
 
 

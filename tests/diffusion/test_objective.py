@@ -82,9 +82,7 @@ def test_network_sees_the_noisy_latent_and_the_level_of_each_sample() -> None:
     assert torch.equal(call.x[:3], noise(1)[:3]), "level 999 is pure noise"
 
 
-@pytest.mark.parametrize(
-    "drawn", [[True, False, True, False], [False, False, False, True], [True] * 4, [False, True, False, False]]
-)
+@pytest.mark.parametrize("drawn", [[True, False, True, False], [False, False, False, True], [True] * 4, [False, True, False, False]])
 def test_self_conditioning_passes_only_where_drawn(drawn: list[bool]) -> None:
     rows = torch.tensor(drawn)
     frames = LAYOUT.per_frame(rows)

@@ -87,9 +87,7 @@ def test_ancestral_step_is_that_of_diffusers() -> None:
     for n in reference.timesteps:
         x = reference.step(network(x, n.expand(3), CONDITION, None), n, x, eta=1.0, variance_noise=added).prev_sample
     # diffusers adds noise after its last step, too; ours ends on the clean latent.
-    middle = reference.step(
-        network(noise(), torch.full((3,), 999), CONDITION, None), 999, noise(), eta=1.0, variance_noise=added
-    )
+    middle = reference.step(network(noise(), torch.full((3,), 999), CONDITION, None), 999, noise(), eta=1.0, variance_noise=added)
     last = middle.prev_sample
     v = network(last, torch.full((3,), 499), CONDITION, None)
     want = SCHEDULE.clean(last, v, torch.full((LAYOUT.total,), 499))
@@ -131,9 +129,7 @@ def test_guided_estimate_is_shared_by_both_branches() -> None:
     ddim(denoise, SCHEDULE, noise(), CONDITION, 2)
     assert [known for known, _, _ in seen] == [True, False, True, False]
     assert seen[2][1] is not None and seen[2][1] is seen[3][1]
-    first = guided(network, Guidance(3.0), SCHEDULE, Condition.without_text)(
-        noise(), torch.full((3,), 999), CONDITION, None
-    )
+    first = guided(network, Guidance(3.0), SCHEDULE, Condition.without_text)(noise(), torch.full((3,), 999), CONDITION, None)
     assert torch.equal(seen[2][1], SCHEDULE.clean(noise(), first, torch.full((LAYOUT.total,), 999)))
 
 
@@ -176,15 +172,11 @@ def test_rescaled_guidance_restores_the_spread_of_each_sample(phi: float) -> Non
     step = torch.full((3,), 700)
     told = network(noise(), step, CONDITION, None)
     plain = guided(network, Guidance(6.0), SCHEDULE, Condition.without_text)(noise(), step, CONDITION, None)
-    rescaled = guided(network, Guidance(6.0, rescale=phi), SCHEDULE, Condition.without_text)(
-        noise(), step, CONDITION, None
-    )
+    rescaled = guided(network, Guidance(6.0, rescale=phi), SCHEDULE, Condition.without_text)(noise(), step, CONDITION, None)
     for frames in (slice(0, 3), slice(3, 6), slice(6, 7)):  # two videos, an image
         want, before = told[frames].std(correction=0), plain[frames].std(correction=0)
         assert not math.isclose(float(want), float(before), rel_tol=0.05)
-        by_hand = (
-            phi * plain[frames] * want / before + (1 - phi) * plain[frames]
-        )  # arXiv 2305.08891, equations 15 and 16
+        by_hand = phi * plain[frames] * want / before + (1 - phi) * plain[frames]  # arXiv 2305.08891, equations 15 and 16
         torch.testing.assert_close(rescaled[frames], by_hand, atol=1e-4, rtol=1e-4)
         if phi == 1:
             torch.testing.assert_close(rescaled[frames].std(correction=0), want, atol=1e-4, rtol=1e-4)

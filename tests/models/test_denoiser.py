@@ -75,9 +75,7 @@ VARIANTS = {
     "everything": TINY,
     "plain attention": replace(TINY, attention="plain"),
     "rms, separate": replace(TINY, qk_norm="rms", lora_rank=None),
-    "class only": replace(
-        TINY, text_width=None, super_resolution=False, frame_prediction=False, self_conditioning=False
-    ),
+    "class only": replace(TINY, text_width=None, super_resolution=False, frame_prediction=False, self_conditioning=False),
     "spatial only": replace(TINY, window=(1, 4, 6)),
 }
 
@@ -140,9 +138,7 @@ def test_step_embedding_tells_the_last_levels_apart() -> None:
 
 def test_no_estimate_is_an_estimate_of_zeros() -> None:
     denoiser = drawn()
-    assert torch.equal(
-        denoiser(latents(), STEP, told()), denoiser(latents(), STEP, told(), torch.zeros_like(latents()))
-    )
+    assert torch.equal(denoiser(latents(), STEP, told()), denoiser(latents(), STEP, told(), torch.zeros_like(latents())))
     assert differs(denoiser(latents(), STEP, told(), latents(5)), denoiser(latents(), STEP, told()))
 
 
@@ -169,9 +165,7 @@ def test_padding_of_the_text_does_not_matter() -> None:
     mask = condition.text_mask[..., None]
     out = denoiser(latents(), STEP, condition)
     close(
-        denoiser(
-            latents(), STEP, replace(condition, text=torch.where(mask, condition.text, 50 * noise(5, 4, 6, seed=9)))
-        ),
+        denoiser(latents(), STEP, replace(condition, text=torch.where(mask, condition.text, 50 * noise(5, 4, 6, seed=9)))),
         out,
     )
     longer = replace(
@@ -213,9 +207,7 @@ def test_patches_cut_and_joined_come_back_unchanged() -> None:
     tokens = denoiser._patches(latents())
     assert tokens.shape == (LAYOUT.total, 24, 8)
     assert torch.equal(denoiser._frames(tokens), latents())
-    assert torch.equal(tokens[0, 7].view(2, 2, 2), latents()[0, :, 2:4, 2:4]), (
-        "token (1, 1) is the patch of rows 2-3, columns 2-3"
-    )
+    assert torch.equal(tokens[0, 7].view(2, 2, 2), latents()[0, :, 2:4, 2:4]), "token (1, 1) is the patch of rows 2-3, columns 2-3"
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, Layout(2, 3, 0), Layout(0, 3, 3)])

@@ -6,10 +6,7 @@ import torch
 from walt_pl.models.text import SmallTextConfig, SmallTextEncoder, train_vocabulary
 
 CAPTIONS = [
-    f"a {colour} {shape} moving {way}"
-    for colour in ("red", "blue", "green")
-    for shape in ("circle", "square")
-    for way in ("left", "up")
+    f"a {colour} {shape} moving {way}" for colour in ("red", "blue", "green") for shape in ("circle", "square") for way in ("left", "up")
 ]
 TINY = SmallTextConfig(width=16, layers=2, heads=2, vocabulary=48, length=12)
 

@@ -154,9 +154,7 @@ def test_one_tile_that_covers_everything_is_the_whole(tile: int) -> None:
 
 
 @pytest.mark.parametrize(("side", "tile"), [((6, 4), 4), ((5, 9), 4), ((9, 7), 6)])
-def test_tiles_fill_the_frame_and_agree_with_what_they_show(
-    side: tuple[int, int], tile: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tiles_fill_the_frame_and_agree_with_what_they_show(side: tuple[int, int], tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, z = vae("layer"), noise(1, 4, 2, *side)
     assert model.decode(z, tile=tile).shape == (1, 3, 5, 8 * side[0], 8 * side[1])
 
@@ -220,9 +218,7 @@ def test_posterior_samples_around_its_mean() -> None:
 def test_kl_is_that_of_torch_distributions() -> None:
     mean, logvar = noise(2, 3, 1, 2, 2), noise(2, 3, 1, 2, 2, seed=1)
     normal = torch.distributions.Normal
-    want = torch.distributions.kl_divergence(
-        normal(mean, (0.5 * logvar).exp()), normal(torch.zeros(()), torch.ones(()))
-    ).sum(dim=1)
+    want = torch.distributions.kl_divergence(normal(mean, (0.5 * logvar).exp()), normal(torch.zeros(()), torch.ones(()))).sum(dim=1)
     torch.testing.assert_close(Posterior(mean, logvar).kl(), want)
     assert torch.equal(Posterior(torch.zeros(1, 2, 1, 1, 1), torch.zeros(1, 2, 1, 1, 1)).kl(), torch.zeros(1, 1, 1, 1))
 

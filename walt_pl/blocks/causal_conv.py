@@ -59,7 +59,7 @@ class CausalConv3d(nn.Conv3d):
         return x[:, :, :1].expand(-1, -1, self.past, -1, -1)
 
     def _one_frame(self, x: Tensor) -> Tensor:
-        y = F.conv2d(x[:, :, 0], self.weight.sum(dim=2), self.bias, self.stride[1:], self.padding[1:])  # type: ignore[arg-type]
+        y = F.conv2d(x[:, :, 0], self.weight.sum(dim=2), self.bias, self.stride[1:], self.padding[1:])
         return y[:, :, None]
 
 

@@ -21,7 +21,8 @@ class StepEmbedding(nn.Module):
         # Float32 whatever the engine's dtype: bfloat16 cannot tell step 998 from 999.
         rate = torch.exp(-math.log(10_000) * torch.arange(half, device=step.device, dtype=torch.float32) / half)
         angle = step.float()[:, None] * rate
-        return self.mlp(torch.cat([angle.cos(), angle.sin()], dim=1).to(self.mlp[0].weight.dtype))
+        waves = torch.cat([angle.cos(), angle.sin()], dim=1)
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 
 
 class PositionEmbedding(nn.Module):

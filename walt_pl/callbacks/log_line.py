@@ -29,4 +29,7 @@ class LogLine(L.Callback):
             pace = (now - self._began) / max(1, trainer.global_step - self._first)
             left = (trainer.max_steps - trainer.global_step) * pace / 60
             values = "  ".join(f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num")
-            print(f"step {trainer.global_step}/{trainer.max_steps}  {pace:.2f} s a step  {left:.1f} min left  {values}", flush=True)
+            print(
+                f"step {trainer.global_step}/{trainer.max_steps}  {pace:.2f} s a step  {left:.1f} min left  {values}",
+                flush=True,
+            )

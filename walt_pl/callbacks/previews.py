@@ -36,7 +36,13 @@ class Previews(L.Callback):
         self._validations = 0
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: JointBatch, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: JointBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if batch_idx or trainer.sanity_checking or not self.every or not trainer.is_global_zero:
             return
@@ -47,6 +53,11 @@ class Previews(L.Callback):
             shown = cast(PreviewedStage, pl_module).previews(batch)
         for name, (clips, captions) in shown.items():
             frames = captioned_grid(clips, captions)
-            image = Summary.Image(height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=gif_bytes(frames, fps=8))
+            image = Summary.Image(
+                height=frames.shape[1],
+                width=frames.shape[2],
+                colorspace=3,
+                encoded_image_string=gif_bytes(frames, fps=8),
+            )
             summary = Summary(value=[Summary.Value(tag=f"previews/{name}", image=image)])
             trainer.logger.experiment._get_file_writer().add_summary(summary, trainer.global_step)

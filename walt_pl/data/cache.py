@@ -71,9 +71,7 @@ class LatentCache:
         # A pickled memory map is a copy of the file; workers map it themselves.
         return {**self.__dict__, "_maps": {}}
 
-    def build(
-        self, dataset: PixelDataset, kind: Kind, encode: Callable[[], Encode], batch_size: int, readers: int = 1
-    ) -> None:
+    def build(self, dataset: PixelDataset, kind: Kind, encode: Callable[[], Encode], batch_size: int, readers: int = 1) -> None:
         """Computes every shard that is missing, stale or damaged; does nothing when there is none.
 
         Every shard is written to a temporary file and renamed, so that an interrupted build goes on where it stopped.
@@ -98,9 +96,7 @@ class LatentCache:
         self._write_meta()
         self._remove_left_overs()
         run = encode()
-        bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True
-        )
+        bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True)
         with bar, ThreadPoolExecutor(max(1, readers)) as pool:
             total = sum(len(self._rows_of(number)) for number in missing)
             task = bar.add_task(f"latents {self.folder.parent.name}/{self.folder.name}", total=total)
@@ -193,9 +189,7 @@ class LatentCache:
             )
         return found == sha256
 
-    def _build_shard(
-        self, number: int, batches: Iterator[list[Sample]], encode: Encode, advance: Callable[[int], None]
-    ) -> None:
+    def _build_shard(self, number: int, batches: Iterator[list[Sample]], encode: Encode, advance: Callable[[int], None]) -> None:
         parts: list[NDArray[np.float16]] = []
         broken: dict[int, str] = {}
         for samples in batches:
@@ -206,9 +200,7 @@ class LatentCache:
         rows = np.concatenate(parts)
         if number == 0 and len(broken) == len(rows):
             reasons = list(dict.fromkeys(broken.values()))[:10]
-            raise RuntimeError(
-                "\n  ".join([f"{self.folder}: none of the first {len(rows)} files can be read:", *reasons])
-            )
+            raise RuntimeError("\n  ".join([f"{self.folder}: none of the first {len(rows)} files can be read:", *reasons]))
         self.shape = rows.shape[1:]
         data = rows.tobytes()
         _write_whole(self._file(number), data)
@@ -228,9 +220,7 @@ class LatentCache:
         _write_whole(self.folder / "meta.json", json.dumps(meta, indent=1).encode())
 
 
-def _read_ahead(
-    pool: ThreadPoolExecutor, dataset: PixelDataset, draws: Sequence[Draw], batch_size: int
-) -> Iterator[list[Sample]]:
+def _read_ahead(pool: ThreadPoolExecutor, dataset: PixelDataset, draws: Sequence[Draw], batch_size: int) -> Iterator[list[Sample]]:
     """Gives batches of samples in order, with the next batch being decoded while one is in use."""
     batches = iter([draws[start : start + batch_size] for start in range(0, len(draws), batch_size)])
     ahead = [[pool.submit(dataset.__getitem__, draw) for draw in batch] for batch in islice(batches, 1)]

@@ -158,9 +158,7 @@ class SequentialSampler:
         ranks: Ranks that share the global batch.
     """
 
-    def __init__(
-        self, videos: int, images: int, videos_per_batch: int, images_per_batch: int, rank: int = 0, ranks: int = 1
-    ) -> None:
+    def __init__(self, videos: int, images: int, videos_per_batch: int, images_per_batch: int, rank: int = 0, ranks: int = 1) -> None:
         assert all(number % ranks == 0 for number in (videos, images, videos_per_batch, images_per_batch))
         self._count: dict[Kind, int] = {"video": videos, "image": images}
         self._per_batch: dict[Kind, int] = {"video": videos_per_batch, "image": images_per_batch}

@@ -112,19 +112,13 @@ class Framing:
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
         if self.low_size is not None and not 0 < self.low_size < self.size:
-            raise ValueError(
-                f"data.low_size must lie between 1 and data.size - 1 = {self.size - 1}, got {self.low_size}"
-            )
+            raise ValueError(f"data.low_size must lie between 1 and data.size - 1 = {self.size - 1}, got {self.low_size}")
         if self.sizes and self.crop is None:
-            raise ValueError(
-                "data.sizes needs data.crop: a batch has one shape, so a window of one size is taken of all"
-            )
+            raise ValueError("data.sizes needs data.crop: a batch has one shape, so a window of one size is taken of all")
         if self.crop is None:
             return
         if not 0 < self.crop <= min(self.all_sizes):
-            raise ValueError(
-                f"data.crop must lie between 1 and the smallest size {min(self.all_sizes)}, got {self.crop}"
-            )
+            raise ValueError(f"data.crop must lie between 1 and the smallest size {min(self.all_sizes)}, got {self.crop}")
         if self.low_size is not None or self.views != 1:
             raise ValueError("data.crop draws a new window in every pass: leave out data.low_size and data.views")
 

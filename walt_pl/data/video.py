@@ -33,9 +33,7 @@ def read_video(path: Path, frames: int, start: int = 0) -> Frames:
     Raises MediaError where the file is missing, is no video, or is too short.
     """
     if frames < 1 or start < 0:
-        raise ValueError(
-            f"{path}: wanted {frames} frames from frame {start}; frames must be at least 1, start at least 0"
-        )
+        raise ValueError(f"{path}: wanted {frames} frames from frame {start}; frames must be at least 1, start at least 0")
     _check_file(path)
     # Not decord from a later frame on: its seek gives wrong frames, silently, on open GOPs (x265's default).
     clip = _read_decord(path, frames) if start == 0 else None

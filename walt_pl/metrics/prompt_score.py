@@ -58,15 +58,13 @@ def read_clip(clip: Tensor) -> Reading:
 def score(clips: Tensor, captions: Sequence[str]) -> dict[str, float]:
     """Shares of clips, float [b 3 t h w] in -1..1, that show what their captions say.
 
-    Keys: shape, colour, motion, texture, pair (shape and colour together), and all (shape, colour and motion together). No motion is right for the
+    Keys: shape, colour, motion, texture, pair (shape and colour together), and all (those and motion together). No motion is right for the
     caption of a still image.
 
     Raises ValueError for no clips, for another number of captions, and for captions that are not of the embedded set.
     """
     if len(clips) == 0 or len(clips) != len(captions):
-        raise ValueError(
-            f"wanted a caption for each of at least one clip, got {len(clips)} clips and {len(captions)} captions"
-        )
+        raise ValueError(f"wanted a caption for each of at least one clip, got {len(clips)} clips and {len(captions)} captions")
     right = []
     for clip, caption in zip(clips, captions, strict=True):
         words, seen = parse_caption(caption), read_clip(clip)
@@ -118,9 +116,7 @@ def _places(masks: NDArray[np.bool_]) -> Array:
     x = (masks.sum(1) * (np.arange(width) + 0.5)).sum(-1)
     y = (masks.sum(2) * (np.arange(height) + 0.5)).sum(-1)
     seen = np.maximum(area, 1)
-    return np.stack(
-        [np.where(area > 0, x / seen, width / 2), np.where(area > 0, y / seen, height / 2), area], -1
-    ).astype(np.float32)
+    return np.stack([np.where(area > 0, x / seen, width / 2), np.where(area > 0, y / seen, height / 2), area], -1).astype(np.float32)
 
 
 def _motion(places: Array, height: int, width: int) -> str:

@@ -37,7 +37,7 @@ class DenoiserConfig:
     patch: int = 1
     """Side of the square patches a latent frame is cut into."""
     window: Window = (5, 8, 8)
-    """Tokens of the spatiotemporal window (frames, rows, columns); the spatial window is a whole frame. One frame: every layer is spatial."""
+    """Tokens of the spatiotemporal window (frames, rows, columns); one frame makes every layer spatial (a whole frame)."""
     lora_rank: int | None = 2
     """Rank of AdaLN-LoRA; null gives every layer a modulation of its own ("separate")."""
     qk_norm: NormName = "layer"

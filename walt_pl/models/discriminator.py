@@ -1,5 +1,6 @@
 """The critic of the autoencoder's adversarial term: a 3D StyleGAN discriminator (MAGVIT, arXiv 2212.05199, appendix A)."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -63,7 +64,7 @@ class Discriminator(nn.Module):
         self.config = config
         widths = [config.width, *(config.width * m for m in config.multipliers)]
         self.conv_in = nn.Conv3d(3, widths[0], kernel_size=3, padding=1)
-        self.blocks = nn.ModuleList(DiscriminatorBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(DiscriminatorBlock(a, b) for a, b in itertools.pairwise(widths))
         self.conv_out = nn.Conv3d(widths[-1], widths[-1], kernel_size=3, padding=1)
         scale = 2 ** len(config.multipliers)
         self.hidden = nn.Linear(widths[-1] * (config.size[0] // scale) * (config.size[1] // scale), widths[-1])
@@ -84,4 +85,3 @@ class Discriminator(nn.Module):
         h = F.leaky_relu(self.hidden(h.flatten(1)), 0.2)
         logits: Tensor = self.logit(h)[:, 0].float()
         return logits
-

@@ -86,7 +86,13 @@ class SmallTextEncoder(nn.Module):
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.position = nn.Parameter(0.02 * torch.randn(config.length, config.width))
         layer = nn.TransformerEncoderLayer(
-            config.width, config.heads, 4 * config.width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            config.width,
+            config.heads,
+            4 * config.width,
+            dropout=0.0,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
         )
         self.layers = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(config.width), enable_nested_tensor=False)
 

@@ -3,6 +3,7 @@
 ``x [b 3 1+T H W] -> z [b c 1+t h w]``. The first frame is encoded on its own, so an image is a one-frame video through the same weights.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from walt_pl.blocks.causal_conv import CausalConv3d, LatentNorm, NormName, ResBlock, Stream, Strides, Upsample, make_norm
+from walt_pl.blocks.causal_conv import (
+    CausalConv3d,
+    LatentNorm,
+    NormName,
+    ResBlock,
+    Stream,
+    Strides,
+    Upsample,
+    make_norm,
+)
 
 
 @dataclass(frozen=True)
@@ -116,7 +126,7 @@ class DecoderLevel(nn.Module):
         width = config.widths[level]
         self.norm = LatentNorm(in_channels, config.latent_channels, config.norm)
         widths = [in_channels] + [width] * config.blocks[level]
-        self.blocks = nn.ModuleList(ResBlock(a, b, config.norm) for a, b in zip(widths, widths[1:], strict=False))
+        self.blocks = nn.ModuleList(ResBlock(a, b, config.norm) for a, b in itertools.pairwise(widths))
         self.channels = widths[-1]
         self.upsample = Upsample(self.channels, config.strides[level - 1]) if level else None
 
@@ -216,7 +226,7 @@ class VAE(nn.Module):
         t, h, w = x.shape[2:]
         if (t - 1) % ft or h % fh or w % fw:
             raise ValueError(
-                f"vae.encode: got {t} frames of {h} x {w} pixels, want 1 + a multiple of {ft} frames and sides that are multiples of {fh} x {fw}"
+                f"vae.encode: got {t} frames of {h} x {w} pixels, want 1 + a multiple of {ft} frames and sides multiple of {fh} x {fw}"
             )
 
 
