@@ -4,6 +4,7 @@
 no models.
 """
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "trainer.log_every_n_steps": 10,
     "trainer.check_val_every_n_epoch": None,
     "checkpoint.save_last": True,
-    "checkpoint.every_n_train_steps": 200,
+    "checkpoint.every_n_train_steps": 100,
     "checkpoint.enable_version_counter": False,
 }
 
@@ -176,6 +177,7 @@ def _say(text: str) -> None:
 def main() -> None:
     """Run the command line."""
     arguments = sys.argv[1:]
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
     if arguments and arguments[0] in COMMANDS:
         auto_cli(COMMANDS[arguments[0]], args=arguments[1:], as_positional=True, prog=f"python -m walt_pl {arguments[0]}")
     else:

@@ -5,6 +5,7 @@ the base's artifact.
 """
 
 import io
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -45,7 +46,7 @@ class SmallTextConfig:
 
 
 def train_vocabulary(captions: Iterable[str], size: int) -> bytes:
-    """A sentencepiece unigram model of at most ``size`` pieces, as the bytes of its file.
+    """A sentencepiece BPE model of at most ``size`` pieces, as the bytes of its file.
 
     Raises:
         ValueError: there is no caption to learn from.
@@ -61,7 +62,7 @@ def train_vocabulary(captions: Iterable[str], size: int) -> bytes:
         model_writer=model,
         vocab_size=size,
         hard_vocab_limit=False,
-        model_type="unigram",
+        model_type="bpe",
         pad_id=0,
         unk_id=1,
         bos_id=-1,
@@ -83,6 +84,7 @@ class SmallTextEncoder(nn.Module):
         self.config = config
         self.width = config.width
         self.vocabulary = b""
+        self.truncated = 0
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.position = nn.Parameter(0.02 * torch.randn(config.length, config.width))
         layer = nn.TransformerEncoderLayer(
@@ -115,12 +117,23 @@ class SmallTextEncoder(nn.Module):
             raise RuntimeError("text: no vocabulary yet; call load_vocabulary first")
         if not captions:
             return self.position.new_zeros(0, 1, self.width), torch.zeros(0, 1, dtype=torch.bool, device=self.position.device)
-        pieces = [self._pieces.encode(caption.strip().lower())[: self.config.length] or [0] for caption in captions]
+        pieces = [self._cut(self._pieces.encode(caption.strip().lower())) or [0] for caption in captions]
         length = max(len(row) for row in pieces)
         device = self.position.device
         ids = torch.tensor([row + [0] * (length - len(row)) for row in pieces], device=device)
         mask = torch.tensor([[i < len(row) for i in range(length)] for row in pieces], device=device)
         return self(ids, mask), mask
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        """The pieces that fit; a caption that loses its end is counted, and the first one told of."""
+        if len(ids) > self.config.length:
+            self.truncated += 1
+            if self.truncated == 1:
+                warnings.warn(
+                    f"text.length is {self.config.length}, but a caption has {len(ids)} pieces: its end is cut off, as of every longer one",
+                    stacklevel=3,
+                )
+        return ids[: self.config.length]
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Piece ids [s l] and their mask to tokens [s l e]."""

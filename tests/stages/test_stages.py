@@ -1,0 +1,130 @@
+"""What the stages compute beside the training loop."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.optim import SGD, Optimizer
+
+from stages.base import BaseStage
+from stages.latent_diffusion import first_videos, with_past
+from stages.optimisation import learning_rate
+from stages.super_resolution import SuperResolutionStage
+from stages.vae import VAEStage
+from walt_pl.blocks.frames import Layout
+from walt_pl.data.batch import JointBatch
+from walt_pl.diffusion.chance import Chance
+from walt_pl.diffusion.condition import Condition
+from walt_pl.models.denoiser import DenoiserConfig
+from walt_pl.models.text import SmallTextConfig
+from walt_pl.models.vae import VAEConfig
+
+SMALL = {"width": 16, "layers": 2, "heads": 2, "size": (3, 4, 4), "window": (3, 2, 2)}
+
+
+def sgd(parameters: object) -> Optimizer:
+    return SGD(parameters, lr=0.1)  # type: ignore[arg-type]
+
+
+def latent_batch(videos: int = 2, images: int = 3) -> JointBatch:
+    s = videos + images
+    g = torch.Generator().manual_seed(0)
+    return JointBatch(
+        videos=torch.randn(videos, 8, 3, 4, 4, generator=g),
+        images=torch.randn(images, 8, 1, 4, 4, generator=g),
+        captions=["a plain red circle"] * s,
+        labels=torch.arange(s),
+        weight=torch.ones(s),
+        slots=torch.arange(s),
+        low_videos=torch.randn(videos, 8, 3, 2, 2, generator=g),
+        low_images=torch.randn(images, 8, 1, 2, 2, generator=g),
+        space="latents",
+        paths=["x"] * s,
+    )
+
+
+def test_given_frames_and_lost_samples_do_not_count() -> None:
+    stage = BaseStage(DenoiserConfig(**SMALL, frame_prediction=True), sgd)  # type: ignore[arg-type]
+    batch = latent_batch()
+    batch.weight[1] = 0
+    layout = Layout(2, 3, 3)
+    keep = torch.ones(5, dtype=torch.bool)
+    x0, _ = stage.latents(batch.videos, batch.images)
+    condition = with_past(Condition(layout, keep), x0, torch.tensor([2, 1, 2, 0, 0]))
+    # First video: two frames given; second: unreadable; images are never given.
+    assert stage.frame_weight(batch, condition).tolist() == [0, 0, 1, 0, 0, 0, 1, 1, 1]
+
+
+def test_the_past_is_given_to_the_first_frames_of_videos_only() -> None:
+    layout = Layout(1, 3, 2)
+    x0 = torch.randn(5, 8, 4, 4)
+    condition = with_past(Condition(layout, torch.ones(3, dtype=torch.bool)), x0, torch.tensor([1, 1, 1]))
+    assert condition.past_mask is not None
+    assert condition.past_mask[:, 0, 0, 0].tolist() == [1, 0, 0, 0, 0]
+
+
+def test_low_latents_are_noised_at_their_level_and_the_level_is_told() -> None:
+    stage = SuperResolutionStage(DenoiserConfig(**SMALL, super_resolution=True), sgd, low_noise_max=350)  # type: ignore[arg-type]
+    batch = latent_batch()
+    x0, layout = stage.latents(batch.videos, batch.images)
+    condition = stage.condition(batch, x0, layout, Chance(0, 0, batch.slots))
+    assert condition.low is not None and condition.low_step is not None and batch.low_videos is not None and batch.low_images is not None
+    assert condition.low.shape == (9, 8, 2, 2)
+    assert 0 <= int(condition.low_step.min()) and int(condition.low_step.max()) < 350
+    clean = layout.join(batch.low_videos, batch.low_images)
+    a, s = stage.schedule.roots(layout.per_frame(condition.low_step), clean)
+    noise = (condition.low - a * clean) / s
+    assert 0.8 < float(noise.std()) < 1.2
+
+
+def test_draws_of_a_sample_do_not_depend_on_its_rank() -> None:
+    stage = BaseStage(DenoiserConfig(**SMALL), sgd)  # type: ignore[arg-type]
+    batch = latent_batch(videos=4, images=0)
+    x0, layout = stage.latents(batch.videos, batch.images)
+    whole = stage.draws(x0, layout, Chance(1, 7, batch.slots))
+    half = stage.draws(x0[6:], Layout(2, 3, 0), Chance(1, 7, batch.slots[2:]))
+    assert torch.equal(whole.step[2:], half.step)
+    assert torch.equal(whole.noise[6:], half.noise)
+
+
+def test_first_videos_leaves_out_the_images() -> None:
+    batch = first_videos(latent_batch(), 1)
+    assert len(batch.videos) == 1 and len(batch.images) == 0 and len(batch.captions) == len(batch.slots) == 1
+
+
+def test_statistics_are_those_of_all_training_latents(monkeypatch: pytest.MonkeyPatch) -> None:
+    vae = VAEConfig(width=8, multipliers=(1, 1), strides=((2, 2, 2),), blocks=(0, 1), middle_blocks=0, norm="layer", latent_channels=2)
+    stage = VAEStage(vae, sgd, adversarial_weight=0.0)
+    parts = [torch.randn(2, 2, 3, 4, 4) * 3 + 1, torch.randn(5, 2, 1, 4, 4)]
+    monkeypatch.setattr(stage, "_training_latents", lambda: iter(parts))
+    measured = stage.facts()["latents"]
+    flat = torch.cat([z.movedim(1, 0).flatten(1) for z in parts], dim=1)
+    torch.testing.assert_close(torch.tensor(measured["mean"]), flat.mean(dim=1))
+    torch.testing.assert_close(torch.tensor(measured["std"]), flat.std(dim=1, correction=0))
+
+
+@pytest.mark.parametrize(
+    "build, named",
+    [
+        (lambda: BaseStage(DenoiserConfig(**SMALL, text_width=8), sgd, text=SmallTextConfig(width=16)), "text_width"),  # type: ignore[arg-type]
+        (lambda: SuperResolutionStage(DenoiserConfig(**SMALL), sgd), "super_resolution"),  # type: ignore[arg-type]
+    ],
+)
+def test_configs_that_contradict_each_other_are_refused(build: Callable[[], object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        build()
+
+
+def test_learning_rate_warms_up_and_falls_to_zero() -> None:
+    optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = learning_rate(optimizer, warmup=4, total=10, decay="cosine")
+    rates = []
+    for _ in range(10):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[5:] == sorted(rates[5:], reverse=True)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
+    with pytest.raises(ValueError, match="max_steps"):
+        learning_rate(optimizer, warmup=4, total=4, decay="cosine")
