@@ -5,9 +5,9 @@ SHELL := /bin/bash
 PYTHON3 ?= python3.11
 PYTHON := .venv/bin/python
 WALT := $(PYTHON) -m walt_pl
-# FRESH=1 trains a finished or interrupted stage again; ARGS go to the program as they are, e.g. ARGS="--trainer.max_steps 10".
-FIT = $(WALT) fit $(if $(FRESH),--fresh true) $(ARGS) --config
-STAGES_SR = $(sort $(wildcard experiments/$(EXP)/sr*.yaml))
+# FRESH=1 trains a finished or interrupted stage again; ARGS go to the program as they are, e.g. ARGS="--trainer.max_steps 2000".
+FIT = $(WALT) fit $(if $(FRESH),--fresh true) --config $(1) $(ARGS)
+STAGES_SR = $(shell ls experiments/$(EXP)/sr*.yaml 2>/dev/null | sort -V)
 INDEX_shapes := data/shapes/index.parquet
 
 .DEFAULT_GOAL := help
@@ -45,13 +45,14 @@ data/shapes/index.parquet:
 	@$(WALT) index shapes --out data/shapes
 
 train-vae: data ## train the autoencoder of EXP
-	@$(FIT) experiments/$(EXP)/vae.yaml
+	@$(call FIT,experiments/$(EXP)/vae.yaml)
 
 train-base: data ## train the base model of EXP
-	@$(FIT) experiments/$(EXP)/base.yaml
+	@$(call FIT,experiments/$(EXP)/base.yaml)
 
 train-sr: data ## train every super-resolution stage of EXP, in order
-	@set -e; for config in $(STAGES_SR); do $(FIT) $$config; done
+	@[ -n "$(STAGES_SR)" ] || { echo "train-sr: no experiments/$(EXP)/sr*.yaml"; exit 1; }
+	@set -e; for config in $(STAGES_SR); do $(call FIT,$$config); done
 
 sample: setup ## make a video: make sample PROMPT="a striped red circle moving left"
 	@$(WALT) sample --run $(RUN) --prompt "$(PROMPT)" --out $(RUN)/samples/clip.mp4 $(ARGS)

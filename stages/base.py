@@ -38,7 +38,7 @@ class BaseStage(LatentDiffusion):
     def _vocabulary(self) -> bytes:
         """The run's sentencepiece model, learnt from the training captions when the run begins."""
         path = Path(self.trainer.default_root_dir) / VOCABULARY
-        if self.trainer.is_global_zero and not path.exists():
+        if self.trainer.is_global_zero and (self.trainer.ckpt_path is None or not path.exists()):
             assert self.text is not None
             vocabulary = train_vocabulary(self.trainer.datamodule.captions(), self.text.config.vocabulary)  # type: ignore[attr-defined]
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from stages.optimisation import Decay, clip_gradients, learning_rate
 from walt_pl.artifact import Artifact, load
 from walt_pl.blocks.frames import Layout
-from walt_pl.data.batch import JointBatch
-from walt_pl.diffusion.chance import Chance
+from walt_pl.data.batch import JointBatch, Space
+from walt_pl.diffusion.chance import Chance, mix
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.objective import Draws, velocity_error
 from walt_pl.diffusion.sampler import Guidance, ddim, guided
@@ -119,7 +119,7 @@ class LatentDiffusion(L.LightningModule):
 
     def training_step(self, batch: JointBatch, batch_idx: int) -> Tensor:
         chance = Chance(self.seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, batch.slots)
-        x0, layout = self.latents(batch.videos, batch.images)
+        x0, layout = self.latents(batch.videos, batch.images, batch.space)
         condition = self.condition(batch, x0, layout, chance)
         draws = self.draws(x0, layout, chance)
         error = velocity_error(self.denoiser, self.schedule, x0, condition, draws)
@@ -131,9 +131,9 @@ class LatentDiffusion(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
-    def latents(self, videos: Tensor, images: Tensor) -> tuple[Tensor, Layout]:
+    def latents(self, videos: Tensor, images: Tensor, space: Space) -> tuple[Tensor, Layout]:
         """Pixels or raw latents of a batch to normalised latents as frames [f c h w], float32, and their layout."""
-        if videos.shape[1] == 3 and images.shape[1] == 3:
+        if space == "pixels":
             videos, images = (self._encode(x) for x in (videos, images))
         layout = Layout(len(videos), videos.shape[2], len(images))
         return self._scale.normalise(layout.join(videos.float(), images.float())), layout
@@ -167,8 +167,11 @@ class LatentDiffusion(L.LightningModule):
         """Captions and labels as a condition; an empty caption is the null."""
         known = torch.tensor([bool(caption.strip()) for caption in captions], dtype=torch.bool, device=keep.device)
         if self.text_encoder is None:
-            if self.denoiser.config.classes and bool((labels < 0).any()):
-                raise ValueError("a sample has no label, but denoiser.classes is set; fill the index column label")
+            classes = self.denoiser.config.classes
+            if classes and not bool(((labels >= 0) & (labels < classes)).all()):
+                raise ValueError(
+                    f"labels must be 0 .. {classes - 1} (denoiser.classes is {classes}), got {labels.tolist()}; see the index column label"
+                )
             return Condition(layout, keep, labels=labels)
         text, mask = self.text_encoder.encode(captions)
         return Condition(layout, keep & known, text=text, text_mask=mask, labels=labels)
@@ -202,11 +205,11 @@ class LatentDiffusion(L.LightningModule):
     # ---- Validation and previews ------------------------------------------------------------------------------------
 
     def validation_step(self, batch: JointBatch, batch_idx: int) -> None:
-        x0, layout = self.latents(batch.videos, batch.images)
+        x0, layout = self.latents(batch.videos, batch.images, batch.space)
         errors = []
         for level in VALIDATION_LEVELS:
             # The same noise at every validation: only the weights change between two values of this loss.
-            chance = Chance(self.seed, level, batch_idx * len(batch.slots) + batch.slots)
+            chance = Chance(self.seed, mix(level, batch_idx), batch.slots)
             condition = self.validation_condition(batch, layout, chance)
             draws = self.draws(x0, layout, chance)
             step = torch.full_like(draws.step, level)
@@ -224,7 +227,7 @@ class LatentDiffusion(L.LightningModule):
     def preview_samples(self, batch: JointBatch, count: int = 8) -> tuple[Tensor, list[str]]:
         """Clips sampled for the first captions of a batch from fixed noise, [b 3 t h w], and the captions."""
         batch = first_videos(batch, count)
-        _, layout = self.latents(batch.videos, batch.images)
+        _, layout = self.latents(batch.videos, batch.images, batch.space)
         chance = Chance(self.seed, 0, batch.slots)
         condition = self.validation_condition(batch, layout, chance)
         c = self.denoiser.config

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stages.latent_diffusion import LatentDiffusion, artifact_at, first_videos
 from walt_pl.blocks.frames import Layout
-from walt_pl.data.batch import JointBatch
+from walt_pl.data.batch import JointBatch, Space
 from walt_pl.diffusion.chance import Chance
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import DenoiserConfig
@@ -68,8 +68,14 @@ class SuperResolutionStage(LatentDiffusion):
 
     def with_low(self, condition: Condition, batch: JointBatch, step: Tensor, chance: Chance) -> Condition:
         """Add the low-resolution latent, noised at ``step`` [s] before it is upscaled."""
-        assert batch.low_videos is not None and batch.low_images is not None
-        low, layout = self.latents(batch.low_videos, batch.low_images)
+        if batch.low_videos is None or batch.low_images is None:
+            raise ValueError("data.low_size is not set; a super-resolution stage wants half of data.size")
+        low, layout = self.latents(batch.low_videos, batch.low_images, batch.space)
+        wanted = tuple(side // 2 for side in self.denoiser.config.size[1:])
+        if low.shape[2:] != wanted:
+            raise ValueError(
+                f"data.low_size gives latents of {tuple(low.shape[2:])}, the denoiser wants {wanted}; set it to half of data.size"
+            )
         shapes = [(layout.frames, *low.shape[1:])] * layout.videos + [(1, *low.shape[1:])] * layout.images
         noise = torch.cat(chance.normal(shapes))
         return replace(condition, low=self.schedule.add_noise(low, noise, layout.per_frame(step)), low_step=step)
@@ -78,15 +84,15 @@ class SuperResolutionStage(LatentDiffusion):
         batch = first_videos(batch, 4)
         assert batch.low_videos is not None and batch.low_images is not None
         samples, captions = self.preview_samples(batch, 4)
-        original = self._shown(batch.videos, batch.images)
-        low = self._shown(batch.low_videos, batch.low_images)
+        original = self._shown(batch.videos, batch.images, batch.space)
+        low = self._shown(batch.low_videos, batch.low_images, batch.space)
         low = low.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
         rows = torch.stack([low, samples, original], dim=1).flatten(0, 1)
         return {"super_resolution": (rows, [c for caption in captions for c in ("low", caption, "original")])}
 
-    def _shown(self, videos: Tensor, images: Tensor) -> Tensor:
+    def _shown(self, videos: Tensor, images: Tensor, space: Space) -> Tensor:
         """What the autoencoder makes of clips of a batch, [v 3 t h w]."""
-        latents, layout = self.latents(videos, images)
+        latents, layout = self.latents(videos, images, space)
         return self.vae.decode(layout.split(self._scale.denormalise(latents))[0]).clamp(-1, 1)
 
     def settings(self) -> dict[str, Any]:

@@ -121,21 +121,22 @@ class VAEStage(L.LightningModule):
             scheduler.step()
 
     def _reconstruct(self, batch: JointBatch, chance: Chance) -> list[tuple[Tensor, Tensor, Posterior]]:
-        """(input, output, posterior) of the videos and of the images, readable samples only."""
+        """(input, output, posterior) of the videos and of the images.
+
+        A sample that could not be read is zeros, and its output is made zeros too: no error, and no pass is missing on any rank.
+        """
         kinds = []
         start = 0
         for x in (batch.videos, batch.images):
             rows = slice(start, start + len(x))
             start += len(x)
-            readable = batch.weight[rows] > 0
-            x = x[readable]
             if not len(x):
                 continue
             posterior = self.vae.encode(x)
-            noise = chance.rows(rows, readable).normal([posterior.mean.shape[1:]] * len(x))
-            kinds.append((x, self.vae.decode(posterior.sample(torch.stack(noise))), posterior))
-        if not kinds:
-            raise RuntimeError(f"no sample of this batch could be read, first of them: {batch.paths[0]}")
+            noise = torch.stack(chance.rows(rows).normal([posterior.mean.shape[1:]] * len(x)))
+            weight = batch.weight[rows].view(-1, 1, 1, 1, 1)
+            posterior = Posterior(posterior.mean * weight, posterior.logvar * weight)
+            kinds.append((x * weight, self.vae.decode(posterior.sample(noise)) * weight, posterior))
         return kinds
 
     def _autoencoder_loss(self, kinds: list[tuple[Tensor, Tensor, Posterior]], step: int) -> Tensor:
@@ -210,6 +211,7 @@ class VAEStage(L.LightningModule):
 
     def validation_step(self, batch: JointBatch, batch_idx: int) -> None:
         for name, x in (("video", batch.videos), ("image", batch.images)):
+            x = x[batch.weight[: len(x)] > 0] if name == "video" else x[batch.weight[len(batch.videos) :] > 0]
             if len(x):
                 y = self.vae.decode(self.vae.encode(x).mean).clamp(-1, 1)
                 self.log(f"val/psnr_{name}", psnr(y, x).mean(), batch_size=len(x), sync_dist=True, prog_bar=name == "video")
@@ -253,6 +255,7 @@ class VAEStage(L.LightningModule):
         """Posterior means of the first training batches, images as one-frame clips beside the videos."""
         loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         for _, batch in zip(range(self.statistics_batches), loader, strict=False):
-            for x in (batch.videos, batch.images):
+            cut = len(batch.videos)
+            for x in (batch.videos[batch.weight[:cut] > 0], batch.images[batch.weight[cut:] > 0]):
                 if len(x):
                     yield self.vae.encode(x.to(self.device)).mean

@@ -35,7 +35,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     sr = {**diffusion, "super_resolution": {"low_noise": 20}}
     save_artifact(root / "vae", kind="vae", models={"vae": vae}, settings={}, card={"latents": latents}, train_config="")
     words = {"tokenizer.model": text.vocabulary}
-    save_artifact(root / "base", kind="base", models={"denoiser": base, "text": text}, settings=diffusion, card={}, train_config="", files=words)
+    save_artifact(
+        root / "base", kind="base", models={"denoiser": base, "text": text}, settings=diffusion, card={}, train_config="", files=words
+    )
     save_artifact(root / "sr1", kind="super_resolution", models={"denoiser": larger}, settings=sr, card={}, train_config="")
     return {stage: root / stage for stage in ("vae", "base", "sr1")}
 

@@ -1,6 +1,7 @@
 """Every stage through the real command line, and what it says when something is wrong."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -96,10 +97,10 @@ def test_stages_can_stop_early_and_guidance_can_be_given_by_stage(walt: Walt, ru
     out = str(tmp_path / "base.mp4")
     chosen = [
         "--stages",
-        '["base"]',
+        "base",
         "--guidance",
         '{"base": 3}',
-        "--negative_prompt",
+        "--negative-prompt",
         "a plain red square",
         "--tile",
         "4",
@@ -129,12 +130,12 @@ def test_a_retrained_parent_makes_its_children_stale(walt: Walt, run: Path, pain
         "--steps",
         "1",
         "--stages",
-        '["base"]',
+        "base",
     ]
     refused = walt(*sample, "--out", str(run / "x.mp4"), check=False)
     assert refused.returncode
     assert "stale" in refused.stderr
-    walt(*sample, "--out", str(run / "x.mp4"), "--allow_stale", "true")
+    walt(*sample, "--out", str(run / "x.mp4"), "--allow-stale", "true")
 
 
 @pytest.mark.parametrize(
@@ -199,3 +200,35 @@ def test_the_adversarial_term_trains_through_the_program(walt: Walt, painted: Pa
 @pytest.mark.parametrize("config", sorted(EXPERIMENT.parent.rglob("*.yaml")), ids=lambda path: "/".join(path.parts[-2:]))
 def test_every_experiment_parses(walt: Walt, config: Path) -> None:
     assert "class_path" in walt("fit", "--config", str(config), "--print_config").stdout
+
+
+def test_a_stage_killed_between_its_last_step_and_its_artifact_is_finished_by_the_same_command(
+    walt: Walt, painted: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "late"
+    fit(walt, "vae", run, painted)
+    weights = (run / "vae" / "model.safetensors").read_bytes()
+    manifest = json.loads((run / "manifest.json").read_text())
+    stage = manifest["stages"]["vae"]
+    holder = {"host": "elsewhere", "pid": 1, "born": None, "time": stage["artifact"]["finished"]}
+    stage["artifact"], stage["training"] = None, {"holder": holder, "parents": {}}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    shutil.rmtree(run / "vae")
+    assert "going on from" in fit(walt, "vae", run, painted)
+    assert (run / "vae" / "model.safetensors").read_bytes() == weights
+
+
+def test_init_starts_from_the_weights_of_an_artifact(walt: Walt, painted: Path, run: Path, tmp_path: Path) -> None:
+    still = ["--init", str(run / "vae"), "--model.optimizer.lr", "0", "--ema.decay", "0"]
+    fit(walt, "vae", tmp_path / "finetuned", painted, *still)
+    before, after = (load(folder / "vae").models["vae"].state_dict() for folder in (run, tmp_path / "finetuned"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    refused = fit(walt, "vae", tmp_path / "wrong", painted, "--init", str(run / "vae"), "--model.vae.width", "16", check=False)
+    assert "of another size" in refused
+    assert "Traceback" not in refused
+
+
+def test_deepspeed_is_refused_for_the_autoencoder_with_the_reason(walt: Walt, painted: Path, tmp_path: Path) -> None:
+    said = fit(walt, "vae", tmp_path / "zero", painted, "--trainer.strategy", "deepspeed_stage_2", check=False)
+    assert "one optimiser" in said
+    assert "Traceback" not in said

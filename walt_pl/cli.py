@@ -5,6 +5,7 @@ no models.
 """
 
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,13 @@ from typing import Any
 import lightning as L
 import torch
 from jsonargparse import auto_cli
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.joint import JointData
+from walt_pl.artifact import load
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.callbacks.ema import EMA
 from walt_pl.callbacks.export import Export
@@ -25,7 +27,7 @@ from walt_pl.callbacks.log_line import LogLine
 from walt_pl.callbacks.previews import Previews
 from walt_pl.callbacks.throughput import Throughput
 from walt_pl.commands import COMMANDS
-from walt_pl.manifest import Manifest, ManifestError, parents_of, train_command
+from walt_pl.manifest import Manifest, ManifestError, kind_of, parents_of, train_command
 
 DEFAULTS: dict[str, Any] = {
     "trainer.max_epochs": -1,
@@ -88,6 +90,7 @@ class Program(LightningCLI):
         options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.work / "checkpoints")
         self._fill_parents()
         self._fill_seed()
+        self._check_engine()
         if options.trainer.precision is None:
             options.trainer.precision = "bf16-mixed" if compute_dtype(_device()) is torch.bfloat16 else "32-true"
             _say(f"precision {options.trainer.precision}: what this machine is fastest at")
@@ -104,10 +107,28 @@ class Program(LightningCLI):
             self.options.data.vae = arguments.vae
 
     def _fill_seed(self) -> None:
-        """One seed for order, crops, noise and initial weights."""
+        """One seed for order, crops, noise and initial weights, where data.seed and model.seed are not given."""
         seed = self.options.seed_everything
         if isinstance(seed, int) and not isinstance(seed, bool):
-            self.options.data.seed = self.options.model.init_args.seed = seed
+            for arguments in (self.options.data, self.options.model.init_args):
+                arguments.seed = arguments.seed or seed
+
+    def _check_engine(self) -> None:
+        """The autoencoder has two optimisers that take turns."""
+        trainer = self.options.trainer
+        if kind_of(self.stage) != "vae":
+            return
+        if "deepspeed" in str(trainer.strategy).lower():
+            raise ValueError(
+                "trainer.strategy: DeepSpeed takes one optimiser, the autoencoder and its discriminator have two; leave it out"
+            )
+        if trainer.precision in ("16-mixed", "16"):
+            raise ValueError(
+                "trainer.precision: the autoencoder's two optimisers cannot share a gradient scaler; choose bf16-mixed or 32-true"
+            )
+        processes = torch.cuda.device_count() if trainer.devices == "auto" else trainer.devices
+        if trainer.strategy == "auto" and processes not in (0, 1, "1"):
+            trainer.strategy = "ddp_find_unused_parameters_true"
 
     # ---- Going on, or starting ----------------------------------------------------------------------------------------
 
@@ -129,13 +150,18 @@ class Program(LightningCLI):
             options.ckpt_path = str(last)
             _say(f"going on from {last}")
 
-    @rank_zero_only
     def before_fit(self) -> None:
-        """Write the start down, once everything that can be wrong with the configuration has been found."""
-        if not self.options.ckpt_path:
-            (self.work / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
-            (self.work / "tokenizer.model").unlink(missing_ok=True)
-        Manifest.open(self.run_dir).start(self.stage, self.parents)
+        """Take the weights of ``--init``, unless training goes on."""
+        if self.options.init is None or self.options.ckpt_path:
+            return
+        artifact = load(self.options.init)
+        for name, model in self.model.sections().items():
+            if name not in artifact.models:
+                raise ValueError(f'--init {self.options.init}: no section "{name}" in it (found: {", ".join(artifact.models)})')
+            try:
+                model.load_state_dict(artifact.models[name].state_dict())
+            except RuntimeError as error:
+                raise ValueError(f'--init {self.options.init}: section "{name}" is of another size: {error}') from error
 
     # ---- What the trainer is made of ----------------------------------------------------------------------------------
 
@@ -143,11 +169,11 @@ class Program(LightningCLI):
         trainer_options = self.options.trainer
         if trainer_options.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(str(self.work), name="logs")
-        if sys.stdout.isatty() and trainer_options.enable_progress_bar is not False:
-            extra: list[L.Callback] = [RichProgressBar()]
-        else:
+        # On a terminal the Trainer brings its own rich progress bar.
+        extra: list[L.Callback] = []
+        if not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
-            extra = [LogLine()]
+            extra.append(LogLine())
         if self.subcommand == "fit":
             config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
             extra.append(Export(self.run_dir, self.stage, self.parents, config))
@@ -176,6 +202,8 @@ def _say(text: str) -> None:
 
 def main() -> None:
     """Run the command line."""
+    # Flags may be typed with dashes, as elsewhere: --allow-stale is --allow_stale.
+    sys.argv[1:] = [re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in sys.argv[1:]]
     arguments = sys.argv[1:]
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
     if arguments and arguments[0] in COMMANDS:

@@ -1,6 +1,6 @@
 """The commands beside LightningCLI's own: index, sample, evaluate, status, verify, demo."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -73,7 +73,7 @@ def sample(
     guidance: float | dict[str, float] = 1.0,
     guidance_shape: GuidanceName = "constant",
     guidance_rescale: float = 0.0,
-    stages: list[str] | None = None,
+    stages: str | list[str] | None = None,
     out: str = "clip.mp4",
     fps: float = 8.0,
     batch: int = 8,
@@ -97,7 +97,7 @@ def sample(
         guidance: scale of classifier-free guidance, for every stage or by stage, e.g. '{"base": 3, "sr1": 1}'.
         guidance_shape: constant, or power-cosine (none at pure noise).
         guidance_rescale: phi, how much of the prediction's spread is restored.
-        stages: stages to run; all finished ones when not given ("base" stops early).
+        stages: stages to run, e.g. base or base,sr1; all finished ones when not given.
         out: the mp4.
         fps: frames per second of the files.
         batch: clips made at once.
@@ -109,7 +109,8 @@ def sample(
     """
     texts, labels = _wanted(prompt, prompts, label)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    cascade = Cascade.open(run, stages, allow_stale, device, getattr(torch, dtype) if dtype else None)
+    wanted = stages.split(",") if isinstance(stages, str) else stages
+    cascade = Cascade.open(run, wanted, allow_stale, device, getattr(torch, dtype) if dtype else None)
     scales = guidance if isinstance(guidance, dict) else dict.fromkeys(cascade.stages, guidance)
     unknown = set(scales) - set(cascade.stages)
     if unknown:
@@ -117,9 +118,10 @@ def sample(
     guides = {stage: Guidance(scale, guidance_shape, rescale=guidance_rescale) for stage, scale in scales.items()}
     sampling = Sampling(steps, eta, guides, chunk, tile)
     seeds = [seed + i for i in range(max(len(texts), len(labels)))]
+    if Path(out).suffix != ".mp4":
+        raise ValueError(f"sample: --out must end in .mp4, got {out}; the GIF and the contact sheet are written beside it")
     request = Request(texts, labels, negative_prompt, seeds)
-    clips = make_clips(cascade, request, sampling, batch)
-    _write_clips(Path(out), clips, texts or [f"class {number}" for number in labels], fps)
+    _write_clips(Path(out), make_clips(cascade, request, sampling, batch), texts or [f"class {number}" for number in labels], fps)
 
 
 def _wanted(prompt: str | None, prompts: str | None, label: int | None) -> tuple[list[str], list[int]]:
@@ -136,24 +138,27 @@ def _wanted(prompt: str | None, prompts: str | None, label: int | None) -> tuple
     return [line for line in lines if line], []
 
 
-def make_clips(cascade: Cascade, request: Request, sampling: Sampling, batch: int) -> torch.Tensor:
-    """Sample and decode a request in batches with a progress bar: pixels [b 3 t h w] of the last stage."""
+def make_clips(cascade: Cascade, request: Request, sampling: Sampling, batch: int) -> Iterator[torch.Tensor]:
+    """Sample and decode a request in batches with a progress bar: pixels [b 3 t h w] of the last stage, batch by batch."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     parts = [request.part(start, batch) for start in range(0, len(request), batch)]
-    clips = []
     with Progress(*columns) as progress:
         bar = progress.add_task("sampling", total=cascade.evaluations(sampling) * len(parts))
         for part in parts:
             latents = cascade.sample(part, sampling, lambda: progress.advance(bar))[cascade.stages[-1]]
-            clips.append(cascade.decode(latents, sampling))
-    return torch.cat(clips)
+            yield cascade.decode(latents, sampling)
 
 
-def _write_clips(out: Path, clips: torch.Tensor, captions: Sequence[str], fps: float) -> None:
+def _write_clips(out: Path, batches: Iterable[torch.Tensor], captions: Sequence[str], fps: float) -> None:
+    """Each clip as soon as it is made, then the GIF and the sheet of all."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    names = [out] if len(clips) == 1 else [out.with_stem(f"{out.stem}_{i:03d}") for i in range(len(clips))]
-    for name, frames in zip(names, to_uint8(clips), strict=True):
-        write_video(name, frames, fps)
+    names = [out] if len(captions) == 1 else [out.with_stem(f"{out.stem}_{i:03d}") for i in range(len(captions))]
+    made: list[torch.Tensor] = []
+    for batch in batches:
+        for name, frames in zip(names[len(made) :], to_uint8(batch), strict=False):
+            write_video(name, frames, fps)
+        made.extend(batch)
+    clips = torch.stack(made)
     write_gif(out.with_suffix(".gif"), captioned_grid(clips, captions), fps)
     contact_sheet(clips, captions).save(out.with_suffix(".png"))
     print(f"{names[0]}{f' .. {names[-1].name}' if len(names) > 1 else ''}, {out.with_suffix('.gif')}, {out.with_suffix('.png')}")
@@ -170,7 +175,7 @@ def evaluate(
     """Score every stage of a run on the embedded set with its analytic scorer, and print the table.
 
     Args:
-        run: folder of the run; the figures go to `demo/summary.json` in it.
+        run: folder of the run.
         index: index of the embedded set.
         prompts: validation captions the base model is scored on.
         unseen: captions with a shape and colour that no training video has together.

@@ -1,6 +1,7 @@
 """``make demo``: everything on the embedded set, from nothing to a picture and a table."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -39,7 +40,11 @@ def run_demo(run: Path, experiment: Path, data: Path) -> None:
     """
     out = run / "demo"
     out.mkdir(parents=True, exist_ok=True)
+    if (out / "summary.json").exists():
+        (out / "seconds.json").unlink(missing_ok=True)  # the last demo came to its end: this is another one
     clock = Clock(out / "seconds.json")
+    # A terminated demo counts its time as an interrupted one does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("demo: terminated; the same command goes on from there"))
     dtype = compute_dtype(torch.device("cpu"))
     print(f"demo: {machine()}, computing in {str(dtype).removeprefix('torch.')}")
     print(f"demo: about {_expected_minutes(dtype):.0f} minutes on this machine when nothing else runs", flush=True)
@@ -103,7 +108,7 @@ def _show(run: Path, index: Path, out: Path) -> int:
     cascade = Cascade.open(run, STAGES[1:])
     guidance = {stage: Guidance(scale) for stage, scale in GUIDANCE.items()}
     request = Request(prompts=prompts, seeds=[SEED + i for i in range(len(prompts))])
-    clips = make_clips(cascade, request, Sampling(STEPS, guidance=guidance), batch=16)
+    clips = torch.cat(list(make_clips(cascade, request, Sampling(STEPS, guidance=guidance), batch=16)))
     captions = seen + [f"{caption} (pair never seen in videos)" for caption in unseen]
     contact_sheet(clips, captions).save(out / "samples.png")
     write_gif(out / "samples.gif", captioned_grid(clips, captions), fps=8)

@@ -324,7 +324,7 @@ class Manifest:
             if reason:
                 raise StaleStage(
                     f'{wanted_by}stage "{name}", which is stale in {self.run_dir} because {reason}; '
-                    f"use it all the same with --allow-stale, or train it again with: {mend}"
+                    f"use it all the same with --allow-stale true, or train it again with: {mend}"
                 )
             found[name] = done
         return found

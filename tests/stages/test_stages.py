@@ -49,7 +49,7 @@ def test_given_frames_and_lost_samples_do_not_count() -> None:
     batch.weight[1] = 0
     layout = Layout(2, 3, 3)
     keep = torch.ones(5, dtype=torch.bool)
-    x0, _ = stage.latents(batch.videos, batch.images)
+    x0, _ = stage.latents(batch.videos, batch.images, "latents")
     condition = with_past(Condition(layout, keep), x0, torch.tensor([2, 1, 2, 0, 0]))
     # First video: two frames given; second: unreadable; images are never given.
     assert stage.frame_weight(batch, condition).tolist() == [0, 0, 1, 0, 0, 0, 1, 1, 1]
@@ -66,11 +66,11 @@ def test_the_past_is_given_to_the_first_frames_of_videos_only() -> None:
 def test_low_latents_are_noised_at_their_level_and_the_level_is_told() -> None:
     stage = SuperResolutionStage(DenoiserConfig(**SMALL, super_resolution=True), sgd, low_noise_max=350)  # type: ignore[arg-type]
     batch = latent_batch()
-    x0, layout = stage.latents(batch.videos, batch.images)
+    x0, layout = stage.latents(batch.videos, batch.images, "latents")
     condition = stage.condition(batch, x0, layout, Chance(0, 0, batch.slots))
     assert condition.low is not None and condition.low_step is not None and batch.low_videos is not None and batch.low_images is not None
     assert condition.low.shape == (9, 8, 2, 2)
-    assert 0 <= int(condition.low_step.min()) and int(condition.low_step.max()) < 350
+    assert int(condition.low_step.min()) >= 0 and int(condition.low_step.max()) < 350
     clean = layout.join(batch.low_videos, batch.low_images)
     a, s = stage.schedule.roots(layout.per_frame(condition.low_step), clean)
     noise = (condition.low - a * clean) / s
@@ -80,7 +80,7 @@ def test_low_latents_are_noised_at_their_level_and_the_level_is_told() -> None:
 def test_draws_of_a_sample_do_not_depend_on_its_rank() -> None:
     stage = BaseStage(DenoiserConfig(**SMALL), sgd)  # type: ignore[arg-type]
     batch = latent_batch(videos=4, images=0)
-    x0, layout = stage.latents(batch.videos, batch.images)
+    x0, layout = stage.latents(batch.videos, batch.images, "latents")
     whole = stage.draws(x0, layout, Chance(1, 7, batch.slots))
     half = stage.draws(x0[6:], Layout(2, 3, 0), Chance(1, 7, batch.slots[2:]))
     assert torch.equal(whole.step[2:], half.step)

@@ -27,9 +27,12 @@ class EMA(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Not earlier: some strategies restore weights and callback states only after on_fit_start.
-        if not self.decay:
-            return
-        self._step = trainer.global_step
+        if self.decay:
+            self._step = trainer.global_step
+            self._start(pl_module)
+
+    def _start(self, pl_module: L.LightningModule) -> None:
+        """Begin with the weights as they are, or with the average of a checkpoint."""
         self._average = {name: p.detach().float().clone() for name, p in trained(pl_module)}
         if self._loaded is not None:
             for name, average in self._average.items():
@@ -55,6 +58,8 @@ class EMA(L.Callback):
 
     @torch.no_grad()
     def _swap(self, pl_module: L.LightningModule) -> None:
+        if not self._average and self._loaded is not None:  # nothing was trained since the checkpoint was read
+            self._start(pl_module)
         if self._average:
             for name, p in trained(pl_module):
                 raw = p.detach().float().clone()

@@ -47,7 +47,15 @@ class Export(L.Callback):
     def __init__(self, run: Path, stage: str, parents: Mapping[str, str], train_config: str) -> None:
         self.run, self.stage, self.parents, self.train_config = run, stage, dict(parents), train_config
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the start down, now that everything that can be wrong with the configuration has been found."""
+        if trainer.is_global_zero:
+            if trainer.ckpt_path is None:
+                (Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+            Manifest.open(self.run).start(self.stage, self.parents)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not on_train_end: a training that was killed between its last step and its artifact has no step left to train.
         averages = next((c for c in trainer.callbacks if isinstance(c, EMA)), EMA(decay=0))  # type: ignore[attr-defined]
         pl_module.eval()
         with averages.swapped(pl_module):

@@ -30,7 +30,7 @@ class Throughput(L.Callback):
         self._clips += (len(batch.videos) + len(batch.images)) * trainer.world_size
         self._tokens += (batch.videos[:, 0].numel() + batch.images[:, 0].numel()) * trainer.world_size
         self._ended = time.perf_counter()
-        if (batch_idx + 1) % self.every == 0:
+        if trainer.global_step % self.every == 0:
             elapsed = self._ended - self._began
             pl_module.log_dict(
                 {

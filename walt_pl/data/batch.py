@@ -11,6 +11,10 @@ Kind = Literal["video", "image"]
 Space = Literal["pixels", "latents"]
 
 
+class DataError(RuntimeError):
+    """Data that cannot be trained on; the message names the files."""
+
+
 class Draw(NamedTuple):
     """One place of a global batch: what to read there."""
 

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from walt_pl.data.batch import Draw, Kind, Sample
+from walt_pl.data.batch import DataError, Draw, Kind, Sample
 from walt_pl.data.index import Entry
 from walt_pl.data.transforms import Framing, PixelDataset
 
@@ -113,7 +113,7 @@ class LatentCache:
         self._load(verify=False)
         missing = sum(shard is None for shard in self.shards)
         if missing:
-            raise RuntimeError(
+            raise DataError(
                 f"{self.folder}: {missing} of {len(self.shards)} shards of latents are missing. They are built by rank "
                 "zero before training; does data.cache_dir lie on a disk that every machine sees?"
             )
@@ -200,7 +200,7 @@ class LatentCache:
         rows = np.concatenate(parts)
         if number == 0 and len(broken) == len(rows):
             reasons = list(dict.fromkeys(broken.values()))[:10]
-            raise RuntimeError("\n  ".join([f"{self.folder}: none of the first {len(rows)} files can be read:", *reasons]))
+            raise DataError("\n  ".join([f"{self.folder}: none of the first {len(rows)} files can be read:", *reasons]))
         self.shape = rows.shape[1:]
         data = rows.tobytes()
         _write_whole(self._file(number), data)

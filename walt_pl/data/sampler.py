@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from walt_pl.data.batch import Draw, JointBatch, Kind, Sample, collate
+from walt_pl.data.batch import DataError, Draw, JointBatch, Kind, Sample, collate
 
 _BATCHES_THAT_MAY_FAIL = 3
 
@@ -246,7 +246,7 @@ class JointLoader:
             for failure in failures:
                 self._note(failure.path, failure.reason)
             if not self._usable and self._handed_out >= min(_BATCHES_THAT_MAY_FAIL, len(self)):
-                raise RuntimeError(self._nothing_readable())
+                raise DataError(self._nothing_readable())
             yield batch
 
     def close(self) -> None:

@@ -42,10 +42,10 @@ class Chance:
         self.device = slots.device
         self._generators = [generator(seed, step, slot) for slot in slots.tolist()]
 
-    def rows(self, rows: slice, chosen: Tensor) -> "Chance":
-        """The draws of some samples: those of a slice where ``chosen`` is true."""
+    def rows(self, rows: slice) -> "Chance":
+        """The draws of some of the samples."""
         part = copy(self)
-        part._generators = [g for g, keep in zip(self._generators[rows], chosen.tolist(), strict=True) if keep]
+        part._generators = self._generators[rows]
         return part
 
     def uniform(self) -> Tensor:
