@@ -100,7 +100,7 @@ class Cascade:
         """
         manifest = Manifest.open(run)
         wanted = list(stages) if stages else [stage for stage in manifest.stages() if stage != VAE_STAGE] or [BASE]
-        known = [stage for stage in in_order({*manifest.stages(), *wanted}) if stage != VAE_STAGE]
+        known = [stage for stage in in_order([*{*manifest.stages(), *wanted}]) if stage != VAE_STAGE]
         if in_order(wanted) != known[: len(wanted)]:
             raise ValueError(f"stages run from {BASE} upwards without a gap: {' '.join(known)}; got {' '.join(wanted)}")
         return cls(manifest.usable([VAE_STAGE, *wanted], allow_stale), device, dtype)
