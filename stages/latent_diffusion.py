@@ -237,9 +237,9 @@ class LatentDiffusion(L.LightningModule):
         videos, _ = layout.split(self._scale.denormalise(latents))
         return self.vae.decode(videos).clamp(-1, 1), batch.captions
 
-    def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str]]]:
+    def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
         """Rows of clips for the eye."""
-        return {"samples": self.preview_samples(batch)}
+        return {"samples": (*self.preview_samples(batch), 4)}
 
     # ---- Artifact ---------------------------------------------------------------------------------------------------
 

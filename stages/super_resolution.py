@@ -80,7 +80,7 @@ class SuperResolutionStage(LatentDiffusion):
         noise = torch.cat(chance.normal(shapes))
         return replace(condition, low=self.schedule.add_noise(low, noise, layout.per_frame(step)), low_step=step)
 
-    def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str]]]:
+    def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
         batch = first_videos(batch, 4)
         assert batch.low_videos is not None and batch.low_images is not None
         samples, captions = self.preview_samples(batch, 4)
@@ -88,7 +88,7 @@ class SuperResolutionStage(LatentDiffusion):
         low = self._shown(batch.low_videos, batch.low_images, batch.space)
         low = low.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
         rows = torch.stack([low, samples, original], dim=1).flatten(0, 1)
-        return {"super_resolution": (rows, [c for caption in captions for c in ("low", caption, "original")])}
+        return {"super_resolution": (rows, [c for caption in captions for c in ("low", caption, "original")], 3)}
 
     def _shown(self, videos: Tensor, images: Tensor, space: Space) -> Tensor:
         """What the autoencoder makes of clips of a batch, [v 3 t h w]."""

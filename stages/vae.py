@@ -216,17 +216,13 @@ class VAEStage(L.LightningModule):
                 y = self.vae.decode(self.vae.encode(x).mean).clamp(-1, 1)
                 self.log(f"val/psnr_{name}", psnr(y, x).mean(), batch_size=len(x), sync_dist=True, prog_bar=name == "video")
 
-    def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str]]]:
-        """Rows of clips for the eye: each original above its reconstruction."""
+    def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
+        """Rows of clips for the eye: each original beside its reconstruction."""
         x = batch.videos[:4]
         y = self.vae.decode(self.vae.encode(x).mean).clamp(-1, 1)
         captions = batch.captions[: len(x)]
-        return {
-            "reconstruction": (
-                torch.stack([x, y], dim=1).flatten(0, 1),
-                [c for caption in captions for c in (caption, "reconstruction")],
-            )
-        }
+        rows = torch.stack([x, y], dim=1).flatten(0, 1)
+        return {"reconstruction": (rows, [c for caption in captions for c in (caption, "reconstruction")], 2)}
 
     def sections(self) -> Mapping[str, nn.Module]:
         """The models of the artifact by section name."""

@@ -20,8 +20,8 @@ class Still(L.LightningModule):
 
     def validation_step(self, batch: JointBatch, batch_idx: int) -> None: ...
 
-    def previews(self, batch: JointBatch) -> dict[str, tuple[Tensor, list[str]]]:
-        return {"clips": (batch.videos, batch.captions)}
+    def previews(self, batch: JointBatch) -> dict[str, tuple[Tensor, list[str], int]]:
+        return {"clips": (batch.videos, batch.captions, 2)}
 
 
 def one_batch(samples: list[JointBatch]) -> JointBatch:

@@ -17,8 +17,8 @@ from walt_pl.data.video import gif_bytes
 class PreviewedStage(Protocol):
     """What a stage offers to be shown."""
 
-    def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str]]]:
-        """Name -> clips [b 3 t h w] in -1..1 and a caption for each."""
+    def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
+        """Name -> clips [b 3 t h w] in -1..1, a caption for each, and how many stand in a row."""
         ...
 
 
@@ -51,8 +51,8 @@ class Previews(L.Callback):
             return
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             shown = cast(PreviewedStage, pl_module).previews(batch)
-        for name, (clips, captions) in shown.items():
-            frames = captioned_grid(clips, captions)
+        for name, (clips, captions, columns) in shown.items():
+            frames = captioned_grid(clips, captions, columns)
             image = Summary.Image(
                 height=frames.shape[1],
                 width=frames.shape[2],
