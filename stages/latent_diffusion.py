@@ -165,14 +165,12 @@ class LatentDiffusion(L.LightningModule):
 
     def described(self, captions: Sequence[str], labels: Tensor, layout: Layout, keep: Tensor) -> Condition:
         """Captions and labels as a condition; an empty caption is the null."""
-        known = torch.tensor([bool(caption.strip()) for caption in captions], dtype=torch.bool, device=keep.device)
+        classes = self.denoiser.config.classes
+        if classes and not bool(((labels >= 0) & (labels < classes)).all()):
+            raise ValueError(f"labels must be 0 .. {classes - 1} (denoiser.classes), got {labels.tolist()}; see the index column label")
         if self.text_encoder is None:
-            classes = self.denoiser.config.classes
-            if classes and not bool(((labels >= 0) & (labels < classes)).all()):
-                raise ValueError(
-                    f"labels must be 0 .. {classes - 1} (denoiser.classes is {classes}), got {labels.tolist()}; see the index column label"
-                )
             return Condition(layout, keep, labels=labels)
+        known = torch.tensor([bool(caption.strip()) for caption in captions], dtype=torch.bool, device=keep.device)
         text, mask = self.text_encoder.encode(captions)
         return Condition(layout, keep & known, text=text, text_mask=mask, labels=labels)
 

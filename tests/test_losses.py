@@ -16,8 +16,8 @@ def test_r1_of_a_quadratic_critic_is_known() -> None:
     x = torch.randn(3, 3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     a = torch.rand(3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     penalty = r1_penalty(x, (a * x.square()).flatten(1).sum(dim=1) / 2)  # gradient: a x
-    torch.testing.assert_close(penalty, 0.5 * (a * x).square().flatten(1).sum(dim=1).mean())
-    (gradient,) = torch.autograd.grad(penalty, a)  # of the penalty: through the gradient
+    torch.testing.assert_close(penalty, 0.5 * (a * x).square().flatten(1).sum(dim=1))
+    (gradient,) = torch.autograd.grad(penalty.mean(), a)  # of the penalty: through the gradient
     torch.testing.assert_close(gradient, (a * x.square()).mean(dim=0))
 
 
@@ -133,7 +133,7 @@ def test_perceptual_distance_is_that_of_the_lpips_package(vgg: torch.nn.Module, 
 def test_wrong_weight_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "resnet.pth"
     torch.save({"conv1.weight": torch.zeros(1)}, path)
-    with pytest.raises(ValueError, match=r"resnet.pth is not torchvision's VGG16: no 'features.0.weight'"):
+    with pytest.raises(ValueError, match=r"resnet.pth is not torchvision's VGG16: 'features.0.weight' is missing"):
         LPIPS(path)
 
 

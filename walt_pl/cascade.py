@@ -185,18 +185,19 @@ class Cascade:
 
     def _condition(self, denoiser: Denoiser, request: Request, layout: Layout) -> Condition:
         keep = torch.ones(layout.samples, dtype=torch.bool, device=self.device)
-        if denoiser.config.text_width:
-            assert self.text is not None
-            if len(request.prompts) != len(request):
-                raise ValueError("this run makes clips from text: give --prompt or --prompts")
-            text, mask = self.text.encode(request.prompts)
-            known = torch.tensor([bool(prompt.strip()) for prompt in request.prompts], device=self.device)
-            return Condition(layout, keep & known, text=text, text_mask=mask)
-        if denoiser.config.classes:
-            if not request.labels or max(request.labels) >= denoiser.config.classes or min(request.labels) < 0:
-                raise ValueError(f"this run makes clips of a class: give --label 0 .. {denoiser.config.classes - 1}")
-            return Condition(layout, keep, labels=torch.tensor(request.labels, device=self.device))
-        return Condition(layout, keep)
+        labels, classes = None, denoiser.config.classes
+        if classes:
+            if not request.labels or max(request.labels) >= classes or min(request.labels) < 0:
+                raise ValueError(f"this run makes clips of a class: give --label 0 .. {classes - 1}")
+            labels = torch.tensor(request.labels, device=self.device)
+        if not denoiser.config.text_width:
+            return Condition(layout, keep, labels=labels)
+        assert self.text is not None
+        if len(request.prompts) != len(request):
+            raise ValueError("this run makes clips from text: give --prompt or --prompts")
+        text, mask = self.text.encode(request.prompts)
+        known = torch.tensor([bool(prompt.strip()) for prompt in request.prompts], device=self.device)
+        return Condition(layout, keep & known, text=text, text_mask=mask, labels=labels)
 
     def _null(self, request: Request, denoiser: Denoiser) -> Callable[[Condition], Condition]:
         """The unconditional branch: the learned null, or the negative prompt."""

@@ -29,7 +29,7 @@ def condition() -> Condition:
     return Condition(LAYOUT, torch.ones(4, dtype=torch.bool), labels=torch.arange(4))
 
 
-def draws(self_condition: Tensor = NOBODY) -> Draws:
+def draws(self_condition: Tensor | None = None) -> Draws:
     return Draws(STEP, noise(1), self_condition)
 
 
@@ -102,11 +102,21 @@ def test_self_conditioning_passes_only_where_drawn(drawn: list[bool]) -> None:
     assert torch.equal(second.estimate[frames], clean)
 
 
-def test_where_nobody_is_drawn_there_is_no_first_pass() -> None:
+def test_without_self_conditioning_there_is_no_first_pass() -> None:
     fake = FakeDenoiser()
     assert first_estimate(fake, SCHEDULE, noise(0), condition(), draws()) is None
     velocity_error(fake, SCHEDULE, noise(0), condition(), draws())
     assert len(fake.calls) == 1 and fake.calls[0].estimate is None
+
+
+def test_where_nobody_is_drawn_one_row_runs_for_nothing() -> None:
+    """All ranks of a sharded model make the same number of passes."""
+    fake = FakeDenoiser()
+    velocity_error(fake, SCHEDULE, noise(0), condition(), draws(NOBODY))
+    assert len(fake.calls) == 2 and len(fake.calls[0].step) == 1
+    estimate = fake.calls[1].estimate
+    assert estimate is not None and not estimate.any()
+    assert not NOBODY.any(), "the draws themselves stay as they are"
 
 
 def test_gradient_does_not_flow_through_the_first_pass() -> None:

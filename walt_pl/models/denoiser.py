@@ -67,8 +67,6 @@ class DenoiserConfig:
             raise ValueError(
                 f"denoiser.window must divide the {tokens} tokens of a video (size {self.size}, patch {self.patch}), got {self.window}"
             )
-        if self.classes and self.text_width:
-            raise ValueError("denoiser.classes and denoiser.text_width are both set; a model is told a class or a text")
         if self.super_resolution and (self.size[1] % 2 or self.size[2] % 2):
             raise ValueError(f"denoiser.size: super-resolution wants even rows and columns, got {self.size[1:]}")
 
