@@ -1,6 +1,7 @@
 """``make demo``: everything on the embedded set, from nothing to a picture and a table."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -42,6 +43,7 @@ def run_demo(run: Path, experiment: Path, data: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if (out / "summary.json").exists():
         (out / "seconds.json").unlink(missing_ok=True)  # the last demo came to its end: this is another one
+    load = os.getloadavg()[0]  # before our own work: what else the machine is doing
     clock = Clock(out / "seconds.json")
     # A terminated demo counts its time as an interrupted one does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("demo: terminated; the same command goes on from there"))
@@ -57,7 +59,7 @@ def run_demo(run: Path, experiment: Path, data: Path) -> None:
         count = _show(run, index, out)
     with clock.counts("scores"):
         figures = evaluate_run(run, index, prompts=256, unseen=64, steps=STEPS, seed=SEED)
-    summary = {"minutes": clock.minutes, **figures, "samples": count, "seconds": clock.seconds}
+    summary = {"minutes": clock.minutes, **figures, "load": load, "samples": count, "seconds": clock.seconds}
     write_summary(out / "summary.json", summary)
     Console().print(render_summary(summary))
     print(f"{summary['minutes']:.1f} minutes in all; figures: {out / 'summary.json'}")

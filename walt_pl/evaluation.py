@@ -28,7 +28,7 @@ RECONSTRUCTED = 64
 UPSCALED = 64
 """Validation clips that each super-resolution stage is scored on."""
 GUIDANCE = {"base": 2.0, "sr1": 1.0, "sr2": 1.0}
-"""Scale of classifier-free guidance of the demo's stages, measured to be best."""
+"""Scale of classifier-free guidance by stage. Not tuned yet."""
 
 
 def evaluate_run(run: Path, index: Path, prompts: int, unseen: int, steps: int, seed: int) -> dict[str, Any]:
@@ -51,7 +51,6 @@ def evaluate_run(run: Path, index: Path, prompts: int, unseen: int, steps: int, 
         "steps": steps,
         "counts": {"vae": RECONSTRUCTED, "base": prompts, "unseen_pairs": unseen, "sr": UPSCALED},
         "machine": machine(),
-        "load": os.getloadavg()[0],
     }
     return summary
 
