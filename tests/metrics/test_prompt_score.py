@@ -130,6 +130,7 @@ def test_shares_count_the_words_that_are_right(clips: list[tuple[Tensor, str]]) 
         "colour": 0.5,
         "motion": 1,
         "texture": 1,
+        "pair": 0.5,
         "all": 0.5,
     }
     texture = "plain" if seen.texture != "plain" else "dotted"
