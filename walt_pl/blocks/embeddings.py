@@ -30,7 +30,8 @@ class PositionEmbedding(nn.Module):
 
     def __init__(self, frames: int, tokens: int, width: int) -> None:
         super().__init__()
-        # As large as a patch is: at 0.02 attention takes hundreds of steps to find places at all.
+        # As large as an embedded patch, so that attention sees places from the first step (loss 0.538 against 0.554 at 0.02,
+        # small base model, 155 steps, one seed).
         self.space = nn.Parameter(0.5 * torch.randn(tokens, width))
         self.time = nn.Parameter(0.5 * torch.randn(frames, width))
 
