@@ -34,7 +34,7 @@ class JointData(L.LightningDataModule):
         images_per_stack: Images of a stack; as many as a video has latent frames, so that stacks and videos cost alike.
         low_size: Side of the low-resolution twins in pixels (super-resolution).
         crop: Side of a random window in pixels, taken after resizing (autoencoder).
-        sizes: More sizes beside `size`; with `crop`, every sample draws one of all of them.
+        sizes: More sizes beside `size`; with `crop`, every sample draws one of all of them; one named twice comes twice as often.
         vae: Folder of a trained autoencoder: the batches hold its latents, which are computed once and cached.
         views: Fixed views (start frame and crop) of each clip, gone round pass by pass; 1 is frame 0 and the centre.
         cache_dir: Folder of the latents; empty puts them beside the autoencoder's folder. All machines must see it.

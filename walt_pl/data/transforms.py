@@ -101,7 +101,7 @@ class Framing:
     views: int = 1
     """Fixed views that the passes over the data go round: view = pass mod views."""
     sizes: tuple[int, ...] = ()
-    """More sizes beside `size`: with `crop`, every sample draws one of all of them."""
+    """More sizes beside `size`: with `crop`, every sample draws one of all of them; one named twice comes twice as often."""
     crop: int | None = None
     """Side of the random window that is taken (autoencoder)."""
     seed: int = 0
@@ -124,8 +124,8 @@ class Framing:
 
     @property
     def all_sizes(self) -> tuple[int, ...]:
-        """`size` and `sizes`, ascending, each once."""
-        return tuple(sorted({self.size, *self.sizes}))
+        """`size` and `sizes`, ascending."""
+        return tuple(sorted((self.size, *self.sizes)))
 
 
 class PixelDataset(Dataset[Sample]):
