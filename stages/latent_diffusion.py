@@ -35,7 +35,7 @@ class LatentDiffusion(L.LightningModule):
 
     Args:
         denoiser: size and inputs of the network.
-        optimizer: over everything this stage trains.
+        optimizer: over everything this stage trains (see stages/optimisation.py).
         vae: artifact of the autoencoder.
         warmup: steps of linear warm-up.
         decay: what follows the warm-up.
