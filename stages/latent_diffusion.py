@@ -49,7 +49,7 @@ class LatentDiffusion(L.LightningModule):
         seed: of every random draw of the training.
         preview_steps: sampling steps of the previews.
         preview_guidance: guidance of the previews.
-        compile: torch.compile the denoiser's layers; the first steps take minutes, the others less time. Needs a C++ compiler.
+        compile: torch.compile the denoiser's layers: slow at first, and it needs a C++ compiler.
     """
 
     kind = "base"

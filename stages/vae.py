@@ -49,7 +49,7 @@ class VAEStage(L.LightningModule):
         clip: largest gradient norm; null for none.
         seed: of every random draw of the training.
         statistics_batches: training batches that the latent statistics are measured on at the end.
-        compile: torch.compile encoder and decoder; the first steps take minutes, the others less time. Needs a C++ compiler.
+        compile: torch.compile encoder and decoder: slow at first, and it needs a C++ compiler.
     """
 
     kind = "vae"

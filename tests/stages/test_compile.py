@@ -15,7 +15,7 @@ from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.models.vae import VAEConfig
 
-DENOISER = DenoiserConfig(width=16, layers=4, heads=2, size=(3, 4, 4), window=(3, 2, 2), attention="plain")
+DENOISER = DenoiserConfig(width=16, layers=2, heads=2, size=(3, 4, 4), window=(3, 2, 2), attention="plain")
 AUTOENCODER = VAEConfig(8, (1, 1), ((2, 2, 2),), (0, 1), 0, 4, "layer")
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile writes C++ on CPUs, and there is no compiler"
@@ -74,7 +74,7 @@ def test_compiled_are_the_layers_and_the_autoencoder_and_only_where_asked_for() 
     def compiled(stage: nn.Module) -> set[str]:
         return {name for name, module in stage.named_modules() if module._compiled_call_impl is not None}
 
-    assert compiled(base(True)) == {f"denoiser.blocks.{layer}" for layer in range(4)}
+    assert compiled(base(True)) == {f"denoiser.blocks.{layer}" for layer in range(2)}
     assert compiled(autoencoder(True)) == {"vae.encoder", "vae.decoder"}
     assert not compiled(base(False)) and not compiled(autoencoder(False))
 
@@ -86,7 +86,7 @@ def test_compiled_denoiser_has_the_same_loss_and_gradient_for_every_make_up_of_a
     config = DenoiserConfig(**{**vars(DENOISER), "checkpointing": checkpointing})
     compiled, plain = base(True, config), base(False, config)
     # The first pass of self-conditioning runs on other numbers of videos and images at each step.
-    for layout in (Layout(2, 3, 4), Layout(1, 3, 2), Layout(2, 3, 0), Layout(0, 3, 3), Layout(2, 3, 3)):
+    for layout in (Layout(2, 3, 4), Layout(1, 3, 2), Layout(0, 3, 3)):
         losses = [denoiser_loss(stage, layout) for stage in (compiled, plain)]
         torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(gradient(compiled, losses[0]), gradient(plain, losses[1]), atol=1e-4, rtol=1e-3)
