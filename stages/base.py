@@ -32,15 +32,15 @@ class BaseStage(LatentDiffusion):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if self.text is not None and not self.text.vocabulary:
-            self.text.load_vocabulary(self._vocabulary())
+        if self.text is not None:
+            self.text.load_vocabulary(self._vocabulary(self.text))
 
-    def _vocabulary(self) -> bytes:
-        """The run's sentencepiece model, learnt from the training captions when the run begins."""
+    def _vocabulary(self, text: SmallTextEncoder) -> bytes:
+        """The run's sentencepiece model: that of the weights it starts from (--init), or learnt from the training captions."""
         path = Path(self.trainer.default_root_dir) / VOCABULARY
         if self.trainer.is_global_zero and (self.trainer.ckpt_path is None or not path.exists()):
-            assert self.text is not None
-            vocabulary = train_vocabulary(self.trainer.datamodule.captions(), self.text.config.vocabulary)  # type: ignore[attr-defined]
+            captions = self.trainer.datamodule.captions  # type: ignore[attr-defined]
+            vocabulary = text.vocabulary or train_vocabulary(captions(), text.config.vocabulary)
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = path.with_suffix(".part")
             beside.write_bytes(vocabulary)

@@ -35,7 +35,7 @@ class LatentDiffusion(L.LightningModule):
 
     Args:
         denoiser: size and inputs of the network.
-        optimizer: over everything this stage trains.
+        optimizer: over everything this stage trains (see stages/optimisation.py).
         vae: artifact of the autoencoder.
         warmup: steps of linear warm-up.
         decay: what follows the warm-up.
@@ -49,6 +49,7 @@ class LatentDiffusion(L.LightningModule):
         seed: of every random draw of the training.
         preview_steps: sampling steps of the previews.
         preview_guidance: guidance of the previews.
+        compile: torch.compile the denoiser's layers: slow at first, and it needs a C++ compiler.
     """
 
     kind = "base"
@@ -70,9 +71,14 @@ class LatentDiffusion(L.LightningModule):
         seed: int = 0,
         preview_steps: int = 20,
         preview_guidance: Guidance = Guidance(),
+        compile: bool = False,
     ) -> None:
         super().__init__()
         self.denoiser = Denoiser(denoiser)
+        if compile:
+            # Layer by layer, so that equal layers share their code; in place, so that checkpoints and artifacts keep their keys.
+            for block in self.denoiser.blocks:
+                block.compile()
         self.optimizer, self.warmup, self.decay, self.clip = optimizer, warmup, decay, clip
         self.drop_condition, self.self_conditioning = (
             drop_condition,

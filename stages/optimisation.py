@@ -1,4 +1,9 @@
-"""Learning-rate schedules and gradient norms, the same for every stage."""
+"""Learning-rate schedules and gradient norms, the same for every stage.
+
+Optimisers are those of libraries, by class path: torch.optim.AdamW, torch.optim.Adam with betas [0, 0.99] (autoencoder), and for the
+paper's Adafactor timm.optim.AdafactorBigVision. Not torch.optim.Adafactor: it multiplies the rate by each weight's size, 0.001 at
+least, so at the paper's 2e-4 the weights that start at zero (every gate, the last layer) would move 2e-7 a step.
+"""
 
 import math
 from collections.abc import Iterable

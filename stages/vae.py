@@ -49,6 +49,7 @@ class VAEStage(L.LightningModule):
         clip: largest gradient norm; null for none.
         seed: of every random draw of the training.
         statistics_batches: training batches that the latent statistics are measured on at the end.
+        compile: torch.compile encoder and decoder: slow at first, and it needs a C++ compiler.
     """
 
     kind = "vae"
@@ -75,11 +76,16 @@ class VAEStage(L.LightningModule):
         clip: float | None = 1.0,
         seed: int = 0,
         statistics_batches: int = 64,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         # Two optimisers that take turns: the order of their steps is ours.
         self.automatic_optimization = False
         self.vae = VAE(vae)
+        if compile:
+            # In place: checkpoints and artifacts keep their keys. Not the discriminator, whose penalty is differentiated twice.
+            self.vae.encoder.compile()
+            self.vae.decoder.compile()
         self.discriminator = Discriminator(discriminator) if adversarial_weight else None
         self.lecam = LeCam(lecam_decay)
         # Frozen, so kept out of the module's parameters and checkpoints.

@@ -229,8 +229,20 @@ def test_init_starts_from_the_weights_of_an_artifact(walt: Walt, painted: Path, 
     before, after = (load(folder / "vae").models["vae"].state_dict() for folder in (run, tmp_path / "finetuned"))
     assert all(torch.equal(before[name], after[name]) for name in before)
     refused = fit(walt, "vae", tmp_path / "wrong", painted, "--init", str(run / "vae"), "--model.vae.width", "16", check=False)
-    assert "of another size" in refused
+    assert "is of another size: width is 8 there and 16 here; nothing may differ" in refused
     assert "Traceback" not in refused
+
+
+def test_video_autoencoder_starts_from_an_image_autoencoder(walt: Walt, painted: Path, tmp_path: Path) -> None:
+    images = ["--model.vae.time_kernel", "1", "--model.vae.strides", "[[1, 2, 2], [1, 2, 2]]", "--data.frames", "1"]
+    fit(walt, "vae", tmp_path / "images", painted, *images)
+    still = ["--init", str(tmp_path / "images" / "vae"), "--model.optimizer.lr", "0", "--ema.decay", "0"]
+    fit(walt, "vae", tmp_path / "videos", painted, *still)
+    image, video = (load(tmp_path / name / "vae").models["vae"] for name in ("images", "videos"))
+    assert isinstance(image, VAE) and isinstance(video, VAE)
+    assert (image.config.factors, video.config.factors) == ((1, 4, 4), (4, 4, 4))
+    x = torch.rand(1, 3, 1, 32, 32) * 2 - 1
+    torch.testing.assert_close(video.encode(x).mean, image.encode(x).mean, atol=1e-5, rtol=1e-5)
 
 
 def test_deepspeed_is_refused_for_the_autoencoder_with_the_reason(walt: Walt, painted: Path, tmp_path: Path) -> None:

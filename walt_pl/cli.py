@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.joint import JointData
+from stages.finetuning import take_weights
 from walt_pl.artifact import load
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.callbacks.ema import EMA
@@ -60,7 +61,7 @@ class Program(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str | None, default=None, help="Folder of the run; runs/EXP for experiments/EXP/STAGE.yaml.")
         parser.add_argument("--stage", type=str | None, default=None, help="Name of the stage; the name of the first config file.")
-        parser.add_argument("--init", type=str | None, default=None, help="Artifact to start from (finetuning).")
+        parser.add_argument("--init", type=str | None, default=None, help="Artifact to start from, also of another aspect ratio.")
         parser.add_argument("--fresh", type=bool, default=False, help="Train again from the beginning, whatever there is.")
         parser.add_argument("--allow_stale", type=bool, default=False, help="Use parents that are stale.")
         for callback, key in (
@@ -154,14 +155,7 @@ class Program(LightningCLI):
         """Take the weights of ``--init``, unless training goes on."""
         if self.options.init is None or self.options.ckpt_path:
             return
-        artifact = load(self.options.init)
-        for name, model in self.model.sections().items():
-            if name not in artifact.models:
-                raise ValueError(f'--init {self.options.init}: no section "{name}" in it (found: {", ".join(artifact.models)})')
-            try:
-                model.load_state_dict(artifact.models[name].state_dict())
-            except RuntimeError as error:
-                raise ValueError(f'--init {self.options.init}: section "{name}" is of another size: {error}') from error
+        take_weights(self.model.sections(), load(self.options.init))
 
     # ---- What the trainer is made of ----------------------------------------------------------------------------------
 

@@ -179,25 +179,25 @@ def test_qk_norm_bounds_the_logits() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "plain"])
 @torch.no_grad()
 def test_padding_of_the_text_does_not_matter(attention: AttentionName) -> None:
-    text_layer = randomised(TextAttention(WIDTH, 2, "layer", attention))
+    text_layer = randomised(TextAttention(WIDTH, 2, (1, *GRID), "layer", attention))
     x, text = noise(LAYOUT.total, 24, WIDTH), noise(6, 5, WIDTH, seed=1)
     mask = torch.arange(5) < torch.tensor([1, 2, 3, 4, 5, 3])[:, None]
-    y = text_layer(x, text, mask, LAYOUT)
+    y = text_layer(x, text, mask, LAYOUT, GRID)
     garbage = torch.where(mask[..., None], text, 100 * noise(6, 5, WIDTH, seed=2))
-    torch.testing.assert_close(text_layer(x, garbage, mask, LAYOUT), y, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(text_layer(x, garbage, mask, LAYOUT, GRID), y, atol=1e-5, rtol=1e-4)
     longer = torch.cat([text, noise(6, 3, WIDTH, seed=3)], dim=1)
-    torch.testing.assert_close(text_layer(x, longer, F.pad(mask, (0, 3)), LAYOUT), y, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(text_layer(x, longer, F.pad(mask, (0, 3)), LAYOUT, GRID), y, atol=1e-5, rtol=1e-4)
     other = torch.where(mask[..., None], noise(6, 5, WIDTH, seed=4), text)
-    assert not torch.allclose(text_layer(x, other, mask, LAYOUT), y, atol=1e-2), "words do matter"
+    assert not torch.allclose(text_layer(x, other, mask, LAYOUT, GRID), y, atol=1e-2), "words do matter"
 
 
 @torch.no_grad()
 def test_text_attention_looks_at_the_frame_itself_and_its_own_caption() -> None:
-    text_layer = randomised(TextAttention(WIDTH, 2, "layer", "plain"))
+    text_layer = randomised(TextAttention(WIDTH, 2, (1, *GRID), "layer", "plain"))
     x, text = noise(LAYOUT.total, 24, WIDTH), noise(6, 5, WIDTH, seed=1)
     mask = torch.ones(6, 5, dtype=torch.bool)
     mask[4, 3:] = False
-    y = text_layer(x, text, mask, LAYOUT)
+    y = text_layer(x, text, mask, LAYOUT, GRID)
     owner = [0, 0, 0, 1, 1, 1, 2, 3, 4, 5]
     for frame, sample in enumerate(owner):
         keys = torch.cat([x[frame], text[sample][mask[sample]]])
@@ -206,3 +206,20 @@ def test_text_attention_looks_at_the_frame_itself_and_its_own_caption() -> None:
         scores = torch.einsum("nhe,mhe->hnm", text_layer.q_norm(q), text_layer.k_norm(k)) / 8**0.5
         by_hand = text_layer.out(torch.einsum("hnm,mhe->nhe", scores.softmax(-1), v).flatten(1))
         torch.testing.assert_close(y[frame], by_hand, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "plain"])
+@torch.no_grad()
+def test_text_attention_of_a_spatiotemporal_window_looks_at_the_window_and_its_caption(attention: AttentionName) -> None:
+    text_layer = randomised(TextAttention(WIDTH, 2, STW, "layer", attention))
+    layout = Layout(videos=2, frames=3, images=0)
+    x, text = noise(layout.total, 24, WIDTH), noise(2, 5, WIDTH, seed=1)
+    mask = torch.arange(5) < torch.tensor([5, 3])[:, None]
+    y = text_layer(x, text, mask, layout, GRID)
+    for video, row, column in itertools.product(range(2), range(2), range(2)):
+        box = (slice(3 * video, 3 * video + 3), slice(2 * row, 2 * row + 2), slice(3 * column, 3 * column + 3))
+        own = x.unflatten(1, GRID)[box].flatten(0, 2)
+        k, v = text_layer.kv(torch.cat([own, text[video][mask[video]]])).view(-1, 2, 2, 8).unbind(1)
+        scores = torch.einsum("nhe,mhe->hnm", text_layer.q_norm(text_layer.q(own).view(-1, 2, 8)), text_layer.k_norm(k)) / 8**0.5
+        by_hand = text_layer.out(torch.einsum("hnm,mhe->nhe", scores.softmax(-1), v).flatten(1))
+        torch.testing.assert_close(y.unflatten(1, GRID)[box].flatten(0, 2), by_hand, atol=1e-5, rtol=1e-4)

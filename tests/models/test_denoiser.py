@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from walt_pl.blocks.embeddings import PositionEmbedding, StepEmbedding
 from walt_pl.blocks.frames import Layout
 from walt_pl.diffusion.condition import Condition
-from walt_pl.models.denoiser import Denoiser, DenoiserConfig
+from walt_pl.models.denoiser import Block, Denoiser, DenoiserConfig
 
 LAYOUT = Layout(videos=2, frames=3, images=3)
 TINY = DenoiserConfig(
@@ -220,13 +220,47 @@ def test_every_parameter_gets_a_gradient_from_every_kind_of_batch(layout: Layout
     assert [name for name, p in denoiser.named_parameters() if p.grad is None] == []
 
 
-def test_checkpointing_changes_no_gradient() -> None:
-    grads = []
-    for checkpointing in (False, True):
-        denoiser = drawn(replace(TINY, checkpointing=checkpointing)).requires_grad_(True)
-        denoiser(latents(), STEP, told()).square().mean().backward()
-        grads.append(torch.cat([p.grad.flatten() for p in denoiser.parameters() if p.grad is not None]))
-    torch.testing.assert_close(*grads)
+def loss_and_gradient(denoiser: Denoiser) -> tuple[Tensor, Tensor]:
+    loss = denoiser.requires_grad_(True)(latents(), STEP, told()).square().mean()
+    loss.backward()
+    return loss.detach(), torch.cat([p.grad.flatten() for p in denoiser.parameters() if p.grad is not None])
+
+
+def test_checkpointing_changes_no_loss_and_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    forward = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, *args: runs.append(1) or forward(self, *args))  # type: ignore[func-returns-value]
+    (loss, gradient), kept = loss_and_gradient(drawn()), len(runs)
+    recomputed = loss_and_gradient(drawn(replace(TINY, checkpointing=True)))
+    assert torch.equal(recomputed[0], loss)
+    torch.testing.assert_close(recomputed[1], gradient)
+    assert len(runs) - kept == 2 * kept, "every layer runs again in the backward pass"
+
+
+def test_fused_and_plain_attention_have_the_same_gradient() -> None:
+    fused, plain = loss_and_gradient(drawn()), loss_and_gradient(drawn(replace(TINY, attention="plain")))
+    torch.testing.assert_close(fused, plain, atol=1e-4, rtol=1e-3)
+
+
+STW_TEXT = replace(TINY, stw_text=True)
+
+
+def test_text_reaches_a_spatiotemporal_layer_by_frame_or_by_window() -> None:
+    assert [TINY.text_window_of(layer) for layer in range(4)] == [(1, 4, 6)] * 4
+    assert [STW_TEXT.text_window_of(layer) for layer in range(4)] == [(1, 4, 6), (3, 2, 3)] * 2
+    videos = torch.tensor([True, True, False, False, False])
+    x, step, condition = latents()[:6], STEP[:2], told().select(videos)
+    by_frame, by_window = drawn(), drawn(STW_TEXT)
+    assert by_frame.state_dict().keys() == by_window.state_dict().keys()
+    assert differs(by_window(x, step, condition), by_frame(x, step, condition))
+    close(by_window(x, step, condition), drawn(replace(STW_TEXT, attention="plain"))(x, step, condition))
+    first = torch.tensor([True, False])
+    close(by_window(x[:3], step[:1], condition.select(first)), by_window(x, step, condition)[:3])
+
+
+def test_images_are_refused_where_text_has_spatiotemporal_windows() -> None:
+    with pytest.raises(ValueError, match=r"videos alone, got 3 images in the batch; set data\.image_stacks_per_batch to 0"):
+        drawn(STW_TEXT)(latents(), STEP, told())
 
 
 @pytest.mark.parametrize("shape", [(9, 2, 8, 8), (9, 2, 12, 8)])
@@ -247,6 +281,8 @@ def test_videos_of_another_length_are_refused() -> None:
         ({"patch": 3}, "denoiser.patch must divide"),
         ({"window": (3, 3, 3)}, r"denoiser.window must divide the \(3, 4, 6\) tokens"),
         ({"window": (2, 2, 2)}, "denoiser.window must divide"),
+        ({"stw_text": True, "text_width": None}, "denoiser.stw_text wants text"),
+        ({"stw_text": True, "window": (1, 4, 6)}, "denoiser.stw_text wants text"),
         ({"size": (3, 9, 12), "patch": 1, "window": (3, 3, 3)}, "super-resolution wants even"),
     ],
 )

@@ -137,14 +137,15 @@ def join_windows(x: Tensor, frames: int, grid: tuple[int, int], window: Window) 
 
 
 class TextAttention(nn.Module):
-    """Cross-attention of each frame's tokens over their own input and the text (section 3.4): keys = concat(frame, text).
+    """Cross-attention of a window's tokens over their own input and the text (section 3.4): keys = concat(window, text).
 
-    The frame's own tokens among the keys let a layer ignore the caption, and keep a one-word caption from taking all the weight.
+    The window's own tokens among the keys let a layer ignore the caption, and keep a one-word caption from taking all the weight.
+    A window of one frame is the whole frame, of videos and images alike; windows of several frames take batches of videos alone.
     """
 
-    def __init__(self, width: int, heads: int, qk_norm: NormName, attention: AttentionName) -> None:
+    def __init__(self, width: int, heads: int, window: Window, qk_norm: NormName, attention: AttentionName) -> None:
         super().__init__()
-        self.heads, self.attention = heads, attention
+        self.heads, self.window, self.attention = heads, window, attention
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.q_norm = HeadNorm(width // heads, qk_norm)
@@ -153,8 +154,16 @@ class TextAttention(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, text: Tensor, mask: Tensor, layout: Layout) -> Tensor:
-        """Tokens [f n d], text [s l d] of each sample and its mask [s l] (true = a word), to [f n d]."""
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor, layout: Layout, grid: tuple[int, int]) -> Tensor:
+        """Tokens [f n d] of frames of ``grid``, text [s l d] of each sample and its mask [s l] (true = a word), to [f n d]."""
+        if self.window[0] == 1:
+            return self._attend(x, text, mask, layout)
+        windows = cut_windows(x, layout.frames, grid, self.window)
+        # The windows of a video share its caption as its frames do.
+        shared = Layout(layout.videos, len(windows) // layout.videos, 0)
+        return join_windows(self._attend(windows, text, mask, shared), layout.frames, grid, self.window)
+
+    def _attend(self, x: Tensor, text: Tensor, mask: Tensor, layout: Layout) -> Tensor:
         kv = torch.cat([self.kv(x), layout.per_frame(self.kv(text))], dim=1)
         k, v = rearrange(kv, "f m (two heads e) -> two f heads m e", two=2, heads=self.heads)
         q = rearrange(self.q(x), "f n (heads e) -> f heads n e", heads=self.heads)

@@ -34,14 +34,15 @@ class CausalConv3d(nn.Conv3d):
     Args:
         in_channels: channels of the input [b c t h w].
         out_channels: channels of the output.
-        kernel: odd side of the cubic kernel.
+        kernel: odd side of the kernel.
         stride: (time, rows, columns); 17 frames at stride 2 give 9, one gives one.
+        time_kernel: frames the kernel sees at most; 1 works on each frame alone.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: Strides = (1, 1, 1)) -> None:
-        side = kernel // 2
-        super().__init__(in_channels, out_channels, kernel, stride=stride, padding=(0, side, side))
-        self.past = kernel - 1
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: Strides = (1, 1, 1), time_kernel: int = 3) -> None:
+        side, frames = kernel // 2, min(kernel, time_kernel)
+        super().__init__(in_channels, out_channels, (frames, kernel, kernel), stride=stride, padding=(0, side, side))
+        self.past = frames - 1
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         if x.shape[2] == 1 and stream is None:
@@ -93,12 +94,12 @@ def make_norm(name: NormName, channels: int, affine: bool = True) -> nn.Module:
 class ResBlock(nn.Module):
     """norm, swish, conv3, norm, swish, conv3, plus the input (through 1x1x1 where the widths differ)."""
 
-    def __init__(self, in_channels: int, out_channels: int, norm: NormName) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: NormName, time_kernel: int = 3) -> None:
         super().__init__()
         self.norm1 = make_norm(norm, in_channels)
-        self.conv1 = CausalConv3d(in_channels, out_channels)
+        self.conv1 = CausalConv3d(in_channels, out_channels, time_kernel=time_kernel)
         self.norm2 = make_norm(norm, out_channels)
-        self.conv2 = CausalConv3d(out_channels, out_channels)
+        self.conv2 = CausalConv3d(out_channels, out_channels, time_kernel=time_kernel)
         self.shortcut = CausalConv3d(in_channels, out_channels, kernel=1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
@@ -110,10 +111,10 @@ class ResBlock(nn.Module):
 class Upsample(nn.Module):
     """Convolution and depth-to-space that keep the width; the first ``s - 1`` frames fall away, so 1 + t becomes 1 + s t."""
 
-    def __init__(self, channels: int, factors: Strides) -> None:
+    def __init__(self, channels: int, factors: Strides, time_kernel: int = 3) -> None:
         super().__init__()
         self.factors = factors
-        self.conv = CausalConv3d(channels, channels * factors[0] * factors[1] * factors[2])
+        self.conv = CausalConv3d(channels, channels * factors[0] * factors[1] * factors[2], time_kernel=time_kernel)
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         st, sh, sw = self.factors

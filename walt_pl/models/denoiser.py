@@ -50,6 +50,8 @@ class DenoiserConfig:
     """Number of classes, for class-conditional models."""
     text_width: int | None = None
     """Width of the text encoder's tokens, for text-conditional models."""
+    stw_text: bool = False
+    """Spatiotemporal layers attend to the text with their own windows instead of frames; for training on videos alone."""
     super_resolution: bool = False
     """Channels for an upscaled latent of half the size, and an embedding of its noise level."""
     attention: AttentionName = "sdpa"
@@ -69,6 +71,11 @@ class DenoiserConfig:
             )
         if self.super_resolution and (self.size[1] % 2 or self.size[2] % 2):
             raise ValueError(f"denoiser.size: super-resolution wants even rows and columns, got {self.size[1:]}")
+        if self.stw_text and (self.text_width is None or self.window[0] == 1):
+            raise ValueError(
+                "denoiser.stw_text wants text (denoiser.text_width) and windows of several frames, "
+                f"got text_width {self.text_width} and window {self.window}"
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -85,6 +92,10 @@ class DenoiserConfig:
         """The attention window of a layer: SW in even layers, STW in odd ones."""
         return (1, *self.grid) if layer % 2 == 0 or self.window[0] == 1 else self.window
 
+    def text_window_of(self, layer: int) -> Window:
+        """The window in which a layer attends to the text: a whole frame, or the layer's own."""
+        return self.window_of(layer) if self.stw_text else (1, *self.grid)
+
 
 class Block(nn.Module):
     """Window attention, text attention, feed-forward; the first and last modulated by the condition."""
@@ -96,7 +107,8 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
         self.attention = WindowAttention(d, config.heads, config.window_of(layer), config.qk_norm, config.attention)
         self.text_norm = nn.LayerNorm(d, eps=1e-6) if config.text_width else None
-        self.text = TextAttention(d, config.heads, config.qk_norm, config.attention) if config.text_width else None
+        text_window = config.text_window_of(layer)
+        self.text = TextAttention(d, config.heads, text_window, config.qk_norm, config.attention) if config.text_width else None
         self.norm2 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
         self.mlp = nn.Sequential(nn.Linear(d, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, d))
 
@@ -107,7 +119,7 @@ class Block(nn.Module):
         x = torch.addcmul(x, gate1[:, None], h)
         if self.text is not None and self.text_norm is not None:
             assert text is not None and mask is not None
-            x = x + self.text(self.text_norm(x), text, mask, layout)
+            x = x + self.text(self.text_norm(x), text, mask, layout, self.grid)
         h = self.mlp(modulate(self.norm2(x), shift2, scale2))
         return torch.addcmul(x, gate2[:, None], h)
 
@@ -161,11 +173,16 @@ class Denoiser(nn.Module):
             v, float32 [f c h w].
 
         Raises:
-            ValueError: latents of another size than the config's.
+            ValueError: latents of another size than the config's, or images where text attention has spatiotemporal windows.
         """
         layout = condition.layout
         if x.shape[2:] != self.config.size[1:] or (layout.videos and layout.frames != self.config.size[0]):
             raise ValueError(f"denoiser: got {layout.frames} latent frames of {tuple(x.shape[2:])}, want {self.config.size}")
+        if self.config.stw_text and layout.images:
+            raise ValueError(
+                f"denoiser.stw_text is for videos alone, got {layout.images} images in the batch; "
+                "set data.image_stacks_per_batch to 0, or denoiser.stw_text to false"
+            )
         tokens = self._patches(self._inputs(x, condition, estimate))
         tokens = self.patches_in(tokens) + self.position(layout.videos, layout.images)
         cond = self._vector(step, condition)

@@ -6,6 +6,7 @@
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class VAEConfig:
     """Channels of the latent."""
     norm: NormName = "group"
     """GroupNorm(32) per frame, or LayerNorm over the channels of each position."""
+    time_kernel: Literal[1, 3] = 3
+    """Frames each convolution sees; 1 for an autoencoder of images, whose weights a video autoencoder can start from."""
 
     def __post_init__(self) -> None:
         levels = len(self.multipliers)
@@ -53,6 +56,8 @@ class VAEConfig:
                 raise ValueError(f"vae.norm: group wants widths that are multiples of 32, got {width}; use norm: layer")
         if any(s not in (1, 2) for stride in self.strides for s in stride):
             raise ValueError(f"vae.strides: each must be 1 or 2, got {self.strides}")
+        if self.time_kernel == 1 and self.factors[0] > 1:
+            raise ValueError(f"vae.time_kernel: 1 is for images and wants strides of 1 in time, got {self.strides}; use 3 for videos")
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -94,17 +99,17 @@ class Encoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         widths = config.widths
-        self.conv_in = CausalConv3d(3, widths[0])
+        self.conv_in = CausalConv3d(3, widths[0], time_kernel=config.time_kernel)
         self.layers = nn.ModuleList()
         channels = widths[0]
         for level, width in enumerate(widths):
             if level:
-                self.layers.append(CausalConv3d(channels, channels, stride=config.strides[level - 1]))
+                self.layers.append(CausalConv3d(channels, channels, stride=config.strides[level - 1], time_kernel=config.time_kernel))
             for _ in range(config.blocks[level]):
-                self.layers.append(ResBlock(channels, width, config.norm))
+                self.layers.append(ResBlock(channels, width, config.norm, config.time_kernel))
                 channels = width
         for _ in range(config.middle_blocks):
-            self.layers.append(ResBlock(channels, channels, config.norm))
+            self.layers.append(ResBlock(channels, channels, config.norm, config.time_kernel))
         self.norm_out = make_norm(config.norm, channels)
         self.conv_out = CausalConv3d(channels, 2 * config.latent_channels, kernel=1)
         # A posterior as wide as the prior would drown the latent in noise until the log-variance is learnt.
@@ -126,9 +131,9 @@ class DecoderLevel(nn.Module):
         width = config.widths[level]
         self.norm = LatentNorm(in_channels, config.latent_channels, config.norm)
         widths = [in_channels] + [width] * config.blocks[level]
-        self.blocks = nn.ModuleList(ResBlock(a, b, config.norm) for a, b in itertools.pairwise(widths))
+        self.blocks = nn.ModuleList(ResBlock(a, b, config.norm, config.time_kernel) for a, b in itertools.pairwise(widths))
         self.channels = widths[-1]
-        self.upsample = Upsample(self.channels, config.strides[level - 1]) if level else None
+        self.upsample = Upsample(self.channels, config.strides[level - 1], config.time_kernel) if level else None
 
     def forward(self, x: Tensor, z: Tensor, stream: Stream | None = None) -> Tensor:
         x = self.norm(x, z, self.factors, stream)
@@ -143,14 +148,14 @@ class Decoder(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         channels = config.widths[-1]
-        self.conv_in = CausalConv3d(config.latent_channels, channels)
-        self.middle = nn.ModuleList(ResBlock(channels, channels, config.norm) for _ in range(config.middle_blocks))
+        self.conv_in = CausalConv3d(config.latent_channels, channels, time_kernel=config.time_kernel)
+        self.middle = nn.ModuleList(ResBlock(channels, channels, config.norm, config.time_kernel) for _ in range(config.middle_blocks))
         self.levels = nn.ModuleList()
         for level in reversed(range(len(config.widths))):
             self.levels.append(DecoderLevel(config, level, channels))
             channels = self.levels[-1].channels  # type: ignore[assignment]
         self.norm_out = make_norm(config.norm, channels)
-        self.conv_out = CausalConv3d(channels, 3)
+        self.conv_out = CausalConv3d(channels, 3, time_kernel=config.time_kernel)
 
     def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
         # Channels last from the start: 3D convolutions on CPUs and tensor cores want it, and every layer keeps it.

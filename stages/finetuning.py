@@ -1,0 +1,29 @@
+"""Starting a stage from what another one left (``--init``)."""
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from walt_pl.artifact import Artifact
+from walt_pl.models.conversion import weights_for
+from walt_pl.models.text import SmallTextEncoder
+
+
+def take_weights(sections: Mapping[str, nn.Module], artifact: Artifact) -> None:
+    """Fill the models of a stage from an artifact, converted where it is of another aspect ratio or of images.
+
+    What an artifact does not hold, such as a discriminator, starts afresh.
+
+    Raises:
+        ValueError: a section that is missing, or that cannot be converted.
+    """
+    for name, model in sections.items():
+        if name not in artifact.models:
+            raise ValueError(f'--init {artifact.path}: no section "{name}" in it (found: {", ".join(artifact.models)})')
+        try:
+            model.load_state_dict(weights_for(model, artifact.models[name]))
+        except ValueError as error:
+            raise ValueError(f'--init {artifact.path}: section "{name}" {error}') from error
+        if isinstance(model, SmallTextEncoder):
+            # Its embeddings are those of its own words.
+            model.load_vocabulary(artifact.read("tokenizer.model"))

@@ -1,0 +1,133 @@
+"""A base model of square clips trained on as one of wide clips, and sampled."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from stages.base import BaseStage
+from stages.finetuning import take_weights
+from walt_pl.artifact import Artifact, load, save_artifact
+from walt_pl.callbacks.ema import EMA
+from walt_pl.callbacks.export import Export
+from walt_pl.commands import sample
+from walt_pl.data.batch import JointBatch
+from walt_pl.data.video import read_video
+from walt_pl.manifest import Manifest
+from walt_pl.models.conversion import weights_for
+from walt_pl.models.denoiser import Denoiser, DenoiserConfig
+from walt_pl.models.text import SmallTextConfig, SmallTextEncoder, train_vocabulary
+from walt_pl.models.vae import VAE, VAEConfig
+
+SQUARE = DenoiserConfig(width=16, layers=2, heads=2, latent_channels=4, size=(3, 4, 4), window=(3, 2, 2), text_width=16)
+WIDE = DenoiserConfig(width=16, layers=2, heads=2, latent_channels=4, size=(3, 4, 7), window=(3, 2, 7), text_width=16)
+TEXT = SmallTextConfig(width=16, layers=1, heads=2, vocabulary=64, length=12)
+WORDS = ["a plain red circle moving left", "a dotted blue square growing"]
+VAE_CONFIG = VAEConfig(8, (1, 1, 1), ((2, 2, 2), (2, 2, 2)), (0, 1, 1), 0, 4, "layer")
+
+
+class WideLatents(L.LightningDataModule):
+    """Two videos and an image, 4 x 7 latent cells, with captions of other words than the square model's."""
+
+    videos_per_batch, images_per_batch, index_sha256 = 2, 1, "0"
+
+    def counts(self) -> dict[str, int]:
+        return {"train_videos": 2, "train_images": 1}
+
+    def captions(self) -> Iterator[str]:
+        yield from ("wide waves", "green hills", "a train", "a boat in the harbour")
+
+    def train_dataloader(self) -> DataLoader[JointBatch]:
+        generator = torch.Generator().manual_seed(0)
+        batch = JointBatch(
+            videos=torch.randn(2, 4, 3, 4, 7, generator=generator),
+            images=torch.randn(1, 4, 1, 4, 7, generator=generator),
+            captions=[*WORDS, WORDS[0]],
+            labels=torch.full((3,), -1),
+            weight=torch.ones(3),
+            slots=torch.arange(3),
+            low_videos=None,
+            low_images=None,
+            space="latents",
+            paths=["x"] * 3,
+        )
+        return DataLoader([batch] * 2, batch_size=None)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def square(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """A base artifact of square clips, its weights not zero."""
+    torch.manual_seed(0)
+    text = SmallTextEncoder(TEXT)
+    text.load_vocabulary(train_vocabulary(WORDS, 64))
+    denoiser = Denoiser(SQUARE)
+    for parameter in denoiser.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    folder = tmp_path_factory.mktemp("square") / "base"
+    models: dict[str, nn.Module] = {"denoiser": denoiser, "text": text}
+    save_artifact(folder, kind="base", models=models, settings={}, card={}, train_config="", files={"tokenizer.model": text.vocabulary})  # type: ignore[arg-type]
+    return load(folder)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, square: Artifact) -> Path:
+    """A run of wide clips: an autoencoder, and a base that took two steps from the square one's weights."""
+    run = tmp_path_factory.mktemp("runs") / "wide"
+    manifest = Manifest.open(run)
+    torch.manual_seed(0)
+    manifest.start("vae", {})
+    latents = {"mean": [0.0] * 4, "std": [1.0] * 4}
+    save_artifact(run / "vae", kind="vae", models={"vae": VAE(VAE_CONFIG)}, settings={}, card={"latents": latents}, train_config="")
+    manifest.finish("vae", run / "vae")
+    stage = BaseStage(WIDE, partial(torch.optim.SGD, lr=1e-4), text=TEXT, vae=str(run / "vae"), warmup=1, decay="constant")  # type: ignore[arg-type]
+    take_weights(stage.sections(), square)
+    trainer = L.Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=run / "training" / "base",
+        callbacks=[EMA(0.5), Export(run, "base", manifest.check_parents("base"), "")],
+    )
+    trainer.fit(stage, WideLatents())
+    return run
+
+
+def test_artifact_of_the_wide_model_goes_on_from_the_square_one(run: Path, square: Artifact) -> None:
+    wide = load(run / "base", verify=True)
+    assert wide.card["steps"] == 2
+    assert wide.models["denoiser"].config == WIDE
+    started = weights_for(Denoiser(WIDE), square.models["denoiser"])
+    trained = wide.models["denoiser"].state_dict()
+    assert not all(torch.equal(trained[key], started[key]) for key in started), "nothing was learnt"
+    for key in started:
+        torch.testing.assert_close(trained[key], started[key], atol=1e-2, rtol=1e-2)
+
+
+def test_text_encoder_keeps_the_words_its_weights_were_trained_with(run: Path, square: Artifact) -> None:
+    vocabulary = square.read("tokenizer.model")
+    assert load(run / "base").read("tokenizer.model") == vocabulary
+    # It is there, too, when the training is interrupted and goes on without --init.
+    assert (run / "training" / "base" / "tokenizer.model").read_bytes() == vocabulary
+
+
+def test_wide_model_samples_wide_clips(run: Path, tmp_path: Path) -> None:
+    sample(str(run), prompt=WORDS[0], steps=2, guidance=2.0, out=str(tmp_path / "clip.mp4"), dtype="float32", device="cpu")
+    assert read_video(tmp_path / "clip.mp4", 9).shape == (9, 16, 28, 3)
+    assert (tmp_path / "clip.png").exists()
+
+
+def test_what_cannot_be_taken_is_one_sentence_that_names_artifact_and_section(square: Artifact, run: Path) -> None:
+    with pytest.raises(ValueError) as error:
+        take_weights({"denoiser": Denoiser(DenoiserConfig(width=32, layers=2, heads=2, size=(3, 4, 7), window=(3, 2, 7)))}, square)
+    assert str(error.value).startswith(f'--init {square.path}: section "denoiser" is of another size: width is 16 there and 32 here')
+    with pytest.raises(ValueError, match=r'no section "denoiser" in it \(found: vae\)'):
+        take_weights({"denoiser": Denoiser(WIDE)}, load(run / "vae"))

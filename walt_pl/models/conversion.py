@@ -1,0 +1,102 @@
+"""Weights of one configuration made to fit another, to start a training from (finetuning).
+
+A denoiser of another aspect ratio takes interpolated position tables; a video autoencoder takes the inflated weights of an image
+autoencoder.
+"""
+
+from dataclasses import fields
+from typing import Any
+
+import torch.nn.functional as F
+from einops import repeat
+from torch import Tensor, nn
+
+from walt_pl.blocks.attention import Window
+from walt_pl.blocks.causal_conv import CausalConv3d, Upsample
+from walt_pl.models.denoiser import Denoiser
+from walt_pl.models.vae import VAE
+
+State = dict[str, Tensor]
+
+
+def weights_for(target: nn.Module, source: nn.Module) -> State:
+    """The state dict of ``source`` in the shapes of ``target``, a model of the same class.
+
+    Raises:
+        ValueError: the configurations differ in more than can be converted.
+    """
+    if isinstance(target, Denoiser) and isinstance(source, Denoiser):
+        return _resized(target, source)
+    if isinstance(target, VAE) and isinstance(source, VAE) and source.config.time_kernel < target.config.time_kernel:
+        return _inflated(target, source)
+    _require_same(target.config, source.config, (), "nothing")
+    return source.state_dict()
+
+
+def _require_same(target: Any, source: Any, free: tuple[str, ...], may_differ: str) -> None:
+    names = [field.name for field in fields(target) if field.name not in free]
+    differing = [
+        f"{name} is {getattr(source, name)} there and {getattr(target, name)} here"
+        for name in names
+        if getattr(source, name) != getattr(target, name)
+    ]
+    if differing:
+        raise ValueError(f"is of another size: {', '.join(differing)}; {may_differ} may differ")
+
+
+# ---- Another aspect ratio ----------------------------------------------------------------------------------------------
+
+
+def _resized(target: Denoiser, source: Denoiser) -> State:
+    """Position tables interpolated; all other weights know nothing of the number of tokens (SPEC section 3)."""
+    old, new = source.config, target.config
+    may_differ = "rows and columns of size and window"
+    _require_same(new, old, ("size", "window", "attention", "checkpointing"), may_differ)
+    if (old.size[0], old.window[0]) != (new.size[0], new.window[0]):
+        raise ValueError(
+            f"is of another length: size and window have {old.size[0]} and {old.window[0]} frames there, "
+            f"{new.size[0]} and {new.window[0]} here; {may_differ} may differ"
+        )
+    state: State = source.state_dict()
+    state["position.space"] = resize_table(state["position.space"].T, (1, *old.grid), (1, *new.grid)).T
+    for layer in range(new.layers):
+        key = f"blocks.{layer}.attention.bias.table"
+        state[key] = resize_table(state[key], _offsets(old.window_of(layer)), _offsets(new.window_of(layer)))
+    return state
+
+
+def _offsets(window: Window) -> Window:
+    """How many offsets there are between two tokens of a window, along each axis."""
+    return 2 * window[0] - 1, 2 * window[1] - 1, 2 * window[2] - 1
+
+
+def resize_table(table: Tensor, old: Window, new: Window) -> Tensor:
+    """Interpolate a table over a (t, h, w) grid, [c (t h w)], linearly along each axis with the corners aligned.
+
+    Corners, so that the edges of the frame stay its edges, the offset zero stays the offset zero, and the same size is the identity;
+    linear, since it keeps a ramp a ramp up to the edge and never overshoots, unlike the bicubic of Swin's released code.
+    """
+    grid = table.double().unflatten(1, old)[None]
+    return F.interpolate(grid, size=new, mode="trilinear", align_corners=True)[0].flatten(1).to(table.dtype)
+
+
+# ---- From images to videos ---------------------------------------------------------------------------------------------
+
+
+def _inflated(target: VAE, source: VAE) -> State:
+    """2D kernels as 3D ones that look at their last frame alone, so that a video is at first a row of images (SPEC section 2)."""
+    may_differ = "time_kernel and the strides in time"
+    _require_same(target.config, source.config, ("time_kernel", "strides"), may_differ)
+    spatial = [[stride[1:] for stride in model.config.strides] for model in (source, target)]
+    if spatial[0] != spatial[1]:
+        raise ValueError(f"is of another size: strides in space are {spatial[0]} there and {spatial[1]} here; {may_differ} may differ")
+    state: State = source.state_dict()
+    for name, module in target.named_modules():
+        if isinstance(module, Upsample):
+            # The same in every time phase: whichever frames fall away, those that stay are right.
+            st, sh, sw = module.factors
+            for key in (f"{name}.conv.weight", f"{name}.conv.bias"):
+                state[key] = repeat(state[key], "(c s) ... -> (c st s) ...", st=st, s=sh * sw)
+        if isinstance(module, CausalConv3d):
+            state[f"{name}.weight"] = F.pad(state[f"{name}.weight"], (0, 0, 0, 0, module.past, 0))
+    return state
