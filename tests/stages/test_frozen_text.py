@@ -21,16 +21,8 @@ from walt_pl.models.vae import VAE, VAEConfig
 from walt_pl.text_features import identity
 
 EXPERIMENT = ROOT / "experiments" / "shapes"
-DENOISER = [
-    "--model.denoiser.width",
-    "32",
-    "--model.denoiser.layers",
-    "2",
-    "--model.denoiser.heads",
-    "2",
-    "--model.denoiser.text_width",
-    "16",
-]
+SIZE = {"width": 32, "layers": 2, "heads": 2, "text_width": 16}
+DENOISER = [word for name, value in SIZE.items() for word in (f"--model.denoiser.{name}", str(value))]
 TWO_STEPS = [
     *["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--model.warmup", "1", "--data.val_videos", "2"],
     *["--data.videos_per_batch", "2", "--data.image_stacks_per_batch", "1", "--trainer.precision", "32-true"],
@@ -56,7 +48,7 @@ def run(walt: Walt, painted: Path, config: FrozenTextConfig, tmp_path_factory: p
     """An autoencoder that learnt nothing, and a base model trained two steps with the tiny T5."""
     run = tmp_path_factory.mktemp("runs") / "frozen"
     torch.manual_seed(0)
-    vae = VAE(VAEConfig(width=8, multipliers=(1, 1, 2), strides=((1, 2, 2), (2, 2, 2)), blocks=(1, 1, 1), middle_blocks=1, norm="layer"))
+    vae = VAE(VAEConfig(width=8, multipliers=(1, 1, 2), strides=((2, 2, 2), (2, 2, 2)), blocks=(0, 1, 1), middle_blocks=0, norm="layer"))
     Manifest.open(run).start("vae", {})
     latents = {"mean": [0.0] * 8, "std": [1.0] * 8}
     save_artifact(run / "vae", kind="vae", models={"vae": vae}, settings={}, card={"latents": latents}, train_config="")
@@ -86,17 +78,13 @@ def test_training_and_validation_captions_are_in_the_runs_cache(run: Path, paint
     from safetensors import safe_open
 
     [folder] = (run / "cache").glob("text-*")
-    used = [
-        entry.caption
-        for split, count in (("train", None), ("val", 2))
-        for part in (Index(painted, split).videos, Index(painted, split).images)
-        for entry in part[:count]
-    ]
+    train, validation = Index(painted, "train"), Index(painted, "val")
+    used = [*train.videos, *train.images, *validation.videos[:2], *validation.images[:2]]
     stored = 0
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as shard:
             stored += len(shard.get_tensor("sha256"))
-    assert stored == len(set(used))
+    assert stored == len({entry.caption for entry in used})
 
 
 def test_a_base_with_a_frozen_encoder_samples_on_another_machine_too(run: Path, config: FrozenTextConfig, tmp_path: Path) -> None:
