@@ -116,10 +116,11 @@ class JointData(L.LightningDataModule):
         entries = {split: self._entries(split) for split in splits}
         return {f"{split}_{kind}s": len(listed) for split in splits for kind, listed in entries[split].items()}
 
-    def captions(self) -> Iterator[str]:
-        """Gives the captions that are trained on, for the vocabulary of a text encoder of our own."""
-        for listed in self._entries(TRAIN).values():
-            yield from (entry.caption for entry in listed)
+    def captions(self, validation: bool = False) -> Iterator[str]:
+        """Gives the captions that are trained on, for the vocabulary of a text encoder of our own; and those validated on, if wanted."""
+        for split in [TRAIN, VALIDATION] if validation and self.val_videos else [TRAIN]:
+            for listed in self._entries(split).values():
+                yield from (entry.caption for entry in listed)
 
     def _index(self, split: str) -> Index:
         if split not in self._indices:

@@ -9,7 +9,8 @@ from torch import nn
 
 from stages.latent_diffusion import LatentDiffusion
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.models.text import SmallTextConfig, SmallTextEncoder, TextEncoder, train_vocabulary
+from walt_pl.models.text import FrozenTextConfig, SmallTextConfig, SmallTextEncoder, TextEncoder, train_vocabulary
+from walt_pl.text_features import described
 
 VOCABULARY = "tokenizer.model"
 
@@ -18,22 +19,31 @@ class BaseStage(LatentDiffusion):
     """Trains the base denoiser, and with it a small text encoder where the config asks for one.
 
     Args:
-        text: size of the text encoder; null for models without text.
+        text: size of a small text encoder to be trained, or which frozen one to use; null for models without text.
         denoiser: see LatentDiffusion, as for all further arguments.
     """
 
-    def __init__(self, denoiser: DenoiserConfig, optimizer: OptimizerCallable, text: SmallTextConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        denoiser: DenoiserConfig,
+        optimizer: OptimizerCallable,
+        text: SmallTextConfig | FrozenTextConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(denoiser, optimizer, **kwargs)
         if (text.width if text else None) != denoiser.text_width:
             raise ValueError(
                 f"denoiser.text_width is {denoiser.text_width}, text.width {text.width if text else None}; they must be the same"
             )
-        self.text = SmallTextEncoder(text) if text else None
+        self.text = SmallTextEncoder(text) if isinstance(text, SmallTextConfig) else None
+        self.frozen_text = text if isinstance(text, FrozenTextConfig) else None
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if self.text is not None:
             self.text.load_vocabulary(self._vocabulary(self.text))
+        if self.frozen_text is not None:
+            self.use_frozen_text(self.frozen_text, stage)
 
     def _vocabulary(self, text: SmallTextEncoder) -> bytes:
         """The run's sentencepiece model: that of the weights it starts from (--init), or learnt from the training captions."""
@@ -50,10 +60,14 @@ class BaseStage(LatentDiffusion):
 
     @property
     def text_encoder(self) -> TextEncoder | None:
-        return self.text
+        return self.text if self.text is not None else super().text_encoder
 
     def sections(self) -> Mapping[str, nn.Module]:
         return {"denoiser": self.denoiser, **({"text": self.text} if self.text is not None else {})}
+
+    def settings(self) -> dict[str, Any]:
+        text = self.cached_text
+        return {**super().settings(), **(described(text.config, text.sha256) if text is not None else {})}
 
     def files(self) -> dict[str, bytes]:
         return {VOCABULARY: self.text.vocabulary} if self.text is not None else {}

@@ -1,6 +1,7 @@
 """What the base and the super-resolution stages share: one training step of latent diffusion (SPEC sections 1 and 3)."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from walt_pl.diffusion.sampler import Guidance, ddim, guided
 from walt_pl.diffusion.schedule import Schedule
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.latents import LatentScale
-from walt_pl.models.text import TextEncoder
+from walt_pl.models.text import FrozenTextConfig, TextEncoder
 from walt_pl.models.vae import VAE
+from walt_pl.text_features import HASHES, CachedTextEncoder, identity
 
 VALIDATION_LEVELS = range(50, 1000, 100)
 """The ten noise levels of the validation loss."""
@@ -91,6 +93,7 @@ class LatentDiffusion(L.LightningModule):
         self.vae_path = vae
         self._vae: list[VAE] = []
         self._scale = LatentScale.identity(denoiser.latent_channels)
+        self.cached_text: CachedTextEncoder | None = None
 
     # ---- Parents ----------------------------------------------------------------------------------------------------
 
@@ -119,7 +122,38 @@ class LatentDiffusion(L.LightningModule):
     @property
     def text_encoder(self) -> TextEncoder | None:
         """What turns captions into tokens; None for models without text."""
-        return None
+        return self.cached_text.to(self.device) if self.cached_text is not None else None
+
+    def use_frozen_text(self, config: FrozenTextConfig, stage: str) -> None:
+        """Take captions' tokens from a frozen encoder; before training, compute those that are not on disk yet."""
+        if self.cached_text is not None:
+            return
+        trainer, data = self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.is_global_zero:
+            identity(config, self.text_hashes)  # remembered, so that the other ranks need not read the weights
+        trainer.strategy.barrier("text encoder")
+        self.cached_text = CachedTextEncoder(config, identity(config, self.text_hashes), data.cache_dir, trainer.strategy.root_device)
+        if stage == "fit":
+            barrier = partial(trainer.strategy.barrier, "text features")
+            self.cached_text.fill(data.captions(validation=True), trainer.global_rank, trainer.world_size, barrier)
+
+    @property
+    def text_hashes(self) -> Path:
+        """File that remembers the hashes of encoders' files."""
+        folder: Path = self.trainer.datamodule.cache_dir  # type: ignore[attr-defined]
+        return folder / HASHES
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.cached_text is not None:
+            checkpoint["text_encoder"] = self.cached_text.sha256
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        text, wanted = self.cached_text, checkpoint.get("text_encoder")
+        if text is not None and wanted not in (None, text.sha256):
+            raise ValueError(
+                f"the text encoder {text.config.path} is not the one that training began with (found {text.sha256[:12]}, wanted "
+                f"{wanted[:12]}): restore its files, or start over with --fresh true"
+            )
 
     # ---- Training ---------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from walt_pl.diffusion.chance import Chance
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.models.text import SmallTextEncoder, TextEncoder
+from walt_pl.text_features import recorded
 
 
 class SuperResolutionStage(LatentDiffusion):
@@ -22,6 +23,7 @@ class SuperResolutionStage(LatentDiffusion):
 
     Args:
         base: artifact of the base model, for its frozen text encoder; needed when the denoiser takes text.
+        text_path: where a pretrained text encoder lies, if not where the base's training found it.
         low_noise_max: the low-resolution latent is noised at a level drawn from 0 .. this.
         low_noise_sampling: the fixed level at sampling.
         denoiser: see LatentDiffusion, as for all further arguments.
@@ -34,6 +36,7 @@ class SuperResolutionStage(LatentDiffusion):
         denoiser: DenoiserConfig,
         optimizer: OptimizerCallable,
         base: str | None = None,
+        text_path: str | None = None,
         low_noise_max: int = 350,
         low_noise_sampling: int = 50,
         **kwargs: Any,
@@ -41,14 +44,18 @@ class SuperResolutionStage(LatentDiffusion):
         super().__init__(denoiser, optimizer, **kwargs)
         if not denoiser.super_resolution:
             raise ValueError("denoiser.super_resolution is false; a super-resolution stage needs it true")
-        self.base_path = base
+        self.base_path, self.text_path = base, text_path
         self.low_noise_max, self.low_noise_sampling = low_noise_max, low_noise_sampling
         self._text: list[SmallTextEncoder] = []
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if self.denoiser.config.text_width and not self._text:
+        if self.denoiser.config.text_width and self.text_encoder is None:
             artifact = artifact_at(self.base_path, "base")
+            frozen = recorded(artifact, self.text_path, "--model.text_path", self.text_hashes)
+            if frozen is not None:
+                self.use_frozen_text(frozen, stage)
+                return
             text = artifact.models["text"]
             assert isinstance(text, SmallTextEncoder)
             text.load_vocabulary(artifact.read("tokenizer.model"))
@@ -56,7 +63,7 @@ class SuperResolutionStage(LatentDiffusion):
 
     @property
     def text_encoder(self) -> TextEncoder | None:
-        return self._text[0].to(self.device) if self._text else None
+        return self._text[0].to(self.device) if self._text else super().text_encoder
 
     def condition(self, batch: JointBatch, x0: Tensor, layout: Layout, chance: Chance) -> Condition:
         condition = super().condition(batch, x0, layout, chance)

@@ -31,3 +31,36 @@ def walt() -> Walt:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a T5 encoder of width 16 with random weights, and a sentencepiece model of a few captions."""
+    import io
+
+    import sentencepiece
+    import torch
+    from transformers import T5Config, T5EncoderModel
+
+    folder = tmp_path_factory.mktemp("t5")
+    captions = [f"a {way} {colour} {shape}" for colour in ("red", "blue") for shape in ("circle", "square") for way in ("left", "plain")]
+    pieces = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(captions),
+        model_writer=pieces,
+        vocab_size=60,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    (folder / "spiece.model").write_bytes(pieces.getvalue())
+    # 100 sentinels follow the pieces in every T5.
+    size = sentencepiece.SentencePieceProcessor(model_proto=pieces.getvalue()).vocab_size() + 100
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = T5Config(vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")
+        T5EncoderModel(config).save_pretrained(folder)
+    return folder

@@ -16,6 +16,7 @@ FLOORS = {
     "walt_pl.artifact": 2,
     "walt_pl.manifest": 2,
     "walt_pl.cascade": 2,
+    "walt_pl.text_features": 2,
     "walt_pl.evaluation": 2,
     "walt_pl.callbacks": 2,
     "walt_pl.strategies": 2,

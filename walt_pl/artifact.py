@@ -50,7 +50,7 @@ SECTIONS: dict[str, tuple[str, str, str]] = {
 # What the caller knows about a training run, and what the card says where the caller says nothing.
 GIVEN: dict[str, Any] = {"parents": {}, "index": {}, "latents": None, "steps": 0, "samples": 0, "metrics": {}}
 
-PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "lightning", "deepspeed", "decord", "av")
+PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "transformers", "lightning", "deepspeed", "decord", "av")
 
 ModelOrState: TypeAlias = nn.Module | tuple[Mapping[str, Tensor], Any]
 

@@ -18,7 +18,9 @@ from walt_pl.manifest import Manifest, in_order
 from walt_pl.models.denoiser import Denoiser
 from walt_pl.models.latents import LatentScale
 from walt_pl.models.text import SmallTextEncoder, TextEncoder
+from walt_pl.models.text_frozen import FrozenTextEncoder
 from walt_pl.models.vae import VAE
+from walt_pl.text_features import HASHES, recorded
 
 BASE, VAE_STAGE = "base", "vae"
 
@@ -72,9 +74,16 @@ class Cascade:
         folders: artifact folder of each stage, ``vae`` and ``base`` at least.
         device: where to run.
         dtype: of the networks' arithmetic; what the device is fastest at when not given. Noise and updates stay float32.
+        text_encoder: where a pretrained text encoder lies, if not where the base's training found it.
     """
 
-    def __init__(self, folders: Mapping[str, Path], device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        folders: Mapping[str, Path],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        text_encoder: str | None = None,
+    ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype or compute_dtype(self.device)
         self.stages = [stage for stage in in_order(list(folders)) if stage != VAE_STAGE]
@@ -82,7 +91,7 @@ class Cascade:
         self.vae: VAE = artifacts[VAE_STAGE].models["vae"]  # type: ignore[assignment]
         self.card = artifacts[VAE_STAGE].card
         self.artifacts = {stage: artifacts[stage] for stage in self.stages}
-        self.text = _text_encoder(self.artifacts[BASE]) if BASE in self.artifacts else None
+        self.text = _text_encoder(self.artifacts[BASE], self.device, text_encoder) if BASE in self.artifacts else None
 
     @classmethod
     def open(
@@ -92,6 +101,7 @@ class Cascade:
         allow_stale: bool = False,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
+        text_encoder: str | None = None,
     ) -> "Cascade":
         """The cascade of a run, all of its finished stages or those named.
 
@@ -103,7 +113,7 @@ class Cascade:
         known = [stage for stage in in_order([*{*manifest.stages(), *wanted}]) if stage != VAE_STAGE]
         if in_order(wanted) != known[: len(wanted)]:
             raise ValueError(f"stages run from {BASE} upwards without a gap: {' '.join(known)}; got {' '.join(wanted)}")
-        return cls(manifest.usable([VAE_STAGE, *wanted], allow_stale), device, dtype)
+        return cls(manifest.usable([VAE_STAGE, *wanted], allow_stale), device, dtype, text_encoder)
 
     def evaluations(self, sampling: Sampling) -> int:
         """How many sampling steps a request takes, for a progress bar."""
@@ -215,7 +225,10 @@ class Cascade:
         return replace(condition, low=schedule.add_noise(low, noise, layout.per_frame(step)), low_step=step)
 
 
-def _text_encoder(artifact: Artifact) -> TextEncoder | None:
+def _text_encoder(artifact: Artifact, device: torch.device, path: str | None) -> TextEncoder | None:
+    frozen = recorded(artifact, path, "--text-encoder", artifact.path.parent / "cache" / HASHES)
+    if frozen is not None:
+        return FrozenTextEncoder(frozen, device)
     text = artifact.models.get("text")
     if text is None:
         return None

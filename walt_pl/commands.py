@@ -82,6 +82,7 @@ def sample(
     chunk: int | None = None,
     tile: int | None = None,
     allow_stale: bool = False,
+    text_encoder: str | None = None,
 ) -> None:
     """Make videos: an mp4 for each prompt, a GIF beside it, and a contact sheet of all.
 
@@ -106,11 +107,12 @@ def sample(
         chunk: latent frames decoded at once.
         tile: side in latent cells of the tiles decoded at once.
         allow_stale: sample although a parent was trained again.
+        text_encoder: where the run's pretrained text encoder lies on this machine, if not where training found it.
     """
     texts, labels = _wanted(prompt, prompts, label)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = stages.split(",") if isinstance(stages, str) else stages
-    cascade = Cascade.open(run, wanted, allow_stale, device, getattr(torch, dtype) if dtype else None)
+    cascade = Cascade.open(run, wanted, allow_stale, device, getattr(torch, dtype) if dtype else None, text_encoder)
     scales = guidance if isinstance(guidance, dict) else dict.fromkeys(cascade.stages, guidance)
     unknown = set(scales) - set(cascade.stages)
     if unknown:

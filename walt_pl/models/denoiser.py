@@ -231,9 +231,10 @@ class Denoiser(nn.Module):
         if self.text_in is None or self.null_text is None:
             return None, None
         assert condition.text is not None and condition.text_mask is not None
-        text, mask, keep = condition.text, condition.text_mask, condition.keep
+        # Frozen encoders have a dtype of their own.
+        text, mask, keep = condition.text.to(self.null_text.dtype), condition.text_mask, condition.keep
         first = torch.arange(mask.shape[1], device=mask.device) == 0
-        text = torch.where(keep[:, None, None], text, self.null_text.to(text.dtype))
+        text = torch.where(keep[:, None, None], text, self.null_text)
         mask = torch.where(keep[:, None], mask, first)
         return self.text_in(text), mask
 
