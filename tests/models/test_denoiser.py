@@ -248,6 +248,7 @@ def test_videos_of_another_length_are_refused() -> None:
         ({"window": (3, 3, 3)}, r"denoiser.window must divide the \(3, 4, 6\) tokens"),
         ({"window": (2, 2, 2)}, "denoiser.window must divide"),
         ({"size": (3, 9, 12), "patch": 1, "window": (3, 3, 3)}, "super-resolution wants even"),
+        ({"size": (2, 8, 12), "window": (2, 2, 2)}, "size must have three or more"),
     ],
 )
 def test_config_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
