@@ -128,7 +128,8 @@ class Cascade:
 
     def rounds(self, frames: int) -> int:
         """How many pieces a video of so many frames is made of."""
-        return 1 + max(0, math.ceil((frames - self.clip_frames) / (self.clip_frames - self.overlap)))
+        new = max(1, self.clip_frames - self.overlap)  # models of so few frames are refused by `check`
+        return 1 + math.ceil(max(0, frames - self.clip_frames) / new)
 
     def evaluations(self, sampling: Sampling, frames: int) -> int:
         """How many sampling steps a video of so many frames takes, for a progress bar."""
