@@ -43,8 +43,9 @@ class LatentDiffusion(L.LightningModule):
         decay: what follows the warm-up.
         drop_condition: probability of dropping a sample's caption or label (for guidance).
         self_conditioning: probability of the first pass, per sample.
-        frame_prediction: probability that a video's past is given.
-        past_frames: how many latent frames are given then, one of these.
+        frame_prediction: probability that a video's past is given, for denoisers with frame_prediction; 1 for pure frame prediction
+            (Kinetics-600), which is validated with its past, too.
+        past_frames: how many latent frames are given then, one of these: 1 is an image, 2 the end of a clip.
         zero_terminal_snr: rescale the schedule so that the last level is pure noise.
         normalise_latents: zero mean and unit variance per channel.
         clip: largest gradient norm; null for none.
@@ -86,6 +87,10 @@ class LatentDiffusion(L.LightningModule):
             drop_condition,
             self_conditioning if denoiser.self_conditioning else 0.0,
         )
+        if not 0 <= frame_prediction <= 1:
+            raise ValueError(f"model.frame_prediction is a probability, 0 .. 1, got {frame_prediction}")
+        if not past_frames or not set(past_frames) <= {1, 2}:
+            raise ValueError(f"model.past_frames: 1 latent frame (an image), 2 (the end of a clip) or [1, 2], got {list(past_frames)}")
         self.frame_prediction, self.past_frames = frame_prediction if denoiser.frame_prediction else 0.0, past_frames
         self.schedule = Schedule(zero_terminal_snr=zero_terminal_snr)
         self.zero_terminal_snr, self.normalise_latents = zero_terminal_snr, normalise_latents
@@ -200,7 +205,7 @@ class LatentDiffusion(L.LightningModule):
         if self.denoiser.config.frame_prediction:
             given = chance.happens(self.frame_prediction)
             count = torch.tensor(self.past_frames, device=given.device)[chance.integers(len(self.past_frames))]
-            condition = with_past(condition, x0, torch.where(given, count, 0))
+            condition = condition.with_past(x0, torch.where(given, count, 0))
         return condition
 
     def described(self, captions: Sequence[str], labels: Tensor, layout: Layout, keep: Tensor) -> Condition:
@@ -248,26 +253,29 @@ class LatentDiffusion(L.LightningModule):
         for level in VALIDATION_LEVELS:
             # The same noise at every validation: only the weights change between two values of this loss.
             chance = Chance(self.seed, mix(level, batch_idx), batch.slots)
-            condition = self.validation_condition(batch, layout, chance)
+            condition = self.validation_condition(batch, x0, layout, chance)
             draws = self.draws(x0, layout, chance)
             step = torch.full_like(draws.step, level)
             error = velocity_error(self.denoiser, self.schedule, x0, condition, Draws(step, draws.noise, None))
-            weight = layout.per_frame(batch.weight)
+            weight = self.frame_weight(batch, condition)
             errors.append((error * weight).sum() / weight.sum().clamp(min=1))
             self.log(f"val/loss_{level:03d}", errors[-1], batch_size=layout.total, sync_dist=True)
         self.log("val/loss", torch.stack(errors).mean(), batch_size=layout.total, sync_dist=True, prog_bar=True)
 
-    def validation_condition(self, batch: JointBatch, layout: Layout, chance: Chance) -> Condition:
-        """The condition of a validation batch: everything told, nothing of the past."""
+    def validation_condition(self, batch: JointBatch, x0: Tensor, layout: Layout, chance: Chance) -> Condition:
+        """The condition of a validation batch: everything told, and nothing of the past unless it is always given."""
         keep = torch.ones(layout.samples, dtype=torch.bool, device=batch.videos.device)
-        return self.described(batch.captions, batch.labels, layout, keep)
+        condition = self.described(batch.captions, batch.labels, layout, keep)
+        if self.frame_prediction < 1:
+            return condition
+        return condition.with_past(x0, torch.full((layout.samples,), max(self.past_frames), device=x0.device))
 
     def preview_samples(self, batch: JointBatch, count: int = 8) -> tuple[Tensor, list[str]]:
         """Clips sampled for the first captions of a batch from fixed noise, [b 3 t h w], and the captions."""
         batch = first_videos(batch, count)
-        _, layout = self.latents(batch.videos, batch.images, batch.space)
+        x0, layout = self.latents(batch.videos, batch.images, batch.space)
         chance = Chance(self.seed, 0, batch.slots)
-        condition = self.validation_condition(batch, layout, chance)
+        condition = self.validation_condition(batch, x0, layout, chance)
         c = self.denoiser.config
         noise = torch.cat(chance.normal([(layout.frames, c.latent_channels, *c.size[1:])] * layout.videos))
         denoise = guided(self.denoiser, self.preview_guidance, self.schedule, Condition.without_text)
@@ -287,7 +295,10 @@ class LatentDiffusion(L.LightningModule):
 
     def settings(self) -> dict[str, Any]:
         """What sampling must know beside the models."""
-        return {"diffusion": {"zero_terminal_snr": self.zero_terminal_snr, "normalise_latents": self.normalise_latents}}
+        settings: dict[str, Any] = {"diffusion": {"zero_terminal_snr": self.zero_terminal_snr, "normalise_latents": self.normalise_latents}}
+        if self.frame_prediction:
+            settings["frame_prediction"] = {"past_frames": list(self.past_frames), "always": self.frame_prediction == 1}
+        return settings
 
     def files(self) -> dict[str, bytes]:
         """Further files of the artifact."""
@@ -296,16 +307,6 @@ class LatentDiffusion(L.LightningModule):
     def facts(self) -> dict[str, Any]:
         """What the card says beside provenance."""
         return {}
-
-
-def with_past(condition: Condition, x0: Tensor, count: Tensor) -> Condition:
-    """Give the first ``count`` [s] latent frames of each video; images are never given."""
-    layout = condition.layout
-    place = torch.arange(layout.frames, device=x0.device).repeat(layout.videos)
-    videos = place < count[: layout.videos].repeat_interleave(layout.frames)
-    mask = torch.cat([videos, videos.new_zeros(layout.images)])
-    shape = (len(mask), 1, *x0.shape[2:])
-    return condition.given(x0, mask[:, None, None, None].expand(shape).to(x0.dtype))
 
 
 def first_videos(batch: JointBatch, count: int) -> JointBatch:

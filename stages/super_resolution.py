@@ -69,8 +69,8 @@ class SuperResolutionStage(LatentDiffusion):
         condition = super().condition(batch, x0, layout, chance)
         return self.with_low(condition, batch, chance.integers(self.low_noise_max), chance)
 
-    def validation_condition(self, batch: JointBatch, layout: Layout, chance: Chance) -> Condition:
-        condition = super().validation_condition(batch, layout, chance)
+    def validation_condition(self, batch: JointBatch, x0: Tensor, layout: Layout, chance: Chance) -> Condition:
+        condition = super().validation_condition(batch, x0, layout, chance)
         return self.with_low(condition, batch, torch.full_like(batch.slots, self.low_noise_sampling), chance)
 
     def with_low(self, condition: Condition, batch: JointBatch, step: Tensor, chance: Chance) -> Condition:

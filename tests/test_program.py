@@ -12,6 +12,7 @@ import torch
 
 from tests.conftest import ROOT, Walt
 from walt_pl import load
+from walt_pl.data.video import read_video
 from walt_pl.models.vae import VAE
 
 EXPERIMENT = ROOT / "experiments" / "shapes"
@@ -114,6 +115,21 @@ def test_stages_can_stop_early_and_guidance_can_be_given_by_stage(walt: Walt, ru
     ]
     walt("sample", "--run", str(run), "--prompts", str(prompts), "--steps", "2", "--out", out, *chosen)
     assert (tmp_path / "base_001.mp4").exists()
+
+
+def test_frame_prediction_trains_and_goes_on_from_pictures_and_clips(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
+    image, clip, long = painted.parent / "val" / "images" / "00000.png", tmp_path / "clip.mp4", tmp_path / "long.mp4"
+    sample = ["sample", "--steps", "1", "--stages", "base"]
+    refused = walt(*sample, "--run", str(run), "--image", str(image), "--out", str(clip), check=False)
+    assert refused.returncode
+    assert "without frame prediction" in refused.stderr and "Traceback" not in refused.stderr
+    assert not list(tmp_path.iterdir())
+    shutil.copytree(run, tmp_path / "past")
+    fit(walt, "base", tmp_path / "past", painted, "--config", str(EXPERIMENT / "frame_prediction.yaml"), "--fresh", "true")
+    walt(*sample, "--run", str(tmp_path / "past"), "--image", str(image), "--out", str(clip))
+    walt(*sample, "--run", str(tmp_path / "past"), "--continue", str(clip), "--seconds", "3", "--guidance", "2", "--out", str(long))
+    assert len(read_video(clip, 17)) == 17
+    assert len(read_video(long, 24)) == 24
 
 
 def test_a_missing_parent_is_one_sentence_with_the_command(walt: Walt, painted: Path, tmp_path: Path) -> None:

@@ -1,15 +1,19 @@
-"""From a prompt to pixels: text encoder, base sampler, super-resolution samplers, decoder."""
+"""From a prompt, an image or a clip to pixels: text encoder, base sampler, super-resolution samplers, decoder, and round again."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from walt_pl.artifact import Artifact, load
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.blocks.frames import Layout
+from walt_pl.data.transforms import to_size
+from walt_pl.data.video import Frames
 from walt_pl.diffusion.chance import Chance
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.sampler import Guidance, ddim, guided
@@ -23,6 +27,8 @@ from walt_pl.models.vae import VAE
 from walt_pl.text_features import HASHES, recorded
 
 BASE, VAE_STAGE = "base", "vae"
+KNOWN = {1: "an image", 2: "the end of a clip"}
+"""What a number of given latent frames is: the first latent of a clip is one pixel frame, each further one is f_t of them."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,10 @@ class Request:
     """What the unconditional branch is told instead of nothing."""
     seeds: Sequence[int] = ()
     """One for each clip: the noise of a clip does not depend on the others of its batch."""
+    past: Mapping[str, Tensor] = field(default_factory=dict)
+    """By stage: raw latents [b c 1|2 h w] of the frames that the clips begin with. A stage that is not named is given none."""
+    round: int = 0
+    """Which piece of a longer video this is: the pieces' noise differs."""
 
     def __post_init__(self) -> None:
         if len(self.seeds) != len(self):
@@ -48,7 +58,8 @@ class Request:
     def part(self, start: int, count: int) -> "Request":
         """``count`` of the clips, from ``start``."""
         stop = start + count
-        return replace(self, prompts=self.prompts[start:stop], labels=self.labels[start:stop], seeds=self.seeds[start:stop])
+        past = {stage: latents[start:stop] for stage, latents in self.past.items()}
+        return replace(self, prompts=self.prompts[start:stop], labels=self.labels[start:stop], seeds=self.seeds[start:stop], past=past)
 
 
 @dataclass(frozen=True)
@@ -115,9 +126,118 @@ class Cascade:
             raise ValueError(f"stages run from {BASE} upwards without a gap: {' '.join(known)}; got {' '.join(wanted)}")
         return cls(manifest.usable([VAE_STAGE, *wanted], allow_stale), device, dtype, text_encoder)
 
-    def evaluations(self, sampling: Sampling) -> int:
-        """How many sampling steps a request takes, for a progress bar."""
-        return sampling.steps * len(self.stages)
+    @property
+    def clip_frames(self) -> int:
+        """Pixel frames that the base model makes at once."""
+        return 1 + (self._denoiser(BASE).config.size[0] - 1) * self.vae.config.factors[0]
+
+    @property
+    def overlap(self) -> int:
+        """Pixel frames that two latents stand for: what the next piece of a long video is given."""
+        return 1 + self.vae.config.factors[0]
+
+    def rounds(self, frames: int) -> int:
+        """How many pieces a video of so many frames is made of."""
+        new = max(1, self.clip_frames - self.overlap)  # models of so few frames are refused by `check`
+        return 1 + math.ceil(max(0, frames - self.clip_frames) / new)
+
+    def evaluations(self, sampling: Sampling, frames: int) -> int:
+        """How many sampling steps a video of so many frames takes, for a progress bar."""
+        return sampling.steps * len(self.stages) * self.rounds(frames)
+
+    def past(self, pictures: Frames, name: str, crop: bool = False) -> dict[str, Tensor]:
+        """What the stages are given of an image, or of the end of a clip.
+
+        A super-resolution stage that makes larger frames than the pictures is given none: enlarged pictures are no examples of its size.
+
+        Args:
+            pictures: uint8 [t h w 3], one frame or ``overlap`` of them.
+            name: of the file, for errors.
+            crop: cut the middle out of pictures of another aspect.
+
+        Returns:
+            stage name -> raw latents [1 c 1|2 h w].
+
+        Raises:
+            ValueError: pictures of another aspect (a hundredth of a side is let go), where ``crop`` is not set.
+        """
+        sizes = {stage: self._pixels(stage) for stage in self.stages}
+        height, width = pictures.shape[1:3]
+        rows, columns = sizes[BASE]
+        kept = min(rows * width, columns * height) / max(rows * width, columns * height)
+        if kept < 0.99 and not crop:
+            raise ValueError(
+                f"{name}: found {width} x {height} pixels, but this run makes {columns} x {rows}: cut the file to that aspect, "
+                "or take its middle with --crop true"
+            )
+        fitting = [stage for stage, (h, w) in sizes.items() if stage == BASE or (h <= height and w <= width)]
+        return {stage: self.encode(to_size(pictures, *sizes[stage])[None]) for stage in fitting}
+
+    def check(self, request: Request, sampling: Sampling, frames: int) -> None:
+        """Compare what is asked of the base model with the past that it was given in training.
+
+        Raises:
+            ValueError: it was not trained for this.
+        """
+        given = {request.past[BASE].shape[2]} if BASE in request.past else set()
+        wanted = given | ({2} if frames > self.clip_frames else set())
+        trained = self.artifacts[BASE].config.get("frame_prediction")
+        if trained is None:
+            if wanted:
+                raise ValueError(
+                    f'stage "{BASE}" was trained without frame prediction: it can neither go on from an image or a clip nor make more than '
+                    f"{self.clip_frames} frames; train it as experiments/shapes/frame_prediction.yaml does"
+                )
+            return
+        untrained = wanted - set(trained["past_frames"])
+        if untrained:
+            able = " or ".join(KNOWN[count] for count in trained["past_frames"])
+            asked = " or ".join(KNOWN[count] for count in sorted(untrained))
+            raise ValueError(f'stage "{BASE}" was trained to go on from {able}, not from {asked}: train it with model.past_frames [1, 2]')
+        if trained["always"] and not given:
+            options = " or ".join({1: "--image", 2: "--continue"}[known] for known in trained["past_frames"])
+            raise ValueError(f'stage "{BASE}" was given a past in every step of its training: give it one with {options}')
+        if trained["always"] and sampling.guidance.get(BASE, Guidance()).scale != 1:
+            raise ValueError(
+                f'stage "{BASE}" was given a past in every step of its training, so guidance has no null: leave out --guidance'
+            )
+
+    @torch.no_grad()
+    def video(self, request: Request, sampling: Sampling, frames: int, each_step: Callable[[], None] = lambda: None) -> Tensor:
+        """Pixels of the last stage, in as many rounds as the length takes (SPEC section 3, "Long video").
+
+        A round samples a clip; its last ``overlap`` pixel frames, encoded, are the two latents that the next round begins with, and what
+        comes after them is new. They are encoded again because the first latent of a clip stands for one frame alone.
+
+        Every stage is given its own last round, not only the base: the small clips overlap, so the frames that a super-resolution stage
+        begins a round with are already made, and texture that the small clip does not hold goes on over the seam. A stage trained with
+        frame prediction is told of them; any other sees them where its own frames would be (see :func:`ddim`), which serves a stage whose
+        content the small clip decides.
+
+        Args:
+            request: what the clips show, and what they begin with.
+            sampling: how.
+            frames: length; what the last round makes beyond it is cut off.
+            each_step: called after every sampling step.
+
+        Returns:
+            [b 3 frames h w] in -1..1. The first frames are those of a shorter video of the same seed, bit for bit.
+
+        Raises:
+            ValueError: the base model was not trained for this, see :meth:`check`.
+        """
+        self.check(request, sampling, frames)
+        pieces: list[Tensor] = []
+        last = self.rounds(frames) - 1
+        for number in range(last + 1):
+            latents = self.sample(request, sampling, each_step)
+            wanted = self.stages if number < last else self.stages[-1:]
+            clips = {stage: self.decode(latents[stage], sampling) for stage in wanted}
+            pieces.append(clips[self.stages[-1]][:, :, self.overlap if number else 0 :])
+            if number < last:
+                past = {stage: self.encode(clip[:, :, -self.overlap :]) for stage, clip in clips.items()}
+                request = replace(request, past=past, round=number + 1)
+        return torch.cat(pieces, dim=2)[:, :, :frames]
 
     @torch.no_grad()
     def sample(self, request: Request, sampling: Sampling, each_step: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
@@ -146,7 +266,7 @@ class Cascade:
 
         Args:
             stage: its name.
-            request: what the clips show.
+            request: what the clips show. Frames that it gives come back as they are, to rounding.
             sampling: how.
             low: raw latents of half the size [b c t h w], for super-resolution.
             number: of the stage in the cascade; it keeps the noise of the stages apart.
@@ -156,13 +276,13 @@ class Cascade:
             raw latents [b c t h w].
         """
         artifact = self.artifacts[stage]
-        denoiser: Denoiser = artifact.models["denoiser"]  # type: ignore[assignment]
+        denoiser = self._denoiser(stage)
         settings = artifact.config["diffusion"]
         scale = LatentScale.of(self.card) if settings["normalise_latents"] else LatentScale.identity(denoiser.config.latent_channels)
         schedule = Schedule(zero_terminal_snr=settings["zero_terminal_snr"])
         c = denoiser.config
         layout = Layout(len(request), c.size[0], 0)
-        chances = [Chance(seed, number, torch.zeros(1, dtype=torch.int64)) for seed in request.seeds]
+        chances = [Chance(seed, number, torch.tensor([request.round])) for seed in request.seeds]
 
         def fresh_noise() -> Tensor:
             shape = (layout.frames, c.latent_channels, *c.size[1:])
@@ -175,6 +295,8 @@ class Cascade:
                 raise ValueError(f'stage "{stage}" makes clips larger; it wants the latents of the stage before')
             level = int(artifact.config["super_resolution"]["low_noise"])
             condition = self._with_low(condition, layout.join(scale.normalise_clips(low), low[:0]), level, schedule, chances)
+        if stage in request.past:
+            condition = _with_past(condition, scale.normalise_clips(request.past[stage].to(self.device)))
         denoise = guided(denoiser, sampling.guidance.get(stage, Guidance()), schedule, self._null(request, denoiser))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             latents = ddim(denoise, schedule, noise, condition, sampling.steps, sampling.eta, fresh_noise, each_step)
@@ -193,6 +315,14 @@ class Cascade:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return torch.cat([self.vae.encode(clip.to(self.device)).mean for clip in clips.split(1)])
 
+    def _denoiser(self, stage: str) -> Denoiser:
+        return self.artifacts[stage].models["denoiser"]  # type: ignore[return-value]
+
+    def _pixels(self, stage: str) -> tuple[int, int]:
+        """Rows and columns of pixels that a stage makes."""
+        size, factors = self._denoiser(stage).config.size, self.vae.config.factors
+        return size[1] * factors[1], size[2] * factors[2]
+
     def _condition(self, denoiser: Denoiser, request: Request, layout: Layout) -> Condition:
         keep = torch.ones(layout.samples, dtype=torch.bool, device=self.device)
         labels, classes = None, denoiser.config.classes
@@ -210,12 +340,17 @@ class Cascade:
         return Condition(layout, keep & known, text=text, text_mask=mask, labels=labels)
 
     def _null(self, request: Request, denoiser: Denoiser) -> Callable[[Condition], Condition]:
-        """The unconditional branch: the learned null, or the negative prompt."""
+        """The unconditional branch: the learned null, or the negative prompt, and nothing of the past.
+
+        Text and past are one condition with one scale. Training drops them independently, so it has seen this null often (no text, no past:
+        9 % of the samples) and the one that keeps the past hardly (1 %). Two scales (InstructPix2Pix, arXiv 2211.09800) would lean on that
+        rare branch and take three evaluations a step; Stable Video Diffusion drops its image and all else at once, too.
+        """
         if not request.negative_prompt or not denoiser.config.text_width:
-            return Condition.without_text
+            return lambda condition: condition.without_text().without_past()
         assert self.text is not None
         text, mask = self.text.encode([request.negative_prompt] * len(request))
-        return lambda condition: replace(condition, text=text, text_mask=mask, keep=torch.ones_like(condition.keep))
+        return lambda condition: replace(condition.without_past(), text=text, text_mask=mask, keep=torch.ones_like(condition.keep))
 
     def _with_low(self, condition: Condition, low: Tensor, level: int, schedule: Schedule, chances: Sequence[Chance]) -> Condition:
         """The low-resolution latents [f c h w], noised at the level the stage samples with."""
@@ -223,6 +358,13 @@ class Cascade:
         noise = torch.cat([chance.normal([(layout.frames, *low.shape[1:])])[0] for chance in chances]).to(self.device)
         step = torch.full((layout.samples,), level, dtype=torch.int64, device=self.device)
         return replace(condition, low=schedule.add_noise(low, noise, layout.per_frame(step)), low_step=step)
+
+
+def _with_past(condition: Condition, past: Tensor) -> Condition:
+    """Normalised latents [b c 1|2 h w] as the first frames of the clips."""
+    layout, count = condition.layout, past.shape[2]
+    clips = F.pad(past, (0, 0, 0, 0, 0, layout.frames - count))
+    return condition.with_past(layout.join(clips, clips[:0]), torch.full((layout.samples,), count, device=past.device))
 
 
 def _text_encoder(artifact: Artifact, device: torch.device, path: str | None) -> TextEncoder | None:

@@ -4,6 +4,7 @@
 no models.
 """
 
+import keyword
 import logging
 import re
 import sys
@@ -194,10 +195,15 @@ def _say(text: str) -> None:
     print(text, flush=True)
 
 
+def _argument(flag: str) -> str:
+    """Flags may be typed with dashes, as elsewhere: --allow-stale is allow_stale; and --continue, a word of Python's, is continue_."""
+    name = flag.replace("-", "_")
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
 def main() -> None:
     """Run the command line."""
-    # Flags may be typed with dashes, as elsewhere: --allow-stale is --allow_stale.
-    sys.argv[1:] = [re.sub(r"^--[^=]+", lambda flag: "--" + flag[0][2:].replace("-", "_"), word) for word in sys.argv[1:]]
+    sys.argv[1:] = [re.sub(r"^--([^=]+)", lambda flag: f"--{_argument(flag[1])}", word) for word in sys.argv[1:]]
     arguments = sys.argv[1:]
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
     if arguments and arguments[0] in COMMANDS:

@@ -1,5 +1,6 @@
 """The commands beside LightningCLI's own: index, sample, evaluate, status, verify, demo."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from walt_pl.cascade import Cascade, Request, Sampling
 from walt_pl.data.shapes import write_set
 from walt_pl.data.sheet import captioned_grid, contact_sheet, to_uint8
-from walt_pl.data.video import write_gif, write_video
+from walt_pl.data.video import read_image, read_last_frames, write_gif, write_video
 from walt_pl.diffusion.sampler import Guidance
 from walt_pl.manifest import render_status, verify_run
 
@@ -66,6 +67,10 @@ def sample(
     prompt: str | None = None,
     prompts: str | None = None,
     label: int | None = None,
+    image: str | None = None,
+    continue_: str | None = None,
+    crop: bool = False,
+    seconds: float | None = None,
     negative_prompt: str = "",
     seed: int = 0,
     steps: int = 50,
@@ -91,6 +96,10 @@ def sample(
         prompt: what the clip shows.
         prompts: file with a prompt a line, for many clips; they are named after `out` with a number.
         label: class, for class-conditional models.
+        image: picture that the clip begins with, for models trained with frame prediction; a prompt may be left out.
+        continue_: typed --continue; clip whose last frames (5 where the autoencoder's temporal factor is 4) the new one begins with.
+        crop: cut the middle out of an image or clip of another aspect.
+        seconds: length; beyond one clip, each further round goes on from the end of the one before. One clip when not given.
         negative_prompt: what guidance leads away from; nothing known when empty.
         seed: of the noise; the next prompt of a file takes the next seed.
         steps: sampling steps of each stage.
@@ -109,7 +118,8 @@ def sample(
         allow_stale: sample although a parent was trained again.
         text_encoder: where the run's pretrained text encoder lies on this machine, if not where training found it.
     """
-    texts, labels = _wanted(prompt, prompts, label)
+    _check_sample(image, continue_, seconds, fps, out)
+    texts, labels = _wanted(prompt, prompts, label, optional=image is not None or continue_ is not None)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = stages.split(",") if isinstance(stages, str) else stages
     cascade = Cascade.open(run, wanted, allow_stale, device, getattr(torch, dtype) if dtype else None, text_encoder)
@@ -120,14 +130,42 @@ def sample(
     guides = {stage: Guidance(scale, guidance_shape, rescale=guidance_rescale) for stage, scale in scales.items()}
     sampling = Sampling(steps, eta, guides, chunk, tile)
     seeds = [seed + i for i in range(max(len(texts), len(labels)))]
+    frames = cascade.clip_frames if seconds is None else max(1, round(seconds * fps))
+    past = {stage: z.expand(len(seeds), -1, -1, -1, -1) for stage, z in _past(cascade, image, continue_, crop).items()}
+    request = Request(texts, labels, negative_prompt, seeds, past)
+    clips = make_clips(cascade, request, sampling, batch, frames)
+    _write_clips(Path(out), clips, texts or [f"class {number}" for number in labels], fps)
+
+
+def _check_sample(image: str | None, clip: str | None, seconds: float | None, fps: float, out: str) -> None:
+    """What can be told before anything is loaded."""
     if Path(out).suffix != ".mp4":
         raise ValueError(f"sample: --out must end in .mp4, got {out}; the GIF and the contact sheet are written beside it")
-    request = Request(texts, labels, negative_prompt, seeds)
-    _write_clips(Path(out), make_clips(cascade, request, sampling, batch), texts or [f"class {number}" for number in labels], fps)
+    if image is not None and clip is not None:
+        raise ValueError("sample: a clip begins with an image or with the end of another; give one of --image and --continue")
+    if not 0 < fps < math.inf:
+        raise ValueError(f"sample: --fps must be above 0, got {fps:g}")
+    if seconds is not None and not 0.5 <= seconds * fps < math.inf:
+        raise ValueError(f"sample: --seconds must be {1 / fps:g} (one frame at --fps {fps:g}) or more, got {seconds:g}")
 
 
-def _wanted(prompt: str | None, prompts: str | None, label: int | None) -> tuple[list[str], list[int]]:
+def _past(cascade: Cascade, image: str | None, clip: str | None, crop: bool) -> dict[str, torch.Tensor]:
+    """Latents of the frames that were given, by stage [1 c 1|2 h w]."""
+    if image is not None:
+        return cascade.past(read_image(Path(image)), image, crop)
+    if clip is None:
+        return {}
+    pictures = read_last_frames(Path(clip), cascade.overlap)
+    if len(pictures) < cascade.overlap:
+        raise ValueError(f"{clip}: found {len(pictures)} frames, wanted at least the {cascade.overlap} that a clip is continued from")
+    return cascade.past(pictures, clip, crop)
+
+
+def _wanted(prompt: str | None, prompts: str | None, label: int | None, optional: bool) -> tuple[list[str], list[int]]:
+    """Prompts or labels; an empty prompt where both are left out and may be."""
     given = [name for name, value in (("--prompt", prompt), ("--prompts", prompts), ("--label", label)) if value is not None]
+    if not given and optional:
+        return [""], []
     if len(given) != 1:
         raise ValueError(f"sample: give one of --prompt, --prompts and --label, got {' and '.join(given) or 'none'}")
     if label is not None:
@@ -140,20 +178,22 @@ def _wanted(prompt: str | None, prompts: str | None, label: int | None) -> tuple
     return [line for line in lines if line], []
 
 
-def make_clips(cascade: Cascade, request: Request, sampling: Sampling, batch: int) -> Iterator[torch.Tensor]:
-    """Sample and decode a request in batches with a progress bar: pixels [b 3 t h w] of the last stage, batch by batch."""
+def make_clips(cascade: Cascade, request: Request, sampling: Sampling, batch: int, frames: int | None = None) -> Iterator[torch.Tensor]:
+    """Sample and decode a request in batches with a progress bar: pixels [b 3 t h w] of the last stage, batch by batch.
+
+    ``frames`` is the length; one clip when not given.
+    """
+    frames = frames or cascade.clip_frames
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     parts = [request.part(start, batch) for start in range(0, len(request), batch)]
     with Progress(*columns) as progress:
-        bar = progress.add_task("sampling", total=cascade.evaluations(sampling) * len(parts))
+        bar = progress.add_task("sampling", total=cascade.evaluations(sampling, frames) * len(parts))
         for part in parts:
-            latents = cascade.sample(part, sampling, lambda: progress.advance(bar))[cascade.stages[-1]]
-            yield cascade.decode(latents, sampling)
+            yield cascade.video(part, sampling, frames, lambda: progress.advance(bar))
 
 
 def _write_clips(out: Path, batches: Iterable[torch.Tensor], captions: Sequence[str], fps: float) -> None:
-    """Each clip as soon as it is made, then the GIF and the sheet of all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    """Each clip as soon as it is made, then the GIF and the sheet of all. Nothing is written, and no folder made, before there is one."""
     names = [out] if len(captions) == 1 else [out.with_stem(f"{out.stem}_{i:03d}") for i in range(len(captions))]
     made: list[torch.Tensor] = []
     for batch in batches:

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from walt_pl.data.transforms import Framing, random_crop, to_square, view_of
+from walt_pl.data.transforms import Framing, random_crop, to_size, to_square, view_of
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -26,6 +26,16 @@ def test_shorter_side_is_resized_antialiased_and_the_centre_is_cut_out() -> None
     wide = F.interpolate(pixels, size=(8, 16), mode="bicubic", antialias=True).clamp(-1, 1)
     torch.testing.assert_close(to_square(clip, 8), wide[:, :, :, 4:12].permute(1, 0, 2, 3))
     torch.testing.assert_close(to_square(clip, 8, (0.0, 1.0)), wide[:, :, :, 8:].permute(1, 0, 2, 3))
+
+
+@pytest.mark.parametrize("rows, columns, resized", [(8, 14, (8, 16)), (8, 20, (10, 20)), (32, 64, (32, 64)), (9, 8, (9, 18))])
+def test_a_rectangle_is_covered_and_its_centre_cut_out(rows: int, columns: int, resized: tuple[int, int]) -> None:
+    clip = noise(2, 32, 64)
+    pixels = torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 127.5 - 1
+    whole = F.interpolate(pixels, size=resized, mode="bicubic", antialias=True).clamp(-1, 1)
+    top, left = (resized[0] - rows) // 2, (resized[1] - columns) // 2
+    want = whole[:, :, top : top + rows, left : left + columns].permute(1, 0, 2, 3)
+    torch.testing.assert_close(to_size(clip, rows, columns), want, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [7, 16, 33])

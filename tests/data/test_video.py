@@ -18,6 +18,7 @@ from walt_pl.data.video import (
     MediaError,
     gif_bytes,
     read_image,
+    read_last_frames,
     read_video,
     write_gif,
     write_image,
@@ -99,6 +100,13 @@ def test_what_decord_cannot_read_is_read_all_the_same(path: Path, monkeypatch: p
 
     monkeypatch.setattr(decord, "VideoReader", refuse)
     assert numbers(read_video(path, 17)) == list(range(17))
+
+
+def test_last_frames_are_the_last_of_any_file(path: Path, tmp_path: Path) -> None:
+    assert numbers(read_last_frames(path, 5)) == list(range(95, 100))
+    assert numbers(read_last_frames(path, 200)) == list(range(100)), "all of a shorter one"
+    encode(tmp_path / "open.mp4", counting_clip(30), "libx264", **{"x264-params": "open-gop=1:keyint=12:bframes=3"})
+    assert numbers(read_last_frames(tmp_path / "open.mp4", 5)) == list(range(25, 30))
 
 
 @pytest.mark.parametrize(("frames", "start", "found"), [(101, 0, 100), (17, 90, 10), (1, 500, 0)])

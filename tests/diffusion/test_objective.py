@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.latent_diffusion import LatentDiffusion, with_past
+from stages.latent_diffusion import LatentDiffusion
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
@@ -102,6 +102,16 @@ def test_self_conditioning_passes_only_where_drawn(drawn: list[bool]) -> None:
     assert torch.equal(second.estimate[frames], clean)
 
 
+def test_given_frames_need_no_estimate() -> None:
+    fake, past = FakeDenoiser(), noise(7)
+    given = condition().with_past(past, torch.tensor([2, 1, 0, 0]))
+    estimate = first_estimate(fake, SCHEDULE, noise(5), given, draws(torch.tensor([True, False, True, False])))
+    assert estimate is not None
+    assert torch.equal(estimate[:2], past[:2]), "known, in a row that was drawn"
+    assert not estimate[3:6].any(), "a row that was not drawn is zeros, as at the first step of sampling"
+    assert not torch.equal(estimate[2], past[2])
+
+
 def test_without_self_conditioning_there_is_no_first_pass() -> None:
     fake = FakeDenoiser()
     assert first_estimate(fake, SCHEDULE, noise(0), condition(), draws()) is None
@@ -187,18 +197,18 @@ def batch(weight: tuple[float, ...] = (1, 1, 1, 1)) -> JointBatch:
 
 
 def test_given_frames_do_not_count(stage: LatentDiffusion) -> None:
-    given = with_past(condition(), noise(0), torch.tensor([2, 1, 2, 1]))
+    given = condition().with_past(noise(0), torch.tensor([2, 1, 2, 1]))
     assert stage.frame_weight(batch(), given).tolist() == [0, 0, 1, 0, 1, 1, 1, 1]
     assert stage.frame_weight(batch(), condition()).tolist() == [1] * 8
 
 
 def test_unreadable_samples_do_not_count(stage: LatentDiffusion) -> None:
-    given = with_past(condition(), noise(0), torch.tensor([1, 1, 0, 0]))
+    given = condition().with_past(noise(0), torch.tensor([1, 1, 0, 0]))
     assert stage.frame_weight(batch((0, 1, 1, 0)), given).tolist() == [0, 0, 0, 0, 1, 1, 1, 0]
 
 
 def test_given_frames_are_clean_and_images_are_never_given() -> None:
-    given = with_past(condition(), noise(0), torch.tensor([1, 2, 2, 1]))
+    given = condition().with_past(noise(0), torch.tensor([1, 2, 2, 1]))
     assert given.past is not None and given.past_mask is not None
     assert given.past_mask.shape == (8, 1, 4, 4)
     assert given.past_mask[:, 0, 0, 0].tolist() == [1, 0, 0, 1, 1, 0, 0, 0]

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from itertools import count
 
 import pytest
 import torch
@@ -142,6 +143,98 @@ def test_known_past_comes_back_as_given() -> None:
     assert torch.equal(out[0], noise(7)[0])
     assert torch.equal(out[1:], ddim(network, SCHEDULE, noise(), CONDITION, 3)[1:])
     assert given.without_past() == CONDITION
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_given_frames_are_seen_with_the_noise_of_each_level(eta: float) -> None:
+    """In training the network sees given frames noised like all others, and learns nothing about their v."""
+    past, seen, seeds = noise(7), [], count(100)
+
+    def spy(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        seen.append((x, step, estimate))
+        return torch.full_like(x, 1e3)
+
+    given = CONDITION.with_past(past, torch.tensor([2, 1, 1]))
+    out = ddim(spy, SCHEDULE, noise(), given, 5, eta, fresh_noise=lambda: noise(next(seeds)))
+    known = [0, 1, 3]
+    assert torch.equal(out[known], past[known]) and not torch.equal(out[2], past[2])
+    for x, step, estimate in seen:
+        a, s = SCHEDULE.roots(LAYOUT.per_frame(step), x)
+        eps = ((x - a * past) / s)[known]
+        if eta == 0:
+            torch.testing.assert_close(eps, noise()[known], atol=1e-4, rtol=1e-4)
+        assert 0.5 < float(eps.std()) < 1.5, "the garbage that is said about given frames never gets into them"
+        assert estimate is None or torch.equal(estimate[known], past[known])
+
+
+def of_two(told: bool) -> Denoise:
+    """The right denoiser of a data set of two clips; knowing the past rules one of them out, if it is ``told``."""
+
+    def denoise(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        n = condition.layout.per_frame(step)
+        a, s = SCHEDULE.roots(n, x)
+        x0 = torch.empty_like(x)
+        for rows in (slice(0, 3), slice(3, 6), slice(6, 7)):
+            odds = []
+            for clip in TWO:
+                distance = (x[rows] - a[rows] * clip[rows]).square().sum() / (2 * s[rows][0] ** 2)
+                if told and condition.past is not None and condition.past_mask is not None:
+                    distance = distance + 1e6 * ((condition.past - clip)[rows].abs() * condition.past_mask[rows]).sum()
+                odds.append(-distance.squeeze())
+            share = torch.softmax(torch.stack(odds), 0)
+            x0[rows] = share[0] * TWO[0][rows] + share[1] * TWO[1][rows]
+        return SCHEDULE.velocity(x0, (x - a * x0) / s, n)
+
+    return denoise
+
+
+TWO = (noise(11), noise(12))
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_the_right_denoiser_goes_on_as_the_past_did(told: bool, frames: int) -> None:
+    """Told of it, or by the noisy frames alone, as a super-resolution stage without frame prediction is."""
+    videos = LAYOUT.video_frames
+    for clip in TWO:
+        given = CONDITION.with_past(clip, torch.full((3,), frames))
+        out = ddim(of_two(told), SCHEDULE, noise(3), given, 20)
+        torch.testing.assert_close(out[:videos], clip[:videos], atol=1e-3, rtol=1e-3)
+
+
+def test_guidance_over_the_past_leads_away_from_not_knowing_it() -> None:
+    def network(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        return torch.tanh(x) if condition.past is None else torch.tanh(x + condition.past.roll(1, 0))
+
+    given = CONDITION.with_past(noise(7), torch.ones(3, dtype=torch.int64))
+    step = torch.full((3,), 500)
+    u, c = network(noise(), step, CONDITION, None), network(noise(), step, given, None)
+    one = guided(network, Guidance(1.0), SCHEDULE, Condition.without_past)
+    assert torch.equal(one(noise(), step, given, None), c)
+    three = guided(network, Guidance(3.0), SCHEDULE, Condition.without_past)
+    torch.testing.assert_close(three(noise(), step, given, None), u + 3 * (c - u), atol=1e-5, rtol=1e-5)
+
+
+def test_rescaling_does_not_look_at_given_frames() -> None:
+    """Nothing is learnt about their v, so it must not decide how strong the others are."""
+    given = CONDITION.with_past(noise(7), torch.tensor([1, 2, 0]))
+    mask = given.past_mask
+    assert mask is not None
+
+    def wild(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        return network(x, step, condition, estimate) + 50 * mask * x
+
+    step = torch.full((3,), 700)
+    guidance = Guidance(6.0, rescale=1.0)
+    tame, loud = (guided(net, guidance, SCHEDULE, Condition.without_text)(noise(), step, given, None) for net in (network, wild))
+    rest = ~mask[:, 0, 0, 0].bool()
+    torch.testing.assert_close(tame[rest], loud[rest], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [-1.0, -0.01, math.nan, math.inf])
+def test_guidance_below_zero_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match="scale must be 0 or more"):
+        Guidance(scale)
 
 
 def test_each_step_is_reported() -> None:

@@ -284,6 +284,7 @@ def test_videos_of_another_length_are_refused() -> None:
         ({"stw_text": True, "text_width": None}, "denoiser.stw_text wants text"),
         ({"stw_text": True, "window": (1, 4, 6)}, "denoiser.stw_text wants text"),
         ({"size": (3, 9, 12), "patch": 1, "window": (3, 3, 3)}, "super-resolution wants even"),
+        ({"size": (2, 8, 12), "window": (2, 2, 2)}, "size must have three or more"),
     ],
 )
 def test_config_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:

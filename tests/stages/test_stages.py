@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from stages.base import BaseStage
-from stages.latent_diffusion import first_videos, with_past
+from stages.latent_diffusion import first_videos
 from stages.optimisation import learning_rate
 from stages.super_resolution import SuperResolutionStage
 from stages.vae import VAEStage
@@ -50,7 +51,7 @@ def test_given_frames_and_lost_samples_do_not_count() -> None:
     layout = Layout(2, 3, 3)
     keep = torch.ones(5, dtype=torch.bool)
     x0, _ = stage.latents(batch.videos, batch.images, "latents")
-    condition = with_past(Condition(layout, keep), x0, torch.tensor([2, 1, 2, 0, 0]))
+    condition = Condition(layout, keep).with_past(x0, torch.tensor([2, 1, 2, 0, 0]))
     # First video: two frames given; second: unreadable; images are never given.
     assert stage.frame_weight(batch, condition).tolist() == [0, 0, 1, 0, 0, 0, 1, 1, 1]
 
@@ -58,9 +59,59 @@ def test_given_frames_and_lost_samples_do_not_count() -> None:
 def test_the_past_is_given_to_the_first_frames_of_videos_only() -> None:
     layout = Layout(1, 3, 2)
     x0 = torch.randn(5, 8, 4, 4)
-    condition = with_past(Condition(layout, torch.ones(3, dtype=torch.bool)), x0, torch.tensor([1, 1, 1]))
+    condition = Condition(layout, torch.ones(3, dtype=torch.bool)).with_past(x0, torch.tensor([1, 1, 1]))
     assert condition.past_mask is not None
     assert condition.past_mask[:, 0, 0, 0].tolist() == [1, 0, 0, 0, 0]
+
+
+def clips_of(count: int) -> JointBatch:
+    batch = latent_batch(videos=count, images=2)
+    batch.captions[:] = [""] * (count + 2)
+    return batch
+
+
+def given_frames(stage: BaseStage, batch: JointBatch, step: int = 0) -> tuple[Condition, Tensor, Tensor]:
+    """The condition of a training step, the clean latents, and how many frames each video was given."""
+    x0, layout = stage.latents(batch.videos, batch.images, "latents")
+    condition = stage.condition(batch, x0, layout, Chance(0, step, batch.slots))
+    assert condition.past_mask is not None
+    return condition, x0, condition.past_mask[: layout.video_frames, 0, 0, 0].view(layout.videos, layout.frames).sum(dim=1)
+
+
+def test_one_video_in_ten_is_given_one_or_two_clean_frames() -> None:
+    stage = BaseStage(DenoiserConfig(**SMALL, frame_prediction=True), sgd)  # type: ignore[arg-type]
+    batch = clips_of(1000)
+    condition, x0, counts = given_frames(stage, batch)
+    shares = [float((counts == number).float().mean()) for number in (0, 1, 2, 3)]
+    assert shares[0] == pytest.approx(0.9, abs=0.03)
+    assert shares[1] == pytest.approx(0.05, abs=0.02) and shares[2] == pytest.approx(0.05, abs=0.02)
+    assert condition.past is x0, "clean latents, not noisy ones"
+    weight = stage.frame_weight(batch, condition)
+    assert float(weight.sum()) == len(x0) - float(counts.sum()), "the loss covers the frames that are not given"
+    assert torch.equal(given_frames(stage, batch, step=0)[2], counts) and not torch.equal(given_frames(stage, batch, step=1)[2], counts)
+
+
+def test_kinetics_is_always_given_two_frames() -> None:
+    config = DenoiserConfig(**SMALL, frame_prediction=True)  # type: ignore[arg-type]
+    stage = BaseStage(config, sgd, frame_prediction=1.0, past_frames=(2,))
+    batch = clips_of(20)
+    for step in range(3):
+        assert given_frames(stage, batch, step)[2].tolist() == [2] * 20
+    x0, layout = stage.latents(batch.videos, batch.images, "latents")
+    condition = stage.validation_condition(batch, x0, layout, Chance(0, 0, batch.slots))
+    assert stage.frame_weight(batch, condition).tolist() == [0, 0, 1] * 20 + [1, 1], "and validated so"
+    assert stage.settings()["frame_prediction"] == {"past_frames": [2], "always": True}
+    sometimes = BaseStage(config, sgd)
+    assert sometimes.validation_condition(batch, x0, layout, Chance(0, 0, batch.slots)).past is None
+    assert sometimes.settings()["frame_prediction"] == {"past_frames": [1, 2], "always": False}
+
+
+def test_without_the_channels_no_past_is_given() -> None:
+    stage = BaseStage(DenoiserConfig(**SMALL), sgd, frame_prediction=1.0)  # type: ignore[arg-type]
+    batch = clips_of(3)
+    x0, layout = stage.latents(batch.videos, batch.images, "latents")
+    assert stage.condition(batch, x0, layout, Chance(0, 0, batch.slots)).past is None
+    assert "frame_prediction" not in stage.settings()
 
 
 def test_low_latents_are_noised_at_their_level_and_the_level_is_told() -> None:
@@ -108,6 +159,8 @@ def test_statistics_are_those_of_all_training_latents(monkeypatch: pytest.Monkey
     [
         (lambda: BaseStage(DenoiserConfig(**SMALL, text_width=8), sgd, text=SmallTextConfig(width=16)), "text_width"),  # type: ignore[arg-type]
         (lambda: SuperResolutionStage(DenoiserConfig(**SMALL), sgd), "super_resolution"),  # type: ignore[arg-type]
+        (lambda: BaseStage(DenoiserConfig(**SMALL), sgd, past_frames=(1, 3)), "past_frames"),  # type: ignore[arg-type]
+        (lambda: BaseStage(DenoiserConfig(**SMALL), sgd, frame_prediction=1.5), "frame_prediction"),  # type: ignore[arg-type]
     ],
 )
 def test_configs_that_contradict_each_other_are_refused(build: Callable[[], object], named: str) -> None:

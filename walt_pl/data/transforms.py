@@ -30,18 +30,28 @@ def to_square(clip: Frames, size: int, place: tuple[float, float] = (0.5, 0.5)) 
     Returns:
         float32 [3 t size size] in -1..1.
     """
+    return to_size(clip, size, size, place)
+
+
+def to_size(clip: Frames, rows: int, columns: int, place: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+    """The same for a rectangle: resizes the clip until it covers `rows` x `columns` pixels, and cuts off what is over.
+
+    Returns:
+        float32 [3 t rows columns] in -1..1.
+    """
     height, width = clip.shape[1:3]
     frames = rearrange(torch.tensor(clip), "t h w c -> t c h w").float()
-    short = min(height, width)
-    if short != size:
-        target = (max(size, round(height * size / short)), max(size, round(width * size / short)))
+    # The side that is too short for its share of the rectangle decides.
+    wanted, found = (rows, height) if rows * width >= columns * height else (columns, width)
+    if wanted != found:
+        target = (max(rows, round(height * wanted / found)), max(columns, round(width * wanted / found)))
         frames = F.interpolate(frames, size=target, mode="bicubic", antialias=True, align_corners=False)
         frames = frames.clamp(0, 255)  # bicubic overshoots at edges
-    top = round(place[0] * (frames.shape[2] - size))
-    left = round(place[1] * (frames.shape[3] - size))
-    square = frames[:, :, top : top + size, left : left + size]
+    top = round(place[0] * (frames.shape[2] - rows))
+    left = round(place[1] * (frames.shape[3] - columns))
+    part = frames[:, :, top : top + rows, left : left + columns]
     # To -1..1 last: what is left after resizing is small.
-    return rearrange(square, "t c h w -> c t h w").contiguous() / 127.5 - 1
+    return rearrange(part, "t c h w -> c t h w").contiguous() / 127.5 - 1
 
 
 def random_crop(clip: Tensor, crop: int, rng: np.random.Generator) -> Tensor:

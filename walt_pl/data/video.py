@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,19 @@ def read_video(path: Path, frames: int, start: int = 0) -> Frames:
     if len(clip) != frames:
         raise MediaError(f"{path}: found {len(clip)} frames from frame {start} on, wanted {frames}")
     return clip
+
+
+def read_last_frames(path: Path, frames: int) -> Frames:
+    """The last `frames` frames of a video, or all of a shorter one, uint8 [t h w 3].
+
+    The whole file is decoded: containers tell their number of frames wrongly, or not at all.
+
+    Raises MediaError where the file is missing or is no video.
+    """
+    _check_file(path)
+    with _opened_av(path) as (container, stream):
+        kept = deque(container.decode(stream), maxlen=frames)
+        return _stacked([frame.to_ndarray(format="rgb24") for frame in kept])
 
 
 def read_image(path: Path) -> Frames:
@@ -124,22 +139,33 @@ def _read_decord(path: Path, frames: int) -> Frames | None:
 
 
 def _read_av(path: Path, frames: int, start: int) -> Frames:
-    av = _import_av()
     clip: list[Frames] = []
+    with _opened_av(path) as (container, stream):
+        first = _seek(container, stream, start)
+        for frame in container.decode(stream):
+            if first is not None and frame.pts is not None and frame.pts < first:
+                continue
+            clip.append(frame.to_ndarray(format="rgb24"))
+            if len(clip) == frames:
+                break
+        return _stacked(clip)
+
+
+def _stacked(clip: list[Frames]) -> Frames:
+    return np.stack(clip) if clip else np.zeros((0, 0, 0, 3), np.uint8)
+
+
+@contextmanager
+def _opened_av(path: Path) -> Iterator[tuple[Any, Any]]:
+    """PyAV's container and its first video stream; what goes wrong while they are read is a MediaError."""
+    av = _import_av()
     try:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise MediaError(f"{path}: no video stream in it")
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
-            first = _seek(container, stream, start)
-            for frame in container.decode(stream):
-                if first is not None and frame.pts is not None and frame.pts < first:
-                    continue
-                clip.append(frame.to_ndarray(format="rgb24"))
-                if len(clip) == frames:
-                    break
-        return np.stack(clip) if clip else np.zeros((0, 0, 0, 3), np.uint8)
+            yield container, stream
     # FFmpegError is an OSError or a ValueError by kind; np.stack raises ValueError where the size changes on the way.
     except (av.error.FFmpegError, RuntimeError, IndexError, ValueError, OSError) as error:
         if isinstance(error, MediaError):

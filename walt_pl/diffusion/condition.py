@@ -45,6 +45,21 @@ class Condition:
         """The same with ``past`` [f c h w] known where ``mask`` [f 1 h w] is one."""
         return replace(self, past=past, past_mask=mask)
 
+    def with_past(self, x0: Tensor, count: Tensor) -> "Condition":
+        """The same with the first ``count`` [s] frames of each video of ``x0`` [f c h w] known; images are never given."""
+        layout = self.layout
+        place = torch.arange(layout.frames, device=x0.device).repeat(layout.videos)
+        videos = place < count[: layout.videos].repeat_interleave(layout.frames)
+        mask = torch.cat([videos, videos.new_zeros(layout.images)])
+        shape = (len(mask), 1, *x0.shape[2:])
+        return self.given(x0, mask[:, None, None, None].expand(shape).to(x0.dtype))
+
+    def known(self, x0: Tensor) -> Tensor:
+        """An estimate ``x0`` [f c h w] with the given past in its place: what is known need not be estimated."""
+        if self.past is None or self.past_mask is None:
+            return x0
+        return torch.where(self.past_mask.bool(), self.past, x0)
+
     def without_text(self) -> "Condition":
         """The same with every caption and label dropped: the unconditional branch of guidance."""
         return replace(self, keep=torch.zeros_like(self.keep))

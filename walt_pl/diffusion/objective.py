@@ -56,8 +56,9 @@ def first_estimate(denoise: Denoise, schedule: Schedule, xt: Tensor, condition: 
     rows[0] |= not wanted
     layout = condition.layout
     frames = layout.per_frame(rows)
-    v = denoise(xt[frames], draws.step[rows], condition.select(rows), None)
+    told = condition.select(rows)
+    v = denoise(xt[frames], draws.step[rows], told, None)
     estimate = torch.zeros_like(xt)
     if wanted:
-        estimate[frames] = schedule.clean(xt[frames], v.float(), layout.per_frame(draws.step)[frames])
+        estimate[frames] = told.known(schedule.clean(xt[frames], v.float(), layout.per_frame(draws.step)[frames]))
     return estimate

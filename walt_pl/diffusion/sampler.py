@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from walt_pl.blocks.frames import Layout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.objective import Denoise
 from walt_pl.diffusion.schedule import Schedule
@@ -26,6 +25,10 @@ class Guidance:
     """Power of the power-cosine."""
     rescale: float = 0.0
     """phi of arXiv 2305.08891, section 3.4: how much of the conditional prediction's spread is restored."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.scale < math.inf:
+            raise ValueError(f"guidance: the scale must be 0 or more (1 is the conditional model alone), got {self.scale:g}")
 
     def weight(self, n: int, steps: int) -> float:
         """w at level n of N."""
@@ -54,17 +57,22 @@ def guided(denoise: Denoise, guidance: Guidance, schedule: Schedule, null: Calla
             return told
         v = torch.lerp(denoise(x, step, null(condition), estimate), told, w)
         if guidance.rescale:
-            v = _rescaled(v, told, condition.layout, guidance.rescale)
+            v = _rescaled(v, told, condition, guidance.rescale)
         return v
 
     return wrapped
 
 
-def _rescaled(v: Tensor, told: Tensor, layout: Layout, phi: float) -> Tensor:
-    """Bring the spread of each sample's guided v back towards that of the conditional one."""
+def _rescaled(v: Tensor, told: Tensor, condition: Condition, phi: float) -> Tensor:
+    """Bring the spread of each sample's guided v back towards that of the conditional one, over the frames that are not given."""
+    layout = condition.layout
+    counts = torch.ones_like(v[:, 0, 0, 0]) if condition.past_mask is None else 1 - condition.past_mask[:, 0, 0, 0]
+
+    def mean(value: Tensor) -> Tensor:
+        return layout.per_sample(value.mean(dim=(1, 2, 3)) * counts) / layout.per_sample(counts)
 
     def spread(value: Tensor) -> Tensor:
-        square = layout.per_sample(value.square().mean(dim=(1, 2, 3))) - layout.per_sample(value.mean(dim=(1, 2, 3))).square()
+        square = mean(value.square()) - mean(value).square()
         return layout.per_frame(square.clamp(min=1e-12).sqrt())[:, None, None, None]
 
     return phi * (v * spread(told) / spread(v)) + (1 - phi) * v
@@ -87,7 +95,9 @@ def ddim(
         denoise: a denoiser, guided or not.
         schedule: forward process; levels are spaced "trailing", the last update goes to abar = 1.
         noise: starting point, standard normal [f c h w].
-        condition: what is known; known past frames come back as given.
+        condition: what is known. Given frames come back as given, and on the way the network sees them as in training, with the noise of
+            the level: nothing is learnt about v there. A network without frame prediction learns of its past by this alone (the
+            replacement method of Ho et al., arXiv 2204.03458, section 3.1).
         steps: number of network evaluations (twice that with guidance).
         eta: 0 is deterministic, 1 is ancestral sampling.
         fresh_noise: gives the noise [f c h w] that each step adds when eta > 0; from torch's global generator when not given.
@@ -102,13 +112,20 @@ def ddim(
         step = torch.full((condition.layout.samples,), level, dtype=torch.int64, device=x.device)
         n = condition.layout.per_frame(step)
         v = denoise(x, step, condition, estimate).float()
-        x0, eps = schedule.clean(x, v, n), schedule.noise(x, v, n)
+        x0, eps = _clean_and_noise(schedule, x, v, n, condition)
         x = x0 if following is None else _ddim_update(schedule, x0, eps, level, following, eta, fresh_noise)
         estimate = x0
         each_step()
-    if condition.past is not None and condition.past_mask is not None:
-        x = torch.where(condition.past_mask.bool(), condition.past, x)
     return x
+
+
+def _clean_and_noise(schedule: Schedule, x: Tensor, v: Tensor, n: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+    """x_0 and eps of x as v has them; in given frames x_0 is known, and eps follows from it."""
+    x0, eps = condition.known(schedule.clean(x, v, n)), schedule.noise(x, v, n)
+    if condition.past_mask is None:
+        return x0, eps
+    a, s = schedule.roots(n, x)
+    return x0, torch.where(condition.past_mask.bool(), (x - a * x0) / s, eps)
 
 
 def _ddim_update(

@@ -69,6 +69,8 @@ class DenoiserConfig:
             raise ValueError(
                 f"denoiser.window must divide the {tokens} tokens of a video (size {self.size}, patch {self.patch}), got {self.window}"
             )
+        if self.frame_prediction and self.size[0] < 3:
+            raise ValueError(f"denoiser.frame_prediction: two latent frames are given, size must have three or more, got {self.size[0]}")
         if self.super_resolution and (self.size[1] % 2 or self.size[2] % 2):
             raise ValueError(f"denoiser.size: super-resolution wants even rows and columns, got {self.size[1:]}")
         if self.stw_text and (self.text_width is None or self.window[0] == 1):
