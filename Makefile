@@ -11,7 +11,7 @@ STAGES_SR = $(shell ls experiments/$(EXP)/sr*.yaml 2>/dev/null | sort -V)
 INDEX_shapes := data/shapes/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test test-slow check train-vae train-base train-sr sample evaluate status verify tensorboard clean
+.PHONY: help setup data demo test test-slow check train-vae train-base train-sr sample evaluate ablate status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ sample: setup ## make a video: make sample PROMPT="a striped red circle moving l
 
 evaluate: setup ## score every stage of EXP on the embedded set
 	@$(WALT) evaluate --run $(RUN) $(ARGS)
+
+ablate: setup ## the small base with each of the paper's switches changed, after train-vae (about 70 minutes on 2 cores; goes on where it was)
+	@$(WALT) ablate --experiment experiments/$(EXP) --run $(RUN) $(ARGS)
 
 status: setup ## the stages of a run and their states
 	@$(WALT) status --run $(RUN)
