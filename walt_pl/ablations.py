@@ -132,7 +132,7 @@ def render(results: Mapping[str, Mapping[str, float]]) -> str:
         "# Ablations on the embedded set",
         "",
         f"`make ablate EXP=shapes`, {machine()}. One seed a row, equal steps. Shares of {counts} that the",
-        f"analytic scorer reads right; {STEPS} sampling steps, guidance {GUIDANCE['base']:g}. Shares within two standard errors are called no",
+        f"analytic scorer reads right; {STEPS} sampling steps, guidance {GUIDANCE['base']:g}. Shares within two standard errors are no",
         "difference. One seed proves little: read a row as a lead. Losses of other latents or another schedule do not compare.",
         "",
         "| change | colour | motion | shape | all | unseen pairs | val loss | minutes | paper (FVD) | here |",
