@@ -27,12 +27,13 @@ class JointData(L.LightningDataModule):
 
     Args:
         index: Parquet file that lists the clips and images.
-        size: Side of the squares in pixels: the shorter side is resized to it, the longer one cropped.
+        size: Rows in pixels: clips are resized until they cover the picture, and what is over is cropped.
         frames: Frames of a video; with an autoencoder of temporal factor f, 1 + a multiple of f.
         videos_per_batch: Videos of the global batch; 0 trains on images alone.
         image_stacks_per_batch: Stacks of unrelated images in the global batch; 0 trains on videos alone.
         images_per_stack: Images of a stack; as many as a video has latent frames, so that stacks and videos cost alike.
-        low_size: Side of the low-resolution twins in pixels (super-resolution).
+        aspect: Columns to a row; 1.75 makes 128 x 224 of size 128. It holds for all sizes.
+        low_size: Rows of the low-resolution twins in pixels (super-resolution).
         crop: Side of a random window in pixels, taken after resizing (autoencoder).
         sizes: More sizes beside `size`; with `crop`, every sample draws one of all of them; one named twice comes twice as often.
         vae: Folder of a trained autoencoder: the batches hold its latents, which are computed once and cached.
@@ -55,6 +56,7 @@ class JointData(L.LightningDataModule):
         videos_per_batch: int = 8,
         image_stacks_per_batch: int = 0,
         images_per_stack: int = 5,
+        aspect: float = 1.0,
         low_size: int | None = None,
         crop: int | None = None,
         sizes: tuple[int, ...] = (),
@@ -83,10 +85,10 @@ class JointData(L.LightningDataModule):
         if not videos_per_batch + image_stacks_per_batch:
             raise ValueError("data.videos_per_batch and data.image_stacks_per_batch are both 0: a batch would be empty")
         if vae is not None and crop is not None:
-            raise ValueError("data.vae caches whole squares and data.crop draws windows: leave out one of them")
+            raise ValueError("data.vae caches whole pictures and data.crop draws windows: leave out one of them")
         if vae is None and cache_clips:
             raise ValueError("data.cache_clips limits the cache of latents and needs data.vae")
-        self.framing = Framing(size, frames, low_size, views, tuple(sizes), crop, seed)
+        self.framing = Framing(size, frames, low_size, views, tuple(sizes), crop, seed, aspect)
         self.index = index
         self.vae = vae
         self.videos_per_batch = videos_per_batch
@@ -157,7 +159,7 @@ class JointData(L.LightningDataModule):
         for split in [TRAIN, VALIDATION] if self.val_videos else [TRAIN]:
             entries = self._entries(split)
             for size in self._sizes():
-                framing = self._square_framing(split, size)
+                framing = self._whole_framing(split, size)
                 dataset = PixelDataset(entries["video"], entries["image"], framing)
                 for kind, cache in self._caches(split, size).items():
                     batch_size = encode_batch_size(framing, kind)
@@ -167,21 +169,22 @@ class JointData(L.LightningDataModule):
         low = self.framing.low_size
         return [self.framing.size] if low is None else [low, self.framing.size]
 
-    def _square_framing(self, split: str, size: int) -> Framing:
-        return Framing(size, self.framing.frames, views=1 if split == VALIDATION else self.framing.views)
+    def _whole_framing(self, split: str, size: int) -> Framing:
+        return Framing(size, self.framing.frames, views=1 if split == VALIDATION else self.framing.views, aspect=self.framing.aspect)
 
     def _caches(self, split: str, size: int) -> dict[Kind, LatentCache]:
-        """Gives the cache of each kind that is used; stages that look at the same squares share them."""
+        """Gives the cache of each kind that is used; stages that look at the same pictures share them."""
         assert self.vae is not None
-        framing = self._square_framing(split, size)
+        framing = self._whole_framing(split, size)
         limit = self._limit(split) or "all"
-        folder = self.cache_dir / f"{split}-{size}px-{framing.frames}f-{framing.views}v-{limit}"
+        rows, columns = framing.shape(size)
+        folder = self.cache_dir / f"{split}-{rows}x{columns}-{framing.frames}f-{framing.views}v-{limit}"
         key = {
             "vae": artifact.read_card(self.vae)["sha256"],
             "index": self._index(split).sha256,
             "split": split,
-            "transform": "shorter side bicubic antialias, square",
-            "size": size,
+            "transform": "bicubic antialias until it covers the picture, centre or view",
+            "size": [rows, columns],
             "computed_in": str(compute_dtype(self._device())),
         }
         frames: dict[Kind, int] = {"video": framing.frames, "image": 1}

@@ -70,7 +70,10 @@ def test_view_0_is_the_centre_of_the_first_frames_and_the_others_are_fixed() -> 
     [
         ({"low_size": 32}, "data.low_size must lie"),
         ({"sizes": (64,)}, "data.sizes needs data.crop"),
-        ({"sizes": (16,), "crop": 32}, "smallest size 16, got 32"),
+        ({"sizes": (16,), "crop": 32}, "smallest side 16, got 32"),
+        ({"aspect": 0.5, "crop": 32}, "smallest side 16, got 32"),
+        ({"aspect": 1.77}, "data.aspect times each size"),
+        ({"aspect": 0.0}, "data.aspect times each size"),
         ({"crop": 16, "views": 2}, "leave out"),
         ({"frames": 0}, "data.frames must be at least 1"),
     ],

@@ -179,6 +179,18 @@ def test_stages_share_caches_of_the_same_size(index: str, vae: str) -> None:
     assert FakeVAE.clips == 2 * encoded
 
 
+@pytest.mark.parametrize("aspect", [1.5, 0.75])
+def test_wide_and_tall_pictures_and_their_latents_and_twins(index: str, vae: str, aspect: float) -> None:
+    settings: dict[str, Any] = {"low_size": 16, "size": 32, "aspect": aspect}
+    pixels, cached = make(index, **settings), make(index, vae=vae, **settings)
+    cached.prepare_data()
+    for data, unit in ((pixels, 1), (cached, 4)):
+        batch = next(iter(data.train_dataloader()))
+        rows, columns = 32 // unit, int(32 * aspect) // unit
+        assert batch.videos.shape[3:] == batch.images.shape[3:] == (rows, columns)
+        assert batch.low_videos is not None and batch.low_videos.shape[3:] == (rows // 2, columns // 2)
+
+
 def test_a_new_autoencoder_makes_the_cache_stale(index: str, vae: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make(index, vae=vae).prepare_data()
     encoded = FakeVAE.clips

@@ -300,4 +300,5 @@ class LatentDataset(Dataset[Sample]):
 def encode_batch_size(framing: Framing, kind: Kind) -> int:
     """How many clips to encode together: 16 of 17 frames at 32 px, and as many pixels at other sizes."""
     frames = framing.frames if kind == "video" else 1
-    return min(256, max(1, 16 * 17 * 32**2 // (frames * framing.size**2)))
+    rows, columns = framing.shape(framing.size)
+    return min(256, max(1, 16 * 17 * 32**2 // (frames * rows * columns)))

@@ -103,11 +103,11 @@ class Framing:
     """What is taken of every clip and image."""
 
     size: int
-    """Side of the square in pixels."""
+    """Rows in pixels; columns as many, unless `aspect` says otherwise."""
     frames: int = 17
     """Frames of a video."""
     low_size: int | None = None
-    """Side of the low-resolution twin (super-resolution)."""
+    """Rows of the low-resolution twin (super-resolution)."""
     views: int = 1
     """Fixed views that the passes over the data go round: view = pass mod views."""
     sizes: tuple[int, ...] = ()
@@ -116,19 +116,24 @@ class Framing:
     """Side of the random window that is taken (autoencoder)."""
     seed: int = 0
     """Seeds sizes, windows and start frames when `crop` is given."""
+    aspect: float = 1.0
+    """Columns to a row, at every size: 1.75 makes 128 x 224 of size 128."""
 
     def __post_init__(self) -> None:
         for name in ("size", "frames", "views"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
+        if not self.aspect > 0 or not all(float(size * self.aspect).is_integer() for size in (*self.all_sizes, self.low_size or 0)):
+            raise ValueError(f"data.aspect times each size must be a number of columns, got {self.aspect:g} and sizes {self.all_sizes}")
         if self.low_size is not None and not 0 < self.low_size < self.size:
             raise ValueError(f"data.low_size must lie between 1 and data.size - 1 = {self.size - 1}, got {self.low_size}")
         if self.sizes and self.crop is None:
             raise ValueError("data.sizes needs data.crop: a batch has one shape, so a window of one size is taken of all")
         if self.crop is None:
             return
-        if not 0 < self.crop <= min(self.all_sizes):
-            raise ValueError(f"data.crop must lie between 1 and the smallest size {min(self.all_sizes)}, got {self.crop}")
+        smallest = min(min(self.shape(size)) for size in self.all_sizes)
+        if not 0 < self.crop <= smallest:
+            raise ValueError(f"data.crop must lie between 1 and the smallest side {smallest}, got {self.crop}")
         if self.low_size is not None or self.views != 1:
             raise ValueError("data.crop draws a new window in every pass: leave out data.low_size and data.views")
 
@@ -136,6 +141,10 @@ class Framing:
     def all_sizes(self) -> tuple[int, ...]:
         """`size` and `sizes`, ascending."""
         return tuple(sorted((self.size, *self.sizes)))
+
+    def shape(self, size: int) -> tuple[int, int]:
+        """Rows and columns of a picture of this size."""
+        return size, round(size * self.aspect)
 
 
 class PixelDataset(Dataset[Sample]):
@@ -174,8 +183,8 @@ class PixelDataset(Dataset[Sample]):
             return self._crop(entry, draw, spare), None
         view = view_of(draw.kind, draw.item, draw.pass_number % framing.views, spare)
         clip = self._decode(entry.path, draw.kind, view.start)
-        low = None if framing.low_size is None else to_square(clip, framing.low_size, view.place)
-        return to_square(clip, framing.size, view.place), low
+        low = None if framing.low_size is None else to_size(clip, *framing.shape(framing.low_size), view.place)
+        return to_size(clip, *framing.shape(framing.size), view.place), low
 
     def _crop(self, entry: Entry, draw: Draw, spare: int) -> Tensor:
         assert self.framing.crop is not None
@@ -183,15 +192,14 @@ class PixelDataset(Dataset[Sample]):
         size = int(rng.choice(self.framing.all_sizes))
         start = int(rng.integers(max(0, spare) + 1))
         top, left = rng.random(2)
-        square = to_square(self._decode(entry.path, draw.kind, start), size, (float(top), float(left)))
-        return random_crop(square, self.framing.crop, rng)
+        whole = to_size(self._decode(entry.path, draw.kind, start), *self.framing.shape(size), (float(top), float(left)))
+        return random_crop(whole, self.framing.crop, rng)
 
     def _decode(self, path: Path, kind: Kind, start: int) -> Frames:
         return read_video(path, self.framing.frames, start) if kind == "video" else read_image(path)
 
     def _blank(self, kind: Kind) -> tuple[Tensor, Tensor | None]:
         frames = self.framing.frames if kind == "video" else 1
-        size = self.framing.crop or self.framing.size
-        low = self.framing.low_size
-        twin = None if low is None else torch.zeros(3, frames, low, low)
-        return torch.zeros(3, frames, size, size), twin
+        crop, low = self.framing.crop, self.framing.low_size
+        twin = None if low is None else torch.zeros(3, frames, *self.framing.shape(low))
+        return torch.zeros(3, frames, *((crop, crop) if crop else self.framing.shape(self.framing.size))), twin
