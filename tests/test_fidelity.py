@@ -1,0 +1,26 @@
+"""docs/FIDELITY.md names tests and files that are there."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "FIDELITY.md").read_text(encoding="utf-8")
+
+
+def test_every_test_that_the_page_names_is_there() -> None:
+    sources = {path.relative_to(ROOT / "tests").as_posix(): path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
+    names = {path.rsplit("/", 1)[-1]: path for path in sources}
+    file, seen = "", 0
+    for quoted in re.findall(r"`([^`]*test_[^`]*)`", PAGE):
+        named, _, test = quoted.partition("::")
+        if named:
+            file = named if named in sources else names[named]
+        if test:
+            assert f"def {test}(" in sources[file], f"{file} has no {test}"
+            seen += 1
+    assert seen > 50
+
+
+def test_every_file_that_the_page_names_is_there() -> None:
+    for name in re.findall(r"`([\w/]+\.py)`", PAGE):
+        assert any((folder / name).is_file() for folder in (ROOT, ROOT / "walt_pl", ROOT / "tests")), name
