@@ -101,8 +101,9 @@ def score_continuation(cascade: Cascade, entries: Sequence[Entry], sampling: Sam
     captions = [entry.caption for entry in entries]
     given = cascade.encode(read_clips(entries, SIZES["base"])[:, :, : cascade.overlap])
     request = Request(prompts=[""] * len(captions), seeds=[seed + i for i in range(len(captions))])
+    pasts: dict[str, dict[str, Tensor]] = {"motion_continued": {"base": given}, "motion_without_past": {}}
     shares = {}
-    for figure, past in (("motion_continued", {"base": given}), ("motion_without_past", {})):
+    for figure, past in pasts.items():
         whole = replace(request, past=past)
         made = [cascade.decode(cascade.refine("base", whole.part(start, batch), sampling)) for start in range(0, len(captions), batch)]
         shares[figure] = score(torch.cat(made)[:, :, cascade.overlap :], captions)["motion"]

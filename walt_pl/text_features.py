@@ -41,7 +41,7 @@ from walt_pl.models.text_frozen import FrozenTextEncoder, files_of
 
 SECTION = "frozen_text"
 """Section of model.yaml: the config and identity of the frozen encoder that a base model was trained with."""
-HASHES = "text-encoders.json"
+HASHES = "encoders.json"
 """File beside the caches that remembers the hashes of encoders' files."""
 SHARD_CAPTIONS = 1024
 BATCH = 64

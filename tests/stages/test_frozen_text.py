@@ -53,7 +53,7 @@ def run(walt: Walt, painted: Path, config: FrozenTextConfig, tmp_path_factory: p
     latents = {"mean": [0.0] * 8, "std": [1.0] * 8}
     save_artifact(run / "vae", kind="vae", models={"vae": vae}, settings={}, card={"latents": latents}, train_config="")
     Manifest.open(run).finish("vae", run / "vae")
-    fit(walt, "base", run, painted, "--model.text", json.dumps(asdict(config)))
+    fit(walt, "base", run, painted, "--model.text", "null", "--model.text", json.dumps(asdict(config)))
     return run
 
 
@@ -117,7 +117,9 @@ def test_training_does_not_go_on_with_another_encoder(walt: Walt, run: Path, pai
     file.write_text(before.replace("{", "{ ", 1))
     last = str(run / "training" / "base" / "checkpoints" / "last.ckpt")
     try:
-        said = fit(walt, "base", run, painted, "--model.text", json.dumps(asdict(config)), "--ckpt_path", last, check=False)
+        said = fit(
+            walt, "base", run, painted, "--model.text", "null", "--model.text", json.dumps(asdict(config)), "--ckpt_path", last, check=False
+        )
     finally:
         file.write_text(before)
     assert "is not the one that training began with" in said
