@@ -66,8 +66,8 @@ class Request:
 class Sampling:
     """How to sample."""
 
-    steps: int = 50
-    """Network evaluations of each stage (twice that with guidance)."""
+    steps: int | Mapping[str, int] = 50
+    """Network evaluations (twice that with guidance), of every stage or by stage; stages that are not named take 50."""
     eta: float = 0.0
     """0 is deterministic, 1 ancestral."""
     guidance: Mapping[str, Guidance] = field(default_factory=dict)
@@ -76,6 +76,10 @@ class Sampling:
     """Latent frames decoded at once; null for all."""
     tile: int | None = None
     """Side in latent cells of the tiles decoded at once; null for all."""
+
+    def steps_of(self, stage: str) -> int:
+        """Network evaluations of a stage."""
+        return self.steps if isinstance(self.steps, int) else self.steps.get(stage, 50)
 
 
 class Cascade:
@@ -143,7 +147,7 @@ class Cascade:
 
     def evaluations(self, sampling: Sampling, frames: int) -> int:
         """How many sampling steps a video of so many frames takes, for a progress bar."""
-        return sampling.steps * len(self.stages) * self.rounds(frames)
+        return sum(sampling.steps_of(stage) for stage in self.stages) * self.rounds(frames)
 
     def past(self, pictures: Frames, name: str, crop: bool = False) -> dict[str, Tensor]:
         """What the stages are given of an image, or of the end of a clip.
@@ -299,7 +303,7 @@ class Cascade:
             condition = _with_past(condition, scale.normalise_clips(request.past[stage].to(self.device)))
         denoise = guided(denoiser, sampling.guidance.get(stage, Guidance()), schedule, self._null(request, denoiser))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            latents = ddim(denoise, schedule, noise, condition, sampling.steps, sampling.eta, fresh_noise, each_step)
+            latents = ddim(denoise, schedule, noise, condition, sampling.steps_of(stage), sampling.eta, fresh_noise, each_step)
         return layout.split(scale.denormalise(latents))[0]
 
     @torch.no_grad()

@@ -73,7 +73,7 @@ def sample(
     seconds: float | None = None,
     negative_prompt: str = "",
     seed: int = 0,
-    steps: int = 50,
+    steps: int | dict[str, int] = 50,
     eta: float = 0.0,
     guidance: float | dict[str, float] = 1.0,
     guidance_shape: GuidanceName = "constant",
@@ -102,7 +102,7 @@ def sample(
         seconds: length; beyond one clip, each further round goes on from the end of the one before. One clip when not given.
         negative_prompt: what guidance leads away from; nothing known when empty.
         seed: of the noise; the next prompt of a file takes the next seed.
-        steps: sampling steps of each stage.
+        steps: sampling steps, of every stage or by stage, e.g. '{"base": 50, "sr1": 8}'.
         eta: 0 is deterministic DDIM, 1 ancestral sampling.
         guidance: scale of classifier-free guidance, for every stage or by stage, e.g. '{"base": 3, "sr1": 1}'.
         guidance_shape: constant, or power-cosine (none at pure noise).
@@ -124,9 +124,9 @@ def sample(
     wanted = stages.split(",") if isinstance(stages, str) else stages
     cascade = Cascade.open(run, wanted, allow_stale, device, getattr(torch, dtype) if dtype else None, text_encoder)
     scales = guidance if isinstance(guidance, dict) else dict.fromkeys(cascade.stages, guidance)
-    unknown = set(scales) - set(cascade.stages)
-    if unknown:
-        raise ValueError(f"guidance names {sorted(unknown)}, but the stages that run are {cascade.stages}")
+    for name, given in (("guidance", scales), ("steps", steps if isinstance(steps, dict) else {})):
+        if unknown := set(given) - set(cascade.stages):
+            raise ValueError(f"{name} names {sorted(unknown)}, but the stages that run are {cascade.stages}")
     guides = {stage: Guidance(scale, guidance_shape, rescale=guidance_rescale) for stage, scale in scales.items()}
     sampling = Sampling(steps, eta, guides, chunk, tile)
     seeds = [seed + i for i in range(max(len(texts), len(labels)))]
@@ -211,7 +211,7 @@ def evaluate(
     index: str = "data/shapes/index.parquet",
     prompts: int = 256,
     unseen: int = 64,
-    steps: int = 50,
+    steps: int | dict[str, int] | None = None,
     seed: int = 0,
 ) -> None:
     """Score every stage of a run on the embedded set with its analytic scorer, and print the table.
@@ -221,12 +221,12 @@ def evaluate(
         index: index of the embedded set.
         prompts: validation captions the base model is scored on.
         unseen: captions with a shape and colour that no training video has together.
-        steps: sampling steps.
+        steps: sampling steps, of every stage or by stage; those of the demo when not given.
         seed: of the noise.
     """
-    from walt_pl.evaluation import evaluate_run, render_summary
+    from walt_pl.evaluation import STEPS, evaluate_run, render_summary
 
-    summary = evaluate_run(Path(run), Path(index), prompts, unseen, steps, seed)
+    summary = evaluate_run(Path(run), Path(index), prompts, unseen, STEPS if steps is None else steps, seed)
     Console().print(render_summary(summary))
 
 

@@ -23,11 +23,10 @@ from walt_pl.data.shapes import write_set
 from walt_pl.data.sheet import captioned_grid, contact_sheet
 from walt_pl.data.video import write_gif
 from walt_pl.diffusion.sampler import Guidance
-from walt_pl.evaluation import GUIDANCE, evaluate_run, machine, render_summary, write_summary
+from walt_pl.evaluation import GUIDANCE, STEPS, evaluate_run, machine, render_summary, write_summary
 
 STAGES = ("vae", "base", "sr1", "sr2")
 SHOWN_SEEN, SHOWN_UNSEEN = 12, 4
-STEPS = 16
 SEED = 1
 REFERENCE_MINUTES = 29.0
 REFERENCE_PRODUCTS_PER_SECOND = 188.0
