@@ -14,7 +14,7 @@ from walt_pl.diffusion.chance import Chance
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.sampler import Guidance, ddim, guided
 from walt_pl.diffusion.schedule import Schedule
-from walt_pl.manifest import Manifest, in_order
+from walt_pl.manifest import Manifest, in_order, kind_of
 from walt_pl.models.denoiser import Denoiser
 from walt_pl.models.latents import LatentScale
 from walt_pl.models.text import SmallTextEncoder, TextEncoder
@@ -82,7 +82,8 @@ class Cascade:
         self.vae: VAE = artifacts[VAE_STAGE].models["vae"]  # type: ignore[assignment]
         self.card = artifacts[VAE_STAGE].card
         self.artifacts = {stage: artifacts[stage] for stage in self.stages}
-        self.text = _text_encoder(self.artifacts[BASE]) if BASE in self.artifacts else None
+        base = next((stage for stage in self.stages if kind_of(stage) == "base"), None)
+        self.text = _text_encoder(self.artifacts[base]) if base else None
 
     @classmethod
     def open(
@@ -99,10 +100,18 @@ class Cascade:
             ManifestError: a stage is missing, stale or changed on disk.
         """
         manifest = Manifest.open(run)
-        wanted = list(stages) if stages else [stage for stage in manifest.stages() if stage != VAE_STAGE] or [BASE]
-        known = [stage for stage in in_order([*{*manifest.stages(), *wanted}]) if stage != VAE_STAGE]
+        found = [stage for stage in manifest.stages() if kind_of(stage) != "vae"]
+        bases = [stage for stage in found if kind_of(stage) == "base"]
+        if not stages and len(bases) > 1 and BASE not in bases:
+            raise ValueError(f"{run} has the base models {', '.join(bases)}; choose one: --stages {bases[0]}")
+        base = bases[0] if bases else BASE  # BASE comes first in the order
+        above = [stage for stage in found if stage not in bases]
+        wanted = list(stages) if stages else [base, *above]
+        # Base models of one run stand beside each other: one of them starts the chain.
+        base = next((stage for stage in wanted if kind_of(stage) == "base"), base)
+        known = in_order([*{base, *above, *(stage for stage in wanted if kind_of(stage) != "base")}])
         if in_order(wanted) != known[: len(wanted)]:
-            raise ValueError(f"stages run from {BASE} upwards without a gap: {' '.join(known)}; got {' '.join(wanted)}")
+            raise ValueError(f"stages run from {base} upwards without a gap: {' '.join(known)}; got {' '.join(wanted)}")
         return cls(manifest.usable([VAE_STAGE, *wanted], allow_stale), device, dtype)
 
     def evaluations(self, sampling: Sampling) -> int:
