@@ -9,7 +9,7 @@ from torch import nn
 
 from stages.latent_diffusion import LatentDiffusion
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.models.text import SmallTextConfig, SmallTextEncoder, TextEncoder, train_vocabulary
+from walt_pl.models.text import FrozenTextConfig, SmallTextConfig, SmallTextEncoder, TextEncoder, train_vocabulary
 
 VOCABULARY = "tokenizer.model"
 
@@ -22,13 +22,19 @@ class BaseStage(LatentDiffusion):
         denoiser: see LatentDiffusion, as for all further arguments.
     """
 
-    def __init__(self, denoiser: DenoiserConfig, optimizer: OptimizerCallable, text: SmallTextConfig | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        denoiser: DenoiserConfig,
+        optimizer: OptimizerCallable,
+        text: SmallTextConfig | FrozenTextConfig | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(denoiser, optimizer, **kwargs)
         if (text.width if text else None) != denoiser.text_width:
             raise ValueError(
                 f"denoiser.text_width is {denoiser.text_width}, text.width {text.width if text else None}; they must be the same"
             )
-        self.text = SmallTextEncoder(text) if text else None
+        self.text = SmallTextEncoder(text) if isinstance(text, SmallTextConfig) else None
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

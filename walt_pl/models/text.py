@@ -8,7 +8,7 @@ import io
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,22 @@ class SmallTextConfig:
     def __post_init__(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"text.width must be a multiple of text.heads, got {self.width} and {self.heads}")
+
+
+@dataclass(frozen=True)
+class FrozenTextConfig:
+    """A pretrained text encoder, frozen."""
+
+    kind: Literal["t5", "clip", "auto"]
+    """Which library reads it: transformers' T5EncoderModel, open_clip's text tower, transformers' AutoModel."""
+    path: str
+    """Local folder or hub name; for clip MODEL@FILE, an open_clip model name and its local weight file."""
+    width: int
+    """Channels of a token."""
+    length: int = 128
+    """Tokens of a caption; longer ones are cut."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Of its weights and arithmetic."""
 
 
 def train_vocabulary(captions: Iterable[str], size: int) -> bytes:
