@@ -7,15 +7,18 @@ PYTHON := .venv/bin/python
 WALT := $(PYTHON) -m walt_pl
 # FRESH=1 trains a finished or interrupted stage again; ARGS go to the program as they are, e.g. ARGS="--trainer.max_steps 2000".
 FIT = $(WALT) fit $(if $(FRESH),--fresh true) --config $(1) $(ARGS)
+# STAGE=base_xl chooses among several configurations of a kind; without it vae.yaml, and base.yaml or the first base_*.yaml.
+STAGE_vae = $(or $(filter vae%,$(STAGE)),vae)
+STAGE_base = $(or $(filter base%,$(STAGE)),$(basename $(notdir $(firstword $(wildcard experiments/$(EXP)/base.yaml) $(sort $(wildcard experiments/$(EXP)/base_*.yaml))))))
 STAGES_SR = $(shell ls experiments/$(EXP)/sr*.yaml 2>/dev/null | sort -V)
 INDEX_shapes := data/shapes/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test test-slow check train-vae train-base train-sr sample evaluate ablate status verify tensorboard clean
+.PHONY: help setup data demo test test-slow check plan train-vae train-base train-sr sample evaluate ablate status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo; echo "  EXP=shapes names the experiment (experiments/EXP), FRESH=1 starts a stage over, ARGS=\"...\" goes to the program."
+	@echo; echo "  EXP=shapes names the experiment (experiments/EXP), STAGE=base_l one of its files, FRESH=1 starts a stage over, ARGS=\"...\" goes to the program."
 
 setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; done once)
 
@@ -44,11 +47,14 @@ data: setup $(INDEX_$(EXP))
 data/shapes/index.parquet:
 	@$(WALT) index shapes --out data/shapes
 
+plan: setup ## what training STAGE of EXP costs: parameters, FLOPs, memory; needs no data and no GPU
+	@$(WALT) plan --config experiments/$(EXP)/$(or $(STAGE),$(STAGE_base)).yaml $(ARGS)
+
 train-vae: data ## train the autoencoder of EXP
-	@$(call FIT,experiments/$(EXP)/vae.yaml)
+	@$(call FIT,experiments/$(EXP)/$(STAGE_vae).yaml)
 
 train-base: data ## train the base model of EXP
-	@$(call FIT,experiments/$(EXP)/base.yaml)
+	@$(call FIT,experiments/$(EXP)/$(STAGE_base).yaml)
 
 train-sr: data ## train every super-resolution stage of EXP, in order
 	@[ -n "$(STAGES_SR)" ] || { echo "train-sr: no experiments/$(EXP)/sr*.yaml"; exit 1; }

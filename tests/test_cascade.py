@@ -344,3 +344,16 @@ def test_a_clip_goes_on_from_the_last_frames_of_another(run: Path, files: Path, 
 def test_super_resolution_without_a_low_latent_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="latents of the stage before"):
         Cascade(folders).refine("sr1", Request(prompts=CAPTIONS[:1], seeds=[1]), Sampling(steps=1))
+
+
+def test_one_of_several_base_models_starts_the_chain(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"vae": "vae", "base_l": "base", "base_xl": "base", "sr1": "sr1"}
+    monkeypatch.setattr(Manifest, "stages", lambda _: names)
+    monkeypatch.setattr(Manifest, "usable", lambda _, stages, stale: {stage: folders[names[stage]] for stage in stages})
+    with pytest.raises(ValueError, match="has the base models base_l, base_xl; choose one: --stages base_l"):
+        Cascade.open(tmp_path)
+    cascade = Cascade.open(tmp_path, ["base_xl", "sr1"])
+    assert cascade.stages == ["base_xl", "sr1"] and cascade.text is not None
+    for gap in (["sr1"], ["base_l", "base_xl"]):
+        with pytest.raises(ValueError, match="without a gap"):
+            Cascade.open(tmp_path, gap)

@@ -148,6 +148,16 @@ def test_missing_parent_is_named_with_the_command_that_makes_it(
         chain.check_parents(stage, command=lambda parent: f"walt fit {parent}")
 
 
+def test_base_models_stand_beside_each_other_in_one_run(run_dir: Path) -> None:
+    chain = train(run_dir, "vae", "base_xl", "base_l_separate", "base_l")
+    assert list(chain.stages()) == ["vae", "base_l", "base_xl", "base_l_separate"]
+    assert parents_of("base_xl") == ("vae",) and manifest.kind_of("base_xl") == "base"
+    assert manifest.train_command("base_xl", "ucf101") == "make train-base EXP=ucf101 STAGE=base_xl"
+    assert [row.stage for row in status_rows(run_dir)] == ["vae", "base_l", "base_xl", "base_l_separate"]
+    with pytest.raises(MissingStage, match='"sr1" needs stage "base"'):
+        chain.check_parents("sr1")
+
+
 def test_parent_whose_folder_was_removed_is_missing(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base")
     shutil.rmtree(run_dir / "vae")

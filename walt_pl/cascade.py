@@ -18,7 +18,7 @@ from walt_pl.diffusion.chance import Chance
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.sampler import Guidance, ddim, guided
 from walt_pl.diffusion.schedule import Schedule
-from walt_pl.manifest import Manifest, in_order
+from walt_pl.manifest import Manifest, in_order, kind_of
 from walt_pl.models.denoiser import Denoiser
 from walt_pl.models.latents import LatentScale
 from walt_pl.models.text import SmallTextEncoder, TextEncoder
@@ -106,7 +106,8 @@ class Cascade:
         self.vae: VAE = artifacts[VAE_STAGE].models["vae"]  # type: ignore[assignment]
         self.card = artifacts[VAE_STAGE].card
         self.artifacts = {stage: artifacts[stage] for stage in self.stages}
-        self.text = _text_encoder(self.artifacts[BASE], self.device, text_encoder) if BASE in self.artifacts else None
+        self.base = next((stage for stage in self.stages if kind_of(stage) == "base"), BASE)
+        self.text = _text_encoder(self.artifacts[self.base], self.device, text_encoder) if self.base in self.artifacts else None
 
     @classmethod
     def open(
@@ -124,16 +125,24 @@ class Cascade:
             ManifestError: a stage is missing, stale or changed on disk.
         """
         manifest = Manifest.open(run)
-        wanted = list(stages) if stages else [stage for stage in manifest.stages() if stage != VAE_STAGE] or [BASE]
-        known = [stage for stage in in_order([*{*manifest.stages(), *wanted}]) if stage != VAE_STAGE]
+        found = [stage for stage in manifest.stages() if kind_of(stage) != "vae"]
+        bases = [stage for stage in found if kind_of(stage) == "base"]
+        if not stages and len(bases) > 1 and BASE not in bases:
+            raise ValueError(f"{run} has the base models {', '.join(bases)}; choose one: --stages {bases[0]}")
+        base = bases[0] if bases else BASE  # BASE comes first in the order
+        above = [stage for stage in found if stage not in bases]
+        wanted = list(stages) if stages else [base, *above]
+        # Base models of one run stand beside each other: one of them starts the chain.
+        base = next((stage for stage in wanted if kind_of(stage) == "base"), base)
+        known = in_order([*{base, *above, *(stage for stage in wanted if kind_of(stage) != "base")}])
         if in_order(wanted) != known[: len(wanted)]:
-            raise ValueError(f"stages run from {BASE} upwards without a gap: {' '.join(known)}; got {' '.join(wanted)}")
+            raise ValueError(f"stages run from {base} upwards without a gap: {' '.join(known)}; got {' '.join(wanted)}")
         return cls(manifest.usable([VAE_STAGE, *wanted], allow_stale), device, dtype, text_encoder)
 
     @property
     def clip_frames(self) -> int:
         """Pixel frames that the base model makes at once."""
-        return 1 + (self._denoiser(BASE).config.size[0] - 1) * self.vae.config.factors[0]
+        return 1 + (self._denoiser(self.base).config.size[0] - 1) * self.vae.config.factors[0]
 
     @property
     def overlap(self) -> int:
@@ -167,14 +176,14 @@ class Cascade:
         """
         sizes = {stage: self._pixels(stage) for stage in self.stages}
         height, width = pictures.shape[1:3]
-        rows, columns = sizes[BASE]
+        rows, columns = sizes[self.base]
         kept = min(rows * width, columns * height) / max(rows * width, columns * height)
         if kept < 0.99 and not crop:
             raise ValueError(
                 f"{name}: found {width} x {height} pixels, but this run makes {columns} x {rows}: cut the file to that aspect, "
                 "or take its middle with --crop true"
             )
-        fitting = [stage for stage, (h, w) in sizes.items() if stage == BASE or (h <= height and w <= width)]
+        fitting = [stage for stage, (h, w) in sizes.items() if stage == self.base or (h <= height and w <= width)]
         return {stage: self.encode(to_size(pictures, *sizes[stage])[None]) for stage in fitting}
 
     def check(self, request: Request, sampling: Sampling, frames: int) -> None:
@@ -183,13 +192,13 @@ class Cascade:
         Raises:
             ValueError: it was not trained for this.
         """
-        given = {request.past[BASE].shape[2]} if BASE in request.past else set()
+        given = {request.past[self.base].shape[2]} if self.base in request.past else set()
         wanted = given | ({2} if frames > self.clip_frames else set())
-        trained = self.artifacts[BASE].config.get("frame_prediction")
+        trained = self.artifacts[self.base].config.get("frame_prediction")
         if trained is None:
             if wanted:
                 raise ValueError(
-                    f'stage "{BASE}" was trained without frame prediction: it can neither go on from an image or a clip nor make more than '
+                    f'stage "{self.base}" was trained without frame prediction: it can neither go on from an image or a clip nor make more than '
                     f"{self.clip_frames} frames; train it as experiments/shapes/frame_prediction.yaml does"
                 )
             return
@@ -197,13 +206,15 @@ class Cascade:
         if untrained:
             able = " or ".join(KNOWN[count] for count in trained["past_frames"])
             asked = " or ".join(KNOWN[count] for count in sorted(untrained))
-            raise ValueError(f'stage "{BASE}" was trained to go on from {able}, not from {asked}: train it with model.past_frames [1, 2]')
+            raise ValueError(
+                f'stage "{self.base}" was trained to go on from {able}, not from {asked}: train it with model.past_frames [1, 2]'
+            )
         if trained["always"] and not given:
             options = " or ".join({1: "--image", 2: "--continue"}[known] for known in trained["past_frames"])
-            raise ValueError(f'stage "{BASE}" was given a past in every step of its training: give it one with {options}')
-        if trained["always"] and sampling.guidance.get(BASE, Guidance()).scale != 1:
+            raise ValueError(f'stage "{self.base}" was given a past in every step of its training: give it one with {options}')
+        if trained["always"] and sampling.guidance.get(self.base, Guidance()).scale != 1:
             raise ValueError(
-                f'stage "{BASE}" was given a past in every step of its training, so guidance has no null: leave out --guidance'
+                f'stage "{self.base}" was given a past in every step of its training, so guidance has no null: leave out --guidance'
             )
 
     @torch.no_grad()

@@ -36,10 +36,11 @@ LOCK_WAIT = 10.0
 
 State = Literal["missing", "training", "done", "stale"]
 
-# Stage by name: order in the pipeline, kind, parents, target of make.
+# Stage by name: order in the pipeline, kind, parents, target of make. A name may go on after "vae" and "base" (base_l, base_xl):
+# such stages stand beside each other in one run, and what comes after builds on the ones without an ending.
 STAGES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
-    (r"vae", "vae", (), "train-vae"),
-    (r"base", "base", ("vae",), "train-base"),
+    (r"vae(_\w+)?", "vae", (), "train-vae"),
+    (r"base(_\w+)?", "base", ("vae",), "train-base"),
     (r"sr\d+", "super_resolution", ("vae", "base"), "train-sr"),
 )
 
@@ -68,7 +69,7 @@ def _rank(stage: str) -> int:
     for rank, (pattern, *_) in enumerate(STAGES):
         if re.fullmatch(pattern, stage):
             return rank
-    raise ManifestError(f'unknown stage "{stage}": a stage is named vae, base, sr1, sr2, ...')
+    raise ManifestError(f'unknown stage "{stage}": a stage is named vae, base, base_ANYTHING, sr1, sr2, ...')
 
 
 def in_order(stages: Sequence[str] | Mapping[str, Any]) -> list[str]:
@@ -88,7 +89,7 @@ def parents_of(stage: str) -> tuple[str, ...]:
 
 def train_command(stage: str, run: str) -> str:
     """What to type to train a stage of a run, e.g. "make train-vae EXP=shapes"."""
-    return f"make {STAGES[_rank(stage)][3]} EXP={run}"
+    return f"make {STAGES[_rank(stage)][3]} EXP={run}{f' STAGE={stage}' if '_' in stage else ''}"
 
 
 # ---- What is written down --------------------------------------------------------------------------------------------
@@ -414,11 +415,13 @@ class StatusRow:
 
 
 def status_rows(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) -> list[StatusRow]:
-    """State of the stages of a run, in order: those of the manifest and those of the experiment. Reads no weights."""
+    """State of the stages of a run, in order: those of the manifest, and those of `stages` of whose kind
+    there is none yet. Reads no weights."""
     manifest = Manifest.open(run_dir)
     found = manifest.stages()
     rows = []
-    for name in in_order({*found, *stages}):  # type: ignore[arg-type]
+    kinds = {kind_of(name) for name in found}
+    for name in in_order([*found, *(name for name in stages if kind_of(name) not in kinds)]):
         stage = found.get(name, Stage(name, kind_of(name)))
         state = manifest._state(name, found)
         done = stage.artifact if state != "missing" else None
