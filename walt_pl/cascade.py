@@ -198,8 +198,8 @@ class Cascade:
         if trained is None:
             if wanted:
                 raise ValueError(
-                    f'stage "{self.base}" was trained without frame prediction: it can neither go on from an image or a clip nor make more than '
-                    f"{self.clip_frames} frames; train it as experiments/shapes/frame_prediction.yaml does"
+                    f'stage "{self.base}" was trained without frame prediction: it can neither go on from an image or a clip nor make more '
+                    f"than {self.clip_frames} frames; train it as experiments/shapes/frame_prediction.yaml does"
                 )
             return
         untrained = wanted - set(trained["past_frames"])

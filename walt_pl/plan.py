@@ -4,8 +4,8 @@ The stage is built on the meta device, where tensors have shapes and no bytes, a
 there, forward and backward. Operations are counted by PyTorch's own formulas (torch.utils.flop_counter), activations by following every
 tensor from its birth to its end. Nothing is read but the configuration: no data, no parents, no text encoder, no weight file.
 
-How far it can be trusted (tests/test_plan.py): FLOPs equal those of the stage's own training step, to the last one. What autograd keeps of a
-small model in float32 on a CPU (54,656,560 bytes), and what its step allocates at most (55,504,496), came out 4 bytes too high and 56 too
+How far it can be trusted (tests/test_plan.py): FLOPs equal those of the stage's own training step, to the last one. What autograd keeps of
+a small model in float32 on a CPU (54,656,560 bytes), and what its step allocates at most (55,504,496), came out 4 bytes too high and 56 too
 low. Autocast and the attention kernel of GPUs are imitated, and no GPU has been asked yet; a tenth of a card is held back for what is not
 counted: the CUDA context, fragmentation, the frozen autoencoder and text encoder, and data on its way.
 """
@@ -24,6 +24,7 @@ import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console, Group
 from rich.table import Table
+from timm.optim import AdafactorBigVision
 from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
@@ -412,11 +413,8 @@ def moment_bytes(stage: LatentDiffusion | VAEStage, parameters: list[nn.Paramete
     """
     copies = [nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in parameters]
     optimizer = stage.optimizer(copies)
-    if isinstance(optimizer, torch.optim.Adafactor):
-        if flat:
-            return 8 * sum(p.numel() for p in copies)
-        # Its step asks for values, so the rows and columns of torch.optim.Adafactor are counted here.
-        return sum(4 * (p.numel() // p.shape[-1] + p.numel() // p.shape[-2] if p.dim() > 1 else p.numel()) for p in copies)
+    if flat and isinstance(optimizer, AdafactorBigVision):
+        return 8 * sum(p.numel() for p in copies)
     for p in copies:
         p.grad = torch.empty_like(p)
     optimizer.step()
