@@ -61,6 +61,15 @@ def test_a_clip_does_not_depend_on_the_others_of_its_batch(folders: dict[str, Pa
         torch.testing.assert_close(both[stage][1:], alone[stage], rtol=1e-4, atol=1e-4)
 
 
+def test_steps_can_be_given_by_stage(cascade: Cascade) -> None:
+    request = Request(prompts=CAPTIONS[:1], seeds=[3])
+    mixed, taken = Sampling(steps={"base": 3, "sr1": 2}), []
+    made = cascade.sample(request, mixed, lambda: taken.append(1))
+    assert len(taken) == cascade.evaluations(mixed, cascade.clip_frames) == 5
+    assert torch.equal(made["base"], cascade.refine("base", request, Sampling(steps=3)))
+    assert mixed.steps_of("sr2") == 50
+
+
 def test_the_prompt_and_the_seed_matter(folders: dict[str, Path]) -> None:
     cascade = Cascade(folders, dtype=torch.float32)
     first, other_prompt, other_seed = (
@@ -282,6 +291,7 @@ def files(tmp_path: Path) -> Path:
     write_video(tmp_path / "long.mp4", frames, 8)
     write_video(tmp_path / "short.mp4", frames[:4], 8)
     write_video(tmp_path / "wide.mp4", frames.repeat(2, 2), 8)
+    (tmp_path / "latin1.txt").write_bytes("ein Käfer".encode("latin1"))
     (tmp_path / "text.png").write_text("no picture")
     (tmp_path / "text.mp4").write_text("no clip")
     (tmp_path / "empty.mp4").write_bytes(b"")
@@ -309,10 +319,12 @@ def files(tmp_path: Path) -> Path:
         ({"guidance": {"base": -1.0}}, "scale must be 0 or more"),
         ({"image": "square.png", "guidance": -0.5}, "scale must be 0 or more"),
         ({"prompt": None}, "give one of --prompt, --prompts and --label"),
+        ({"prompt": None, "prompts": "latin1.txt"}, "latin1.txt is not UTF-8 .byte 0xe4 at 5."),
+        ({"steps": {"sr1": 5}}, "steps names .'sr1'., but the stages that run are"),
     ],
 )
 def test_what_cannot_be_made_is_one_sentence_and_nothing_is_written(run: Path, files: Path, asked: dict[str, Any], said: str) -> None:
-    given = {name: str(files / value) if name in ("image", "continue_") else value for name, value in asked.items()}
+    given = {name: str(files / value) if name in ("image", "continue_", "prompts") and value else value for name, value in asked.items()}
     with pytest.raises((ValueError, MediaError), match=said) as raised:
         sample(**{"run": str(run), "prompt": CAPTIONS[0], "steps": 1, "out": str(files / "new" / "clip.mp4"), **given})
     assert "\n" not in str(raised.value)

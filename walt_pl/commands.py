@@ -172,7 +172,14 @@ def _wanted(prompt: str | None, prompts: str | None, label: int | None, optional
         return [], [label]
     if prompts is None:
         return [prompt or ""], []
-    lines = [line.strip() for line in Path(prompts).read_text(encoding="utf-8").splitlines()]
+    try:
+        text = Path(prompts).read_text(encoding="utf-8-sig")  # with or without the mark that some editors put in front
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"sample: {prompts} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as UTF-8, "
+            f"for example: iconv -f latin1 -t utf-8 {prompts}"
+        ) from error
+    lines = [line.strip() for line in text.splitlines()]
     if not any(lines):
         raise ValueError(f"sample: {prompts} has no prompt; write one a line")
     return [line for line in lines if line], []
