@@ -61,7 +61,8 @@ def test_a_clip_does_not_depend_on_the_others_of_its_batch(folders: dict[str, Pa
         torch.testing.assert_close(both[stage][1:], alone[stage], rtol=1e-4, atol=1e-4)
 
 
-def test_steps_can_be_given_by_stage(cascade: Cascade) -> None:
+def test_steps_can_be_given_by_stage(folders: dict[str, Path]) -> None:
+    cascade = Cascade(folders, dtype=torch.float32)
     request = Request(prompts=CAPTIONS[:1], seeds=[3])
     mixed, taken = Sampling(steps={"base": 3, "sr1": 2}), []
     made = cascade.sample(request, mixed, lambda: taken.append(1))
