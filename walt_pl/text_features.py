@@ -64,7 +64,7 @@ def identity(config: FrozenTextConfig, memory: Path | None = None) -> str:
     """
     known = _remembered(memory)
     before = dict(known)
-    lines = [config.kind]
+    lines: list[str] = [config.kind]
     for name, path in sorted(files_of(config).items()):
         stat = path.stat()
         place, seen = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
@@ -249,7 +249,7 @@ def _prefixes(sums: np.ndarray[Any, np.dtype[np.uint8]]) -> np.ndarray[Any, np.d
 
 
 def _crc(tokens: Tensor) -> int:
-    return zlib.crc32(tokens.contiguous().view(torch.uint8).numpy())
+    return zlib.crc32(tokens.contiguous().view(torch.uint8).numpy().tobytes())
 
 
 # ---- An encoder that remembers ---------------------------------------------------------------------------------------
