@@ -83,7 +83,8 @@ class VAEStage(L.LightningModule):
         self.discriminator = Discriminator(discriminator) if adversarial_weight else None
         self.lecam = LeCam(lecam_decay)
         # Frozen, so kept out of the module's parameters and checkpoints.
-        self._perceptual = [perceptual_term(perceptual, perceptual_weights)]
+        self._perceptual: list[nn.Module | None] = [None]
+        self.perceptual, self.perceptual_weights = perceptual, perceptual_weights
         self.optimizer, self.warmup, self.decay, self.clip = optimizer, warmup, decay, clip
         self.reconstruction_weight, self.kl_weight, self.perceptual_weight = (
             reconstruction_weight,
@@ -94,6 +95,10 @@ class VAEStage(L.LightningModule):
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
         self.r1_weight, self.r1_every, self.lecam_weight = r1_weight, r1_every, lecam_weight
         self.seed, self.statistics_batches = seed, statistics_batches
+
+    def setup(self, stage: str) -> None:
+        # Not in the constructor: a plan is made without the weight file.
+        self._perceptual = [perceptual_term(self.perceptual, self.perceptual_weights)]
 
     # ---- Training -------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.conftest import ROOT, Walt
 from walt_pl import load
@@ -202,9 +203,14 @@ def test_the_adversarial_term_trains_through_the_program(walt: Walt, painted: Pa
     assert load(tmp_path / "gan" / "vae").card["steps"] == 2
 
 
-@pytest.mark.parametrize("config", sorted(EXPERIMENT.parent.rglob("*.yaml")), ids=lambda path: "/".join(path.parts[-2:]))
-def test_every_experiment_parses(walt: Walt, config: Path) -> None:
-    assert "class_path" in walt("fit", "--config", str(config), "--print_config").stdout
+def test_layers_of_configurations_reach_fit(walt: Walt) -> None:
+    """tests/test_plan.py parses every file of experiments/ in the combinations that its first lines document."""
+    layers = ["experiments/ucf101/base_l_separate.yaml", "experiments/ucf101/rank_4.yaml"]
+    said = walt("fit", *(word for layer in layers for word in ("--config", layer)), "--print_config").stdout
+    config = yaml.safe_load(said)
+    assert config["model"]["init_args"]["denoiser"]["lora_rank"] == 4  # of the overlay
+    assert config["model"]["init_args"]["denoiser"]["classes"] == 101  # of base_l, which base_l_separate lies over
+    assert config["trainer"]["precision"] == "bf16-mixed"  # of common/gpu.yaml, two files further down
 
 
 def test_a_stage_killed_between_its_last_step_and_its_artifact_is_finished_by_the_same_command(

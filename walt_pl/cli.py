@@ -1,9 +1,11 @@
 """The one program, ``python -m walt_pl``.
 
-``fit validate test predict`` are LightningCLI's; the others are functions of ``walt_pl.commands``. This file wires things up and defines
-no models.
+``fit validate test predict`` are LightningCLI's; ``plan`` reads the same keys; the others are functions of ``walt_pl.commands``. This file
+wires things up and defines no models.
 """
 
+import argparse
+import glob
 import logging
 import re
 import sys
@@ -12,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -45,7 +48,8 @@ DEFAULTS: dict[str, Any] = {
 class Program(LightningCLI):
     """LightningCLI that knows runs: where a stage writes, what its parents are, how it goes on."""
 
-    def __init__(self) -> None:
+    def __init__(self, run: bool = True) -> None:
+        beneath = {"default_config_files": _beneath_first_config(sys.argv[1:])}
         super().__init__(
             L.LightningModule,
             JointData,
@@ -53,6 +57,8 @@ class Program(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_callback=None,
+            parser_kwargs=dict.fromkeys(self.subcommands(), beneath) if run else beneath,
+            run=run,
         )
 
     # ---- Arguments --------------------------------------------------------------------------------------------------
@@ -60,6 +66,7 @@ class Program(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str | None, default=None, help="Folder of the run; runs/EXP for experiments/EXP/STAGE.yaml.")
         parser.add_argument("--stage", type=str | None, default=None, help="Name of the stage; the name of the first config file.")
+        parser.add_argument("--over", type=list[str], default=[], help="Files that the first config is laid over, relative to it.")
         parser.add_argument("--init", type=str | None, default=None, help="Artifact to start from (finetuning).")
         parser.add_argument("--fresh", type=bool, default=False, help="Train again from the beginning, whatever there is.")
         parser.add_argument("--allow_stale", type=bool, default=False, help="Use parents that are stale.")
@@ -74,13 +81,12 @@ class Program(LightningCLI):
 
     @property
     def options(self) -> Any:
-        """The parsed arguments of the subcommand."""
-        return self.config[self.subcommand]
+        """The parsed arguments (of the subcommand, where there are subcommands)."""
+        return self.config if self.subcommand is None else self.config[self.subcommand]
 
     def before_instantiate_classes(self) -> None:
         options = self.options
-        self.run_dir, self.stage = _run_and_stage(options)
-        options.run, options.stage = str(self.run_dir), self.stage
+        self._name()
         manifest = Manifest.open(self.run_dir)
         self.parents: dict[str, str] = {}
         if self.subcommand == "fit":
@@ -96,6 +102,12 @@ class Program(LightningCLI):
             _say(f"precision {options.trainer.precision}: what this machine is fastest at")
         if self.subcommand == "fit":
             self._begin(manifest)
+
+    def _name(self) -> None:
+        """Run and stage, from their options or the config's path."""
+        options = self.options
+        self.run_dir, self.stage = _run_and_stage(options)
+        options.run, options.stage, options.over = str(self.run_dir), self.stage, []  # what is written down lies over nothing
 
     def _fill_parents(self) -> None:
         """Parents that were not named are those of the run."""
@@ -191,6 +203,33 @@ def _run_and_stage(options: Any) -> tuple[Path, str]:
     return run, options.stage or configs[0].stem
 
 
+def _beneath_first_config(arguments: list[str]) -> list[str]:
+    """The files that the first config of a command line is laid over, as patterns for jsonargparse's default_config_files."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[])
+    configs = parser.parse_known_args(arguments)[0].config
+    return [glob.escape(str(path)) for path in beneath(Path(configs[0]))] if configs else []
+
+
+def beneath(config: Path) -> list[Path]:
+    """The files that a config is laid over, the lowest first: those its key ``over`` names, and those that they name.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    try:
+        plain = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return []  # the parser says what is wrong with it
+    files: list[Path] = []
+    for name in (plain.get("over") or []) if isinstance(plain, dict) else []:
+        below = config.parent / str(name)
+        if not below.is_file():
+            raise ValueError(f"{config}: over names {name}, but there is no {below}; paths are relative to the file that names them")
+        files += [*beneath(below), below]
+    return files
+
+
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -208,5 +247,10 @@ def main() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
     if arguments and arguments[0] in COMMANDS:
         auto_cli(COMMANDS[arguments[0]], args=arguments[1:], as_positional=True, prog=f"python -m walt_pl {arguments[0]}")
+    elif arguments and arguments[0] == "plan":
+        from walt_pl.plan import Plan
+
+        sys.argv = [f"{sys.argv[0]} plan", *arguments[1:]]
+        Plan().show()
     else:
         Program()

@@ -1,0 +1,391 @@
+"""Configurations as their first lines document them, and what the plan says of them."""
+
+import itertools
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from datamodules.joint import JointData
+from stages.base import BaseStage
+from stages.latent_diffusion import LatentDiffusion
+from stages.super_resolution import SuperResolutionStage
+from stages.vae import VAEStage
+from tests.conftest import ROOT
+from walt_pl.blocks.frames import Layout
+from walt_pl.cli import Program, beneath
+from walt_pl.data.batch import JointBatch
+from walt_pl.diffusion.condition import Condition
+from walt_pl.models.denoiser import Denoiser, DenoiserConfig
+from walt_pl.models.discriminator import DiscriminatorConfig
+from walt_pl.models.vae import VAEConfig
+from walt_pl.plan import USABLE, Plan, Share, autoencoder_cost, diffusion_cost, engine_bytes, moment_bytes
+
+EXPERIMENTS = ROOT / "experiments"
+FILES = sorted(EXPERIMENTS.rglob("*.yaml"))
+
+
+def planned(*arguments: str) -> Plan:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["walt_pl plan", *arguments])
+        patch.chdir(ROOT)
+        return Plan()
+
+
+def of(name: str, overlay: str | None = None, *more: str) -> Plan:
+    configs = [name, overlay] if overlay else [name]
+    return planned(*(word for config in configs for word in ("--config", f"experiments/{config}.yaml")), *more)
+
+
+# ---- Configurations --------------------------------------------------------------------------------------------------
+
+
+def opening(config: Path) -> str:
+    lines = config.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
+
+
+def documented(config: Path) -> list[str]:
+    """The commands that the first lines of a file give."""
+    return re.findall(r"^# (make train-(?:vae|base|sr)(?: \w+=(?:\"[^\"]*\"|\w+))*)", opening(config), re.MULTILINE)
+
+
+def typed(command: str) -> list[list[str]]:
+    """What `make` would run: the arguments of each `fit`."""
+    said = subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (line,) = [line for line in said.splitlines() if "walt_pl fit" in line]
+    configs = re.search(r"for config in (.*?); do", line)
+    arguments = line.split("walt_pl fit", 1)[1].split("; done")[0]
+    return [shlex.split(arguments.replace("$config", config)) for config in (configs[1].split() if configs else [""])]
+
+
+COMMANDS = sorted({command for config in FILES for command in documented(config)})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_documented_command_parses_and_builds(command: str) -> None:
+    for arguments in typed(command):
+        plan = planned(*arguments)
+        assert plan.parameters()["total"] > 0
+        assert plan.stage in " ".join(arguments)
+
+
+def test_every_file_is_part_of_a_documented_command() -> None:
+    used: set[Path] = set()
+    for command in COMMANDS:
+        for arguments in typed(command):
+            configs = [ROOT / name for word, name in itertools.pairwise(arguments) if word == "--config"]
+            used |= {path.resolve() for path in [*configs, *beneath(configs[0])]}
+    assert set(FILES) - used == set()
+
+
+@pytest.mark.parametrize("config", FILES, ids=lambda path: "/".join(path.parts[-2:]))
+def test_every_file_opens_with_its_promise(config: Path) -> None:
+    text = opening(config)
+    if not documented(config):
+        assert "No stage of its own" in text
+    else:
+        assert config.parent.name == "shapes" or "ot yet run" in text
+
+
+def test_a_file_lies_over_those_it_names_and_a_further_config_over_that(tmp_path: Path) -> None:
+    small = {"width": 16, "layers": 2, "heads": 2, "size": [3, 4, 4], "window": [3, 2, 2]}
+    model = {"class_path": "stages.base.BaseStage", "init_args": {"denoiser": small, "optimizer": {"class_path": "torch.optim.AdamW"}}}
+    below = {"model": model, "data": {"index": "x.parquet", "size": 32}, "ema": {"decay": 0.5}}
+    own = {"over": ["deep/below.yaml"], "model": {"init_args": {"denoiser": {"width": 32}}}, "ema": {"decay": 0.7}}
+    (tmp_path / "deep").mkdir()
+    for name, content in (("deep/below", below), ("base_x", own), ("overlay", {"model": {"init_args": {"denoiser": {"heads": 4}}}})):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(content))
+    plan = planned("--config", str(tmp_path / "base_x.yaml"), "--config", str(tmp_path / "overlay.yaml"))
+    config = plan.model.denoiser.config
+    assert (config.width, config.heads, config.layers, plan.options.ema.decay) == (32, 4, 2, 0.7)
+    assert (plan.stage, plan.run_dir) == ("base_x", Path("runs") / tmp_path.name)
+    (tmp_path / "deep/below.yaml").unlink()
+    with pytest.raises(ValueError, match=r"base_x.yaml: over names deep/below.yaml, but there is no"):
+        planned("--config", str(tmp_path / "base_x.yaml"))
+
+
+def test_overlay_of_another_optimiser_keeps_the_rate_of_the_stage() -> None:
+    optimizer = of("text_to_video/base", "text_to_video/adamw").options.model.init_args.optimizer
+    assert (optimizer.class_path, optimizer.init_args.lr) == ("torch.optim.AdamW", 2e-4)
+
+
+def test_a_wrong_key_gives_the_message_of_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    wrong = ["--config", "experiments/shapes/base.yaml", "--model.denoiser.widht", "8"]
+    said = []
+    for program, arguments in ((Plan, wrong), (Program, ["fit", *wrong])):
+        monkeypatch.setattr(sys, "argv", ["walt_pl", *arguments])
+        with pytest.raises(SystemExit):
+            program()
+        said.append(capsys.readouterr().err.split("error:")[-1].strip())
+    assert "widht" in said[0]
+    assert said[0] == said[1].replace("fit.", "")
+
+
+# ---- Parameters ------------------------------------------------------------------------------------------------------
+
+# SPEC section 5.
+PUBLISHED: list[tuple[str, str | None, float, float]] = [
+    ("ucf101/base_l", None, 313e6, 0.01),
+    ("ucf101/base_l", "ucf101/rank_4", 314e6, 0.01),
+    ("ucf101/base_l", "ucf101/rank_16", 316e6, 0.01),
+    ("ucf101/base_l", "ucf101/rank_64", 324e6, 0.01),
+    ("ucf101/base_l", "ucf101/rank_256", 357e6, 0.01),
+    ("ucf101/base_l_separate", None, 458e6, 0.01),
+    ("ucf101/base_xl", None, 460e6, 0.01),
+    ("kinetics600/base", None, 313e6, 0.01),
+    ("imagenet/base", None, 460e6, 0.02),
+    ("text_to_video/base_l", None, 419e6, 0.02),
+    ("text_to_video/base", None, 3e9, 0.04),
+    ("text_to_video/sr1", None, 1.3e9, 0.02),
+    ("text_to_video/sr2", None, 419e6, 0.02),
+]
+
+
+@pytest.mark.parametrize(("config", "overlay", "published", "tolerance"), PUBLISHED)
+def test_published_sizes_have_the_published_number_of_parameters(
+    config: str, overlay: str | None, published: float, tolerance: float
+) -> None:
+    parameters = of(config, overlay).parameters()
+    assert parameters["total"] == sum(parameters["parts"].values()) == pytest.approx(published, rel=tolerance)
+
+
+def test_the_autoencoder_has_our_count_and_its_critic_stands_beside() -> None:
+    parameters = of("ucf101/vae").parameters()
+    assert parameters["total"] == pytest.approx(370e6, rel=0.01)
+    assert parameters["parts"]["encoder"] == pytest.approx(145e6, rel=0.01)
+    assert 61e6 <= parameters["beside"]["discriminator"] <= 68e6
+
+
+# ---- FLOPs -----------------------------------------------------------------------------------------------------------
+
+SMALL = DenoiserConfig(16, 6, 2, size=(3, 4, 4), window=(3, 2, 2), attention="plain", frame_prediction=True, classes=5)
+MEDIUM = DenoiserConfig(64, 7, 4, size=(3, 8, 8), window=(3, 4, 4), attention="plain")
+SHARE = Share(videos=2, images=3)
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters)
+
+
+def latent_batch() -> JointBatch:
+    return JointBatch(
+        videos=torch.randn(2, 8, 3, 4, 4),
+        images=torch.randn(3, 8, 1, 4, 4),
+        captions=[""] * 5,
+        labels=torch.arange(5),
+        weight=torch.ones(5),
+        slots=torch.arange(5),
+        low_videos=torch.randn(2, 8, 3, 2, 2),
+        low_images=torch.randn(3, 8, 1, 2, 2),
+        space="latents",
+        paths=[""] * 5,
+    )
+
+
+class NoModules:
+    """In place of the counter's way to follow modules, which autograd.grad refuses."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> "NoModules":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def trained(stage: L.LightningModule, batch: JointBatch) -> int:
+    """FLOPs of one step of the stage's own training, as FlopCounterMode counts them."""
+    stage.setup = lambda stage: None  # type: ignore[method-assign]  # the parents: latents come ready
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(accelerator="cpu", devices=1, max_steps=1, **quiet)  # type: ignore[arg-type]
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = NoModules()  # type: ignore[assignment]
+    with counter:
+        trainer.fit(stage, torch.utils.data.DataLoader([batch], batch_size=None))
+    return counter.get_total_flops()
+
+
+def on_meta(stage: LatentDiffusion) -> int:
+    return round(sum(diffusion_cost(stage, stage.denoiser.config, SHARE, 1, torch.float32, None).flops.values()))
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_flops_are_those_of_a_training_step_of_the_base(p: float) -> None:
+    stage = BaseStage(SMALL, adamw, warmup=0, decay="constant", self_conditioning=p, frame_prediction=1.0)
+    assert on_meta(stage) == trained(stage, latent_batch()) > 0
+
+
+def test_flops_are_those_of_a_training_step_of_super_resolution() -> None:
+    config = DenoiserConfig(16, 2, 2, size=(3, 4, 4), window=(3, 2, 2), attention="plain", super_resolution=True)
+    stage = SuperResolutionStage(config, adamw, warmup=0, decay="constant", self_conditioning=1.0)
+    assert on_meta(stage) == trained(stage, latent_batch()) > 0
+
+
+TINY_VAE = VAEConfig(width=8, multipliers=(1, 1), strides=((2, 2, 2),), blocks=(0, 1), middle_blocks=0, norm="layer", latent_channels=2)
+TINY_CRITIC = DiscriminatorConfig(width=4, multipliers=(2,), size=(8, 8))
+
+
+@pytest.mark.parametrize("critic", [{"adversarial_weight": 0.0}, {"r1_weight": 0.0}, {"r1_every": 1}])
+def test_flops_are_those_of_a_training_step_of_the_autoencoder_and_its_critic(critic: Mapping[str, Any]) -> None:
+    def stage() -> VAEStage:
+        return VAEStage(TINY_VAE, adamw, TINY_CRITIC, warmup=0, decay="constant", **critic)
+
+    data = JointData("x.parquet", size=8, frames=5)
+    batch = latent_batch()
+    batch.videos, batch.images, batch.space = torch.randn(2, 3, 5, 8, 8), torch.randn(3, 3, 1, 8, 8), "pixels"
+    with torch.device("meta"):
+        cost = autoencoder_cost(stage(), data, SHARE, None)
+    assert round(sum(cost.flops.values())) == trained(stage(), batch) > 0
+
+
+def test_checkpointing_costs_one_more_forward_pass_of_the_layers_and_far_less_memory() -> None:
+    stage = BaseStage(MEDIUM, adamw, self_conditioning=0.0)
+    configs = [replace(MEDIUM, layers=24, checkpointing=checkpointing) for checkpointing in (False, True)]
+    kept, recomputed = (diffusion_cost(stage, config, SHARE, 1, torch.float32, torch.bfloat16) for config in configs)
+    assert sum(kept.flops.values()) < sum(recomputed.flops.values()) < 4 / 3 * sum(kept.flops.values())
+    assert recomputed.peak < kept.peak / 3
+
+
+# ---- Bytes -----------------------------------------------------------------------------------------------------------
+
+LAYOUT = Layout(videos=4, frames=3, images=6)
+
+
+def on_a_cpu() -> tuple[Denoiser, tuple[Tensor, Tensor, Condition, Tensor]]:
+    condition = Condition(LAYOUT, torch.ones(10, dtype=torch.bool))
+    x = torch.randn(LAYOUT.total, 8, 8, 8)
+    return Denoiser(MEDIUM), (x, torch.arange(10), condition, torch.randn_like(x))
+
+
+def medium_cost() -> Any:
+    return diffusion_cost(BaseStage(MEDIUM, adamw, self_conditioning=0.0), MEDIUM, Share(4, 6), 1, torch.float32, None)
+
+
+def test_what_autograd_keeps_is_what_a_real_model_saves() -> None:
+    denoiser, inputs = on_a_cpu()
+    own = {p.untyped_storage().data_ptr() for p in [*denoiser.parameters(), *denoiser.buffers()]}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = denoiser(*inputs).square().mean()
+    assert loss.requires_grad
+    assert medium_cost().kept == pytest.approx(sum(saved.values()), rel=0.001)
+
+
+def test_peak_is_what_a_real_step_allocates_at_most() -> None:
+    denoiser, inputs = on_a_cpu()
+    for p in denoiser.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        denoiser(*inputs).square().mean().backward()
+    now = peak = 0
+    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    assert medium_cost().peak == pytest.approx(peak, rel=0.001)
+
+
+@pytest.mark.parametrize("optimizer", [adamw, torch.optim.Adafactor, lambda p: torch.optim.SGD(p, momentum=0.9)])
+def test_moments_are_those_of_a_real_optimiser_after_a_step(optimizer: Any) -> None:
+    model = nn.Sequential(nn.Linear(30, 50), nn.Conv2d(3, 4, 5))
+    real = optimizer(model.parameters())
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    real.step()
+    held = sum(value.nbytes for state in real.state.values() for name, value in state.items() if name != "step")
+    stage = BaseStage(SMALL, optimizer)
+    assert moment_bytes(stage, list(model.parameters()), flat=False) == pytest.approx(held, abs=16)
+    count = sum(p.numel() for p in model.parameters())
+    if optimizer is torch.optim.Adafactor:
+        assert moment_bytes(stage, list(model.parameters()), flat=True) == 8 * count
+
+
+@pytest.mark.parametrize(
+    ("engine", "parameters", "gradients", "optimizer"),
+    [
+        ("ddp", 80_613_184, 80_613_184, 161_226_416),
+        ("zero1", 80_613_184, 40_311_040, 80_613_188 + 40_306_592),
+        ("zero2", 80_613_184, 40_311_040, 80_613_188 + 40_306_592),
+        ("zero3", 40_306_592, 40_306_592, 80_613_188 + 40_306_592),
+    ],
+)
+def test_engines_hold_what_was_measured_of_them(engine: Any, parameters: int, gradients: int, optimizer: int) -> None:
+    """Bytes of a real model of 20,153,296 parameters on two ranks in float32, under Lightning 2.6.6 and DeepSpeed 0.19.8."""
+    held = engine_bytes(engine, 20_153_296, 161_226_416, 2, "32-true", 1, False, {"kept": 0})
+    assert (held.parameters, held.gradients, held.optimizer) == pytest.approx((parameters, gradients, optimizer), rel=0.001)
+
+
+def test_bfloat16_under_zero_keeps_float32_weights_and_two_moments_in_shards() -> None:
+    held = engine_bytes("zero2", 1000, 8000, 4, "bf16-mixed", 1, True, {"kept": 7})
+    assert (held.parameters, held.gradients, held.optimizer, held.ema) == (2000, 500, 3000, 1000)
+    assert engine_bytes("zero1", 1000, 8000, 4, "bf16-mixed", 2, True, {"kept": 7}).gradients == 2000
+    held = engine_bytes("ddp", 1000, 8000, 1, "bf16-mixed", 1, True, {"kept": 7})
+    assert (held.parameters, held.gradients, held.optimizer, held.ema, held.buffers, held.total("kept")) == (
+        4000,
+        4000,
+        8000,
+        4000,
+        0,
+        20007,
+    )
+
+
+# ---- The report ------------------------------------------------------------------------------------------------------
+
+
+def test_report_of_the_embedded_base() -> None:
+    plan = of("shapes/base", None, "--json")
+    report = json.loads(json.dumps(plan.report()))
+    assert report["stage"] == "base" and report["parameters"]["beside"]["text"] > 0
+    assert report["tokens"] == {"frame": 64, "video": 320, "spatial_window": 64, "spatiotemporal_window": 80}
+    assert report["flops_per_step"] == sum(report["flops_by_kind"].values()) > 0
+    assert list(report["bytes_per_gpu"]) == ["ddp", "zero1", "zero2", "zero3"]
+    held = report["bytes_per_gpu"]["ddp"]
+    assert held["fits_gib"] == {"kept": [24, 40, 80], "recomputed": [24, 40, 80]}
+    assert held["parameters"] == 4 * (report["parameters"]["total"] + report["parameters"]["beside"]["text"])
+
+
+FULL_SIZE = [path for path in FILES if "\nover:" in path.read_text(encoding="utf-8") and documented(path)]
+
+
+@pytest.mark.parametrize("config", FULL_SIZE, ids=lambda path: "/".join(path.parts[-2:]))
+def test_every_stage_fits_as_it_is_configured(config: Path) -> None:
+    """On cards of 80 GB under DDP."""
+    plan = planned("--config", str(config))
+    share, stage = Share.of(plan.datamodule, plan.gpus), plan.model
+    if isinstance(stage, VAEStage):
+        peak = autoencoder_cost(stage, plan.datamodule, share, torch.bfloat16).peak
+    else:
+        peak = diffusion_cost(stage, stage.denoiser.config, share, 128, torch.float32, torch.bfloat16).peak
+    trained = list(stage.parameters())
+    moments, count = moment_bytes(stage, trained, flat=False), sum(p.numel() for p in trained)
+    held = engine_bytes("ddp", count, moments, plan.gpus, "bf16-mixed", 1, bool(plan.options.ema.decay), {"kept": peak})
+    assert held.total("kept") <= USABLE * 80 * 2**30
+
+
+def test_gpus_that_do_not_divide_the_batch_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"data.videos_per_batch counts the global batch and must be a multiple of the 3 GPUs, got 256"):
+        of("ucf101/base_l", None, "--gpus", "3").report()
+    assert of("ucf101/base_l").gpus == 8 and of("text_to_video/sr1").gpus == 64
