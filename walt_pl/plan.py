@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console, Group
 from rich.table import Table
-from timm.optim import AdafactorBigVision
+from timm.optim.adafactor_bv import AdafactorBigVision
 from torch import Tensor, nn
 from torch.autograd.graph import _engine_run_backward
 from torch.overrides import TorchFunctionMode
@@ -328,7 +329,7 @@ def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, low: torch.
     critic.requires_grad_(False)  # the turns of training_step
     reconstruct = cost_of(generator, modules, low)
     critic.requires_grad_(True)
-    plain, penalised = (cost_of(lambda penalised=penalised: judge(penalised), modules, low) for penalised in (False, True))
+    plain, penalised = (cost_of(partial(judge, penalised), modules, low) for penalised in (False, True))
     often = 1 / stage.r1_every if stage.r1_weight else 0.0
     turns = [reconstruct, plain, penalised] if often else [reconstruct, plain]
     return Cost(
