@@ -107,11 +107,11 @@ def test_objects_are_large_stay_in_the_frame_and_move_far() -> None:
         if scene.motion in ("growing", "shrinking"):
             assert travel == 0 and 0.19 <= min(scene.radius) <= 0.21 and 0.32 <= max(scene.radius) <= 0.34
         else:
-            assert travel >= 0.249 and 0.26 <= scene.radius[0] == scene.radius[1] <= 0.34
+            assert travel == pytest.approx(0.34375) and 0.26 <= scene.radius[0] == scene.radius[1] <= 0.32
         wide, high = shapes._EXTENT[scene.shape]
         for (x, y), radius in zip((scene.start, scene.end), scene.radius, strict=True):
-            # Four hundredths of the side is five pixels of 128.
-            assert min(x, 1 - x) >= wide * radius - 0.04 and min(y, 1 - y) >= high * radius - 0.04
+            # So much of the side is seven pixels of 128: the largest triangles, on the lattice of waves.
+            assert min(x, 1 - x) >= wide * radius - 0.054 and min(y, 1 - y) >= high * radius - 0.054
 
 
 def test_the_picture_moves_as_the_caption_says() -> None:
@@ -147,6 +147,18 @@ def test_texture_is_fixed_to_the_object() -> None:
     assert np.array_equal(grown[0, 52:76, 52:76], grown[-1, 52:76, 52:76])
 
 
+def test_crests_of_a_moving_object_stay_where_they_are_in_the_frame() -> None:
+    moving = [scene for scene in scenes(60) if scene.motion in ("left", "right", "up", "down") and scene.texture != "plain"]
+    assert len(moving) > 10
+    for scene in moving:
+        clip = paint(scene).astype(int)
+        whole = paint(replace(scene, texture="plain")).max(-1) == max(RGB[scene.colour])  # no soft edge
+        for number in range(16):
+            both = (whole[number] & whole[number + 1])[..., None]
+            assert both.sum() > 400
+            assert (np.abs(clip[number] - clip[number + 1]) * both).max() <= 1
+
+
 def test_edges_are_soft_and_the_ground_is_plain() -> None:
     picture: Frames = paint(STILL, 1)[0]
     assert np.all(picture[:20] == 40)
@@ -157,7 +169,7 @@ def test_edges_are_soft_and_the_ground_is_plain() -> None:
 def test_smaller_pictures_show_the_same_scene() -> None:
     for scene in scenes(6):
         large, small = object_mask(scene, 3), object_mask(scene, 3, 32)
-        assert np.abs(large.mean((1, 2)) - small.mean((1, 2))).max() < 0.02
+        assert np.abs(large.mean((1, 2)) - small.mean((1, 2))).max() < 0.025
     assert np.ptp(paint(replace(STILL, texture="dotted"), 1, 16)[0, 6:10, 6:10], axis=(0, 1)).max() == 0
 
 
