@@ -24,6 +24,7 @@ FLOORS = {
     "datamodules": 3,
     "walt_pl.commands": 4,
     "walt_pl.demo": 4,
+    "walt_pl.ablations": 4,
     "walt_pl.plan": 4,
     "walt_pl.cli": 4,
     "walt_pl.__main__": 4,

@@ -360,7 +360,7 @@ def test_report_of_the_embedded_base() -> None:
     plan = of("shapes/base", None, "--json")
     report = json.loads(json.dumps(plan.report()))
     assert report["stage"] == "base" and report["parameters"]["beside"]["text"] > 0
-    assert report["tokens"] == {"frame": 64, "video": 320, "spatial_window": 64, "spatiotemporal_window": 80}
+    assert report["tokens"] == {"frame": 16, "video": 80, "spatial_window": 16, "spatiotemporal_window": 80}
     assert report["flops_per_step"] == sum(report["flops_by_kind"].values()) > 0
     assert list(report["bytes_per_gpu"]) == ["ddp", "zero1", "zero2", "zero3"]
     held = report["bytes_per_gpu"]["ddp"]
