@@ -61,7 +61,7 @@ train-sr: data ## train every super-resolution stage of EXP, in order
 	@set -e; for config in $(STAGES_SR); do $(call FIT,$$config); done
 
 sample: setup ## make a video: make sample PROMPT="a striped red circle moving left"
-	@$(WALT) sample --run $(RUN) --prompt "$(PROMPT)" --out $(RUN)/samples/clip.mp4 $(ARGS)
+	@$(WALT) sample --run $(RUN) $(if $(PROMPT),--prompt "$(PROMPT)") --out $(RUN)/samples/clip.mp4 $(ARGS)
 
 evaluate: setup ## score every stage of EXP on the embedded set
 	@$(WALT) evaluate --run $(RUN) $(ARGS)

@@ -17,7 +17,7 @@ from walt_pl.commands import sample
 from walt_pl.data.transforms import to_square
 from walt_pl.data.video import MediaError, read_video, write_image, write_video
 from walt_pl.diffusion.sampler import Guidance
-from walt_pl.manifest import Manifest
+from walt_pl.manifest import Finished, Manifest, Stage, kind_of
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.text import SmallTextConfig, SmallTextEncoder, train_vocabulary
 from walt_pl.models.vae import VAE, VAEConfig
@@ -315,6 +315,7 @@ def files(tmp_path: Path) -> Path:
         ({"seconds": math.nan}, "--seconds must be 0.125"),
         ({"seconds": math.inf}, "--seconds must be 0.125"),
         ({"seconds": 10.0, "stages": "sr1"}, "stages run from base upwards"),
+        ({"stages": "vae"}, "stages run from base upwards"),
         ({"fps": 0.0}, "--fps must be above 0"),
         ({"guidance": -1.0}, "scale must be 0 or more"),
         ({"guidance": {"base": -1.0}}, "scale must be 0 or more"),
@@ -359,14 +360,23 @@ def test_super_resolution_without_a_low_latent_is_refused(folders: dict[str, Pat
         Cascade(folders).refine("sr1", Request(prompts=CAPTIONS[:1], seeds=[1]), Sampling(steps=1))
 
 
+def test_stages_that_do_not_double_the_size_are_refused(folders: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r'"sr2" makes latents of \(3, 8, 8\) from half of that, but "sr1" makes \(3, 8, 8\)'):
+        Cascade({**folders, "sr2": folders["sr1"]})
+
+
 def test_one_of_several_base_models_starts_the_chain(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"vae": "vae", "base_l": "base", "base_xl": "base", "sr1": "sr1"}
-    monkeypatch.setattr(Manifest, "stages", lambda _: names)
+    left = Finished("", "", {}, {}, None, "")
+    stages = {name: Stage(name, kind_of(name), artifact=left) for name in names} | {"base_s": Stage("base_s", "base")}
+    monkeypatch.setattr(Manifest, "stages", lambda _: stages)
     monkeypatch.setattr(Manifest, "usable", lambda _, stages, stale: {stage: folders[names[stage]] for stage in stages})
     with pytest.raises(ValueError, match="has the base models base_l, base_xl; choose one: --stages base_l"):
         Cascade.open(tmp_path)
-    cascade = Cascade.open(tmp_path, ["base_xl", "sr1"])
-    assert cascade.stages == ["base_xl", "sr1"] and cascade.text is not None
+    cascade = Cascade.open(tmp_path, ["base_xl"])
+    assert cascade.stages == ["base_xl"] and cascade.text is not None
+    with pytest.raises(ValueError, match='trained with the words of "base", not of "base_xl"'):
+        Cascade.open(tmp_path, ["base_xl", "sr1"])
     for gap in (["sr1"], ["base_l", "base_xl"]):
         with pytest.raises(ValueError, match="without a gap"):
             Cascade.open(tmp_path, gap)

@@ -64,22 +64,28 @@ def run_ablations(experiment: Path, run: Path, index: Path, out: Path) -> None:
     for change in CHANGES:
         folder = run / "ablations" / change.name
         done = folder / "result.json"
+        if folder.exists() and read_card(vae)["sha256"] != _marked(folder / "parent.txt"):
+            print(f"ablate: {folder} is of another autoencoder and trained anew: the rows of a table share theirs", flush=True)
+            shutil.rmtree(folder)
         if not done.exists():
             print(f"ablate: {change.name} ({change.text})", flush=True)
-            seconds = _train(experiment, folder, change.name, vae)
+            seconds = _train(experiment, folder, change.name, vae, index)
             write_whole(done, json.dumps({**_score(folder, index), "seconds": seconds}).encode())
         results[change.name] = json.loads(done.read_text())
         write_whole(out / "ablations.md", render(results).encode())
     plot(results, out / "ablations.png")
 
 
-def _train(experiment: Path, folder: Path, name: str, vae: Path) -> float:
+def _train(experiment: Path, folder: Path, name: str, vae: Path, index: Path) -> float:
     """Train the base of one row, and the autoencoder where the change is in it; seconds of the base."""
     overlays = experiment / "ablations"
     own = overlays / f"vae_{name}.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / "parent.txt", read_card(vae)["sha256"].encode())
     manifest = Manifest.open(folder)
+    data = ["--data.index", str(index)]
     if own.exists():
-        _fit([experiment / "vae.yaml", own], folder)
+        _fit([experiment / "vae.yaml", own], folder, data)
     elif manifest.state("vae") != "done":
         shutil.copytree(vae, folder / "vae", dirs_exist_ok=True)
         manifest.start("vae", {})
@@ -87,13 +93,17 @@ def _train(experiment: Path, folder: Path, name: str, vae: Path) -> float:
     configs = [experiment / "base.yaml", overlays / "budget.yaml"]
     change = overlays / f"{name}.yaml"
     # Rows with the same autoencoder share its latents.
-    shared = () if own.exists() else ("--data.cache_dir", str(vae.parent / "cache"))
+    shared = [] if own.exists() else ["--data.cache_dir", str(vae.parent / "cache")]
     began = time.monotonic()
-    _fit([*configs, *([change] if name != DEFAULT else [])], folder, shared)
+    _fit([*configs, *([change] if name != DEFAULT else [])], folder, [*data, *shared])
     return time.monotonic() - began
 
 
-def _fit(configs: Sequence[Path], folder: Path, further: Sequence[str] = ()) -> None:
+def _marked(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _fit(configs: Sequence[Path], folder: Path, further: Sequence[str]) -> None:
     arguments = [word for config in configs for word in ("--config", str(config))]
     command = [sys.executable, "-m", "walt_pl", "fit", *arguments, "--run", str(folder), *further]
     code = subprocess.run(command, check=False).returncode

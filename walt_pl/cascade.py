@@ -1,5 +1,6 @@
 """From a prompt, an image or a clip to pixels: text encoder, base sampler, super-resolution samplers, decoder, and round again."""
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -108,6 +109,7 @@ class Cascade:
         self.artifacts = {stage: artifacts[stage] for stage in self.stages}
         self.base = next((stage for stage in self.stages if kind_of(stage) == "base"), BASE)
         self.text = _text_encoder(self.artifacts[self.base], self.device, text_encoder) if self.base in self.artifacts else None
+        self._check_chain()
 
     @classmethod
     def open(
@@ -125,7 +127,8 @@ class Cascade:
             ManifestError: a stage is missing, stale or changed on disk.
         """
         manifest = Manifest.open(run)
-        found = [stage for stage in manifest.stages() if kind_of(stage) != "vae"]
+        finished = [name for name, stage in manifest.stages().items() if stage.artifact is not None]
+        found = [stage for stage in finished if kind_of(stage) != "vae"]
         bases = [stage for stage in found if kind_of(stage) == "base"]
         if not stages and len(bases) > 1 and BASE not in bases:
             raise ValueError(f"{run} has the base models {', '.join(bases)}; choose one: --stages {bases[0]}")
@@ -134,10 +137,22 @@ class Cascade:
         wanted = list(stages) if stages else [base, *above]
         # Base models of one run stand beside each other: one of them starts the chain.
         base = next((stage for stage in wanted if kind_of(stage) == "base"), base)
-        known = in_order([*{base, *above, *(stage for stage in wanted if kind_of(stage) != "base")}])
+        known = in_order([*{base, *above, *(stage for stage in wanted if kind_of(stage) == "super_resolution")}])
         if in_order(wanted) != known[: len(wanted)]:
             raise ValueError(f"stages run from {base} upwards without a gap: {' '.join(known)}; got {' '.join(wanted)}")
         return cls(manifest.usable([VAE_STAGE, *wanted], allow_stale), device, dtype, text_encoder)
+
+    def _check_chain(self) -> None:
+        """Super-resolution doubles the size of the stage before, and was trained with the text encoder of the run's ``base``."""
+        for low, high in itertools.pairwise(self.stages):
+            small, large = (self._denoiser(stage).config.size for stage in (low, high))
+            if large != (small[0], 2 * small[1], 2 * small[2]):
+                raise ValueError(
+                    f'stage "{high}" makes latents of {large} from half of that, but "{low}" makes {small}; '
+                    "choose the base that fits with --stages, e.g. --stages base_9x16,sr1"
+                )
+        if len(self.stages) > 1 and self.base not in (BASE, self.stages[-1]) and isinstance(self.text, SmallTextEncoder):
+            raise ValueError(f'super-resolution was trained with the words of "{BASE}", not of "{self.base}": take --stages {self.base}')
 
     @property
     def clip_frames(self) -> int:

@@ -220,6 +220,8 @@ def evaluate(
     unseen: int = 64,
     steps: int | dict[str, int] | None = None,
     seed: int = 0,
+    stages: str | None = None,
+    allow_stale: bool = False,
 ) -> None:
     """Score every stage of a run on the embedded set with its analytic scorer, and print the table.
 
@@ -230,10 +232,13 @@ def evaluate(
         unseen: captions with a shape and colour that no training video has together.
         steps: sampling steps, of every stage or by stage; those of the demo when not given.
         seed: of the noise.
+        stages: stages to score, e.g. base; all finished ones when not given.
+        allow_stale: score although a parent was trained again.
     """
     from walt_pl.evaluation import STEPS, evaluate_run, render_summary
 
-    summary = evaluate_run(Path(run), Path(index), prompts, unseen, STEPS if steps is None else steps, seed)
+    wanted = stages.split(",") if stages else None
+    summary = evaluate_run(Path(run), Path(index), prompts, unseen, STEPS if steps is None else steps, seed, wanted, allow_stale)
     Console().print(render_summary(summary))
 
 

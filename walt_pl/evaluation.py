@@ -36,13 +36,23 @@ STEPS = {"base": 16, "sr1": 4, "sr2": 4}
 """Sampling steps by stage. Few for super-resolution, whose answer is determined: sr1 had 27.5 dB with 4 steps and 26.5 dB with 16."""
 
 
-def evaluate_run(run: Path, index: Path, prompts: int, unseen: int, steps: int | Mapping[str, int], seed: int) -> dict[str, Any]:
-    """Score all finished stages of a run.
+def evaluate_run(
+    run: Path,
+    index: Path,
+    prompts: int,
+    unseen: int,
+    steps: int | Mapping[str, int],
+    seed: int,
+    stages: Sequence[str] | None = None,
+    allow_stale: bool = False,
+) -> dict[str, Any]:
+    """Score the finished stages of a run, or those named.
 
     Returns:
         what summary.json holds beside times: shares right as 0..1, PSNR in dB.
     """
-    cascade = Cascade.open(run)
+    cascade = Cascade.open(run, stages, allow_stale)
+    steps = steps if isinstance(steps, int) else {**STEPS, **steps}
     sampling = Sampling(steps, guidance={stage: Guidance(scale) for stage, scale in GUIDANCE.items()})
     clips = Index(index, "val").videos
     summary: dict[str, Any] = {"vae": score_autoencoder(cascade, clips[:RECONSTRUCTED])}
@@ -57,7 +67,7 @@ def evaluate_run(run: Path, index: Path, prompts: int, unseen: int, steps: int |
         summary[stage] = score_upscaling(cascade, stage, clips[:UPSCALED], sampling, seed)
     summary |= {
         "seed": seed,
-        "steps": steps if isinstance(steps, int) else dict(steps),
+        "steps": steps,
         "counts": counts,
         "machine": machine(),
     }

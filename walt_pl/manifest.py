@@ -415,13 +415,15 @@ class StatusRow:
 
 
 def status_rows(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) -> list[StatusRow]:
-    """State of the stages of a run, in order: those of the manifest, and those of `stages` of whose kind
-    there is none yet. Reads no weights."""
+    """State of the stages of a run, in order: those of the manifest, and those of `stages` that are not there yet; any base is a base.
+
+    Reads no weights.
+    """
     manifest = Manifest.open(run_dir)
     found = manifest.stages()
     rows = []
     kinds = {kind_of(name) for name in found}
-    for name in in_order([*found, *(name for name in stages if kind_of(name) not in kinds)]):
+    for name in in_order([*found, *(name for name in stages if name not in found and (kind_of(name) != "base" or "base" not in kinds))]):
         stage = found.get(name, Stage(name, kind_of(name)))
         state = manifest._state(name, found)
         done = stage.artifact if state != "missing" else None

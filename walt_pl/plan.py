@@ -287,10 +287,16 @@ def _diffusion_cost(
     return replace(whole, flops=_sum((1, whole.flops), (p, whole.forward), (-p, text.flops)))
 
 
+def _picture(data: JointData) -> tuple[int, int]:
+    """Rows and columns of what the autoencoder is trained on."""
+    crop = data.framing.crop
+    return (crop, crop) if crop else data.framing.shape(data.framing.size)
+
+
 def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, low: torch.dtype | None) -> Cost:
     """A step of the autoencoder and one of its critic, `VAEStage.training_step`; the gradient penalty as often as it comes."""
-    side, dtype = data.framing.crop or data.framing.size, next(stage.parameters()).dtype
-    shapes = [(share.videos, 3, data.framing.frames, side, side), (share.images, 3, 1, side, side)]
+    picture, dtype = _picture(data), next(stage.parameters()).dtype
+    shapes = [(share.videos, 3, data.framing.frames, *picture), (share.images, 3, 1, *picture)]
     shapes = [shape for shape in shapes if shape[0]]
     metric = _perceptual() if stage.perceptual == "lpips" else None
     critic = stage.discriminator
@@ -540,8 +546,8 @@ class Plan(Program):
         """Tokens of a frame, a video and a window; of the autoencoder: positions of its latent."""
         if isinstance(self.model, VAEStage):
             (ft, fh, fw), framing = self.model.vae.config.factors, self.datamodule.framing
-            side = framing.crop or framing.size
-            frame = (side // fh) * (side // fw)
+            rows, columns = _picture(self.datamodule)
+            frame = (rows // fh) * (columns // fw)
             return {"frame": frame, "video": frame * (1 + (framing.frames - 1) // ft)}
         c: DenoiserConfig = self.model.denoiser.config
         frame = math.prod(c.grid)
