@@ -45,7 +45,8 @@ def scenes(count: int, *, still: bool = False) -> list[Scene]:
 
 
 def object_mask(scene: Scene, frames: int = 17, size: int = 128) -> NDArray[np.bool_]:
-    return np.asarray(np.ptp(paint(scene, frames, size).astype(int), axis=-1) > 20)
+    # Two fifths of the colour: under the troughs of the textures, over the outer half of a soft edge, whatever its width.
+    return np.asarray(np.ptp(paint(scene, frames, size).astype(int), axis=-1) > 0.4 * np.ptp(RGB[scene.colour]))
 
 
 def test_the_caption_names_everything() -> None:
@@ -169,7 +170,7 @@ def test_edges_are_soft_and_the_ground_is_plain() -> None:
 def test_smaller_pictures_show_the_same_scene() -> None:
     for scene in scenes(6):
         large, small = object_mask(scene, 3), object_mask(scene, 3, 32)
-        assert np.abs(large.mean((1, 2)) - small.mean((1, 2))).max() < 0.025
+        assert np.abs(large.mean((1, 2)) - small.mean((1, 2))).max() < 0.02
     assert np.ptp(paint(replace(STILL, texture="dotted"), 1, 16)[0, 6:10, 6:10], axis=(0, 1)).max() == 0
 
 
