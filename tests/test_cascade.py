@@ -22,7 +22,7 @@ from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.text import SmallTextConfig, SmallTextEncoder, train_vocabulary
 from walt_pl.models.vae import VAE, VAEConfig
 
-CAPTIONS = ["a plain red circle moving left", "a dotted blue square growing"]
+CAPTIONS = ["a plain red circle moving left", "a dotted blue bar growing"]
 
 
 @pytest.fixture(scope="module")

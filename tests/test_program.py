@@ -100,7 +100,7 @@ def test_same_seed_gives_the_same_bytes_of_pixels(walt: Walt, run: Path, tmp_pat
 
 def test_stages_can_stop_early_and_guidance_can_be_given_by_stage(walt: Walt, run: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
-    prompts.write_text("a plain red circle moving left\na dotted blue square growing\n")
+    prompts.write_text("a plain red circle moving left\na dotted blue bar growing\n")
     out = str(tmp_path / "base.mp4")
     chosen = [
         "--stages",
@@ -108,7 +108,7 @@ def test_stages_can_stop_early_and_guidance_can_be_given_by_stage(walt: Walt, ru
         "--guidance",
         '{"base": 3}',
         "--negative-prompt",
-        "a plain red square",
+        "a plain red bar",
         "--tile",
         "4",
         "--chunk",

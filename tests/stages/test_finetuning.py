@@ -27,7 +27,7 @@ from walt_pl.models.vae import VAE, VAEConfig
 SQUARE = DenoiserConfig(width=16, layers=2, heads=2, latent_channels=4, size=(3, 4, 4), window=(3, 2, 2), text_width=16)
 WIDE = DenoiserConfig(width=16, layers=2, heads=2, latent_channels=4, size=(3, 4, 7), window=(3, 2, 7), text_width=16)
 TEXT = SmallTextConfig(width=16, layers=1, heads=2, vocabulary=64, length=12)
-WORDS = ["a plain red circle moving left", "a dotted blue square growing"]
+WORDS = ["a plain red circle moving left", "a dotted blue bar growing"]
 VAE_CONFIG = VAEConfig(8, (1, 1, 1), ((2, 2, 2), (2, 2, 2)), (0, 1, 1), 0, 4, "layer")
 
 
