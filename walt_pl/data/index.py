@@ -1,8 +1,9 @@
 """The data index: one Parquet file that lists every clip and image of a data set.
 
 Columns: `path` (relative to the index's folder, forward slashes), `kind` ("video" or "image"), `frames`, `fps`,
-`width`, `height`, `caption`, `label` (-1: none), `split` and `bytes`. The same rows give the same bytes, so that the
-SHA-256 of the index can stand for the data in caches and artifacts.
+`width`, `height`, `caption`, `label` (-1: none), `split` and `bytes`; and with defaults, see `Entry`: `duration`, `decoder`,
+`offset`, `modified`, `variable_rate`. The same rows give the same bytes, so that the SHA-256 of the index can stand for the data in
+caches and artifacts.
 """
 
 from __future__ import annotations
@@ -30,8 +31,15 @@ SCHEMA = pa.schema(
         ("label", pa.int32()),
         ("split", pa.string()),
         ("bytes", pa.int64()),
+        ("duration", pa.float32()),
+        ("decoder", pa.string()),
+        ("offset", pa.int64()),
+        ("modified", pa.int64()),
+        ("variable_rate", pa.bool_()),
     ]
 )
+# What a row may leave out.
+_DEFAULTS: dict[str, object] = {"duration": 0.0, "decoder": "", "offset": -1, "modified": 0, "variable_rate": False}
 KINDS = ("video", "image")
 
 
@@ -58,7 +66,17 @@ class Entry:
     split: str
     """Part of the data set: train, val, ..."""
     bytes: int
-    """Size of the file when it was indexed."""
+    """Size of the file (or of the member of a tar shard) when it was indexed."""
+    duration: float = 0.0
+    """Seconds from the first frame to the end of the last one; 0 for an image, and where nobody measured."""
+    decoder: str = ""
+    """"decord", "pyav" or "pillow": what reads this file rightly. Empty: not examined."""
+    offset: int = -1
+    """Where the member's bytes begin in the tar shard `path`; -1: `path` is the file itself."""
+    modified: int = 0
+    """When the file (or the shard) was last changed, in nanoseconds since 1970; 0: nobody noted."""
+    variable_rate: bool = False
+    """Whether the frames are not evenly spaced in time."""
 
 
 class Entries(Sequence[Entry]):
@@ -121,7 +139,7 @@ def write_index(entries: Sequence[Mapping[str, object]], path: Path) -> None:
     for number, entry in enumerate(entries):
         _check(entry, f"{path}: entry {number}")
     try:
-        table = pa.Table.from_pylist([dict(entry) for entry in entries], schema=SCHEMA)
+        table = pa.Table.from_pylist([_DEFAULTS | dict(entry) for entry in entries], schema=SCHEMA)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"{path}: a column has a wrong type: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,7 +152,7 @@ def write_index(entries: Sequence[Mapping[str, object]], path: Path) -> None:
 
 
 def _check(entry: Mapping[str, object], where: str) -> None:
-    if set(entry) != set(SCHEMA.names):
+    if set(_DEFAULTS | dict(entry)) != set(SCHEMA.names):
         raise ValueError(f"{where}: wanted the columns {', '.join(SCHEMA.names)}, found {', '.join(sorted(entry))}")
     if entry["kind"] not in KINDS:
         raise ValueError(f'{where}: kind must be "video" or "image", found "{entry["kind"]}"')
