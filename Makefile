@@ -10,6 +10,8 @@ FIT = $(WALT) fit $(if $(FRESH),--fresh true) --config $(1) $(ARGS)
 # STAGE=base_xl chooses among several configurations of a kind; without it vae.yaml, and base.yaml or the first base_*.yaml.
 STAGE_vae = $(or $(filter vae%,$(STAGE)),vae)
 STAGE_base = $(or $(filter base%,$(STAGE)),$(basename $(notdir $(firstword $(wildcard experiments/$(EXP)/base.yaml) $(sort $(wildcard experiments/$(EXP)/base_*.yaml))))))
+# $(call CONFIG,STAGE): its file, or what there is instead. Stages of overlays have no file of their own.
+CONFIG = config=experiments/$(EXP)/$(1).yaml; [ -f $$config ] || { echo "$@: no $$config; there are: $(notdir $(basename $(wildcard experiments/$(EXP)/*.yaml))). An overlay is trained with the command in its first lines"; exit 1; }
 STAGES_SR = $(shell ls experiments/$(EXP)/sr*.yaml 2>/dev/null | sort -V)
 INDEX_shapes := data/shapes/index.parquet
 
@@ -51,10 +53,10 @@ plan: setup ## what training STAGE of EXP costs: parameters, FLOPs, memory; need
 	@$(WALT) plan --config experiments/$(EXP)/$(or $(STAGE),$(STAGE_base)).yaml $(ARGS)
 
 train-vae: data ## train the autoencoder of EXP
-	@$(call FIT,experiments/$(EXP)/$(STAGE_vae).yaml)
+	@$(call CONFIG,$(STAGE_vae)); $(call FIT,$$config)
 
 train-base: data ## train the base model of EXP
-	@$(call FIT,experiments/$(EXP)/$(STAGE_base).yaml)
+	@$(call CONFIG,$(STAGE_base)); $(call FIT,$$config)
 
 train-sr: data ## train every super-resolution stage of EXP, in order
 	@[ -n "$(STAGES_SR)" ] || { echo "train-sr: no experiments/$(EXP)/sr*.yaml"; exit 1; }
