@@ -51,6 +51,17 @@ def test_words_and_their_order_do_matter(encoder: SmallTextEncoder) -> None:
     assert red.shape != turned.shape or not torch.allclose(red, turned)
 
 
+def test_words_that_training_had_no_use_for_are_still_told_apart(encoder: SmallTextEncoder) -> None:
+    """Super-resolution learns from a frozen encoder, whose base model may have unlearnt the words of fine texture."""
+    for layer in encoder.layers.layers:
+        layer.self_attn.out_proj.weight.zero_()
+        layer.linear2.weight.zero_()
+    encoder.layers.norm.weight.zero_()
+    red, blue = (encoder.encode([caption])[0][0] for caption in ("a red circle", "a blue circle"))
+    different = (red - blue).norm(dim=-1) > 0.5 * red.norm(dim=-1)
+    assert different.sum() >= 1, "its own token differs as the words do"
+
+
 def test_empty_caption_is_one_token(encoder: SmallTextEncoder) -> None:
     tokens, mask = encoder.encode([""])
     assert tokens.shape == (1, 1, 16) and mask.tolist() == [[True]] and bool(tokens.isfinite().all())
