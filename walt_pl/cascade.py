@@ -217,11 +217,14 @@ class Cascade:
             )
         for stage in self.stages:
             known = self.artifacts[stage].config.get("frame_prediction")
-            untrained = (given.get(stage, set()) | longer) - set(known["past_frames"]) if known else set()
+            past_frames = known["past_frames"] if known else list(KNOWN)  # a stage without it sees the past as its own frames
+            untrained = (given.get(stage, set()) | longer) - set(past_frames)
             if untrained:
-                able = " or ".join(KNOWN[count] for count in known["past_frames"])
+                able = " or ".join(KNOWN[count] for count in past_frames)
                 asked = " or ".join(KNOWN[count] for count in sorted(untrained))
-                raise ValueError(f'stage "{stage}" was trained to go on from {able}, not from {asked}: train it with model.past_frames [1, 2]')
+                raise ValueError(
+                    f'stage "{stage}" was trained to go on from {able}, not from {asked}: train it with model.past_frames [1, 2]'
+                )
         if trained is None:
             return
         if trained["always"] and self.base not in given:
