@@ -11,7 +11,7 @@ FIT = $(WALT) fit $(if $(FRESH),--fresh true) --config $(1) $(ARGS)
 STAGE_vae = $(or $(filter vae%,$(STAGE)),vae)
 STAGE_base = $(or $(filter base%,$(STAGE)),$(basename $(notdir $(firstword $(wildcard experiments/$(EXP)/base.yaml) $(sort $(wildcard experiments/$(EXP)/base_*.yaml))))))
 # $(call CONFIG,STAGE): its file, or what there is instead. Stages of overlays have no file of their own.
-CONFIG = config=experiments/$(EXP)/$(1).yaml; [ -f $$config ] || { echo "$@: no $$config; there are: $(notdir $(basename $(wildcard experiments/$(EXP)/*.yaml))). An overlay is trained with the command in its first lines"; exit 1; }
+CONFIG = $(or $(wildcard experiments/$(EXP)/$(1).yaml),$(error no experiments/$(EXP)/$(1).yaml; there are: $(notdir $(basename $(wildcard experiments/$(EXP)/*.yaml))). An overlay is trained with the command in its first lines))
 STAGES_SR = $(shell ls experiments/$(EXP)/sr*.yaml 2>/dev/null | sort -V)
 INDEX_shapes := data/shapes/index.parquet
 
@@ -53,10 +53,10 @@ plan: setup ## what training STAGE of EXP costs: parameters, FLOPs, memory; need
 	@$(WALT) plan --config experiments/$(EXP)/$(or $(STAGE),$(STAGE_base)).yaml $(ARGS)
 
 train-vae: data ## train the autoencoder of EXP
-	@$(call CONFIG,$(STAGE_vae)); $(call FIT,$$config)
+	@$(call FIT,$(call CONFIG,$(STAGE_vae)))
 
 train-base: data ## train the base model of EXP
-	@$(call CONFIG,$(STAGE_base)); $(call FIT,$$config)
+	@$(call FIT,$(call CONFIG,$(STAGE_base)))
 
 train-sr: data ## train every super-resolution stage of EXP, in order
 	@[ -n "$(STAGES_SR)" ] || { echo "train-sr: no experiments/$(EXP)/sr*.yaml"; exit 1; }
