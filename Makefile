@@ -34,8 +34,8 @@ setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; don
 demo: setup ## everything on the embedded set: paint, train four stages, sample, score, one picture (about 24 minutes on 2 cores with bfloat16)
 	@$(WALT) demo
 
-test: setup ## the tests (under 10 minutes on 2 cores)
-	@echo "test: every promise that can be checked in under 10 minutes on 2 cores"
+test: setup ## the tests (10 to 12 minutes on 2 cores)
+	@echo "test: every promise that can be checked in 10 to 12 minutes on 2 cores"
 	@$(PYTHON) -m pytest -m "not slow and not gpu"
 
 test-slow: setup ## the tests that take longer
