@@ -123,7 +123,9 @@ class Framing:
         for name in ("size", "frames", "views"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
-        if not self.aspect > 0 or not all(float(size * self.aspect).is_integer() for size in (*self.all_sizes, self.low_size or 0)):
+        # Nearly: 232 / 56 * 56 is not quite 232.
+        columns = [size * self.aspect for size in (*self.all_sizes, self.low_size or 0)]
+        if not self.aspect > 0 or not all(abs(number - round(number)) < 1e-6 for number in columns):
             raise ValueError(f"data.aspect times each size must be a number of columns, got {self.aspect:g} and sizes {self.all_sizes}")
         if self.low_size is not None and not 0 < self.low_size < self.size:
             raise ValueError(f"data.low_size must lie between 1 and data.size - 1 = {self.size - 1}, got {self.low_size}")
@@ -167,14 +169,17 @@ class PixelDataset(Dataset[Sample]):
     def __getitem__(self, draw: Draw) -> Sample:
         """Reads one clip [3 t h w] or image [3 1 h w], with its low-resolution twin where one is asked for."""
         entry = (self.videos if draw.kind == "video" else self.images)[draw.item]
-        failure = ""
         try:
             content, low = self._read(entry, draw)
         except MediaError as error:
-            failure = str(error)
-            content, low = self._blank(draw.kind)
-        path = str(entry.path)
-        return Sample(draw, content, low, entry.caption, entry.label, path, failure, "pixels")
+            return self.failed(draw, str(error))
+        return Sample(draw, content, low, entry.caption, entry.label, str(entry.path), "", "pixels")
+
+    def failed(self, draw: Draw, reason: str) -> Sample:
+        """Gives the zeros that stand in for a clip or image, without touching its file."""
+        entry = (self.videos if draw.kind == "video" else self.images)[draw.item]
+        content, low = self._blank(draw.kind)
+        return Sample(draw, content, low, entry.caption, entry.label, str(entry.path), reason, "pixels")
 
     def _read(self, entry: Entry, draw: Draw) -> tuple[Tensor, Tensor | None]:
         framing = self.framing
