@@ -12,7 +12,7 @@ from walt_pl.data.index import Entries
 from walt_pl.data.sampler import Items
 from walt_pl.data.transforms import Framing
 
-USED, QUARANTINED, SHORT, SMALL, SIZELESS, BEYOND = range(6)
+USED, QUARANTINED, SHORT, SMALL, SIZELESS, BEYOND, ALONE = range(7)
 REASONS = (
     "used",
     "quarantined",
@@ -20,6 +20,7 @@ REASONS = (
     "smaller than every size of data.buckets",
     "without width and height in the index",
     "beyond the first ones that were asked for",
+    "alone, as no size of data.buckets has both videos and images",
 )
 _ROWS = 1 << 20
 """Entries that are looked at together: ten million cost no more memory than one."""
@@ -53,6 +54,10 @@ class Selection:
         """How many are not used, by reason."""
         counts = np.bincount(self.reason, minlength=len(REASONS))
         return {REASONS[number]: int(count) for number, count in enumerate(counts) if count and number != USED}
+
+    def closed(self) -> "Selection":
+        """The same with nothing used, because the other kind has no place in any of its buckets."""
+        return Selection(np.full_like(self.bucket, -1), np.where(self.reason == USED, ALONE, self.reason).astype(np.uint8))
 
     def positions(self) -> NDArray[np.int64]:
         """Where those that are used stand in their list, ascending."""
@@ -92,8 +97,10 @@ def select(
     while True:
         found = {kind: _select(kind, listed, framing, buckets, open_, quarantined[kind], limit) for kind, listed in entries.items()}
         whole = [number for number in open_ if all((s.reason[s.bucket == number] == USED).any() for s in found.values())]
-        if whole == open_ or not whole:
+        if whole == open_:
             return found
+        if not whole:
+            return {kind: selection.closed() for kind, selection in found.items()}
         open_ = whole
 
 
