@@ -8,12 +8,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from walt_pl.data.batch import Draw, Kind, Sample
 from walt_pl.data.index import Entry
-from walt_pl.data.video import Frames, MediaError, read_image, read_video
+from walt_pl.data.video import Frames, MediaError, Span, read_image, read_video
 
 _KIND_NUMBER: dict[Kind, int] = {"video": 0, "image": 1}
 
@@ -118,6 +119,12 @@ class Framing:
     """Seeds sizes, windows and start frames when `crop` is given."""
     aspect: float = 1.0
     """Columns to a row, at every size: 1.75 makes 128 x 224 of size 128."""
+    fps: float | None = None
+    """Frames taken per second of a video, whatever its own rate; None: every `stride`-th frame."""
+    stride: int = 1
+    """Frames of the file from one taken to the next; only without `fps`."""
+    flip: bool = False
+    """Whether half of the views and windows are mirrored, left for right (not where captions say left or right)."""
 
     def __post_init__(self) -> None:
         for name in ("size", "frames", "views"):
@@ -143,6 +150,23 @@ class Framing:
     def all_sizes(self) -> tuple[int, ...]:
         """`size` and `sizes`, ascending."""
         return tuple(sorted((self.size, *self.sizes)))
+
+    def span(self, start: float = 0) -> Span:
+        """What is read of a video: `start` is a frame without `fps`, a second with it."""
+        return Span(self.frames, self.fps, self.stride, start)
+
+    def needs(self, frames: ArrayLike, fps: ArrayLike, duration: ArrayLike) -> NDArray[np.float64]:
+        """Gives how many frames each video must have at least, from the index's columns (numbers or arrays alike).
+
+        A video is long enough where `frames >= needs(frames, fps, duration)`. Infinite where a video of unknown rate
+        should be sampled by time.
+        """
+        if self.fps is None:
+            return np.full(np.shape(frames), 1.0 + (self.frames - 1) * self.stride)
+        seconds = np.asarray(duration, np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = np.where(seconds > 0, np.asarray(frames) / seconds, np.asarray(fps, np.float64))
+        return np.where(rate > 0, np.floor((self.frames - 1) / self.fps * rate) + 1, np.inf)
 
     def shape(self, size: int) -> tuple[int, int]:
         """Rows and columns of a picture of this size."""
