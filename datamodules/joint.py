@@ -46,6 +46,9 @@ class JointData(L.LightningDataModule):
         buckets: Sizes [rows, columns] in pixels in place of `size` x `aspect`: every batch has one of them, and every clip and image
             goes into the one that cuts off least of it without enlarging it. Low-resolution twins are smaller by low_size / size.
         low_size: Rows of the low-resolution twins in pixels (super-resolution).
+        fps: Frames a second that are taken of every video, whatever its own rate; null takes the file's frames.
+        stride: Frames of the file from one taken to the next; only without fps.
+        flip: Mirrors half of the views and windows, left for right (not where captions say left or right).
         crop: Side of a random window in pixels, taken after resizing (autoencoder).
         sizes: More sizes beside `size`; with `crop`, every sample draws one of all of them; one named twice comes twice as often.
         vae: Folder of a trained autoencoder: the batches hold its latents, which are computed once and cached.
@@ -72,6 +75,9 @@ class JointData(L.LightningDataModule):
         aspect: float = 1.0,
         buckets: tuple[tuple[int, int], ...] = (),
         low_size: int | None = None,
+        fps: float | None = None,
+        stride: int = 1,
+        flip: bool = False,
         crop: int | None = None,
         sizes: tuple[int, ...] = (),
         vae: str | None = None,
@@ -105,7 +111,7 @@ class JointData(L.LightningDataModule):
             raise ValueError("data.cache_clips limits the cache of latents and needs data.vae")
         if not patience > 0:
             raise ValueError(f"data.patience is in seconds and must be above 0, got {patience:g}")
-        self.framing = Framing(size, frames, low_size, views, tuple(sizes), crop, seed, aspect)
+        self.framing = Framing(size, frames, low_size, views, tuple(sizes), crop, seed, aspect, fps, stride, flip)
         self.buckets = [Bucket(*bucket) for bucket in buckets] or [Bucket(*self.framing.shape(size))]
         if buckets:
             self._check_buckets()
@@ -188,7 +194,7 @@ class JointData(L.LightningDataModule):
                 found |= select({kind: listed}, self.framing, self.buckets, quarantined, self.val_videos)
         useless = [kind for kind, selection in found.items() if not selection.used]
         if useless if split == TRAIN else len(useless) == len(found):
-            lines = described(split, found, self.buckets, self.framing.frames)
+            lines = described(split, found, self.buckets, self.framing)
             raise ValueError("\n  ".join([f'{self.index}: no {" and no ".join(useless)} of split "{split}" can be used:', *lines]))
         return found
 
@@ -268,7 +274,8 @@ class JointData(L.LightningDataModule):
         """Gives the cache of each kind that a bucket has; stages that look at the same pictures share them."""
         assert self.vae is not None
         rows, columns = framing.shape(framing.size)
-        name = f"{split}-{rows}x{columns}-{framing.frames}f-{framing.views}v-{self._limit(split) or 'all'}"
+        rate = f"-{framing.fps:g}fps" if framing.fps else f"-every{framing.stride}" if framing.stride > 1 else ""
+        name = f"{split}-{rows}x{columns}-{framing.frames}f{rate}-{framing.views}v-{self._limit(split) or 'all'}"
         key = {
             "vae": artifact.read_card(self.vae)["sha256"],
             "index": self._index(split).sha256,
@@ -276,6 +283,7 @@ class JointData(L.LightningDataModule):
             "transform": "bicubic antialias until it covers the picture, centre or view",
             "size": [rows, columns],
             "computed_in": str(compute_dtype(self._device())),
+            **{name: getattr(framing, name) for name in ("fps", "stride", "flip") if getattr(framing, name) != getattr(Framing, name)},
         }
         frames: dict[Kind, int] = {"video": framing.frames, "image": 1}
         caches: dict[Kind, LatentCache] = {}
@@ -330,7 +338,7 @@ class JointData(L.LightningDataModule):
     def _tell(self) -> None:
         """Prints what is used and what is not."""
         for split in self._splits():
-            print("\n".join(described(split, self.selection(split), self.buckets, self.framing.frames)), flush=True)
+            print("\n".join(described(split, self.selection(split), self.buckets, self.framing)), flush=True)
 
     def train_dataloader(self) -> JointLoader:
         """Gives this rank's endless, resumable stream of batches."""
