@@ -8,12 +8,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from walt_pl.data.batch import Draw, Kind, Sample
 from walt_pl.data.index import Entry
-from walt_pl.data.video import Frames, MediaError, read_image, read_video
+from walt_pl.data.video import Frames, MediaError, Span, read_image, read_video
 
 _KIND_NUMBER: dict[Kind, int] = {"video": 0, "image": 1}
 
@@ -118,12 +119,20 @@ class Framing:
     """Seeds sizes, windows and start frames when `crop` is given."""
     aspect: float = 1.0
     """Columns to a row, at every size: 1.75 makes 128 x 224 of size 128."""
+    fps: float | None = None
+    """Frames taken per second of a video, whatever its own rate; None: every `stride`-th frame."""
+    stride: int = 1
+    """Frames of the file from one taken to the next; only without `fps`."""
+    flip: bool = False
+    """Whether half of the views and windows are mirrored, left for right (not where captions say left or right)."""
 
     def __post_init__(self) -> None:
         for name in ("size", "frames", "views"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
-        if not self.aspect > 0 or not all(float(size * self.aspect).is_integer() for size in (*self.all_sizes, self.low_size or 0)):
+        # Nearly: 232 / 56 * 56 is not quite 232.
+        columns = [size * self.aspect for size in (*self.all_sizes, self.low_size or 0)]
+        if not self.aspect > 0 or not all(abs(number - round(number)) < 1e-6 for number in columns):
             raise ValueError(f"data.aspect times each size must be a number of columns, got {self.aspect:g} and sizes {self.all_sizes}")
         if self.low_size is not None and not 0 < self.low_size < self.size:
             raise ValueError(f"data.low_size must lie between 1 and data.size - 1 = {self.size - 1}, got {self.low_size}")
@@ -141,6 +150,23 @@ class Framing:
     def all_sizes(self) -> tuple[int, ...]:
         """`size` and `sizes`, ascending."""
         return tuple(sorted((self.size, *self.sizes)))
+
+    def span(self, start: float = 0) -> Span:
+        """What is read of a video: `start` is a frame without `fps`, a second with it."""
+        return Span(self.frames, self.fps, self.stride, start)
+
+    def needs(self, frames: ArrayLike, fps: ArrayLike, duration: ArrayLike) -> NDArray[np.float64]:
+        """Gives how many frames each video must have at least, from the index's columns (numbers or arrays alike).
+
+        A video is long enough where `frames >= needs(frames, fps, duration)`. Infinite where a video of unknown rate
+        should be sampled by time.
+        """
+        if self.fps is None:
+            return np.full(np.shape(frames), 1.0 + (self.frames - 1) * self.stride)
+        seconds = np.asarray(duration, np.float64)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = np.where(seconds > 0, np.asarray(frames) / seconds, np.asarray(fps, np.float64))
+        return np.where(rate > 0, np.floor((self.frames - 1) / self.fps * rate) + 1, np.inf)
 
     def shape(self, size: int) -> tuple[int, int]:
         """Rows and columns of a picture of this size."""
@@ -167,14 +193,17 @@ class PixelDataset(Dataset[Sample]):
     def __getitem__(self, draw: Draw) -> Sample:
         """Reads one clip [3 t h w] or image [3 1 h w], with its low-resolution twin where one is asked for."""
         entry = (self.videos if draw.kind == "video" else self.images)[draw.item]
-        failure = ""
         try:
             content, low = self._read(entry, draw)
         except MediaError as error:
-            failure = str(error)
-            content, low = self._blank(draw.kind)
-        path = str(entry.path)
-        return Sample(draw, content, low, entry.caption, entry.label, path, failure, "pixels")
+            return self.failed(draw, str(error))
+        return Sample(draw, content, low, entry.caption, entry.label, str(entry.path), "", "pixels")
+
+    def failed(self, draw: Draw, reason: str) -> Sample:
+        """Gives the zeros that stand in for a clip or image, without touching its file."""
+        entry = (self.videos if draw.kind == "video" else self.images)[draw.item]
+        content, low = self._blank(draw.kind)
+        return Sample(draw, content, low, entry.caption, entry.label, str(entry.path), reason, "pixels")
 
     def _read(self, entry: Entry, draw: Draw) -> tuple[Tensor, Tensor | None]:
         framing = self.framing

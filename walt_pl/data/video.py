@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,97 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from walt_pl.data.index import Entry
+
 Frames = NDArray[np.uint8]
 
 
 class MediaError(RuntimeError):
     """A file that cannot be read or written. The message starts with its path."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Which frames of a video are taken."""
+
+    frames: int
+    """How many."""
+    fps: float | None = None
+    """Frames taken per second of the video, whatever its own rate; None: every `stride`-th frame of the file."""
+    stride: int = 1
+    """Frames of the file from one taken to the next; only without `fps`."""
+    start: float = 0
+    """Where the first one lies: without `fps` its number in the order of display, with `fps` a second in which it is shown."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.stride < 1 or not self.start >= 0 or not (self.fps is None or self.fps > 0):
+            raise ValueError(f"a span wants frames and stride of at least 1, fps above 0 and start of at least 0, got {self}")
+        if self.fps is None and not float(self.start).is_integer():
+            raise ValueError(f"without fps a span starts at a whole frame, got {self.start}")
+        if self.fps is not None and self.stride != 1:
+            raise ValueError(f"a span has a stride or a rate, got stride {self.stride} and fps {self.fps:g}")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What there is in a file, after all of it has been decoded."""
+
+    frames: int = 0
+    """Frames that were really decoded."""
+    fps: float = 0.0
+    """Frames per second on average, 0 for an image."""
+    width: int = 0
+    """Columns of pixels, upright."""
+    height: int = 0
+    """Rows of pixels, upright."""
+    duration: float = 0.0
+    """Seconds from the first frame to the end of the last one, 0 for an image."""
+    variable_rate: bool = False
+    """Whether the frames are not evenly spaced in time."""
+    decoder: str = ""
+    """"decord", "pyav" or "pillow": what reads the file rightly."""
+    reason: str = ""
+    """Why the file is unusable; empty: it is sound."""
+
+
+def read_clip(entry: Entry, span: Span, size: tuple[int, int] | None = None) -> Frames:
+    """The frames of `span`, uint8 [t h w 3], upright.
+
+    Reads files and members of tar shards (`entry.offset`), by the decoder that the index names.
+
+    Args:
+        entry: A video of the index.
+        span: Which frames.
+        size: Rows and columns that the pictures must at least cover; larger ones may come back scaled down to that.
+
+    Raises MediaError, with the path, where the file is missing, broken or too short.
+    """
+    return read_video(entry.path, span.frames, int(span.start))
+
+
+def read_picture(entry: Entry, size: tuple[int, int] | None = None) -> Frames:
+    """An image of the index as a one-frame video, uint8 [1 h w 3]; the rest as `read_clip`."""
+    return read_image(entry.path)
+
+
+def probe(path: Path, offset: int = -1, length: int | None = None, decord: bool = True) -> Probe:
+    """Decodes a whole video and finds the decoder that reads it rightly.
+
+    Never raises for what is in the file: `Probe.reason` says what is wrong with it. Native decoders may crash or hang on
+    a broken file, so call it in a process of its own, with a time limit.
+
+    Args:
+        path: The file, or the tar shard.
+        offset: Where the member begins in the shard; -1: the file itself.
+        length: Bytes of the member.
+        decord: Whether decord is tried (after a crash, call again without).
+    """
+    raise NotImplementedError
+
+
+def probe_picture(path: Path, offset: int = -1, length: int | None = None) -> Probe:
+    """The same for an image: decodes it with Pillow."""
+    raise NotImplementedError
 
 
 def read_video(path: Path, frames: int, start: int = 0) -> Frames:
