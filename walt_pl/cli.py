@@ -6,10 +6,12 @@ wires things up and defines no models.
 
 import argparse
 import glob
+import inspect
 import keyword
 import logging
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -240,13 +242,25 @@ def _argument(flag: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
+def _typed(words: list[str], command: Callable[..., None]) -> list[str]:
+    """The words of a command line as the parser wants them: --report is --report true, and --config, which the parser keeps for itself, config_."""
+    parameters = inspect.signature(command).parameters
+    typed = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name = word.removeprefix("--")
+        bare = word.startswith("--") and name in parameters and parameters[name].annotation in (bool, "bool")
+        typed.append(f"{word}=true" if bare and after not in ("true", "false") else word)
+    return [re.sub(r"^--config(?==|$)", "--config_", word) if "config_" in parameters else word for word in typed]
+
+
 def main() -> None:
     """Run the command line."""
     sys.argv[1:] = [re.sub(r"^--([^=]+)", lambda flag: f"--{_argument(flag[1])}", word) for word in sys.argv[1:]]
     arguments = sys.argv[1:]
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
     if arguments and arguments[0] in COMMANDS:
-        auto_cli(COMMANDS[arguments[0]], args=arguments[1:], as_positional=True, prog=f"python -m walt_pl {arguments[0]}")
+        command = COMMANDS[arguments[0]]
+        auto_cli(command, args=_typed(arguments[1:], command), as_positional=True, prog=f"python -m walt_pl {arguments[0]}")
     elif arguments and arguments[0] == "plan":
         from walt_pl.plan import Plan
 
