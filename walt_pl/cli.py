@@ -1,7 +1,7 @@
 """The one program, ``python -m walt_pl``.
 
-``fit validate test predict`` are LightningCLI's; ``plan`` and ``cache`` read the same keys; the others are functions of ``walt_pl.commands``. This file
-wires things up and defines no models.
+``fit validate test predict`` are LightningCLI's; ``plan`` and ``cache`` read the same keys; the others are functions of
+``walt_pl.commands``. This file wires things up and defines no models.
 """
 
 import argparse

@@ -93,15 +93,20 @@ def select(
     Returns:
         A selection for each kind; none has anything used where no bucket has all kinds.
     """
+    first: dict[Kind, Selection] = {}
     open_ = list(range(len(buckets)))
     while True:
         found = {kind: _select(kind, listed, framing, buckets, open_, quarantined[kind], limit) for kind, listed in entries.items()}
-        whole = [number for number in open_ if all((s.reason[s.bucket == number] == USED).any() for s in found.values())]
-        if whole == open_:
-            return found
-        if not whole:
-            return {kind: selection.closed() for kind, selection in found.items()}
-        open_ = whole
+        first = first or found
+        there = {number: [bool((s.reason[s.bucket == number] == USED).any()) for s in found.values()] for number in open_}
+        lacking = [number for number, kinds in there.items() if any(kinds) and not all(kinds)]
+        if not lacking or not all(selection.used for selection in first.values()):
+            break
+        # The largest: what is in it fits into smaller ones, and nothing smaller fits into it.
+        open_.remove(max(lacking, key=lambda number: buckets[number].rows * buckets[number].columns))
+    shared = all(selection.used for selection in found.values())
+    alone = not shared and all(selection.used for selection in first.values())
+    return {kind: selection.closed() for kind, selection in first.items()} if alone else found
 
 
 def _select(
