@@ -13,15 +13,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
-from walt_pl.data.quarantine import Quarantine
 
 from walt_pl import artifact
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.data.batch import Bucketed, Kind, Source
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
 from walt_pl.data.index import Entries, Index
-from walt_pl.data.sampler import Items, JointLoader, JointSampler, SequentialSampler
+from walt_pl.data.quarantine import Quarantine
+from walt_pl.data.sampler import BatchLoader, Items, JointLoader, JointSampler, SequentialSampler
 from walt_pl.data.selection import Bucket, Selection, described, select
+from walt_pl.data.stream import Reading, Shards, StreamLoader
 from walt_pl.data.transforms import Framing, PixelDataset
 
 TRAIN, VALIDATION = "train", "val"
@@ -59,6 +60,8 @@ class JointData(L.LightningDataModule):
         workers: Processes that read ahead, per rank; 0 reads in the training process, which a decoder that crashes then ends.
         patience: Seconds that a worker may spend on one file before it is ended and another one tries; the second time the file fails.
         seed: Seeds order and crops.
+        shards: Streams the training set from tar shards in webdataset's notation, '{video: "clips-{000..999}.tar", image: ...}', in
+            place of the index, see walt_pl/data/stream.py; validation, and captions for a vocabulary, still come from the index.
 
     Raises:
         ValueError: If parameters do not fit together.
@@ -88,6 +91,7 @@ class JointData(L.LightningDataModule):
         workers: int = 1,
         patience: float = 60.0,
         seed: int = 0,
+        shards: dict[Kind, str] | None = None,
     ) -> None:
         super().__init__()
         at_least_zero = {
@@ -115,6 +119,14 @@ class JointData(L.LightningDataModule):
         self.buckets = [Bucket(*bucket) for bucket in buckets] or [Bucket(*self.framing.shape(size))]
         if buckets:
             self._check_buckets()
+        if shards is not None:
+            wanted = {"video": videos_per_batch, "image": image_stacks_per_batch}
+            if buckets or set(shards) != {kind for kind, per_batch in wanted.items() if per_batch}:
+                raise ValueError(
+                    "data.shards names the shards of each kind that the batch has, and data.buckets needs an index: "
+                    f"got {', '.join(shards) or 'no kind'} for {videos_per_batch} videos and {image_stacks_per_batch} stacks of images"
+                )
+        self.shards = shards
         self.index = index
         self.vae = vae
         self.videos_per_batch = videos_per_batch
@@ -131,7 +143,7 @@ class JointData(L.LightningDataModule):
         self.prepare_data_per_node = False
         self._indices: dict[str, Index] = {}
         self._selections: dict[str, dict[Kind, Selection]] = {}
-        self._loaders: list[JointLoader] = []
+        self._loaders: list[BatchLoader] = []
 
     def _check_buckets(self) -> None:
         if self.framing.crop is not None:
@@ -157,7 +169,7 @@ class JointData(L.LightningDataModule):
     @property
     def index_sha256(self) -> str:
         """Hash of the index file, for the card of the artifact."""
-        return self._index(TRAIN).sha256
+        return self._index(VALIDATION if self.shards else TRAIN).sha256
 
     def counts(self) -> dict[str, int]:
         """Gives how many videos and images are trained and validated on, for the card of the artifact."""
@@ -167,7 +179,8 @@ class JointData(L.LightningDataModule):
 
     def captions(self, validation: bool = False) -> Iterator[str]:
         """Gives the captions that are trained on, for the vocabulary of a text encoder of our own; and those validated on, if wanted."""
-        for split in self._splits() if validation else [TRAIN]:
+        trained = [TRAIN] if self.shards is None or TRAIN in self._index(VALIDATION).splits else []
+        for split in [*trained, VALIDATION] if validation and self.val_videos else trained:
             for kind, selection in self.selection(split).items():
                 captions, positions = self._entries(split)[kind].column("caption"), selection.positions()
                 for start in range(0, len(positions), 4096):
@@ -209,7 +222,8 @@ class JointData(L.LightningDataModule):
         return self._indices[split]
 
     def _splits(self) -> list[str]:
-        return [TRAIN, VALIDATION] if self.val_videos else [TRAIN]
+        trained = [TRAIN] if self.shards is None else []
+        return [*trained, VALIDATION] if self.val_videos else trained
 
     def _entries(self, split: str) -> dict[Kind, Entries]:
         """Gives all clips and images of a split, of the kinds that a batch has."""
@@ -268,7 +282,8 @@ class JointData(L.LightningDataModule):
 
     def _whole_framing(self, split: str, rows: int, columns: int) -> Framing:
         views = 1 if split == VALIDATION else self.framing.views
-        return replace(self.framing, size=rows, aspect=columns / rows, low_size=None, views=views)
+        # A first view is never mirrored.
+        return replace(self.framing, size=rows, aspect=columns / rows, low_size=None, views=views, flip=self.framing.flip and views > 1)
 
     def _caches(self, split: str, number: int, framing: Framing) -> dict[Kind, LatentCache]:
         """Gives the cache of each kind that a bucket has; stages that look at the same pictures share them."""
@@ -337,17 +352,24 @@ class JointData(L.LightningDataModule):
     @rank_zero_only
     def _tell(self) -> None:
         """Prints what is used and what is not."""
+        for kind, pattern in (self.shards or {}).items():
+            print(f"{TRAIN}: {kind}s streamed from {pattern}", flush=True)
         for split in self._splits():
             print("\n".join(described(split, self.selection(split), self.buckets, self.framing)), flush=True)
 
-    def train_dataloader(self) -> JointLoader:
+    def train_dataloader(self) -> BatchLoader:
         """Gives this rank's endless, resumable stream of batches."""
         rank, ranks = self._ranks()
+        if self.shards is not None:
+            streamed = {kind: Shards(kind, pattern, self.seed) for kind, pattern in self.shards.items()}
+            per_batch: dict[Kind, int] = {"video": self.videos_per_batch, "image": self.images_per_batch}
+            given = {kind: per_batch[kind] for kind in streamed}
+            return self._kept(StreamLoader(Reading(streamed, given, self.framing, rank, ranks, self.workers)))
         items = self._items(TRAIN)
         sampler = JointSampler(items["video"], items["image"], self.videos_per_batch, self.images_per_batch, rank, ranks, self.seed)
         return self._loader(TRAIN, sampler)
 
-    def val_dataloader(self) -> JointLoader | list[JointLoader]:
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """Gives this rank's validation batches: the first clips and images of the split, in order, in view 0.
 
         Counts are rounded down to whole stacks on every rank, in every bucket, so that the ranks stay in step.
@@ -387,9 +409,11 @@ class JointData(L.LightningDataModule):
         kinds: tuple[Kind, Kind] = ("video", "image")
         return {kind: [selections[kind].items(b) if kind in selections else Items(range(0)) for b in buckets] for kind in kinds}
 
-    def _loader(self, split: str, sampler: JointSampler | SequentialSampler) -> JointLoader:
+    def _loader(self, split: str, sampler: JointSampler | SequentialSampler) -> BatchLoader:
         source = Bucketed([self._source(split, number) for number in range(len(self.buckets))])
-        loader = JointLoader(source, sampler, self.workers, self.patience)
+        return self._kept(JointLoader(source, sampler, self.workers, self.patience))
+
+    def _kept(self, loader: BatchLoader) -> BatchLoader:
         self._loaders.append(loader)
         return loader
 

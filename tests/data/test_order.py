@@ -138,7 +138,7 @@ def test_buckets_come_in_proportion_to_what_they_hold(case: Case) -> None:
     for buckets in rounds:
         for bucket, count in enumerate(counts):
             wanted = count / sum(counts) * steps
-            assert int(wanted) <= buckets.count(bucket) <= int(wanted) + 1
+            assert int(wanted) <= buckets.count(bucket) <= int(wanted) + 1, "rounded up or down"
 
 
 @quick

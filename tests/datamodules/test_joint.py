@@ -1,6 +1,7 @@
 """JointData under a real Trainer: the same samples after any interruption, on any number of ranks and workers."""
 
 import multiprocessing
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -393,6 +394,31 @@ def test_a_flipped_byte_of_the_cache_costs_its_sample_and_is_named(shapes: str, 
     make_buckets(shapes, vae=vae, val_videos=0).build_caches(verify=True)
     healed = make_buckets(shapes, vae=vae, val_videos=0).train_dataloader()
     assert all(batch.weight.all() for batch in healed)
+
+
+# Streams
+
+
+def test_a_stream_takes_the_place_of_the_training_split(index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind, ending in (("video", "mp4"), ("image", "png")):
+        with tarfile.open(tmp_path / f"{kind}.tar", "w") as tar:
+            for number in range(3):
+                tar.add(Path(index).parent / f"val-{number}.{ending}", f"{number}.{ending}")
+    shards = {kind: str(tmp_path / f"{kind}.tar") for kind in ("video", "image")}
+    data = make(index, shards=shards)
+    data.setup("fit")
+    assert "train: videos streamed from" in capsys.readouterr().out
+    batch = next(iter(data.train_dataloader()))
+    assert batch.videos.shape == (4, 3, 5, 16, 16) and batch.images.shape == (4, 3, 1, 16, 16) and batch.weight.all()
+    assert {Path(path).parent.name for path in batch.paths} == {"video.tar", "image.tar"}
+    assert data.counts() == {"val_videos": 4, "val_images": 4}
+    data.teardown("fit")
+
+
+@pytest.mark.parametrize("shards", [{"video": "a.tar"}, {}, {"video": "a.tar", "image": "b.tar", "sound": "c.tar"}])
+def test_shards_of_other_kinds_than_the_batch_has_are_refused(shards: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"data\.shards names the shards of each kind that the batch has"):
+        make("index.parquet", shards=shards)
 
 
 # The Trainer
