@@ -22,7 +22,7 @@ class Caches(Program):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.set_defaults({"trainer.logger": False, "trainer.enable_checkpointing": False})
+        parser.set_defaults({"trainer.logger": False})
 
     def before_instantiate_classes(self) -> None:
         trainer = self.options.trainer
