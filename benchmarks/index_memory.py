@@ -2,9 +2,10 @@
 
     python benchmarks/index_memory.py [--rows 10000000] [--folder DIR]
 
-A synthetic index is written (about 2 GB for ten million rows), opened here, and its videos are handed to a fresh worker process, pickled as a DataLoader
-does. The worker reads entries all over the index and says what it has more of than before: memory of its own (anonymous), which every
-further worker costs again, and pages of the mapped file, which all workers share and which the system takes back when it needs them.
+A synthetic index is written (about 2 GB for ten million rows), opened here, and its videos are handed to a fresh worker process,
+pickled as a DataLoader does. The worker reads entries all over the index and says what it has more of than before: memory of its own
+(anonymous), which every further worker costs again, and pages of the mapped file, which all workers share and which the system takes
+back when it needs them.
 """
 
 import argparse
@@ -53,7 +54,9 @@ def synthetic(rows: int) -> pa.Table:
 def memory() -> dict[str, int]:
     """Bytes of memory of this process: RssAnon is its own, RssFile is mapped from files."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return {name: int(value.split()[0]) << 10 for name, _, value in (line.partition(":") for line in lines) if name in ("RssAnon", "RssFile")}
+    return {
+        name: int(value.split()[0]) << 10 for name, _, value in (line.partition(":") for line in lines) if name in ("RssAnon", "RssFile")
+    }
 
 
 def worker(connection: Connection) -> None:
@@ -102,7 +105,8 @@ def main() -> None:
             path = Path(folder) / "index.parquet"
             start = time.perf_counter()
             write_table(synthetic(rows), path)
-            print(f"{rows:,} rows written in {time.perf_counter() - start:.1f} s, peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
+            seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            print(f"{rows:,} rows written in {seconds:.1f} s, peak {peak / 1e6:.1f} GB")
             measure(path)
 
 

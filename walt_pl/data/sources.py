@@ -23,8 +23,8 @@ from walt_pl.data.apart import Lost, run_apart
 
 Layout = Literal["auto", "folder", "table", "ucf101", "kinetics", "classes", "webdataset"]
 
-VIDEOS = frozenset("mp4 m4v mov mkv webm avi mpg mpeg m2v ts m2ts wmv flv ogv 3gp".split())
-IMAGES = frozenset("jpg jpeg png webp bmp tif tiff".split())
+VIDEOS = frozenset(["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "m2v", "ts", "m2ts", "wmv", "flv", "ogv", "3gp"])
+IMAGES = frozenset(["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"])
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
@@ -204,7 +204,9 @@ def _folders(path: Path) -> list[Path]:
 
 def _left_out(paths: Iterable[Path]) -> list[str]:
     endings = Counter(path.suffix.lower() or "without an ending" for path in paths)
-    return [f"left out, neither video nor image: {', '.join(f'{count} {name}' for name, count in endings.most_common(8))}"] if endings else []
+    return (
+        [f"left out, neither video nor image: {', '.join(f'{count} {name}' for name, count in endings.most_common(8))}"] if endings else []
+    )
 
 
 def _kind(file: Path) -> str:
@@ -454,7 +456,11 @@ def _said(shard: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> dict[
     row = row if isinstance(row, dict) else {}
     caption = " ".join(str(row.get("caption") or row.get("text") or "").split())
     label, split = row.get("label"), str(row.get("split") or "")
-    return ({"caption": caption} if caption else {}) | ({} if label is None else {"label": _label(str(label))}) | ({"split": split} if split else {})
+    return (
+        ({"caption": caption} if caption else {})
+        | ({} if label is None else {"label": _label(str(label))})
+        | ({"split": split} if split else {})
+    )
 
 
 def _label(text: str) -> int | str:
