@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from walt_pl.data.index import SCHEMA, Entries, Index, write_index
+from benchmarks.index_memory import measure, synthetic
+from walt_pl.data.index import SCHEMA, Entries, Index, write_index, write_table
 
 
 def row(number: int, **changes: object) -> dict[str, object]:
@@ -240,3 +241,12 @@ def test_opening_reads_no_rows_into_memory(tmp_path: Path) -> None:
     index = Index(tmp_path / "many.parquet", "train")
     assert isinstance(index.videos, Entries) and index.videos[49_999].bytes == 49_999
     assert pa.total_allocated_bytes() - before < 100_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("rows", [300_000, pytest.param(10_000_000, marks=pytest.mark.slow)])
+def test_an_index_costs_a_worker_nothing_of_its_own(tmp_path: Path, rows: int) -> None:
+    write_table(synthetic(rows), tmp_path / "index.parquet")
+    cost = measure(tmp_path / "index.parquet")
+    assert (tmp_path / "index.arrow").stat().st_size > 180 * rows
+    assert cost["own"] < 20e6 and cost["seconds"] < 5

@@ -235,9 +235,10 @@ def _numbers(listing: Listing | None, out: Path) -> dict[str, int]:
     """Number of each class that has a name: its line in NAME.classes.txt, from 0. New names go to its end: no number ever changes."""
     path = out.with_suffix(".classes.txt")
     names = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    known = set(names)
     fresh = {item.label for item in listing.items if isinstance(item.label, str)} if listing else set()
     order = [*(listing.classes if listing and fresh else []), *sorted(fresh)]
-    more = [name for name in dict.fromkeys(order) if name not in set(names)]
+    more = [name for name in dict.fromkeys(order) if name not in known]
     if more:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.write_text("".join(f"{name}\n" for name in [*names, *more]), encoding="utf-8")

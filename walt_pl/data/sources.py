@@ -339,11 +339,13 @@ def _kinetics(source: Path, root: str | None) -> Listing:
         raise ValueError(f"{source}: no CSV with the columns label, youtube_id, time_start, time_end in it or in its annotations/")
     folder = Path(root) if root else source.parent if source.is_file() else source
     files = {file.stem: file for file in _media(folder)[0]}
-    items, names, dead, total = [], set[str](), 0, 0
+    items, names, seen, dead = [], set[str](), set[str](), 0
     for table in tables:
         for number, row in _rows(table):
-            total += 1
             stem = _kinetics_stem(row, f"{table}:{number}")
+            if stem in seen:  # a table of all splits may lie beside theirs
+                continue
+            seen.add(stem)
             name = row.get("label", "")
             names |= {name} if name else set()
             file = files.pop(stem, None)
@@ -352,7 +354,7 @@ def _kinetics(source: Path, root: str | None) -> Listing:
                 continue
             split = _SPLITS.get(row.get("split", "").lower(), "") or _split_of([table.stem])
             items.append(Item(str(file), "video", _words(name), name or -1, split, family=row["youtube_id"]))
-    notes = [f"{dead} of {total} clips of {', '.join(table.name for table in tables)} are not there"] if dead else []
+    notes = [f"{dead} of {len(seen)} clips of {', '.join(table.name for table in tables)} are not there"] if dead else []
     if files:
         notes.append(f"{len(files)} files are in no CSV and are left out, the first: {min(files.values())}")
     return Listing("kinetics", items, notes, sorted(names))
