@@ -13,15 +13,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
-from walt_pl.data.quarantine import Quarantine
 
 from walt_pl import artifact
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.data.batch import Bucketed, Kind, Source
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
 from walt_pl.data.index import Entries, Index
-from walt_pl.data.sampler import Items, JointLoader, JointSampler, SequentialSampler
+from walt_pl.data.quarantine import Quarantine
+from walt_pl.data.sampler import BatchLoader, Items, JointLoader, JointSampler, SequentialSampler
 from walt_pl.data.selection import Bucket, Selection, described, select
+from walt_pl.data.stream import Reading, Shards, StreamLoader
 from walt_pl.data.transforms import Framing, PixelDataset
 
 TRAIN, VALIDATION = "train", "val"
@@ -46,6 +47,9 @@ class JointData(L.LightningDataModule):
         buckets: Sizes [rows, columns] in pixels in place of `size` x `aspect`: every batch has one of them, and every clip and image
             goes into the one that cuts off least of it without enlarging it. Low-resolution twins are smaller by low_size / size.
         low_size: Rows of the low-resolution twins in pixels (super-resolution).
+        fps: Frames a second that are taken of every video, whatever its own rate; null takes the file's frames.
+        stride: Frames of the file from one taken to the next; only without fps.
+        flip: Mirrors half of the views and windows, left for right (not where captions say left or right).
         crop: Side of a random window in pixels, taken after resizing (autoencoder).
         sizes: More sizes beside `size`; with `crop`, every sample draws one of all of them; one named twice comes twice as often.
         vae: Folder of a trained autoencoder: the batches hold its latents, which are computed once and cached.
@@ -56,6 +60,8 @@ class JointData(L.LightningDataModule):
         workers: Processes that read ahead, per rank; 0 reads in the training process, which a decoder that crashes then ends.
         patience: Seconds that a worker may spend on one file before it is ended and another one tries; the second time the file fails.
         seed: Seeds order and crops.
+        shards: Streams the training set from tar shards in webdataset's notation, '{video: "clips-{000..999}.tar", image: ...}', in
+            place of the index, see walt_pl/data/stream.py; validation, and captions for a vocabulary, still come from the index.
 
     Raises:
         ValueError: If parameters do not fit together.
@@ -72,6 +78,9 @@ class JointData(L.LightningDataModule):
         aspect: float = 1.0,
         buckets: tuple[tuple[int, int], ...] = (),
         low_size: int | None = None,
+        fps: float | None = None,
+        stride: int = 1,
+        flip: bool = False,
         crop: int | None = None,
         sizes: tuple[int, ...] = (),
         vae: str | None = None,
@@ -82,6 +91,7 @@ class JointData(L.LightningDataModule):
         workers: int = 1,
         patience: float = 60.0,
         seed: int = 0,
+        shards: dict[Kind, str] | None = None,
     ) -> None:
         super().__init__()
         at_least_zero = {
@@ -105,10 +115,18 @@ class JointData(L.LightningDataModule):
             raise ValueError("data.cache_clips limits the cache of latents and needs data.vae")
         if not patience > 0:
             raise ValueError(f"data.patience is in seconds and must be above 0, got {patience:g}")
-        self.framing = Framing(size, frames, low_size, views, tuple(sizes), crop, seed, aspect)
+        self.framing = Framing(size, frames, low_size, views, tuple(sizes), crop, seed, aspect, fps, stride, flip)
         self.buckets = [Bucket(*bucket) for bucket in buckets] or [Bucket(*self.framing.shape(size))]
         if buckets:
             self._check_buckets()
+        if shards is not None:
+            wanted = {"video": videos_per_batch, "image": image_stacks_per_batch}
+            if buckets or set(shards) != {kind for kind, per_batch in wanted.items() if per_batch}:
+                raise ValueError(
+                    "data.shards names the shards of each kind that the batch has, and data.buckets needs an index: "
+                    f"got {', '.join(shards) or 'no kind'} for {videos_per_batch} videos and {image_stacks_per_batch} stacks of images"
+                )
+        self.shards = shards
         self.index = index
         self.vae = vae
         self.videos_per_batch = videos_per_batch
@@ -125,7 +143,7 @@ class JointData(L.LightningDataModule):
         self.prepare_data_per_node = False
         self._indices: dict[str, Index] = {}
         self._selections: dict[str, dict[Kind, Selection]] = {}
-        self._loaders: list[JointLoader] = []
+        self._loaders: list[BatchLoader] = []
 
     def _check_buckets(self) -> None:
         if self.framing.crop is not None:
@@ -151,7 +169,7 @@ class JointData(L.LightningDataModule):
     @property
     def index_sha256(self) -> str:
         """Hash of the index file, for the card of the artifact."""
-        return self._index(TRAIN).sha256
+        return self._index(VALIDATION if self.shards else TRAIN).sha256
 
     def counts(self) -> dict[str, int]:
         """Gives how many videos and images are trained and validated on, for the card of the artifact."""
@@ -161,7 +179,8 @@ class JointData(L.LightningDataModule):
 
     def captions(self, validation: bool = False) -> Iterator[str]:
         """Gives the captions that are trained on, for the vocabulary of a text encoder of our own; and those validated on, if wanted."""
-        for split in self._splits() if validation else [TRAIN]:
+        trained = [TRAIN] if self.shards is None or TRAIN in self._index(VALIDATION).splits else []
+        for split in [*trained, VALIDATION] if validation and self.val_videos else trained:
             for kind, selection in self.selection(split).items():
                 captions, positions = self._entries(split)[kind].column("caption"), selection.positions()
                 for start in range(0, len(positions), 4096):
@@ -188,7 +207,7 @@ class JointData(L.LightningDataModule):
                 found |= select({kind: listed}, self.framing, self.buckets, quarantined, self.val_videos)
         useless = [kind for kind, selection in found.items() if not selection.used]
         if useless if split == TRAIN else len(useless) == len(found):
-            lines = described(split, found, self.buckets, self.framing.frames)
+            lines = described(split, found, self.buckets, self.framing)
             raise ValueError("\n  ".join([f'{self.index}: no {" and no ".join(useless)} of split "{split}" can be used:', *lines]))
         return found
 
@@ -203,7 +222,8 @@ class JointData(L.LightningDataModule):
         return self._indices[split]
 
     def _splits(self) -> list[str]:
-        return [TRAIN, VALIDATION] if self.val_videos else [TRAIN]
+        trained = [TRAIN] if self.shards is None else []
+        return [*trained, VALIDATION] if self.val_videos else trained
 
     def _entries(self, split: str) -> dict[Kind, Entries]:
         """Gives all clips and images of a split, of the kinds that a batch has."""
@@ -262,13 +282,15 @@ class JointData(L.LightningDataModule):
 
     def _whole_framing(self, split: str, rows: int, columns: int) -> Framing:
         views = 1 if split == VALIDATION else self.framing.views
-        return replace(self.framing, size=rows, aspect=columns / rows, low_size=None, views=views)
+        # A first view is never mirrored.
+        return replace(self.framing, size=rows, aspect=columns / rows, low_size=None, views=views, flip=self.framing.flip and views > 1)
 
     def _caches(self, split: str, number: int, framing: Framing) -> dict[Kind, LatentCache]:
         """Gives the cache of each kind that a bucket has; stages that look at the same pictures share them."""
         assert self.vae is not None
         rows, columns = framing.shape(framing.size)
-        name = f"{split}-{rows}x{columns}-{framing.frames}f-{framing.views}v-{self._limit(split) or 'all'}"
+        rate = f"-{framing.fps:g}fps" if framing.fps else f"-every{framing.stride}" if framing.stride > 1 else ""
+        name = f"{split}-{rows}x{columns}-{framing.frames}f{rate}-{framing.views}v-{self._limit(split) or 'all'}"
         key = {
             "vae": artifact.read_card(self.vae)["sha256"],
             "index": self._index(split).sha256,
@@ -276,6 +298,7 @@ class JointData(L.LightningDataModule):
             "transform": "bicubic antialias until it covers the picture, centre or view",
             "size": [rows, columns],
             "computed_in": str(compute_dtype(self._device())),
+            **{name: getattr(framing, name) for name in ("fps", "stride", "flip") if getattr(framing, name) != getattr(Framing, name)},
         }
         frames: dict[Kind, int] = {"video": framing.frames, "image": 1}
         caches: dict[Kind, LatentCache] = {}
@@ -329,17 +352,24 @@ class JointData(L.LightningDataModule):
     @rank_zero_only
     def _tell(self) -> None:
         """Prints what is used and what is not."""
+        for kind, pattern in (self.shards or {}).items():
+            print(f"{TRAIN}: {kind}s streamed from {pattern}", flush=True)
         for split in self._splits():
-            print("\n".join(described(split, self.selection(split), self.buckets, self.framing.frames)), flush=True)
+            print("\n".join(described(split, self.selection(split), self.buckets, self.framing)), flush=True)
 
-    def train_dataloader(self) -> JointLoader:
+    def train_dataloader(self) -> BatchLoader:
         """Gives this rank's endless, resumable stream of batches."""
         rank, ranks = self._ranks()
+        if self.shards is not None:
+            streamed = {kind: Shards(kind, pattern, self.seed) for kind, pattern in self.shards.items()}
+            per_batch: dict[Kind, int] = {"video": self.videos_per_batch, "image": self.images_per_batch}
+            given = {kind: per_batch[kind] for kind in streamed}
+            return self._kept(StreamLoader(Reading(streamed, given, self.framing, rank, ranks, self.workers)))
         items = self._items(TRAIN)
         sampler = JointSampler(items["video"], items["image"], self.videos_per_batch, self.images_per_batch, rank, ranks, self.seed)
         return self._loader(TRAIN, sampler)
 
-    def val_dataloader(self) -> JointLoader | list[JointLoader]:
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """Gives this rank's validation batches: the first clips and images of the split, in order, in view 0.
 
         Counts are rounded down to whole stacks on every rank, in every bucket, so that the ranks stay in step.
@@ -379,9 +409,11 @@ class JointData(L.LightningDataModule):
         kinds: tuple[Kind, Kind] = ("video", "image")
         return {kind: [selections[kind].items(b) if kind in selections else Items(range(0)) for b in buckets] for kind in kinds}
 
-    def _loader(self, split: str, sampler: JointSampler | SequentialSampler) -> JointLoader:
+    def _loader(self, split: str, sampler: JointSampler | SequentialSampler) -> BatchLoader:
         source = Bucketed([self._source(split, number) for number in range(len(self.buckets))])
-        loader = JointLoader(source, sampler, self.workers, self.patience)
+        return self._kept(JointLoader(source, sampler, self.workers, self.patience))
+
+    def _kept(self, loader: BatchLoader) -> BatchLoader:
         self._loaders.append(loader)
         return loader
 

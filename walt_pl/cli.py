@@ -1,7 +1,7 @@
 """The one program, ``python -m walt_pl``.
 
-``fit validate test predict`` are LightningCLI's; ``plan`` reads the same keys; the others are functions of ``walt_pl.commands``. This file
-wires things up and defines no models.
+``fit validate test predict`` are LightningCLI's; ``plan`` and ``cache`` read the same keys; the others are functions of
+``walt_pl.commands``. This file wires things up and defines no models.
 """
 
 import argparse
@@ -286,5 +286,10 @@ def main() -> None:
 
         sys.argv = [f"{sys.argv[0]} plan", *arguments[1:]]
         Plan().show()
+    elif arguments and arguments[0] == "cache":
+        from walt_pl.caches import Caches
+
+        sys.argv = [f"{sys.argv[0]} cache", *arguments[1:]]
+        Caches().build()
     else:
         Program()

@@ -85,7 +85,7 @@ def select(
 
     Args:
         entries: Of each kind that a batch has.
-        framing: How many frames a clip must have.
+        framing: How long a clip must be.
         buckets: Sizes of the batches.
         quarantined: Places in the lists, ascending.
         limit: Takes the first so many of each kind that fit; 0 takes all.
@@ -93,15 +93,20 @@ def select(
     Returns:
         A selection for each kind; none has anything used where no bucket has all kinds.
     """
+    first: dict[Kind, Selection] = {}
     open_ = list(range(len(buckets)))
     while True:
         found = {kind: _select(kind, listed, framing, buckets, open_, quarantined[kind], limit) for kind, listed in entries.items()}
-        whole = [number for number in open_ if all((s.reason[s.bucket == number] == USED).any() for s in found.values())]
-        if whole == open_:
-            return found
-        if not whole:
-            return {kind: selection.closed() for kind, selection in found.items()}
-        open_ = whole
+        first = first or found
+        there = {number: [bool((s.reason[s.bucket == number] == USED).any()) for s in found.values()] for number in open_}
+        lacking = [number for number, kinds in there.items() if any(kinds) and not all(kinds)]
+        if not lacking or not all(selection.used for selection in first.values()):
+            break
+        # The largest: what is in it fits into smaller ones, and nothing smaller fits into it.
+        open_.remove(max(lacking, key=lambda number: buckets[number].rows * buckets[number].columns))
+    shared = all(selection.used for selection in found.values())
+    alone = not shared and all(selection.used for selection in first.values())
+    return {kind: selection.closed() for kind, selection in first.items()} if alone else found
 
 
 def _select(
@@ -119,7 +124,8 @@ def _select(
         here = slice(start, start + len(part))
         bucket[here], reason[here] = _fitted(part, buckets, open_)
         if kind == "video":
-            short = part.column("frames") < framing.frames
+            frames, fps, duration = (part.column(name) for name in ("frames", "fps", "duration"))
+            short = frames < framing.needs(frames, fps, duration)
             bucket[here][short], reason[here][short] = -1, SHORT
     if limit:
         beyond = np.flatnonzero(bucket >= 0)[limit:]
@@ -147,21 +153,20 @@ def _fitted(entries: Entries, buckets: Sequence[Bucket], open_: Sequence[int]) -
     return best, reason
 
 
-def described(split: str, selections: Mapping[Kind, Selection], buckets: Sequence[Bucket], frames: int) -> list[str]:
+def described(split: str, selections: Mapping[Kind, Selection], buckets: Sequence[Bucket], framing: Framing) -> list[str]:
     """The counts in words, a line a kind and a line a bucket.
 
     Args:
         split: Name of the split.
         selections: Of each kind.
         buckets: Sizes of the batches.
-        frames: Frames that a clip must have.
+        framing: What is taken of a clip.
     """
+    rate = f" at {framing.fps:g} a second" if framing.fps else f", {framing.stride} apart" if framing.stride > 1 else ""
+    wanted = f" (fewer than {framing.frames} frames{rate})"
     lines = []
     for kind, selection in selections.items():
-        left_out = [
-            f"{count:,} {reason}{f' (fewer than {frames} frames)' if reason == REASONS[SHORT] else ''}"
-            for reason, count in selection.left_out().items()
-        ]
+        left_out = [f"{count:,} {why}{wanted if why == REASONS[SHORT] else ''}" for why, count in selection.left_out().items()]
         text = f"{split}: {selection.used:,} of {len(selection.reason):,} {kind}s used"
         lines.append(f"{text}; left out: {', '.join(left_out)}" if left_out else text)
     if len(buckets) > 1:

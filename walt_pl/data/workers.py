@@ -101,7 +101,7 @@ class Workers:
         self._workers.clear()
 
     def _start(self) -> _Worker:
-        context = _forkserver()
+        context = forkserver()
         ours, theirs = context.Pipe()
         reading = context.RawArray("d", [0, -1, 0])
         process = context.Process(target=_serve, args=(self._source, theirs, reading), daemon=True)
@@ -183,8 +183,8 @@ def _cause(exitcode: int | None) -> str:
     return f"exit code {exitcode}" if exitcode is None or exitcode >= 0 else signal.Signals(-exitcode).name
 
 
-def _forkserver() -> Any:
-    # Native decoders and thread pools do not survive a fork.
+def forkserver() -> Any:
+    """How processes that decode are started: native decoders and thread pools do not survive a fork."""
     context = multiprocessing.get_context("forkserver")
     # The server imports torch once; every worker after that starts in milliseconds.
     context.set_forkserver_preload(["walt_pl.data.workers", "walt_pl.data.transforms"])
