@@ -2,9 +2,10 @@
 
     python benchmarks/index_memory.py [--rows 10000000] [--folder DIR]
 
-A synthetic index is written (about 2 GB for ten million rows), opened here, and its videos are handed to a fresh worker process, pickled as a DataLoader
-does. The worker reads entries all over the index and says what it has more of than before: memory of its own (anonymous), which every
-further worker costs again, and pages of the mapped file, which all workers share and which the system takes back when it needs them.
+A synthetic index is written (about 2 GB for ten million rows), opened here, and its videos are handed to a fresh worker process,
+pickled as a DataLoader does. The worker reads entries all over the index and says what it has more of than before: memory of its own
+(anonymous), which every further worker costs again, and pages of the mapped file, which all workers share and which the system takes
+back when it needs them.
 """
 
 import argparse
@@ -53,25 +54,26 @@ def synthetic(rows: int) -> pa.Table:
 def memory() -> dict[str, int]:
     """Bytes of memory of this process: RssAnon is its own, RssFile is mapped from files."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return {name: int(value.split()[0]) << 10 for name, _, value in (line.partition(":") for line in lines) if name in ("RssAnon", "RssFile")}
+    return {
+        name: int(value.split()[0]) << 10 for name, _, value in (line.partition(":") for line in lines) if name in ("RssAnon", "RssFile")
+    }
 
 
 def worker(connection: Connection) -> None:
     """Takes entries, reads READS of them, and says what it cost."""
     begin = memory()
     entries: Entries = connection.recv()
-    opened = memory()
     places = np.random.default_rng(1).integers(len(entries), size=READS)
     start = time.perf_counter()
-    characters = sum(len(entries[int(place)].caption) for place in places)
-    seconds = time.perf_counter() - start
-    column = int(entries.column("frames").max())
-    end = memory()
-    connection.send((begin, opened, end, seconds / READS, characters, column))
+    for place in places:
+        entries[int(place)]
+    each = (time.perf_counter() - start) / READS
+    entries.column("frames").max()
+    connection.send((begin, memory(), each))
 
 
-def measure(path: Path) -> None:
-    """Prints what one index costs."""
+def measure(path: Path) -> dict[str, float]:
+    """What an index costs: seconds to open it; bytes that a worker has more of its own (`own`) and of mapped files (`shared`)."""
     start = time.perf_counter()
     index = Index(path, "train")
     seconds = time.perf_counter() - start
@@ -80,14 +82,10 @@ def measure(path: Path) -> None:
     process = context.Process(target=worker, args=(theirs,))
     process.start()
     ours.send(index.videos)
-    begin, opened, end, each, _, _ = ours.recv()
+    begin, end, each = ours.recv()
     process.join()
-    size = path.stat().st_size, path.with_suffix(".arrow").stat().st_size
-    print(f"{len(index.videos):,} rows: Parquet {size[0] / 1e6:.0f} MB, Arrow {size[1] / 1e6:.0f} MB, opened in {seconds:.2f} s")
-    for name, after in (("opening", opened), (f"{READS:,} random entries and one column", end)):
-        own, mapped = ((after[key] - begin[key]) / 1e6 for key in ("RssAnon", "RssFile"))
-        print(f"  worker after {name}: {own:+.1f} MB of its own, {mapped:+.1f} MB of shared pages (libraries among them)")
-    print(f"  {each * 1e6:.0f} us an entry")
+    cost = {name: float(end[key] - begin[key]) for name, key in (("own", "RssAnon"), ("shared", "RssFile"))}
+    return {"seconds": seconds, "entry": each, **cost}
 
 
 def main() -> None:
@@ -102,8 +100,14 @@ def main() -> None:
             path = Path(folder) / "index.parquet"
             start = time.perf_counter()
             write_table(synthetic(rows), path)
-            print(f"{rows:,} rows written in {time.perf_counter() - start:.1f} s, peak {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.1f} GB")
-            measure(path)
+            seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            print(f"{rows:,} rows written in {seconds:.1f} s, peak {peak / 1e6:.1f} GB")
+            cost = measure(path)
+            sizes = [file.stat().st_size / 1e6 for file in (path, path.with_suffix(".arrow"))]
+            print(f"  Parquet {sizes[0]:.0f} MB, Arrow {sizes[1]:.0f} MB")
+            print(f"  opened in {cost['seconds']:.2f} s, {cost['entry'] * 1e6:.0f} us an entry")
+            print(f"  a worker that read {READS:,} entries all over it and a whole column: {cost['own'] / 1e6:+.1f} MB of its own,")
+            print(f"  {cost['shared'] / 1e6:+.0f} MB of pages that all workers share")
 
 
 if __name__ == "__main__":

@@ -191,6 +191,26 @@ class Program(LightningCLI):
         return trainer
 
 
+class _Data(Program):
+    """The data that a config describes; nothing else of it is made."""
+
+    def __init__(self) -> None:
+        super().__init__(run=False)
+
+    def before_instantiate_classes(self) -> None:
+        self._name()
+        self._fill_parents()
+
+    def instantiate_classes(self) -> None:
+        self.datamodule = JointData(**self.options.data.as_dict())
+
+
+def data_of(config: Path, index: Path) -> JointData:
+    """The data module of an experiment's stage, with another index in place of its own."""
+    sys.argv = [sys.argv[0], "--config", str(config), "--data.index", str(index)]
+    return _Data().datamodule
+
+
 def _run_and_stage(options: Any) -> tuple[Path, str]:
     """experiments/EXP/STAGE.yaml writes to runs/EXP/STAGE."""
     configs = [Path(str(path)) for path in options.config or []]
@@ -243,7 +263,7 @@ def _argument(flag: str) -> str:
 
 
 def _typed(words: list[str], command: Callable[..., None]) -> list[str]:
-    """The words of a command line as the parser wants them: --report is --report true, and --config, which the parser keeps for itself, config_."""
+    """The words as the parser wants them: --report is --report true; --config, which the parser keeps for itself, is --config_."""
     parameters = inspect.signature(command).parameters
     typed = []
     for word, after in zip(words, [*words[1:], ""], strict=True):

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from walt_pl.cascade import Cascade, Request, Sampling
 from walt_pl.data import doctor
 from walt_pl.data.building import Options, build_index
+from walt_pl.data.selection import described
 from walt_pl.data.shapes import write_set
 from walt_pl.data.sheet import captioned_grid, contact_sheet, to_uint8
 from walt_pl.data.sources import Layout, list_source
@@ -66,7 +67,7 @@ def index(
     """List a data set in an index, examine its files, and report on them. The same command adds what is new, and goes on where it stopped.
 
     Args:
-        source: folder, .csv, .jsonl, tar shards ("train-{000..099}.tar"), an index (.parquet) that is examined again, or shapes, the embedded set.
+        source: folder, .csv, .jsonl, tar shards ("train-{000..099}.tar"), an index (.parquet) alone, or shapes, the embedded set.
         out: the index; data/NAME.parquet when not given. For shapes the folder of the set; the index is index.parquet in it.
         layout: how the source is laid out (docs/DATA.md); auto looks.
         root: folder that the paths of a table are relative to; its own when not given.
@@ -105,6 +106,19 @@ def index(
         print(f"every finding: {doctor.write_report(findings, path)}")
     if config_ is not None:
         _report_use(path, Path(config_))
+
+
+def _report_use(path: Path, config: Path) -> None:
+    """Which clips and images an experiment takes of an index."""
+    from walt_pl.cli import data_of
+
+    data = data_of(config, path)
+    splits = ["train", "val"] if data.val_videos else ["train"]
+    selections = {split: data.selection(split) for split in splits}
+    for split, selection in selections.items():
+        print("\n".join(described(split, selection, data.buckets, data.framing.frames)))
+    name = f"{config.resolve().parent.name}-{config.stem}"
+    print(f"every clip and image: {doctor.write_use(path, name, selections, data.buckets)}")
 
 
 def sample(

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from walt_pl.data.index import SCHEMA, Entries, Index, write_index
+from benchmarks.index_memory import measure, synthetic
+from walt_pl.data.index import SCHEMA, Entries, Index, write_index, write_table
 
 
 def row(number: int, **changes: object) -> dict[str, object]:
@@ -127,7 +128,10 @@ def test_rows_are_sorted_by_split_and_kind_and_else_stay_in_order(tmp_path: Path
     write_index([row(number, split=split, kind=kind) for number, (split, kind) in enumerate(kinds)], tmp_path / "a.parquet")
     assert pq.read_table(tmp_path / "a.parquet")["path"].to_pylist() == [f"clips/{number}.mp4" for number in (1, 4, 2, 5, 3, 0)]
     train = Index(tmp_path / "a.parquet", "train")
-    assert [entry.caption for entry in train.videos] == ["clip 1", "clip 4"] and [entry.caption for entry in train.images] == ["clip 2", "clip 5"]
+    assert [entry.caption for entry in train.videos] == ["clip 1", "clip 4"] and [entry.caption for entry in train.images] == [
+        "clip 2",
+        "clip 5",
+    ]
 
 
 def test_columns_are_views_of_the_mapped_file(path: Path) -> None:
@@ -155,8 +159,12 @@ def test_entries_travel_to_another_process_as_a_path(tmp_path: Path) -> None:
     videos = Index(many(tmp_path, 50_000), "train").videos[10_000:40_000]
     data = pickle.dumps({"videos": videos, "again": videos[5:]})
     assert len(data) < 2000
-    program = "import pickle, sys; e = pickle.load(sys.stdin.buffer); print(len(e['videos']), e['videos'][7].path, e['again'].column('bytes')[0])"
-    said = subprocess.run([sys.executable, "-c", program], input=data, capture_output=True, check=True, env={**os.environ, "PYTHONPATH": "."})
+    program = (
+        "import pickle, sys; e = pickle.load(sys.stdin.buffer); print(len(e['videos']), e['videos'][7].path, e['again'].column('bytes')[0])"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program], input=data, capture_output=True, check=True, env={**os.environ, "PYTHONPATH": "."}
+    )
     assert said.stdout.decode().split() == ["30000", str(tmp_path / "clips" / "10007.mp4"), "10005"]
 
 
@@ -233,3 +241,12 @@ def test_opening_reads_no_rows_into_memory(tmp_path: Path) -> None:
     index = Index(tmp_path / "many.parquet", "train")
     assert isinstance(index.videos, Entries) and index.videos[49_999].bytes == 49_999
     assert pa.total_allocated_bytes() - before < 100_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("rows", [300_000, pytest.param(10_000_000, marks=pytest.mark.slow)])
+def test_an_index_costs_a_worker_nothing_of_its_own(tmp_path: Path, rows: int) -> None:
+    write_table(synthetic(rows), tmp_path / "index.parquet")
+    cost = measure(tmp_path / "index.parquet")
+    assert (tmp_path / "index.arrow").stat().st_size > 180 * rows
+    assert cost["own"] < 20e6 and cost["seconds"] < 5

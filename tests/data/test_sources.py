@@ -50,7 +50,13 @@ def test_a_csv_gives_captions_and_labels_whatever_is_in_them(tmp_path: Path) -> 
     listing = list_source(str(tmp_path / "clips.csv"))
     assert listing.layout == "table" and listing.notes == ["columns not used: likes"]
     first, second = listing.items
-    assert (first.file, first.kind, first.caption, first.label, first.split) == (str(tmp_path / "a.mp4"), "video", 'red, "quick" fox', 3, "val")
+    assert (first.file, first.kind, first.caption, first.label, first.split) == (
+        str(tmp_path / "a.mp4"),
+        "video",
+        'red, "quick" fox',
+        3,
+        "val",
+    )
     assert (second.file, second.caption, second.label, second.split) == (str(tmp_path / "sub/b.png"), "x y", 0, "")
     elsewhere = list_source(str(tmp_path / "clips.csv"), root=str(tmp_path / "media"))
     assert elsewhere.items[0].file == str(tmp_path / "media" / "a.mp4")
@@ -60,7 +66,9 @@ def test_a_jsonl_file_is_the_same_table(tmp_path: Path) -> None:
     rows = [{"file_name": "a.mp4", "text": "one", "label": "walk"}, {"path": "b.bin", "kind": "video", "caption": None, "label": "7"}]
     (tmp_path / "clips.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
     items = list_source(str(tmp_path / "clips.jsonl")).items
-    assert [(item.kind, item.caption, item.label) for item in items] == [("video", "one", "walk"), ("video", "", "7")], "names, once one is a name"
+    assert [(item.kind, item.caption, item.label) for item in items] == [("video", "one", "walk"), ("video", "", "7")], (
+        "names, once one is a name"
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,10 +133,17 @@ def test_ucf101_follows_its_official_lists(tmp_path: Path) -> None:
 def test_kinetics_follows_its_csv_files(tmp_path: Path) -> None:
     head = "label,youtube_id,time_start,time_end,split\n"
     (tmp_path / "annotations").mkdir()
-    (tmp_path / "annotations" / "train.csv").write_text(f'{head}riding a bike,abc-_def123,10,20,train\n"dancing, slowly",gone4567890,0,10,train\n')
+    (tmp_path / "annotations" / "train.csv").write_text(
+        f'{head}riding a bike,abc-_def123,10,20,train\n"dancing, slowly",gone4567890,0,10,train\n'
+    )
     (tmp_path / "annotations" / "validate.csv").write_text(f"{head}abseiling,-xyz_000000,5,15,validate\n")
     (tmp_path / "annotations" / "test.csv").write_text("youtube_id,time_start,time_end,split\nqqq00000000,1,11,test\n")
-    touch(tmp_path, "train/riding a bike/abc-_def123_000010_000020.mp4", "val/-xyz_000000_000005_000015.mp4", "test/qqq00000000_000001_000011.mp4")
+    touch(
+        tmp_path,
+        "train/riding a bike/abc-_def123_000010_000020.mp4",
+        "val/-xyz_000000_000005_000015.mp4",
+        "test/qqq00000000_000001_000011.mp4",
+    )
     touch(tmp_path, "train/stray_000000_000010.mp4")
     listing = list_source(str(tmp_path))
     assert listing.layout == "kinetics" and listing.classes == ["abseiling", "dancing, slowly", "riding a bike"]
@@ -173,7 +188,9 @@ def test_shards_give_the_place_of_every_member(tmp_path: Path) -> None:
     path = shard(tmp_path / "set-val-0001.tar", members)
     items, broken = list_shard(str(path))
     content = path.read_bytes()
-    assert [content[item.offset : item.offset + item.bytes] for item in items] == [members[name] for name in ("a/0.mp4", "1.left.jpg", "2.png")]
+    assert [content[item.offset : item.offset + item.bytes] for item in items] == [
+        members[name] for name in ("a/0.mp4", "1.left.jpg", "2.png")
+    ]
     assert [(item.kind, item.caption, item.label, item.split) for item in items] == [
         ("video", "a dog", 4, "val"),
         ("image", "", 12, "val"),
@@ -189,7 +206,12 @@ def test_webdataset_reads_the_same_samples(tmp_path: Path) -> None:
     content = path.read_bytes()
     ours = [(content[item.offset : item.offset + item.bytes], item.caption) for item in list_shard(str(path))[0]]
     samples = list(wds.WebDataset(str(path), shardshuffle=False))
-    theirs = [(sample[name], sample.get(name.replace("mp4", "txt"), b"").decode()) for sample in samples for name in sample if name.endswith("mp4")]
+    theirs = [
+        (sample[name], sample.get(name.replace("mp4", "txt"), b"").decode())
+        for sample in samples
+        for name in sample
+        if name.endswith("mp4")
+    ]
     assert [content for content, _ in ours] == [content for content, _ in theirs]
     assert ours[0] == theirs[0] == (b"x/000 mp4", "x/000 txt")
 

@@ -88,11 +88,7 @@ def build_index(listing: Listing | None, out: Path, options: Options = Options()
     media = _media(items, out)
     if options.again:
         media |= {key: _medium(key, known[key][1], known[key][0], out) for key in known if key not in media}
-    wanted = {
-        key: medium
-        for key, medium in media.items()
-        if options.again or key not in known or not _same(known[key][0], medium)
-    }
+    wanted = {key: medium for key, medium in media.items() if options.again or key not in known or not _same(known[key][0], medium)}
     quarantine = Quarantine.beside(out)
     facts = {key: fact for key, (fact, _) in known.items()}
     for key, found in _examine(wanted, out, options).items():
@@ -236,12 +232,13 @@ def _judged(found: Facts, before: Facts | None, key: Key, quarantine: Quarantine
 
 
 def _numbers(listing: Listing | None, out: Path) -> dict[str, int]:
-    """Number of each class that has a name: its line in NAME.classes.txt, from 0. New names go to the end, so that no number ever changes."""
+    """Number of each class that has a name: its line in NAME.classes.txt, from 0. New names go to its end: no number ever changes."""
     path = out.with_suffix(".classes.txt")
     names = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    known = set(names)
     fresh = {item.label for item in listing.items if isinstance(item.label, str)} if listing else set()
     order = [*(listing.classes if listing and fresh else []), *sorted(fresh)]
-    more = [name for name in dict.fromkeys(order) if name not in set(names)]
+    more = [name for name in dict.fromkeys(order) if name not in known]
     if more:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.write_text("".join(f"{name}\n" for name in [*names, *more]), encoding="utf-8")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -21,10 +21,12 @@ from rich.table import Table
 from rich.text import Text
 
 from walt_pl.data.apart import Lost, run_apart
+from walt_pl.data.batch import Kind
 from walt_pl.data.building import Built, Key, Options, limit, progress
 from walt_pl.data.examine import Medium, digest, medium_of
-from walt_pl.data.index import KINDS, read_table
+from walt_pl.data.index import KINDS, Index, read_table
 from walt_pl.data.quarantine import FINDINGS, Quarantine, finding_of
+from walt_pl.data.selection import QUARANTINED, REASONS, USED, Bucket, Selection
 from walt_pl.data.sources import Listing
 
 SHORT = 17
@@ -35,6 +37,7 @@ _NOTICED = {
     "no caption": "neither a caption nor a class",
 }
 _SHOWN = 5
+_ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,34 @@ def _noticed(table: pa.Table) -> Iterable[Finding]:
 def write_report(findings: Sequence[Finding], index: Path) -> Path:
     """Write `NAME.report.csv` beside the index, whole or not at all, and return its path."""
     return write_rows(index.with_suffix(".report.csv"), [column.name for column in fields(Finding)], map(astuple, findings))
+
+
+def write_use(index: Path, name: str, selections: Mapping[str, Mapping[Kind, Selection]], buckets: Sequence[Bucket]) -> Path:
+    """Write `NAME.EXPERIMENT.csv` beside the index: each clip and image of the splits, used in which bucket, or why not.
+
+    Args:
+        index: The index.
+        name: The experiment's.
+        selections: By split and kind, for all entries of the index's split and kind.
+        buckets: Sizes that the selections' bucket numbers name.
+    """
+    columns = ["path", "offset", "split", "kind", "used", "bucket", "reason"]
+    return write_rows(index.with_suffix(f".{name}.csv"), columns, _used(index, selections, buckets))
+
+
+def _used(index: Path, selections: Mapping[str, Mapping[Kind, Selection]], buckets: Sequence[Bucket]) -> Iterator[tuple[object, ...]]:
+    reasons = Quarantine.beside(index).reasons
+    for split, of in selections.items():
+        listed = Index(index, split)
+        for kind, selection in of.items():
+            entries = listed.videos if kind == "video" else listed.images
+            for start in range(0, len(entries), _ROWS):
+                part, here = entries[start : start + _ROWS], slice(start, start + _ROWS)
+                places = zip(part.column("path").to_pylist(), part.column("offset").tolist(), strict=True)
+                for key, bucket, reason in zip(places, selection.bucket[here], selection.reason[here], strict=True):
+                    used = reason == USED
+                    words = "" if used else f"{REASONS[reason]}: {reasons[key]}" if reason == QUARANTINED else REASONS[reason]
+                    yield (*key, split, kind, "yes" if used else "no", str(buckets[bucket]) if used else "", words)
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:

@@ -23,8 +23,8 @@ from walt_pl.data.apart import Lost, run_apart
 
 Layout = Literal["auto", "folder", "table", "ucf101", "kinetics", "classes", "webdataset"]
 
-VIDEOS = frozenset("mp4 m4v mov mkv webm avi mpg mpeg m2v ts m2ts wmv flv ogv 3gp".split())
-IMAGES = frozenset("jpg jpeg png webp bmp tif tiff".split())
+VIDEOS = frozenset(["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "m2v", "ts", "m2ts", "wmv", "flv", "ogv", "3gp"])
+IMAGES = frozenset(["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"])
 _SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
@@ -204,7 +204,9 @@ def _folders(path: Path) -> list[Path]:
 
 def _left_out(paths: Iterable[Path]) -> list[str]:
     endings = Counter(path.suffix.lower() or "without an ending" for path in paths)
-    return [f"left out, neither video nor image: {', '.join(f'{count} {name}' for name, count in endings.most_common(8))}"] if endings else []
+    return (
+        [f"left out, neither video nor image: {', '.join(f'{count} {name}' for name, count in endings.most_common(8))}"] if endings else []
+    )
 
 
 def _kind(file: Path) -> str:
@@ -337,11 +339,13 @@ def _kinetics(source: Path, root: str | None) -> Listing:
         raise ValueError(f"{source}: no CSV with the columns label, youtube_id, time_start, time_end in it or in its annotations/")
     folder = Path(root) if root else source.parent if source.is_file() else source
     files = {file.stem: file for file in _media(folder)[0]}
-    items, names, dead, total = [], set[str](), 0, 0
+    items, names, seen, dead = [], set[str](), set[str](), 0
     for table in tables:
         for number, row in _rows(table):
-            total += 1
             stem = _kinetics_stem(row, f"{table}:{number}")
+            if stem in seen:  # a table of all splits may lie beside theirs
+                continue
+            seen.add(stem)
             name = row.get("label", "")
             names |= {name} if name else set()
             file = files.pop(stem, None)
@@ -350,7 +354,7 @@ def _kinetics(source: Path, root: str | None) -> Listing:
                 continue
             split = _SPLITS.get(row.get("split", "").lower(), "") or _split_of([table.stem])
             items.append(Item(str(file), "video", _words(name), name or -1, split, family=row["youtube_id"]))
-    notes = [f"{dead} of {total} clips of {', '.join(table.name for table in tables)} are not there"] if dead else []
+    notes = [f"{dead} of {len(seen)} clips of {', '.join(table.name for table in tables)} are not there"] if dead else []
     if files:
         notes.append(f"{len(files)} files are in no CSV and are left out, the first: {min(files.values())}")
     return Listing("kinetics", items, notes, sorted(names))
@@ -454,7 +458,11 @@ def _said(shard: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> dict[
     row = row if isinstance(row, dict) else {}
     caption = " ".join(str(row.get("caption") or row.get("text") or "").split())
     label, split = row.get("label"), str(row.get("split") or "")
-    return ({"caption": caption} if caption else {}) | ({} if label is None else {"label": _label(str(label))}) | ({"split": split} if split else {})
+    return (
+        ({"caption": caption} if caption else {})
+        | ({} if label is None else {"label": _label(str(label))})
+        | ({"split": split} if split else {})
+    )
 
 
 def _label(text: str) -> int | str:
