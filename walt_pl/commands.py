@@ -116,7 +116,7 @@ def _report_use(path: Path, config: Path) -> None:
     splits = ["train", "val"] if data.val_videos else ["train"]
     selections = {split: data.selection(split) for split in splits}
     for split, selection in selections.items():
-        print("\n".join(described(split, selection, data.buckets, data.framing.frames)))
+        print("\n".join(described(split, selection, data.buckets, data.framing)))
     name = f"{config.resolve().parent.name}-{config.stem}"
     print(f"every clip and image: {doctor.write_use(path, name, selections, data.buckets)}")
 
