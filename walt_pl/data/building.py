@@ -271,7 +271,8 @@ def _types() -> list[pa.DataType]:
 
 
 def _sorted(table: pa.Table) -> pa.Table:
-    return table.sort_by([(name, "ascending") for name in ("split", "kind", "path", "offset")])
+    # "video" before "image", as in every index.
+    return table.sort_by([("split", "ascending"), ("kind", "descending"), ("path", "ascending"), ("offset", "ascending")])
 
 
 def _split(item: Item, options: Options) -> str:
