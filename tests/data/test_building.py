@@ -227,6 +227,21 @@ def test_damage_after_indexing_is_found_and_forgiven_when_mended(folder: Path, t
     assert {new["path"]: new["frames"] for new in pq.read_table(out).to_pylist()} == frames
 
 
+def test_a_file_that_became_shorter_is_truncated_though_it_decodes(folder: Path, tmp_path: Path, here: list[Medium]) -> None:
+    out, key = tmp_path / "set.parquet", ("clips/b.mp4", -1)
+    build(folder, out)
+    whole, index = (folder / "b.mp4").read_bytes(), out.read_bytes()
+    state = (folder / "b.mp4").stat()
+    write_video(folder / "b.mp4", noise(10), fps=8)
+    for _ in range(2):  # and it does not get used to it
+        build(folder, out, again=True)
+        assert Quarantine.beside(out).reasons[key] == "truncated: 10 frames, 24 when it was indexed"
+    (folder / "b.mp4").write_bytes(whole)
+    os.utime(folder / "b.mp4", ns=(state.st_atime_ns, state.st_mtime_ns))
+    build(folder, out, again=True)
+    assert key not in Quarantine.beside(out).reasons and out.read_bytes() == index
+
+
 def test_rows_of_other_sources_and_deleted_files_stay(folder: Path, tmp_path: Path, here: list[Medium]) -> None:
     out = tmp_path / "set.parquet"
     build(folder / "val", out)
@@ -286,8 +301,10 @@ def test_the_held_out_share_depends_on_names_alone(tmp_path: Path, here: list[Me
 def test_paths_lead_through_linked_folders(folder: Path, tmp_path: Path, here: list[Medium]) -> None:
     (tmp_path / "disk" / "deep").mkdir(parents=True)
     (tmp_path / "data").symlink_to(tmp_path / "disk" / "deep")
-    build(folder / "val", tmp_path / "data" / "set.parquet")
-    assert Index(tmp_path / "data" / "set.parquet", "train").videos[0].path.samefile(folder / "val" / "c.mp4")
+    shutil.copytree(folder / "val", tmp_path / "disk" / "val")
+    for source, where in ((folder / "val", folder / "val"), (tmp_path / "data" / ".." / "val", tmp_path / "disk" / "val")):
+        build(source, tmp_path / "data" / f"{where.parent.name}.parquet")
+        assert Index(tmp_path / "data" / f"{where.parent.name}.parquet", "train").videos[0].path.samefile(where / "c.mp4")
 
 
 def test_names_that_are_no_utf8_are_left_out_and_said(tmp_path: Path, here: list[Medium]) -> None:
