@@ -16,7 +16,7 @@ STAGES_SR = $(shell ls experiments/$(EXP)/sr*.yaml 2>/dev/null | sort -V)
 INDEX_shapes := data/shapes/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test test-slow check plan train-vae train-base train-sr sample evaluate ablate status verify tensorboard clean
+.PHONY: help setup data demo test test-slow check plan cache train-vae train-base train-sr sample evaluate ablate status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ data/shapes/index.parquet:
 
 plan: setup ## what training STAGE of EXP costs: parameters, FLOPs, memory; needs no data and no GPU
 	@$(WALT) plan --config experiments/$(EXP)/$(or $(STAGE),$(STAGE_base)).yaml $(ARGS)
+
+cache: data ## compute what STAGE of EXP reads in place of pixels and captions; training does so, too, where it is missing
+	@$(WALT) cache --config experiments/$(EXP)/$(or $(STAGE),$(STAGE_base)).yaml $(ARGS)
 
 train-vae: data ## train the autoencoder of EXP
 	@$(call FIT,$(call CONFIG,$(STAGE_vae)))

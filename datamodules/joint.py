@@ -1,19 +1,28 @@
 """Joint batches of videos and unrelated images for every stage: as pixels, or as latents of a trained autoencoder."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import lightning as L
+import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from walt_pl import artifact
 from walt_pl.blocks.compute import compute_dtype
-from walt_pl.data.batch import Kind, Sample
+from walt_pl.data.batch import Bucketed, Kind, Source
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
-from walt_pl.data.index import Entry, Index
-from walt_pl.data.sampler import JointLoader, JointSampler, SequentialSampler
+from walt_pl.data.index import Entries, Index
+from walt_pl.data.quarantine import Quarantine
+from walt_pl.data.sampler import BatchLoader, Items, JointLoader, JointSampler, SequentialSampler
+from walt_pl.data.selection import Bucket, Selection, described, select
+from walt_pl.data.stream import Reading, Shards, StreamLoader
 from walt_pl.data.transforms import Framing, PixelDataset
 
 TRAIN, VALIDATION = "train", "val"
@@ -25,6 +34,8 @@ class JointData(L.LightningDataModule):
     Numbers per batch count the global batch, over all ranks. Order, views and crops follow from the seed, the pass and
     the item, so they are the same whatever the number of ranks, workers or restarts.
 
+    What is on the quarantine list beside the index is not read; it may change between two starts of a run, see JointSampler.
+
     Args:
         index: Parquet file that lists the clips and images.
         size: Rows in pixels: clips are resized until they cover the picture, and what is over is cropped.
@@ -33,7 +44,12 @@ class JointData(L.LightningDataModule):
         image_stacks_per_batch: Stacks of unrelated images in the global batch; 0 trains on videos alone.
         images_per_stack: Images of a stack; as many as a video has latent frames, so that stacks and videos cost alike.
         aspect: Columns to a row; 1.75 makes 128 x 224 of size 128. It holds for all sizes.
+        buckets: Sizes [rows, columns] in pixels in place of `size` x `aspect`: every batch has one of them, and every clip and image
+            goes into the one that cuts off least of it without enlarging it. Low-resolution twins are smaller by low_size / size.
         low_size: Rows of the low-resolution twins in pixels (super-resolution).
+        fps: Frames a second that are taken of every video, whatever its own rate; null takes the file's frames.
+        stride: Frames of the file from one taken to the next; only without fps.
+        flip: Mirrors half of the views and windows, left for right (not where captions say left or right).
         crop: Side of a random window in pixels, taken after resizing (autoencoder).
         sizes: More sizes beside `size`; with `crop`, every sample draws one of all of them; one named twice comes twice as often.
         vae: Folder of a trained autoencoder: the batches hold its latents, which are computed once and cached.
@@ -41,8 +57,11 @@ class JointData(L.LightningDataModule):
         cache_dir: Folder of the latents; empty puts them beside the autoencoder's folder. All machines must see it.
         cache_clips: Train on the first so many videos and images only, to save time and disk; 0 takes all.
         val_videos: Validate on so many videos (and images) of the split "val"; 0 does not validate.
-        workers: Processes that read ahead, per rank; 0 reads in the training process.
+        workers: Processes that read ahead, per rank; 0 reads in the training process, which a decoder that crashes then ends.
+        patience: Seconds that a worker may spend on one file before it is ended and another one tries; the second time the file fails.
         seed: Seeds order and crops.
+        shards: Streams the training set from tar shards in webdataset's notation, '{video: "clips-{000..999}.tar", image: ...}', in
+            place of the index, see walt_pl/data/stream.py; validation, and captions for a vocabulary, still come from the index.
 
     Raises:
         ValueError: If parameters do not fit together.
@@ -57,7 +76,11 @@ class JointData(L.LightningDataModule):
         image_stacks_per_batch: int = 0,
         images_per_stack: int = 5,
         aspect: float = 1.0,
+        buckets: tuple[tuple[int, int], ...] = (),
         low_size: int | None = None,
+        fps: float | None = None,
+        stride: int = 1,
+        flip: bool = False,
         crop: int | None = None,
         sizes: tuple[int, ...] = (),
         vae: str | None = None,
@@ -66,7 +89,9 @@ class JointData(L.LightningDataModule):
         cache_clips: int = 0,
         val_videos: int = 64,
         workers: int = 1,
+        patience: float = 60.0,
         seed: int = 0,
+        shards: dict[Kind, str] | None = None,
     ) -> None:
         super().__init__()
         at_least_zero = {
@@ -88,7 +113,20 @@ class JointData(L.LightningDataModule):
             raise ValueError("data.vae caches whole pictures and data.crop draws windows: leave out one of them")
         if vae is None and cache_clips:
             raise ValueError("data.cache_clips limits the cache of latents and needs data.vae")
-        self.framing = Framing(size, frames, low_size, views, tuple(sizes), crop, seed, aspect)
+        if not patience > 0:
+            raise ValueError(f"data.patience is in seconds and must be above 0, got {patience:g}")
+        self.framing = Framing(size, frames, low_size, views, tuple(sizes), crop, seed, aspect, fps, stride, flip)
+        self.buckets = [Bucket(*bucket) for bucket in buckets] or [Bucket(*self.framing.shape(size))]
+        if buckets:
+            self._check_buckets()
+        if shards is not None:
+            wanted = {"video": videos_per_batch, "image": image_stacks_per_batch}
+            if buckets or set(shards) != {kind for kind, per_batch in wanted.items() if per_batch}:
+                raise ValueError(
+                    "data.shards names the shards of each kind that the batch has, and data.buckets needs an index: "
+                    f"got {', '.join(shards) or 'no kind'} for {videos_per_batch} videos and {image_stacks_per_batch} stacks of images"
+                )
+        self.shards = shards
         self.index = index
         self.vae = vae
         self.videos_per_batch = videos_per_batch
@@ -99,86 +137,160 @@ class JointData(L.LightningDataModule):
         self.cache_clips = cache_clips
         self.val_videos = val_videos
         self.workers = workers
+        self.patience = patience
         self.seed = seed
         # Rank zero builds the cache for all machines.
         self.prepare_data_per_node = False
         self._indices: dict[str, Index] = {}
-        self._loaders: list[JointLoader] = []
+        self._selections: dict[str, dict[Kind, Selection]] = {}
+        self._loaders: list[BatchLoader] = []
+
+    def _check_buckets(self) -> None:
+        if self.framing.crop is not None:
+            raise ValueError("data.buckets sorts whole pictures and data.crop draws windows of one size: leave out one of them")
+        if self.framing.aspect != 1.0:
+            raise ValueError("data.buckets has rows and columns of its own: leave out data.aspect")
+        if len(set(self.buckets)) < len(self.buckets):
+            raise ValueError(f"data.buckets names a size twice: {', '.join(map(str, self.buckets))}")
+        for bucket in self.buckets:
+            if min(bucket) < 1:
+                raise ValueError(f"data.buckets: rows and columns must be at least 1, got {bucket}")
+            if any(side * self._low % self.framing.size for side in bucket):
+                raise ValueError(
+                    f"data.buckets: {bucket} times data.low_size / data.size = {self._low} / {self.framing.size} is no number of pixels"
+                )
+
+    @property
+    def _low(self) -> int:
+        return self.framing.low_size or self.framing.size
 
     # What there is
 
     @property
     def index_sha256(self) -> str:
         """Hash of the index file, for the card of the artifact."""
-        return self._index(TRAIN).sha256
+        return self._index(VALIDATION if self.shards else TRAIN).sha256
 
     def counts(self) -> dict[str, int]:
         """Gives how many videos and images are trained and validated on, for the card of the artifact."""
-        splits = [TRAIN, VALIDATION] if self.val_videos else [TRAIN]
-        entries = {split: self._entries(split) for split in splits}
-        return {f"{split}_{kind}s": len(listed) for split in splits for kind, listed in entries[split].items()}
+        kinds: tuple[Kind, Kind] = ("video", "image")
+        selections = {split: self.selection(split) for split in self._splits()}
+        return {f"{split}_{kind}s": of[kind].used if kind in of else 0 for split, of in selections.items() for kind in kinds}
 
     def captions(self, validation: bool = False) -> Iterator[str]:
         """Gives the captions that are trained on, for the vocabulary of a text encoder of our own; and those validated on, if wanted."""
-        for split in [TRAIN, VALIDATION] if validation and self.val_videos else [TRAIN]:
-            for listed in self._entries(split).values():
-                yield from (entry.caption for entry in listed)
+        trained = [TRAIN] if self.shards is None or TRAIN in self._index(VALIDATION).splits else []
+        for split in [*trained, VALIDATION] if validation and self.val_videos else trained:
+            for kind, selection in self.selection(split).items():
+                captions, positions = self._entries(split)[kind].column("caption"), selection.positions()
+                for start in range(0, len(positions), 4096):
+                    yield from captions.take(positions[start : start + 4096]).to_pylist()
+
+    def selection(self, split: str) -> dict[Kind, Selection]:
+        """Decides which clips and images of a split are used, at which size, and why the others are not, for the kinds that a batch has.
+
+        Raises:
+            ValueError: If the split lacks a kind, or nothing of it can be used; with the reasons.
+        """
+        if split not in self._selections:
+            self._selections[split] = self._select(split)
+        return self._selections[split]
+
+    def _select(self, split: str) -> dict[Kind, Selection]:
+        entries = self._entries(split)
+        quarantined = {kind: self.quarantine.positions(listed) for kind, listed in entries.items()}
+        if split == TRAIN:
+            found = select(entries, self.framing, self.buckets, quarantined, self.cache_clips)
+        else:  # kind by kind: no batch of validation has to have both
+            found = {}
+            for kind, listed in entries.items():
+                found |= select({kind: listed}, self.framing, self.buckets, quarantined, self.val_videos)
+        useless = [kind for kind, selection in found.items() if not selection.used]
+        if useless if split == TRAIN else len(useless) == len(found):
+            lines = described(split, found, self.buckets, self.framing)
+            raise ValueError("\n  ".join([f'{self.index}: no {" and no ".join(useless)} of split "{split}" can be used:', *lines]))
+        return found
+
+    @cached_property
+    def quarantine(self) -> Quarantine:
+        """The files that are not to be read."""
+        return Quarantine.beside(self.index)
 
     def _index(self, split: str) -> Index:
         if split not in self._indices:
             self._indices[split] = Index(self.index, split)
         return self._indices[split]
 
-    def _entries(self, split: str) -> dict[Kind, Sequence[Entry]]:
-        """Gives the clips and images of a split that are used."""
+    def _splits(self) -> list[str]:
+        trained = [TRAIN] if self.shards is None else []
+        return [*trained, VALIDATION] if self.val_videos else trained
+
+    def _entries(self, split: str) -> dict[Kind, Entries]:
+        """Gives all clips and images of a split, of the kinds that a batch has."""
         index = self._index(split)
-        limit = self._limit(split)
-        wanted: dict[Kind, tuple[Sequence[Entry], int]] = {
+        listed: dict[Kind, tuple[Entries, int]] = {
             "video": (index.videos, self.videos_per_batch),
             "image": (index.images, self.images_per_batch),
         }
-        used: dict[Kind, Sequence[Entry]] = {}
-        for kind, (entries, per_batch) in wanted.items():
-            if split == TRAIN and per_batch and not len(entries):
+        wanted = {kind: entries for kind, (entries, per_batch) in listed.items() if per_batch}
+        for kind, entries in wanted.items():
+            if split == TRAIN and not len(entries):
                 raise ValueError(
-                    f'{self.index}: split "{split}" has no {kind}s, but the batch wants {per_batch}; set '
+                    f'{self.index}: split "{split}" has no {kind}s, but the batch wants {listed[kind][1]}; set '
                     f"data.{'videos_per_batch' if kind == 'video' else 'image_stacks_per_batch'} to 0 or index some"
                 )
-            used[kind] = entries[: limit or len(entries)] if per_batch else []
-        return used
-
-    def _limit(self, split: str) -> int:
-        return self.val_videos if split == VALIDATION else self.cache_clips
+        return wanted
 
     # Latents
 
     def prepare_data(self) -> None:
         """Computes the latents that are missing, on rank zero; without `vae` there is nothing to do."""
+        self.build_caches(verify=False)
+
+    def build_caches(self, verify: bool) -> None:
+        """Computes the latents that are missing, stale or not read because of a quarantine that is over.
+
+        Args:
+            verify: Compares the hash of every byte, too, and computes again what is damaged.
+        """
         if self.vae is None:
             return
-        for split in [TRAIN, VALIDATION] if self.val_videos else [TRAIN]:
-            entries = self._entries(split)
-            for size in self._sizes():
-                framing = self._whole_framing(split, size)
-                dataset = PixelDataset(entries["video"], entries["image"], framing)
-                for kind, cache in self._caches(split, size).items():
-                    batch_size = encode_batch_size(framing, kind)
-                    cache.build(dataset, kind, self._encoder, batch_size, readers=max(1, self.workers))
+        for split in self._splits():
+            entries, skip = self._entries(split), self._skipped(split)
+            for number in range(len(self.buckets)):
+                for rows, columns in self._sizes(number):
+                    framing = self._whole_framing(split, rows, columns)
+                    source = PixelDataset(entries.get("video", ()), entries.get("image", ()), framing)
+                    for kind, cache in self._caches(split, number, framing).items():
+                        batch_size, readers = encode_batch_size(framing, kind), max(1, self.workers)
+                        cache.build(source, kind, self._encoder, batch_size, readers, skip[kind], verify, self.patience)
 
-    def _sizes(self) -> list[int]:
-        low = self.framing.low_size
-        return [self.framing.size] if low is None else [low, self.framing.size]
+    def _skipped(self, split: str) -> dict[Kind, dict[int, str]]:
+        """Places of the quarantined entries in their lists, with the reasons."""
+        skipped: dict[Kind, dict[int, str]] = {}
+        for kind, entries in self._entries(split).items():
+            places = self.quarantine.positions(entries)
+            keys = zip(entries.column("path").take(places).to_pylist(), entries.column("offset")[places].tolist(), strict=True)
+            skipped[kind] = {int(place): self.quarantine.reasons[key] for place, key in zip(places, keys, strict=True)}
+        return skipped
 
-    def _whole_framing(self, split: str, size: int) -> Framing:
-        return Framing(size, self.framing.frames, views=1 if split == VALIDATION else self.framing.views, aspect=self.framing.aspect)
+    def _sizes(self, number: int) -> list[tuple[int, int]]:
+        """Rows and columns at which a bucket's pictures are looked at, the smallest first."""
+        rows, columns = self.buckets[number]
+        low = (rows * self._low // self.framing.size, columns * self._low // self.framing.size)
+        return [(rows, columns)] if self.framing.low_size is None else [low, (rows, columns)]
 
-    def _caches(self, split: str, size: int) -> dict[Kind, LatentCache]:
-        """Gives the cache of each kind that is used; stages that look at the same pictures share them."""
+    def _whole_framing(self, split: str, rows: int, columns: int) -> Framing:
+        views = 1 if split == VALIDATION else self.framing.views
+        # A first view is never mirrored.
+        return replace(self.framing, size=rows, aspect=columns / rows, low_size=None, views=views, flip=self.framing.flip and views > 1)
+
+    def _caches(self, split: str, number: int, framing: Framing) -> dict[Kind, LatentCache]:
+        """Gives the cache of each kind that a bucket has; stages that look at the same pictures share them."""
         assert self.vae is not None
-        framing = self._whole_framing(split, size)
-        limit = self._limit(split) or "all"
-        rows, columns = framing.shape(size)
-        folder = self.cache_dir / f"{split}-{rows}x{columns}-{framing.frames}f-{framing.views}v-{limit}"
+        rows, columns = framing.shape(framing.size)
+        rate = f"-{framing.fps:g}fps" if framing.fps else f"-every{framing.stride}" if framing.stride > 1 else ""
+        name = f"{split}-{rows}x{columns}-{framing.frames}f{rate}-{framing.views}v-{self._limit(split) or 'all'}"
         key = {
             "vae": artifact.read_card(self.vae)["sha256"],
             "index": self._index(split).sha256,
@@ -186,13 +298,21 @@ class JointData(L.LightningDataModule):
             "transform": "bicubic antialias until it covers the picture, centre or view",
             "size": [rows, columns],
             "computed_in": str(compute_dtype(self._device())),
+            **{name: getattr(framing, name) for name in ("fps", "stride", "flip") if getattr(framing, name) != getattr(Framing, name)},
         }
         frames: dict[Kind, int] = {"video": framing.frames, "image": 1}
-        return {
-            kind: LatentCache(folder / f"{kind}s", {**key, "frames": frames[kind]}, len(entries), framing.views)
-            for kind, entries in self._entries(split).items()
-            if len(entries)
-        }
+        caches: dict[Kind, LatentCache] = {}
+        for kind, selection in self.selection(split).items():
+            places = np.flatnonzero(selection.bucket == number)
+            if not len(places):
+                continue
+            items = None if places[-1] == len(places) - 1 else places
+            folder = self.cache_dir / (name if items is None else f"{name}-{_short_hash(items)}") / f"{kind}s"
+            caches[kind] = LatentCache(folder, {**key, "frames": frames[kind]}, len(places), framing.views, items)
+        return caches
+
+    def _limit(self, split: str) -> int:
+        return self.val_videos if split == VALIDATION else self.cache_clips
 
     def _device(self) -> torch.device:
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
@@ -214,7 +334,7 @@ class JointData(L.LightningDataModule):
     # Loaders
 
     def setup(self, stage: str) -> None:
-        """Checks that the data is there and that the ranks divide the batch.
+        """Checks that the data is there and that the ranks divide the batch, and tells what is used and what is not.
 
         Raises:
             ValueError: If not.
@@ -226,26 +346,33 @@ class JointData(L.LightningDataModule):
                 raise ValueError(
                     f"data.{name} counts the global batch and must be a multiple of the {ranks} ranks, got {getattr(self, name)}"
                 )
+        if stage == "fit":
+            self._tell()
 
-    def train_dataloader(self) -> JointLoader:
+    @rank_zero_only
+    def _tell(self) -> None:
+        """Prints what is used and what is not."""
+        for kind, pattern in (self.shards or {}).items():
+            print(f"{TRAIN}: {kind}s streamed from {pattern}", flush=True)
+        for split in self._splits():
+            print("\n".join(described(split, self.selection(split), self.buckets, self.framing)), flush=True)
+
+    def train_dataloader(self) -> BatchLoader:
         """Gives this rank's endless, resumable stream of batches."""
         rank, ranks = self._ranks()
-        entries = self._entries(TRAIN)
-        sampler = JointSampler(
-            len(entries["video"]),
-            len(entries["image"]),
-            self.videos_per_batch,
-            self.images_per_batch,
-            rank,
-            ranks,
-            self.seed,
-        )
+        if self.shards is not None:
+            streamed = {kind: Shards(kind, pattern, self.seed) for kind, pattern in self.shards.items()}
+            per_batch: dict[Kind, int] = {"video": self.videos_per_batch, "image": self.images_per_batch}
+            given = {kind: per_batch[kind] for kind in streamed}
+            return self._kept(StreamLoader(Reading(streamed, given, self.framing, rank, ranks, self.workers)))
+        items = self._items(TRAIN)
+        sampler = JointSampler(items["video"], items["image"], self.videos_per_batch, self.images_per_batch, rank, ranks, self.seed)
         return self._loader(TRAIN, sampler)
 
-    def val_dataloader(self) -> JointLoader | list[JointLoader]:
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """Gives this rank's validation batches: the first clips and images of the split, in order, in view 0.
 
-        Counts are rounded down to whole stacks on every rank, so that the ranks stay in step.
+        Counts are rounded down to whole stacks on every rank, in every bucket, so that the ranks stay in step.
 
         Raises:
             ValueError: If there are fewer clips and images than ranks.
@@ -253,38 +380,65 @@ class JointData(L.LightningDataModule):
         if not self.val_videos:
             return []
         rank, ranks = self._ranks()
-        entries = self._entries(VALIDATION)
-        videos = len(entries["video"]) // ranks * ranks
-        images = len(entries["image"]) // (ranks * self.images_per_stack) * ranks * self.images_per_stack
-        if not videos + images:
+        found, unit = self._items(VALIDATION), {"video": ranks, "image": ranks * self.images_per_stack}
+        items = {kind: [_first(of_bucket, unit[kind]) for of_bucket in of_kind] for kind, of_kind in found.items()}
+        if not sum(of_bucket.used for of_kind in items.values() for of_bucket in of_kind):
+            counts = {kind: sum(of_bucket.used for of_bucket in of_kind) for kind, of_kind in found.items()}
             raise ValueError(
-                f'{self.index}: split "{VALIDATION}" has {len(entries["video"])} usable videos and '
-                f"{len(entries['image'])} usable images, too few for {ranks} ranks and stacks of "
+                f'{self.index}: split "{VALIDATION}" has {counts["video"]} usable videos and '
+                f"{counts['image']} usable images, too few for {ranks} ranks and stacks of "
                 f"{self.images_per_stack} images; set data.val_videos to 0 or index more"
             )
-        sampler = SequentialSampler(videos, images, self.videos_per_batch, self.images_per_batch, rank, ranks)
+        sampler = SequentialSampler(items["video"], items["image"], self.videos_per_batch, self.images_per_batch, rank, ranks)
         return self._loader(VALIDATION, sampler)
 
     def teardown(self, stage: str) -> None:
-        """Ends the workers of every loader."""
+        """Ends the workers of every loader, and names the files that could not be read."""
+        failures = {path: reason for loader in self._loaders for path, reason in loader.failures.items()}
         for loader in self._loaders:
             loader.close()
         self._loaders.clear()
+        if failures:
+            warnings.warn(
+                "\n  ".join([f"{len(failures)} files could not be read and counted for nothing:", *failures.values()]), stacklevel=2
+            )
 
-    def _loader(self, split: str, sampler: JointSampler | SequentialSampler) -> JointLoader:
-        loader = JointLoader(self._dataset(split), sampler, self.workers)
+    def _items(self, split: str) -> dict[Kind, list[Items]]:
+        """What each bucket has of each kind."""
+        selections, buckets = self.selection(split), range(len(self.buckets))
+        kinds: tuple[Kind, Kind] = ("video", "image")
+        return {kind: [selections[kind].items(b) if kind in selections else Items(range(0)) for b in buckets] for kind in kinds}
+
+    def _loader(self, split: str, sampler: JointSampler | SequentialSampler) -> BatchLoader:
+        source = Bucketed([self._source(split, number) for number in range(len(self.buckets))])
+        return self._kept(JointLoader(source, sampler, self.workers, self.patience))
+
+    def _kept(self, loader: BatchLoader) -> BatchLoader:
         self._loaders.append(loader)
         return loader
 
-    def _dataset(self, split: str) -> Dataset[Sample]:
-        entries = self._entries(split)
+    def _source(self, split: str, number: int) -> Source:
+        """Reads the clips and images of a bucket."""
+        entries, sizes = self._entries(split), self._sizes(number)
+        videos, images = entries.get("video", ()), entries.get("image", ())
         if self.vae is None:
-            return PixelDataset(entries["video"], entries["image"], self.framing)
-        caches = {size: self._caches(split, size) for size in self._sizes()}
-        for cache in [cache for of_size in caches.values() for cache in of_size.values()]:
+            rows, columns = self.buckets[number]
+            low = None if self.framing.low_size is None else sizes[0][0]
+            return PixelDataset(videos, images, replace(self.framing, size=rows, aspect=columns / rows, low_size=low))
+        caches = [self._caches(split, number, self._whole_framing(split, *size)) for size in sizes]
+        for cache in [cache for of_size in caches for cache in of_size.values()]:
             cache.open()
-        low = None if self.framing.low_size is None else caches[self.framing.low_size]
-        return LatentDataset(entries["video"], entries["image"], caches[self.framing.size], low)
+        return LatentDataset(videos, images, caches[-1], None if self.framing.low_size is None else caches[0])
 
     def _ranks(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+
+def _first(items: Items, unit: int) -> Items:
+    """As many of those that are used as make whole units."""
+    used = np.delete(np.asarray(items.positions, np.int64), items.left_out)
+    return Items(used[: len(used) // unit * unit])
+
+
+def _short_hash(items: NDArray[np.int64]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(items)).hexdigest()[:8]

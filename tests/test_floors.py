@@ -26,6 +26,7 @@ FLOORS = {
     "walt_pl.demo": 4,
     "walt_pl.ablations": 4,
     "walt_pl.plan": 4,
+    "walt_pl.caches": 4,
     "walt_pl.cli": 4,
     "walt_pl.__main__": 4,
 }

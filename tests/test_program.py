@@ -133,6 +133,18 @@ def test_frame_prediction_trains_and_goes_on_from_pictures_and_clips(walt: Walt,
     assert len(read_video(long, 24)) == 24
 
 
+def test_the_cache_command_finds_and_mends_what_training_would_read(walt: Walt, run: Path, painted: Path) -> None:
+    shard = next((run / "cache").rglob("train-32x32-*/videos/00000.f16"))
+    whole = shard.read_bytes()
+    shard.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    config = ["--config", str(EXPERIMENT / "base.yaml"), "--run", str(run), "--data.index", str(painted)]
+    done = walt("cache", *config, *TINY["base"], *TWO_STEPS)
+    assert "this shard is rebuilt" in done.stderr and "cache: whole" in done.stdout
+    assert shard.read_bytes() == whole
+    refused = walt("cache", "--config", str(EXPERIMENT / "vae.yaml"), "--run", str(run), "--data.index", str(painted), check=False)
+    assert 'cache: stage "vae" trains on pixels' in refused.stderr and "Traceback" not in refused.stderr
+
+
 def test_a_missing_parent_is_one_sentence_with_the_command(walt: Walt, painted: Path, tmp_path: Path) -> None:
     said = fit(walt, "base", tmp_path / "empty", painted, check=False)
     assert "error:" in said

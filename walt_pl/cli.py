@@ -1,15 +1,17 @@
 """The one program, ``python -m walt_pl``.
 
-``fit validate test predict`` are LightningCLI's; ``plan`` reads the same keys; the others are functions of ``walt_pl.commands``. This file
-wires things up and defines no models.
+``fit validate test predict`` are LightningCLI's; ``plan`` and ``cache`` read the same keys; the others are functions of
+``walt_pl.commands``. This file wires things up and defines no models.
 """
 
 import argparse
 import glob
+import inspect
 import keyword
 import logging
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +191,26 @@ class Program(LightningCLI):
         return trainer
 
 
+class _Data(Program):
+    """The data that a config describes; nothing else of it is made."""
+
+    def __init__(self) -> None:
+        super().__init__(run=False)
+
+    def before_instantiate_classes(self) -> None:
+        self._name()
+        self._fill_parents()
+
+    def instantiate_classes(self) -> None:
+        self.datamodule = JointData(**self.options.data.as_dict())
+
+
+def data_of(config: Path, index: Path) -> JointData:
+    """The data module of an experiment's stage, with another index in place of its own."""
+    sys.argv = [sys.argv[0], "--config", str(config), "--data.index", str(index)]
+    return _Data().datamodule
+
+
 def _run_and_stage(options: Any) -> tuple[Path, str]:
     """experiments/EXP/STAGE.yaml writes to runs/EXP/STAGE."""
     configs = [Path(str(path)) for path in options.config or []]
@@ -240,17 +262,34 @@ def _argument(flag: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
+def _typed(words: list[str], command: Callable[..., None]) -> list[str]:
+    """The words as the parser wants them: --report is --report true; --config, which the parser keeps for itself, is --config_."""
+    parameters = inspect.signature(command).parameters
+    typed = []
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name = word.removeprefix("--")
+        bare = word.startswith("--") and name in parameters and parameters[name].annotation in (bool, "bool")
+        typed.append(f"{word}=true" if bare and after not in ("true", "false") else word)
+    return [re.sub(r"^--config(?==|$)", "--config_", word) if "config_" in parameters else word for word in typed]
+
+
 def main() -> None:
     """Run the command line."""
     sys.argv[1:] = [re.sub(r"^--([^=]+)", lambda flag: f"--{_argument(flag[1])}", word) for word in sys.argv[1:]]
     arguments = sys.argv[1:]
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
     if arguments and arguments[0] in COMMANDS:
-        auto_cli(COMMANDS[arguments[0]], args=arguments[1:], as_positional=True, prog=f"python -m walt_pl {arguments[0]}")
+        command = COMMANDS[arguments[0]]
+        auto_cli(command, args=_typed(arguments[1:], command), as_positional=True, prog=f"python -m walt_pl {arguments[0]}")
     elif arguments and arguments[0] == "plan":
         from walt_pl.plan import Plan
 
         sys.argv = [f"{sys.argv[0]} plan", *arguments[1:]]
         Plan().show()
+    elif arguments and arguments[0] == "cache":
+        from walt_pl.caches import Caches
+
+        sys.argv = [f"{sys.argv[0]} cache", *arguments[1:]]
+        Caches().build()
     else:
         Program()

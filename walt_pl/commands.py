@@ -1,6 +1,8 @@
 """The commands beside LightningCLI's own: index, sample, evaluate, status, verify, demo, ablate."""
 
 import math
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,8 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from walt_pl.cascade import Cascade, Request, Sampling
+from walt_pl.data import doctor
+from walt_pl.data.building import Options, build_index
+from walt_pl.data.selection import described
 from walt_pl.data.shapes import write_set
 from walt_pl.data.sheet import captioned_grid, contact_sheet, to_uint8
+from walt_pl.data.sources import Layout, list_source
 from walt_pl.data.video import read_image, read_last_frames, write_gif, write_video
 from walt_pl.diffusion.sampler import Guidance
 from walt_pl.manifest import render_status, verify_run
@@ -42,24 +48,77 @@ def verify(run: str = "runs/shapes") -> None:
 
 
 def index(
-    source: Literal["shapes"],
-    out: str = "data/shapes",
+    source: str,
+    out: str | None = None,
+    layout: Layout = "auto",
+    root: str | None = None,
+    split: str = "",
+    val: float = 0.0,
+    fold: int = 1,
+    workers: int = 0,
+    seconds: float = 60.0,
+    report: bool = False,
+    config_: str | None = None,
     videos: int = 2000,
     images: int = 1000,
     validation: int = 300,
     seed: int = 0,
 ) -> None:
-    """Build a data index. The one source so far is the embedded set, painted from a seed.
+    """List a data set in an index, examine its files, and report on them. The same command adds what is new, and goes on where it stopped.
 
     Args:
-        source: what to index.
-        out: folder of the set; the index is index.parquet in it.
-        videos: training videos.
-        images: training images.
-        validation: validation videos.
-        seed: of the pictures.
+        source: folder, .csv, .jsonl, tar shards ("train-{000..099}.tar"), an index (.parquet) alone, or shapes, the embedded set.
+        out: the index; data/NAME.parquet when not given. For shapes the folder of the set; the index is index.parquet in it.
+        layout: how the source is laid out (docs/DATA.md); auto looks.
+        root: folder that the paths of a table are relative to; its own when not given.
+        split: split of what the source gives none; train when empty.
+        val: share of the training split that is held out as val, from 0 to 1.
+        fold: which of UCF-101's three official splits.
+        workers: processes that decode; as many as there are processors when 0.
+        seconds: time limit of a file (as much again for every 10 MB).
+        report: the doctor: decode every file again, and list what is broken, copied, short, of variable rate or without words.
+        config_: typed --config; experiments/EXP/STAGE.yaml: also list which clips it uses, in which bucket, and why not the others.
+        videos: training videos of shapes.
+        images: training images of shapes.
+        validation: validation videos of shapes.
+        seed: of the pictures of shapes.
     """
-    print(write_set(Path(out), videos, images, validation, seed))
+    options = Options(report, split, val, workers or os.cpu_count() or 1, seconds)
+    if source == "shapes":
+        path = write_set(Path(out or "data/shapes"), videos, images, validation, seed)
+        if not report and config_ is None:
+            print(path)
+            return
+        listing = None
+    elif source.endswith(".parquet"):
+        path, listing = Path(out or source), None
+        if not path.is_file():
+            raise ValueError(f"{path}: no such index; name a source to make it of, and --out {path}")
+    else:
+        name = re.split(r"[.{*?]", Path(source).resolve().name)[0].rstrip("-_")
+        path = Path(out or f"data/{name or 'index'}.parquet")
+        listing = list_source(source, layout, root, fold, options.workers)
+    built = build_index(listing, path, options)
+    doctor.show(doctor.told(built, listing, path))
+    if report:
+        findings = doctor.diagnose(path, options)
+        doctor.show(doctor.rendered(findings, path))
+        print(f"every finding: {doctor.write_report(findings, path)}")
+    if config_ is not None:
+        _report_use(path, Path(config_))
+
+
+def _report_use(path: Path, config: Path) -> None:
+    """Which clips and images an experiment takes of an index."""
+    from walt_pl.cli import data_of
+
+    data = data_of(config, path)
+    splits = ["train", "val"] if data.val_videos else ["train"]
+    selections = {split: data.selection(split) for split in splits}
+    for split, selection in selections.items():
+        print("\n".join(described(split, selection, data.buckets, data.framing)))
+    name = f"{config.resolve().parent.name}-{config.stem}"
+    print(f"every clip and image: {doctor.write_use(path, name, selections, data.buckets)}")
 
 
 def sample(

@@ -1,6 +1,9 @@
 """Cached latents are those that pixels would give; stale, unfinished and damaged caches are never read."""
 
 import json
+import os
+import pickle
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 
 from walt_pl.data import cache as cache_module
-from walt_pl.data.batch import Draw, Kind
+from walt_pl.data.batch import Draw, Kind, Sample
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
 from walt_pl.data.index import Entry, Index, write_index
 from walt_pl.data.transforms import Framing, PixelDataset
@@ -167,6 +170,124 @@ def test_a_flipped_byte_is_told(pixels: PixelDataset, tmp_path: Path) -> None:
     flip(tmp_path / "00001.f16")
     with pytest.warns(UserWarning, match="00001.f16: SHA-256 .* this shard is rebuilt"):
         build(make(tmp_path), pixels)
+
+
+@pytest.mark.parametrize("place", [0, 5, -1])
+def test_a_byte_that_flips_under_a_reader_is_found_when_its_row_is_read(place: int, pixels: PixelDataset, tmp_path: Path) -> None:
+    build(make(tmp_path), pixels)
+    cache = make(tmp_path)
+    cache.open()
+    whole = [cache.read(item, view) for item in range(VIDEOS) for view in range(2)]
+    shard = tmp_path / "00001.f16"
+    data = np.memmap(shard, dtype=np.uint8, mode="r+")
+    data[place] ^= 1  # the file keeps its size, and every row but one its latent
+    data.flush()
+    row = 7 if place == -1 else 4  # the last byte belongs to the checksum of the last row
+    for number, (latent, failure) in enumerate(cache.read(item, view) for item in range(VIDEOS) for view in range(2)):
+        if number == row:
+            assert "00001.f16: row" in failure and "python -m walt_pl cache" in failure and not latent.any()
+        else:
+            assert failure == whole[number][1] and torch.equal(latent, whole[number][0])
+    build(make(tmp_path), pixels)
+    cache.open()
+    assert torch.equal(cache.read(row // 2, row % 2)[0], whole[row][0])
+
+
+def test_without_verification_no_byte_is_read(pixels: PixelDataset, tmp_path: Path) -> None:
+    build(make(tmp_path), pixels)
+    flip(tmp_path / "00001.f16")
+    encoder = CountingEncoder()
+    make(tmp_path).build(pixels, "video", encoder.make, batch_size=3, verify=False)
+    assert encoder.clips == 0
+
+
+def make_some(folder: Path, items: list[int]) -> LatentCache:
+    return LatentCache(folder, {"vae": "a"}, len(items), views=2, items=np.array(items))
+
+
+def test_a_cache_of_some_items_holds_theirs(pixels: PixelDataset, index: Index, tmp_path: Path) -> None:
+    assert build(make_some(tmp_path, [1, 3, 6]), pixels) == 6
+    cache = pickle.loads(pickle.dumps(make_some(tmp_path, [1, 3, 6])))
+    cache.open()
+    encode = CountingEncoder()
+    for item in (6, 1, 3):
+        for view in range(2):
+            wanted = encode(pixels[Draw("video", item, view, 0)].content[None])[0].half().float()
+            assert torch.equal(cache.read(item, view)[0], wanted)
+    with pytest.raises(AssertionError, match="item 2 is not in"):
+        cache.read(2, 0)
+
+
+def test_other_items_make_a_cache_stale_and_a_damaged_list_of_them_is_written_again(pixels: PixelDataset, tmp_path: Path) -> None:
+    build(make_some(tmp_path, [1, 3, 6]), pixels)
+    with pytest.warns(UserWarning, match=r"stale \(items changed\)"):
+        assert build(make_some(tmp_path, [1, 3, 5]), pixels) == 6
+    flip(tmp_path / "items.i64")
+    with pytest.raises(RuntimeError, match=r"items\.i64 is damaged"):
+        make_some(tmp_path, [1, 3, 5]).open()
+    assert build(make_some(tmp_path, [1, 3, 5]), pixels) == 0
+    make_some(tmp_path, [1, 3, 5]).open()
+
+
+def test_quarantined_clips_are_not_read_and_computed_once_they_are_free(pixels: PixelDataset, tmp_path: Path) -> None:
+    encoder = CountingEncoder()
+    make(tmp_path).build(Forbidden(pixels, {4}), "video", encoder.make, batch_size=3, skip={4: "corrupt: cannot be decoded"})
+    cache = make(tmp_path)
+    cache.open()
+    assert cache.read(4, 0)[1] == "quarantined: corrupt: cannot be decoded" and not cache.read(4, 0)[0].any()
+    assert build(cache, pixels) == 4  # the shard with both views of clip 4
+    cache.open()
+    assert cache.read(4, 0)[1] == "" and cache.read(4, 0)[0].any()
+    assert build(make(tmp_path), pixels) == 0
+    make(tmp_path).build(pixels, "video", encoder.make, batch_size=3, skip={5: "later"})
+    assert cache.read(5, 0)[1] == ""
+
+
+class Forbidden:
+    """Clips of which some must not be read."""
+
+    def __init__(self, pixels: PixelDataset, items: set[int]) -> None:
+        self.pixels, self.items = pixels, items
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        assert draw.item not in self.items
+        return self.pixels[draw]
+
+    def failed(self, draw: Draw, reason: str) -> Sample:
+        return self.pixels.failed(draw, reason)
+
+
+class Deadly(Forbidden):
+    """Clips of which some kill whoever reads them."""
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        if draw.item in self.items:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.pixels[draw]
+
+
+def test_readers_that_a_clip_kills_are_replaced_and_the_clip_is_listed(pixels: PixelDataset, tmp_path: Path) -> None:
+    encoder = CountingEncoder()
+    with pytest.warns(UserWarning, match="4.mp4: its worker was killed by SIGKILL"):
+        make(tmp_path / "some").build(Deadly(pixels, {4}), "video", encoder.make, batch_size=3, readers=2)
+    build(make(tmp_path / "all"), pixels)
+    some, whole = make(tmp_path / "some"), make(tmp_path / "all")
+    some.open()
+    whole.open()
+    for item in range(VIDEOS):
+        latent, failure = some.read(item, 0)
+        assert "killed by SIGKILL" in failure if item == 4 else failure == whole.read(item, 0)[1]
+        assert torch.equal(latent, torch.zeros_like(latent) if item == 4 else whole.read(item, 0)[0])
+
+
+def test_old_maps_are_let_go(pixels: PixelDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_module, "_MAPS", 2)
+    build(make(tmp_path), pixels)
+    cache = make(tmp_path)
+    cache.open()
+    first = [cache.read(item, 0)[0] for item in range(VIDEOS)]
+    assert all(torch.equal(cache.read(item, 0)[0], first[item]) for item in range(VIDEOS))
+    assert len(cache._maps) == 2
 
 
 def test_a_damaged_meta_file_is_built_anew(pixels: PixelDataset, tmp_path: Path) -> None:

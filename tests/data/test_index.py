@@ -1,14 +1,20 @@
-"""The Parquet index of a data set."""
+"""The index of a data set: Parquet, and the same rows mapped as Arrow."""
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from walt_pl.data.index import SCHEMA, Index, write_index
+from benchmarks.index_memory import measure, synthetic
+from walt_pl.data.index import SCHEMA, Entries, Index, write_index, write_table
 
 
 def row(number: int, **changes: object) -> dict[str, object]:
@@ -80,7 +86,9 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
         ({name: value for name, value in row(0).items() if name != "caption"}, "entry 0: wanted the columns"),
         (row(0, kind="film"), 'kind must be "video" or "image", found "film"'),
         (row(0, path="/somewhere/a.mp4"), "path must be relative"),
+        (row(0, path="C:\\clips\\a.mp4"), "path must be relative"),
         (row(0, frames="many"), "wrong type"),
+        (row(0, split=None), "entry 0: no split"),
     ],
 )
 def test_wrong_rows_are_refused_and_the_old_index_stays(path: Path, entry: dict[str, object], message: str) -> None:
@@ -88,11 +96,11 @@ def test_wrong_rows_are_refused_and_the_old_index_stays(path: Path, entry: dict[
     with pytest.raises(ValueError, match=message):
         write_index([entry], path)
     assert path.read_bytes() == before
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["index.arrow", "index.parquet"]
 
 
 def test_a_failed_write_leaves_the_old_index(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(table: pa.Table, file: Path) -> None:
+    def full(table: pa.Table, file: Path, **options: object) -> None:
         file.write_bytes(b"PAR1")
         raise OSError(28, "No space left on device")
 
@@ -101,9 +109,146 @@ def test_a_failed_write_leaves_the_old_index(path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="No space left"):
         write_index([row(9)], path)
     assert path.read_bytes() == before
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["index.arrow", "index.parquet"]
 
 
-def test_rows_stay_in_the_table(path: Path) -> None:
-    assert Index(path, "train").videos[0] is not Index(path, "train").videos[0]
+def test_the_parquet_file_has_the_documented_columns(path: Path) -> None:
     assert pq.read_schema(path).equals(SCHEMA)
+    table = pq.read_table(path)
+    assert table["offset"].to_pylist() == [-1] * 4 and table["decoder"].to_pylist() == [""] * 4
+
+
+def test_every_column_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "DATA.md").read_text(encoding="utf-8")
+    assert not [name for name in SCHEMA.names if f"| `{name}` |" not in text]
+
+
+def test_rows_are_sorted_by_split_and_kind_and_else_stay_in_order(tmp_path: Path) -> None:
+    kinds = [("val", "image"), ("train", "video"), ("train", "image"), ("val", "video"), ("train", "video"), ("train", "image")]
+    write_index([row(number, split=split, kind=kind) for number, (split, kind) in enumerate(kinds)], tmp_path / "a.parquet")
+    assert pq.read_table(tmp_path / "a.parquet")["path"].to_pylist() == [f"clips/{number}.mp4" for number in (1, 4, 2, 5, 3, 0)]
+    train = Index(tmp_path / "a.parquet", "train")
+    assert [entry.caption for entry in train.videos] == ["clip 1", "clip 4"] and [entry.caption for entry in train.images] == [
+        "clip 2",
+        "clip 5",
+    ]
+
+
+def test_columns_are_views_of_the_mapped_file(path: Path) -> None:
+    videos = Index(path, "train").videos
+    frames, sizes = videos.column("frames"), videos[1:].column("bytes")
+    assert frames.tolist() == [17, 17] and sizes.tolist() == [1001]
+    for values in (frames, sizes):
+        assert not values.flags.owndata and not values.flags.writeable
+    assert np.shares_memory(videos.column("bytes"), sizes), "a slice costs no copy"
+    assert videos.column("path").to_pylist() == ["clips/0.mp4", "clips/1.mp4"], "as written in the file"
+    assert videos[::-1].column("bytes").tolist() == [1001, 1000] and videos.column("variable_rate").tolist() == [False, False]
+    with pytest.raises(KeyError):
+        videos.column("colour")
+
+
+def many(folder: Path, rows: int) -> Path:
+    numbers = range(rows)
+    same = {name: [value] * rows for name, value in row(0).items()}
+    columns = {**same, "path": [f"clips/{number}.mp4" for number in numbers], "bytes": list(numbers)}
+    pq.write_table(pa.table(columns), folder / "many.parquet")
+    return folder / "many.parquet"
+
+
+def test_entries_travel_to_another_process_as_a_path(tmp_path: Path) -> None:
+    videos = Index(many(tmp_path, 50_000), "train").videos[10_000:40_000]
+    data = pickle.dumps({"videos": videos, "again": videos[5:]})
+    assert len(data) < 2000
+    program = (
+        "import pickle, sys; e = pickle.load(sys.stdin.buffer); print(len(e['videos']), e['videos'][7].path, e['again'].column('bytes')[0])"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program], input=data, capture_output=True, check=True, env={**os.environ, "PYTHONPATH": "."}
+    )
+    assert said.stdout.decode().split() == ["30000", str(tmp_path / "clips" / "10007.mp4"), "10005"]
+
+
+def test_an_index_without_arrow_gets_one(path: Path) -> None:
+    arrow = path.with_suffix(".arrow")
+    whole = arrow.read_bytes()
+    arrow.unlink()
+    assert [entry.caption for entry in Index(path, "train").videos] == ["clip 0", "clip 1"]
+    assert arrow.read_bytes() == whole
+
+
+@pytest.mark.parametrize("harm", ["other rows", "cut", "words", "old schema"])
+def test_an_arrow_file_that_is_not_of_this_index_is_made_anew(path: Path, tmp_path: Path, harm: str) -> None:
+    arrow = path.with_suffix(".arrow")
+    whole = arrow.read_bytes()
+    if harm == "other rows":  # younger than the Parquet file, and as well formed
+        write_index([row(8), row(9)], tmp_path / "other.parquet")
+        os.replace(tmp_path / "other.arrow", arrow)
+    elif harm == "old schema":
+        old = pa.schema([("path", pa.string())], metadata={"sha256": Index(path, "train").sha256, "slices": "{}"})
+        with pa.ipc.new_file(str(arrow), old) as writer:
+            writer.write_batch(pa.record_batch([["a.mp4"]], schema=old))
+    else:
+        arrow.write_bytes(whole[: len(whole) // 2] if harm == "cut" else b"words " * 99)
+    assert [entry.caption for entry in Index(path, "train").videos] == ["clip 0", "clip 1"]
+    assert arrow.read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import walt_pl.data.index as module
+
+    path.with_suffix(".arrow").unlink()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write = module._write_whole
+
+    def refuse(file: Path, *arguments: object) -> None:
+        if file.parent == path.parent:
+            raise PermissionError(13, "Permission denied", str(file))
+        write(file, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_write_whole", refuse)
+    for _ in range(2):
+        assert [entry.caption for entry in Index(path, "val").videos] == ["clip 2"]
+        monkeypatch.setattr(module, "read_table", None)  # the second time it is mapped from the cache
+    assert not path.with_suffix(".arrow").exists() and len(list((tmp_path / "cache").rglob("*.arrow"))) == 1
+
+
+def test_rows_that_changed_under_a_worker_are_an_error_and_not_other_clips(path: Path) -> None:
+    videos = Index(path, "train").videos
+    before = pickle.dumps(videos)
+    write_index([row(7), row(8)], path)
+    for data in (before, pickle.dumps(videos)):
+        with pytest.raises(ValueError, match="written again meanwhile"):
+            pickle.loads(data)
+
+
+def test_entries_that_are_held_outlive_a_rewrite(path: Path) -> None:
+    videos = Index(path, "train").videos
+    write_index([row(7)], path)
+    assert [entry.caption for entry in videos] == ["clip 0", "clip 1"]
+
+
+def test_parquet_of_other_programs_is_read(tmp_path: Path) -> None:
+    same = row(0)
+    rows = [{**same, "caption": None, "label": None, "split": "val"}, {**same, "path": "b.mp4"}]
+    table = pa.Table.from_pylist(rows)  # int64 and double, nulls, none of the columns with defaults, not sorted
+    pq.write_table(table, tmp_path / "a.parquet")
+    clip = Index(tmp_path / "a.parquet", "val").videos[0]
+    assert (clip.caption, clip.label, clip.decoder, clip.offset, clip.fps) == ("", -1, "", -1, 8.0)
+    assert Index(tmp_path / "a.parquet", "train").videos[0].path == tmp_path / "b.mp4"
+
+
+def test_opening_reads_no_rows_into_memory(tmp_path: Path) -> None:
+    Index(many(tmp_path, 50_000), "train")
+    before = pa.total_allocated_bytes()
+    index = Index(tmp_path / "many.parquet", "train")
+    assert isinstance(index.videos, Entries) and index.videos[49_999].bytes == 49_999
+    assert pa.total_allocated_bytes() - before < 100_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("rows", [300_000, pytest.param(10_000_000, marks=pytest.mark.slow)])
+def test_an_index_costs_a_worker_nothing_of_its_own(tmp_path: Path, rows: int) -> None:
+    write_table(synthetic(rows), tmp_path / "index.parquet")
+    cost = measure(tmp_path / "index.parquet")
+    assert (tmp_path / "index.arrow").stat().st_size > 180 * rows
+    assert cost["own"] < 20e6

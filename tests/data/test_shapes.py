@@ -237,7 +237,7 @@ def test_the_same_seed_gives_the_same_bytes_and_damage_is_repaired(written: Path
     write_set(again.parent, videos=14, images=18, validation=12)
     assert content(again.parent) == wanted
     write_set(again.parent, videos=2, images=2, validation=3, seed=1)
-    assert len(content(again.parent)) == 2 + 2 + 3 + 1 + 2  # with index and recipe: nothing of the old seed is left
+    assert len(content(again.parent)) == 2 + 2 + 3 + 1 + 3  # with index (Parquet and Arrow) and recipe: nothing of the old seed is left
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ class Draw(NamedTuple):
     """How often the list has been gone through before; together with `item` it seeds crops and views."""
     slot: int
     """Place in the global batch: videos first, then images."""
+    bucket: int = 0
+    """Which of the sizes the whole batch has."""
 
 
 @dataclass
@@ -85,6 +87,37 @@ class JointBatch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         changed: dict[str, Any] = {k: change(v) for k, v in values.items() if isinstance(v, Tensor)}
         return replace(self, **changed)
+
+
+class Source(Protocol):
+    """Reads samples. It is pickled once for each worker, so it holds descriptions of the data and no open files."""
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        """Reads what is to stand in a place of a batch; a file that cannot be read gives `failed(draw, reason)`."""
+        ...
+
+    def failed(self, draw: Draw, reason: str) -> Sample:
+        """Gives the zeros that stand in for a file, without touching it."""
+        ...
+
+
+class Bucketed:
+    """Reads every draw from the source of its bucket.
+
+    Args:
+        sources: One for each bucket.
+    """
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        """Reads one clip or image at the size of its bucket."""
+        return self.sources[draw.bucket][draw]
+
+    def failed(self, draw: Draw, reason: str) -> Sample:
+        """Gives zeros of the size of its bucket."""
+        return self.sources[draw.bucket].failed(draw, reason)
 
 
 class Failure(NamedTuple):

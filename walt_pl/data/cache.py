@@ -1,11 +1,18 @@
 """Latents computed once: shards of float16 on disk that workers map into memory.
 
-A cache is a folder with `meta.json` and raw files `00000.f16`, `00001.f16`, ... of `SHARD_ROWS` rows each. A row is the
-raw (not normalised) posterior mean of one view of one clip or image, `row = item * views + view`. float16 keeps 11 bits
-of a latent, far below the noise of the smallest diffusion step, at half the size of float32.
+A cache is a folder with `meta.json` and files `00000.f16`, `00001.f16`, ... of `SHARD_ROWS` rows each. A row is the raw (not
+normalised) posterior mean of one view of one clip or image. float16 keeps 11 bits of a latent, far below the noise of the
+smallest diffusion step, at half the size of float32. After its rows a shard has the CRC-32 of each, 4 bytes.
+
+Item n of the cache has the rows n * views to (n + 1) * views - 1. Where the cache does not hold simply the first items of a
+list, `items.i64` says which ones, ascending; workers map it, too.
 
 `meta.json` holds the key (whatever the latents depend on), the shape of a row, and per shard its SHA-256 and the files
 that could not be read. A cache with another key is rebuilt, never read.
+
+Bytes that change on disk are found at the row that has them, whenever it is read: its CRC takes 8 microseconds (20 KiB, 3.5 GB/s). The
+row then counts as unreadable and is named. Hashing whole shards in place of that would read the whole cache once in every
+worker of every rank. `python -m walt_pl cache` compares the SHA-256 of every shard and computes damaged ones again.
 """
 
 import hashlib
@@ -13,8 +20,9 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -27,12 +35,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from walt_pl.data.batch import DataError, Draw, Kind, Sample
+from walt_pl.data.batch import DataError, Draw, JointBatch, Kind, Sample, Source, collate
 from walt_pl.data.index import Entry
-from walt_pl.data.transforms import Framing, PixelDataset
+from walt_pl.data.transforms import Framing
+from walt_pl.data.workers import Answer, Workers
 
 SHARD_ROWS = 256
-_FORMAT = 1
+_FORMAT = 2
+_CRC = np.dtype("<u4")
+_ITEM = np.dtype("<i8")
+_MAPS = 4096
+"""Shards that a process keeps mapped; Linux allows 65,530 maps in all."""
+_SKIPPED = "quarantined: "
+_MEND = "python -m walt_pl cache --config EXPERIMENT"
 
 Encode = Callable[[Tensor], Tensor]
 """Pixels [b 3 t h w] in -1..1 to posterior means [b c t' h' w']."""
@@ -48,61 +63,85 @@ class Shard:
 
 
 class LatentCache:
-    """The latents of the first `count` clips (or images) of a split, `views` of each.
+    """The latents of some clips (or images) of a split, `views` of each.
 
     Args:
         folder: Where the cache lies or will lie.
         key: What the latents depend on, as plain values: hashes of the autoencoder and the index, split, framing.
         count: Clips or images.
         views: Fixed views of each.
+        items: Which ones of their list, ascending; the first `count` when not given.
     """
 
-    def __init__(self, folder: Path, key: Mapping[str, object], count: int, views: int = 1) -> None:
+    def __init__(self, folder: Path, key: Mapping[str, object], count: int, views: int = 1, items: NDArray[np.int64] | None = None) -> None:
         self.folder = folder
         self.key = {**key, "count": count, "views": views, "format": _FORMAT, "dtype": "float16"}
+        if items is not None:
+            assert len(items) == count
+            self.key["items"] = hashlib.sha256(_item_bytes(items)).hexdigest()
         self.rows = count * views
         self.views = views
         self.shape: tuple[int, ...] = ()
         """[c t h w] of a row; empty until the cache is built or opened."""
         self.shards: list[Shard | None] = [None] * -(-self.rows // SHARD_ROWS)
-        self._maps: dict[int, NDArray[np.float16]] = {}
+        self._items = items
+        self._maps: dict[int, tuple[NDArray[np.float16], NDArray[np.uint32]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickled memory map is a copy of the file; workers map it themselves.
-        return {**self.__dict__, "_maps": {}}
+        return {**self.__dict__, "_maps": {}, "_items": None}
 
-    def build(self, dataset: PixelDataset, kind: Kind, encode: Callable[[], Encode], batch_size: int, readers: int = 1) -> None:
+    def build(
+        self,
+        source: Source,
+        kind: Kind,
+        encode: Callable[[], Encode],
+        batch_size: int,
+        readers: int = 0,
+        skip: Mapping[int, str] | None = None,
+        verify: bool = True,
+        patience: float = 60.0,
+    ) -> None:
         """Computes every shard that is missing, stale or damaged; does nothing when there is none.
 
         Every shard is written to a temporary file and renamed, so that an interrupted build goes on where it stopped.
 
         Args:
-            dataset: Reads the clips; its framing has the cache's views.
+            source: Reads the clips; its framing has the cache's views.
             kind: Which of its lists is cached.
             encode: Gives the encoder; called only when something has to be computed.
             batch_size: Clips encoded together.
-            readers: Threads that decode ahead while the encoder runs.
+            readers: Processes that decode ahead while the encoder runs; 0 decodes in this one, which a crash of a decoder ends.
+            skip: Items that are not to be read, with the reason: the quarantine. A shard with one that is free again is computed anew.
+            verify: Compares the SHA-256 of every shard; without it, damage shows when a row is read.
+            patience: Seconds that a reader may spend on one file.
 
         Raises:
             RuntimeError: If not one file of the first shard can be read.
             ValueError: If a latent does not fit float16.
             OSError: If the disk is full.
         """
-        self._load(verify=True)
-        missing = [number for number, shard in enumerate(self.shards) if shard is None]
+        skip = skip or {}
+        self._load(verify)
+        missing = [number for number, shard in enumerate(self.shards) if shard is None or self._is_free_again(shard, skip)]
+        if self._items is not None and not self._has_items():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write_whole(self.folder / "items.i64", _item_bytes(self._items))
         if not missing:
             return
+        for number in missing:
+            self.shards[number] = None
         self.folder.mkdir(parents=True, exist_ok=True)
         self._write_meta()
         self._remove_left_overs()
         run = encode()
         bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True)
-        with bar, ThreadPoolExecutor(max(1, readers)) as pool:
+        with bar, _reading(_Skipping(source, skip), self._batches(missing, kind, batch_size), readers, patience) as answers:
             total = sum(len(self._rows_of(number)) for number in missing)
             task = bar.add_task(f"latents {self.folder.parent.name}/{self.folder.name}", total=total)
             for number in missing:
-                samples = _read_ahead(pool, dataset, self._draws(number, kind), batch_size)
-                self._build_shard(number, samples, run, lambda rows: bar.advance(task, rows))
+                batches = islice(answers, -(-len(self._rows_of(number)) // batch_size))
+                self._build_shard(number, batches, run, lambda rows: bar.advance(task, rows))
 
     def open(self) -> None:
         """Makes a finished cache readable.
@@ -117,25 +156,62 @@ class LatentCache:
                 f"{self.folder}: {missing} of {len(self.shards)} shards of latents are missing. They are built by rank "
                 "zero before training; does data.cache_dir lie on a disk that every machine sees?"
             )
+        if not self._has_items():
+            raise DataError(f"{self.folder / 'items.i64'} is damaged: {_MEND} writes it again")
 
     def read(self, item: int, pass_number: int) -> tuple[Tensor, str]:
         """Gives the latent that a pass over the data sees.
 
         Args:
-            item: Number of the clip or image.
+            item: Number of the clip or image in its list.
             pass_number: How often the data was gone through; view = pass mod views.
 
         Returns:
-            The raw posterior mean, float32 [c t h w], and why the file could not be read (empty when it could).
+            The raw posterior mean, float32 [c t h w], and why there is none (empty when there is, else zeros).
         """
-        row = item * self.views + pass_number % self.views
+        row = self._place(item) * self.views + pass_number % self.views
         number, place = divmod(row, SHARD_ROWS)
-        if number not in self._maps:
-            shape = (len(self._rows_of(number)), *self.shape)
-            self._maps[number] = np.memmap(self._file(number), dtype=np.float16, mode="r", shape=shape)
         shard = self.shards[number]
         assert shard is not None, "read before build or open"
-        return torch.from_numpy(self._maps[number][place].astype(np.float32)), shard.broken.get(row, "")
+        rows, sums = self._mapped(number)
+        if zlib.crc32(rows[place]) == sums[place]:
+            return torch.from_numpy(rows[place].astype(np.float32)), shard.broken.get(row, "")
+        damage = f"{self._file(number)}: row {place} has changed since it was written (CRC-32): {_MEND} computes it again"
+        return torch.zeros(self.shape), damage
+
+    def _place(self, item: int) -> int:
+        """Which of the cache's items this one is."""
+        if "items" not in self.key:
+            return item
+        if self._items is None:
+            self._items = np.memmap(self.folder / "items.i64", dtype=_ITEM, mode="r")
+        place = int(np.searchsorted(self._items, item))
+        assert self._items[place] == item, f"item {item} is not in {self.folder}"
+        return place
+
+    def _mapped(self, number: int) -> tuple[NDArray[np.float16], NDArray[np.uint32]]:
+        """Rows and checksums of a shard."""
+        if number not in self._maps:
+            if len(self._maps) == _MAPS:
+                self._maps.pop(next(iter(self._maps)))
+            shape = (len(self._rows_of(number)), *self.shape)
+            rows = np.memmap(self._file(number), dtype=np.float16, mode="r", shape=shape)
+            sums = np.memmap(self._file(number), dtype=_CRC, mode="r", offset=rows.nbytes, shape=shape[:1])
+            self._maps[number] = (rows, sums)
+        return self._maps[number]
+
+    def _has_items(self) -> bool:
+        """Whether the file that says which items these are is there and whole, or not needed."""
+        if "items" not in self.key:
+            return True
+        path = self.folder / "items.i64"
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == self.key["items"]
+
+    def _is_free_again(self, shard: Shard, skip: Mapping[int, str]) -> bool:
+        return any(why.startswith(_SKIPPED) and self._item(row // self.views) not in skip for row, why in shard.broken.items())
+
+    def _item(self, place: int) -> int:
+        return place if self._items is None else int(self._items[place])
 
     def _rows_of(self, number: int) -> range:
         return range(number * SHARD_ROWS, min(self.rows, (number + 1) * SHARD_ROWS))
@@ -143,8 +219,12 @@ class LatentCache:
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:05d}.f16"
 
-    def _draws(self, number: int, kind: Kind) -> list[Draw]:
-        return [Draw(kind, row // self.views, row % self.views, row) for row in self._rows_of(number)]
+    def _batches(self, numbers: Sequence[int], kind: Kind, batch_size: int) -> Iterator[list[Draw]]:
+        """What to read for some shards, in order; every shard begins with a new batch."""
+        for number in numbers:
+            rows = self._rows_of(number)
+            draws = [Draw(kind, self._item(row // self.views), row % self.views, row) for row in rows]
+            yield from (draws[start : start + batch_size] for start in range(0, len(draws), batch_size))
 
     def _load(self, verify: bool) -> None:
         self._maps.clear()
@@ -176,7 +256,7 @@ class LatentCache:
 
     def _is_whole(self, number: int, sha256: str, verify: bool) -> bool:
         path = self._file(number)
-        if not path.is_file() or path.stat().st_size != len(self._rows_of(number)) * int(np.prod(self.shape)) * 2:
+        if not path.is_file() or path.stat().st_size != len(self._rows_of(number)) * (int(np.prod(self.shape)) * 2 + _CRC.itemsize):
             return False
         if not verify:
             return True
@@ -189,20 +269,20 @@ class LatentCache:
             )
         return found == sha256
 
-    def _build_shard(self, number: int, batches: Iterator[list[Sample]], encode: Encode, advance: Callable[[int], None]) -> None:
+    def _build_shard(self, number: int, answers: Iterator[Answer], encode: Encode, advance: Callable[[int], None]) -> None:
         parts: list[NDArray[np.float16]] = []
         broken: dict[int, str] = {}
-        for samples in batches:
-            latents = _encode_batch(samples, encode)
-            parts.append(latents)
-            broken |= {sample.draw.slot: sample.failure for sample in samples if sample.failure}
-            advance(len(samples))
+        for batch, failures in answers:
+            parts.append(_encode_batch(batch, encode))
+            lost = batch.slots[batch.weight == 0].tolist()
+            broken |= {row: failure.reason for row, failure in zip(lost, failures, strict=True)}
+            advance(len(batch.paths))
         rows = np.concatenate(parts)
         if number == 0 and len(broken) == len(rows):
             reasons = list(dict.fromkeys(broken.values()))[:10]
             raise DataError("\n  ".join([f"{self.folder}: none of the first {len(rows)} files can be read:", *reasons]))
         self.shape = rows.shape[1:]
-        data = rows.tobytes()
+        data = rows.tobytes() + np.array([zlib.crc32(row) for row in rows], _CRC).tobytes()
         _write_whole(self._file(number), data)
         self.shards[number] = Shard(hashlib.sha256(data).hexdigest(), broken)
         self._write_meta()
@@ -220,30 +300,50 @@ class LatentCache:
         _write_whole(self.folder / "meta.json", json.dumps(meta, indent=1).encode())
 
 
-def _read_ahead(pool: ThreadPoolExecutor, dataset: PixelDataset, draws: Sequence[Draw], batch_size: int) -> Iterator[list[Sample]]:
-    """Gives batches of samples in order, with the next batch being decoded while one is in use."""
-    batches = iter([draws[start : start + batch_size] for start in range(0, len(draws), batch_size)])
-    ahead = [[pool.submit(dataset.__getitem__, draw) for draw in batch] for batch in islice(batches, 1)]
-    while ahead:
-        now = ahead.pop(0)
-        ahead += [[pool.submit(dataset.__getitem__, draw) for draw in batch] for batch in islice(batches, 1)]
-        yield [future.result() for future in now]
+class _Skipping:
+    """Reads samples, but not those of some items."""
+
+    def __init__(self, source: Source, skip: Mapping[int, str]) -> None:
+        self._source, self._skip = source, skip
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        if draw.item in self._skip:
+            return self.failed(draw, _SKIPPED + self._skip[draw.item])
+        return self._source[draw]
+
+    def failed(self, draw: Draw, reason: str) -> Sample:
+        return self._source.failed(draw, reason)
 
 
-def _encode_batch(samples: Sequence[Sample], encode: Encode) -> NDArray[np.float16]:
-    latents = encode(torch.stack([sample.content for sample in samples])).float().cpu()
-    for row, sample in enumerate(samples):
-        if sample.failure:
-            latents[row] = 0
+@contextmanager
+def _reading(source: Source, steps: Iterable[Sequence[Draw]], readers: int, patience: float) -> Iterator[Iterator[Answer]]:
+    """Batches of samples in order, read ahead by processes where there are readers."""
+    if not readers:
+        yield (collate([source[draw] for draw in draws]) for draws in steps)
+        return
+    workers = Workers(source, readers, patience)
+    try:
+        yield workers.read(steps)
+    finally:
+        workers.close()
+
+
+def _encode_batch(batch: JointBatch, encode: Encode) -> NDArray[np.float16]:
+    latents = encode(batch.videos if len(batch.videos) else batch.images).float().cpu()
+    latents[batch.weight == 0] = 0
     with np.errstate(over="ignore"):  # told below, with the file
         rows = latents.numpy().astype(np.float16)
     if not np.isfinite(rows).all():
         largest = float(latents.abs().max())
         raise ValueError(
-            f"latents of {samples[0].path} and the {len(samples) - 1} files after it do not fit float16: largest value "
+            f"latents of {batch.paths[0]} and the {len(batch.paths) - 1} files after it do not fit float16: largest value "
             f"{largest:g}, at most 65504 wanted. The autoencoder has diverged; train it again with a larger KL weight"
         )
     return rows
+
+
+def _item_bytes(items: NDArray[np.int64]) -> bytes:
+    return items.astype(_ITEM).tobytes()
 
 
 def _write_whole(path: Path, data: bytes) -> None:
@@ -288,13 +388,23 @@ class LatentDataset(Dataset[Sample]):
 
     def __getitem__(self, draw: Draw) -> Sample:
         """Reads the latent [c t h w] of one clip or image, with its low-resolution twin where there is one."""
-        entry = (self.videos if draw.kind == "video" else self.images)[draw.item]
+        entry = self._entry(draw)
         content, failure = self.caches[draw.kind].read(draw.item, draw.pass_number)
         low = None
         if self.low_caches is not None:
             low, low_failure = self.low_caches[draw.kind].read(draw.item, draw.pass_number)
             failure = failure or low_failure
         return Sample(draw, content, low, entry.caption, entry.label, str(entry.path), failure, "latents")
+
+    def failed(self, draw: Draw, reason: str) -> Sample:
+        """Gives zeros in place of latents."""
+        entry = self._entry(draw)
+        low = None if self.low_caches is None else torch.zeros(self.low_caches[draw.kind].shape)
+        content = torch.zeros(self.caches[draw.kind].shape)
+        return Sample(draw, content, low, entry.caption, entry.label, str(entry.path), reason, "latents")
+
+    def _entry(self, draw: Draw) -> Entry:
+        return (self.videos if draw.kind == "video" else self.images)[draw.item]
 
 
 def encode_batch_size(framing: Framing, kind: Kind) -> int:

@@ -1,20 +1,24 @@
-"""The data index: one Parquet file that lists every clip and image of a data set.
+"""The data index: one Parquet file that lists every clip and image of a data set, and the same rows as Arrow beside it.
 
-Columns: `path` (relative to the index's folder, forward slashes), `kind` ("video" or "image"), `frames`, `fps`,
-`width`, `height`, `caption`, `label` (-1: none), `split` and `bytes`; and with defaults, see `Entry`: `duration`, `decoder`,
-`offset`, `modified`, `variable_rate`. The same rows give the same bytes, so that the SHA-256 of the index can stand for the data in
-caches and artifacts.
+`NAME.parquet` is the index: small, to hand around, and its SHA-256 stands for the data in caches and artifacts (the same rows give the
+same bytes). `NAME.arrow` holds the same rows as one Arrow record batch that processes map into memory, so that ten million rows cost a
+worker nothing but the pages it looks at. It carries the hash of its Parquet file; where it is missing, damaged or of another Parquet file,
+it is made anew. docs/DATA.md describes every column.
+
+Rows are sorted by (split, kind), and otherwise stay in the order in which they were given: a split's videos are one slice of the file.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -38,8 +42,12 @@ SCHEMA = pa.schema(
         ("variable_rate", pa.bool_()),
     ]
 )
+# In memory and in the Arrow file: the captions of ten million clips are more than the 2 GiB that `string` can address.
+_LARGE = pa.schema([(field.name, pa.large_string() if field.type == pa.string() else field.type) for field in SCHEMA])
 # What a row may leave out.
 _DEFAULTS: dict[str, object] = {"duration": 0.0, "decoder": "", "offset": -1, "modified": 0, "variable_rate": False}
+# What stands for a null, which other programs write into Parquet files.
+_NULLS = {**_DEFAULTS, "caption": "", "label": -1}
 KINDS = ("video", "image")
 
 
@@ -79,15 +87,41 @@ class Entry:
     """Whether the frames are not evenly spaced in time."""
 
 
-class Entries(Sequence[Entry]):
-    """Rows of the index, read from the Parquet table one at a time: a million clips cost no million Python objects."""
+class _Mapped:
+    """The Arrow file of an index, mapped into memory. Pickles as its path, and is mapped again where it is unpickled.
 
-    def __init__(self, table: pa.Table, folder: Path) -> None:
-        self._table = table.combine_chunks()
+    Raises:
+        ValueError: the file is damaged, or of another index than `sha256` says.
+    """
+
+    def __init__(self, file: Path, sha256: str) -> None:
+        self.file, self.sha256 = file, sha256
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(file)))
+            metadata = reader.schema.metadata or {}
+            same = metadata.get(b"sha256") == sha256.encode() and reader.schema.equals(_LARGE)
+            rows = reader.get_batch(0) if same and reader.num_record_batches == 1 else None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{file}: not an Arrow file that can be mapped: {error}") from error
+        if rows is None:
+            raise ValueError(f"{file}: not the rows of the index {sha256[:12]}...; was the index written again meanwhile? Start anew")
+        self.rows: pa.RecordBatch = rows
+        self.slices: dict[str, dict[str, list[int]]] = json.loads(metadata[b"slices"])
+
+    def __reduce__(self) -> tuple[type[_Mapped], tuple[Path, str]]:
+        return _Mapped, (self.file, self.sha256)
+
+
+class Entries(Sequence[Entry]):
+    """Rows of a mapped index. An entry is made when it is asked for, a slice is a view, and pickling copies no row."""
+
+    def __init__(self, mapped: _Mapped, rows: range, folder: Path) -> None:
+        self._mapped = mapped
+        self._rows = rows
         self._folder = folder
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return len(self._rows)
 
     @overload
     def __getitem__(self, number: int) -> Entry: ...
@@ -98,20 +132,39 @@ class Entries(Sequence[Entry]):
     def __getitem__(self, number: int | slice) -> Entry | Entries:
         """The entry at `number`, or the entries of a slice. Raises IndexError past either end."""
         if isinstance(number, slice):
-            return Entries(self._table.take(pa.array(range(*number.indices(len(self))), pa.int64())), self._folder)
+            return Entries(self._mapped, self._rows[number], self._folder)
         if not -len(self) <= number < len(self):
             raise IndexError(f"entry {number} of an index with {len(self)}")
-        row = {name: self._table.column(name)[number % len(self)].as_py() for name in SCHEMA.names}
+        row = self._mapped.rows.slice(self._rows[number], 1).to_pylist()[0]
         return Entry(**(row | {"path": self._folder / row["path"]}))
 
     def __iter__(self) -> Iterator[Entry]:
         return (self[number] for number in range(len(self)))
 
+    def column(self, name: str) -> Any:
+        """A column of these rows: a NumPy array of numbers or booleans, a pyarrow array (`large_string`) of strings.
+
+        Both are views of the mapped file, read-only, except for `variable_rate` (its bits become booleans) and for slices with a step.
+        "path" is as it is written in the index: relative to the index's folder.
+
+        Raises KeyError for a column that no index has.
+        """
+        values = self._mapped.rows.column(name)
+        if self._rows.step == 1:
+            values = values.slice(self._rows.start, len(self))
+        else:
+            values = values.take(pa.array(np.asarray(self._rows, np.int64)))
+        if pa.types.is_large_string(values.type):
+            return values
+        return values.to_numpy(zero_copy_only=not pa.types.is_boolean(values.type))
+
 
 class Index:
     """One split of a data index.
 
-    `videos` and `images` hold its entries in the order of the file, `sha256` is the hash of the whole file.
+    `videos` and `images` hold its entries in the order of the file, `sha256` is the hash of the whole Parquet file, `splits` names every
+    split that the file has. The Arrow file beside the index is written where it is missing or not of this index; where that folder cannot
+    be written, it is kept in the user's cache folder (`XDG_CACHE_HOME`, or ~/.cache).
 
     Raises ValueError where the file is missing, is no Parquet, lacks columns, or has nothing in `split`.
     """
@@ -119,55 +172,171 @@ class Index:
     def __init__(self, path: str | Path, split: str) -> None:
         self.path = Path(path).absolute()
         self.split = split
-        table = _read(self.path)
-        rows = table.filter(pc.equal(table["split"], split))
-        if not rows.num_rows:
-            found = ", ".join(sorted(table["split"].unique().to_pylist())) or "none, the index is empty"
+        self.sha256 = _sha256(self.path)
+        mapped = _map(self.path, self.sha256)
+        self.splits = sorted(mapped.slices)
+        if split not in mapped.slices:
+            found = ", ".join(self.splits) or "none, the index is empty"
             raise ValueError(f'{self.path}: nothing in split "{split}" (splits found: {found})')
-        self.videos = Entries(rows.filter(pc.equal(rows["kind"], "video")), self.path.parent)
-        self.images = Entries(rows.filter(pc.equal(rows["kind"], "image")), self.path.parent)
-        self.sha256 = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        slices = mapped.slices[split]
+        self.videos, self.images = (Entries(mapped, range(*slices.get(kind, (0, 0))), self.path.parent) for kind in KINDS)
 
 
 def write_index(entries: Sequence[Mapping[str, object]], path: Path) -> None:
-    """Write the index whole or not at all.
+    """Write an index from rows, whole or not at all: `path` and the Arrow file beside it.
 
-    `entries` are rows with the columns of `SCHEMA`; `path` in them is relative to the folder of the index.
+    `entries` are rows with the columns of `SCHEMA`, of which those with a default in `Entry` may be left out; `path` in them is relative
+    to the folder of the index.
 
     Raises ValueError for a row that lacks a column, has another one, a wrong type, an unknown kind or an absolute path.
     """
     for number, entry in enumerate(entries):
-        _check(entry, f"{path}: entry {number}")
+        if set(_DEFAULTS | dict(entry)) != set(SCHEMA.names):
+            wanted, found = ", ".join(SCHEMA.names), ", ".join(sorted(entry))
+            raise ValueError(f"{path}: entry {number}: wanted the columns {wanted}, found {found}")
     try:
-        table = pa.Table.from_pylist([_DEFAULTS | dict(entry) for entry in entries], schema=SCHEMA)
+        table = pa.Table.from_pylist([_DEFAULTS | dict(entry) for entry in entries], schema=_LARGE)
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"{path}: a column has a wrong type: {error}") from error
+    write_table(table, path)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write an index from a table with the columns of `SCHEMA`, whole or not at all: `path` and the Arrow file beside it.
+
+    Raises ValueError as `write_index` does.
+    """
+    table, slices = _arranged(_conforming(table, path))
     path.parent.mkdir(parents=True, exist_ok=True)
+
+    def write(file: Path) -> None:
+        # Without Arrow's own schema, which would call the strings large.
+        pq.write_table(table, file, store_schema=False)
+
+    _write_whole(path, write)
+    _write_mapped(table, slices, _sha256(path), path.with_suffix(".arrow"))
+
+
+def read_table(path: Path) -> pa.Table:
+    """All rows of an index, with the columns of `SCHEMA` (strings as `large_string`).
+
+    Raises ValueError where the file is missing, is no Parquet or lacks columns.
+    """
+    _check_there(path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path}: not a Parquet file that can be read: {error}") from error
+    return _conforming(table, path)
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no such index; make it with: python -m walt_pl index SOURCE --out {path.name} "
+            "(the embedded set with: python -m walt_pl index shapes --out data/shapes)"
+        )
+
+
+def _conforming(table: pa.Table, path: Path) -> pa.Table:
+    """The columns of an index, in order, of the right types and without nulls."""
+    missing = [name for name in SCHEMA.names if name not in table.column_names and name not in _DEFAULTS]
+    if missing:
+        raise ValueError(f"{path}: no column {', '.join(missing)} (found: {', '.join(table.column_names)})")
+    columns = [_conforming_column(table, field, path) for field in _LARGE]
+    table = pa.Table.from_arrays(columns, schema=_LARGE)
+    _check(table, pc.is_in(table["kind"], pa.array(KINDS, pa.large_string())), "kind", 'kind must be "video" or "image"', path)
+    absolute = pc.match_substring_regex(table["path"], r"^(/|[A-Za-z]:[\\/])")
+    _check(table, pc.invert(absolute), "path", "path must be relative to the folder of the index", path)
+    return table
+
+
+def _conforming_column(table: pa.Table, field: pa.Field, path: Path) -> pa.ChunkedArray:
+    if field.name not in table.column_names:
+        return pa.chunked_array([pa.repeat(pa.scalar(_DEFAULTS[field.name], field.type), table.num_rows)])
+    column = table[field.name]
+    try:
+        column = column.cast(field.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ValueError(f"{path}: column {field.name} has a wrong type: {error}") from error
+    if column.null_count and field.name in _NULLS:
+        column = column.fill_null(pa.scalar(_NULLS[field.name], field.type))
+    if column.null_count:
+        row = pc.index(pc.is_null(column), True).as_py()
+        raise ValueError(f"{path}: entry {row}: no {field.name}")
+    return column
+
+
+def _check(table: pa.Table, right: pa.ChunkedArray, name: str, wanted: str, path: Path) -> None:
+    wrong = pc.index(right, False).as_py()
+    if wrong >= 0:
+        raise ValueError(f'{path}: entry {wrong}: {wanted}, found "{table[name][wrong]}"')
+
+
+def _arranged(table: pa.Table) -> tuple[pa.Table, dict[str, dict[str, list[int]]]]:
+    """The rows sorted by (split, kind), otherwise in their order; and from where to where each split and kind goes."""
+    splits = sorted(pc.unique(table["split"]).to_pylist())
+    numbers = {(split, kind): number for number, (split, kind) in enumerate((s, k) for s in splits for k in KINDS)}
+    part = np.zeros(table.num_rows, np.int32)
+    for name, values, step in (("split", splits, len(KINDS)), ("kind", list(KINDS), 1)):
+        part += pc.index_in(table[name], pa.array(values, pa.large_string())).to_numpy().astype(np.int32) * step
+    if (np.diff(part) < 0).any():
+        table = table.take(pa.array(np.argsort(part, kind="stable")))
+    ends = np.cumsum(np.bincount(part, minlength=len(numbers)))
+    slices: dict[str, dict[str, list[int]]] = {split: {} for split in splits}
+    for (split, kind), number in numbers.items():
+        slices[split][kind] = [int(ends[number - 1]) if number else 0, int(ends[number])]
+    return table, slices
+
+
+def _map(path: Path, sha256: str) -> _Mapped:
+    """The mapped rows of an index, from the Arrow file beside it or one made now."""
+    beside, kept = path.with_suffix(".arrow"), _cache_folder() / f"{sha256}.arrow"
+    for file in (beside, kept):
+        try:
+            return _Mapped(file, sha256)
+        except ValueError:  # missing, damaged, or of another Parquet file
+            continue
+    table, slices = _arranged(read_table(path))
+    try:
+        _write_mapped(table, slices, sha256, beside)
+    except OSError:  # a folder that is not ours to write
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        _write_mapped(table, slices, sha256, kept)
+        return _Mapped(kept, sha256)
+    return _Mapped(beside, sha256)
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "walt_pl" / "indices"
+
+
+def _write_mapped(table: pa.Table, slices: Mapping[str, object], sha256: str, path: Path) -> None:
+    """The rows as one record batch, which is mapped without a copy whatever its size."""
+    schema = _LARGE.with_metadata({"sha256": sha256, "slices": json.dumps(slices)})
+    columns = [table[name].combine_chunks() for name in _LARGE.names]
+    # combine_chunks leaves a chunked array where there is no chunk at all, or where one would be too long.
+    arrays = [column.chunk(0) if isinstance(column, pa.ChunkedArray) else column for column in columns]
+
+    def write(file: Path) -> None:
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+    _write_whole(path, write)
+
+
+def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        pq.write_table(table, temporary)
+        write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _check(entry: Mapping[str, object], where: str) -> None:
-    if set(_DEFAULTS | dict(entry)) != set(SCHEMA.names):
-        raise ValueError(f"{where}: wanted the columns {', '.join(SCHEMA.names)}, found {', '.join(sorted(entry))}")
-    if entry["kind"] not in KINDS:
-        raise ValueError(f'{where}: kind must be "video" or "image", found "{entry["kind"]}"')
-    if Path(str(entry["path"])).is_absolute():
-        raise ValueError(f'{where}: path must be relative to the folder of the index, found "{entry["path"]}"')
-
-
-def _read(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such index; make it with: python -m walt_pl index shapes --out data/shapes")
-    try:
-        table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path}: not a Parquet file that can be read: {error}") from error
-    missing = [name for name in SCHEMA.names if name not in table.column_names]
-    if missing:
-        raise ValueError(f"{path}: no column {', '.join(missing)} (found: {', '.join(table.column_names)})")
-    return table.select(SCHEMA.names)
+def _sha256(path: Path) -> str:
+    _check_there(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -248,13 +248,13 @@ def write_set(out: Path, videos: int = 2000, images: int = 1000, validation: int
 
 
 def _jobs(videos: int, images: int, validation: int, seed: int) -> list[_Job]:
-    """Every file of the set. Pairs take turns."""
+    """Every file of the set, in the order of the index. Pairs take turns."""
     parts = (
         ("train", False, videos, SEEN_PAIRS),
         ("train", True, images, _IMAGE_PAIRS),
+        ("unseen", False, validation // 3, UNSEEN_PAIRS),
         ("val", False, validation, SEEN_PAIRS),
         ("val", True, validation // 6, PAIRS),
-        ("unseen", False, validation // 3, UNSEEN_PAIRS),
     )
     jobs = []
     for split, still, count, pairs in parts:

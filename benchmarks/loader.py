@@ -1,0 +1,240 @@
+"""The loader's promises, in one run: memory, time to the first batch, cached latents against pixels, broken files.
+
+    python benchmarks/loader.py [memory] [first_batch] [cache] [broken] [--samples 20000] [--rows 1000000] [--figure FILE]
+
+memory: a worker reads 20,000 clips; what it and the training process hold every 500 clips (private pages), and the growth over the last
+    three quarters of the run. The figure goes to --figure.
+first_batch: from the first line after the imports to the first batch of 8 clips, of an index with a million rows, one worker.
+cache: batches a second from cached latents, and from pixels through the autoencoder of experiments/shapes, both with one worker.
+broken: one clip in a hundred is broken, in seven ways, one of which kills the process that reads it; does training on all the others go on?
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from datamodules.joint import JointData
+from walt_pl.data.batch import Draw, JointBatch, Sample, Source
+from walt_pl.data.cache import LatentCache, LatentDataset
+from walt_pl.data.index import SCHEMA, Index, write_table
+from walt_pl.data.sampler import JointLoader, JointSampler
+from walt_pl.data.transforms import Framing, PixelDataset
+from walt_pl.data.video import write_video
+from walt_pl.evaluation import machine
+from walt_pl.models.vae import VAE, VAEConfig
+
+FRAMES, SIDE, BATCH = 17, 128, 8
+SHAPES_VAE = VAEConfig(
+    width=32, multipliers=(1, 1, 3), strides=((2, 2, 2), (2, 2, 2)), blocks=(0, 1, 1), middle_blocks=1, norm="layer"
+)  # experiments/shapes/vae.yaml
+
+
+def paint(folder: Path, count: int) -> list[str]:
+    """Clips of 17 frames, 128 x 128: coarse noise that moves."""
+    names = [f"{number}.mp4" for number in range(count)]
+    for number, name in enumerate(names):
+        coarse = np.random.default_rng(number).integers(0, 256, (20, 20, 3), np.uint8).repeat(16, axis=0).repeat(16, axis=1)
+        write_video(folder / name, np.stack([coarse[t : t + SIDE, 2 * t : 2 * t + SIDE] for t in range(FRAMES)]), fps=8)
+    return names
+
+
+def index_of(folder: Path, names: list[str], rows: int) -> str:
+    """An index whose rows go round a few real files."""
+    given = {"path": [names[row % len(names)] for row in range(rows)], "caption": [f"clip number {row}" for row in range(rows)]}
+    same = {"kind": "video", "frames": FRAMES, "fps": 8.0, "width": SIDE, "height": SIDE, "label": -1, "split": "train", "bytes": 1}
+    rest = {"duration": FRAMES / 8, "decoder": "", "offset": -1, "modified": 0, "variable_rate": False}
+    columns = {name: pa.array(given[name]) if name in given else pa.repeat((same | rest)[name], rows) for name in SCHEMA.names}
+    table = pa.table({name: column.cast(SCHEMA.field(name).type) for name, column in columns.items()})
+    write_table(table, folder / "index.parquet")
+    return str(folder / "index.parquet")
+
+
+def endless(loader: JointLoader) -> Iterator[JointBatch]:
+    while True:
+        yield from loader
+
+
+def held() -> dict[str, float]:
+    """MB that this process, and that its workers hold for themselves."""
+
+    def private(pid: int | None) -> float:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1e3
+
+    return {"training process": private(os.getpid()), "workers": sum(private(child.pid) for child in multiprocessing.active_children())}
+
+
+def memory(folder: Path, samples: int, figure: Path | None) -> dict[str, object]:
+    """What is held while a worker reads many clips."""
+    data = JointData(index_of(folder, paint(folder, 40), 40), SIDE, FRAMES, BATCH, val_videos=0, workers=1)
+    seen: list[int] = []
+    held_then: dict[str, list[float]] = {"training process": [], "workers": []}
+    for number, _ in enumerate(endless(data.train_dataloader())):
+        if number * BATCH % 496 == 0:
+            seen.append(number * BATCH)
+            for name, size in held().items():
+                held_then[name].append(size)
+        if number * BATCH >= samples:
+            break
+    data.teardown("fit")
+    if figure is not None:
+        draw(figure, seen, held_then)
+    later = len(seen) // 4
+    growth = {
+        name: statistics.linear_regression(seen[later:], sizes[later:]).slope * 1000 if len(seen) > later + 1 else 0.0
+        for name, sizes in held_then.items()
+    }
+    return {
+        "clips": seen[-1],
+        "MB at a quarter and at the end": {name: [round(sizes[later]), round(sizes[-1])] for name, sizes in held_then.items()},
+        "MB more per 1,000 clips": {name: round(slope, 3) for name, slope in growth.items()},
+    }
+
+
+def draw(figure: Path, seen: list[int], held_then: dict[str, list[float]]) -> None:
+    import matplotlib.pyplot as plt
+
+    _, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+    for name, sizes in held_then.items():
+        axes.plot(seen, sizes, label=name)
+    axes.set(xlabel="clips read", ylabel="MB held", ylim=(0, None))
+    axes.legend()
+    plt.savefig(figure, dpi=120)
+
+
+def first_batch(folder: Path, rows: int) -> dict[str, object]:
+    """Twice: the first time the file that workers map is not there yet."""
+    index, seconds = index_of(folder, paint(folder, 40), rows), []
+    Path(index).with_suffix(".arrow").unlink(missing_ok=True)
+    for _ in range(2):
+        began = time.perf_counter()
+        data = JointData(index, SIDE, FRAMES, BATCH, val_videos=0, workers=1)
+        data.setup("test")
+        next(iter(data.train_dataloader()))
+        seconds.append(round(time.perf_counter() - began, 2))
+        data.teardown("fit")
+    return {"rows": rows, "seconds, mapped file missing": seconds[0], "seconds": seconds[1]}
+
+
+def cache(folder: Path, rounds: int = 3, batches: int = 40) -> dict[str, object]:
+    """Latents from disk against pixels through the encoder, alternately."""
+    index = Index(index_of(folder, paint(folder, 40), 160), "train")
+    pixels = PixelDataset(index.videos, (), Framing(SIDE, FRAMES))
+    vae = VAE(SHAPES_VAE).eval()
+
+    @torch.inference_mode()
+    def encode(x: Tensor) -> Tensor:
+        return vae.encode(x).mean
+
+    latents = LatentCache(folder / "cache", {}, len(index.videos))
+    latents.build(pixels, "video", lambda: encode, BATCH, readers=1)
+    latents.open()
+    sources: dict[str, Source] = {"cached": LatentDataset(index.videos, (), {"video": latents}), "pixels": pixels}
+    loaders = {name: JointLoader(source, JointSampler(len(index.videos), 0, BATCH, 0), workers=1) for name, source in sources.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in loaders}
+    for number in range(rounds + 1):
+        for name, loader in loaders.items():
+            count = batches if name == "cached" else 5
+            began, stream = time.perf_counter(), endless(loader)
+            for _ in range(count):
+                batch = next(stream)
+                if name == "pixels":
+                    encode(batch.videos)
+            if number:  # the first round starts the workers
+                seconds[name].append((time.perf_counter() - began) / count)
+    for loader in loaders.values():
+        loader.close()
+    best = {name: min(values) for name, values in seconds.items()}
+    ratio = round(best["pixels"] / best["cached"], 1)
+    return {"ms a batch of 8": {name: round(1000 * value, 2) for name, value in best.items()}, "times faster": ratio}
+
+
+class Deadly:
+    """Reads clips, and dies at one of them as a decoder does."""
+
+    def __init__(self, source: PixelDataset, name: str) -> None:
+        self.source, self.name = source, name
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        if self.source.videos[draw.item].path.name == self.name:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return self.source[draw]
+
+    def failed(self, draw: Draw, reason: str) -> Sample:
+        return self.source.failed(draw, reason)
+
+
+def broken(folder: Path, clips: int = 700) -> dict[str, object]:
+    """Two passes over clips of which seven are broken."""
+    painted = paint(folder, 20)
+    names = [f"clip-{number}.mp4" for number in range(clips)]
+    for number, name in enumerate(names):
+        shutil.copy(folder / painted[number % 20], folder / name)
+    bad = dict(zip(names[3::100], ("gone", "empty", "text", "cut", "zeros", "head", "kills"), strict=True))
+    for name, way in bad.items():
+        path, data = folder / name, (folder / name).read_bytes()
+        changed = {"empty": b"", "text": b"not a video", "cut": data[: len(data) // 2], "zeros": bytes(len(data)), "head": data[:40]}
+        if way == "gone":
+            path.unlink()
+        elif way in changed:
+            path.write_bytes(changed[way])
+    index = Index(index_of(folder, names, clips), "train")
+    dead = next(name for name, way in bad.items() if way == "kills")
+    source = Deadly(PixelDataset(index.videos, (), Framing(64, FRAMES)), dead)
+    loader = JointLoader(source, JointSampler(clips, 0, BATCH, 0), workers=2)
+    weights: dict[str, list[float]] = {name: [] for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for batch in [batch for _ in range(2) for batch in loader]:
+            for path, weight in zip(batch.paths, batch.weight.tolist(), strict=True):
+                weights[Path(path).name].append(weight)
+    loader.close()
+    reported = {Path(path).name: reason for path, reason in loader.failures.items()}
+    return {
+        "clips": clips,
+        "broken": len(bad),
+        "reported": {bad.get(name, name): reason.replace(f"{folder}/", "") for name, reason in reported.items()},
+        "all broken ones reported, nothing else": set(reported) == set(bad),
+        "all others trained on": all(all(of) and len(of) >= 2 for name, of in weights.items() if name not in bad),
+    }
+
+
+def main() -> None:
+    """Print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=["memory", "first_batch", "cache", "broken"])
+    parser.add_argument("--samples", type=int, default=20_000)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--figure", type=Path, default=None, help="PNG of the memory held")
+    arguments = parser.parse_args()
+    parts = {
+        "memory": partial(memory, samples=arguments.samples, figure=arguments.figure),
+        "first_batch": partial(first_batch, rows=arguments.rows),
+        "cache": cache,
+        "broken": broken,
+    }
+    figures: dict[str, object] = {"machine": machine(), "load at the start": os.getloadavg()[0]}
+    for part in arguments.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            figures[part] = parts[part](Path(folder))
+    figures["load"] = os.getloadavg()[0]
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The quarantine list beside an index."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from walt_pl.data.index import Index, write_index
+from walt_pl.data.quarantine import Quarantine
+
+
+def rows() -> list[dict[str, object]]:
+    same = {"kind": "video", "frames": 17, "fps": 8.0, "width": 8, "height": 8, "caption": "", "label": -1, "split": "train", "bytes": 9}
+    files = [{**same, "path": f"{name}.mp4"} for name in "abcd"]
+    return [*files, *({**same, "path": "s.tar", "offset": 512 * number} for number in range(1, 4))]
+
+
+def test_what_was_written_is_read_and_hashes_alike_in_any_order(tmp_path: Path) -> None:
+    one, two = (Quarantine.beside(tmp_path / name) for name in ("one.parquet", "two.parquet"))
+    assert one.path == tmp_path / "one.quarantine.csv" and len(one) == 0
+    reasons = {("c, d.mp4", -1): 'corrupt: says "no"', ("s.tar", 512): "hang: 60 s", ("a.mp4", -1): "a watermark\nover it"}
+    for (path, offset), reason in reasons.items():
+        one.add(path, offset, reason)
+    for (path, offset), reason in reversed(reasons.items()):
+        two.add(path, offset, reason)
+    empty = Quarantine.beside(tmp_path / "three.parquet").sha256
+    assert one.sha256 == two.sha256 != empty
+    one.write()
+    again = Quarantine.beside(tmp_path / "one.parquet")
+    assert again.reasons == reasons and again.sha256 == one.sha256
+
+
+def test_positions_are_those_in_the_list_that_is_asked(tmp_path: Path) -> None:
+    write_index(rows(), tmp_path / "i.parquet")
+    entries = Index(tmp_path / "i.parquet", "train").videos
+    quarantine = Quarantine.beside(tmp_path / "i.parquet")
+    assert quarantine.positions(entries).tolist() == []
+    for path, offset in (("d.mp4", -1), ("b.mp4", -1), ("s.tar", 1024), ("s.tar", 9), ("a.mp4", 512), ("not in it.mp4", -1)):
+        quarantine.add(path, offset, "corrupt: x")
+    assert quarantine.positions(entries).tolist() == [1, 3, 5]
+    assert quarantine.positions(entries[3:]).tolist() == [0, 2]
+    assert quarantine.positions(entries[::-1]).tolist() == [1, 3, 5]
+
+
+def test_the_doctor_releases_only_its_own(tmp_path: Path) -> None:
+    quarantine = Quarantine(tmp_path / "q.csv")
+    quarantine.add("a.mp4", -1, "corrupt: x")
+    quarantine.add("b.mp4", -1, "shows my face")
+    for name in ("a.mp4", "b.mp4"):
+        quarantine.admit(name, -1, "truncated", "9 frames of 17")
+    assert quarantine.reasons == {("a.mp4", -1): "truncated: 9 frames of 17", ("b.mp4", -1): "shows my face"}
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        quarantine.release(name, -1)
+    assert list(quarantine.reasons) == [("b.mp4", -1)]
+
+
+def test_an_empty_list_leaves_no_file(tmp_path: Path) -> None:
+    quarantine = Quarantine(tmp_path / "q.csv")
+    quarantine.add("a.mp4", -1, "corrupt: x")
+    quarantine.write()
+    quarantine.release("a.mp4", -1)
+    quarantine.write()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,why\n", r"q\.csv:1: wanted the columns path, offset, reason, found path, why"),
+        ("", "wanted the columns"),
+        ("path,offset,reason\na.mp4,-1,x\nb.mp4,first,y\n", r"q\.csv:3: .*first"),
+        ("path,offset,reason\n,-1,x\n", r"q\.csv:2: no path"),
+    ],
+)
+def test_a_damaged_list_is_an_error_and_not_an_empty_one(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "q.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Quarantine(tmp_path / "q.csv")
+
+
+def test_people_may_leave_the_offset_empty(tmp_path: Path) -> None:
+    (tmp_path / "q.csv").write_text("path,offset,reason\na.mp4,,mine\n")
+    assert Quarantine(tmp_path / "q.csv").reasons == {("a.mp4", -1): "mine"}

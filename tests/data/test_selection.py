@@ -1,0 +1,145 @@
+"""Which clips are used, at which size, and why the others are not."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from walt_pl.data.selection import Bucket, described, select
+from walt_pl.data.transforms import Framing
+
+FRAMING = Framing(128, frames=17)
+BUCKETS = [Bucket(128, 128), Bucket(128, 224), Bucket(224, 128), Bucket(64, 64)]
+
+
+class Columns:
+    """Stands for the rows of an index."""
+
+    def __init__(self, **columns: Any) -> None:
+        self.columns = {name: np.asarray(values) for name, values in columns.items()}
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, part: slice) -> "Columns":
+        return Columns(**{name: values[part] for name, values in self.columns.items()})
+
+    def column(self, name: str) -> np.ndarray[Any, Any]:
+        return self.columns[name]
+
+
+def clips(sizes: list[tuple[int, int]], frames: list[int] | None = None) -> Columns:
+    """Clips of heights and widths, 8 frames a second."""
+    count = frames or [17] * len(sizes)
+    return Columns(
+        height=[height for height, _ in sizes],
+        width=[width for _, width in sizes],
+        frames=count,
+        fps=np.full(len(sizes), 8.0, np.float32),
+        duration=np.asarray(count) / 8,
+    )
+
+
+def choose(listed: Columns, buckets: list[Bucket] = BUCKETS, quarantined: list[int] | None = None, **settings: Any) -> Any:
+    return select({"video": listed}, FRAMING, buckets, {"video": np.array(quarantined or [], np.int64)}, **settings)["video"]  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "bucket"),
+    [
+        (240, 300, 0),  # 5:4 loses a fifth in the square, more in 7:4
+        (240, 320, 1),  # 4:3 loses a little more in the square
+        (1080, 1920, 1),
+        (1920, 1080, 2),
+        (128, 224, 1),  # exactly
+        (127, 224, 3),  # would be enlarged a little; the small square does not
+        (64, 64, 3),
+        (63, 500, -1),
+        (0, 0, -1),
+    ],
+)
+def test_a_clip_goes_where_it_loses_least_and_is_not_enlarged(height: int, width: int, bucket: int) -> None:
+    assert choose(clips([(height, width)])).bucket.tolist() == [bucket]
+
+
+def test_of_equal_shapes_the_largest_that_fits_is_taken() -> None:
+    squares = [Bucket(64, 64), Bucket(256, 256), Bucket(128, 128)]
+    assert choose(clips([(300, 300), (200, 220), (64, 80)]), squares).bucket.tolist() == [1, 2, 0]
+
+
+def test_every_clip_that_is_not_used_has_a_reason() -> None:
+    listed = clips([(240, 300), (240, 300), (240, 300), (20, 20), (0, 0), (240, 300)], frames=[17, 16, 30, 99, 99, 17])
+    found = choose(listed, quarantined=[2, 3], limit=1)
+    assert found.used == 1 and found.positions().tolist() == [0]
+    wanted = {"too short": 1, "quarantined": 2, "without width and height in the index": 1, "beyond the first ones that were asked for": 1}
+    assert found.left_out() == wanted
+    assert found.used + sum(wanted.values()) == len(listed)
+    lines = described("train", {"video": found}, BUCKETS, FRAMING)
+    assert "train: 1 of 6 videos used" in lines[0] and "1 too short (fewer than 17 frames)" in lines[0]
+    assert "  128 x 128: 1 videos" in lines
+
+
+def test_the_bucket_of_a_clip_does_not_depend_on_the_quarantine() -> None:
+    listed = clips([(240, 300)] * 4 + [(128, 224)] * 4)
+    free, held = choose(listed), choose(listed, quarantined=[1, 5])
+    assert np.array_equal(free.bucket, held.bucket)
+    items = held.items(1)
+    assert list(items.positions) == [4, 5, 6, 7] and items.quarantined() == [5] and items.used == 3
+
+
+def test_one_size_takes_everything_as_it_always_did() -> None:
+    found = choose(clips([(20, 20), (0, 0), (999, 20)]), BUCKETS[:1])
+    assert found.bucket.tolist() == [0, 0, 0] and found.left_out() == {}
+    assert found.items(0).positions == range(3)
+
+
+def test_a_bucket_without_images_gives_its_videos_to_the_next() -> None:
+    videos, images = clips([(240, 320), (240, 420)]), clips([(240, 240)], frames=[1])
+    none = {"video": np.empty(0, np.int64), "image": np.empty(0, np.int64)}
+    found = select({"video": videos, "image": images}, FRAMING, BUCKETS[:2], none)  # type: ignore[dict-item]
+    assert found["video"].bucket.tolist() == [0, 0]
+
+
+def test_kinds_that_share_no_size_are_told_so() -> None:
+    videos, images = clips([(128, 224)]), clips([(100, 100)], frames=[1])
+    none = {"video": np.empty(0, np.int64), "image": np.empty(0, np.int64)}
+    found = select({"video": videos, "image": images}, FRAMING, [Bucket(128, 224), Bucket(100, 100)], none)  # type: ignore[dict-item]
+    # The video fits the small square, too; nothing is alone as long as there is one size for both.
+    assert found["video"].bucket.tolist() == [1] and found["image"].bucket.tolist() == [1]
+    apart = select({"video": videos, "image": images}, FRAMING, [Bucket(128, 224), Bucket(128, 128)], none)  # type: ignore[dict-item]
+    assert apart["video"].used == 0 and "smaller than every size" in str(apart["image"].left_out())
+    assert "alone" in str(apart["video"].left_out())
+
+
+def test_length_is_counted_in_seconds_where_clips_are_sampled_by_time() -> None:
+    framing = Framing(128, frames=17, fps=4.0)  # 16 steps of a quarter of a second: from frame 0 to frame 32 at 8 fps
+    listed = clips([(240, 320)] * 2, frames=[32, 33])
+    found = select({"video": listed}, framing, BUCKETS, {"video": np.empty(0, np.int64)})["video"]  # type: ignore[dict-item]
+    assert found.left_out() == {"too short": 1} and found.positions().tolist() == [1]
+    assert "fewer than 17 frames at 4 a second" in described("train", {"video": found}, BUCKETS, framing)[0]
+
+
+def test_a_million_rows_take_less_than_a_few_seconds() -> None:
+    rng = np.random.default_rng(0)
+    count = 1_000_000
+    listed = Columns(
+        height=rng.integers(100, 1000, count, np.int32),
+        width=rng.integers(100, 1000, count, np.int32),
+        frames=rng.integers(1, 400, count, np.int32),
+        fps=np.full(count, 25, np.float32),
+        duration=np.full(count, 8, np.float32),
+    )
+    began = time.process_time()
+    found = choose(listed)
+    assert time.process_time() - began < 5
+    assert found.used + sum(found.left_out().values()) == count
+
+
+def test_rows_of_a_real_index_are_selected(painted: Path) -> None:
+    from walt_pl.data.index import Index
+
+    index = Index(painted, "train")
+    found = select({"video": index.videos}, FRAMING, BUCKETS, {"video": np.empty(0, np.int64)})["video"]
+    assert found.used == len(index.videos) and set(found.bucket.tolist()) == {0}

@@ -1,0 +1,173 @@
+"""Workers that native code kills or hangs: no sample is lost or repeated, and the file is named."""
+
+import multiprocessing
+import os
+import signal
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from walt_pl.data.batch import DataError, Draw, JointBatch, Sample
+from walt_pl.data.sampler import JointLoader, JointSampler
+from walt_pl.data.workers import Workers
+
+VIDEOS, PER_BATCH = 12, 3
+
+
+class Treacherous:
+    """Clips whose content is their number. Reading item n does what `deeds` says, each time or (with `once`) the first time only."""
+
+    def __init__(self, deeds: dict[int, str], once: Path | None = None) -> None:
+        self.deeds, self.once = deeds, once
+
+    def __getitem__(self, draw: Draw) -> Sample:
+        deed = self.deeds.get(draw.item, "")
+        if deed and self.once is not None:
+            mark = self.once / str(draw.item)
+            deed = "" if mark.exists() else deed
+            mark.touch()
+        if deed == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif deed == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif deed == "exit":
+            os._exit(3)
+        elif deed == "hang":
+            time.sleep(3600)
+        elif deed == "bug":
+            raise TypeError("a mistake of ours")
+        elif deed == "fail":
+            return self.failed(draw, f"clip-{draw.item}: broken")
+        return self._sample(draw, float(draw.item + 1), "")
+
+    def failed(self, draw: Draw, reason: str) -> Sample:
+        return self._sample(draw, 0.0, reason)
+
+    def _sample(self, draw: Draw, value: float, failure: str) -> Sample:
+        return Sample(draw, torch.full((1, 2, 1, 1), value), None, str(draw.pass_number), draw.item, f"clip-{draw.item}", failure, "pixels")
+
+
+@pytest.fixture
+def loaders() -> Iterator[list[JointLoader]]:
+    """Loaders whose workers are ended after the test."""
+    made: list[JointLoader] = []
+    yield made
+    for loader in made:
+        loader.close()
+
+
+def load(
+    loaders: list[JointLoader], deeds: dict[int, str], workers: int, epochs: int = 2, once: Path | None = None, patience: float = 60
+) -> list[JointBatch]:
+    loader = JointLoader(Treacherous(deeds, once), JointSampler(VIDEOS, 0, PER_BATCH, 0, seed=1), workers, patience)
+    loaders.append(loader)
+    return [batch for _ in range(epochs) for batch in loader]
+
+
+def told(batches: list[JointBatch]) -> list[tuple[list[str], list[float], list[float]]]:
+    return [(batch.paths, batch.weight.tolist(), batch.videos.flatten(1)[:, 0].tolist()) for batch in batches]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_any_number_of_workers_gives_the_order_of_none(workers: int, loaders: list[JointLoader]) -> None:
+    assert told(load(loaders, {}, workers)) == told(load(loaders, {}, workers=0))
+
+
+@pytest.mark.parametrize("deed", ["kill", "segfault", "exit", "hang"])
+def test_a_worker_that_dies_once_is_replaced_and_nothing_is_lost_or_repeated(deed: str, loaders: list[JointLoader], tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"clip-5: .*tries it once more"):
+        found = load(loaders, {5: deed}, workers=2, once=tmp_path, patience=1)
+    assert told(found) == told(load(loaders, {}, workers=0))
+
+
+@pytest.mark.parametrize(
+    ("deed", "reason"),
+    [("kill", "killed by SIGKILL"), ("segfault", "killed by SIGSEGV"), ("exit", "exit code 3"), ("hang", "after 1 seconds")],
+)
+def test_a_file_that_kills_twice_fails_with_weight_0_and_is_not_touched_again(deed: str, reason: str, loaders: list[JointLoader]) -> None:
+    began = time.monotonic()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = load(loaders, {5: deed}, workers=2, epochs=4, patience=1)
+    # The same as when the file had been found broken by its decoder.
+    assert told(found) == told(load(loaders, {5: "fail"}, workers=0, epochs=4))
+    assert sum(weight == 0 for _, weights, _ in told(found) for weight in weights) == 4
+    failure = loaders[0].failures["clip-5"]
+    assert failure.startswith("clip-5: ") and reason in failure and "second time" in failure
+    assert sum("once more" in str(warning.message) for warning in caught) == 1
+    assert time.monotonic() - began < 30
+
+
+def test_several_files_that_kill_in_one_batch_cost_only_themselves(loaders: list[JointLoader]) -> None:
+    deeds = dict.fromkeys(range(0, VIDEOS, 2), "kill")
+    with pytest.warns(UserWarning):
+        found = load(loaders, deeds, workers=1, epochs=1)
+    assert told(found) == told(load(loaders, dict.fromkeys(deeds, "fail"), workers=0, epochs=1))
+
+
+def test_resuming_after_crashes_goes_on_exactly(loaders: list[JointLoader], tmp_path: Path) -> None:
+    wanted = told(load(loaders, {}, workers=0))
+    first = JointLoader(Treacherous({5: "kill", 7: "kill"}, tmp_path), JointSampler(VIDEOS, 0, PER_BATCH, 0, seed=1), 2)
+    loaders.append(first)
+    with pytest.warns(UserWarning):
+        start = [batch for batch, _ in zip(first, range(3), strict=False)]
+        state = first.state_dict()
+        second = JointLoader(Treacherous({}), JointSampler(VIDEOS, 0, PER_BATCH, 0, seed=1), 0)
+        second.load_state_dict(state)
+        assert told(start) + told([batch for _ in range(2) for batch in second])[:5] == wanted
+
+
+def test_the_order_goes_on_after_an_epoch_that_was_broken_off(loaders: list[JointLoader]) -> None:
+    loader = JointLoader(Treacherous({}), JointSampler(VIDEOS, 0, PER_BATCH, 0, seed=1), 2)
+    loaders.append(loader)
+    found = []
+    for length in (1, 3, 4):
+        found += [batch for batch, _ in zip(loader, range(length), strict=False)]
+    assert told(found) == told(load(loaders, {}, workers=0))
+
+
+def test_a_mistake_of_ours_is_no_broken_file(loaders: list[JointLoader]) -> None:
+    with pytest.raises(DataError, match=r"(?s)clip-5: .*TypeError: a mistake of ours"):
+        load(loaders, {5: "bug"}, workers=1)
+
+
+class Unstartable(Treacherous):
+    """Cannot even be unpickled by a worker."""
+
+    def __setstate__(self, state: object) -> None:
+        os._exit(1)
+
+
+def test_workers_that_die_before_they_read_end_the_training(loaders: list[JointLoader]) -> None:
+    loader = JointLoader(Unstartable({}), JointSampler(VIDEOS, 0, PER_BATCH, 0), 1)
+    loaders.append(loader)
+    with pytest.raises(DataError, match="3 workers in a row died before they could read a file"):
+        next(iter(loader))
+
+
+def test_no_worker_is_left_when_the_loader_is_closed(loaders: list[JointLoader]) -> None:
+    load(loaders, {}, workers=2, epochs=1)
+    assert len(multiprocessing.active_children()) == 2
+    loaders[0].close()
+    assert not multiprocessing.active_children()
+
+
+def test_reading_ahead_is_bounded_while_one_file_hangs() -> None:
+    asked: list[int] = []
+
+    def steps() -> Iterator[list[Draw]]:
+        for number in range(100):
+            asked.append(number)
+            yield [Draw("video", number, 0, 0)]
+
+    workers = Workers(Treacherous({0: "hang"}), 2, patience=1)
+    try:
+        with pytest.warns(UserWarning, match="clip-0"):
+            next(workers.read(steps()))
+        assert len(asked) == 4
+    finally:
+        workers.close()

@@ -1,0 +1,40 @@
+"""`python -m walt_pl index`, as a user types it."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Walt
+from walt_pl.cli import _typed
+from walt_pl.commands import COMMANDS
+
+CONFIG = ROOT / "experiments" / "shapes" / "vae.yaml"
+
+
+def test_the_doctor_reports_and_says_what_an_experiment_uses(walt: Walt, painted: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(painted.parent / "train", tmp_path / "clips"))
+    (folder / "videos" / "00003.mp4").write_bytes(b"words " * 99)
+    out = tmp_path / "data" / "mine.parquet"
+    said = walt("index", str(folder), "--out", str(out), "--val", "0.3", "--workers", "2", "--report", "--config", str(CONFIG)).stdout
+    assert "36 rows, 36 of them new; 36 files examined (layout folder)" in said
+    assert "corrupt" in said and "clips/videos/00003.mp4" in said and "no caption" in said
+    assert "train: " in said and "videos used" in said and "quarantined" in said
+    findings = list(csv.DictReader(out.with_suffix(".report.csv").open()))
+    assert [row["path"] for row in findings if row["finding"] == "corrupt"] == ["../clips/videos/00003.mp4"]
+    used = {row["path"]: row for row in csv.DictReader((out.parent / "mine.shapes-vae.csv").open())}
+    assert len(used) == 36 and used["../clips/videos/00003.mp4"]["reason"].startswith("quarantined: corrupt: ")
+    assert {row["bucket"] for row in used.values() if row["used"] == "yes"} == {"64 x 64"}
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        (["clips", "--report"], ["clips", "--report=true"]),
+        (["--report", "clips", "--config", "a.yaml"], ["--report=true", "clips", "--config_", "a.yaml"]),
+        (["clips", "--report", "false", "--config=a.yaml"], ["clips", "--report", "false", "--config_=a.yaml"]),
+    ],
+)
+def test_switches_need_no_value(words: list[str], typed: list[str]) -> None:
+    assert _typed(words, COMMANDS["index"]) == typed

@@ -1,0 +1,172 @@
+"""Jobs in processes of their own, each with a time limit: a decoder that hangs or crashes takes nothing with it but its file."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Generic, TypeVar
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+# No real file needs so much; a damaged header may ask for more than the machine has.
+_MEMORY = 8 << 30
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What became of a job whose process was killed by us or by the system."""
+
+    finding: str
+    """"hang" or "crash"."""
+    reason: str
+    """In words, without the finding."""
+
+
+def run_apart(
+    function: Callable[[Job], Result],
+    jobs: Iterable[Job],
+    workers: int,
+    seconds: Callable[[Job], float],
+    retry: Callable[[Job], Job | None] = lambda job: None,
+) -> Iterator[tuple[Job, Result | Lost]]:
+    """Each job with its result, in the order in which they are done, from `workers` processes.
+
+    A job that takes longer than its `seconds` is killed. What a process writes to standard error is dropped: decoders complain about every
+    bad byte.
+
+    Args:
+        function: of a module, so that another process can import it.
+        jobs: are asked for as workers become free.
+        workers: processes, at least 1.
+        seconds: time limit of a job, from when its process begins it.
+        retry: what is done in place of a job that was lost; None: it stays lost.
+
+    Raises:
+        Exception: what `function` raises.
+    """
+    first, again = iter(jobs), deque[Job]()
+    pool: list[_Worker[Job, Result]] = [_Worker(function) for _ in range(workers)]
+    try:
+        while True:
+            for worker in pool:
+                if worker.free and (job := again.popleft() if again else next(first, None)) is not None:
+                    worker.give(job, seconds(job))
+            busy = [worker for worker in pool if not worker.free]
+            if not busy:
+                return
+            wait([worker.connection for worker in busy], max(0.0, min(worker.deadline for worker in busy) - time.monotonic()))
+            for worker in busy:
+                outcome = worker.outcome()
+                if outcome is None:
+                    continue
+                job = worker.take()
+                if isinstance(outcome, Lost):
+                    pool[pool.index(worker)] = _Worker(function)
+                    worker.end()
+                    if (other := retry(job)) is not None:
+                        again.append(other)
+                        continue
+                yield job, outcome
+    finally:
+        for worker in pool:
+            worker.end()
+
+
+class _Worker(Generic[Job, Result]):
+    """One process, and the job that it has."""
+
+    def __init__(self, function: Callable[[Job], Result]) -> None:
+        # Started afresh: native decoders do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, function), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._started = False
+        self._job: Job | None = None
+        self.deadline = math.inf
+
+    @property
+    def free(self) -> bool:
+        return self._job is None
+
+    def give(self, job: Job, seconds: float) -> None:
+        if not self._started:
+            try:
+                self.connection.recv()  # its imports are not the job's time
+            except EOFError:
+                self._process.join()
+                raise RuntimeError(f"a worker process ended before it began (exit code {self._process.exitcode})") from None
+            self._started = True
+        self._job = job
+        with suppress(BrokenPipeError):  # it died after its last answer: `outcome` tells
+            self.connection.send(job)
+        self._seconds = seconds
+        self.deadline = time.monotonic() + seconds
+
+    def take(self) -> Job:
+        assert self._job is not None
+        job, self._job = self._job, None
+        return job
+
+    def outcome(self) -> Result | Lost | None:
+        """What came of the job; None: it goes on."""
+        if self.connection.poll():
+            try:
+                done, outcome = self.connection.recv()
+            except (EOFError, OSError):
+                self._process.join()
+                return Lost("crash", f"its decoder ended the process with {_cause(self._process.exitcode)}")
+            if not done:
+                raise outcome
+            return outcome
+        if time.monotonic() > self.deadline:
+            return Lost("hang", f"not decoded within {self._seconds:.0f} seconds")
+        return None
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+
+
+def _cause(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name
+    return f"{name} (out of memory?)" if name == "SIGKILL" else name
+
+
+def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us
+    _limit_memory()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    connection.send(None)
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:  # the process that started us is gone
+            return
+        try:
+            answer = (True, function(job))
+        except Exception as error:  # raised again where the job came from
+            answer = (False, error)
+        connection.send(answer)
+
+
+def _limit_memory() -> None:
+    if sys.platform == "linux":
+        import resource
+
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (_MEMORY if hard == resource.RLIM_INFINITY else min(_MEMORY, hard), hard))

@@ -1,0 +1,214 @@
+"""The doctor: what is wrong with the files of an index, and what an experiment makes of them.
+
+Files are decoded by `walt_pl.data.building`, each in a process of its own; here are the findings that take a look at the whole index:
+copies, clips that are short, of variable rate or without words. Two tables come of it, beside the index: `NAME.report.csv`, with a row for
+each finding, and for an experiment `NAME.EXPERIMENT.csv`, with a row for each clip and image: used in which bucket, or why not.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from walt_pl.data.apart import Lost, run_apart
+from walt_pl.data.batch import Kind
+from walt_pl.data.building import Built, Key, Options, limit, progress
+from walt_pl.data.examine import Medium, digest, medium_of
+from walt_pl.data.index import KINDS, Index, read_table
+from walt_pl.data.quarantine import FINDINGS, Quarantine, finding_of
+from walt_pl.data.selection import QUARANTINED, REASONS, USED, Bucket, Selection
+from walt_pl.data.sources import Listing
+
+SHORT = 17
+"""Frames of a clip where no experiment says how many it needs."""
+_NOTICED = {
+    "short": f"fewer than {SHORT} frames (--config says what an experiment needs)",
+    "variable rate": "frames not evenly spaced: sample by time (data.fps), or the speed of motion varies",
+    "no caption": "neither a caption nor a class",
+}
+_SHOWN = 5
+_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a file that its owner should know; a row of the report."""
+
+    path: str
+    """As in the index."""
+    offset: int
+    split: str
+    kind: str
+    finding: str
+    """A word of `quarantine.FINDINGS`, "quarantined" (by hand), "short", "variable rate" or "no caption"."""
+    detail: str
+
+
+def diagnose(index: Path, options: Options) -> list[Finding]:
+    """Everything that is to be said of an index whose files have just been examined; copies go on the quarantine list.
+
+    Raises:
+        ValueError: The index cannot be read.
+    """
+    table = read_table(index)
+    quarantine = Quarantine.beside(index)
+    copies = _copies(table, quarantine, index, options)
+    for key, reason in list(quarantine.reasons.items()):
+        if finding_of(reason) == "duplicate" and key not in copies:
+            quarantine.release(*key)
+    for key, original in copies.items():
+        quarantine.admit(*key, "duplicate", f"the same bytes as {original[0]}{f' at {original[1]}' if original[1] >= 0 else ''}")
+    quarantine.write()
+    return [*_quarantined(table, quarantine), *_noticed(table)]
+
+
+def _copies(table: pa.Table, quarantine: Quarantine, index: Path, options: Options) -> dict[Key, Key]:
+    """Files with the bytes of another one, and which. What is held out stays and its copy in the training split goes."""
+    alike: dict[tuple[object, ...], dict[Key, tuple[bool, Key]]] = defaultdict(dict)
+    columns = ("path", "offset", "kind", "split", "bytes", "width", "height", "frames")
+    for path, offset, kind, split, *size in zip(*(table[name].to_pylist() for name in columns), strict=True):
+        key = (path, offset)
+        reason = quarantine.reasons.get(key)
+        if reason is None or finding_of(reason) == "duplicate":
+            rank = (split == "train", key)
+            alike[kind, *size][key] = min(rank, alike[kind, *size].get(key, rank))
+    ranks = {key: rank for group in alike.values() if len(group) > 1 for key, rank in group.items()}
+    sizes = dict(zip(zip(table["path"].to_pylist(), table["offset"].to_pylist(), strict=True), table["bytes"].to_pylist(), strict=True))
+    media = {key: medium_of(str(index.absolute().parent / key[0]), "", key[1], sizes[key]) for key in ranks}
+    same: dict[str, list[tuple[bool, Key]]] = defaultdict(list)
+    for key, sha256 in _digests(media, options).items():
+        same[sha256].append(ranks[key])
+    return {key: min(group)[1] for sha256, group in same.items() if sha256 for _, key in group if key != min(group)[1]}
+
+
+def _digests(media: Mapping[Key, Medium], options: Options) -> dict[Key, str]:
+    if not media:
+        return {}
+    keys = {(medium.file, medium.offset): key for key, medium in media.items()}
+    found: dict[Key, str] = {}
+    with progress(f"comparing {len(media)} files of equal size", len(media)) as advance:
+        jobs = run_apart(digest, media.values(), min(options.workers, len(media)), lambda medium: limit(medium, options.seconds))
+        for medium, sha256 in jobs:
+            found[keys[medium.file, medium.offset]] = "" if isinstance(sha256, Lost) else sha256
+            advance()
+    return found
+
+
+def _quarantined(table: pa.Table, quarantine: Quarantine) -> Iterable[Finding]:
+    rows = table.filter(pc.is_in(table["path"], pa.array(sorted({path for path, _ in quarantine.reasons}), pa.large_string())))
+    for row in rows.select(["path", "offset", "split", "kind"]).to_pylist():
+        reason = quarantine.reasons.get((row["path"], row["offset"]))
+        if reason is not None:
+            finding = finding_of(reason)
+            yield Finding(**row, finding=finding or "quarantined", detail=reason.removeprefix(f"{finding}: ") if finding else reason)
+
+
+def _noticed(table: pa.Table) -> Iterable[Finding]:
+    """What may be meant so."""
+    sound = pc.greater(table["frames"], 0)
+    video = pc.and_(pc.equal(table["kind"], "video"), sound)
+    wordless = pc.and_(pc.equal(table["caption"], ""), pc.less(table["label"], 0))
+    noticed = {
+        "short": (pc.and_(video, pc.less(table["frames"], SHORT)), "frames"),
+        "variable rate": (pc.and_(video, table["variable_rate"]), "fps"),
+        "no caption": (pc.and_(sound, wordless), None),
+    }
+    for finding, (where, column) in noticed.items():
+        for row in table.filter(where).to_pylist():
+            detail = "" if column is None else f"{row[column]:g} {column}{' on average' if column == 'fps' else ''}"
+            yield Finding(row["path"], row["offset"], row["split"], row["kind"], finding, detail)
+
+
+def write_report(findings: Sequence[Finding], index: Path) -> Path:
+    """Write `NAME.report.csv` beside the index, whole or not at all, and return its path."""
+    return write_rows(index.with_suffix(".report.csv"), [column.name for column in fields(Finding)], map(astuple, findings))
+
+
+def write_use(index: Path, name: str, selections: Mapping[str, Mapping[Kind, Selection]], buckets: Sequence[Bucket]) -> Path:
+    """Write `NAME.EXPERIMENT.csv` beside the index: each clip and image of the splits, used in which bucket, or why not.
+
+    Args:
+        index: The index.
+        name: The experiment's.
+        selections: By split and kind, for all entries of the index's split and kind.
+        buckets: Sizes that the selections' bucket numbers name.
+    """
+    columns = ["path", "offset", "split", "kind", "used", "bucket", "reason"]
+    return write_rows(index.with_suffix(f".{name}.csv"), columns, _used(index, selections, buckets))
+
+
+def _used(index: Path, selections: Mapping[str, Mapping[Kind, Selection]], buckets: Sequence[Bucket]) -> Iterator[tuple[object, ...]]:
+    reasons = Quarantine.beside(index).reasons
+    for split, of in selections.items():
+        listed = Index(index, split)
+        for kind, selection in of.items():
+            entries = listed.videos if kind == "video" else listed.images
+            for start in range(0, len(entries), _ROWS):
+                part, here = entries[start : start + _ROWS], slice(start, start + _ROWS)
+                places = zip(part.column("path").to_pylist(), part.column("offset").tolist(), strict=True)
+                for key, bucket, reason in zip(places, selection.bucket[here], selection.reason[here], strict=True):
+                    used = reason == USED
+                    words = "" if used else f"{REASONS[reason]}: {reasons[key]}" if reason == QUARANTINED else REASONS[reason]
+                    yield (*key, split, kind, "yes" if used else "no", str(buckets[bucket]) if used else "", words)
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    """Write a CSV whole or not at all, and return its path."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(columns)
+            table.writerows(rows)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def rendered(findings: Sequence[Finding], index: Path) -> RenderableType:
+    """The findings for a terminal: how many of each, and the first of them."""
+    if not findings:
+        return f"{index}: nothing is wrong with any file"
+    counts = Counter(finding.finding for finding in findings)
+    table = Table("finding", "videos", "images", "loaded?", "first of them", title=Text(str(index)), title_justify="left")
+    for name in (*FINDINGS, "quarantined", *_NOTICED):
+        if not counts[name]:
+            continue
+        these = [finding for finding in findings if finding.finding == name]
+        kinds = [str(sum(finding.kind == kind for finding in these) or "") for kind in KINDS]
+        shown = [f"{_place(finding)}: {finding.detail}".removesuffix(": ") for finding in these[:_SHOWN]]
+        more = [f"... and {len(these) - _SHOWN} more"] if len(these) > _SHOWN else []
+        table.add_row(name, *kinds, "yes" if name in _NOTICED else "no", Text("\n".join([*shown, *more])))
+    notes = [Text(f"{name}: {text}") for name, text in _NOTICED.items() if counts[name]]
+    return Group(table, *notes)
+
+
+def told(built: Built, listing: Listing | None, index: Path) -> str:
+    """What was done, in a few lines."""
+    lines = [f"{index}: {built.rows:,} rows, {built.added:,} of them new; {built.examined:,} files examined"]
+    if listing is not None:
+        lines[0] += f" (layout {listing.layout})"
+    if built.quarantined:
+        lines.append(f"{built.quarantined:,} files are not used, for the reasons in {Quarantine.beside(index).path}")
+    return "\n".join([*lines, *built.notes])
+
+
+def _place(finding: Finding) -> str:
+    return finding.path if finding.offset < 0 else f"{finding.path} at {finding.offset}"
+
+
+def show(content: RenderableType) -> None:
+    """Print as it is: names of files may look like rich's markup. Lines are long where nobody reads on a terminal."""
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(Text(content) if isinstance(content, str) else content)

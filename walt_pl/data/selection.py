@@ -1,0 +1,178 @@
+"""Which clips and images of an index are trained on, at which size, and why the others are not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from walt_pl.data.batch import Kind
+from walt_pl.data.index import Entries
+from walt_pl.data.sampler import Items
+from walt_pl.data.transforms import Framing
+
+USED, QUARANTINED, SHORT, SMALL, SIZELESS, BEYOND, ALONE = range(7)
+REASONS = (
+    "used",
+    "quarantined",
+    "too short",
+    "smaller than every size of data.buckets",
+    "without width and height in the index",
+    "beyond the first ones that were asked for",
+    "alone, as no size of data.buckets has both videos and images",
+)
+_ROWS = 1 << 20
+"""Entries that are looked at together: ten million cost no more memory than one."""
+
+
+class Bucket(NamedTuple):
+    """Size of the pictures of a batch, in pixels."""
+
+    rows: int
+    columns: int
+
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.columns}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What becomes of the clips (or images) of a split."""
+
+    bucket: NDArray[np.int16]
+    """[n] number of the bucket that an entry falls into, quarantined or not; -1 where it falls into none."""
+    reason: NDArray[np.uint8]
+    """[n] USED, or why it is not used: a number in REASONS."""
+
+    @property
+    def used(self) -> int:
+        """How many are used."""
+        return int((self.reason == USED).sum())
+
+    def left_out(self) -> dict[str, int]:
+        """How many are not used, by reason."""
+        counts = np.bincount(self.reason, minlength=len(REASONS))
+        return {REASONS[number]: int(count) for number, count in enumerate(counts) if count and number != USED}
+
+    def closed(self) -> "Selection":
+        """The same with nothing used, because the other kind has no place in any of its buckets."""
+        return Selection(np.full_like(self.bucket, -1), np.where(self.reason == USED, ALONE, self.reason).astype(np.uint8))
+
+    def positions(self) -> NDArray[np.int64]:
+        """Where those that are used stand in their list, ascending."""
+        return np.flatnonzero(self.reason == USED)
+
+    def items(self, bucket: int) -> Items:
+        """A bucket's entries as the sampler wants them."""
+        places = np.flatnonzero(self.bucket == bucket)
+        left_out = np.flatnonzero(self.reason[places] != USED)
+        return Items(range(len(places)) if len(places) == len(self.bucket) else places, left_out)
+
+
+def select(
+    entries: Mapping[Kind, Entries],
+    framing: Framing,
+    buckets: Sequence[Bucket],
+    quarantined: Mapping[Kind, NDArray[np.int64]],
+    limit: int = 0,
+) -> dict[Kind, Selection]:
+    """Decides for every entry of a split.
+
+    Of the buckets that a picture covers without being enlarged it goes into the one that cuts off least, and of equal ones into
+    the largest. A bucket in which a kind has nothing is closed, because a batch holds both kinds at one size; what would
+    go there goes into the next best. A single bucket takes everything, whatever it has to enlarge or cut off.
+
+    Args:
+        entries: Of each kind that a batch has.
+        framing: How long a clip must be.
+        buckets: Sizes of the batches.
+        quarantined: Places in the lists, ascending.
+        limit: Takes the first so many of each kind that fit; 0 takes all.
+
+    Returns:
+        A selection for each kind; none has anything used where no bucket has all kinds.
+    """
+    first: dict[Kind, Selection] = {}
+    open_ = list(range(len(buckets)))
+    while True:
+        found = {kind: _select(kind, listed, framing, buckets, open_, quarantined[kind], limit) for kind, listed in entries.items()}
+        first = first or found
+        there = {number: [bool((s.reason[s.bucket == number] == USED).any()) for s in found.values()] for number in open_}
+        lacking = [number for number, kinds in there.items() if any(kinds) and not all(kinds)]
+        if not lacking or not all(selection.used for selection in first.values()):
+            break
+        # The largest: what is in it fits into smaller ones, and nothing smaller fits into it.
+        open_.remove(max(lacking, key=lambda number: buckets[number].rows * buckets[number].columns))
+    shared = all(selection.used for selection in found.values())
+    alone = not shared and all(selection.used for selection in first.values())
+    return {kind: selection.closed() for kind, selection in first.items()} if alone else found
+
+
+def _select(
+    kind: Kind,
+    entries: Entries,
+    framing: Framing,
+    buckets: Sequence[Bucket],
+    open_: Sequence[int],
+    quarantined: NDArray[np.int64],
+    limit: int,
+) -> Selection:
+    bucket, reason = np.full(len(entries), -1, np.int16), np.zeros(len(entries), np.uint8)
+    for start in range(0, len(entries), _ROWS):
+        part = entries[start : start + _ROWS]
+        here = slice(start, start + len(part))
+        bucket[here], reason[here] = _fitted(part, buckets, open_)
+        if kind == "video":
+            frames, fps, duration = (part.column(name) for name in ("frames", "fps", "duration"))
+            short = frames < framing.needs(frames, fps, duration)
+            bucket[here][short], reason[here][short] = -1, SHORT
+    if limit:
+        beyond = np.flatnonzero(bucket >= 0)[limit:]
+        bucket[beyond], reason[beyond] = -1, BEYOND
+    reason[quarantined] = QUARANTINED
+    return Selection(bucket, reason)
+
+
+def _fitted(entries: Entries, buckets: Sequence[Bucket], open_: Sequence[int]) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """The bucket of each entry by its size alone, and why it has none."""
+    if len(buckets) == 1:
+        return np.zeros(len(entries), np.int16), np.zeros(len(entries), np.uint8)
+    height, width = (entries.column(name).astype(np.float64) for name in ("height", "width"))
+    best, kept_of_best = np.full(len(entries), -1, np.int16), np.zeros(len(entries))
+    # The largest first: a smaller one has to keep more of the picture to take its place.
+    for number in sorted(open_, key=lambda number: -buckets[number].rows * buckets[number].columns):
+        rows, columns = buckets[number]
+        with np.errstate(divide="ignore"):
+            scale = np.maximum(rows / height, columns / width)
+            kept = rows * columns / (scale * scale * height * width)
+        better = (scale <= 1) & (kept > kept_of_best + 1e-3)
+        best[better], kept_of_best[better] = number, kept[better]
+    sizeless = (height < 1) | (width < 1)
+    reason = np.where(best >= 0, USED, np.where(sizeless, SIZELESS, SMALL)).astype(np.uint8)
+    return best, reason
+
+
+def described(split: str, selections: Mapping[Kind, Selection], buckets: Sequence[Bucket], framing: Framing) -> list[str]:
+    """The counts in words, a line a kind and a line a bucket.
+
+    Args:
+        split: Name of the split.
+        selections: Of each kind.
+        buckets: Sizes of the batches.
+        framing: What is taken of a clip.
+    """
+    rate = f" at {framing.fps:g} a second" if framing.fps else f", {framing.stride} apart" if framing.stride > 1 else ""
+    wanted = f" (fewer than {framing.frames} frames{rate})"
+    lines = []
+    for kind, selection in selections.items():
+        left_out = [f"{count:,} {why}{wanted if why == REASONS[SHORT] else ''}" for why, count in selection.left_out().items()]
+        text = f"{split}: {selection.used:,} of {len(selection.reason):,} {kind}s used"
+        lines.append(f"{text}; left out: {', '.join(left_out)}" if left_out else text)
+    if len(buckets) > 1:
+        used = {kind: selection.bucket[selection.reason == USED] for kind, selection in selections.items()}
+        counts = {kind: np.bincount(numbers, minlength=len(buckets)) for kind, numbers in used.items()}
+        lines += [
+            f"  {bucket}: " + ", ".join(f"{counts[kind][number]:,} {kind}s" for kind in selections) for number, bucket in enumerate(buckets)
+        ]
+    return lines

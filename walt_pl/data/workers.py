@@ -1,0 +1,220 @@
+"""Processes that read batches ahead, and outlive what native decoders do to them.
+
+torch's DataLoader ends with an error when a worker dies, does not say at which file, and leaves a hanging one hanging. Here
+every worker has a pipe of its own and notes in shared memory which file it is reading since when. Whoever dies or takes too long
+is replaced, its batches are read again, and nobody else notices. Batches travel as in torch's: their tensors in shared memory.
+"""
+
+import contextlib
+import multiprocessing
+import signal
+import time
+import traceback
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+import torch
+import torch.multiprocessing  # teaches pipes to carry tensors
+
+from walt_pl.data.batch import DataError, Draw, Failure, JointBatch, Kind, Source, collate
+
+AHEAD = 2
+"""Batches that each worker has before it: one being read, one waiting."""
+LIVES = 3
+"""Workers that may die in a row without a file being read."""
+
+Answer = tuple[JointBatch, list[Failure]]
+
+
+@dataclass
+class _Task:
+    number: int
+    draws: Sequence[Draw]
+
+
+@dataclass
+class _Worker:
+    process: Any
+    connection: "Connection[Any, Any]"
+    reading: Any
+    """Shared doubles: number of the batch, place in it (-1: no file is being read), since when on the monotonic clock."""
+    tasks: deque[_Task] = field(default_factory=deque)
+
+
+class Workers:
+    """Reads batches in processes, and gives them in order.
+
+    A file at which a worker dies, or which takes longer than `patience`, is tried once more by a new worker. The second time it is given
+    up: from then on it fails like any file that cannot be read, with zeros in its place, and is not touched again.
+
+    Args:
+        source: Reads the samples; pickled to every worker.
+        count: Processes, at least 1. They start with the first batch.
+        patience: Seconds that one file may take.
+    """
+
+    def __init__(self, source: Source, count: int, patience: float = 60.0) -> None:
+        self._source, self._count, self._patience = source, count, patience
+        self._workers: list[_Worker] = []
+        self._asked = 0
+        self._suspects: set[tuple[Kind, int]] = set()
+        self._given_up: dict[tuple[Kind, int], str] = {}
+        self._deaths = 0
+
+    def read(self, steps: Iterable[Sequence[Draw]]) -> Iterator[Answer]:
+        """Gives the batch of every step, in order, with some read ahead. A reading that was left unfinished is dropped.
+
+        Raises:
+            RuntimeError: If reading fails for another reason than a file, or workers die before they read anything.
+        """
+        while len(self._workers) < self._count:
+            self._workers.append(self._start())
+        coming, wanted = iter(steps), self._asked
+        ready: dict[int, Answer] = {}
+        for worker in self._workers:
+            worker.tasks = deque(_Task(task.number, ()) for task in worker.tasks)  # only their answers are still awaited
+        more = True
+        while True:
+            while more and self._asked - wanted < AHEAD * self._count:
+                draws = next(coming, None)
+                more = draws is not None
+                if draws is not None:
+                    self._give(min(self._workers, key=lambda worker: len(worker.tasks)), _Task(self._asked, draws))
+                    self._asked += 1
+            if wanted == self._asked:
+                return
+            self._take(ready, seconds=0)
+            while wanted not in ready:
+                self._take(ready, seconds=min(1.0, self._patience))
+            yield ready.pop(wanted)
+            wanted += 1
+
+    def close(self) -> None:
+        """Ends the processes; reading again starts new ones."""
+        for worker in self._workers:
+            _end(worker)
+        self._workers.clear()
+
+    def _start(self) -> _Worker:
+        context = forkserver()
+        ours, theirs = context.Pipe()
+        reading = context.RawArray("d", [0, -1, 0])
+        process = context.Process(target=_serve, args=(self._source, theirs, reading), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours, reading)
+
+    def _give(self, worker: _Worker, task: _Task) -> None:
+        worker.tasks.append(task)
+        given_up = {draw.slot: self._given_up[draw.kind, draw.item] for draw in task.draws if (draw.kind, draw.item) in self._given_up}
+        with contextlib.suppress(OSError):  # it has died; found when its answer is waited for
+            worker.connection.send((task.number, task.draws, given_up))
+
+    def _take(self, ready: dict[int, Answer], seconds: float) -> None:
+        """Takes the answers that arrive within some seconds, and replaces workers that died or hang."""
+        busy: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers if worker.tasks}
+        for connection in wait(list(busy), seconds):
+            worker = busy[connection]
+            try:
+                number, answer = worker.connection.recv()
+            # OSError, too: the tensors are fetched from a process that may have died since.
+            except (EOFError, OSError):
+                self._replace(worker, "")
+                continue
+            task = worker.tasks.popleft()
+            assert task.number == number
+            self._deaths = 0
+            if not task.draws:
+                continue
+            if isinstance(answer, str):
+                raise DataError(f"{self._named(task, worker)}{answer}")
+            ready[number] = answer
+        for worker in list(self._workers):
+            _, place, since = worker.reading
+            if worker.tasks and place >= 0 and time.monotonic() - since > self._patience:
+                self._replace(worker, f"still being read after {self._patience:g} seconds")
+
+    def _replace(self, worker: _Worker, reason: str) -> None:
+        """Puts a new worker in the place of one that hangs (for a reason) or has died, and gives it the same batches."""
+        _end(worker)
+        number, place = (int(value) for value in worker.reading[:2])
+        reason = reason or f"its worker was killed by {_cause(worker.process.exitcode)}"
+        task = next((task for task in worker.tasks if task.number == number), None)
+        if place >= 0 and task is not None and task.draws:
+            self._blame(task.draws[place], reason)
+        else:
+            self._deaths += 1
+            if self._deaths >= LIVES:
+                raise DataError(
+                    f"{self._deaths} workers in a row died before they could read a file ({reason}): is there room in memory and in "
+                    "/dev/shm, through which batches travel? Fewer data.workers need less; 0 reads in the training process"
+                )
+        fresh = self._start()
+        self._workers[self._workers.index(worker)] = fresh
+        for task in worker.tasks:
+            if task.draws:
+                self._give(fresh, task)
+
+    def _named(self, task: _Task, worker: _Worker) -> str:
+        place = int(worker.reading[1])
+        return f"{self._source.failed(task.draws[place], '').path}: " if place >= 0 else ""
+
+    def _blame(self, draw: Draw, reason: str) -> None:
+        key, path = (draw.kind, draw.item), self._source.failed(draw, "").path
+        if key in self._suspects:
+            self._given_up[key] = f"{path}: {reason}, for the second time; not read again"
+        else:
+            self._suspects.add(key)
+            warnings.warn(f"{path}: {reason}; a new worker tries it once more", stacklevel=2)
+
+
+def _end(worker: _Worker) -> None:
+    worker.process.kill()  # it holds no lock and no file but its own
+    worker.process.join(5)  # not for ever: what waits for a disk that is gone cannot be killed
+    worker.connection.close()
+
+
+def _cause(exitcode: int | None) -> str:
+    return f"exit code {exitcode}" if exitcode is None or exitcode >= 0 else signal.Signals(-exitcode).name
+
+
+def forkserver() -> Any:
+    """How processes that decode are started: native decoders and thread pools do not survive a fork."""
+    context = multiprocessing.get_context("forkserver")
+    # The server imports torch once; every worker after that starts in milliseconds.
+    context.set_forkserver_preload(["walt_pl.data.workers", "walt_pl.data.transforms"])
+    return context
+
+
+def _serve(source: Source, connection: "Connection[Any, Any]", reading: Any) -> None:
+    """What a worker does: reads the batches it is given until its pipe is closed."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # typed for the main process, which ends its workers
+    while True:
+        try:
+            number, draws, given_up = connection.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            data = ForkingPickler.dumps((number, _read(source, number, draws, given_up, reading)))
+        except Exception:
+            data = ForkingPickler.dumps((number, traceback.format_exc()))
+        try:
+            connection.send_bytes(data)
+        except OSError:
+            return
+
+
+def _read(source: Source, number: int, draws: Sequence[Draw], given_up: Mapping[int, str], reading: Any) -> Answer:
+    samples = []
+    for place, draw in enumerate(draws):
+        reading[0], reading[2] = number, time.monotonic()
+        reading[1] = place
+        samples.append(source.failed(draw, given_up[draw.slot]) if draw.slot in given_up else source[draw])
+        reading[1] = -1
+    return collate(samples)
