@@ -172,6 +172,7 @@ def test_a_flipped_byte_is_told(pixels: PixelDataset, tmp_path: Path) -> None:
         build(make(tmp_path), pixels)
 
 
+@pytest.mark.filterwarnings("ignore:.*this shard is rebuilt")
 @pytest.mark.parametrize("place", [0, 5, -1])
 def test_a_byte_that_flips_under_a_reader_is_found_when_its_row_is_read(place: int, pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path), pixels)
