@@ -26,13 +26,6 @@ def test_the_doctor_reports_and_says_what_an_experiment_uses(walt: Walt, painted
     used = {row["path"]: row for row in csv.DictReader((out.parent / "mine.shapes-vae.csv").open())}
     assert len(used) == 36 and used["../clips/videos/00003.mp4"]["reason"].startswith("quarantined: corrupt: ")
     assert {row["bucket"] for row in used.values() if row["used"] == "yes"} == {"64 x 64"}
-    again = walt("index", str(folder), "--out", str(out), "--val", "0.3").stdout
-    assert "36 rows, 0 of them new; 0 files examined" in again
-
-
-def test_mistakes_are_one_line(walt: Walt, tmp_path: Path) -> None:
-    done = walt("index", str(tmp_path / "nothing"), check=False)
-    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/nothing: no such folder or file")
 
 
 @pytest.mark.parametrize(

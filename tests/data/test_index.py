@@ -249,4 +249,4 @@ def test_an_index_costs_a_worker_nothing_of_its_own(tmp_path: Path, rows: int) -
     write_table(synthetic(rows), tmp_path / "index.parquet")
     cost = measure(tmp_path / "index.parquet")
     assert (tmp_path / "index.arrow").stat().st_size > 180 * rows
-    assert cost["own"] < 20e6 and cost["seconds"] < 5
+    assert cost["own"] < 20e6

@@ -47,6 +47,9 @@ def test_the_doctor_releases_only_its_own(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path / "q.csv")
     quarantine.add("a.mp4", -1, "corrupt: x")
     quarantine.add("b.mp4", -1, "shows my face")
+    for name in ("a.mp4", "b.mp4"):
+        quarantine.admit(name, -1, "truncated", "9 frames of 17")
+    assert quarantine.reasons == {("a.mp4", -1): "truncated: 9 frames of 17", ("b.mp4", -1): "shows my face"}
     for name in ("a.mp4", "b.mp4", "c.mp4"):
         quarantine.release(name, -1)
     assert list(quarantine.reasons) == [("b.mp4", -1)]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data.clips import counting_clip, encode, numbers
 from walt_pl.data.video import (
-    Frames,
     MediaError,
     gif_bytes,
     read_image,
@@ -24,33 +23,6 @@ from walt_pl.data.video import (
     write_image,
     write_video,
 )
-
-
-def counting_clip(frames: int, height: int = 64, width: int = 96) -> Frames:
-    """Every frame shows its number as eight black or white bars, above a moving red box."""
-    clip = np.zeros((frames, height, width, 3), np.uint8)
-    for time, frame in enumerate(clip):
-        for bit in range(8):
-            frame[: height // 2, bit * width // 8 : (bit + 1) * width // 8] = 255 * (time >> bit & 1)
-        left = time * 2 % (width - 16)
-        frame[height // 2 :, left : left + 16] = (200, 50, 50)
-    return clip
-
-
-def numbers(clip: Frames) -> list[int]:
-    bars = clip[:, : clip.shape[1] // 2].mean((1, 3)).reshape(len(clip), 8, -1)[:, :, 4:-4].mean(-1)
-    return [int(number) for number in (bars > 128) @ (1 << np.arange(8))]
-
-
-def encode(path: Path, clip: Frames, codec: str, **options: str) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=8, options=dict(options))
-        assert isinstance(stream, av.VideoStream)
-        stream.height, stream.width = clip.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        for frame in clip:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
 
 
 @pytest.fixture
@@ -84,22 +56,6 @@ def test_open_gops_give_the_right_frames_after_a_seek(tmp_path: Path, codec: str
     encode(tmp_path / "open.mp4", counting_clip(80), codec, **options)
     for start in (0, 10, 11, 12, 13, 24, 35, 61):
         assert numbers(read_video(tmp_path / "open.mp4", 17, start)) == list(range(start, start + 17))
-
-
-def test_decord_and_pyav_agree(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_decord = read_video(path, 17)
-    monkeypatch.setitem(sys.modules, "decord", None)
-    assert np.array_equal(read_video(path, 17), with_decord)
-
-
-def test_what_decord_cannot_read_is_read_all_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decord = pytest.importorskip("decord")
-
-    def refuse(*args: object, **options: object) -> None:
-        raise decord.DECORDError("no such codec")
-
-    monkeypatch.setattr(decord, "VideoReader", refuse)
-    assert numbers(read_video(path, 17)) == list(range(17))
 
 
 def test_last_frames_are_the_last_of_any_file(path: Path, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ class _Worker(Generic[Job, Result]):
                 return Lost("crash", f"its decoder ended the process with {_cause(self._process.exitcode)}")
             if not done:
                 raise outcome
-            return outcome  # type: ignore[no-any-return]
+            return outcome
         if time.monotonic() > self.deadline:
             return Lost("hang", f"not decoded within {self._seconds:.0f} seconds")
         return None

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from walt_pl.data.apart import Lost, run_apart
 from walt_pl.data.examine import Facts, Medium, examine, medium_of
 from walt_pl.data.index import SCHEMA, read_table, write_table
-from walt_pl.data.quarantine import Quarantine
+from walt_pl.data.quarantine import Quarantine, finding_of
 from walt_pl.data.sources import Item, Listing
 
 Key = tuple[str, int]
@@ -221,9 +221,11 @@ def _judged(found: Facts, before: Facts | None, key: Key, quarantine: Quarantine
         # A truncated mkv opens without an error and is just shorter.
         found = replace(found, finding="truncated", reason=f"{found.frames} frames, {before.frames} when it was indexed")
     if not found.finding:
-        quarantine.release(*key)
+        copy = finding_of(quarantine.reasons.get(key, "")) == "duplicate"
+        if not copy or before is None or before.bytes != found.bytes:  # whether it still is a copy, `diagnose` finds out
+            quarantine.release(*key)
         return found
-    quarantine.add(*key, f"{found.finding}: {found.reason}")
+    quarantine.admit(*key, found.finding, found.reason)
     # What was once right stays: a file that comes back whole is then known again.
     return before if before is not None and before.frames else found
 
@@ -269,7 +271,8 @@ def _types() -> list[pa.DataType]:
 
 
 def _sorted(table: pa.Table) -> pa.Table:
-    return table.sort_by([(name, "ascending") for name in ("split", "kind", "path", "offset")])
+    # "video" before "image", as in every index.
+    return table.sort_by([("split", "ascending"), ("kind", "descending"), ("path", "ascending"), ("offset", "ascending")])
 
 
 def _split(item: Item, options: Options) -> str:

@@ -67,7 +67,7 @@ def diagnose(index: Path, options: Options) -> list[Finding]:
         if finding_of(reason) == "duplicate" and key not in copies:
             quarantine.release(*key)
     for key, original in copies.items():
-        quarantine.add(*key, f"duplicate: the same bytes as {original[0]}{f' at {original[1]}' if original[1] >= 0 else ''}")
+        quarantine.admit(*key, "duplicate", f"the same bytes as {original[0]}{f' at {original[1]}' if original[1] >= 0 else ''}")
     quarantine.write()
     return [*_quarantined(table, quarantine), *_noticed(table)]
 
@@ -78,7 +78,8 @@ def _copies(table: pa.Table, quarantine: Quarantine, index: Path, options: Optio
     columns = ("path", "offset", "kind", "split", "bytes", "width", "height", "frames")
     for path, offset, kind, split, *size in zip(*(table[name].to_pylist() for name in columns), strict=True):
         key = (path, offset)
-        if finding_of(quarantine.reasons.get(key, "")) in ("", "duplicate"):
+        reason = quarantine.reasons.get(key)
+        if reason is None or finding_of(reason) == "duplicate":
             rank = (split == "train", key)
             alike[kind, *size][key] = min(rank, alike[kind, *size].get(key, rank))
     ranks = {key: rank for group in alike.values() if len(group) > 1 for key, rank in group.items()}

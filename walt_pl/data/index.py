@@ -182,12 +182,6 @@ class Index:
         self.videos, self.images = (Entries(mapped, range(*slices.get(kind, (0, 0))), self.path.parent) for kind in KINDS)
 
 
-def splits_of(path: str | Path) -> list[str]:
-    """Names of the splits of an index. Raises ValueError where it cannot be read."""
-    path = Path(path).absolute()
-    return sorted(_map(path, _sha256(path)).slices)
-
-
 def write_index(entries: Sequence[Mapping[str, object]], path: Path) -> None:
     """Write an index from rows, whole or not at all: `path` and the Arrow file beside it.
 

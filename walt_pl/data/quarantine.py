@@ -66,6 +66,12 @@ class Quarantine:
         """Note a file; `path` as it is written in the index, `offset` -1 for a whole file. A later reason replaces an earlier one."""
         self.reasons[path, offset] = reason
 
+    def admit(self, path: str, offset: int, finding: str, reason: str) -> None:
+        """The doctor's `add`: does nothing where a person has put the file on the list."""
+        before = self.reasons.get((path, offset))
+        if before is None or finding_of(before):
+            self.add(path, offset, f"{finding}: {reason}")
+
     def release(self, path: str, offset: int) -> None:
         """Take a file off the list if it was the doctor who put it there."""
         if finding_of(self.reasons.get((path, offset), "")):

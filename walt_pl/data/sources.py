@@ -429,9 +429,8 @@ def list_shard(name: str) -> tuple[list[Item], str]:
     items = []
     for key, member in media:
         words = said.get(key, {})
-        label = words.get("label", -1)
-        place = {"offset": member.offset_data, "bytes": member.size, "family": f"{Path(name).name}/{key}"}
-        items.append(Item(name, kind_of(member.name) or "", words.get("caption", ""), label, words.get("split", "") or split, **place))
+        item = Item(name, kind_of(member.name) or "", words.get("caption", ""), words.get("label", -1), words.get("split", "") or split)
+        items.append(replace(item, offset=member.offset_data, bytes=member.size, family=f"{Path(name).name}/{key}"))
     return items, broken
 
 

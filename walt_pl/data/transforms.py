@@ -1,8 +1,7 @@
-"""From decoded frames to training pixels: start frame, size, crop."""
+"""From decoded frames to training pixels: start frame, size, crop, mirror; each once for the whole clip."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch.utils.data import Dataset
 
 from walt_pl.data.batch import Draw, Kind, Sample
 from walt_pl.data.index import Entry
-from walt_pl.data.video import Frames, MediaError, Span, read_image, read_video
+from walt_pl.data.video import EARLY, Frames, MediaError, Size, Span, covering, picture_sizes, read_sizes
 
 _KIND_NUMBER: dict[Kind, int] = {"video": 0, "image": 1}
 
@@ -34,25 +33,26 @@ def to_square(clip: Frames, size: int, place: tuple[float, float] = (0.5, 0.5)) 
     return to_size(clip, size, size, place)
 
 
-def to_size(clip: Frames, rows: int, columns: int, place: tuple[float, float] = (0.5, 0.5)) -> Tensor:
+def to_size(clip: Frames, rows: int, columns: int, place: tuple[float, float] = (0.5, 0.5), mirrored: bool = False) -> Tensor:
     """The same for a rectangle: resizes the clip until it covers `rows` x `columns` pixels, and cuts off what is over.
+
+    What is left is turned left for right where it is `mirrored`.
 
     Returns:
         float32 [3 t rows columns] in -1..1.
     """
     height, width = clip.shape[1:3]
-    frames = rearrange(torch.tensor(clip), "t h w c -> t c h w").float()
-    # The side that is too short for its share of the rectangle decides.
-    wanted, found = (rows, height) if rows * width >= columns * height else (columns, width)
-    if wanted != found:
-        target = (max(rows, round(height * wanted / found)), max(columns, round(width * wanted / found)))
-        frames = F.interpolate(frames, size=target, mode="bicubic", antialias=True, align_corners=False)
+    frames = rearrange(torch.tensor(clip), "t h w c -> t c h w")
+    target = covering(height, width, rows, columns)
+    if target != (height, width):
+        frames = F.interpolate(frames.float(), size=target, mode="bicubic", antialias=True, align_corners=False)
         frames = frames.clamp(0, 255)  # bicubic overshoots at edges
     top = round(place[0] * (frames.shape[2] - rows))
     left = round(place[1] * (frames.shape[3] - columns))
     part = frames[:, :, top : top + rows, left : left + columns]
     # To -1..1 last: what is left after resizing is small.
-    return rearrange(part, "t c h w -> c t h w").contiguous() / 127.5 - 1
+    part = rearrange(part.flip(-1) if mirrored else part, "t c h w -> c t h w").contiguous()
+    return part.float().div_(127.5).sub_(1)
 
 
 def random_crop(clip: Tensor, crop: int, rng: np.random.Generator) -> Tensor:
@@ -79,6 +79,8 @@ class View:
     """First frame."""
     place: tuple[float, float]
     """Where the square lies, see `to_square`."""
+    mirrored: bool = False
+    """Left for right, where the framing flips."""
 
 
 def view_of(kind: Kind, item: int, number: int, spare_frames: int) -> View:
@@ -96,7 +98,8 @@ def view_of(kind: Kind, item: int, number: int, spare_frames: int) -> View:
         return View(start=0, place=(0.5, 0.5))
     rng = np.random.default_rng([number, item, _KIND_NUMBER[kind]])
     top, left = rng.random(2)
-    return View(start=int(rng.integers(max(0, spare_frames) + 1)), place=(float(top), float(left)))
+    start = int(rng.integers(max(0, spare_frames) + 1))
+    return View(start, (float(top), float(left)), mirrored=bool(rng.random() < 0.5))
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,12 @@ class Framing:
             raise ValueError(f"data.aspect times each size must be a number of columns, got {self.aspect:g} and sizes {self.all_sizes}")
         if self.low_size is not None and not 0 < self.low_size < self.size:
             raise ValueError(f"data.low_size must lie between 1 and data.size - 1 = {self.size - 1}, got {self.low_size}")
+        if self.stride < 1 or not (self.fps is None or self.fps > 0):
+            raise ValueError(f"data.stride must be at least 1 and data.fps above 0, got {self.stride} and {self.fps}")
+        if self.stride != 1 and self.fps is not None:
+            raise ValueError("data.stride counts frames and data.fps is a rate: give one of them")
+        if self.flip and self.crop is None and self.views == 1:
+            raise ValueError("data.flip mirrors half of the windows or views, and view 0 is never mirrored: give data.crop or data.views")
         if self.sizes and self.crop is None:
             raise ValueError("data.sizes needs data.crop: a batch has one shape, so a window of one size is taken of all")
         if self.crop is None:
@@ -151,10 +160,6 @@ class Framing:
         """`size` and `sizes`, ascending."""
         return tuple(sorted((self.size, *self.sizes)))
 
-    def span(self, start: float = 0) -> Span:
-        """What is read of a video: `start` is a frame without `fps`, a second with it."""
-        return Span(self.frames, self.fps, self.stride, start)
-
     def needs(self, frames: ArrayLike, fps: ArrayLike, duration: ArrayLike) -> NDArray[np.float64]:
         """Gives how many frames each video must have at least, from the index's columns (numbers or arrays alike).
 
@@ -163,14 +168,30 @@ class Framing:
         """
         if self.fps is None:
             return np.full(np.shape(frames), 1.0 + (self.frames - 1) * self.stride)
-        seconds = np.asarray(duration, np.float64)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            rate = np.where(seconds > 0, np.asarray(frames) / seconds, np.asarray(fps, np.float64))
-        return np.where(rate > 0, np.floor((self.frames - 1) / self.fps * rate) + 1, np.inf)
+        rate = _rate(frames, fps, duration)
+        return np.where(rate > 0, np.floor((self.frames - 1) / self.fps * rate + EARLY) + 1, np.inf)
+
+    def span(self, entry: Entry, start: int = 0) -> Span:
+        """What is read of a video; sampled by time it begins when frame `start` would be shown at the mean rate."""
+        rate = _rate(entry.frames, entry.fps, entry.duration)
+        return Span(self.frames, self.fps, self.stride, start if self.fps is None or not rate else start / float(rate))
+
+    def spare(self, entry: Entry) -> int:
+        """Frames of a video beyond the ones that it must have; 0 for an image."""
+        if entry.kind == "image":
+            return 0
+        return int(max(0, entry.frames - np.minimum(entry.frames, self.needs(entry.frames, entry.fps, entry.duration))))
 
     def shape(self, size: int) -> tuple[int, int]:
         """Rows and columns of a picture of this size."""
         return size, round(size * self.aspect)
+
+
+def _rate(frames: ArrayLike, fps: ArrayLike, duration: ArrayLike) -> NDArray[np.float64]:
+    """Frames per second on average, 0 where it is unknown."""
+    seconds = np.asarray(duration, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(seconds > 0, np.asarray(frames) / seconds, np.asarray(fps, np.float64))
 
 
 class PixelDataset(Dataset[Sample]):
@@ -207,25 +228,28 @@ class PixelDataset(Dataset[Sample]):
 
     def _read(self, entry: Entry, draw: Draw) -> tuple[Tensor, Tensor | None]:
         framing = self.framing
-        spare = entry.frames - framing.frames if draw.kind == "video" else 0
         if framing.crop is not None:
-            return self._crop(entry, draw, spare), None
-        view = view_of(draw.kind, draw.item, draw.pass_number % framing.views, spare)
-        clip = self._decode(entry.path, draw.kind, view.start)
-        low = None if framing.low_size is None else to_size(clip, *framing.shape(framing.low_size), view.place)
-        return to_size(clip, *framing.shape(framing.size), view.place), low
+            return self._crop(entry, draw, framing.crop), None
+        view = view_of(draw.kind, draw.item, draw.pass_number % framing.views, framing.spare(entry))
+        shapes = [framing.shape(size) for size in (framing.size, framing.low_size) if size is not None]
+        clips = self._decode(entry, view.start, shapes)
+        pictures = [to_size(clip, *shape, view.place, view.mirrored and framing.flip) for clip, shape in zip(clips, shapes, strict=True)]
+        return pictures[0], pictures[1] if framing.low_size is not None else None
 
-    def _crop(self, entry: Entry, draw: Draw, spare: int) -> Tensor:
-        assert self.framing.crop is not None
-        rng = np.random.default_rng([self.framing.seed, draw.pass_number, draw.item, _KIND_NUMBER[draw.kind]])
-        size = int(rng.choice(self.framing.all_sizes))
-        start = int(rng.integers(max(0, spare) + 1))
+    def _crop(self, entry: Entry, draw: Draw, crop: int) -> Tensor:
+        framing = self.framing
+        rng = np.random.default_rng([framing.seed, draw.pass_number, draw.item, _KIND_NUMBER[draw.kind]])
+        shape = framing.shape(int(rng.choice(framing.all_sizes)))
+        start = int(rng.integers(framing.spare(entry) + 1))
         top, left = rng.random(2)
-        whole = to_size(self._decode(entry.path, draw.kind, start), *self.framing.shape(size), (float(top), float(left)))
-        return random_crop(whole, self.framing.crop, rng)
+        (clip,) = self._decode(entry, start, [shape])
+        window = random_crop(to_size(clip, *shape, (float(top), float(left))), crop, rng)
+        return window.flip(-1) if framing.flip and rng.random() < 0.5 else window
 
-    def _decode(self, path: Path, kind: Kind, start: int) -> Frames:
-        return read_video(path, self.framing.frames, start) if kind == "video" else read_image(path)
+    def _decode(self, entry: Entry, start: int, shapes: Sequence[Size]) -> list[Frames]:
+        if entry.kind == "image":
+            return picture_sizes(entry, shapes)
+        return read_sizes(entry, self.framing.span(entry, start), shapes)
 
     def _blank(self, kind: Kind) -> tuple[Tensor, Tensor | None]:
         frames = self.framing.frames if kind == "video" else 1

@@ -1,7 +1,16 @@
 """Video and image files: the only module that knows decoders and encoders.
 
-decord reads, PyAV reads what decord cannot, and writes. Both load native code, so they are imported where they are
-used: in the worker that reads, never before a fork.
+decord and PyAV read, PyAV writes. Both load native code, so they are imported where they are used: in the worker that
+reads, never before a fork. Measured on decord 0.6.0: after a seek it gives wrong frames, silently, on open GOPs (x265's
+default), does not open AV1 and Theora, and drifts where one reader serves several samples. So it reads only the files in
+which `probe` found it right, with a reader of its own for each sample. PyAV reads all others, and seeks by time.
+
+Pictures are scaled while a clip is decoded, one frame after the other, so that no full-size clip is ever held. What that
+gives is the same for both decoders: the frame becomes RGB at its own size and is scaled with an antialiased bicubic filter
+that rounds to whole levels, at most 2 of 255 levels beside `transforms.to_size`, which computes in float32. Where the
+frame is four times as large as wanted, or larger, PyAV first lets swscale bring it down to between two and four times, with
+a bicubic filter too. Pictures of up to 128 x 128 pixels come back as they are: scaling those in float32 costs nothing.
+Pixels are taken as square.
 """
 
 from __future__ import annotations
@@ -9,20 +18,29 @@ from __future__ import annotations
 import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from walt_pl.data.index import Entry
 
 Frames = NDArray[np.uint8]
+Size = tuple[int, int]
+"""Rows and columns."""
+
+SMALL = 128 * 128
+"""Pixels up to which a picture is not scaled while it is read."""
+EARLY = 0.3
+"""A frame counts as shown from so much of the mean interval before its time: containers round times, cameras jitter."""
 
 
 class MediaError(RuntimeError):
@@ -73,29 +91,92 @@ class Probe:
     """Why the file is unusable; empty: it is sound."""
 
 
-def read_clip(entry: Entry, span: Span, size: tuple[int, int] | None = None) -> Frames:
+def read_clip(entry: Entry, span: Span, size: Size | None = None) -> Frames:
     """The frames of `span`, uint8 [t h w 3], upright.
 
-    Reads files and members of tar shards (`entry.offset`), by the decoder that the index names.
+    Reads files and members of tar shards (`entry.offset`), with the decoder that the index names; PyAV reads what was not
+    examined, and files that have another size than when they were indexed.
 
     Args:
         entry: A video of the index.
         span: Which frames.
-        size: Rows and columns that the pictures must at least cover; larger ones may come back scaled down to that.
+        size: Rows and columns that the pictures must cover; larger ones are scaled down until they just do.
 
     Raises MediaError, with the path, where the file is missing, broken or too short.
     """
-    return read_video(entry.path, span.frames, int(span.start))
+    return read_sizes(entry, span, (size,))[0]
 
 
-def read_picture(entry: Entry, size: tuple[int, int] | None = None) -> Frames:
+def read_sizes(entry: Entry, span: Span, sizes: Sequence[Size | None]) -> list[Frames]:
+    """The same clip at several sizes from one decoding; each is what `read_clip` gives for that size."""
+    media = _Media(entry.path, entry.offset, entry.bytes)
+    same = media.check() == entry.bytes or entry.offset >= 0
+    examined = bool(entry.decoder) and same
+    rate = entry.fps if examined and not entry.variable_rate else 0.0
+    if entry.decoder == "decord" and same and (clips := _read_decord(media, span, rate, sizes)) is not None:
+        return clips
+    return _read_av(media, span, sizes, rate, uneven=examined and entry.variable_rate)
+
+
+def read_picture(entry: Entry, size: Size | None = None) -> Frames:
     """An image of the index as a one-frame video, uint8 [1 h w 3]; the rest as `read_clip`."""
-    return read_image(entry.path)
+    return picture_sizes(entry, (size,))[0]
+
+
+def picture_sizes(entry: Entry, sizes: Sequence[Size | None]) -> list[Frames]:
+    """The same image at several sizes from one decoding."""
+    picture = _read_pillow(_Media(entry.path, entry.offset, entry.bytes))
+    return [_resized(picture, _target(*picture.shape[1:3], size)) for size in sizes]
+
+
+def read_video(path: Path, frames: int, start: int = 0) -> Frames:
+    """Exactly `frames` frames of any video file from frame `start` on, uint8 [t h w 3], upright.
+
+    Frames are counted in the order of display; with `start` above 0 the place is found by time, at the average frame
+    rate of the file.
+
+    Raises MediaError where the file is missing, is no video, or is too short.
+    """
+    media = _Media(path)
+    media.check()
+    return _read_av(media, Span(frames, start=start), (None,))[0]
+
+
+def read_last_frames(path: Path, frames: int) -> Frames:
+    """The last `frames` frames of a video, or all of a shorter one, uint8 [t h w 3], upright.
+
+    The whole file is decoded: containers tell their number of frames wrongly, or not at all.
+
+    Raises MediaError where the file is missing or is no video.
+    """
+    media = _Media(path)
+    media.check()
+    with _opened_av(media) as (container, stream):
+        return _pictures(deque(container.decode(stream), maxlen=frames), (None,))[0]
+
+
+def read_image(path: Path) -> Frames:
+    """An image as a one-frame video, uint8 [1 h w 3], turned upright as its EXIF data say.
+
+    Raises MediaError where the file is missing or is no image.
+    """
+    return _read_pillow(_Media(path))
+
+
+def covering(height: int, width: int, rows: int, columns: int) -> Size:
+    """Size of a picture of `height` x `width` that is scaled until it just covers `rows` x `columns`."""
+    # The side that is too short for its share of the rectangle decides.
+    wanted, found = (rows, height) if rows * width >= columns * height else (columns, width)
+    return max(rows, round(height * wanted / found)), max(columns, round(width * wanted / found))
+
+
+# Examining
 
 
 def probe(path: Path, offset: int = -1, length: int | None = None, decord: bool = True) -> Probe:
     """Decodes a whole video and finds the decoder that reads it rightly.
 
+    decord is right where it finds as many frames as PyAV, and the same ones behind key frames all over the file.
     Never raises for what is in the file: `Probe.reason` says what is wrong with it. Native decoders may crash or hang on
     a broken file, so call it in a process of its own, with a time limit.
 
@@ -105,59 +186,104 @@ def probe(path: Path, offset: int = -1, length: int | None = None, decord: bool 
         length: Bytes of the member.
         decord: Whether decord is tried (after a crash, call again without).
     """
-    raise NotImplementedError
+    media = _Media(path, offset, length or 0)
+    try:
+        media.check()
+        found, keys = _examine(media)
+        right = decord and _decord_agrees(media, found, keys)
+    except MediaError as error:
+        return Probe(reason=str(error).removeprefix(f"{media}: "))
+    return replace(found, decoder="decord") if right else found
 
 
 def probe_picture(path: Path, offset: int = -1, length: int | None = None) -> Probe:
     """The same for an image: decodes it with Pillow."""
-    raise NotImplementedError
-
-
-def read_video(path: Path, frames: int, start: int = 0) -> Frames:
-    """Exactly `frames` frames of a video from frame `start` on, uint8 [t h w 3].
-
-    Frames are counted in the order of display; with `start` above 0 the place is found by time, at the average frame
-    rate of the file. Every call opens its own reader: one that serves several samples drifts.
-
-    Raises MediaError where the file is missing, is no video, or is too short.
-    """
-    if frames < 1 or start < 0:
-        raise ValueError(f"{path}: wanted {frames} frames from frame {start}; frames must be at least 1, start at least 0")
-    _check_file(path)
-    # Not decord from a later frame on: its seek gives wrong frames, silently, on open GOPs (x265's default).
-    clip = _read_decord(path, frames) if start == 0 else None
-    if clip is None:
-        clip = _read_av(path, frames, start)
-    if len(clip) != frames:
-        raise MediaError(f"{path}: found {len(clip)} frames from frame {start} on, wanted {frames}")
-    return clip
-
-
-def read_last_frames(path: Path, frames: int) -> Frames:
-    """The last `frames` frames of a video, or all of a shorter one, uint8 [t h w 3].
-
-    The whole file is decoded: containers tell their number of frames wrongly, or not at all.
-
-    Raises MediaError where the file is missing or is no video.
-    """
-    _check_file(path)
-    with _opened_av(path) as (container, stream):
-        kept = deque(container.decode(stream), maxlen=frames)
-        return _stacked([frame.to_ndarray(format="rgb24") for frame in kept])
-
-
-def read_image(path: Path) -> Frames:
-    """An image as a one-frame video, uint8 [1 h w 3], turned upright as its EXIF data say.
-
-    Raises MediaError where the file is missing or is no image.
-    """
-    _check_file(path)
+    media = _Media(path, offset, length or 0)
     try:
-        with Image.open(path) as picture:
-            return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))[None]
-    # Pillow raises SyntaxError for a broken PNG and ValueError for some broken headers.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise MediaError(f"{path}: not an image that can be read: {error}") from error
+        height, width = _read_pillow(media).shape[1:3]
+    except MediaError as error:
+        return Probe(reason=str(error).removeprefix(f"{media}: "))
+    return Probe(frames=1, width=width, height=height, decoder="pillow")
+
+
+def _examine(media: _Media) -> tuple[Probe, list[int]]:
+    """What PyAV finds from the first frame to the last, and the numbers of the key frames."""
+    times: list[Fraction | None] = []
+    keys: list[int] = []
+    size: Size | None = None
+    damage = ""
+    with _opened_av(media) as (container, stream):
+        packets, end = 0, 0.0
+        for packet in container.demux(stream, *container.streams.audio):
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream is not stream:
+                continue
+            packets += packet.size > 0
+            try:
+                frames = [] if damage else packet.decode()
+            except (OSError, ValueError) as error:  # FFmpegError is one or the other
+                frames, damage = [], f"damaged behind frame {len(times)}: {_reason(error)}"
+            for frame in frames:
+                upright = _Turn.of(frame).upright(frame.height, frame.width)
+                if size not in (None, upright):
+                    raise MediaError(f"{media}: the size changes from {size} to {upright} at frame {len(times)}")
+                if frame.is_corrupt:
+                    damage = damage or f"frame {len(times)} is damaged"
+                if frame.key_frame:
+                    keys.append(len(times))
+                size = upright
+                times.append(None if frame.pts is None else frame.pts * stream.time_base)
+        # The last piece of a file that was cut off is damaged too: first the cause.
+        _check_end(media, container, stream, packets, end)
+        if damage or size is None:
+            raise MediaError(f"{media}: {damage or 'no frame in it'}")
+        begin = (stream.start_time or 0) * stream.time_base
+        usual = 1 / (stream.average_rate or 25)
+        last = (frame.duration or 0) * stream.time_base
+    # Raw streams have no times; their rate is all there is.
+    seconds = np.array([float((number * usual if time is None else time) - begin) for number, time in enumerate(times)])
+    interval = (seconds[-1] - seconds[0]) / (len(seconds) - 1) if len(seconds) > 1 else float(usual)
+    if interval <= 0:
+        raise MediaError(f"{media}: all frames have the same time")
+    uneven = bool(np.abs(seconds - np.arange(len(seconds)) * interval).max() > EARLY * interval)
+    # The last frame of an uneven file is as long as it says, as far as that can be believed.
+    held = min(float(last) or interval, np.diff(seconds).max()) if uneven and len(seconds) > 1 else interval
+    duration = float(seconds[-1] - seconds[0] + held)
+    return Probe(len(seconds), float(1 / interval), size[1], size[0], duration, uneven, "pyav"), keys
+
+
+def _check_end(media: _Media, container: Any, stream: Any, packets: int, end: float) -> None:
+    """Compare what was found with what the file's header says; demuxers take a file that was cut off as a shorter one."""
+    formats = container.format.name
+    if "mov" in formats and packets < stream.frames:
+        raise MediaError(f"{media}: truncated: {packets} of {stream.frames} frames are there")
+    # Others guess their length from the size of the file.
+    if not any(name in formats for name in ("mov", "matroska", "avi", "asf", "flv")) or not container.duration:
+        return
+    claimed = container.duration / 1_000_000
+    slack = 0.5 if len(container.streams) > 1 else 2.5 / float(stream.average_rate or 25)
+    if end < claimed - slack:
+        raise MediaError(f"{media}: truncated: it ends after {end:.2f} of {claimed:.2f} seconds")
+
+
+def _decord_agrees(media: _Media, found: Probe, keys: list[int]) -> bool:
+    """Whether decord gives PyAV's frames: at both ends, and before, on and after some key frames."""
+    chosen = [keys[number] for number in sorted({1, len(keys) // 2, len(keys) - 1}) if 0 < number < len(keys)]
+    starts = {0, found.frames - 4, *(key + offset for key in chosen for offset in (-2, 0, 5))}
+    for start in sorted(start for start in starts if 0 <= start < found.frames):
+        span = Span(min(4, found.frames - start), start=start)
+        theirs = _read_decord(media, span, found.fps, (None,), of=found.frames)
+        if theirs is None:
+            return False
+        ours = _read_av(media, span, (None,), 0.0 if found.variable_rate else found.fps, found.variable_rate)
+        # Another colour matrix, or the picture beside it, is more than half a level off.
+        if theirs[0].shape != ours[0].shape or np.abs(theirs[0].astype(np.int16) - ours[0]).mean((1, 2, 3)).max() > 0.5:
+            return False
+    return True
+
+
+# Writing
 
 
 def write_video(path: Path, frames: Frames, fps: float, crf: int = 18) -> None:
@@ -207,70 +333,295 @@ def gif_bytes(frames: Frames, fps: float) -> bytes:
     return file.getvalue()
 
 
-def _read_decord(path: Path, frames: int) -> Frames | None:
-    """The first `frames` frames; None where decord is missing, cannot read the file, or finds fewer."""
+# Decoders
+
+
+@dataclass(frozen=True)
+class _Media:
+    """A file, or a member of a tar shard."""
+
+    path: Path
+    offset: int = -1
+    length: int = 0
+
+    def __str__(self) -> str:
+        return str(self.path) if self.offset < 0 else f"{self.path}, member at byte {self.offset}"
+
+    @property
+    def url(self) -> str:
+        """FFmpeg's name for it."""
+        return f"file:{self.path}" if self.offset < 0 else f"subfile,,start,{self.offset},end,{self.offset + self.length},,:{self.path}"
+
+    def check(self) -> int:
+        """Size of the file. Raises MediaError where there is nothing to read."""
+        if not self.path.is_file():
+            raise MediaError(f"{self}: no such file")
+        size = self.path.stat().st_size
+        if size == 0 or (self.offset >= 0 and self.length <= 0):
+            raise MediaError(f"{self}: the file is empty")
+        if self.offset >= 0 and self.offset + self.length > size:
+            raise MediaError(f"{self}: truncated: the shard ends {self.offset + self.length - size} bytes before the member does")
+        return size
+
+    def opened(self) -> io.BytesIO:
+        with open(self.path, "rb") as file:
+            file.seek(max(0, self.offset))
+            return io.BytesIO(file.read(self.length if self.offset >= 0 else -1))
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """How the pictures of a file are turned upright; cameras write that beside the frames."""
+
+    transposed: bool = False
+    up_down: bool = False
+    left_right: bool = False
+
+    @classmethod
+    def of(cls, frame: Any) -> _Turn:
+        """The display matrix: a pixel at (x, y) is shown at (a x + c y, b x + d y)."""
+        matrix = next((bytes(data)[:36] for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+        if matrix is None:
+            return cls()
+        a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+        return cls(True, b < 0, c < 0) if abs(b) > abs(a) else cls(False, d < 0, a < 0)
+
+    def upright(self, height: int, width: int) -> Size:
+        return (width, height) if self.transposed else (height, width)
+
+    def __call__(self, clip: Frames) -> Frames:
+        turned = clip.transpose(0, 2, 1, 3) if self.transposed else clip
+        turned = turned[:, ::-1] if self.up_down else turned
+        return np.ascontiguousarray(turned[:, :, ::-1] if self.left_right else turned)
+
+
+def _numbers(span: Span, rate: float) -> NDArray[np.int64] | None:
+    """The frames of a span in an evenly spaced file, by number; None where that takes its rate and it is not known (0)."""
+    steps = np.arange(span.frames)
+    if span.fps is None:
+        return int(span.start) + span.stride * steps
+    if not rate:
+        return None
+    return int(span.start * rate + EARLY) + (steps * (rate / span.fps) + EARLY).astype(np.int64)
+
+
+def _read_decord(media: _Media, span: Span, rate: float, sizes: Sequence[Size | None], of: int | None = None) -> list[Frames] | None:
+    """The clip at each size; None where decord is missing, cannot read the file, or finds too few (or not `of`) frames."""
+    numbers = _numbers(span, rate)
     try:
         import decord
     except ImportError:  # no wheel for this platform
         return None
+    if numbers is None:
+        return None
     decord.logging.set_level(decord.logging.QUIET)  # what it cannot read, PyAV reads or explains
     try:
-        reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=1)
-        if len(reader) < frames:
+        reader = decord.VideoReader(media.url if media.offset >= 0 else str(media.path), ctx=decord.cpu(0), num_threads=1)
+        if len(reader) <= numbers[-1] or len(reader) != (of or len(reader)):
             return None
-        clip: Frames = reader.get_batch(range(frames)).asnumpy()
+        once, places = np.unique(numbers, return_inverse=True)
+        clip: Frames = reader.get_batch(once).asnumpy()
     # DECORDError is a RuntimeError or a ValueError by release; a damaged index raises IndexError.
     except (decord.DECORDError, RuntimeError, ValueError, IndexError, OSError):
         return None
-    return clip
+    if clip.shape[-1] != 3:  # it misreads the rows of some widths
+        return None
+    return [_resized(clip, _target(*clip.shape[1:3], size))[places] for size in sizes]
 
 
-def _read_av(path: Path, frames: int, start: int) -> Frames:
-    clip: list[Frames] = []
-    with _opened_av(path) as (container, stream):
-        first = _seek(container, stream, start)
-        for frame in container.decode(stream):
-            if first is not None and frame.pts is not None and frame.pts < first:
-                continue
-            clip.append(frame.to_ndarray(format="rgb24"))
-            if len(clip) == frames:
-                break
-        return _stacked(clip)
+def _read_av(media: _Media, span: Span, sizes: Sequence[Size | None], rate: float = 0.0, uneven: bool = False) -> list[Frames]:
+    """The clip at each size. `rate` is that of an evenly spaced file, 0: not known; `uneven`: known not to be."""
+    numbers = _numbers(span, rate)
+    with _opened_av(media) as (container, stream):
+        frames = _by_time(media, container, stream, span) if numbers is None else _by_number(container, stream, numbers, rate, uneven)
+        clips = _pictures(frames, sizes)
+    if len(clips[0]) != span.frames:
+        start = f"frame {span.start:g}" if span.fps is None else f"second {span.start:g}"
+        raise MediaError(f"{media}: found {len(clips[0])} frames from {start} on, wanted {span.frames}")
+    return clips
 
 
-def _stacked(clip: list[Frames]) -> Frames:
-    return np.stack(clip) if clip else np.zeros((0, 0, 0, 3), np.uint8)
+def _by_number(container: Any, stream: Any, numbers: NDArray[np.int64], rate: float, uneven: bool) -> Iterator[Any]:
+    """Frames by their numbers (ascending) in the order of display."""
+    wanted = numbers.tolist()
+    first = wanted[0]
+    number, begins = 0, -np.inf
+    if first and uneven:
+        times = sorted(packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None and not packet.is_discard)
+        if first >= len(times):
+            return
+        number, begins = first, (times[first - 1] + times[first]) / 2
+        frames = _from(container, stream, times[first], times[first] - begins)
+    elif first and (rate or stream.average_rate):
+        step = 1 / float((rate or stream.average_rate) * stream.time_base)
+        target = (stream.start_time or 0) + first * step
+        # Half a frame early: times are rounded to the stream's units.
+        number, begins = first, target - step / 2
+        frames = _from(container, stream, target, step / 2)
+    else:
+        frames = container.decode(stream)
+    for position, frame in enumerate(frames):
+        if position == 0 and frame.pts is None:  # nothing to seek by: this is the first frame of the file
+            number = 0
+        if frame.pts is not None and frame.pts < begins:
+            continue
+        while wanted and wanted[0] == number:
+            yield frame
+            wanted.pop(0)
+        if not wanted:
+            return
+        number += 1
+
+
+def _by_time(media: _Media, container: Any, stream: Any, span: Span) -> Iterator[Any]:
+    """The frame that is shown at `span.start`, and those shown at equal distances from its time on."""
+    assert span.fps is not None
+    interval = 1 / float(stream.average_rate or 25)
+    early = EARLY * interval
+    begin = stream.start_time or 0
+    frames = container.decode(stream)
+    if span.start:
+        frames = _from(container, stream, begin + span.start / float(stream.time_base), early / float(stream.time_base), every=True)
+    taken, origin, target = 0, 0.0, float(span.start)
+    for frame, since, until in _shown(media, stream, frames, begin, early):
+        while target < until:
+            if taken == 0:
+                origin = since
+            yield frame
+            taken += 1
+            target = origin + taken / span.fps
+            if taken == span.frames:
+                return
+
+
+def _shown(media: _Media, stream: Any, frames: Iterator[Any], begin: int, early: float) -> Iterator[tuple[Any, float, float]]:
+    """Each frame with its time and the one until which it is shown, in seconds from the start of the video."""
+    last, since = None, 0.0
+    for frame in frames:
+        if frame.pts is None:
+            raise MediaError(f"{media}: its frames have no times")
+        time = float((frame.pts - begin) * stream.time_base)
+        if last is not None:
+            yield last, since, time - early
+        last, since = frame, time
+    if last is not None:
+        yield last, since, since + float((last.duration or 0) * stream.time_base or 1 / (stream.average_rate or 25)) + early
+
+
+def _from(container: Any, stream: Any, target: float, slack: float, every: bool = False) -> Iterator[Any]:
+    """Frames in the order of display, from one at or before `target` (in the stream's units; `slack`: how inexact it is) on.
+
+    Without `every`, those before the target may be left out.
+    """
+    begin = stream.start_time or 0
+    margin = 0.0
+    while True:
+        place = max(begin, int(target + slack - margin))
+        container.seek(place, stream=stream, backward=True, any_frame=False)
+        frames = _decoded(container, stream, -np.inf if every else target - slack)
+        key, frame = next(frames, (None, None))
+        # Seeking goes by decoding time, which runs ahead of display; and the frames that an open GOP shows before its
+        # key frame are lost where it is the first one. Then an earlier key frame is needed.
+        reached = frame is not None and None not in (key, frame.pts) and max(key, frame.pts) <= target + slack
+        if reached or place == begin:
+            break
+        margin = max(4 * margin, 1 / float(stream.time_base))
+    if frame is not None:
+        yield frame
+        yield from (frame for _, frame in frames)
+
+
+def _decoded(container: Any, stream: Any, unneeded: float) -> Iterator[tuple[int | None, Any]]:
+    """Frames, each with the time of the key frame that decoding began with; none that no other depends on before `unneeded`."""
+    key, skipping = None, False
+    stream.codec_context.skip_frame = "DEFAULT"
+    for packet in container.demux(stream):
+        if key is None and packet.is_keyframe:
+            key = packet.pts
+        if skipping != (packet.pts is not None and packet.pts < unneeded):
+            skipping = not skipping
+            stream.codec_context.skip_frame = "NONREF" if skipping else "DEFAULT"
+        for frame in packet.decode():
+            yield key, frame
 
 
 @contextmanager
-def _opened_av(path: Path) -> Iterator[tuple[Any, Any]]:
+def _opened_av(media: _Media) -> Iterator[tuple[Any, Any]]:
     """PyAV's container and its first video stream; what goes wrong while they are read is a MediaError."""
     av = _import_av()
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise MediaError(f"{path}: no video stream in it")
-            stream = container.streams.video[0]
+        # No file may send us to another one, or to the network.
+        with av.open(media.url, options={"protocol_whitelist": "file,subfile"}) as container:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise MediaError(f"{media}: no video stream in it")
             stream.codec_context.thread_count = 1
             yield container, stream
-    # FFmpegError is an OSError or a ValueError by kind; np.stack raises ValueError where the size changes on the way.
-    except (av.error.FFmpegError, RuntimeError, IndexError, ValueError, OSError) as error:
+    # FFmpegError is one of these by kind. NumPy raises ValueError where the size changes on the way; absurd times and sizes in a
+    # damaged header end in the last two.
+    except (av.error.FFmpegError, RuntimeError, LookupError, ValueError, OSError, ArithmeticError, MemoryError) as error:
         if isinstance(error, MediaError):
             raise
-        raise MediaError(f"{path}: not a video that can be read: {_reason(error)}") from error
+        raise MediaError(f"{media}: not a video that can be read: {_reason(error)}") from error
 
 
-def _seek(container: Any, stream: Any, start: int) -> Fraction | None:
-    """Go to the key frame before frame `start`; returns the time (in the stream's units) from which frames count."""
-    if start == 0 or not stream.average_rate:
-        return None
-    begin = stream.start_time or 0
-    step = 1 / (stream.average_rate * stream.time_base)
-    # Seeking goes by decoding time, which runs ahead of display by the frames in reordering, 16 at most in H.264 and
-    # HEVC. Without this the frames that an open GOP shows before its key frame would be lost.
-    container.seek(begin + int(max(0, start - 16) * step), stream=stream, backward=True, any_frame=False)
-    # Half a frame early: times are rounded to the stream's units.
-    return Fraction(begin + (start - Fraction(1, 2)) * step)
+def _pictures(frames: Iterable[Any], sizes: Sequence[Size | None]) -> list[Frames]:
+    """PyAV's frames as clips of each size, upright; [0 0 0 3] where there are none."""
+    from av.video.reformatter import VideoReformatter
+
+    clips: list[list[Frames]] = [[] for _ in sizes]
+    converters = [VideoReformatter() for _ in sizes]  # one for the whole clip: setting up takes as long as a frame
+    turn: _Turn | None = None
+    for frame in frames:
+        turn = turn or _Turn.of(frame)
+        for clip, converter, size in zip(clips, converters, sizes, strict=True):
+            lying = None if size is None else turn.upright(*size)
+            clip.append(_picture(frame, converter, lying))
+    return [turn(np.concatenate(clip)) if turn else np.zeros((0, 0, 0, 3), np.uint8) for clip in clips]
+
+
+def _picture(frame: Any, converter: Any, size: Size | None) -> Frames:
+    """A frame as RGB [1 h w 3], scaled down to cover `size`."""
+    from av.video.reformatter import Interpolation
+
+    target = _target(frame.height, frame.width, size)
+    times = frame.height // (2 * target[0])
+    if times < 2:
+        return _resized(converter.reformat(frame, format="rgb24", threads=1).to_ndarray()[None], target)
+    # All of the colour, which swscale takes at half the width otherwise.
+    how = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+    height, width = -(-frame.height // times), -(-frame.width // times)
+    between = converter.reformat(frame, width=width, height=height, format="rgb24", interpolation=how, threads=1)
+    return _resized(between.to_ndarray()[None], target)
+
+
+def _read_pillow(media: _Media) -> Frames:
+    media.check()
+    try:
+        with Image.open(media.opened() if media.offset >= 0 else media.path) as picture:
+            return np.array(ImageOps.exif_transpose(picture).convert("RGB"))[None]
+    # Pillow raises SyntaxError for a broken PNG and ValueError for some broken headers.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise MediaError(f"{media}: not an image that can be read: {error}") from error
+
+
+def _target(height: int, width: int, size: Size | None) -> Size:
+    """Size to which a picture is scaled down so that it just covers `size`; its own where it is small, or would have to grow."""
+    if size is None or height * width <= SMALL:
+        return height, width
+    rows, columns = covering(height, width, *size)
+    return (rows, columns) if rows <= height and columns <= width else (height, width)
+
+
+def _resized(clip: Frames, target: Size) -> Frames:
+    if clip.shape[1:3] == target:
+        return clip
+    pictures = torch.from_numpy(clip).permute(0, 3, 1, 2)  # [t c h w], channels last in memory: the fast way for bytes
+    resized: Frames = F.interpolate(pictures, size=target, mode="bicubic", antialias=True).permute(0, 2, 3, 1).contiguous().numpy()
+    return resized
+
+
+# Encoders
 
 
 def _encode(file: Path, frames: Frames, fps: float, crf: int) -> None:
@@ -302,13 +653,6 @@ def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 def _reason(error: BaseException) -> str:
     return getattr(error, "strerror", None) or str(error)
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise MediaError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise MediaError(f"{path}: the file is empty")
 
 
 def _check_frames(path: Path, frames: Frames) -> None:
