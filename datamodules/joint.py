@@ -443,4 +443,4 @@ def _first(items: Items, unit: int) -> Items:
 
 
 def _short_hash(items: NDArray[np.int64]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(items)).hexdigest()[:8]
+    return hashlib.sha256(np.ascontiguousarray(items).data).hexdigest()[:8]

@@ -110,6 +110,16 @@ def test_cache_and_pixels_give_the_same_latents(kind: Kind, pixels: PixelDataset
     assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])  # views 0, 1, 0
 
 
+def test_latents_with_channels_last_are_kept_as_they_are(pixels: PixelDataset, tmp_path: Path) -> None:
+    def encode(x: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool3d(x, (1, 4, 4), (2, 4, 4)).contiguous(memory_format=torch.channels_last_3d)
+
+    cache = make(tmp_path)
+    cache.build(pixels, "video", lambda: encode, batch_size=3)
+    wanted = encode(pixels[Draw("video", 1, 0, 0)].content[None])[0].half().float()
+    assert torch.equal(cache.read(1, 0)[0], wanted)
+
+
 def test_a_broken_clip_is_remembered_with_its_reason(pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path), pixels)
     cache = make(tmp_path)
