@@ -3,7 +3,9 @@
 decord and PyAV read, PyAV writes. Both load native code, so they are imported where they are used: in the worker that
 reads, never before a fork. Measured on decord 0.6.0: after a seek it gives wrong frames, silently, on open GOPs (x265's
 default), does not open AV1 and Theora, and drifts where one reader serves several samples. So it reads only the files in
-which `probe` found it right, with a reader of its own for each sample. PyAV reads all others, and seeks by time.
+which `probe` found it right everywhere, with a reader of its own for each sample, and from their first frame on: behind a
+seek PyAV gives the same frames, and faster, as it decodes none that no other depends on (benchmarks/data.py). PyAV reads all
+else, and seeks by time.
 
 Each frame is scaled as soon as it is decoded, so that no clip is ever held at full size. What that gives is the same for
 both decoders: the frame becomes RGB at its own size, by swscale, and is scaled with an antialiased bicubic filter on bytes,
@@ -94,8 +96,8 @@ class Probe:
 def read_clip(entry: Entry, span: Span, size: Size | None = None) -> Frames:
     """The frames of `span`, uint8 [t h w 3], upright.
 
-    Reads files and members of tar shards (`entry.offset`), with the decoder that the index names; PyAV reads what was not
-    examined, and files that have another size than when they were indexed.
+    Reads files and members of tar shards (`entry.offset`). Where the index names decord it reads what begins with the first
+    frame; PyAV reads all else, and files that were not examined or have another size than when they were indexed.
 
     Args:
         entry: A video of the index.
@@ -112,7 +114,7 @@ def read_sizes(entry: Entry, span: Span, sizes: Sequence[Size | None]) -> list[F
     media = _Media(entry.path, entry.offset, entry.bytes)
     unchanged = media.check() == entry.bytes or entry.offset >= 0
     clock = _Clock(entry.fps, entry.variable_rate) if entry.decoder and unchanged else _Clock()
-    if entry.decoder == "decord" and unchanged and (clips := _read_decord(media, span, clock, sizes)) is not None:
+    if entry.decoder == "decord" and unchanged and not span.start and (clips := _read_decord(media, span, clock, sizes)) is not None:
         return clips
     return _read_av(media, span, clock, sizes)
 
