@@ -32,8 +32,8 @@ def test_the_doctor_reports_and_says_what_an_experiment_uses(walt: Walt, painted
     ("words", "typed"),
     [
         (["clips", "--report"], ["clips", "--report=true"]),
-        (["--report", "clips", "--config", "a.yaml"], ["--report=true", "clips", "--config_", "a.yaml"]),
-        (["clips", "--report", "false", "--config=a.yaml"], ["clips", "--report", "false", "--config_=a.yaml"]),
+        (["--report", "clips", "--config", "a.yaml"], ["--report=true", "clips", "--config", "a.yaml"]),
+        (["clips", "--report", "false", "--config=a.yaml"], ["clips", "--report", "false", "--config=a.yaml"]),
     ],
 )
 def test_switches_need_no_value(words: list[str], typed: list[str]) -> None:

@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from walt_pl.cascade import Cascade, Request, Sampling
 from walt_pl.data import doctor
+from walt_pl.data.batch import Kind
 from walt_pl.data.building import Options, build_index
-from walt_pl.data.selection import described
+from walt_pl.data.selection import Selection, described
 from walt_pl.data.shapes import write_set
 from walt_pl.data.sheet import captioned_grid, contact_sheet, to_uint8
 from walt_pl.data.sources import Layout, list_source
@@ -58,7 +59,7 @@ def index(
     workers: int = 0,
     seconds: float = 60.0,
     report: bool = False,
-    config_: str | None = None,
+    config: str | None = None,
     videos: int = 2000,
     images: int = 1000,
     validation: int = 300,
@@ -77,7 +78,7 @@ def index(
         workers: processes that decode; as many as there are processors when 0.
         seconds: time limit of a file (as much again for every 10 MB).
         report: the doctor: decode every file again, and list what is broken, copied, short, of variable rate or without words.
-        config_: typed --config; experiments/EXP/STAGE.yaml: also list which clips it uses, in which bucket, and why not the others.
+        config: experiments/EXP/STAGE.yaml: also list which clips it uses, in which bucket, and why not the others.
         videos: training videos of shapes.
         images: training images of shapes.
         validation: validation videos of shapes.
@@ -86,7 +87,7 @@ def index(
     options = Options(report, split, val, workers or os.cpu_count() or 1, seconds)
     if source == "shapes":
         path = write_set(Path(out or "data/shapes"), videos, images, validation, seed)
-        if not report and config_ is None:
+        if not report and config is None:
             print(path)
             return
         listing = None
@@ -104,8 +105,8 @@ def index(
         findings = doctor.diagnose(path, options)
         doctor.show(doctor.rendered(findings, path))
         print(f"every finding: {doctor.write_report(findings, path)}")
-    if config_ is not None:
-        _report_use(path, Path(config_))
+    if config is not None:
+        _report_use(path, Path(config))
 
 
 def _report_use(path: Path, config: Path) -> None:
@@ -113,12 +114,18 @@ def _report_use(path: Path, config: Path) -> None:
     from walt_pl.cli import data_of
 
     data = data_of(config, path)
-    splits = ["train", "val"] if data.val_videos else ["train"]
-    selections = {split: data.selection(split) for split in splits}
-    for split, selection in selections.items():
-        print("\n".join(described(split, selection, data.buckets, data.framing)))
+    selections: dict[str, dict[Kind, Selection]] = {}
+    problems: list[str] = []
+    for split in ["train", "val"] if data.val_videos else ["train"]:
+        try:
+            selections[split] = data.choice(split)
+            print("\n".join(described(split, data.selection(split), data.buckets, data.framing)))
+        except ValueError as error:
+            problems.append(str(error))
     name = f"{config.resolve().parent.name}-{config.stem}"
     print(f"every clip and image: {doctor.write_use(path, name, selections, data.buckets)}")
+    if problems:
+        raise ValueError("\n".join(["training would stop with:", *problems]))
 
 
 def sample(
