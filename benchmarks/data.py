@@ -2,9 +2,10 @@
 
     python benchmarks/data.py [--clips 96] [--rounds 3]
 
-decoding: 17 frames to 128 x 128 from 256 x 256 H.264 at random places, in a DataLoader with one worker: clips per second of
-the worker's processor time, so that what else runs on the machine counts little. Against a plain loop of decord and
-torchvision's resize, and of torchcodec where it can be imported (it needs FFmpeg's shared libraries on the system).
+decoding: 17 frames to 128 x 128 from 256 x 256 H.264 at random places, in the worker of a DataLoader: clips per second of
+processor time, so that what else runs on the machine counts little. Against a plain loop of decord and torchvision's resize,
+and of torchcodec where it can be imported (it needs FFmpeg's shared libraries on the system). All read each clip one after
+the other, in changing order; of each clip the fastest round counts.
 """
 
 import argparse
@@ -19,7 +20,6 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -84,28 +84,30 @@ def with_torchcodec(entries: list[Entry], draw: Draw) -> Tensor:
     return resized(decoder.get_frames_in_range(start, start + FRAMES).data)
 
 
-class Timed(Dataset[tuple[Tensor, float]]):
-    """Clips, each with the processor time that its worker has used so far."""
+class Timed(Dataset[Tensor]):
+    """Processor time that each reader takes for each clip."""
 
-    def __init__(self, read: Read, draws: list[Draw]) -> None:
-        self.read = read
+    def __init__(self, readers: list[Read], draws: list[Draw]) -> None:
+        self.readers = readers
         self.draws = draws
 
     def __len__(self) -> int:
         return len(self.draws)
 
-    def __getitem__(self, number: int) -> tuple[Tensor, float]:
-        return self.read(self.draws[number]), time.process_time()
-
-
-def seconds_of_batches(read: Read, draws: list[Draw]) -> NDArray[np.float64]:
-    """Processor time of each batch but the first."""
-    loader = DataLoader(Timed(read, draws), batch_size=BATCH, num_workers=1, drop_last=True, multiprocessing_context="forkserver")
-    return np.diff([times[-1].item() for _, times in loader])
+    def __getitem__(self, number: int) -> Tensor:
+        """[r] seconds."""
+        seconds = torch.zeros(len(self.readers), dtype=torch.float64)
+        for turn in range(len(self.readers)):
+            reader = (turn + number) % len(self.readers)
+            began = time.process_time()
+            clip = self.readers[reader](self.draws[number])
+            seconds[reader] = time.process_time() - began
+            assert clip.shape == (3, FRAMES, SIZE, SIZE) and clip.dtype == torch.float32
+        return seconds
 
 
 def decoding(clips: int, rounds: int) -> dict[str, object]:
-    """Ours and the others alternately."""
+    """Clips per second of ours and of the others."""
     with tempfile.TemporaryDirectory() as folder:
         entries = []
         for number in range(FILES):
@@ -139,18 +141,16 @@ def decoding(clips: int, rounds: int) -> dict[str, object]:
             absent = ""
         except (ImportError, RuntimeError, OSError) as error:
             absent = str(error).splitlines()[0]
-        seconds: dict[str, list[NDArray[np.float64]]] = {name: [] for name in readers}
-        for _ in range(rounds):
-            for name, read in readers.items():
-                seconds[name].append(seconds_of_batches(read, draws))
-    count = clips - clips % BATCH - BATCH
-    # Each batch as fast as it ever was: the same clips, undisturbed.
-    best = {name: round(count / np.min(found, axis=0).sum(), 1) for name, found in seconds.items()}
+        dataset = Timed(list(readers.values()), draws)
+        # [rounds clips readers], without the first batch: libraries are loaded in it.
+        seconds = torch.stack(
+            [torch.cat(list(DataLoader(dataset, BATCH, num_workers=1, multiprocessing_context="forkserver"))[1:]) for _ in range(rounds)]
+        )
+    speeds = dict(zip(readers, (1 / seconds.amin(0).mean(0)).tolist(), strict=True))
     return {
         "decoder": entries[0].decoder,
-        "clips_per_second_and_core": best,
-        "rounds": {name: [round(count / one.sum(), 1) for one in found] for name, found in seconds.items()},
-        "walt_pl_over": {name: round(best["walt_pl"] / speed, 2) for name, speed in best.items() if name != "walt_pl"},
+        "clips_per_second_and_core": {name: round(speed, 1) for name, speed in speeds.items()},
+        "walt_pl_over": {name: round(speeds["walt_pl"] / speed, 2) for name, speed in speeds.items() if name != "walt_pl"},
         **({"torchcodec": absent} if absent else {}),
     }
 
