@@ -102,7 +102,7 @@ def index(
     built = build_index(listing, path, options)
     doctor.show(doctor.told(built, listing, path))
     if report:
-        findings = doctor.diagnose(path, options)
+        findings = doctor.diagnose(path, options, built.changed)
         doctor.show(doctor.rendered(findings, path))
         print(f"every finding: {doctor.write_report(findings, path)}")
     if config is not None:

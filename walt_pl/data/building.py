@@ -66,6 +66,8 @@ class Built:
     """Files decoded."""
     quarantined: int
     """Files on the quarantine list now."""
+    changed: dict[Key, str] = field(default_factory=dict)
+    """Files that are not as they were when they were indexed, and how, in words."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -90,6 +92,7 @@ def build_index(listing: Listing | None, out: Path, options: Options = Options()
         media |= {key: _medium(key, known[key][1], known[key][0], out) for key in known if key not in media}
     wanted = {key: medium for key, medium in media.items() if options.again or key not in known or not _same(known[key][0], medium)}
     quarantine = Quarantine.beside(out)
+    changed = {key: _change(known[key][0], medium) for key, medium in wanted.items() if key in known and _changed(known[key][0], medium)}
     facts = {key: fact for key, (fact, _) in known.items()}
     for key, found in _examine(wanted, out, options).items():
         facts[key] = _judged(found, facts.get(key), key, quarantine)
@@ -100,7 +103,7 @@ def build_index(listing: Listing | None, out: Path, options: Options = Options()
         write_table(table, out)
     _journal(out).unlink(missing_ok=True)
     added = len(items) - sum(key in known for key, _ in items)
-    return Built(table.num_rows, added, len(wanted), len(quarantine), [*(listing.notes if listing else []), *notes])
+    return Built(table.num_rows, added, len(wanted), len(quarantine), changed, [*(listing.notes if listing else []), *notes])
 
 
 # ---- Names and places ------------------------------------------------------------------------------------------------
@@ -191,6 +194,18 @@ def progress(words: str, total: int, done: int = 0) -> Iterator[Any]:
 
 def _same(facts: Facts, medium: Medium) -> bool:
     return (facts.bytes, facts.modified) == (medium.bytes, medium.modified)
+
+
+def _changed(facts: Facts, medium: Medium) -> bool:
+    """Whether a file that was sound when it was indexed has been written since."""
+    noted = facts.frames and facts.modified and medium.end >= 0
+    return bool(noted) and not _same(facts, medium)
+
+
+def _change(facts: Facts, medium: Medium) -> str:
+    if facts.bytes == medium.bytes:
+        return "written again since it was indexed, with as many bytes"
+    return f"{medium.bytes:,} bytes, {facts.bytes:,} when it was indexed"
 
 
 def _journal(out: Path) -> Path:

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -35,6 +36,7 @@ _NOTICED = {
     "short": f"fewer than {SHORT} frames (--config says what an experiment needs)",
     "variable rate": "frames not evenly spaced: sample by time (data.fps), or the speed of motion varies",
     "no caption": "neither a caption nor a class",
+    "changed": "written again since they were indexed (told once): decoders do not notice all damage inside a picture",
 }
 _SHOWN = 5
 _ROWS = 1 << 16
@@ -50,12 +52,17 @@ class Finding:
     split: str
     kind: str
     finding: str
-    """A word of `quarantine.FINDINGS`, "quarantined" (by hand), "short", "variable rate" or "no caption"."""
+    """A word of `quarantine.FINDINGS`, "quarantined" (by hand), "short", "variable rate", "no caption" or "changed"."""
     detail: str
 
 
-def diagnose(index: Path, options: Options) -> list[Finding]:
+def diagnose(index: Path, options: Options, changed: Mapping[Key, str]) -> list[Finding]:
     """Everything that is to be said of an index whose files have just been examined; copies go on the quarantine list.
+
+    Args:
+        index: The index.
+        options: How it was built.
+        changed: What examining them found changed (`Built.changed`).
 
     Raises:
         ValueError: The index cannot be read.
@@ -69,7 +76,7 @@ def diagnose(index: Path, options: Options) -> list[Finding]:
     for key, original in copies.items():
         quarantine.admit(*key, "duplicate", f"the same bytes as {original[0]}{f' at {original[1]}' if original[1] >= 0 else ''}")
     quarantine.write()
-    return [*_quarantined(table, quarantine), *_noticed(table)]
+    return [*_quarantined(table, quarantine), *_noticed(table), *_changed(table, changed)]
 
 
 def _copies(table: pa.Table, quarantine: Quarantine, index: Path, options: Options) -> dict[Key, Key]:
@@ -104,9 +111,14 @@ def _digests(media: Mapping[Key, Medium], options: Options) -> dict[Key, str]:
     return found
 
 
+def _listed(table: pa.Table, keys: Iterable[Key]) -> Iterable[dict[str, Any]]:
+    """Path, offset, split and kind of the rows of some files, and maybe of others in the same shard."""
+    rows = table.filter(pc.is_in(table["path"], pa.array(sorted({path for path, _ in keys}), pa.large_string())))
+    return rows.select(["path", "offset", "split", "kind"]).to_pylist()
+
+
 def _quarantined(table: pa.Table, quarantine: Quarantine) -> Iterable[Finding]:
-    rows = table.filter(pc.is_in(table["path"], pa.array(sorted({path for path, _ in quarantine.reasons}), pa.large_string())))
-    for row in rows.select(["path", "offset", "split", "kind"]).to_pylist():
+    for row in _listed(table, quarantine.reasons):
         reason = quarantine.reasons.get((row["path"], row["offset"]))
         if reason is not None:
             finding = finding_of(reason)
@@ -127,6 +139,12 @@ def _noticed(table: pa.Table) -> Iterable[Finding]:
         for row in table.filter(where).to_pylist():
             detail = "" if column is None else f"{row[column]:g} {column}{' on average' if column == 'fps' else ''}"
             yield Finding(row["path"], row["offset"], row["split"], row["kind"], finding, detail)
+
+
+def _changed(table: pa.Table, changed: Mapping[Key, str]) -> Iterable[Finding]:
+    for row in _listed(table, changed):
+        if (row["path"], row["offset"]) in changed:
+            yield Finding(**row, finding="changed", detail=changed[row["path"], row["offset"]])
 
 
 def write_report(findings: Sequence[Finding], index: Path) -> Path:
@@ -201,6 +219,9 @@ def told(built: Built, listing: Listing | None, index: Path) -> str:
         lines[0] += f" (layout {listing.layout})"
     if built.quarantined:
         lines.append(f"{built.quarantined:,} files are not used, for the reasons in {Quarantine.beside(index).path}")
+    if built.changed:
+        key, how = next(iter(built.changed.items()))
+        lines.append(f"{len(built.changed):,} files are not as they were when they were indexed, the first: {key[0]}: {how}")
     return "\n".join([*lines, *built.notes])
 
 
