@@ -68,12 +68,14 @@ def with_decord(entries: list[Entry], draw: Draw) -> Tensor:
     return resized(torch.from_numpy(reader.get_batch(range(start, start + FRAMES)).asnumpy()).permute(0, 3, 1, 2))
 
 
-def with_torchcodec(entries: list[Entry], draw: Draw) -> Tensor:
-    """The plain loop, with the fastest way to seek that torchcodec has."""
+def with_torchcodec(entries: list[Entry], draw: Draw, itself: bool = False) -> Tensor:
+    """The plain loop, with the fastest way to seek that torchcodec has; it can resize while it decodes, itself."""
     from torchcodec.decoders import VideoDecoder
+    from torchcodec.transforms import Resize
 
     start = start_of(draw)
-    decoder = VideoDecoder(str(entries[draw.item].path), num_ffmpeg_threads=1, seek_mode="approximate")
+    transforms = [Resize((SIZE, SIZE))] if itself else None
+    decoder = VideoDecoder(str(entries[draw.item].path), num_ffmpeg_threads=1, seek_mode="approximate", transforms=transforms)
     return resized(decoder.get_frames_in_range(start, start + FRAMES).data)
 
 
@@ -125,6 +127,7 @@ def decoding(folder: Path, clips: int, rounds: int) -> dict[str, object]:
         import torchcodec.decoders  # noqa: F401
 
         readers["torchcodec"] = partial(with_torchcodec, entries)
+        readers["torchcodec, which resizes itself"] = partial(with_torchcodec, entries, itself=True)
         absent = ""
     except (ImportError, RuntimeError, OSError) as error:
         absent = str(error).splitlines()[0]

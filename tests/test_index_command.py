@@ -60,4 +60,8 @@ def test_where_nothing_can_be_used_the_reasons_are_written_all_the_same(
         main()
     assert "set.long-vae.csv" in capsys.readouterr().out
     videos = [row for row in csv.DictReader((tmp_path / "set.long-vae.csv").open()) if row["kind"] == "video"]
-    assert {(row["split"], row["used"], row["reason"]) for row in videos} == {("train", "no", "too short"), ("val", "no", "too short")}
+    assert {(row["split"], row["used"], row["reason"]) for row in videos} == {
+        ("train", "no", "too short"),
+        ("val", "no", "too short"),
+        ("unseen", "no", 'no video of split "unseen" is read'),
+    }

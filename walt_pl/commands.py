@@ -4,6 +4,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from datamodules.joint import JointData
 from walt_pl.cascade import Cascade, Request, Sampling
 from walt_pl.data import doctor
 from walt_pl.data.batch import Kind
@@ -99,21 +101,27 @@ def index(
         name = re.split(r"[.{*?]", Path(source).resolve().name)[0].rstrip("-_")
         path = Path(out or f"data/{name or 'index'}.parquet")
         listing = list_source(source, layout, root, fold, options.workers)
+    # What is wrong with a config is told before the work.
+    report_use = None if config is None else _use_report(path, Path(config))
     built = build_index(listing, path, options)
     doctor.show(doctor.told(built, listing, path))
     if report:
         findings = doctor.diagnose(path, options, built.changed)
         doctor.show(doctor.rendered(findings, path))
         print(f"every finding: {doctor.write_report(findings, path)}")
-    if config is not None:
-        _report_use(path, Path(config))
+    if report_use is not None:
+        report_use()
 
 
-def _report_use(path: Path, config: Path) -> None:
-    """Which clips and images an experiment takes of an index."""
+def _use_report(path: Path, config: Path) -> Callable[[], None]:
+    """What tells which clips and images an experiment takes of an index."""
     from walt_pl.cli import data_of
 
-    data = data_of(config, path)
+    name = f"{config.resolve().parent.name}-{config.stem}"
+    return partial(_report_use, path, name, data_of(config, path))
+
+
+def _report_use(path: Path, name: str, data: JointData) -> None:
     selections: dict[str, dict[Kind, Selection]] = {}
     problems: list[str] = []
     for split in ["train", "val"] if data.val_videos else ["train"]:
@@ -122,7 +130,6 @@ def _report_use(path: Path, config: Path) -> None:
             print("\n".join(described(split, data.selection(split), data.buckets, data.framing)))
         except ValueError as error:
             problems.append(str(error))
-    name = f"{config.resolve().parent.name}-{config.stem}"
     print(f"every clip and image: {doctor.write_use(path, name, selections, data.buckets)}")
     if problems:
         raise ValueError("\n".join(["training would stop with:", *problems]))

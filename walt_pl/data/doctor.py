@@ -25,7 +25,7 @@ from walt_pl.data.apart import Lost, run_apart
 from walt_pl.data.batch import Kind
 from walt_pl.data.building import Built, Key, Options, limit, progress
 from walt_pl.data.examine import Medium, digest, medium_of
-from walt_pl.data.index import KINDS, Index, read_table
+from walt_pl.data.index import KINDS, Entries, Index, read_table
 from walt_pl.data.quarantine import FINDINGS, Quarantine, finding_of
 from walt_pl.data.selection import QUARANTINED, REASONS, USED, Bucket, Selection
 from walt_pl.data.sources import Listing
@@ -153,12 +153,12 @@ def write_report(findings: Sequence[Finding], index: Path) -> Path:
 
 
 def write_use(index: Path, name: str, selections: Mapping[str, Mapping[Kind, Selection]], buckets: Sequence[Bucket]) -> Path:
-    """Write `NAME.EXPERIMENT.csv` beside the index: each clip and image of the splits, used in which bucket, or why not.
+    """Write `NAME.EXPERIMENT.csv` beside the index: each clip and image, used in which bucket, or why not.
 
     Args:
         index: The index.
         name: The experiment's.
-        selections: By split and kind, for all entries of the index's split and kind.
+        selections: By split and kind, for all entries of the index's split and kind; none where the experiment reads none.
         buckets: Sizes that the selections' bucket numbers name.
     """
     columns = ["path", "offset", "split", "kind", "used", "bucket", "reason"]
@@ -167,13 +167,17 @@ def write_use(index: Path, name: str, selections: Mapping[str, Mapping[Kind, Sel
 
 def _used(index: Path, selections: Mapping[str, Mapping[Kind, Selection]], buckets: Sequence[Bucket]) -> Iterator[tuple[object, ...]]:
     reasons = Quarantine.beside(index).reasons
-    for split, of in selections.items():
+    for split in sorted(pc.unique(read_table(index)["split"]).to_pylist()):
         listed = Index(index, split)
-        for kind, selection in of.items():
-            entries = listed.videos if kind == "video" else listed.images
+        kinds: Mapping[Kind, Entries] = {"video": listed.videos, "image": listed.images}
+        for kind, entries in kinds.items():
+            selection = selections.get(split, {}).get(kind)
             for start in range(0, len(entries), _ROWS):
                 part, here = entries[start : start + _ROWS], slice(start, start + _ROWS)
-                places = zip(part.column("path").to_pylist(), part.column("offset").tolist(), strict=True)
+                places = list(zip(part.column("path").to_pylist(), part.column("offset").tolist(), strict=True))
+                if selection is None:
+                    yield from ((*key, split, kind, "no", "", f'no {kind} of split "{split}" is read') for key in places)
+                    continue
                 for key, bucket, reason in zip(places, selection.bucket[here], selection.reason[here], strict=True):
                     used = reason == USED
                     words = "" if used else f"{REASONS[reason]}: {reasons[key]}" if reason == QUARANTINED else REASONS[reason]
