@@ -339,6 +339,8 @@ class JointData(L.LightningDataModule):
         Raises:
             ValueError: If not.
         """
+        for split in self._splits():
+            self._entries(split)  # what is not there at all comes before what cannot be used
         self.counts()
         _, ranks = self._ranks()
         for name in ("videos_per_batch", "image_stacks_per_batch"):
@@ -441,4 +443,4 @@ def _first(items: Items, unit: int) -> Items:
 
 
 def _short_hash(items: NDArray[np.int64]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(items)).hexdigest()[:8]
+    return hashlib.sha256(np.ascontiguousarray(items).data).hexdigest()[:8]

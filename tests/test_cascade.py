@@ -236,6 +236,15 @@ def test_kinetics_goes_on_without_text_and_guidance_and_wants_a_past(folders: di
             cascade.video(request, sampling, 9)
 
 
+def test_super_resolution_is_not_given_a_past_that_it_never_saw(going_on: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = going_on.stages[-1]
+    monkeypatch.setitem(going_on.artifacts[stage].config, "frame_prediction", {"past_frames": [2], "always": False})
+    image = Request(prompts=CAPTIONS[:1], seeds=[0], past={"base": latents(1, clips=1), stage: latents(1, clips=1)})
+    with pytest.raises(ValueError, match=f'stage "{stage}" was trained to go on from the end of a clip, not from an image'):
+        going_on.check(image, Sampling(steps=1), 9)
+    going_on.check(replace(image, past={"base": latents(1, clips=1)}), Sampling(steps=1), 9)
+
+
 def test_a_class_model_goes_on(folders: dict[str, Path], tmp_path: Path) -> None:
     denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=True, text_width=None, classes=3)
     save_past(tmp_path / "base", denoiser, {"past_frames": [1], "always": False}, text=None)

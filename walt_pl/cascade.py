@@ -202,29 +202,32 @@ class Cascade:
         return {stage: self.encode(to_size(pictures, *sizes[stage])[None]) for stage in fitting}
 
     def check(self, request: Request, sampling: Sampling, frames: int) -> None:
-        """Compare what is asked of the base model with the past that it was given in training.
+        """Compare what is asked of the stages with the past that they were given in training.
 
         Raises:
-            ValueError: it was not trained for this.
+            ValueError: one was not trained for this.
         """
-        given = {request.past[self.base].shape[2]} if self.base in request.past else set()
-        wanted = given | ({2} if frames > self.clip_frames else set())
+        longer = {2} if frames > self.clip_frames else set()
+        given = {stage: {past.shape[2]} for stage, past in request.past.items()}
         trained = self.artifacts[self.base].config.get("frame_prediction")
-        if trained is None:
-            if wanted:
-                raise ValueError(
-                    f'stage "{self.base}" was trained without frame prediction: it can neither go on from an image or a clip nor make more '
-                    f"than {self.clip_frames} frames; train it as experiments/shapes/frame_prediction.yaml does"
-                )
-            return
-        untrained = wanted - set(trained["past_frames"])
-        if untrained:
-            able = " or ".join(KNOWN[count] for count in trained["past_frames"])
-            asked = " or ".join(KNOWN[count] for count in sorted(untrained))
+        if trained is None and (longer or self.base in given):
             raise ValueError(
-                f'stage "{self.base}" was trained to go on from {able}, not from {asked}: train it with model.past_frames [1, 2]'
+                f'stage "{self.base}" was trained without frame prediction: it can neither go on from an image or a clip nor make more '
+                f"than {self.clip_frames} frames; train it as experiments/shapes/frame_prediction.yaml does"
             )
-        if trained["always"] and not given:
+        for stage in self.stages:
+            known = self.artifacts[stage].config.get("frame_prediction")
+            past_frames = known["past_frames"] if known else list(KNOWN)  # a stage without it sees the past as its own frames
+            untrained = (given.get(stage, set()) | longer) - set(past_frames)
+            if untrained:
+                able = " or ".join(KNOWN[count] for count in past_frames)
+                asked = " or ".join(KNOWN[count] for count in sorted(untrained))
+                raise ValueError(
+                    f'stage "{stage}" was trained to go on from {able}, not from {asked}: train it with model.past_frames [1, 2]'
+                )
+        if trained is None:
+            return
+        if trained["always"] and self.base not in given:
             options = " or ".join({1: "--image", 2: "--continue"}[known] for known in trained["past_frames"])
             raise ValueError(f'stage "{self.base}" was given a past in every step of its training: give it one with {options}')
         if trained["always"] and sampling.guidance.get(self.base, Guidance()).scale != 1:

@@ -105,11 +105,13 @@ class Case:
     height: int = 64
     width: int = 96
     times: tuple[int, ...] | None = None
+    rate: int = RATE
 
     def write(self, folder: Path) -> Path:
         """The file, with as many frames as `FRAMES`."""
         path = folder / self.name
-        encode(path, counting_clip(FRAMES, self.height, self.width), self.codec, pix_fmt=self.pix_fmt, times=self.times, **self.options)
+        clip = counting_clip(FRAMES, self.height, self.width)
+        encode(path, clip, self.codec, pix_fmt=self.pix_fmt, rate=self.rate, times=self.times, **self.options)
         return path
 
 
@@ -117,6 +119,8 @@ CASES = [
     Case("closed.mp4", "libx264", CLOSED),
     Case("closed.mkv", "libx264", CLOSED),
     Case("closed.avi", "libx264", CLOSED),
+    Case("b_frames.avi", "libx264", B_FRAMES),
+    Case("b_frames.flv", "libx264", B_FRAMES),
     Case("b_frames.mp4", "libx264", B_FRAMES),
     Case("b_frames.mkv", "libx264", B_FRAMES),
     Case("open.mp4", "libx264", OPEN),
@@ -132,7 +136,11 @@ CASES = [
     Case("av1.mp4", "libsvtav1", AV1),
     Case("av1.mkv", "libsvtav1", AV1),
     Case("av1.webm", "libsvtav1", AV1),
+    Case("b_frames.h264", "libx264", B_FRAMES, rate=25),
+    Case("mpeg2.mpg", "mpeg2video", {"g": str(KEYS), "bf": "2"}, rate=25),
+    Case("mpeg2.ts", "mpeg2video", {"g": str(KEYS), "bf": "2"}, rate=25),
     Case("mpeg4.avi", "mpeg4", {"g": str(KEYS)}),
+    Case("mpeg4_b_frames.avi", "mpeg4", {"g": str(KEYS), "bf": "2"}),
     Case("mpeg4.mp4", "mpeg4", {"g": str(KEYS), "bf": "2"}),
     Case("mpeg4.mkv", "mpeg4", {"g": str(KEYS)}, height=63, width=95),
     Case("odd.mp4", "libx264", OPEN, pix_fmt="yuv444p", height=63, width=95),

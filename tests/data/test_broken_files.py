@@ -24,7 +24,7 @@ for path in map(Path, sys.argv[1:]):
     found = probe(path)
     said = [found.reason]
     for decoder in {"", found.decoder}:
-        for span in (Span(17), Span(5, start=20), Span(5, fps=4, start=2.5)):
+        for span in (Span(17), Span(5, start=20), Span(5, fps=4, start=0.5)):
             entry = entry_of(path, Probe(), frames=found.frames, fps=found.fps, decoder=decoder, variable_rate=found.variable_rate)
             try:
                 clip = read_clip(entry, span, (32, 32))
@@ -61,7 +61,7 @@ def originals(folder: Path) -> list[Path]:
     encode(folder / "b.mkv", clip, "libx264", **OPEN)
     encode(folder / "c.avi", clip, "mpeg4", g="12")
     encode(folder / "d.webm", clip, "libvpx-vp9", **VP9)
-    encode(folder / "e.mpg", clip, "mpeg2video", rate=25, g="12")
+    encode(folder / "e.mpg", clip, "mpeg2video", rate=25, g="12", bf="2")
     return sorted(folder.iterdir())
 
 

@@ -110,6 +110,16 @@ def test_cache_and_pixels_give_the_same_latents(kind: Kind, pixels: PixelDataset
     assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])  # views 0, 1, 0
 
 
+def test_latents_with_channels_last_are_kept_as_they_are(pixels: PixelDataset, tmp_path: Path) -> None:
+    def encode(x: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool3d(x, (1, 4, 4), (2, 4, 4)).contiguous(memory_format=torch.channels_last_3d)
+
+    cache = make(tmp_path)
+    cache.build(pixels, "video", lambda: encode, batch_size=3)
+    wanted = encode(pixels[Draw("video", 1, 0, 0)].content[None])[0].half().float()
+    assert torch.equal(cache.read(1, 0)[0], wanted)
+
+
 def test_a_broken_clip_is_remembered_with_its_reason(pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path), pixels)
     cache = make(tmp_path)
@@ -172,6 +182,7 @@ def test_a_flipped_byte_is_told(pixels: PixelDataset, tmp_path: Path) -> None:
         build(make(tmp_path), pixels)
 
 
+@pytest.mark.filterwarnings("ignore:.*this shard is rebuilt")
 @pytest.mark.parametrize("place", [0, 5, -1])
 def test_a_byte_that_flips_under_a_reader_is_found_when_its_row_is_read(place: int, pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path), pixels)

@@ -108,9 +108,12 @@ def test_kinds_that_share_no_size_are_told_so() -> None:
     found = select({"video": videos, "image": images}, FRAMING, [Bucket(128, 224), Bucket(100, 100)], none)  # type: ignore[dict-item]
     # The video fits the small square, too; nothing is alone as long as there is one size for both.
     assert found["video"].bucket.tolist() == [1] and found["image"].bucket.tolist() == [1]
-    apart = select({"video": videos, "image": images}, FRAMING, [Bucket(128, 224), Bucket(128, 128)], none)  # type: ignore[dict-item]
-    assert apart["video"].used == 0 and "smaller than every size" in str(apart["image"].left_out())
-    assert "alone" in str(apart["video"].left_out())
+    wide, tall = clips([(64, 400)]), clips([(400, 64)], frames=[1])
+    apart = select({"video": wide, "image": tall}, FRAMING, [Bucket(64, 300), Bucket(300, 64)], none)  # type: ignore[dict-item]
+    for selection in apart.values():
+        assert selection.left_out() == {"alone, as no size of data.buckets has both videos and images": 1}
+    small = select({"video": videos, "image": images}, FRAMING, [Bucket(128, 224), Bucket(128, 128)], none)  # type: ignore[dict-item]
+    assert small["image"].left_out() == {"smaller than every size of data.buckets": 1} and small["video"].used == 1
 
 
 def test_length_is_counted_in_seconds_where_clips_are_sampled_by_time() -> None:

@@ -51,6 +51,16 @@ def test_words_and_their_order_do_matter(encoder: SmallTextEncoder) -> None:
     assert red.shape != turned.shape or not torch.allclose(red, turned)
 
 
+def test_words_that_training_had_no_use_for_are_still_told_apart(encoder: SmallTextEncoder) -> None:
+    """Super-resolution learns from a frozen encoder, whose base model may have unlearnt the words of fine texture."""
+    for layer in encoder.layers.layers:
+        layer.self_attn.out_proj.weight.zero_()
+        layer.linear2.weight.zero_()
+    encoder.layers.norm.weight.zero_()
+    one, other = encoder(torch.tensor([[3, 4, 5], [3, 6, 5]]), torch.ones(2, 3, dtype=torch.bool))
+    assert ((one - other).norm(dim=-1) > 0.5 * one.norm(dim=-1)).tolist() == [False, True, False]
+
+
 def test_empty_caption_is_one_token(encoder: SmallTextEncoder) -> None:
     tokens, mask = encoder.encode([""])
     assert tokens.shape == (1, 1, 16) and mask.tolist() == [[True]] and bool(tokens.isfinite().all())

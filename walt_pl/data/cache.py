@@ -330,9 +330,9 @@ def _reading(source: Source, steps: Iterable[Sequence[Draw]], readers: int, pati
 
 def _encode_batch(batch: JointBatch, encode: Encode) -> NDArray[np.float16]:
     latents = encode(batch.videos if len(batch.videos) else batch.images).float().cpu()
-    latents[batch.weight == 0] = 0
     with np.errstate(over="ignore"):  # told below, with the file
-        rows = latents.numpy().astype(np.float16)
+        rows = latents.numpy().astype(np.float16, order="C")  # encoders may leave channels last
+    rows[(batch.weight == 0).numpy()] = 0
     if not np.isfinite(rows).all():
         largest = float(latents.abs().max())
         raise ValueError(

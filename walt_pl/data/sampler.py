@@ -325,7 +325,7 @@ class JointSampler:
             for items in self._items[kind]:
                 digest.update(f"{kind} {len(items.positions)}".encode())
                 if not isinstance(items.positions, range):
-                    digest.update(np.ascontiguousarray(items.positions))
+                    digest.update(np.ascontiguousarray(items.positions).data)
         return digest.hexdigest()
 
 

@@ -143,7 +143,7 @@ def _fitted(entries: Entries, buckets: Sequence[Bucket], open_: Sequence[int]) -
     # The largest first: a smaller one has to keep more of the picture to take its place.
     for number in sorted(open_, key=lambda number: -buckets[number].rows * buckets[number].columns):
         rows, columns = buckets[number]
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore"):
             scale = np.maximum(rows / height, columns / width)
             kept = rows * columns / (scale * scale * height * width)
         better = (scale <= 1) & (kept > kept_of_best + 1e-3)

@@ -279,13 +279,13 @@ class StreamLoader(BatchLoader):
         """Goes on from a saved state; warns where it cannot."""
         self.restart()
         self._places, self._turn = {}, 0
-        if state.get("reading") == self._reading.identity():
+        if state["reading"] == self._reading.identity():
             self._places = {reader: {kind: Place(*place) for kind, place in of.items()} for reader, of in state["places"].items()}
             self._turn = state["turn"]
             return
-        passes = [Place(*place).pass_number for of in state.get("places", {}).values() for place in of.values()]
-        following: dict[Kind, Place] = {kind: Place(max(passes, default=-1) + 1) for kind in self._reading.shards}
-        self._places = {reader: dict(following) for reader in range(self._reading.readers)}
+        began = {kind: [Place(*of[kind]).pass_number for of in state["places"].values() if kind in of] for kind in self._reading.shards}
+        following = {kind: Place(max(passes, default=-1) + 1) for kind, passes in began.items()}
+        self._places = {reader: dict(following) for reader in self._reading.own}
         warnings.warn(
             "the checkpoint was written with other shards or with another number of ranks or workers: the interrupted passes are not "
             "finished, new ones begin. An index of the shards (python -m walt_pl index) resumes exactly on any number of them",

@@ -3,20 +3,22 @@
 decord and PyAV read, PyAV writes. Both load native code, so they are imported where they are used: in the worker that
 reads, never before a fork. Measured on decord 0.6.0: after a seek it gives wrong frames, silently, on open GOPs (x265's
 default), does not open AV1 and Theora, and drifts where one reader serves several samples. So it reads only the files in
-which `probe` found it right, with a reader of its own for each sample. PyAV reads all others, and seeks by time.
+which `probe` found it right everywhere, with a reader of its own for each sample, and from their first frame on: behind a
+seek PyAV gives the same frames, and faster, as it decodes none that no other depends on (benchmarks/data.py). PyAV reads all
+else, and seeks by time.
 
-Pictures are scaled while a clip is decoded, one frame after the other, so that no full-size clip is ever held. What that
-gives is the same for both decoders: the frame becomes RGB at its own size and is scaled with an antialiased bicubic filter
-that rounds to whole levels, at most 2 of 255 levels beside `transforms.to_size`, which computes in float32. Where the
-frame is four times as large as wanted, or larger, PyAV first lets swscale bring it down to between two and four times, with
-a bicubic filter too. Pictures of up to 128 x 128 pixels come back as they are: scaling those in float32 costs nothing.
-Pixels are taken as square.
+Each frame is scaled as soon as it is decoded, so that no clip is ever held at full size. What that gives is the same for
+both decoders: the frame becomes RGB at its own size, by swscale, and is scaled with an antialiased bicubic filter on bytes,
+at most 2 of 255 levels beside `transforms.to_size`, which computes in float32. (swscale's own scaling was no faster, and its
+colours are others.) Pictures of up to 128 x 128 pixels come back as they are: scaling those in float32 costs nothing. Pixels
+are taken as square.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,8 +96,8 @@ class Probe:
 def read_clip(entry: Entry, span: Span, size: Size | None = None) -> Frames:
     """The frames of `span`, uint8 [t h w 3], upright.
 
-    Reads files and members of tar shards (`entry.offset`), with the decoder that the index names; PyAV reads what was not
-    examined, and files that have another size than when they were indexed.
+    Reads files and members of tar shards (`entry.offset`). Where the index names decord it reads what begins with the first
+    frame; PyAV reads all else, and files that were not examined or have another size than when they were indexed.
 
     Args:
         entry: A video of the index.
@@ -110,12 +112,11 @@ def read_clip(entry: Entry, span: Span, size: Size | None = None) -> Frames:
 def read_sizes(entry: Entry, span: Span, sizes: Sequence[Size | None]) -> list[Frames]:
     """The same clip at several sizes from one decoding; each is what `read_clip` gives for that size."""
     media = _Media(entry.path, entry.offset, entry.bytes)
-    same = media.check() == entry.bytes or entry.offset >= 0
-    examined = bool(entry.decoder) and same
-    rate = entry.fps if examined and not entry.variable_rate else 0.0
-    if entry.decoder == "decord" and same and (clips := _read_decord(media, span, rate, sizes)) is not None:
+    unchanged = media.check() == entry.bytes or entry.offset >= 0
+    clock = _Clock(entry.fps, entry.variable_rate) if entry.decoder and unchanged else _Clock()
+    if entry.decoder == "decord" and unchanged and not span.start and (clips := _read_decord(media, span, clock, sizes)) is not None:
         return clips
-    return _read_av(media, span, sizes, rate, uneven=examined and entry.variable_rate)
+    return _read_av(media, span, clock, sizes)
 
 
 def read_picture(entry: Entry, size: Size | None = None) -> Frames:
@@ -139,7 +140,7 @@ def read_video(path: Path, frames: int, start: int = 0) -> Frames:
     """
     media = _Media(path)
     media.check()
-    return _read_av(media, Span(frames, start=start), (None,))[0]
+    return _read_av(media, Span(frames, start=start), _Clock(), (None,))[0]
 
 
 def read_last_frames(path: Path, frames: int) -> Frames:
@@ -176,7 +177,8 @@ def covering(height: int, width: int, rows: int, columns: int) -> Size:
 def probe(path: Path, offset: int = -1, length: int | None = None, decord: bool = True) -> Probe:
     """Decodes a whole video and finds the decoder that reads it rightly.
 
-    decord is right where it finds as many frames as PyAV, and the same ones behind key frames all over the file.
+    PyAV is right where it finds the frames again by seeking that it found by decoding from the start; decord where it finds
+    as many frames, and the same ones.
     Never raises for what is in the file: `Probe.reason` says what is wrong with it. Native decoders may crash or hang on
     a broken file, so call it in a process of its own, with a time limit.
 
@@ -189,11 +191,10 @@ def probe(path: Path, offset: int = -1, length: int | None = None, decord: bool 
     media = _Media(path, offset, length or 0)
     try:
         media.check()
-        found, keys = _examine(media)
-        right = decord and _decord_agrees(media, found, keys)
+        found, keys, marks = _examine(media)
+        return replace(found, decoder=_right_decoder(media, found, keys, marks, decord))
     except MediaError as error:
         return Probe(reason=str(error).removeprefix(f"{media}: "))
-    return replace(found, decoder="decord") if right else found
 
 
 def probe_picture(path: Path, offset: int = -1, length: int | None = None) -> Probe:
@@ -206,14 +207,16 @@ def probe_picture(path: Path, offset: int = -1, length: int | None = None) -> Pr
     return Probe(frames=1, width=width, height=height, decoder="pillow")
 
 
-def _examine(media: _Media) -> tuple[Probe, list[int]]:
-    """What PyAV finds from the first frame to the last, and the numbers of the key frames."""
+def _examine(media: _Media) -> tuple[Probe, list[int], list[int]]:
+    """What PyAV finds from the first frame to the last, the numbers of the key frames, and a mark of each frame."""
     times: list[Fraction | None] = []
     keys: list[int] = []
+    marks: list[int] = []
     size: Size | None = None
     damage = ""
     with _opened_av(media) as (container, stream):
         packets, end = 0, 0.0
+        counted = _counted(container, stream)
         for packet in container.demux(stream, *container.streams.audio):
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -233,16 +236,16 @@ def _examine(media: _Media) -> tuple[Probe, list[int]]:
                 if frame.key_frame:
                     keys.append(len(times))
                 size = upright
-                times.append(None if frame.pts is None else frame.pts * stream.time_base)
+                marks.append(_mark(frame))
+                times.append(None if frame.pts is None or counted else frame.pts * stream.time_base)
         # The last piece of a file that was cut off is damaged too: first the cause.
         _check_end(media, container, stream, packets, end)
         if damage or size is None:
             raise MediaError(f"{media}: {damage or 'no frame in it'}")
-        begin = (stream.start_time or 0) * stream.time_base
         usual = 1 / (stream.average_rate or 25)
+        begin = 0 if counted else _begin(container, stream) * stream.time_base
         last = (frame.duration or 0) * stream.time_base
-    # Raw streams have no times; their rate is all there is.
-    seconds = np.array([float((number * usual if time is None else time) - begin) for number, time in enumerate(times)])
+    seconds = np.array([float(number * usual if time is None else time - begin) for number, time in enumerate(times)])
     interval = (seconds[-1] - seconds[0]) / (len(seconds) - 1) if len(seconds) > 1 else float(usual)
     if interval <= 0:
         raise MediaError(f"{media}: all frames have the same time")
@@ -250,7 +253,7 @@ def _examine(media: _Media) -> tuple[Probe, list[int]]:
     # The last frame of an uneven file is as long as it says, as far as that can be believed.
     held = min(float(last) or interval, np.diff(seconds).max()) if uneven and len(seconds) > 1 else interval
     duration = float(seconds[-1] - seconds[0] + held)
-    return Probe(len(seconds), float(1 / interval), size[1], size[0], duration, uneven, "pyav"), keys
+    return Probe(len(seconds), float(1 / interval), size[1], size[0], duration, uneven), keys, marks
 
 
 def _check_end(media: _Media, container: Any, stream: Any, packets: int, end: float) -> None:
@@ -267,20 +270,32 @@ def _check_end(media: _Media, container: Any, stream: Any, packets: int, end: fl
         raise MediaError(f"{media}: truncated: it ends after {end:.2f} of {claimed:.2f} seconds")
 
 
-def _decord_agrees(media: _Media, found: Probe, keys: list[int]) -> bool:
-    """Whether decord gives PyAV's frames: at both ends, and before, on and after some key frames."""
+def _right_decoder(media: _Media, found: Probe, keys: list[int], marks: list[int], decord: bool) -> str:
+    """Reads at both ends, and before, on and behind some key frames, as a loader would."""
     chosen = [keys[number] for number in sorted({1, len(keys) // 2, len(keys) - 1}) if 0 < number < len(keys)]
     starts = {0, found.frames - 4, *(key + offset for key in chosen for offset in (-2, 0, 5))}
+    clock = _Clock(found.fps, found.variable_rate)
     for start in sorted(start for start in starts if 0 <= start < found.frames):
         span = Span(min(4, found.frames - start), start=start)
-        theirs = _read_decord(media, span, found.fps, (None,), of=found.frames)
-        if theirs is None:
-            return False
-        ours = _read_av(media, span, (None,), 0.0 if found.variable_rate else found.fps, found.variable_rate)
+        with _opened_av(media) as (container, stream):
+            frames = list(_by_number(container, stream, start + np.arange(span.frames), clock))
+            if [_mark(frame) for frame in frames] != marks[start : start + span.frames]:
+                raise MediaError(f"{media}: its frames cannot be found again by their times; write it anew, e.g. as mp4")
+            (ours,) = _pictures(frames, (None,))
+        theirs = _read_decord(media, span, clock, (None,), of=found.frames) if decord else None
         # Another colour matrix, or the picture beside it, is more than half a level off.
-        if theirs[0].shape != ours[0].shape or np.abs(theirs[0].astype(np.int16) - ours[0]).mean((1, 2, 3)).max() > 0.5:
-            return False
-    return True
+        decord = theirs is not None and theirs[0].shape == ours.shape and bool(_distance(theirs[0], ours).max() <= 0.5)
+    return "decord" if decord else "pyav"
+
+
+def _distance(a: Frames, b: Frames) -> NDArray[np.float64]:
+    return np.abs(a.astype(np.int16) - b).mean((1, 2, 3))
+
+
+def _mark(frame: Any) -> int:
+    """A checksum of the first plane, without what is beyond the width of the picture."""
+    plane = frame.planes[0]
+    return zlib.crc32(np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width].tobytes())
 
 
 # Writing
@@ -395,19 +410,29 @@ class _Turn:
         return np.ascontiguousarray(turned[:, :, ::-1] if self.left_right else turned)
 
 
-def _numbers(span: Span, rate: float) -> NDArray[np.int64] | None:
-    """The frames of a span in an evenly spaced file, by number; None where that takes its rate and it is not known (0)."""
+@dataclass(frozen=True)
+class _Clock:
+    """What is known of a file's times, from the index."""
+
+    rate: float = 0.0
+    """Frames per second on average; 0: not known."""
+    uneven: bool = False
+    """Known not to be evenly spaced."""
+
+
+def _numbers(span: Span, clock: _Clock) -> NDArray[np.int64] | None:
+    """The frames of a span by number; None where that takes a rate that is not known, or that the file does not keep."""
     steps = np.arange(span.frames)
     if span.fps is None:
         return int(span.start) + span.stride * steps
-    if not rate:
+    if clock.uneven or not clock.rate:
         return None
-    return int(span.start * rate + EARLY) + (steps * (rate / span.fps) + EARLY).astype(np.int64)
+    return int(span.start * clock.rate + EARLY) + (steps * (clock.rate / span.fps) + EARLY).astype(np.int64)
 
 
-def _read_decord(media: _Media, span: Span, rate: float, sizes: Sequence[Size | None], of: int | None = None) -> list[Frames] | None:
+def _read_decord(media: _Media, span: Span, clock: _Clock, sizes: Sequence[Size | None], of: int | None = None) -> list[Frames] | None:
     """The clip at each size; None where decord is missing, cannot read the file, or finds too few (or not `of`) frames."""
-    numbers = _numbers(span, rate)
+    numbers = _numbers(span, clock)
     try:
         import decord
     except ImportError:  # no wheel for this platform
@@ -429,40 +454,39 @@ def _read_decord(media: _Media, span: Span, rate: float, sizes: Sequence[Size | 
     return [_resized(clip, _target(*clip.shape[1:3], size))[places] for size in sizes]
 
 
-def _read_av(media: _Media, span: Span, sizes: Sequence[Size | None], rate: float = 0.0, uneven: bool = False) -> list[Frames]:
-    """The clip at each size. `rate` is that of an evenly spaced file, 0: not known; `uneven`: known not to be."""
-    numbers = _numbers(span, rate)
+def _read_av(media: _Media, span: Span, clock: _Clock, sizes: Sequence[Size | None]) -> list[Frames]:
+    """The clip at each size."""
+    numbers = _numbers(span, clock)
     with _opened_av(media) as (container, stream):
-        frames = _by_time(media, container, stream, span) if numbers is None else _by_number(container, stream, numbers, rate, uneven)
-        clips = _pictures(frames, sizes)
+        found = _by_time(container, stream, span, clock) if numbers is None else _by_number(container, stream, numbers, clock)
+        clips = _pictures(found, sizes)
     if len(clips[0]) != span.frames:
         start = f"frame {span.start:g}" if span.fps is None else f"second {span.start:g}"
         raise MediaError(f"{media}: found {len(clips[0])} frames from {start} on, wanted {span.frames}")
     return clips
 
 
-def _by_number(container: Any, stream: Any, numbers: NDArray[np.int64], rate: float, uneven: bool) -> Iterator[Any]:
+def _by_number(container: Any, stream: Any, numbers: NDArray[np.int64], clock: _Clock) -> Iterator[Any]:
     """Frames by their numbers (ascending) in the order of display."""
     wanted = numbers.tolist()
     first = wanted[0]
-    number, begins = 0, -np.inf
-    if first and uneven:
+    rate = clock.rate or float(stream.average_rate or 0)
+    number, begins, frames = 0, -np.inf, None
+    if _counted(container, stream):
+        frames = container.decode(stream)
+    elif first and clock.uneven:
         times = sorted(packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None and not packet.is_discard)
         if first >= len(times):
             return
         number, begins = first, (times[first - 1] + times[first]) / 2
-        frames = _from(container, stream, times[first], times[first] - begins)
-    elif first and (rate or stream.average_rate):
-        step = 1 / float((rate or stream.average_rate) * stream.time_base)
-        target = (stream.start_time or 0) + first * step
+        frames = _from(container, stream, times[first], min(np.diff(times[first - 1 : first + 2])) / 2)
+    elif first and rate:
+        step = 1 / (rate * float(stream.time_base))
+        target = _begin(container, stream) + first * step
         # Half a frame early: times are rounded to the stream's units.
         number, begins = first, target - step / 2
         frames = _from(container, stream, target, step / 2)
-    else:
-        frames = container.decode(stream)
-    for position, frame in enumerate(frames):
-        if position == 0 and frame.pts is None:  # nothing to seek by: this is the first frame of the file
-            number = 0
+    for frame in container.decode(stream) if frames is None else frames:
         if frame.pts is not None and frame.pts < begins:
             continue
         while wanted and wanted[0] == number:
@@ -473,17 +497,19 @@ def _by_number(container: Any, stream: Any, numbers: NDArray[np.int64], rate: fl
         number += 1
 
 
-def _by_time(media: _Media, container: Any, stream: Any, span: Span) -> Iterator[Any]:
+def _by_time(container: Any, stream: Any, span: Span, clock: _Clock) -> Iterator[Any]:
     """The frame that is shown at `span.start`, and those shown at equal distances from its time on."""
     assert span.fps is not None
-    interval = 1 / float(stream.average_rate or 25)
-    early = EARLY * interval
-    begin = stream.start_time or 0
-    frames = container.decode(stream)
-    if span.start:
-        frames = _from(container, stream, begin + span.start / float(stream.time_base), early / float(stream.time_base), every=True)
+    interval = 1 / (clock.rate or float(stream.average_rate or 25))
+    unit = float(stream.time_base)
+    if _counted(container, stream):
+        timed = ((frame, number * interval, interval) for number, frame in enumerate(container.decode(stream)))
+    else:
+        begin = _begin(container, stream)
+        frames = _from(container, stream, begin + span.start / unit, EARLY * interval / unit, every=True)
+        timed = ((frame, (frame.pts - begin) * unit, (frame.duration or 0) * unit or interval) for frame in frames)
     taken, origin, target = 0, 0.0, float(span.start)
-    for frame, since, until in _shown(media, stream, frames, begin, early):
+    for frame, since, until in _shown(timed, EARLY * interval):
         while target < until:
             if taken == 0:
                 origin = since
@@ -494,18 +520,30 @@ def _by_time(media: _Media, container: Any, stream: Any, span: Span) -> Iterator
                 return
 
 
-def _shown(media: _Media, stream: Any, frames: Iterator[Any], begin: int, early: float) -> Iterator[tuple[Any, float, float]]:
-    """Each frame with its time and the one until which it is shown, in seconds from the start of the video."""
-    last, since = None, 0.0
-    for frame in frames:
-        if frame.pts is None:
-            raise MediaError(f"{media}: its frames have no times")
-        time = float((frame.pts - begin) * stream.time_base)
+def _shown(timed: Iterable[tuple[Any, float, float]], early: float) -> Iterator[tuple[Any, float, float]]:
+    """From frames with time and duration: each with its time and the one until which it is shown, in seconds."""
+    last: tuple[Any, float, float] | None = None
+    for frame, since, duration in timed:
         if last is not None:
-            yield last, since, time - early
-        last, since = frame, time
+            yield last[0], last[1], since - early
+        last = frame, since, duration
     if last is not None:
-        yield last, since, since + float((last.duration or 0) * stream.time_base or 1 / (stream.average_rate or 25)) + early
+        yield last[0], last[1], last[1] + last[2] + early
+
+
+def _counted(container: Any, stream: Any) -> bool:
+    """Whether frames can only be found by counting them from the first one on: what has no times, or loses them when seeking."""
+    formats = ("mpeg", "mpegvideo", "h264", "hevc", "m4v")
+    return container.format.name in formats or (container.format.name == "avi" and stream.codec_context.has_b_frames)
+
+
+def _begin(container: Any, stream: Any) -> int:
+    """Time of the first frame, in the stream's units."""
+    if container.format.name == "avi":  # it has decoding times only, and FFmpeg guesses the others
+        container.seek(0, stream=stream)
+        first = next(container.decode(stream), None)
+        return 0 if first is None or first.pts is None else int(first.pts)
+    return int(stream.start_time or 0)
 
 
 def _from(container: Any, stream: Any, target: float, slack: float, every: bool = False) -> Iterator[Any]:
@@ -513,17 +551,17 @@ def _from(container: Any, stream: Any, target: float, slack: float, every: bool 
 
     Without `every`, those before the target may be left out.
     """
-    begin = stream.start_time or 0
+    start = min(0, stream.start_time or 0)  # a transport stream that is sent to its own start time comes out behind it
     margin = 0.0
     while True:
-        place = max(begin, int(target + slack - margin))
+        place = max(start, int(target + slack - margin))
         container.seek(place, stream=stream, backward=True, any_frame=False)
         frames = _decoded(container, stream, -np.inf if every else target - slack)
         key, frame = next(frames, (None, None))
         # Seeking goes by decoding time, which runs ahead of display; and the frames that an open GOP shows before its
         # key frame are lost where it is the first one. Then an earlier key frame is needed.
         reached = frame is not None and None not in (key, frame.pts) and max(key, frame.pts) <= target + slack
-        if reached or place == begin:
+        if reached or place == start:
             break
         margin = max(4 * margin, 1 / float(stream.time_base))
     if frame is not None:
@@ -535,6 +573,8 @@ def _decoded(container: Any, stream: Any, unneeded: float) -> Iterator[tuple[int
     """Frames, each with the time of the key frame that decoding began with; none that no other depends on before `unneeded`."""
     key, skipping = None, False
     stream.codec_context.skip_frame = "DEFAULT"
+    if stream.codec_context.name not in ("h264", "hevc"):  # libdav1d, for one, cannot change its mind
+        unneeded = -np.inf
     for packet in container.demux(stream):
         if key is None and packet.is_keyframe:
             key = packet.pts
@@ -553,8 +593,8 @@ def _opened_av(media: _Media) -> Iterator[tuple[Any, Any]]:
         # No file may send us to another one, or to the network.
         with av.open(media.url, options={"protocol_whitelist": "file,subfile"}) as container:
             stream = container.streams.best("video")
-            if stream is None:
-                raise MediaError(f"{media}: no video stream in it")
+            if stream is None or stream.codec_context is None or not stream.time_base:
+                raise MediaError(f"{media}: no video stream in it that can be decoded")
             stream.codec_context.thread_count = 1
             yield container, stream
     # FFmpegError is one of these by kind. NumPy raises ValueError where the size changes on the way; absurd times and sizes in a
@@ -570,29 +610,15 @@ def _pictures(frames: Iterable[Any], sizes: Sequence[Size | None]) -> list[Frame
     from av.video.reformatter import VideoReformatter
 
     clips: list[list[Frames]] = [[] for _ in sizes]
-    converters = [VideoReformatter() for _ in sizes]  # one for the whole clip: setting up takes as long as a frame
+    converter = VideoReformatter()  # one for the whole clip: setting it up takes as long as a frame
     turn: _Turn | None = None
     for frame in frames:
         turn = turn or _Turn.of(frame)
-        for clip, converter, size in zip(clips, converters, sizes, strict=True):
+        picture = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+        for clip, size in zip(clips, sizes, strict=True):
             lying = None if size is None else turn.upright(*size)
-            clip.append(_picture(frame, converter, lying))
+            clip.append(_resized(picture[None], _target(*picture.shape[:2], lying)))
     return [turn(np.concatenate(clip)) if turn else np.zeros((0, 0, 0, 3), np.uint8) for clip in clips]
-
-
-def _picture(frame: Any, converter: Any, size: Size | None) -> Frames:
-    """A frame as RGB [1 h w 3], scaled down to cover `size`."""
-    from av.video.reformatter import Interpolation
-
-    target = _target(frame.height, frame.width, size)
-    times = frame.height // (2 * target[0])
-    if times < 2:
-        return _resized(converter.reformat(frame, format="rgb24", threads=1).to_ndarray()[None], target)
-    # All of the colour, which swscale takes at half the width otherwise.
-    how = Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-    height, width = -(-frame.height // times), -(-frame.width // times)
-    between = converter.reformat(frame, width=width, height=height, format="rgb24", interpolation=how, threads=1)
-    return _resized(between.to_ndarray()[None], target)
 
 
 def _read_pillow(media: _Media) -> Frames:
@@ -616,7 +642,8 @@ def _target(height: int, width: int, size: Size | None) -> Size:
 def _resized(clip: Frames, target: Size) -> Frames:
     if clip.shape[1:3] == target:
         return clip
-    pictures = torch.from_numpy(clip).permute(0, 3, 1, 2)  # [t c h w], channels last in memory: the fast way for bytes
+    # Channels last in memory is the fast way for bytes; a single frame does not tell, so it is said.
+    pictures = torch.from_numpy(clip).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)  # [t c h w]
     resized: Frames = F.interpolate(pictures, size=target, mode="bicubic", antialias=True).permute(0, 2, 3, 1).contiguous().numpy()
     return resized
 

@@ -153,6 +153,8 @@ class SmallTextEncoder(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Piece ids [s l] and their mask to tokens [s l e]."""
-        x = self.embedding(ids) + self.position[: ids.shape[1]]
-        out: Tensor = self.layers(x, src_key_padding_mask=~mask)
-        return out
+        words = self.embedding(ids)
+        out: Tensor = self.layers(words + self.position[: ids.shape[1]], src_key_padding_mask=~mask)
+        # The words themselves beside what became of them: the base model, which trains this encoder, has no use for a word that tells of
+        # fine texture, and its layers made such words nearly the same. Super-resolution needs them, and finds the encoder frozen.
+        return out + words
