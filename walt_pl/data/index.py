@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 SCHEMA = pa.schema(
     [
@@ -200,6 +201,11 @@ class Entries(Sequence[Entry]):
             return values
         return values.to_numpy(zero_copy_only=not pa.types.is_boolean(values.type))
 
+    def places(self, positions: NDArray[np.int64]) -> list[Place]:
+        """The places of the entries at some positions, their paths as written in the index."""
+        paths, *numbers = (self.column(name) for name in Place._fields)
+        return list(map(Place, paths.take(pa.array(positions)).to_pylist(), *(column[positions].tolist() for column in numbers)))
+
 
 class Index:
     """One split of a data index.
@@ -259,7 +265,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     _write_mapped(table, slices, _sha256(path), path.with_suffix(".arrow"))
 
 
-def places(table: pa.Table) -> list[Place]:
+def places_of(table: pa.Table) -> list[Place]:
     """The place of each row, in order."""
     return list(map(Place, *(table[name].to_pylist() for name in Place._fields)))
 
