@@ -1,9 +1,9 @@
-"""Scores of a run on the embedded set: what the analytic scorer reads from each stage's pictures."""
+"""Scores of a run: on the embedded set what the analytic scorer reads from each stage's pictures; of an autoencoder on any data PSNR."""
 
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from walt_pl.artifact import write_whole
 from walt_pl.cascade import Cascade, Request, Sampling
+from walt_pl.data.batch import DataError, Draw
 from walt_pl.data.index import Entry, Index
-from walt_pl.data.transforms import to_square
+from walt_pl.data.transforms import PixelDataset, to_square
 from walt_pl.data.video import read_video
 from walt_pl.diffusion.sampler import Guidance
+from walt_pl.manifest import Manifest
 from walt_pl.metrics.frames import psnr
 from walt_pl.metrics.prompt_score import score
 
@@ -72,6 +74,40 @@ def evaluate_run(
         "machine": machine(),
     }
     return summary
+
+
+def evaluate_autoencoder(
+    run: Path, stage: str, source: PixelDataset, positions: Iterable[int], allow_stale: bool = False
+) -> tuple[dict[str, Any], Tensor, list[str]]:
+    """Score an autoencoder alone by reconstructing clips, whatever they show.
+
+    Args:
+        run: The run.
+        stage: Its autoencoder.
+        source: Reads whole pictures.
+        positions: Places of the clips in the source's list of videos.
+        allow_stale: As in `Cascade.open`.
+
+    Returns:
+        Figures as `evaluate_run`'s, PSNR in dB; clips [2b 3 t h w], each original before its reconstruction; and a line for each of them.
+
+    Raises:
+        DataError: A clip cannot be read.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    cascade = Cascade({"vae": Manifest.open(run).usable([stage], allow_stale)[stage]}, device)
+    shown, lines, figures = [], [], []
+    for position in positions:
+        sample = source[Draw("video", int(position), pass_number=0, slot=0)]
+        if sample.failure:
+            raise DataError(sample.failure)
+        clip = sample.content[None]
+        rebuilt = cascade.decode(cascade.encode(clip))
+        figures.append(float(psnr(rebuilt, clip)))
+        shown += [clip, rebuilt]
+        lines += [": ".join(filter(None, (Path(sample.path).name, sample.caption))), f"reconstruction, {figures[-1]:.1f} dB"]
+    scores = {"psnr": sum(figures) / len(figures), "psnr_lowest": min(figures), "psnr_highest": max(figures)}
+    return {stage: scores, "counts": {stage: len(figures)}, "machine": machine()}, torch.cat(shown), lines
 
 
 def read_clips(entries: Sequence[Entry], size: int) -> Tensor:
@@ -172,7 +208,8 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 def render_summary(summary: Mapping[str, Any]) -> Table:
     """The figures as a table."""
     table = Table("stage", "figure", "value")
-    for stage in ("vae", *SIZES):
-        for figure, value in summary.get(stage, {}).items():
+    stages = {name: figures for name, figures in summary.items() if any(name.startswith(kind) for kind in ("vae", *SIZES))}
+    for stage, figures in stages.items():
+        for figure, value in figures.items():
             table.add_row(stage, figure, f"{value:.2f} dB" if figure.startswith("psnr") else f"{value:.1%}")
     return table
