@@ -105,7 +105,7 @@ class Probe:
         if self.reason or not clock.cut:
             return self
         if clock.even:
-            first, stop = (min(number, self.frames) for number in clock.numbers())
+            first, stop = (int(min(number, self.frames)) for number in clock.numbers())
             return replace(self, frames=stop - first, duration=(stop - first) / self.fps)
         first, stop = np.searchsorted(self.times, np.array([begin, clock.end]) - clock.early).tolist()
         limits = (*self.times, self.times[0] + self.duration)
@@ -463,8 +463,8 @@ class _Clock:
 
     def numbers(self) -> tuple[int, float]:
         """Of an even file: number of the first frame of the piece, and of the first one behind it."""
-        first, stop = (math.ceil(second * self.rate - EARLY) if second < math.inf else second for second in (self.begin, self.end))
-        return max(0, int(first)), max(0, stop)
+        stop = math.inf if self.end == math.inf else math.ceil(self.end * self.rate - EARLY)
+        return math.ceil(max(0.0, self.begin * self.rate - EARLY)), stop
 
 
 def _counts(span: Span) -> NDArray[np.int64]:
