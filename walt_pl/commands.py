@@ -329,17 +329,17 @@ def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale:
     from walt_pl.cli import data_of
     from walt_pl.evaluation import evaluate_autoencoder, render_summary
 
-    Manifest.open(run).usable([stage], allow_stale)
-    data = data_of(run / stage / "train.yaml", index and Path(index))
+    folder = Manifest.open(run).usable([stage], allow_stale)[stage]
+    data = data_of(folder / "train.yaml", Path(index) if index else None)
     framing = replace(data.framing, crop=None, sizes=(), flip=False)
     source = PixelDataset(Index(data.index, "val").videos, (), framing)
-    summary, clips, lines = evaluate_autoencoder(run, stage, source, data.selection("val")["video"].positions(), allow_stale)
+    summary, clips, lines = evaluate_autoencoder(folder, source, data.selection("val")["video"].positions())
     Console().print(render_summary(summary))
     clips, lines = clips[: 2 * SHOWN], lines[: 2 * SHOWN]
     out = run / "reconstructions.png"
     contact_sheet(clips, lines).save(out)
     write_gif(out.with_suffix(".gif"), captioned_grid(clips, lines, columns=2), framing.fps or 8)
-    print(f"{summary['counts'][stage]} held-out clips; look at {out}, {out.with_suffix('.gif')}")
+    print(f"{summary['counts']['vae']} held-out clips; look at {out}, {out.with_suffix('.gif')}")
 
 
 def demo(run: str = "runs/shapes", experiment: str = "experiments/shapes", data: str = "data/shapes") -> None:

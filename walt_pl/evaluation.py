@@ -20,7 +20,6 @@ from walt_pl.data.index import Entry, Index
 from walt_pl.data.transforms import PixelDataset, to_square
 from walt_pl.data.video import read_video
 from walt_pl.diffusion.sampler import Guidance
-from walt_pl.manifest import Manifest
 from walt_pl.metrics.frames import psnr
 from walt_pl.metrics.prompt_score import score
 
@@ -76,17 +75,13 @@ def evaluate_run(
     return summary
 
 
-def evaluate_autoencoder(
-    run: Path, stage: str, source: PixelDataset, positions: Iterable[int], allow_stale: bool = False
-) -> tuple[dict[str, Any], Tensor, list[str]]:
+def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Iterable[int]) -> tuple[dict[str, Any], Tensor, list[str]]:
     """Score an autoencoder alone by reconstructing clips, whatever they show.
 
     Args:
-        run: The run.
-        stage: Its autoencoder.
+        folder: Its artifact.
         source: Reads whole pictures.
-        positions: Places of the clips in the source's list of videos.
-        allow_stale: As in `Cascade.open`.
+        positions: Places of the clips in the source's list of videos, at least one.
 
     Returns:
         Figures as `evaluate_run`'s, PSNR in dB; clips [2b 3 t h w], each original before its reconstruction; and a line for each of them.
@@ -94,8 +89,7 @@ def evaluate_autoencoder(
     Raises:
         DataError: A clip cannot be read.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    cascade = Cascade({"vae": Manifest.open(run).usable([stage], allow_stale)[stage]}, device)
+    cascade = Cascade({"vae": folder}, "cuda" if torch.cuda.is_available() else "cpu")
     shown, lines, figures = [], [], []
     for position in positions:
         sample = source[Draw("video", int(position), pass_number=0, slot=0)]
@@ -107,7 +101,7 @@ def evaluate_autoencoder(
         shown += [clip, rebuilt]
         lines += [": ".join(filter(None, (Path(sample.path).name, sample.caption))), f"reconstruction, {figures[-1]:.1f} dB"]
     scores = {"psnr": sum(figures) / len(figures), "psnr_lowest": min(figures), "psnr_highest": max(figures)}
-    return {stage: scores, "counts": {stage: len(figures)}, "machine": machine()}, torch.cat(shown), lines
+    return {"vae": scores, "counts": {"vae": len(figures)}, "machine": machine()}, torch.cat(shown), lines
 
 
 def read_clips(entries: Sequence[Entry], size: int) -> Tensor:
@@ -208,8 +202,7 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 def render_summary(summary: Mapping[str, Any]) -> Table:
     """The figures as a table."""
     table = Table("stage", "figure", "value")
-    stages = {name: figures for name, figures in summary.items() if any(name.startswith(kind) for kind in ("vae", *SIZES))}
-    for stage, figures in stages.items():
-        for figure, value in figures.items():
+    for stage in ("vae", *SIZES):
+        for figure, value in summary.get(stage, {}).items():
             table.add_row(stage, figure, f"{value:.2f} dB" if figure.startswith("psnr") else f"{value:.1%}")
     return table
