@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from walt_pl.cascade import Request, Sampling
-from walt_pl.data.index import Entry, Index
 from walt_pl.data.batch import DataError
+from walt_pl.data.index import Entry, Index
 from walt_pl.data.transforms import Framing, PixelDataset
 from walt_pl.evaluation import evaluate_autoencoder, read_clips, score_continuation
 
