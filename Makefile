@@ -5,6 +5,8 @@ SHELL := /bin/bash
 PYTHON3 ?= python3.11
 PYTHON := .venv/bin/python
 WALT := $(PYTHON) -m walt_pl
+# A process a core, one thread each: threads of several processes would wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n logical --maxprocesses 8 --dist worksteal
 # FRESH=1 trains a finished or interrupted stage again; ARGS go to the program as they are, e.g. ARGS="--trainer.max_steps 2000".
 FIT = $(WALT) fit $(if $(FRESH),--fresh true) --config $(1) $(ARGS)
 # STAGE=base_xl chooses among several configurations of a kind; without it vae.yaml, and base.yaml or the first base_*.yaml.
@@ -35,12 +37,12 @@ setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; don
 demo: setup ## everything on the embedded set: paint, train four stages, sample, score, one picture (about 24 minutes on 2 cores with bfloat16)
 	@$(WALT) demo
 
-test: setup ## the tests (10 to 12 minutes on 2 cores)
-	@echo "test: every promise that can be checked in 10 to 12 minutes on 2 cores"
-	@$(PYTHON) -m pytest -m "not slow and not gpu"
+test: setup ## the tests (about 6 minutes on 2 cores)
+	@echo "test: every promise that can be checked in about 6 minutes on 2 cores"
+	@$(PYTEST) -m "not slow and not gpu"
 
 test-slow: setup ## the tests that take longer
-	@$(PYTHON) -m pytest -m "slow and not gpu"
+	@$(PYTEST) -m "slow and not gpu"
 
 check: setup ## lint, format, types, floors
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy && $(PYTHON) -m pytest tests/test_floors.py

@@ -1,6 +1,4 @@
-"""What a ten-million-row index costs a worker, and how long a one-million-row index takes to open.
-
-    python benchmarks/index_memory.py [--rows 10000000] [--folder DIR]
+"""What a large index costs a worker, and how long it takes to open.
 
 A synthetic index is written (about 2 GB for ten million rows), opened here, and its videos are handed to a fresh worker process,
 pickled as a DataLoader does. The worker reads entries all over the index and says what it has more of than before: memory of its own
@@ -8,11 +6,8 @@ pickled as a DataLoader does. The worker reads entries all over the index and sa
 back when it needs them.
 """
 
-import argparse
 import multiprocessing
-import os
 import resource
-import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -88,27 +83,20 @@ def measure(path: Path) -> dict[str, float]:
     return {"seconds": seconds, "entry": each, **cost}
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
-    parser.add_argument("--folder", default=None, help="where the synthetic index is written")
-    options = parser.parse_args()
-    print(f"load average {os.getloadavg()[0]:.1f}")
-    for rows in options.rows:
-        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            path = Path(folder) / "index.parquet"
-            start = time.perf_counter()
-            write_table(synthetic(rows), path)
-            seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            print(f"{rows:,} rows written in {seconds:.1f} s, peak {peak / 1e6:.1f} GB")
-            cost = measure(path)
-            sizes = [file.stat().st_size / 1e6 for file in (path, path.with_suffix(".arrow"))]
-            print(f"  Parquet {sizes[0]:.0f} MB, Arrow {sizes[1]:.0f} MB")
-            print(f"  opened in {cost['seconds']:.2f} s, {cost['entry'] * 1e6:.0f} us an entry")
-            print(f"  a worker that read {READS:,} entries all over it and a whole column: {cost['own'] / 1e6:+.1f} MB of its own,")
-            print(f"  {cost['shared'] / 1e6:+.0f} MB of pages that all workers share")
-
-
-if __name__ == "__main__":
-    main()
+def index_memory(folder: Path, rows: int) -> dict[str, object]:
+    """The figures, in words."""
+    path = folder / "index.parquet"
+    start = time.perf_counter()
+    write_table(synthetic(rows), path)
+    seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    cost = measure(path)
+    return {
+        "rows": rows,
+        "written in seconds": round(seconds, 1),
+        "GB held at most while writing": round(peak / 1e6, 1),
+        "MB on disk": {file.suffix: round(file.stat().st_size / 1e6) for file in (path, path.with_suffix(".arrow"))},
+        "opened in seconds": round(cost["seconds"], 2),
+        "us an entry": round(cost["entry"] * 1e6),
+        f"MB more of its own in a worker that read {READS:,} entries and a column": round(cost["own"] / 1e6, 1),
+        "MB of pages that all workers share": round(cost["shared"] / 1e6),
+    }

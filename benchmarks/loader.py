@@ -1,28 +1,12 @@
-"""The loader's promises, in one run: memory, time to the first batch, cached latents against pixels, broken files.
+"""The loader: what it holds over many samples, how soon the first batch comes, and what cached latents save."""
 
-    python benchmarks/loader.py [memory] [first_batch] [cache] [broken] [--samples 20000] [--rows 1000000] [--figure FILE]
-
-memory: a worker reads 20,000 clips; what it and the training process hold every 500 clips (private pages), and the growth over the last
-    three quarters of the run. The figure goes to --figure.
-first_batch: from the first line after the imports to the first batch of 8 clips, of an index with a million rows.
-cache: batches a second from cached latents, and from pixels through the autoencoder of experiments/shapes, both with one worker.
-broken: one clip in a hundred is broken, in seven ways, one of which kills the process that reads it; does training on all the others go on?
-"""
-
-import argparse
-import json
 import multiprocessing
 import os
-import shutil
-import signal
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,13 +15,12 @@ import torch
 from torch import Tensor
 
 from datamodules.joint import JointData
-from walt_pl.data.batch import Draw, JointBatch, Sample, Source
+from walt_pl.data.batch import JointBatch, Source
 from walt_pl.data.cache import LatentCache, LatentDataset
 from walt_pl.data.index import SCHEMA, Index, write_table
 from walt_pl.data.sampler import JointLoader, JointSampler
 from walt_pl.data.transforms import Framing, PixelDataset
 from walt_pl.data.video import write_video
-from walt_pl.evaluation import machine
 from walt_pl.models.vae import VAE, VAEConfig
 
 FRAMES, SIDE, BATCH = 17, 128, 8
@@ -82,7 +65,7 @@ def held() -> dict[str, float]:
 
 
 def memory(folder: Path, samples: int, figure: Path | None) -> dict[str, object]:
-    """What is held while a worker reads many clips."""
+    """What is held while a worker reads many clips: private pages, every 500 clips; its growth over the last three quarters."""
     data = JointData(index_of(folder, paint(folder, 40), 40), SIDE, FRAMES, BATCH, val_videos=0, workers=1)
     seen: list[int] = []
     held_then: dict[str, list[float]] = {"training process": [], "workers": []}
@@ -123,31 +106,34 @@ FIRST_BATCH = f"""
 import sys, time
 from datamodules.joint import JointData
 
-began = time.perf_counter()
+began, spent = time.perf_counter(), time.process_time()
 data = JointData(sys.argv[1], {SIDE}, {FRAMES}, {BATCH}, val_videos=0, workers=int(sys.argv[2]))
 data.setup("test")
 chosen = time.perf_counter()
 next(iter(data.train_dataloader()))
-print(chosen - began, time.perf_counter() - began)
+print(chosen - began, time.perf_counter() - began, time.process_time() - spent)
 data.teardown("fit")
 """
 
 
 def first_batch(folder: Path, rows: int) -> dict[str, object]:
-    """In fresh processes, as training begins; the first time the file that workers map is not there yet."""
+    """From the first line after the imports to the first batch of 8 clips, in fresh processes.
+
+    The first time the file that workers map is not there yet.
+    """
     index = index_of(folder, paint(folder, 40), rows)
     Path(index).with_suffix(".arrow").unlink(missing_ok=True)
     figures: dict[str, object] = {"rows": rows}
     for name, workers in (("mapped file missing, no worker", 0), ("no worker", 0), ("one worker, which starts with its own imports", 1)):
         command = [sys.executable, "-c", FIRST_BATCH, index, str(workers)]
         done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."})
-        chosen, whole = (round(float(word), 2) for word in done.stdout.split()[-2:])
-        figures[name] = {"seconds": whole, "of which opening the index and choosing": chosen}
+        chosen, whole, spent = (round(float(word), 2) for word in done.stdout.split()[-3:])
+        figures[name] = {"seconds": whole, "of which opening the index and choosing": chosen, "processor time of this process": spent}
     return figures
 
 
 def cache(folder: Path, rounds: int = 3, batches: int = 40) -> dict[str, object]:
-    """Latents from disk against pixels through the encoder, alternately."""
+    """Latents from disk against pixels through the encoder of experiments/shapes, alternately, with one worker each."""
     index = Index(index_of(folder, paint(folder, 40), 160), "train")
     pixels = PixelDataset(index.videos, (), Framing(SIDE, FRAMES))
     vae = VAE(SHAPES_VAE).eval()
@@ -177,79 +163,3 @@ def cache(folder: Path, rounds: int = 3, batches: int = 40) -> dict[str, object]
     best = {name: min(values) for name, values in seconds.items()}
     ratio = round(best["pixels"] / best["cached"], 1)
     return {"ms a batch of 8": {name: round(1000 * value, 2) for name, value in best.items()}, "times faster": ratio}
-
-
-class Deadly:
-    """Reads clips, and dies at one of them as a decoder does."""
-
-    def __init__(self, source: PixelDataset, name: str) -> None:
-        self.source, self.name = source, name
-
-    def __getitem__(self, draw: Draw) -> Sample:
-        if self.source.videos[draw.item].path.name == self.name:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        return self.source[draw]
-
-    def failed(self, draw: Draw, reason: str) -> Sample:
-        return self.source.failed(draw, reason)
-
-
-def broken(folder: Path, clips: int = 700) -> dict[str, object]:
-    """Two passes over clips of which seven are broken."""
-    painted = paint(folder, 20)
-    names = [f"clip-{number}.mp4" for number in range(clips)]
-    for number, name in enumerate(names):
-        shutil.copy(folder / painted[number % 20], folder / name)
-    bad = dict(zip(names[3::100], ("gone", "empty", "text", "cut", "zeros", "head", "kills"), strict=True))
-    for name, way in bad.items():
-        path, data = folder / name, (folder / name).read_bytes()
-        changed = {"empty": b"", "text": b"not a video", "cut": data[: len(data) // 2], "zeros": bytes(len(data)), "head": data[:40]}
-        if way == "gone":
-            path.unlink()
-        elif way in changed:
-            path.write_bytes(changed[way])
-    index = Index(index_of(folder, names, clips), "train")
-    dead = next(name for name, way in bad.items() if way == "kills")
-    source = Deadly(PixelDataset(index.videos, (), Framing(64, FRAMES)), dead)
-    loader = JointLoader(source, JointSampler(clips, 0, BATCH, 0), workers=2)
-    weights: dict[str, list[float]] = {name: [] for name in names}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for batch in [batch for _ in range(2) for batch in loader]:
-            for path, weight in zip(batch.paths, batch.weight.tolist(), strict=True):
-                weights[Path(path).name].append(weight)
-    loader.close()
-    reported = {Path(path).name: reason for path, reason in loader.failures.items()}
-    return {
-        "clips": clips,
-        "broken": len(bad),
-        "reported": {bad.get(name, name): reason.replace(f"{folder}/", "") for name, reason in reported.items()},
-        "all broken ones reported, nothing else": set(reported) == set(bad),
-        "all others trained on": all(all(of) and len(of) >= 2 for name, of in weights.items() if name not in bad),
-    }
-
-
-def main() -> None:
-    """Print the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", default=["memory", "first_batch", "cache", "broken"])
-    parser.add_argument("--samples", type=int, default=20_000)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--figure", type=Path, default=None, help="PNG of the memory held")
-    arguments = parser.parse_args()
-    parts = {
-        "memory": partial(memory, samples=arguments.samples, figure=arguments.figure),
-        "first_batch": partial(first_batch, rows=arguments.rows),
-        "cache": cache,
-        "broken": broken,
-    }
-    figures: dict[str, object] = {"machine": machine(), "load at the start": os.getloadavg()[0]}
-    for part in arguments.parts:
-        with tempfile.TemporaryDirectory() as folder:
-            figures[part] = parts[part](Path(folder))
-    figures["load"] = os.getloadavg()[0]
-    print(json.dumps(figures, indent=2))
-
-
-if __name__ == "__main__":
-    main()

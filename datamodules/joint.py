@@ -142,7 +142,7 @@ class JointData(L.LightningDataModule):
         # Rank zero builds the cache for all machines.
         self.prepare_data_per_node = False
         self._indices: dict[str, Index] = {}
-        self._selections: dict[str, dict[Kind, Selection]] = {}
+        self._choices: dict[str, dict[Kind, Selection]] = {}
         self._loaders: list[BatchLoader] = []
 
     def _check_buckets(self) -> None:
@@ -192,23 +192,32 @@ class JointData(L.LightningDataModule):
         Raises:
             ValueError: If the split lacks a kind, or nothing of it can be used; with the reasons.
         """
-        if split not in self._selections:
-            self._selections[split] = self._select(split)
-        return self._selections[split]
-
-    def _select(self, split: str) -> dict[Kind, Selection]:
-        entries = self._entries(split)
-        quarantined = {kind: self.quarantine.positions(listed) for kind, listed in entries.items()}
-        if split == TRAIN:
-            found = select(entries, self.framing, self.buckets, quarantined, self.cache_clips)
-        else:  # kind by kind: no batch of validation has to have both
-            found = {}
-            for kind, listed in entries.items():
-                found |= select({kind: listed}, self.framing, self.buckets, quarantined, self.val_videos)
+        found = self.choice(split)
         useless = [kind for kind, selection in found.items() if not selection.used]
+        # No batch of validation has to have both kinds.
         if useless if split == TRAIN else len(useless) == len(found):
             lines = described(split, found, self.buckets, self.framing)
             raise ValueError("\n  ".join([f'{self.index}: no {" and no ".join(useless)} of split "{split}" can be used:', *lines]))
+        return found
+
+    def choice(self, split: str) -> dict[Kind, Selection]:
+        """The same, also where nothing can be used.
+
+        Raises:
+            ValueError: If the split lacks a kind.
+        """
+        if split not in self._choices:
+            self._choices[split] = self._choose(split)
+        return self._choices[split]
+
+    def _choose(self, split: str) -> dict[Kind, Selection]:
+        entries = self._entries(split)
+        quarantined = {kind: self.quarantine.positions(listed) for kind, listed in entries.items()}
+        if split == TRAIN:
+            return select(entries, self.framing, self.buckets, quarantined, self.cache_clips)
+        found: dict[Kind, Selection] = {}
+        for kind, listed in entries.items():  # kind by kind, as the batches of validation
+            found |= select({kind: listed}, self.framing, self.buckets, quarantined, self.val_videos)
         return found
 
     @cached_property

@@ -2,12 +2,13 @@
 
 import csv
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import ROOT, Walt
-from walt_pl.cli import _typed
+from walt_pl.cli import _typed, main
 from walt_pl.commands import COMMANDS
 
 CONFIG = ROOT / "experiments" / "shapes" / "vae.yaml"
@@ -32,9 +33,35 @@ def test_the_doctor_reports_and_says_what_an_experiment_uses(walt: Walt, painted
     ("words", "typed"),
     [
         (["clips", "--report"], ["clips", "--report=true"]),
-        (["--report", "clips", "--config", "a.yaml"], ["--report=true", "clips", "--config_", "a.yaml"]),
-        (["clips", "--report", "false", "--config=a.yaml"], ["clips", "--report", "false", "--config_=a.yaml"]),
+        (["--report", "clips", "--config", "a.yaml"], ["--report=true", "clips", "--config", "a.yaml"]),
+        (["clips", "--report", "false", "--config=a.yaml"], ["clips", "--report", "false", "--config=a.yaml"]),
     ],
 )
 def test_switches_need_no_value(words: list[str], typed: list[str]) -> None:
     assert _typed(words, COMMANDS["index"]) == typed
+
+
+def test_help_names_what_is_typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["walt_pl", "index", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    text = capsys.readouterr().out
+    assert "--config CONFIG" in text and "--config_" not in text
+
+
+def test_where_nothing_can_be_used_the_reasons_are_written_all_the_same(
+    painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = Path(shutil.copy(painted, tmp_path / "set.parquet"))
+    (tmp_path / "long").mkdir()
+    (tmp_path / "long" / "vae.yaml").write_text(f"over: [{CONFIG}]\ndata: {{frames: 33}}\n")
+    monkeypatch.setattr(sys, "argv", ["walt_pl", "index", str(index), "--config", str(tmp_path / "long" / "vae.yaml")])
+    with pytest.raises(ValueError, match=r'(?s)would stop.*no video of split "train" can be used.*16 too short \(fewer than 33 frames\)'):
+        main()
+    assert "set.long-vae.csv" in capsys.readouterr().out
+    videos = [row for row in csv.DictReader((tmp_path / "set.long-vae.csv").open()) if row["kind"] == "video"]
+    assert {(row["split"], row["used"], row["reason"]) for row in videos} == {
+        ("train", "no", "too short"),
+        ("val", "no", "too short"),
+        ("unseen", "no", 'no video of split "unseen" is read'),
+    }

@@ -199,7 +199,7 @@ def test_a_wrong_key_or_value_is_named(walt: Walt, painted: Path, tmp_path: Path
 
 
 def test_windows_that_do_not_fit_are_named(walt: Walt, painted: Path, run: Path) -> None:
-    said = fit(walt, "sr1", run, painted, "--model.denoiser.window", "[5, 3, 3]", "--allow_stale", "true", check=False)
+    said = fit(walt, "sr1", run, painted, "--model.denoiser.window", "[5, 3, 3]", "--allow_stale", "true", "--fresh", "true", check=False)
     assert "denoiser.window must divide" in said
     assert "Traceback" not in said
 

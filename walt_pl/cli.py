@@ -18,7 +18,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from jsonargparse import auto_cli
+from jsonargparse import auto_parser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -263,14 +263,14 @@ def _argument(flag: str) -> str:
 
 
 def _typed(words: list[str], command: Callable[..., None]) -> list[str]:
-    """The words as the parser wants them: --report is --report true; --config, which the parser keeps for itself, is --config_."""
+    """The words as the parser wants them: --report is --report true."""
     parameters = inspect.signature(command).parameters
     typed = []
     for word, after in zip(words, [*words[1:], ""], strict=True):
         name = word.removeprefix("--")
         bare = word.startswith("--") and name in parameters and parameters[name].annotation in (bool, "bool")
         typed.append(f"{word}=true" if bare and after not in ("true", "false") else word)
-    return [re.sub(r"^--config(?==|$)", "--config_", word) if "config_" in parameters else word for word in typed]
+    return typed
 
 
 def main() -> None:
@@ -280,7 +280,10 @@ def main() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
     if arguments and arguments[0] in COMMANDS:
         command = COMMANDS[arguments[0]]
-        auto_cli(command, args=_typed(arguments[1:], command), as_positional=True, prog=f"python -m walt_pl {arguments[0]}")
+        parser = auto_parser(command, as_positional=True, prog=f"python -m walt_pl {arguments[0]}")
+        options = parser.parse_args(_typed(arguments[1:], command))
+        # Not auto_cli, which would keep a command's own --config for itself.
+        command(**{name: options[name] for name in inspect.signature(command).parameters})
     elif arguments and arguments[0] == "plan":
         from walt_pl.plan import Plan
 

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,12 +13,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from datamodules.joint import JointData
 from walt_pl.cascade import Cascade, Request, Sampling
 from walt_pl.data import doctor
+from walt_pl.data.batch import Kind
 from walt_pl.data.building import Options, build_index
 from walt_pl.data.clips import fetch_clips
 from walt_pl.data.index import Index
-from walt_pl.data.selection import described
+from walt_pl.data.selection import Selection, described
 from walt_pl.data.shapes import write_set
 from walt_pl.data.sheet import captioned_grid, contact_sheet, to_uint8
 from walt_pl.data.sources import Layout, list_source
@@ -64,7 +67,7 @@ def index(
     workers: int = 0,
     seconds: float = 60.0,
     report: bool = False,
-    config_: str | None = None,
+    config: str | None = None,
     videos: int = 2000,
     images: int = 1000,
     validation: int = 300,
@@ -83,7 +86,7 @@ def index(
         workers: processes that decode; as many as there are processors when 0.
         seconds: time limit of a file (as much again for every 10 MB).
         report: the doctor: decode every file again, and list what is broken, copied, short, of variable rate or without words.
-        config_: typed --config; experiments/EXP/STAGE.yaml: also list which clips it uses, in which bucket, and why not the others.
+        config: experiments/EXP/STAGE.yaml: also list which clips it uses, in which bucket, and why not the others.
         videos: training videos of shapes.
         images: training images of shapes.
         validation: validation videos of shapes.
@@ -92,7 +95,7 @@ def index(
     options = Options(report, split, val, workers or os.cpu_count() or 1, seconds)
     if source == "shapes":
         path = write_set(Path(out or "data/shapes"), videos, images, validation, seed)
-        if not report and config_ is None:
+        if not report and config is None:
             print(path)
             return
         listing = None
@@ -104,14 +107,16 @@ def index(
         name = re.split(r"[.{*?]", Path(source).resolve().name)[0].rstrip("-_")
         path = Path(out or f"data/{name or 'index'}.parquet")
         listing = list_source(source, layout, root, fold, options.workers)
+    # What is wrong with a config is told before the work.
+    report_use = None if config is None else _use_report(path, Path(config))
     built = build_index(listing, path, options)
     doctor.show(doctor.told(built, listing, path))
     if report:
-        findings = doctor.diagnose(path, options)
+        findings = doctor.diagnose(path, options, built.changed)
         doctor.show(doctor.rendered(findings, path))
         print(f"every finding: {doctor.write_report(findings, path)}")
-    if config_ is not None:
-        _report_use(path, Path(config_))
+    if report_use is not None:
+        report_use()
 
 
 def clips(out: str = "data/clips") -> None:
@@ -123,17 +128,26 @@ def clips(out: str = "data/clips") -> None:
     print(fetch_clips(Path(out)))
 
 
-def _report_use(path: Path, config: Path) -> None:
-    """Which clips and images an experiment takes of an index."""
+def _use_report(path: Path, config: Path) -> Callable[[], None]:
+    """What tells which clips and images an experiment takes of an index."""
     from walt_pl.cli import data_of
 
-    data = data_of(config, path)
-    splits = ["train", "val"] if data.val_videos else ["train"]
-    selections = {split: data.selection(split) for split in splits}
-    for split, selection in selections.items():
-        print("\n".join(described(split, selection, data.buckets, data.framing)))
     name = f"{config.resolve().parent.name}-{config.stem}"
+    return partial(_report_use, path, name, data_of(config, path))
+
+
+def _report_use(path: Path, name: str, data: JointData) -> None:
+    selections: dict[str, dict[Kind, Selection]] = {}
+    problems: list[str] = []
+    for split in ["train", "val"] if data.val_videos else ["train"]:
+        try:
+            selections[split] = data.choice(split)
+            print("\n".join(described(split, data.selection(split), data.buckets, data.framing)))
+        except ValueError as error:
+            problems.append(str(error))
     print(f"every clip and image: {doctor.write_use(path, name, selections, data.buckets)}")
+    if problems:
+        raise ValueError("\n".join(["training would stop with:", *problems]))
 
 
 def sample(

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.damage import mutated, mutation, originals
 from tests.conftest import ROOT
-from tests.data.clips import B_FRAMES, OPEN, VP9, counting_clip, encode
 
 CHILD = """
 import faulthandler, json, sys
@@ -36,35 +36,6 @@ for path in map(Path, sys.argv[1:]):
 """
 
 
-def mutated(content: bytes, rng: np.random.Generator) -> bytes:
-    """The same file with bytes flipped, a piece cut out of it or off its end, or two pieces swapped."""
-    data = bytearray(content)
-    kind = rng.integers(4)
-    if kind == 0:
-        for place in rng.integers(len(data), size=2 ** int(rng.integers(9))):
-            data[place] ^= int(rng.integers(1, 256))
-    elif kind == 1:
-        del data[int(rng.integers(len(data))) :]
-    elif kind == 2:
-        start = int(rng.integers(len(data)))
-        del data[start : start + int(rng.integers(1, len(data) // 4))]
-    else:
-        length = int(rng.integers(1, len(data) // 4))
-        first, second = sorted(int(place) for place in rng.integers(len(data) - length, size=2))
-        data[first : first + length], data[second : second + length] = data[second : second + length], data[first : first + length]
-    return bytes(data)
-
-
-def originals(folder: Path) -> list[Path]:
-    clip = counting_clip(40)
-    encode(folder / "a.mp4", clip, "libx264", **B_FRAMES)
-    encode(folder / "b.mkv", clip, "libx264", **OPEN)
-    encode(folder / "c.avi", clip, "mpeg4", g="12")
-    encode(folder / "d.webm", clip, "libvpx-vp9", **VP9)
-    encode(folder / "e.mpg", clip, "mpeg2video", rate=25, g="12", bf="2")
-    return sorted(folder.iterdir())
-
-
 @pytest.mark.parametrize("count", [20, pytest.param(500, marks=pytest.mark.slow)])
 def test_mutated_files_neither_crash_nor_hang_and_each_error_names_its_file(tmp_path: Path, count: int) -> None:
     rng = np.random.default_rng(count)
@@ -74,7 +45,7 @@ def test_mutated_files_neither_crash_nor_hang_and_each_error_names_its_file(tmp_
     for number in range(count):
         source = files[number % len(files)]
         paths.append(tmp_path / f"{number:03}{source.suffix}")
-        paths[-1].write_bytes(mutated(source.read_bytes(), rng))
+        paths[-1].write_bytes(mutation(source.read_bytes(), rng))
     command = [sys.executable, "-c", CHILD, *map(str, [*files, *paths])]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60 + 5 * count, check=False)
     results = [json.loads(line) for line in done.stdout.splitlines()]
@@ -87,3 +58,12 @@ def test_mutated_files_neither_crash_nor_hang_and_each_error_names_its_file(tmp_
     damaged = [result for result in results[len(files) :] if result["said"][0]]
     assert len(damaged) > count // 3, "most of the damage is found"
     assert all(result["frames"] == 0 and result["decoder"] == "" for result in damaged)
+
+
+@pytest.mark.parametrize("count", [20, pytest.param(500, marks=pytest.mark.slow)])
+def test_files_damaged_after_they_were_indexed_cost_themselves_and_are_all_named(tmp_path: Path, count: int) -> None:
+    found = mutated(tmp_path, count)
+    assert found["each by its own name"] and found["each one named"]
+    assert found["a training that goes on: failed by name"] > count // 3, "most of the damage is found"
+    assert found["workers that crashed or hung"] == 0
+    assert found["training after it: failed"] <= count // 20, "the doctor decodes what training decodes"

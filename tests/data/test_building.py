@@ -131,8 +131,9 @@ def test_the_doctor_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, ca
     out = tmp_path / "set.parquet"
     build(folder, out, workers=2)
     (folder / "a.mp4").unlink()
-    build_index(None, out, Options(again=True, workers=2))
-    findings = diagnose(out, Options(workers=2))
+    os.utime(folder / "b.mp4", (0, 0))
+    changed = build_index(None, out, Options(again=True, workers=2)).changed
+    findings = diagnose(out, Options(workers=2), changed)
     found = {(Path(finding.path).name, finding.finding) for finding in findings}
     for name, words in {
         "a.mp4": {"missing"},
@@ -146,9 +147,11 @@ def test_the_doctor_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, ca
         "short.mp4": {"short"},
         "uneven.mkv": {"variable rate"},
         "p.png": {"no caption"},
+        "b.mp4": {"changed"},
     }.items():
         assert {word for file, word in found if file == name} & words, name
-    assert not [finding for finding in findings if Path(finding.path).name in ("b.mp4", "c.mp4")], "the held-out original stays"
+    assert not [finding for finding in findings if Path(finding.path).name == "c.mp4"], "the held-out original stays"
+    assert ("b.mp4", "written again since it was indexed, with as many bytes") in {(Path(f.path).name, f.detail) for f in findings}
     rows = list(csv.DictReader(write_report(findings, out).open()))
     assert len(rows) == len(findings) and {"path", "offset", "split", "kind", "finding", "detail"} == set(rows[0])
     show(rendered(findings, out))

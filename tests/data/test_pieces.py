@@ -261,7 +261,7 @@ def test_copies_are_the_same_piece_of_the_same_bytes(tmp_path: Path, jobs: list[
         "path,begin,end,split\na.mp4,0,2,val\na.mp4,2,4,train\na.mp4,4,6,train\nb.mp4,0,2,train\nb.mp4,2.0,4,train\nb.mp4,3,5,train\n",
     )
     monkeypatch.setattr("walt_pl.data.doctor.run_apart", building.run_apart)
-    findings = diagnose(tmp_path / "i.parquet", Options())
+    findings = diagnose(tmp_path / "i.parquet", Options(), {})
     copies = {finding.place: finding.detail for finding in findings if finding.finding == "duplicate"}
     assert copies == {
         Place("b.mp4", -1, 0.0, 2.0): "the same bytes as a.mp4, from second 0 to 2",

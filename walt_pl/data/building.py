@@ -64,6 +64,8 @@ class Built:
     """Files decoded."""
     quarantined: int
     """Files on the quarantine list now."""
+    changed: dict[Place, str] = field(default_factory=dict)
+    """Files that are not as they were when they were indexed, and how, in words."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -88,6 +90,9 @@ def build_index(listing: Listing | None, out: Path, options: Options = Options()
         media |= {place: _medium(place, known[place][1], known[place][0], out) for place in known if place not in media}
     wanted = {place: medium for place, medium in media.items() if options.again or place not in known or not _same(known[place][0], medium)}
     quarantine = Quarantine.beside(out)
+    changed = {
+        place: _change(known[place][0], medium) for place, medium in wanted.items() if place in known and _changed(known[place][0], medium)
+    }
     facts = {place: fact for place, (fact, _) in known.items()}
     for place, found in _examine(wanted, out, options).items():
         facts[place] = _judged(found, facts.get(place), place, quarantine)
@@ -99,7 +104,7 @@ def build_index(listing: Listing | None, out: Path, options: Options = Options()
     _journal(out).unlink(missing_ok=True)
     added = len(items) - sum(place in known for place, _ in items)
     files = len({place.whole for place in wanted})
-    return Built(table.num_rows, added, files, len(quarantine), [*(listing.notes if listing else []), *notes])
+    return Built(table.num_rows, added, files, len(quarantine), changed, [*(listing.notes if listing else []), *notes])
 
 
 # ---- Names and places ------------------------------------------------------------------------------------------------
@@ -192,6 +197,18 @@ def progress(words: str, total: int, done: int = 0) -> Iterator[Any]:
 
 def _same(facts: Facts, medium: Medium) -> bool:
     return (facts.bytes, facts.modified) == (medium.bytes, medium.modified)
+
+
+def _changed(facts: Facts, medium: Medium) -> bool:
+    """Whether a file that was sound when it was indexed has been written since."""
+    noted = facts.frames and facts.modified and medium.end >= 0
+    return bool(noted) and not _same(facts, medium)
+
+
+def _change(facts: Facts, medium: Medium) -> str:
+    if facts.bytes == medium.bytes:
+        return "written again since it was indexed, with as many bytes"
+    return f"{medium.bytes:,} bytes, {facts.bytes:,} when it was indexed"
 
 
 def _journal(out: Path) -> Path:

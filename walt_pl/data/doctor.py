@@ -25,7 +25,7 @@ from walt_pl.data.apart import Lost, run_apart
 from walt_pl.data.batch import Kind
 from walt_pl.data.building import Built, Options, limit, progress
 from walt_pl.data.examine import Medium, digest, medium_of
-from walt_pl.data.index import KINDS, Index, Place, places_of, read_table
+from walt_pl.data.index import KINDS, Entries, Index, Place, places_of, read_table
 from walt_pl.data.quarantine import FINDINGS, Quarantine, finding_of
 from walt_pl.data.selection import QUARANTINED, REASONS, USED, Bucket, Selection
 from walt_pl.data.sources import Listing
@@ -36,6 +36,7 @@ _NOTICED = {
     "short": f"fewer than {SHORT} frames (--config says what an experiment needs)",
     "variable rate": "frames not evenly spaced: sample by time (data.fps), or the speed of motion varies",
     "no caption": "neither a caption nor a class",
+    "changed": "written again since they were indexed (told once): decoders do not notice all damage inside a picture",
 }
 _SHOWN = 5
 _ROWS = 1 << 16
@@ -50,12 +51,17 @@ class Finding:
     split: str
     kind: str
     finding: str
-    """A word of `quarantine.FINDINGS`, "quarantined" (by hand), "short", "variable rate" or "no caption"."""
+    """A word of `quarantine.FINDINGS`, "quarantined" (by hand), "short", "variable rate", "no caption" or "changed"."""
     detail: str
 
 
-def diagnose(index: Path, options: Options) -> list[Finding]:
+def diagnose(index: Path, options: Options, changed: Mapping[Place, str]) -> list[Finding]:
     """Everything that is to be said of an index whose files have just been examined; copies go on the quarantine list.
+
+    Args:
+        index: The index.
+        options: How it was built.
+        changed: What examining them found changed (`Built.changed`).
 
     Raises:
         ValueError: The index cannot be read.
@@ -69,7 +75,7 @@ def diagnose(index: Path, options: Options) -> list[Finding]:
     for place, original in copies.items():
         quarantine.admit(place, "duplicate", f"the same bytes as {original}")
     quarantine.write()
-    return [*_quarantined(table, quarantine), *_noticed(table)]
+    return [*_quarantined(table, quarantine), *_noticed(table), *_changed(table, changed)]
 
 
 def _copies(table: pa.Table, quarantine: Quarantine, index: Path, options: Options) -> dict[Place, Place]:
@@ -105,9 +111,14 @@ def _digests(media: Mapping[Place, Medium], options: Options) -> dict[Place, str
     return found
 
 
+def _listed(table: pa.Table, places: Iterable[Place]) -> Iterable[tuple[Place, str, str]]:
+    """Place, split and kind of the rows of some files, and maybe of other pieces and members of them."""
+    rows = table.filter(pc.is_in(table["path"], pa.array(sorted({place.path for place in places}), pa.large_string())))
+    return zip(places_of(rows), rows["split"].to_pylist(), rows["kind"].to_pylist(), strict=True)
+
+
 def _quarantined(table: pa.Table, quarantine: Quarantine) -> Iterable[Finding]:
-    rows = table.filter(pc.is_in(table["path"], pa.array(sorted({place.path for place in quarantine.reasons}), pa.large_string())))
-    for place, split, kind in zip(places_of(rows), rows["split"].to_pylist(), rows["kind"].to_pylist(), strict=True):
+    for place, split, kind in _listed(table, quarantine.reasons):
         reason = quarantine.reason(place)
         if reason is not None:
             finding = finding_of(reason)
@@ -131,6 +142,12 @@ def _noticed(table: pa.Table) -> Iterable[Finding]:
             yield Finding(place, row["split"], row["kind"], finding, detail)
 
 
+def _changed(table: pa.Table, changed: Mapping[Place, str]) -> Iterable[Finding]:
+    for place, split, kind in _listed(table, changed):
+        if place in changed:
+            yield Finding(place, split, kind, "changed", changed[place])
+
+
 def write_report(findings: Sequence[Finding], index: Path) -> Path:
     """Write `NAME.report.csv` beside the index, whole or not at all, and return its path."""
     columns = [*Place._fields, "split", "kind", "finding", "detail"]
@@ -139,12 +156,12 @@ def write_report(findings: Sequence[Finding], index: Path) -> Path:
 
 
 def write_use(index: Path, name: str, selections: Mapping[str, Mapping[Kind, Selection]], buckets: Sequence[Bucket]) -> Path:
-    """Write `NAME.EXPERIMENT.csv` beside the index: each clip and image of the splits, used in which bucket, or why not.
+    """Write `NAME.EXPERIMENT.csv` beside the index: each clip and image, used in which bucket, or why not.
 
     Args:
         index: The index.
         name: The experiment's.
-        selections: By split and kind, for all entries of the index's split and kind.
+        selections: By split and kind, for all entries of the index's split and kind; none where the experiment reads none.
         buckets: Sizes that the selections' bucket numbers name.
     """
     columns = [*Place._fields, "split", "kind", "used", "bucket", "reason"]
@@ -153,13 +170,17 @@ def write_use(index: Path, name: str, selections: Mapping[str, Mapping[Kind, Sel
 
 def _used(index: Path, selections: Mapping[str, Mapping[Kind, Selection]], buckets: Sequence[Bucket]) -> Iterator[tuple[object, ...]]:
     quarantine = Quarantine.beside(index)
-    for split, of in selections.items():
+    for split in sorted(pc.unique(read_table(index)["split"]).to_pylist()):
         listed = Index(index, split)
-        for kind, selection in of.items():
-            entries = listed.videos if kind == "video" else listed.images
+        kinds: Mapping[Kind, Entries] = {"video": listed.videos, "image": listed.images}
+        for kind, entries in kinds.items():
+            selection = selections.get(split, {}).get(kind)
             for start in range(0, len(entries), _ROWS):
                 part, here = entries[start : start + _ROWS], slice(start, start + _ROWS)
                 places = part.places(np.arange(len(part)))
+                if selection is None:
+                    yield from ((*place, split, kind, "no", "", f'no {kind} of split "{split}" is read') for place in places)
+                    continue
                 for place, bucket, reason in zip(places, selection.bucket[here], selection.reason[here], strict=True):
                     used = reason == USED
                     words = "" if used else f"{REASONS[reason]}: {quarantine.reason(place)}" if reason == QUARANTINED else REASONS[reason]
@@ -205,6 +226,10 @@ def told(built: Built, listing: Listing | None, index: Path) -> str:
         lines[0] += f" (layout {listing.layout})"
     if built.quarantined:
         lines.append(f"{built.quarantined:,} files are not used, for the reasons in {Quarantine.beside(index).path}")
+    if built.changed:
+        place, how = next(iter(built.changed.items()))
+        files = len({place.whole for place in built.changed})
+        lines.append(f"{files:,} files are not as they were when they were indexed, the first: {place.path}: {how}")
     return "\n".join([*lines, *built.notes])
 
 

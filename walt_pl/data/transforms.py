@@ -50,9 +50,9 @@ def to_size(clip: Frames, rows: int, columns: int, place: tuple[float, float] = 
     top = round(place[0] * (frames.shape[2] - rows))
     left = round(place[1] * (frames.shape[3] - columns))
     part = frames[:, :, top : top + rows, left : left + columns]
-    # To -1..1 last: what is left after resizing is small.
-    part = rearrange(part.flip(-1) if mirrored else part, "t c h w -> c t h w").contiguous()
-    return part.float().div_(127.5).sub_(1)
+    part = rearrange(part.flip(-1) if mirrored else part, "t c h w -> c t h w")
+    # To float and -1..1 last: what is left after resizing is small.
+    return torch.empty(part.shape).copy_(part).div_(127.5).sub_(1)
 
 
 def random_crop(clip: Tensor, crop: int, rng: np.random.Generator) -> Tensor:
@@ -180,7 +180,7 @@ class Framing:
         """Frames of a video beyond the ones that it must have; 0 for an image."""
         if entry.kind == "image":
             return 0
-        return int(max(0, entry.frames - np.minimum(entry.frames, self.needs(entry.frames, entry.fps, entry.duration))))
+        return int(max(0.0, entry.frames - float(self.needs(entry.frames, entry.fps, entry.duration))))
 
     def shape(self, size: int) -> tuple[int, int]:
         """Rows and columns of a picture of this size."""

@@ -7,7 +7,7 @@ which `probe` found it right everywhere, with a reader of its own for each sampl
 seek PyAV gives the same frames, and faster, as it decodes none that no other depends on (benchmarks/data.py). PyAV reads all
 else, and seeks by time.
 
-Each frame is scaled as soon as it is decoded, so that no clip is ever held at full size. What that gives is the same for
+Frames are scaled a few at a time while they are decoded, so that no clip is ever held at full size. What that gives is the same for
 both decoders: the frame becomes RGB at its own size, by swscale, and is scaled with an antialiased bicubic filter on bytes,
 at most 2 of 255 levels beside `transforms.to_size`, which computes in float32. (swscale's own scaling was no faster, and its
 colours are others.) Pictures of up to 128 x 128 pixels come back as they are: scaling those in float32 costs nothing. Pixels
@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ Size = tuple[int, int]
 
 SMALL = 128 * 128
 """Pixels up to which a picture is not scaled while it is read."""
+GROUP = 8
+"""Frames that are scaled at once: one by one takes twice as long."""
 EARLY = 0.3
 """A frame counts as shown from so much of the mean interval before its time: containers round times, cameras jitter."""
 
@@ -149,7 +152,7 @@ def read_picture(entry: Entry, size: Size | None = None) -> Frames:
 def picture_sizes(entry: Entry, sizes: Sequence[Size | None]) -> list[Frames]:
     """The same image at several sizes from one decoding."""
     picture = _read_pillow(_Media(entry.path, entry.offset, entry.bytes))
-    return [_resized(picture, _target(*picture.shape[1:3], size)) for size in sizes]
+    return [_resized(picture, _target(picture, size)) for size in sizes]
 
 
 def read_video(path: Path, frames: int, start: int = 0) -> Frames:
@@ -510,7 +513,7 @@ def _read_decord(media: _Media, span: Span, clock: _Clock, sizes: Sequence[Size 
         return None
     if clip.shape[-1] != 3:  # it misreads the rows of some widths
         return None
-    return [_resized(clip, _target(*clip.shape[1:3], size))[places] for size in sizes]
+    return [_resized(clip, _target(clip, size))[places] for size in sizes]
 
 
 def _read_av(media: _Media, span: Span, clock: _Clock, sizes: Sequence[Size | None]) -> list[Frames]:
@@ -692,16 +695,20 @@ def _pictures(frames: Iterable[Any], sizes: Sequence[Size | None]) -> list[Frame
     """PyAV's frames as clips of each size, upright; [0 0 0 3] where there are none."""
     from av.video.reformatter import VideoReformatter
 
-    clips: list[list[Frames]] = [[] for _ in sizes]
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        return [np.zeros((0, 0, 0, 3), np.uint8) for _ in sizes]
+    turn = _Turn.of(first)
+    lying = [None if size is None else turn.upright(*size) for size in sizes]
     converter = VideoReformatter()  # one for the whole clip: setting it up takes as long as a frame
-    turn: _Turn | None = None
-    for frame in frames:
-        turn = turn or _Turn.of(frame)
-        picture = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-        for clip, size in zip(clips, sizes, strict=True):
-            lying = None if size is None else turn.upright(*size)
-            clip.append(_resized(picture[None], _target(*picture.shape[:2], lying)))
-    return [turn(np.concatenate(clip)) if turn else np.zeros((0, 0, 0, 3), np.uint8) for clip in clips]
+    pictures = (converter.reformat(frame, format="rgb24", threads=1).to_ndarray() for frame in chain([first], frames))
+    clips: list[list[Frames]] = [[] for _ in sizes]
+    while group := list(islice(pictures, GROUP)):
+        together: Frames = np.stack(group)
+        for clip, size in zip(clips, lying, strict=True):
+            clip.append(_resized(together, _target(together, size)))
+    return [turn(np.concatenate(clip)) for clip in clips]
 
 
 def _read_pillow(media: _Media) -> Frames:
@@ -714,8 +721,9 @@ def _read_pillow(media: _Media) -> Frames:
         raise MediaError(f"{media}: not an image that can be read: {error}") from error
 
 
-def _target(height: int, width: int, size: Size | None) -> Size:
-    """Size to which a picture is scaled down so that it just covers `size`; its own where it is small, or would have to grow."""
+def _target(clip: Frames, size: Size | None) -> Size:
+    """Size to which pictures are scaled down so that they just cover `size`; their own where they are small, or would have to grow."""
+    height, width = clip.shape[1:3]
     if size is None or height * width <= SMALL:
         return height, width
     rows, columns = covering(height, width, *size)
@@ -725,8 +733,7 @@ def _target(height: int, width: int, size: Size | None) -> Size:
 def _resized(clip: Frames, target: Size) -> Frames:
     if clip.shape[1:3] == target:
         return clip
-    # Channels last in memory is the fast way for bytes; a single frame does not tell, so it is said.
-    pictures = torch.from_numpy(clip).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)  # [t c h w]
+    pictures = torch.from_numpy(clip).permute(0, 3, 1, 2)  # [t c h w], channels last in memory: the fast way for bytes
     resized: Frames = F.interpolate(pictures, size=target, mode="bicubic", antialias=True).permute(0, 2, 3, 1).contiguous().numpy()
     return resized
 
