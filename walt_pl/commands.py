@@ -347,7 +347,10 @@ def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale:
     data = data_of(folder / "train.yaml", Path(index) if index else None)
     framing = replace(data.framing, crop=None, sizes=(), flip=False)
     source = PixelDataset(Index(data.index, "val").videos, (), framing)
-    summary, clips, lines = evaluate_autoencoder(folder, source, data.selection("val")["video"].positions())
+    selected = data.selection("val").get("video")
+    if selected is None:
+        raise ValueError(f"{folder}: trained on images alone, and videos are scored")
+    summary, clips, lines = evaluate_autoencoder(folder, source, selected.positions())
     Console().print(render_summary(summary))
     clips, lines = clips[: 2 * SHOWN], lines[: 2 * SHOWN]
     out = run / "reconstructions.png"

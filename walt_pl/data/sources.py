@@ -265,17 +265,18 @@ def _table(source: Path, root: Path) -> Listing:
 
 
 def _piece(row: dict[str, str], kind: str, where: str) -> tuple[float, float]:
-    """Begin and end of a row's piece in seconds, taken out of it; (0, 0) where it has no `begin`: then `duration` is the file's."""
+    """Begin and end of a row's piece in seconds, taken out of it. Without `begin` a `duration` is the file's, as it may be with `end`."""
     if "begin" not in row:
         return 0.0, 0.0
     if kind != "video":
         raise ValueError(f"{where}: begin names a piece of a video, and this is an image")
-    begin, given = _seconds(row.pop("begin"), where), {name: row.pop(name) for name in ("end", "duration") if name in row}
-    if len(given) == 2:
-        raise ValueError(f"{where}: a piece has an end or a duration, found both")
-    if not given:
+    begin = _seconds(row.pop("begin"), where)
+    if "end" in row:
+        end = _seconds(row.pop("end"), where)
+    elif "duration" in row:
+        end = round(begin + _seconds(row.pop("duration"), where), 6)
+    else:
         return begin, 0.0
-    end = _seconds(given["end"], where) if "end" in given else round(begin + _seconds(given["duration"], where), 6)
     if end <= begin:
         raise ValueError(f"{where}: a piece ends behind its beginning, found {begin:g} to {end:g} s")
     return begin, end
@@ -283,7 +284,7 @@ def _piece(row: dict[str, str], kind: str, where: str) -> tuple[float, float]:
 
 def _seconds(text: str, where: str) -> float:
     """Seconds ("62.5") or hours, minutes and seconds ("0:01:02.5", "01:02.5") as seconds."""
-    found = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?)", text.strip())
+    found = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?(?:[eE]-?\d+)?)", text.strip())
     if found is None:
         raise ValueError(f'{where}: wanted seconds like 62.5, or 0:01:02.5, found "{text}"')
     hours, minutes, seconds = (float(part or 0) for part in found.groups())
