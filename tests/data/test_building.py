@@ -153,12 +153,12 @@ def test_the_doctor_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, ca
     assert not [finding for finding in findings if Path(finding.path).name == "c.mp4"], "the held-out original stays"
     assert ("b.mp4", "written again since it was indexed, with as many bytes") in {(Path(f.path).name, f.detail) for f in findings}
     rows = list(csv.DictReader(write_report(findings, out).open()))
-    assert len(rows) == len(findings) and {"path", "offset", "split", "kind", "finding", "detail"} == set(rows[0])
+    assert len(rows) == len(findings) and {*Place._fields, "split", "kind", "finding", "detail"} == set(rows[0])
     show(rendered(findings, out))
     text = capsys.readouterr().out
     assert "truncated" in text and "clips/copy.mp4: the same bytes as clips/val/c.mp4" in text
     train = Index(out, "train").videos
-    assert names((str(train[int(place)].path), -1) for place in Quarantine.beside(out).positions(train)) == {
+    assert names(train.places(Quarantine.beside(out).positions(train))) == {
         *BROKEN - {"cut.png", "cut.jpg"},
         "a.mp4",
         "copy.mp4",
@@ -175,7 +175,7 @@ def test_a_second_run_examines_only_what_is_new(folder: Path, tmp_path: Path, he
     (tmp_path / "b.mp4").rename(folder / "b.mp4")
     os.utime(folder / "p.png", ns=(1, 1))
     built = build(folder, out)
-    assert names((medium.file, -1) for medium in here) == {"b.mp4", "p.png"} and built.added == 1
+    assert names(Place(medium.file) for medium in here) == {"b.mp4", "p.png"} and built.added == 1
     build(folder, tmp_path / "once.parquet")
     assert (tmp_path / "once.parquet").read_bytes() == out.read_bytes(), "as if it had been built in one go"
 
