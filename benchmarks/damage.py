@@ -218,7 +218,7 @@ def mutated(folder: Path, count: int) -> dict[str, Any]:
     failed, killed = one_pass(entries)
     built = build_index(None, out, Options(again=True, workers=2, seconds=20))
     findings = diagnose(out, options, built.changed)
-    named = {Path(finding.path).name: finding.finding for finding in reversed(findings) if finding.finding in (*FINDINGS, "changed")}
+    named = {Path(finding.place.path).name: finding.finding for finding in reversed(findings) if finding.finding in (*FINDINGS, "changed")}
     usable = {path.name for path in wholes if named.get(path.name) == "changed"}
     later, killed_later = one_pass([entry for entry in Index(out, "train").videos if entry.path.name in usable])
     return {

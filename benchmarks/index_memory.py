@@ -40,10 +40,10 @@ def synthetic(rows: int) -> pa.Table:
         "decoder": same("decord", text),
         "frames": pa.array(np.random.default_rng(0).integers(17, 300, rows).astype(np.int32)),
     }
-    plain = {"fps": 24.0, "width": 256, "height": 144, "label": -1, "bytes": 100_000, "duration": 5.0, "offset": -1, "modified": 1}
-    for name in (*plain, "variable_rate"):
-        columns[name] = same(plain.get(name, False), SCHEMA.field(name).type)
-    return pa.table({name: columns[name] for name in SCHEMA.names})
+    plain = {"fps": 24.0, "width": 256, "height": 144, "label": -1, "bytes": 100_000, "duration": 5.0, "modified": 1}
+    for name, value in plain.items():
+        columns[name] = same(value, SCHEMA.field(name).type)
+    return pa.table(columns)
 
 
 def memory() -> dict[str, int]:

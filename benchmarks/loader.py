@@ -42,8 +42,8 @@ def index_of(folder: Path, names: list[str], rows: int) -> str:
     """An index whose rows go round a few real files."""
     given = {"path": [names[row % len(names)] for row in range(rows)], "caption": [f"clip number {row}" for row in range(rows)]}
     same = {"kind": "video", "frames": FRAMES, "fps": 8.0, "width": SIDE, "height": SIDE, "label": -1, "split": "train", "bytes": 1}
-    rest = {"duration": FRAMES / 8, "decoder": "", "offset": -1, "modified": 0, "variable_rate": False}
-    columns = {name: pa.array(given[name]) if name in given else pa.repeat((same | rest)[name], rows) for name in SCHEMA.names}
+    columns = {name: pa.array(values) for name, values in given.items()}
+    columns |= {name: pa.repeat(value, rows) for name, value in (same | {"duration": FRAMES / 8}).items()}
     table = pa.table({name: column.cast(SCHEMA.field(name).type) for name, column in columns.items()})
     write_table(table, folder / "index.parquet")
     return str(folder / "index.parquet")

@@ -278,9 +278,9 @@ class JointData(L.LightningDataModule):
         """Places of the quarantined entries in their lists, with the reasons."""
         skipped: dict[Kind, dict[int, str]] = {}
         for kind, entries in self._entries(split).items():
-            places = self.quarantine.positions(entries)
-            keys = zip(entries.column("path").take(places).to_pylist(), entries.column("offset")[places].tolist(), strict=True)
-            skipped[kind] = {int(place): self.quarantine.reasons[key] for place, key in zip(places, keys, strict=True)}
+            positions = self.quarantine.positions(entries)
+            reasons = map(self.quarantine.reason, entries.places(positions))
+            skipped[kind] = {int(position): reason or "" for position, reason in zip(positions, reasons, strict=True)}
         return skipped
 
     def _sizes(self, number: int) -> list[tuple[int, int]]:

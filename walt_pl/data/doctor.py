@@ -11,10 +11,10 @@ import csv
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console, Group, RenderableType
@@ -23,9 +23,9 @@ from rich.text import Text
 
 from walt_pl.data.apart import Lost, run_apart
 from walt_pl.data.batch import Kind
-from walt_pl.data.building import Built, Key, Options, limit, progress
+from walt_pl.data.building import Built, Options, limit, progress
 from walt_pl.data.examine import Medium, digest, medium_of
-from walt_pl.data.index import KINDS, Entries, Index, read_table
+from walt_pl.data.index import KINDS, Entries, Index, Place, places_of, read_table
 from walt_pl.data.quarantine import FINDINGS, Quarantine, finding_of
 from walt_pl.data.selection import QUARANTINED, REASONS, USED, Bucket, Selection
 from walt_pl.data.sources import Listing
@@ -44,11 +44,10 @@ _ROWS = 1 << 16
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a file that its owner should know; a row of the report."""
+    """Something about a file or piece that its owner should know; a row of the report."""
 
-    path: str
+    place: Place
     """As in the index."""
-    offset: int
     split: str
     kind: str
     finding: str
@@ -56,7 +55,7 @@ class Finding:
     detail: str
 
 
-def diagnose(index: Path, options: Options, changed: Mapping[Key, str]) -> list[Finding]:
+def diagnose(index: Path, options: Options, changed: Mapping[Place, str]) -> list[Finding]:
     """Everything that is to be said of an index whose files have just been examined; copies go on the quarantine list.
 
     Args:
@@ -70,39 +69,40 @@ def diagnose(index: Path, options: Options, changed: Mapping[Key, str]) -> list[
     table = read_table(index)
     quarantine = Quarantine.beside(index)
     copies = _copies(table, quarantine, index, options)
-    for key, reason in list(quarantine.reasons.items()):
-        if finding_of(reason) == "duplicate" and key not in copies:
-            quarantine.release(*key)
-    for key, original in copies.items():
-        quarantine.admit(*key, "duplicate", f"the same bytes as {original[0]}{f' at {original[1]}' if original[1] >= 0 else ''}")
+    for place, reason in list(quarantine.reasons.items()):
+        if finding_of(reason) == "duplicate" and place not in copies:
+            quarantine.release(place)
+    for place, original in copies.items():
+        quarantine.admit(place, "duplicate", f"the same bytes as {original}")
     quarantine.write()
     return [*_quarantined(table, quarantine), *_noticed(table), *_changed(table, changed)]
 
 
-def _copies(table: pa.Table, quarantine: Quarantine, index: Path, options: Options) -> dict[Key, Key]:
-    """Files with the bytes of another one, and which. What is held out stays and its copy in the training split goes."""
-    alike: dict[tuple[object, ...], dict[Key, tuple[bool, Key]]] = defaultdict(dict)
-    columns = ("path", "offset", "kind", "split", "bytes", "width", "height", "frames")
-    for path, offset, kind, split, *size in zip(*(table[name].to_pylist() for name in columns), strict=True):
-        key = (path, offset)
-        reason = quarantine.reasons.get(key)
+def _copies(table: pa.Table, quarantine: Quarantine, index: Path, options: Options) -> dict[Place, Place]:
+    """Files with the bytes of another one, and which; of pieces, the same piece of it. What is held out stays and its copy in the
+    training split goes."""
+    alike: dict[tuple[object, ...], dict[Place, tuple[bool, Place]]] = defaultdict(dict)
+    columns = ("kind", "split", "begin", "end", "bytes", "width", "height", "frames")
+    for place, kind, split, *size in zip(places_of(table), *(table[name].to_pylist() for name in columns), strict=True):
+        reason = quarantine.reason(place)
         if reason is None or finding_of(reason) == "duplicate":
-            rank = (split == "train", key)
-            alike[kind, *size][key] = min(rank, alike[kind, *size].get(key, rank))
-    ranks = {key: rank for group in alike.values() if len(group) > 1 for key, rank in group.items()}
-    sizes = dict(zip(zip(table["path"].to_pylist(), table["offset"].to_pylist(), strict=True), table["bytes"].to_pylist(), strict=True))
-    media = {key: medium_of(str(index.absolute().parent / key[0]), "", key[1], sizes[key]) for key in ranks}
-    same: dict[str, list[tuple[bool, Key]]] = defaultdict(list)
-    for key, sha256 in _digests(media, options).items():
-        same[sha256].append(ranks[key])
-    return {key: min(group)[1] for sha256, group in same.items() if sha256 for _, key in group if key != min(group)[1]}
+            rank = (split == "train", place)
+            alike[kind, *size][place] = min(rank, alike[kind, *size].get(place, rank))
+    ranks = {place: rank for group in alike.values() if len(group) > 1 for place, rank in group.items()}
+    sizes = dict(zip(places_of(table), table["bytes"].to_pylist(), strict=True))
+    media = {place.whole: medium_of(str(index.absolute().parent / place.path), "", place.offset, sizes[place]) for place in ranks}
+    digests = _digests(media, options)
+    same: dict[tuple[str, float, float], list[tuple[bool, Place]]] = defaultdict(list)
+    for place, rank in ranks.items():
+        same[digests[place.whole], place.begin, place.end].append(rank)
+    return {place: min(group)[1] for (sha256, *_), group in same.items() if sha256 for _, place in group if place != min(group)[1]}
 
 
-def _digests(media: Mapping[Key, Medium], options: Options) -> dict[Key, str]:
+def _digests(media: Mapping[Place, Medium], options: Options) -> dict[Place, str]:
     if not media:
         return {}
-    keys = {(medium.file, medium.offset): key for key, medium in media.items()}
-    found: dict[Key, str] = {}
+    keys = {(medium.file, medium.offset): place for place, medium in media.items()}
+    found: dict[Place, str] = {}
     with progress(f"comparing {len(media)} files of equal size", len(media)) as advance:
         jobs = run_apart(digest, media.values(), min(options.workers, len(media)), lambda medium: limit(medium, options.seconds))
         for medium, sha256 in jobs:
@@ -111,18 +111,18 @@ def _digests(media: Mapping[Key, Medium], options: Options) -> dict[Key, str]:
     return found
 
 
-def _listed(table: pa.Table, keys: Iterable[Key]) -> Iterable[dict[str, Any]]:
-    """Path, offset, split and kind of the rows of some files, and maybe of others in the same shard."""
-    rows = table.filter(pc.is_in(table["path"], pa.array(sorted({path for path, _ in keys}), pa.large_string())))
-    return rows.select(["path", "offset", "split", "kind"]).to_pylist()
+def _listed(table: pa.Table, places: Iterable[Place]) -> Iterable[tuple[Place, str, str]]:
+    """Place, split and kind of the rows of some files, and maybe of other pieces and members of them."""
+    rows = table.filter(pc.is_in(table["path"], pa.array(sorted({place.path for place in places}), pa.large_string())))
+    return zip(places_of(rows), rows["split"].to_pylist(), rows["kind"].to_pylist(), strict=True)
 
 
 def _quarantined(table: pa.Table, quarantine: Quarantine) -> Iterable[Finding]:
-    for row in _listed(table, quarantine.reasons):
-        reason = quarantine.reasons.get((row["path"], row["offset"]))
+    for place, split, kind in _listed(table, quarantine.reasons):
+        reason = quarantine.reason(place)
         if reason is not None:
             finding = finding_of(reason)
-            yield Finding(**row, finding=finding or "quarantined", detail=reason.removeprefix(f"{finding}: ") if finding else reason)
+            yield Finding(place, split, kind, finding or "quarantined", reason.removeprefix(f"{finding}: ") if finding else reason)
 
 
 def _noticed(table: pa.Table) -> Iterable[Finding]:
@@ -136,20 +136,23 @@ def _noticed(table: pa.Table) -> Iterable[Finding]:
         "no caption": (pc.and_(sound, wordless), None),
     }
     for finding, (where, column) in noticed.items():
-        for row in table.filter(where).to_pylist():
+        rows = table.filter(where)
+        for place, row in zip(places_of(rows), rows.to_pylist(), strict=True):
             detail = "" if column is None else f"{row[column]:g} {column}{' on average' if column == 'fps' else ''}"
-            yield Finding(row["path"], row["offset"], row["split"], row["kind"], finding, detail)
+            yield Finding(place, row["split"], row["kind"], finding, detail)
 
 
-def _changed(table: pa.Table, changed: Mapping[Key, str]) -> Iterable[Finding]:
-    for row in _listed(table, changed):
-        if (row["path"], row["offset"]) in changed:
-            yield Finding(**row, finding="changed", detail=changed[row["path"], row["offset"]])
+def _changed(table: pa.Table, changed: Mapping[Place, str]) -> Iterable[Finding]:
+    for place, split, kind in _listed(table, changed):
+        if place in changed:
+            yield Finding(place, split, kind, "changed", changed[place])
 
 
 def write_report(findings: Sequence[Finding], index: Path) -> Path:
     """Write `NAME.report.csv` beside the index, whole or not at all, and return its path."""
-    return write_rows(index.with_suffix(".report.csv"), [column.name for column in fields(Finding)], map(astuple, findings))
+    columns = [*Place._fields, "split", "kind", "finding", "detail"]
+    rows = ((*found.place, found.split, found.kind, found.finding, found.detail) for found in findings)
+    return write_rows(index.with_suffix(".report.csv"), columns, rows)
 
 
 def write_use(index: Path, name: str, selections: Mapping[str, Mapping[Kind, Selection]], buckets: Sequence[Bucket]) -> Path:
@@ -161,12 +164,12 @@ def write_use(index: Path, name: str, selections: Mapping[str, Mapping[Kind, Sel
         selections: By split and kind, for all entries of the index's split and kind; none where the experiment reads none.
         buckets: Sizes that the selections' bucket numbers name.
     """
-    columns = ["path", "offset", "split", "kind", "used", "bucket", "reason"]
+    columns = [*Place._fields, "split", "kind", "used", "bucket", "reason"]
     return write_rows(index.with_suffix(f".{name}.csv"), columns, _used(index, selections, buckets))
 
 
 def _used(index: Path, selections: Mapping[str, Mapping[Kind, Selection]], buckets: Sequence[Bucket]) -> Iterator[tuple[object, ...]]:
-    reasons = Quarantine.beside(index).reasons
+    quarantine = Quarantine.beside(index)
     for split in sorted(pc.unique(read_table(index)["split"]).to_pylist()):
         listed = Index(index, split)
         kinds: Mapping[Kind, Entries] = {"video": listed.videos, "image": listed.images}
@@ -174,14 +177,14 @@ def _used(index: Path, selections: Mapping[str, Mapping[Kind, Selection]], bucke
             selection = selections.get(split, {}).get(kind)
             for start in range(0, len(entries), _ROWS):
                 part, here = entries[start : start + _ROWS], slice(start, start + _ROWS)
-                places = list(zip(part.column("path").to_pylist(), part.column("offset").tolist(), strict=True))
+                places = part.places(np.arange(len(part)))
                 if selection is None:
-                    yield from ((*key, split, kind, "no", "", f'no {kind} of split "{split}" is read') for key in places)
+                    yield from ((*place, split, kind, "no", "", f'no {kind} of split "{split}" is read') for place in places)
                     continue
-                for key, bucket, reason in zip(places, selection.bucket[here], selection.reason[here], strict=True):
+                for place, bucket, reason in zip(places, selection.bucket[here], selection.reason[here], strict=True):
                     used = reason == USED
-                    words = "" if used else f"{REASONS[reason]}: {reasons[key]}" if reason == QUARANTINED else REASONS[reason]
-                    yield (*key, split, kind, "yes" if used else "no", str(buckets[bucket]) if used else "", words)
+                    words = "" if used else f"{REASONS[reason]}: {quarantine.reason(place)}" if reason == QUARANTINED else REASONS[reason]
+                    yield (*place, split, kind, "yes" if used else "no", str(buckets[bucket]) if used else "", words)
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
@@ -209,7 +212,7 @@ def rendered(findings: Sequence[Finding], index: Path) -> RenderableType:
             continue
         these = [finding for finding in findings if finding.finding == name]
         kinds = [str(sum(finding.kind == kind for finding in these) or "") for kind in KINDS]
-        shown = [f"{_place(finding)}: {finding.detail}".removesuffix(": ") for finding in these[:_SHOWN]]
+        shown = [f"{finding.place}: {finding.detail}".removesuffix(": ") for finding in these[:_SHOWN]]
         more = [f"... and {len(these) - _SHOWN} more"] if len(these) > _SHOWN else []
         table.add_row(name, *kinds, "yes" if name in _NOTICED else "no", Text("\n".join([*shown, *more])))
     notes = [Text(f"{name}: {text}") for name, text in _NOTICED.items() if counts[name]]
@@ -224,13 +227,10 @@ def told(built: Built, listing: Listing | None, index: Path) -> str:
     if built.quarantined:
         lines.append(f"{built.quarantined:,} files are not used, for the reasons in {Quarantine.beside(index).path}")
     if built.changed:
-        key, how = next(iter(built.changed.items()))
-        lines.append(f"{len(built.changed):,} files are not as they were when they were indexed, the first: {key[0]}: {how}")
+        place, how = next(iter(built.changed.items()))
+        files = len({place.whole for place in built.changed})
+        lines.append(f"{files:,} files are not as they were when they were indexed, the first: {place.path}: {how}")
     return "\n".join([*lines, *built.notes])
-
-
-def _place(finding: Finding) -> str:
-    return finding.path if finding.offset < 0 else f"{finding.path} at {finding.offset}"
 
 
 def show(content: RenderableType) -> None:

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from walt_pl.data.video import probe, probe_picture
+from walt_pl.data.video import Probe, probe, probe_picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,8 @@ class Medium:
     """Size of the file that holds it; -1: it is not there."""
     decord: bool = True
     """Whether decord may be tried."""
+    pieces: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
+    """Begin and end in seconds of the pieces that are wanted; (0, 0) is the whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +50,15 @@ class Facts:
     """The same in words."""
 
 
-def examine(medium: Medium) -> Facts:
-    """Decode a clip or image from its first frame to its last. Never raises for what is wrong with the file."""
+def examine(medium: Medium) -> list[Facts]:
+    """Decode a clip or image from its first frame to its last: the facts of each piece. Never raises for what is wrong with the file."""
     plain = Facts(medium.bytes, medium.modified)
+    found = _decode(medium, plain)
+    return [found if isinstance(found, Facts) else _facts(plain, found, *piece) for piece in medium.pieces]
+
+
+def _decode(medium: Medium, plain: Facts) -> Probe | Facts:
+    """What is in the file, or why it cannot be used."""
     if medium.end < 0:
         return _bad(plain, "missing", "no such file")
     if medium.offset >= 0 and medium.offset + medium.bytes > medium.end:
@@ -66,8 +74,16 @@ def examine(medium: Medium) -> Facts:
     if found.reason:
         reason = found.reason.removeprefix(f"{medium.file}: ")
         return _bad(plain, "truncated" if "truncated" in reason.lower() else "corrupt", reason)
+    return found
+
+
+def _facts(plain: Facts, whole: Probe, begin: float, end: float) -> Facts:
+    found = whole.piece(begin, end)
+    if not found.frames:
+        limits = f"{begin:g} to {end:g} s" if end else f"{begin:g} s on"
+        return _bad(plain, "truncated", f"no frame from {limits}: the file has {whole.duration:.2f} s")
     measured = (found.frames, found.fps, found.width, found.height, found.duration, found.decoder, found.variable_rate)
-    return Facts(medium.bytes, medium.modified, *measured)
+    return Facts(plain.bytes, plain.modified, *measured)
 
 
 def _bad(facts: Facts, finding: str, reason: str) -> Facts:

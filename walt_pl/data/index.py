@@ -16,12 +16,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 SCHEMA = pa.schema(
     [
@@ -40,29 +41,62 @@ SCHEMA = pa.schema(
         ("offset", pa.int64()),
         ("modified", pa.int64()),
         ("variable_rate", pa.bool_()),
+        ("begin", pa.float64()),
+        ("end", pa.float64()),
     ]
 )
 # In memory and in the Arrow file: the captions of ten million clips are more than the 2 GiB that `string` can address.
 _LARGE = pa.schema([(field.name, pa.large_string() if field.type == pa.string() else field.type) for field in SCHEMA])
 # What a row may leave out.
-_DEFAULTS: dict[str, object] = {"duration": 0.0, "decoder": "", "offset": -1, "modified": 0, "variable_rate": False}
+_DEFAULTS: dict[str, object] = {
+    "duration": 0.0,
+    "decoder": "",
+    "offset": -1,
+    "modified": 0,
+    "variable_rate": False,
+    "begin": 0.0,
+    "end": 0.0,
+}
 # What stands for a null, which other programs write into Parquet files.
 _NULLS = {**_DEFAULTS, "caption": "", "label": -1}
 KINDS = ("video", "image")
 
 
+class Place(NamedTuple):
+    """What tells the rows of an index apart: a file, a member of a tar shard, or a piece of either."""
+
+    path: str
+    """As written in the index."""
+    offset: int = -1
+    """Where the member's bytes begin in the tar shard; -1: the file itself."""
+    begin: float = 0.0
+    """Second at which the piece begins."""
+    end: float = 0.0
+    """Second before which it ends; 0: with the file."""
+
+    @property
+    def whole(self) -> Place:
+        """The file or member that this is a piece of, or is."""
+        return Place(self.path, self.offset)
+
+    def __str__(self) -> str:
+        member = "" if self.offset < 0 else f", member at byte {self.offset}"
+        until = f"to {self.end:g}" if self.end else "on"
+        return f"{self.path}{member}" + (f", from second {self.begin:g} {until}" if self != self.whole else "")
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One clip or image of the index."""
+    """One clip or image of the index: a file, or a piece of one. `frames` and `duration` are those of the piece."""
 
     path: Path
     """Absolute path of the file."""
     kind: str
     """"video" or "image"."""
     frames: int
-    """Frames in the file, 1 for an image."""
+    """Frames of the clip, 1 for an image."""
     fps: float
-    """Frames per second, 0 for an image."""
+    """Frames per second of the file, 0 for an image."""
     width: int
     """Columns of pixels."""
     height: int
@@ -84,7 +118,16 @@ class Entry:
     modified: int = 0
     """When the file (or the shard) was last changed, in nanoseconds since 1970; 0: nobody noted."""
     variable_rate: bool = False
-    """Whether the frames are not evenly spaced in time."""
+    """Whether the frames of the file are not evenly spaced in time."""
+    begin: float = 0.0
+    """Second of the file at which the clip begins."""
+    end: float = 0.0
+    """Second of the file before which it ends; 0: with the file."""
+
+    @property
+    def place(self) -> Place:
+        """Its file and piece, as messages name them."""
+        return Place(str(self.path), self.offset, self.begin, self.end)
 
 
 class _Mapped:
@@ -158,6 +201,11 @@ class Entries(Sequence[Entry]):
             return values
         return values.to_numpy(zero_copy_only=not pa.types.is_boolean(values.type))
 
+    def places(self, positions: NDArray[np.int64]) -> list[Place]:
+        """The places of the entries at some positions, their paths as written in the index."""
+        paths, *numbers = (self.column(name) for name in Place._fields)
+        return list(map(Place, paths.take(pa.array(positions)).to_pylist(), *(column[positions].tolist() for column in numbers)))
+
 
 class Index:
     """One split of a data index.
@@ -217,6 +265,11 @@ def write_table(table: pa.Table, path: Path) -> None:
     _write_mapped(table, slices, _sha256(path), path.with_suffix(".arrow"))
 
 
+def places_of(table: pa.Table) -> list[Place]:
+    """The place of each row, in order."""
+    return list(map(Place, *(table[name].to_pylist() for name in Place._fields)))
+
+
 def read_table(path: Path) -> pa.Table:
     """All rows of an index, with the columns of `SCHEMA` (strings as `large_string`).
 
@@ -248,6 +301,10 @@ def _conforming(table: pa.Table, path: Path) -> pa.Table:
     _check(table, pc.is_in(table["kind"], pa.array(KINDS, pa.large_string())), "kind", 'kind must be "video" or "image"', path)
     absolute = pc.match_substring_regex(table["path"], r"^(/|[A-Za-z]:[\\/])")
     _check(table, pc.invert(absolute), "path", "path must be relative to the folder of the index", path)
+    begins, ends = table["begin"], table["end"]
+    _check(table, pc.and_(pc.is_finite(begins), pc.greater_equal(begins, 0.0)), "begin", "begin must be a second of the file, from 0", path)
+    after = pc.and_(pc.is_finite(ends), pc.or_(pc.equal(ends, 0.0), pc.greater(ends, begins)))
+    _check(table, after, "end", "end must lie behind begin, or be 0 for the end of the file", path)
     return table
 
 

@@ -1,7 +1,8 @@
 """The quarantine: a list of files that no one trains on, in a CSV beside the index that people may read and write.
 
-`NAME.quarantine.csv` has the columns path and offset (as in the index, see docs/DATA.md) and reason. The doctor's reasons begin with one
-of `FINDINGS`: the doctor takes such a row away again when the file is found well. Rows with any other reason are their author's.
+`NAME.quarantine.csv` has the columns path, offset, begin and end (as in the index, see docs/DATA.md) and reason. A row without begin and
+end stands for the file and for every piece of it. The doctor's reasons begin with one of `FINDINGS`: the doctor takes such a row away again
+when the file is found well. Rows with any other reason are their author's.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from walt_pl.data.index import Entries
+from walt_pl.data.index import Entries, Place
 
 FINDINGS = ("missing", "corrupt", "truncated", "hang", "crash", "duplicate")
 """First words of the reasons that are the doctor's."""
-COLUMNS = ["path", "offset", "reason"]
+COLUMNS = [*Place._fields, "reason"]
 
 
 class Quarantine:
@@ -36,8 +37,8 @@ class Quarantine:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.reasons: dict[tuple[str, int], str] = {}
-        """Reason by (path as written in the index, offset; -1 for a whole file)."""
+        self.reasons: dict[Place, str] = {}
+        """Reason by place, paths as written in the index."""
         if path.is_file():
             self._read()
 
@@ -50,43 +51,45 @@ class Quarantine:
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, strict=True)
             try:
-                if rows.fieldnames is None or set(COLUMNS) - set(rows.fieldnames):
+                if rows.fieldnames is None or {"path", "offset", "reason"} - set(rows.fieldnames):
                     raise ValueError(f"wanted the columns {', '.join(COLUMNS)}, found {', '.join(rows.fieldnames or [])}")
                 for row in rows:
                     if not row["path"]:
                         raise ValueError("no path")
-                    self.add(row["path"], int(row["offset"] or -1), row["reason"] or "")
+                    place = Place(row["path"], int(row["offset"] or -1), float(row.get("begin") or 0), float(row.get("end") or 0))
+                    self.add(place, row["reason"] or "")
             except (ValueError, csv.Error) as error:
                 raise ValueError(f"{self.path}:{rows.line_num}: {error}; mend the row, or remove the file and run the doctor") from error
 
     def __len__(self) -> int:
         return len(self.reasons)
 
-    def add(self, path: str, offset: int, reason: str) -> None:
-        """Note a file; `path` as it is written in the index, `offset` -1 for a whole file. A later reason replaces an earlier one."""
-        self.reasons[path, offset] = reason
+    def add(self, place: Place, reason: str) -> None:
+        """Note a file or piece, its path as it is written in the index. A later reason replaces an earlier one."""
+        self.reasons[place] = reason
 
-    def admit(self, path: str, offset: int, finding: str, reason: str) -> None:
-        """The doctor's `add`: does nothing where a person has put the file on the list."""
-        before = self.reasons.get((path, offset))
+    def admit(self, place: Place, finding: str, reason: str) -> None:
+        """The doctor's `add`: does nothing where a person has put this place on the list."""
+        before = self.reasons.get(place)
         if before is None or finding_of(before):
-            self.add(path, offset, f"{finding}: {reason}")
+            self.add(place, f"{finding}: {reason}")
 
-    def release(self, path: str, offset: int) -> None:
-        """Take a file off the list if it was the doctor who put it there."""
-        if finding_of(self.reasons.get((path, offset), "")):
-            del self.reasons[path, offset]
+    def release(self, place: Place) -> None:
+        """Take a place off the list if it was the doctor who put it there."""
+        if finding_of(self.reasons.get(place, "")):
+            del self.reasons[place]
+
+    def reason(self, place: Place) -> str | None:
+        """Why a place is not used, for itself or for the file that it is a piece of; None: it is used."""
+        return self.reasons.get(place, self.reasons.get(place.whole))
 
     def positions(self, entries: Entries) -> NDArray[np.int64]:
-        """Where in `entries` the files of the list are, ascending."""
+        """Where in `entries` the places of the list are, ascending."""
         if not self.reasons:
             return np.empty(0, np.int64)
-        paths = entries.column("path")
-        listed_paths = pa.array(sorted({path for path, _ in self.reasons}), pa.large_string())
-        found = pc.indices_nonzero(pc.is_in(paths, listed_paths)).to_numpy().astype(np.int64)
-        offsets = entries.column("offset")[found]
-        named = paths.take(pa.array(found)).to_pylist()
-        listed = [key in self.reasons for key in zip(named, offsets.tolist(), strict=True)]
+        listed_paths = pa.array(sorted({place.path for place in self.reasons}), pa.large_string())
+        found = pc.indices_nonzero(pc.is_in(entries.column("path"), listed_paths)).to_numpy().astype(np.int64)
+        listed = [self.reason(place) is not None for place in entries.places(found)]
         return found[np.array(listed, bool)]
 
     @property
@@ -113,7 +116,7 @@ class Quarantine:
         text = io.StringIO(newline="")
         rows = csv.writer(text, lineterminator="\n")
         rows.writerow(COLUMNS)
-        rows.writerows((path, offset, reason) for (path, offset), reason in sorted(self.reasons.items()))
+        rows.writerows((*place, reason) for place, reason in sorted(self.reasons.items()))
         return text.getvalue()
 
 

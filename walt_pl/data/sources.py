@@ -51,6 +51,10 @@ class Item:
     """Where the member's bytes begin in the shard; -1: `file` is the file itself."""
     bytes: int = -1
     """Size of the member; -1: `file` is the file itself."""
+    begin: float = 0.0
+    """Second of the file at which the clip begins."""
+    end: float = 0.0
+    """Second before which it ends; 0: with the file."""
     family: str = ""
     """Clips of one family (cut from one film) are held out together; "": of its own."""
 
@@ -236,7 +240,10 @@ def _text(path: Path) -> str:
 
 
 def _table(source: Path, root: Path) -> Listing:
-    """A CSV or JSONL file with a row for each clip: path (or file_name), and if wanted caption (or text), label, split, kind."""
+    """A CSV or JSONL file with a row for each clip: path (or file_name), and if wanted caption (or text), label, split, kind.
+
+    A row with `begin`, and if wanted `end` or `duration`, is a piece of a video.
+    """
     items, ignored = [], set[str]()
     for number, row in _rows(source):
         where = f"{source}:{number}"
@@ -248,12 +255,40 @@ def _table(source: Path, root: Path) -> Listing:
             raise ValueError(f'{where}: {path} is neither video nor image by its ending; a column "kind" may say so, found "{kind}"')
         caption = " ".join((row.pop("caption", None) or row.pop("text", None) or "").split())
         label = row.pop("label", "")
-        items.append(Item(str(root / path), kind, caption, label if label else -1, row.pop("split", "")))
+        begin, end = _piece(row, kind, where)
+        items.append(Item(str(root / path), kind, caption, label if label else -1, row.pop("split", ""), begin=begin, end=end))
         ignored |= set(row) - {"path", "file_name", "caption", "text"}
     # Numbers are numbers only where all are: a class may be called "2012".
     if all(item.label == -1 or re.fullmatch(r"-?\d+", str(item.label)) for item in items):
         items = [replace(item, label=int(item.label)) for item in items]
     return Listing("table", items, [f"columns not used: {', '.join(sorted(ignored))}"] if ignored else [])
+
+
+def _piece(row: dict[str, str], kind: str, where: str) -> tuple[float, float]:
+    """Begin and end of a row's piece in seconds, taken out of it. Without `begin` a `duration` is the file's, as it may be with `end`."""
+    if "begin" not in row:
+        return 0.0, 0.0
+    if kind != "video":
+        raise ValueError(f"{where}: begin names a piece of a video, and this is an image")
+    begin = _seconds(row.pop("begin"), where)
+    if "end" in row:
+        end = _seconds(row.pop("end"), where)
+    elif "duration" in row:
+        end = round(begin + _seconds(row.pop("duration"), where), 6)
+    else:
+        return begin, 0.0
+    if end <= begin:
+        raise ValueError(f"{where}: a piece ends behind its beginning, found {begin:g} to {end:g} s")
+    return begin, end
+
+
+def _seconds(text: str, where: str) -> float:
+    """Seconds ("62.5") or hours, minutes and seconds ("0:01:02.5", "01:02.5") as seconds."""
+    found = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?(?:[eE]-?\d+)?)", text.strip())
+    if found is None:
+        raise ValueError(f'{where}: wanted seconds like 62.5, or 0:01:02.5, found "{text}"')
+    hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return round(3600 * hours + 60 * minutes + seconds, 6)
 
 
 def _rows(source: Path) -> Iterator[tuple[int, dict[str, str]]]:

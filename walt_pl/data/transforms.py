@@ -218,13 +218,13 @@ class PixelDataset(Dataset[Sample]):
             content, low = self._read(entry, draw)
         except MediaError as error:
             return self.failed(draw, str(error))
-        return Sample(draw, content, low, entry.caption, entry.label, str(entry.path), "", "pixels")
+        return Sample(draw, content, low, entry.caption, entry.label, str(entry.place), "", "pixels")
 
     def failed(self, draw: Draw, reason: str) -> Sample:
         """Gives the zeros that stand in for a clip or image, without touching its file."""
         entry = (self.videos if draw.kind == "video" else self.images)[draw.item]
         content, low = self._blank(draw.kind)
-        return Sample(draw, content, low, entry.caption, entry.label, str(entry.path), reason, "pixels")
+        return Sample(draw, content, low, entry.caption, entry.label, str(entry.place), reason, "pixels")
 
     def _read(self, entry: Entry, draw: Draw) -> tuple[Tensor, Tensor | None]:
         framing = self.framing

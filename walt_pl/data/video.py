@@ -17,12 +17,13 @@ are taken as square.
 from __future__ import annotations
 
 import io
+import math
 import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import chain, islice
 from pathlib import Path
@@ -54,7 +55,7 @@ class MediaError(RuntimeError):
 
 @dataclass(frozen=True)
 class Span:
-    """Which frames of a video are taken."""
+    """Which frames of a video are taken; of a piece of a file, places count from the piece's own beginning."""
 
     frames: int
     """How many."""
@@ -94,13 +95,32 @@ class Probe:
     """"decord", "pyav" or "pillow": what reads the file rightly."""
     reason: str = ""
     """Why the file is unusable; empty: it is sound."""
+    times: tuple[float, ...] = field(default=(), repr=False)
+    """Of a file of variable rate, the second of each frame."""
+
+    def piece(self, begin: float, end: float) -> Probe:
+        """The same for a piece of the file: the frames whose times lie from `begin` on and before `end` (0: to the end), in seconds.
+
+        A time up to 0.3 of the mean interval before either counts as there: lists of scenes round. So pieces that follow on each other
+        share no frame and lose none. `fps` and `variable_rate` stay those of the file.
+        """
+        clock = _Clock(float(np.float32(self.fps)), self.variable_rate, begin, end or math.inf)  # float32 as in the index
+        if self.reason or not clock.cut:
+            return self
+        if clock.even:
+            first, stop = (int(min(number, self.frames)) for number in clock.numbers())
+            return replace(self, frames=stop - first, duration=(stop - first) / self.fps)
+        first, stop = np.searchsorted(self.times, np.array([begin, clock.end]) - clock.early).tolist()
+        limits = (*self.times, self.times[0] + self.duration)
+        return replace(self, frames=stop - first, duration=limits[stop] - limits[first], times=())
 
 
 def read_clip(entry: Entry, span: Span, size: Size | None = None) -> Frames:
     """The frames of `span`, uint8 [t h w 3], upright.
 
-    Reads files and members of tar shards (`entry.offset`). Where the index names decord it reads what begins with the first
-    frame; PyAV reads all else, and files that were not examined or have another size than when they were indexed.
+    Reads files, members of tar shards (`entry.offset`) and pieces of either (`entry.begin`, `entry.end`), never beyond the piece.
+    Where the index names decord it reads what begins with the first frame of the file; PyAV reads all else, and files that were
+    not examined or have another size than when they were indexed.
 
     Args:
         entry: A video of the index.
@@ -116,8 +136,10 @@ def read_sizes(entry: Entry, span: Span, sizes: Sequence[Size | None]) -> list[F
     """The same clip at several sizes from one decoding; each is what `read_clip` gives for that size."""
     media = _Media(entry.path, entry.offset, entry.bytes)
     unchanged = media.check() == entry.bytes or entry.offset >= 0
-    clock = _Clock(entry.fps, entry.variable_rate) if entry.decoder and unchanged else _Clock()
-    if entry.decoder == "decord" and unchanged and not span.start and (clips := _read_decord(media, span, clock, sizes)) is not None:
+    known = (entry.fps, entry.variable_rate) if entry.decoder and unchanged else (0.0, False)
+    clock = _Clock(*known, entry.begin, entry.end or math.inf)
+    first = not span.start and not entry.begin
+    if entry.decoder == "decord" and unchanged and first and (clips := _read_decord(media, span, clock, sizes)) is not None:
         return clips
     return _read_av(media, span, clock, sizes)
 
@@ -256,7 +278,8 @@ def _examine(media: _Media) -> tuple[Probe, list[int], list[int]]:
     # The last frame of an uneven file is as long as it says, as far as that can be believed.
     held = min(float(last) or interval, np.diff(seconds).max()) if uneven and len(seconds) > 1 else interval
     duration = float(seconds[-1] - seconds[0] + held)
-    return Probe(len(seconds), float(1 / interval), size[1], size[0], duration, uneven), keys, marks
+    found = Probe(len(seconds), float(1 / interval), size[1], size[0], duration, uneven, times=tuple(seconds.tolist()) if uneven else ())
+    return found, keys, marks
 
 
 def _check_end(media: _Media, container: Any, stream: Any, packets: int, end: float) -> None:
@@ -415,22 +438,58 @@ class _Turn:
 
 @dataclass(frozen=True)
 class _Clock:
-    """What is known of a file's times, from the index."""
+    """What is known of a file's times, from the index, and the piece of it that is read."""
 
     rate: float = 0.0
     """Frames per second on average; 0: not known."""
     uneven: bool = False
     """Known not to be evenly spaced."""
+    begin: float = 0.0
+    """Second at which the piece begins."""
+    end: float = math.inf
+    """Second before which it ends."""
+
+    @property
+    def even(self) -> bool:
+        """Whether a frame's number tells its time."""
+        return self.rate > 0 and not self.uneven
+
+    @property
+    def cut(self) -> bool:
+        """Whether less than the whole file is read."""
+        return self.begin > 0 or self.end < math.inf
+
+    @property
+    def early(self) -> float:
+        """Seconds by which a frame may lie before a limit and count as there."""
+        return EARLY / self.rate
+
+    def numbers(self) -> tuple[int, float]:
+        """Of an even file: number of the first frame of the piece, and of the first one behind it."""
+        stop = math.inf if self.end == math.inf else math.ceil(self.end * self.rate - EARLY)
+        return math.ceil(max(0.0, self.begin * self.rate - EARLY)), stop
+
+
+def _counts(span: Span) -> NDArray[np.int64]:
+    """The frames of a span without `fps`, by number from the beginning of the file or piece."""
+    return int(span.start) + span.stride * np.arange(span.frames)
 
 
 def _numbers(span: Span, clock: _Clock) -> NDArray[np.int64] | None:
-    """The frames of a span by number; None where that takes a rate that is not known, or that the file does not keep."""
-    steps = np.arange(span.frames)
-    if span.fps is None:
-        return int(span.start) + span.stride * steps
-    if clock.uneven or not clock.rate:
-        return None
-    return int(span.start * clock.rate + EARLY) + (steps * (clock.rate / span.fps) + EARLY).astype(np.int64)
+    """The frames of a span by number in the file, as far as the piece goes.
+
+    None where that takes a rate that is not known, or that the file does not keep.
+    """
+    if not clock.even:
+        return None if clock.cut or span.fps is not None else _counts(span)
+    numbers = _counts(span) if span.fps is None else _sampled(span, span.fps, clock)
+    first, stop = clock.numbers()
+    numbers = numbers + first
+    return numbers[numbers < stop]
+
+
+def _sampled(span: Span, fps: float, clock: _Clock) -> NDArray[np.int64]:
+    return int(span.start * clock.rate + EARLY) + (np.arange(span.frames) * (clock.rate / fps) + EARLY).astype(np.int64)
 
 
 def _read_decord(media: _Media, span: Span, clock: _Clock, sizes: Sequence[Size | None], of: int | None = None) -> list[Frames] | None:
@@ -440,7 +499,7 @@ def _read_decord(media: _Media, span: Span, clock: _Clock, sizes: Sequence[Size 
         import decord
     except ImportError:  # no wheel for this platform
         return None
-    if numbers is None:
+    if numbers is None or len(numbers) < span.frames:
         return None
     decord.logging.set_level(decord.logging.QUIET)  # what it cannot read, PyAV reads or explains
     try:
@@ -461,18 +520,25 @@ def _read_av(media: _Media, span: Span, clock: _Clock, sizes: Sequence[Size | No
     """The clip at each size."""
     numbers = _numbers(span, clock)
     with _opened_av(media) as (container, stream):
-        found = _by_time(container, stream, span, clock) if numbers is None else _by_number(container, stream, numbers, clock)
+        if numbers is not None:
+            found = _by_number(container, stream, numbers, clock)
+        elif span.fps is None:
+            found = _picked((frame for frame, _, _ in _timed(container, stream, clock, clock.begin)), _counts(span))
+        else:
+            found = _by_time(container, stream, span, span.fps, clock)
         clips = _pictures(found, sizes)
     if len(clips[0]) != span.frames:
         start = f"frame {span.start:g}" if span.fps is None else f"second {span.start:g}"
-        raise MediaError(f"{media}: found {len(clips[0])} frames from {start} on, wanted {span.frames}")
+        piece = f" of the piece from {clock.begin:g} to {clock.end:g} s" if clock.cut else ""
+        raise MediaError(f"{media}: found {len(clips[0])} frames from {start} on{piece}, wanted {span.frames}")
     return clips
 
 
 def _by_number(container: Any, stream: Any, numbers: NDArray[np.int64], clock: _Clock) -> Iterator[Any]:
-    """Frames by their numbers (ascending) in the order of display."""
-    wanted = numbers.tolist()
-    first = wanted[0]
+    """Frames by their numbers in the file (ascending) in the order of display."""
+    if not len(numbers):
+        return
+    first = int(numbers[0])
     rate = clock.rate or float(stream.average_rate or 0)
     number, begins, frames = 0, -np.inf, None
     if _counted(container, stream):
@@ -489,38 +555,55 @@ def _by_number(container: Any, stream: Any, numbers: NDArray[np.int64], clock: _
         # Half a frame early: times are rounded to the stream's units.
         number, begins = first, target - step / 2
         frames = _from(container, stream, target, step / 2)
-    for frame in container.decode(stream) if frames is None else frames:
-        if frame.pts is not None and frame.pts < begins:
-            continue
+    frames = container.decode(stream) if frames is None else frames
+    yield from _picked((frame for frame in frames if frame.pts is None or frame.pts >= begins), numbers - number)
+
+
+def _picked(frames: Iterable[Any], numbers: NDArray[np.int64]) -> Iterator[Any]:
+    """Those of some frames that have these numbers (ascending, each as often as it is named), counted from 0."""
+    wanted = deque(numbers.tolist())
+    for number, frame in enumerate(frames):
         while wanted and wanted[0] == number:
             yield frame
-            wanted.pop(0)
+            wanted.popleft()
         if not wanted:
             return
-        number += 1
 
 
-def _by_time(container: Any, stream: Any, span: Span, clock: _Clock) -> Iterator[Any]:
+def _by_time(container: Any, stream: Any, span: Span, fps: float, clock: _Clock) -> Iterator[Any]:
     """The frame that is shown at `span.start`, and those shown at equal distances from its time on."""
-    assert span.fps is not None
-    interval = 1 / (clock.rate or float(stream.average_rate or 25))
-    unit = float(stream.time_base)
-    if _counted(container, stream):
-        timed = ((frame, number * interval, interval) for number, frame in enumerate(container.decode(stream)))
-    else:
-        begin = _begin(container, stream)
-        frames = _from(container, stream, begin + span.start / unit, EARLY * interval / unit, every=True)
-        timed = ((frame, (frame.pts - begin) * unit, (frame.duration or 0) * unit or interval) for frame in frames)
-    taken, origin, target = 0, 0.0, float(span.start)
-    for frame, since, until in _shown(timed, EARLY * interval):
+    taken, origin, target = 0, 0.0, clock.begin + span.start
+    for frame, since, until in _shown(_timed(container, stream, clock, target), EARLY * _interval(stream, clock)):
         while target < until:
             if taken == 0:
                 origin = since
             yield frame
             taken += 1
-            target = origin + taken / span.fps
+            target = origin + taken / fps
             if taken == span.frames:
                 return
+
+
+def _interval(stream: Any, clock: _Clock) -> float:
+    """Mean seconds from frame to frame."""
+    return 1 / (clock.rate or float(stream.average_rate or 25))
+
+
+def _timed(container: Any, stream: Any, clock: _Clock, start: float) -> Iterator[tuple[Any, float, float]]:
+    """The frames of the piece, with their times and durations in seconds, from one shown at second `start` of the file or before on."""
+    interval = _interval(stream, clock)
+    early, unit = EARLY * interval, float(stream.time_base)
+    if _counted(container, stream):
+        timed = ((frame, number * interval, interval) for number, frame in enumerate(container.decode(stream)))
+    else:
+        begin = _begin(container, stream)
+        frames = _from(container, stream, begin + start / unit, early / unit, every=True)
+        timed = ((frame, (frame.pts - begin) * unit, (frame.duration or 0) * unit or interval) for frame in frames)
+    for frame, time, duration in timed:
+        if time >= clock.end - early:
+            return
+        if time >= clock.begin - early:
+            yield frame, time, duration
 
 
 def _shown(timed: Iterable[tuple[Any, float, float]], early: float) -> Iterator[tuple[Any, float, float]]:
