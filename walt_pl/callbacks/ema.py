@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from walt_pl.checkpoint import AVERAGES
 
 
 class EMA(L.Callback):
@@ -72,11 +76,15 @@ class EMA(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._swap(pl_module)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"average": dict(self._average)}
+    def save(self, folder: Path, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the average into a checkpoint's folder; all ranks call it."""
+        if self._average and trainer.is_global_zero:
+            save_file(self._average, folder / AVERAGES)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict["average"] or None
+    def load(self, folder: Path) -> None:
+        """Begin with the average of a checkpoint's folder."""
+        if (folder / AVERAGES).exists():
+            self._loaded = load_file(folder / AVERAGES)
 
 
 def trained(pl_module: L.LightningModule) -> list[tuple[str, Tensor]]:
