@@ -79,7 +79,7 @@ class EMA(L.Callback):
     def save(self, folder: Path, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the average into a checkpoint's folder; all ranks call it."""
         if self._average and trainer.is_global_zero:
-            save_file(self._average, folder / AVERAGES)
+            save_file({name: average.contiguous() for name, average in self._average.items()}, folder / AVERAGES)
 
     def load(self, folder: Path) -> None:
         """Begin with the average of a checkpoint's folder."""
