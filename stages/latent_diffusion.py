@@ -23,6 +23,7 @@ from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.latents import LatentScale
 from walt_pl.models.text import FrozenTextConfig, TextEncoder
 from walt_pl.models.vae import VAE
+from walt_pl.strategies import Zero
 from walt_pl.text_features import HASHES, CachedTextEncoder, identity
 
 VALIDATION_LEVELS = range(50, 1000, 100)
@@ -173,7 +174,7 @@ class LatentDiffusion(L.LightningModule):
         # Ranks count together: a rank with a lost clip or more given frames must not weigh its others more.
         count = self.trainer.strategy.reduce(weight.sum(), reduce_op="mean").clamp(min=1)
         loss = (error * weight).sum() / count
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)  # of the global batch
         return loss
 
     def latents(self, videos: Tensor, images: Tensor, space: Space) -> tuple[Tensor, Layout]:
@@ -238,7 +239,8 @@ class LatentDiffusion(L.LightningModule):
                 )
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
-        self.log("train/gradient_norm", clip_gradients(self.parameters(), self.clip))
+        if not isinstance(self.trainer.strategy, Zero):  # whose engine clips at self.clip, and knows the norm of all shards together
+            self.log("train/gradient_norm", clip_gradients(self.parameters(), self.clip))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])

@@ -14,6 +14,7 @@ FLOORS = {
     "walt_pl.losses": 1,
     "walt_pl.metrics": 1,
     "walt_pl.artifact": 2,
+    "walt_pl.checkpoint": 2,
     "walt_pl.manifest": 2,
     "walt_pl.cascade": 2,
     "walt_pl.text_features": 2,

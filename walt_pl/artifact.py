@@ -319,7 +319,7 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def restore(folder: str | Path) -> None:
@@ -456,7 +456,7 @@ def _swap(new: Path, folder: Path) -> None:
             if old.exists() and not folder.exists():
                 os.replace(old, folder)
             raise
-    _sync(folder.parent)
+    sync(folder.parent)
     _remove(old)
 
 
@@ -473,9 +473,9 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
-    """A rename is on disk once its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file or a folder is on disk; a rename is once its folder is."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

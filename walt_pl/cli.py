@@ -20,6 +20,7 @@ from jsonargparse import auto_cli
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.joint import JointData
@@ -128,20 +129,38 @@ class Program(LightningCLI):
                 arguments.seed = arguments.seed or seed
 
     def _check_engine(self) -> None:
-        """The autoencoder has two optimisers that take turns."""
-        trainer = self.options.trainer
+        """What shards and clips; the autoencoder has two optimisers that take turns."""
+        trainer, name = self.options.trainer, _strategy_name(self.options.trainer.strategy)
+        overlays = sorted(path.stem for path in Path("experiments/strategy").glob("*.yaml"))
+        lay_over = f"add --config experiments/strategy/NAME.yaml (NAME: {', '.join(overlays)})"
+        sharded = name == "walt_pl.strategies.Zero"
+        if kind_of(self.stage) == "vae" and (sharded or "deepspeed" in name.lower()):
+            raise ValueError(
+                "trainer.strategy: DeepSpeed takes one optimiser, the autoencoder and its discriminator have two that take turns; leave it "
+                "out, or add --config experiments/strategy/ddp.yaml (the autoencoder is small: DDP fits every card it trains on)"
+            )
+        if not sharded and "deepspeed" in name.lower():
+            raise ValueError(f"trainer.strategy: {name} resumes and averages nothing here; for ZeRO {lay_over}")
+        if name != "auto" and "." not in name and name not in StrategyRegistry:
+            raise ValueError(f"trainer.strategy: no strategy {name!r}; leave it out for one device or DDP, or {lay_over}")
+        if trainer.gradient_clip_val is not None:
+            raise ValueError(
+                f"trainer.gradient_clip_val: the stages clip and log the norm; type --model.clip {trainer.gradient_clip_val} instead"
+            )
+        optimizer = str(self.options.model.init_args.optimizer.class_path)
+        if sharded and re.search("adafactor|muon", optimizer, re.IGNORECASE):
+            raise ValueError(
+                f"model.optimizer: ZeRO flattens the weights, and {optimizer} looks at their shapes; give --model.optimizer torch.optim.AdamW "
+                "(text_to_video: --config experiments/text_to_video/adamw.yaml)"
+            )
         if kind_of(self.stage) != "vae":
             return
-        if "deepspeed" in str(trainer.strategy).lower():
-            raise ValueError(
-                "trainer.strategy: DeepSpeed takes one optimiser, the autoencoder and its discriminator have two; leave it out"
-            )
         if trainer.precision in ("16-mixed", "16"):
             raise ValueError(
                 "trainer.precision: the autoencoder's two optimisers cannot share a gradient scaler; choose bf16-mixed or 32-true"
             )
         processes = torch.cuda.device_count() if trainer.devices == "auto" else trainer.devices
-        if trainer.strategy == "auto" and processes not in (0, 1, "1"):
+        if name == "ddp" or (name == "auto" and processes not in (0, 1, "1")):
             trainer.strategy = "ddp_find_unused_parameters_true"
 
     # ---- Going on, or starting ----------------------------------------------------------------------------------------
@@ -223,6 +242,11 @@ def beneath(config: Path) -> list[Path]:
             raise ValueError(f"{config}: over names {name}, but there is no {below}; paths are relative to the file that names them")
         files += [*beneath(below), below]
     return files
+
+
+def _strategy_name(strategy: Any) -> str:
+    """A strategy as it was typed: a name of Lightning's, or a class path."""
+    return str(strategy.class_path) if hasattr(strategy, "class_path") else str(strategy)
 
 
 def _device() -> torch.device:
