@@ -94,7 +94,7 @@ class Checkpoint:
     @classmethod
     def newest(cls, folder: str | Path) -> Checkpoint | None:
         """The last whole checkpoint of a folder; None where there is none. Warns of every newer one that it passes over."""
-        for path in reversed(_steps(Path(folder))):
+        for path in reversed(steps(Path(folder))):
             try:
                 return cls.at(path)
             except TornCheckpoint as torn:
@@ -105,7 +105,7 @@ class Checkpoint:
     def all(cls, folder: str | Path) -> list[Checkpoint]:
         """Every whole checkpoint of a folder, the oldest first."""
         whole = []
-        for path in _steps(Path(folder)):
+        for path in steps(Path(folder)):
             try:
                 whole.append(cls.at(path))
             except TornCheckpoint:
@@ -128,8 +128,8 @@ def folder_name(step: int) -> str:
     return f"step={step:08d}"
 
 
-def _steps(folder: Path) -> list[Path]:
-    """Folders of checkpoints by step, whole or torn, without those that were never finished."""
+def steps(folder: Path) -> list[Path]:
+    """Folders of checkpoints, the oldest first, whole or torn, without those that were never finished."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in found if re.fullmatch(r"step=\d{8,}", path.name)), key=lambda path: int(path.name[5:]))
 

@@ -17,7 +17,6 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import auto_cli
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
@@ -27,13 +26,21 @@ from datamodules.joint import JointData
 from stages.finetuning import take_weights
 from walt_pl.artifact import load
 from walt_pl.blocks.compute import compute_dtype
+from walt_pl.callbacks.checkpoints import Checkpoints
 from walt_pl.callbacks.ema import EMA
 from walt_pl.callbacks.export import Export
+from walt_pl.callbacks.hyperparameters import Hyperparameters
 from walt_pl.callbacks.log_line import LogLine
 from walt_pl.callbacks.previews import Previews
+from walt_pl.callbacks.reseed import Reseed
 from walt_pl.callbacks.throughput import Throughput
+from walt_pl.callbacks.versions import Versions
+from walt_pl.checkpoint import STATE, Checkpoint
 from walt_pl.commands import COMMANDS
 from walt_pl.manifest import Manifest, ManifestError, kind_of, parents_of, train_command
+
+AUTO = "auto"
+"""Value of --ckpt_path: the newest whole checkpoint of the stage. `fit` takes it by itself."""
 
 DEFAULTS: dict[str, Any] = {
     "trainer.max_epochs": -1,
@@ -42,10 +49,10 @@ DEFAULTS: dict[str, Any] = {
     "trainer.enable_model_summary": False,
     "trainer.log_every_n_steps": 10,
     "trainer.check_val_every_n_epoch": None,
-    "checkpoint.save_last": True,
-    "checkpoint.every_n_train_steps": 100,
-    "checkpoint.enable_version_counter": False,
 }
+
+# The value of a validation whose best checkpoint is kept, by kind of stage.
+BEST = {"vae": ("val/psnr_video", "highest"), "base": ("val/loss", "lowest"), "super_resolution": ("val/loss", "lowest")}
 
 
 class Program(LightningCLI):
@@ -77,7 +84,7 @@ class Program(LightningCLI):
             (EMA, "ema"),
             (Previews, "previews"),
             (Throughput, "throughput"),
-            (ModelCheckpoint, "checkpoint"),
+            (Checkpoints, "checkpoint"),
         ):
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults(DEFAULTS)
@@ -96,7 +103,9 @@ class Program(LightningCLI):
             self.parents = manifest.check_parents(self.stage, allow_stale=options.allow_stale)
         self.work = self.run_dir / "training" / self.stage
         options.trainer.default_root_dir = str(self.work)
-        options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.work / "checkpoints")
+        options.checkpoint.folder = options.checkpoint.folder or str(self.work / "checkpoints")
+        if options.checkpoint.best is None:
+            options.checkpoint.best, options.checkpoint.best_is = BEST[kind_of(self.stage)]
         self._fill_parents()
         self._fill_seed()
         self._check_engine()
@@ -105,6 +114,8 @@ class Program(LightningCLI):
             _say(f"precision {options.trainer.precision}: what this machine is fastest at")
         if self.subcommand == "fit":
             self._begin(manifest)
+        if self.subcommand is not None:
+            self._find_checkpoint()
 
     def _name(self) -> None:
         """Run and stage, from their options or the config's path."""
@@ -165,27 +176,59 @@ class Program(LightningCLI):
 
     # ---- Going on, or starting ----------------------------------------------------------------------------------------
 
+    def _parse_ckpt_path(self) -> None:
+        """LightningCLI would let hyper-parameters in a checkpoint win over the command line; here the command line wins."""
+
     def _begin(self, manifest: Manifest) -> None:
         """Decide between the end, going on and starting."""
-        options, last = self.options, self.work / "checkpoints" / "last.ckpt"
+        options = self.options
+        if options.ckpt_path not in (None, AUTO):
+            return
+        options.ckpt_path = None
         state = manifest.state(self.stage)
-        if state == "done" and not options.fresh and not options.ckpt_path:
+        if state == "done" and not options.fresh:
             _say(f'stage "{self.stage}" of {self.run_dir} is done; train it again with: {train_command(self.stage, manifest.run)} FRESH=1')
             raise SystemExit(0)
         found = manifest.stages().get(self.stage)
-        interrupted = found is not None and found.training is not None and last.exists()
-        if interrupted and found is not None and found.training is not None and not options.fresh and not options.ckpt_path:
-            if found.training.parents != self.parents:
-                raise ManifestError(
-                    f'stage "{self.stage}" was interrupted, and its parents have changed since; start over with: '
-                    f"{train_command(self.stage, manifest.run)} FRESH=1"
-                )
-            options.ckpt_path = str(last)
-            _say(f"going on from {last}")
+        if found is None or found.training is None or options.fresh:
+            return
+        if Checkpoint.newest(options.checkpoint.folder) is None:
+            _say(f"{options.checkpoint.folder} has no whole checkpoint to go on from: training starts at step 0")
+            return
+        if found.training.parents != self.parents:
+            raise ManifestError(
+                f'stage "{self.stage}" was interrupted, and its parents have changed since; start over with: '
+                f"{train_command(self.stage, manifest.run)} FRESH=1"
+            )
+        options.ckpt_path = AUTO
+
+    def _find_checkpoint(self) -> None:
+        """The file or folder that Lightning restores from, for the checkpoint that was named: a folder of ours, or a file."""
+        options = self.options
+        self.restored: Path | None = None
+        if not options.ckpt_path:
+            return
+        path = Path(options.ckpt_path)
+        if options.ckpt_path == AUTO:
+            newest = Checkpoint.newest(options.checkpoint.folder)
+            if newest is None:
+                raise ValueError(f"--ckpt_path {AUTO}: {options.checkpoint.folder} has no whole checkpoint; name one, or train first")
+            self.restored = newest.state
+        elif path.is_dir() and path.name != STATE:
+            self.restored = Checkpoint.at(path).state
+        elif path.exists():
+            self.restored = path
+        else:
+            raise ValueError(f"--ckpt_path: there is no {path}; there are: {', '.join(str(c.path) for c in self._checkpoints()) or 'none'}")
+        _say(f"going on from {self.restored.parent if self.restored.name == STATE else self.restored}")
+        options.ckpt_path = None  # the trainer is told itself, early enough for what is set up before anything is read
+
+    def _checkpoints(self) -> list[Checkpoint]:
+        return Checkpoint.all(self.options.checkpoint.folder)
 
     def before_fit(self) -> None:
         """Take the weights of ``--init``, unless training goes on."""
-        if self.options.init is None or self.options.ckpt_path:
+        if self.options.init is None or self.restored is not None:
             return
         take_weights(self.model.sections(), load(self.options.init))
 
@@ -202,9 +245,12 @@ class Program(LightningCLI):
             extra.append(LogLine())
         if self.subcommand == "fit":
             config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
+            extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed), Versions(config)]
             extra.append(Export(self.run_dir, self.stage, self.parents, config))
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.extend(extra)  # type: ignore[attr-defined]
+        if self.subcommand is not None and self.restored is not None:
+            trainer.ckpt_path = str(self.restored)
         return trainer
 
 

@@ -50,8 +50,6 @@ class Export(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the start down, now that everything that can be wrong with the configuration has been found."""
         if trainer.is_global_zero:
-            if trainer.ckpt_path is None:
-                (Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
             Manifest.open(self.run).start(self.stage, self.parents)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

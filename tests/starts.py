@@ -1,0 +1,87 @@
+"""Starts the program in a second: each start is a fork of a process that has imported everything, and can be killed like any other."""
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass
+class Start:
+    """A started program: one process for each rank."""
+
+    ranks: list[ForkServerProcess]
+    log: Path
+    """What they print, one after the other."""
+
+    def wait(self, timeout: float = 240) -> int:
+        """Exit code of rank zero, once all have ended."""
+        for process in self.ranks:
+            process.join(timeout)
+            if process.is_alive():
+                self.kill()
+                raise TimeoutError(f"no end after {timeout} s:\n{self.said[-3000:]}")
+        return int(self.ranks[0].exitcode or 0)
+
+    def kill(self) -> None:
+        """kill -9 to every rank."""
+        for process in self.ranks:
+            process.kill()
+        for process in self.ranks:
+            process.join()
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+def start(*arguments: str, ranks: int = 1) -> Start:
+    """Start ``python -m walt_pl ARGUMENTS``; more ranks are told of each other as torchrun would."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.starts", "walt_pl.cli", "walt_pl.data.batch", "torch.utils.tensorboard", "timm.optim"])
+    handle, log = tempfile.mkstemp(suffix=".log")
+    os.close(handle)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in range(ranks):
+        told = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        processes.append(context.Process(target=_run, args=(arguments, told if ranks > 1 else {}, log), daemon=False))
+        processes[-1].start()
+    return Start(processes, Path(log))
+
+
+def fit(*arguments: str, ranks: int = 1) -> str:
+    """Start, wait, and give what was said.
+
+    Raises:
+        AssertionError: it ended with an error.
+    """
+    started = start("fit", *arguments, ranks=ranks)
+    code = started.wait()
+    assert code == 0, f"{' '.join(arguments)}\nexit code {code}\n{started.said[-5000:]}"
+    return started.said
+
+
+def _run(arguments: Sequence[str], environment: Mapping[str, str], log: str) -> None:
+    import torch
+    from lightning.pytorch.utilities import rank_zero_only
+
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    rank_zero_only.rank = int(environment.get("LOCAL_RANK", 0))  # set by an import that was before this rank was told
+    torch.set_num_threads(1)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    sys.argv = ["walt_pl", *arguments]
+    runpy.run_module("walt_pl", run_name="__main__", alter_sys=True)
