@@ -481,10 +481,10 @@ class Plan(Program):
         super().add_arguments_to_parser(parser)
         parser.add_argument("--gpus", type=int | None, default=None, help="GPUs that share a batch; trainer.devices x trainer.num_nodes.")
         parser.add_argument(
-            "--step_seconds", type=PositiveFloat | None, default=None, help="Measured seconds of a training step on --gpus GPUs: gives days."
+            "--step_seconds", type=PositiveFloat | None, default=None, help="Measured seconds of a step on --gpus GPUs: gives days."
         )
         parser.add_argument(
-            "--tflops", type=PositiveFloat | None, default=None, help="TFLOP/s that each GPU reaches in training, in place of --step_seconds."
+            "--tflops", type=PositiveFloat | None, default=None, help="TFLOP/s that each GPU reaches, in place of --step_seconds."
         )
         parser.add_argument("--disk", type=PositiveFloat, default=1000.0, help="MB/s that checkpoints are written at, all ranks together.")
         parser.add_argument("--json", type=bool, nargs="?", const=True, default=False, help="Print JSON in place of tables.")
@@ -525,20 +525,16 @@ class Plan(Program):
         costs = self._costs(share, precision)
         engines: list[Engine] = ["ddp"] if isinstance(stage, VAEStage) else ["ddp", "zero1", "zero2", "zero3"]
         moments = {flat: moment_bytes(stage, trained, flat) for flat in (False, True)}
-        count = sum(p.numel() for p in trained)
+        count, averaged = sum(p.numel() for p in trained), bool(options.ema.decay)
         held = {}
         for engine in engines:
             activations = {way: cost.peak for way, cost in costs["ddp" if engine == "ddp" else "zero"].items()}
-            held[engine] = engine_bytes(
-                engine, count, moments[engine != "ddp"], self.gpus, precision, accumulate, bool(options.ema.decay), activations
-            )
+            held[engine] = engine_bytes(engine, count, moments[engine != "ddp"], self.gpus, precision, accumulate, averaged, activations)
         checkpointing = isinstance(stage, LatentDiffusion) and stage.denoiser.config.checkpointing
         flops = costs["ddp"]["recomputed" if checkpointing else "kept"].flops
         by_kind = {kind: round(value * self.gpus * accumulate) for kind, value in flops.items()}
         weights = sum(tensor.numel() for tensor in stage.state_dict().values())
-        files = {
-            engine: checkpoint_bytes(engine, weights, count, moments[engine != "ddp"], precision, bool(options.ema.decay)) for engine in engines
-        }
+        files = {engine: checkpoint_bytes(engine, weights, count, moments[engine != "ddp"], precision, averaged) for engine in engines}
         return {
             "stage": self.stage,
             "class": f"{type(stage).__module__}.{type(stage).__qualname__}",
