@@ -163,8 +163,8 @@ class Program(LightningCLI):
         optimizer = str(self.options.model.init_args.optimizer.class_path)
         if sharded and re.search("adafactor|muon", optimizer, re.IGNORECASE):
             raise ValueError(
-                f"model.optimizer: ZeRO flattens the weights, and {optimizer} looks at their shapes; give --model.optimizer torch.optim.AdamW "
-                "(text_to_video: --config experiments/text_to_video/adamw.yaml)"
+                f"model.optimizer: ZeRO flattens the weights, and {optimizer} looks at their shapes; give "
+                "--model.optimizer torch.optim.AdamW (text_to_video: --config experiments/text_to_video/adamw.yaml)"
             )
         if kind_of(self.stage) != "vae":
             return

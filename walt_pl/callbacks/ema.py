@@ -12,10 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from walt_pl.checkpoint import AVERAGES
 from walt_pl.strategies.shards import cut, piece_of, rewriting, trained, whole
-
-FILE = "ema.safetensors"
-"""In the folder of a checkpoint: float32 averages by parameter name, whole whatever the strategy."""
 
 
 class EMA(L.Callback):
@@ -120,16 +118,16 @@ class EMA(L.Callback):
         """Write the averages into a checkpoint's folder, where there are any; all ranks call it, rank zero writes."""
         averages = self.whole(pl_module)
         if averages:
-            save_file(averages, folder / FILE)
+            save_file(averages, folder / AVERAGES)
 
     def load(self, folder: Path) -> None:
         """Go on from the averages in a checkpoint's folder, once training or validation starts."""
         if not self.decay:
             return
-        if (folder / FILE).exists():
-            self._file = folder / FILE
+        if (folder / AVERAGES).exists():
+            self._file = folder / AVERAGES
         else:
-            rank_zero_warn(f"{folder} has no {FILE}: it was written without an average, which begins with the weights as they are")
+            rank_zero_warn(f"{folder} has no {AVERAGES}: it was written without an average, which begins with the weights as they are")
 
 
 def _pieces(module: L.LightningModule) -> Iterator[tuple[str, Tensor]]:
