@@ -1,6 +1,6 @@
 """Stage one: the autoencoder, on videos and images in the same step (SPEC section 2)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import lightning as L
@@ -285,25 +285,36 @@ class VAEStage(L.LightningModule):
         """Further files of the artifact."""
         return {}
 
-    @torch.no_grad()
     def facts(self) -> dict[str, Any]:
         """What the card says beside provenance: mean and standard deviation of each latent channel on training data."""
-        total = torch.zeros(3, self.vae.config.latent_channels, dtype=torch.float64)
-        for z in self._training_latents():
-            flat = z.movedim(1, 0).flatten(1).double().cpu()
-            total += torch.stack([flat.sum(dim=1), flat.square().sum(dim=1), torch.full((len(flat),), flat.shape[1])])
-        mean = total[0] / total[2]
-        std = (total[1] / total[2] - mean.square()).clamp(min=1e-12).sqrt()
-        return {"latents": {"mean": mean.tolist(), "std": std.tolist()}}
+        return {"latents": latent_statistics(self._training_latents())}
 
     def _training_latents(self) -> Iterator[Tensor]:
-        """Posterior means of the first training batches, images as one-frame clips beside the videos."""
         loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        for _, batch in zip(range(self.statistics_batches), loader, strict=False):
-            cut = len(batch.videos)
-            for x in (batch.videos[batch.weight[:cut] > 0], batch.images[batch.weight[cut:] > 0]):
-                if len(x):
-                    yield self.vae.encode(x.to(self.device)).mean
+        return training_latents(self.vae, loader, self.statistics_batches, self.device)
+
+
+@torch.no_grad()
+def training_latents(vae: VAE, loader: Iterable[JointBatch], batches: int, device: torch.device) -> Iterator[Tensor]:
+    """Posterior means of the first training batches, images as one-frame clips beside the videos."""
+    for _, batch in zip(range(batches), loader, strict=False):
+        cut = len(batch.videos)
+        for x in (batch.videos[batch.weight[:cut] > 0], batch.images[batch.weight[cut:] > 0]):
+            if len(x):
+                yield vae.encode(x.to(device)).mean
+
+
+def latent_statistics(latents: Iterable[Tensor]) -> dict[str, list[float]]:
+    """Mean and standard deviation of each channel of clips [b c t h w]."""
+    total: Tensor | float = 0.0
+    for z in latents:
+        flat = z.movedim(1, 0).flatten(1).double().cpu()
+        total = total + torch.stack([flat.sum(dim=1), flat.square().sum(dim=1), torch.full((len(flat),), float(flat.shape[1])).double()])
+    if not isinstance(total, Tensor):
+        raise ValueError("model.statistics_batches: the training data has no clip that can be read to measure the latents on")
+    mean = total[0] / total[2]
+    std = (total[1] / total[2] - mean.square()).clamp(min=1e-12).sqrt()
+    return {"mean": mean.tolist(), "std": std.tolist()}
 
 
 def _watched(clips: list[Tensor], squares: list[Tensor]) -> list[Tensor]:

@@ -39,7 +39,9 @@ def _put_together(folder: Path) -> dict[str, Tensor]:
     try:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     except ImportError as error:
-        raise CheckpointError(f"{folder} is in DeepSpeed's shards, and there is no DeepSpeed here ({error}); export it where it is") from None
+        raise CheckpointError(
+            f"{folder} is in DeepSpeed's shards, and there is no DeepSpeed here ({error}); export it where it is"
+        ) from None
     with contextlib.redirect_stdout(io.StringIO()):  # a line for each tensor
         found: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder))
     # Weights of one flat buffer are views of it, which would be kept, and written, as a whole.
