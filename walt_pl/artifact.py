@@ -194,6 +194,12 @@ def _section_classes(section: str) -> tuple[Any, Any]:
     return getattr(imported, model), getattr(imported, config)
 
 
+def section_config(section: str, fields: Mapping[str, Any]) -> Any:
+    """The config dataclass of a section from its plain fields. Raises TypeError or ValueError where it does not take them."""
+    _, config = _section_classes(section)
+    return config(**{name: _tuples(value) for name, value in fields.items()})
+
+
 def _build(folder: Path, section: str, fields: Mapping[str, Any]) -> nn.Module:
     model, config = _section_classes(section)
     known = [field.name for field in dataclasses.fields(config)]
@@ -204,7 +210,7 @@ def _build(folder: Path, section: str, fields: Mapping[str, Any]) -> nn.Module:
             f"{', '.join(unknown)} (it has: {', '.join(known)}); use the version of walt_pl that wrote it"
         )
     try:
-        built: nn.Module = model(config(**{name: _tuples(value) for name, value in fields.items()}))
+        built: nn.Module = model(section_config(section, fields))
     except (TypeError, ValueError) as error:
         raise ArtifactError(f'{folder / CONFIG}: section "{section}": {error}') from error
     return built

@@ -29,6 +29,7 @@ from walt_pl.blocks.compute import compute_dtype
 from walt_pl.callbacks.checkpoints import Checkpoints
 from walt_pl.callbacks.ema import EMA
 from walt_pl.callbacks.export import Export
+from walt_pl.callbacks.guard import Guard
 from walt_pl.callbacks.hyperparameters import Hyperparameters
 from walt_pl.callbacks.log_line import LogLine
 from walt_pl.callbacks.previews import Previews
@@ -82,6 +83,7 @@ class Program(LightningCLI):
         parser.add_argument("--allow_stale", type=bool, default=False, help="Use parents that are stale.")
         for callback, key in (
             (EMA, "ema"),
+            (Guard, "guard"),
             (Previews, "previews"),
             (Throughput, "throughput"),
             (Checkpoints, "checkpoint"),

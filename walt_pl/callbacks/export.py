@@ -1,5 +1,6 @@
-"""Turns a finished training into an artifact and a line of the manifest."""
+"""Turns a finished training into an artifact and a line of the manifest; and puts into each checkpoint what it takes to export that."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -34,8 +35,14 @@ class ExportedStage(Protocol):
         ...
 
 
+DESCRIPTION = "export"
+"""Key of a checkpoint: everything an artifact has beside weights, in plain values."""
+
+
 class Export(L.Callback):
     """Writes the artifact with the averaged weights when training ends by itself, and tells the manifest.
+
+    A checkpoint gets the description of its artifact, so that `export` needs neither the stage's class nor the run it was in.
 
     Args:
         run: folder of the run.
@@ -51,6 +58,23 @@ class Export(L.Callback):
         """Write the start down, now that everything that can be wrong with the configuration has been found."""
         if trainer.is_global_zero:
             Manifest.open(self.run).start(self.stage, self.parents)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        stage = cast(ExportedStage, pl_module)
+        checkpoint[DESCRIPTION] = {
+            "kind": stage.kind,
+            "sections": {name: dataclasses.asdict(cast(Any, model).config) for name, model in stage.sections().items()},
+            "settings": stage.settings(),
+            "files": stage.files(),
+            "parents": self.parents,
+            "index": self._index(trainer),
+            "train_config": self.train_config,
+        }
+
+    @staticmethod
+    def _index(trainer: L.Trainer) -> dict[str, Any]:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return {"sha256": data.index_sha256, "counts": data.counts()}
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Not on_train_end: a training that was killed between its last step and its artifact has no step left to train.
@@ -71,7 +95,7 @@ class Export(L.Callback):
         card = {
             **facts,
             "parents": self.parents,
-            "index": {"sha256": data.index_sha256, "counts": data.counts()},
+            "index": self._index(trainer),
             "steps": trainer.global_step,
             "samples": trainer.global_step * (data.videos_per_batch + data.images_per_batch),
             "metrics": {"protocol": "the validation clips of the index, view 0, averaged weights", "values": metrics},

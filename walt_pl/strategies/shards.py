@@ -28,7 +28,7 @@ def piece_of(p: nn.Parameter) -> Tensor | None:
 
     An engine that only evaluates has no masters: there it is the working copy, in its precision.
     """
-    if _in_stage_3(p):
+    if in_stage_3(p):
         if not hasattr(p, "_z3_optimizer"):
             return cast(Any, p).ds_tensor.data
         from deepspeed.utils import safe_get_local_fp32_param
@@ -42,7 +42,7 @@ def piece_of(p: nn.Parameter) -> Tensor | None:
 
 def whole(p: nn.Parameter, piece: Tensor | None) -> Tensor:
     """All ranks together: the whole weight, float32, from every rank's piece of it (or of an average of it)."""
-    if _in_stage_3(p):
+    if in_stage_3(p):
         assert piece is not None
         pieces = [torch.empty_like(piece) for _ in range(dist.get_world_size())]
         dist.all_gather(pieces, piece.contiguous())
@@ -59,7 +59,7 @@ def whole(p: nn.Parameter, piece: Tensor | None) -> Tensor:
 
 def cut(p: nn.Parameter, full: Tensor) -> Tensor | None:
     """This rank's piece of a whole tensor [as the weight], on the tensor's device; None where it holds nothing of the weight."""
-    if _in_stage_3(p):
+    if in_stage_3(p):
         size, rank = cast(Any, p).ds_tensor.numel(), dist.get_rank()
         mine = full.flatten()[rank * size : (rank + 1) * size]
         return torch.cat([mine, mine.new_zeros(size - len(mine))])  # the last ranks' pieces are padded
@@ -72,7 +72,7 @@ def cut(p: nn.Parameter, full: Tensor) -> Tensor | None:
 def rewriting(module: L.LightningModule) -> Iterator[None]:
     """Pieces are written to inside, by all ranks; afterwards the module computes with what was written."""
     optimizer = _engine_optimizer(module)
-    stage_3 = [p for _, p in trained(module) if _in_stage_3(p)]
+    stage_3 = [p for _, p in trained(module) if in_stage_3(p)]
     gathering = getattr(optimizer, "parameter_offload", optimizer)
     if stage_3:  # weights gathered for the last pass would be used again as they were
         gathering.partition_all_parameters()
@@ -94,7 +94,8 @@ def _engine_optimizer(module: L.LightningModule) -> Any:
     return strategy.deepspeed_engine.optimizer if isinstance(strategy, DeepSpeedStrategy) else None
 
 
-def _in_stage_3(p: nn.Parameter) -> bool:
+def in_stage_3(p: nn.Parameter) -> bool:
+    """Whether DeepSpeed holds this weight as ZeRO 3 does, itself in shards."""
     return hasattr(p, "ds_id")
 
 
