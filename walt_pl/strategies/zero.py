@@ -7,9 +7,10 @@ the gradient norm in the log, and batches that keep their precision.
 import argparse
 import atexit
 import importlib.util
+import io
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -193,17 +194,17 @@ class Zero(DeepSpeedStrategy):
             rank_zero_info(f"{path} was written by {ranks} ranks: putting it together for {self.world_size}, moments included")
             shutil.rmtree(universal, ignore_errors=True)
             universal.mkdir()
-            ds_to_universal.main(
-                argparse.Namespace(
-                    input_folder=str(path / TAG),
-                    output_folder=str(universal / TAG),
-                    num_extract_workers=1,
-                    num_merge_workers=1,
-                    keep_temp_folder=False,
-                    strict=True,
-                    inject_missing_state=True,
-                )
+            options = argparse.Namespace(
+                input_folder=str(path / TAG),
+                output_folder=str(universal / TAG),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
             )
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # many lines and bars
+                ds_to_universal.main(options)
         self.barrier("resharded")
         try:
             yield universal
