@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch.utils.data import DataLoader
 
 from benchmarks.sharding import Bare
 from walt_pl.callbacks.ema import EMA
@@ -67,7 +68,7 @@ def main() -> None:
     slots = torch.arange(VIDEOS + IMAGES)
     names = [""] * len(slots)
     batch = JointBatch(video, image, names, slots, torch.ones(len(slots)), slots, None, None, "latents", names)
-    trainer.fit(module, [batch] * arguments.steps)
+    trainer.fit(module, DataLoader([batch] * arguments.steps, batch_size=None))
     medians = {averaged: statistics.median(seconds) for averaged, seconds in ema.seconds.items()}
     figures = {
         "machine": machine(),

@@ -19,6 +19,7 @@ import lightning as L
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from stages.latent_diffusion import LatentDiffusion
 from walt_pl.callbacks.ema import EMA
@@ -100,7 +101,7 @@ def train(engine: str, millions: int) -> None:
     video = torch.randn(1, denoiser.latent_channels, *denoiser.size)
     slots = torch.tensor([int(os.environ.get("LOCAL_RANK", 0))])
     batch = JointBatch(video, video[:0, :, :1], [""], slots - 1, torch.ones(1), slots, None, None, "latents", [""])
-    trainer.fit(module, [batch, batch])
+    trainer.fit(module, DataLoader([batch, batch], batch_size=None))
     everyones: list[Any] = [None] * RANKS
     dist.all_gather_object(everyones, watch.bytes)
     if trainer.is_global_zero:

@@ -29,7 +29,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Job("zero2_offload", "zero2_offload", cpu_average=True),
         *(Job(f"{engine} validated", engine, resume=str(folder / engine / "at=4"), validate=True) for engine in ("zero2", "zero3")),
         *(Job(f"{engine} half", engine, precision="bf16-mixed") for engine in ("zero2", "zero3")),
-        Job("zero2 fp16", "zero2", precision="16-mixed"),
     )
     start(
         folder,
@@ -112,9 +111,22 @@ def test_validate_takes_the_average_of_a_checkpoint(folder: Path, engine: str) -
 def test_half_precision_stays_near(folder: Path) -> None:
     """DeepSpeed makes the weights half precise and keeps float32 masters; batches, noise and counts stay float32."""
     wanted = result(folder, "single")["losses"]
-    for name in ("half", "zero2 half", "zero3 half", "zero2 fp16"):
-        assert close(result(folder, name)["losses"], wanted, 0.02), name
-    assert apart(folder, "zero2 half", "weights.safetensors") < 0.02
+    for name in ("half", "zero2 half", "zero3 half"):
+        assert 0 < apart(folder, name, "weights.safetensors") < 0.02, name
+        assert close(result(folder, name)["losses"], wanted, 1e-3), name
+
+
+def test_float16_trains_or_is_refused_with_what_to_choose(folder: Path, tmp_path: Path) -> None:
+    """Few CPUs have it, every GPU has."""
+    from deepspeed.accelerator import get_accelerator
+
+    half = Job("half", "zero2", precision="16-mixed")
+    if not get_accelerator().is_fp16_supported():
+        with pytest.raises(AssertionError, match="no float16 arithmetic; choose bf16-mixed or 32-true"):
+            start(tmp_path, 1, half)
+        return
+    start(tmp_path, 1, half)
+    assert close(result(tmp_path, "half")["losses"], result(folder, "single")["losses"], 0.02)
 
 
 @pytest.mark.slow

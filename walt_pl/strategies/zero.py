@@ -99,6 +99,13 @@ class Zero(DeepSpeedStrategy):
     # ---- Training -----------------------------------------------------------------------------------------------------
 
     def init_deepspeed(self) -> None:
+        from deepspeed.accelerator import get_accelerator
+
+        if self.precision_plugin.precision in ("16-mixed", "16-true") and not get_accelerator().is_fp16_supported():
+            raise ValueError(
+                f"trainer.precision: {self.precision_plugin.precision} is not for ZeRO on this device, which has no float16 arithmetic; "
+                "choose bf16-mixed or 32-true"
+            )
         # In place of Lightning's, which takes the norm from the trainer and warns of the stages' own clipping.
         module = self.lightning_module
         assert module is not None and isinstance(self.config, dict) and isinstance(self.model, L.LightningModule)
