@@ -107,7 +107,7 @@ def train(engine: str, millions: int) -> None:
     if trainer.is_global_zero:
         moments = 8 * sum(weights) + 4 * (len(weights) if not zero else RANKS)  # and a step count for each tensor that is optimised
         wanted = engine_bytes(engine, sum(weights), moments, RANKS, "32-true", 1, True, {})  # type: ignore[arg-type]
-        figures: dict[str, Any] = {"engine": engine, "parameters": sum(weights)}
+        figures: dict[str, Any] = {"engine": engine, "count": sum(weights)}
         for name in ("parameters", "gradients", "optimizer", "ema"):
             figures[name] = {"ranks": [held[name] for held in everyones], "formula": getattr(wanted, name)}
         print("FIGURES " + json.dumps(figures), flush=True)

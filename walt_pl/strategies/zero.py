@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -71,7 +71,7 @@ class Zero(DeepSpeedStrategy):
         return torch.device("cpu", 0) if device.type == "cpu" else device  # the engine compares the index with numbers
 
     def setup_environment(self) -> None:
-        self.precision_plugin = ZeroPrecision(self.precision_plugin.precision)
+        self.precision_plugin = ZeroPrecision(cast(Any, self.precision_plugin.precision))
         if self.root_device.type == "cpu":
             DDPStrategy.setup_environment(self)  # DeepSpeedStrategy's adds a check for CUDA
         else:
@@ -94,7 +94,7 @@ class Zero(DeepSpeedStrategy):
         self.set_world_ranks()
         self._init_deepspeed_distributed()
         # Once in some fifty runs a process ended with "terminate called without an active exception" after its work was done.
-        atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
+        atexit.register(_end)
 
     # ---- Training -----------------------------------------------------------------------------------------------------
 
@@ -226,6 +226,11 @@ class ZeroPrecision(DeepSpeedPrecision):
 
     def convert_input(self, data: Any) -> Any:
         return data
+
+
+def _end() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _check_state(module: nn.Module) -> None:
