@@ -68,7 +68,7 @@ def main() -> None:
     slots = torch.arange(VIDEOS + IMAGES)
     names = [""] * len(slots)
     batch = JointBatch(video, image, names, slots, torch.ones(len(slots)), slots, None, None, "latents", names)
-    trainer.fit(module, DataLoader([batch] * arguments.steps, batch_size=None))
+    trainer.fit(module, DataLoader([batch] * arguments.steps, collate_fn=lambda batches: batches[0]))
     medians = {averaged: statistics.median(seconds) for averaged, seconds in ema.seconds.items()}
     figures = {
         "machine": machine(),

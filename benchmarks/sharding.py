@@ -101,7 +101,7 @@ def train(engine: str, millions: int) -> None:
     video = torch.randn(1, denoiser.latent_channels, *denoiser.size)
     slots = torch.tensor([int(os.environ.get("LOCAL_RANK", 0))])
     batch = JointBatch(video, video[:0, :, :1], [""], slots - 1, torch.ones(1), slots, None, None, "latents", [""])
-    trainer.fit(module, DataLoader([batch, batch], batch_size=None))
+    trainer.fit(module, DataLoader([batch, batch], collate_fn=lambda batches: batches[0]))
     everyones: list[Any] = [None] * RANKS
     dist.all_gather_object(everyones, watch.bytes)
     if trainer.is_global_zero:

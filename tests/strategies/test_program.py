@@ -22,7 +22,10 @@ SMALL = {
         *["--model.discriminator", "{width: 8, multipliers: [2, 2], size: [16, 16]}"],
     ],
     "base": ["--model.denoiser.width", "32", "--model.denoiser.layers", "2", "--model.denoiser.heads", "2"],
-    "sr1": ["--model.denoiser.width", "32", "--model.denoiser.layers", "2", "--model.denoiser.heads", "2"],
+    "sr1": [
+        *["--model.denoiser.width", "32", "--model.denoiser.layers", "2", "--model.denoiser.heads", "2"],
+        *["--model.optimizer", "{class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3}}"],  # Muon looks at shapes
+    ],
 }
 
 

@@ -126,7 +126,7 @@ class Zero(DeepSpeedStrategy):
         if self.deepspeed_engine.was_step_applied():
             module = self.lightning_module
             assert module is not None
-            module.log("train/gradient_norm", float(self.deepspeed_engine.get_global_grad_norm()))
+            module.log("train/gradient_norm", torch.as_tensor(self.deepspeed_engine.get_global_grad_norm(), dtype=torch.float32))
         return result
 
     # ---- Checkpoints --------------------------------------------------------------------------------------------------
