@@ -43,8 +43,8 @@ class Start:
         return self.log.read_text(errors="replace")
 
 
-def start(*arguments: str, ranks: int = 1) -> Start:
-    """Start ``python -m walt_pl ARGUMENTS``; more ranks are told of each other as torchrun would."""
+def start(*arguments: str, ranks: int = 1, terminal: str | None = None) -> Start:
+    """Start ``python -m walt_pl ARGUMENTS``, on a terminal if one is named; more ranks are told of each other as torchrun would."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.starts", "walt_pl.cli", "walt_pl.data.batch", "torch.utils.tensorboard", "timm.optim"])
     handle, log = tempfile.mkstemp(suffix=".log")
@@ -55,7 +55,7 @@ def start(*arguments: str, ranks: int = 1) -> Start:
     processes = []
     for rank in range(ranks):
         told = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        processes.append(context.Process(target=_run, args=(arguments, told if ranks > 1 else {}, log), daemon=False))
+        processes.append(context.Process(target=_run, args=(arguments, told if ranks > 1 else {}, terminal or log), daemon=False))
         processes[-1].start()
     return Start(processes, Path(log))
 
