@@ -3,7 +3,7 @@
     .venv/bin/python -m tests.soak.kills --kills 50
 
 A small base model is trained with a checkpoint after every second step, so that many kills fall into the writing of one. After each
-kill what lies on disk is looked at; at the end the artifact is compared byte by byte. `make soak` runs this and the slow tests.
+kill what lies on disk is looked at; at the end the artifact is compared byte by byte. `make soak` runs this.
 """
 
 import argparse
