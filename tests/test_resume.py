@@ -82,6 +82,10 @@ def killed_and_resumed(stage: str, run: Path, index: Path, every: int, kill: int
     bomb = ["--trainer.callbacks", f"[{{class_path: tests.test_resume.Kill, init_args: {{step: {kill}}}}}]"]
     killed = start("fit", *command, *bomb, ranks=ranks)
     assert killed.wait() == -signal.SIGKILL, killed.said[-3000:]
+    end = time.monotonic() + 20
+    while killed.leftovers():
+        assert time.monotonic() < end, f"workers survive the training that was killed: {killed.leftovers()}"
+        time.sleep(0.2)
     said = fit(*command, ranks=ranks)
     assert "going on from" in said
     return said
