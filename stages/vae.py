@@ -195,7 +195,8 @@ class VAEStage(L.LightningModule):
             penalty = torch.cat([r1_penalty(x, self.discriminator(x)) for x in inputs]).mean()
             loss = loss + self.r1_weight * self.r1_every * penalty
             self.log("train/r1", penalty)
-        self.lecam.update(real, fake)
+        # Of all ranks: each has the same means, and a checkpoint of rank zero's is everybody's.
+        self.lecam.update(*(self.trainer.strategy.reduce(logits.detach().mean(), reduce_op="mean") for logits in (real, fake)))
         optimizer.zero_grad()
         self.manual_backward(loss)
         clip_gradients(self.discriminator.parameters(), self.clip)
