@@ -19,7 +19,7 @@ STAGES_SR = $(shell ls experiments/$(EXP)/sr*.yaml 2>/dev/null | sort -V)
 INDEX_shapes := data/shapes/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data demo test test-slow check plan train-vae train-base train-sr sample evaluate ablate status verify tensorboard clean
+.PHONY: help setup data demo test test-slow soak check plan train-vae train-base train-sr sample evaluate ablate status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,6 +44,9 @@ test: setup ## the tests (10 to 12 minutes on 2 cores)
 
 test-slow: setup ## the tests that take longer
 	@$(PYTHON) -m pytest -m "slow and not gpu"
+
+soak: setup ## kill -9 at 50 random moments: every resume ends with the same weights (about 10 minutes on 2 cores)
+	@$(PYTHON) -m tests.soak.kills $(ARGS)
 
 check: setup ## lint, format, types, floors
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy && $(PYTHON) -m pytest tests/test_floors.py

@@ -238,7 +238,8 @@ class VAEStage(L.LightningModule):
         norm = clip_gradients(self.discriminator.parameters(), self.clip)
         self.log_dict({"train/discriminator": loss, "train/discriminator_gradient_norm": norm})
         if norm.isfinite():  # on one rank as on all: gradients are averaged
-            self.lecam.update(real, fake)
+            # Of all ranks: each has the same means, and a checkpoint of rank zero's is everybody's.
+            self.lecam.update(*(self.trainer.strategy.reduce(logits.detach().mean(), reduce_op="mean") for logits in (real, fake)))
             # Past Lightning's wrapper: its step counts, and one batch is to be one step.
             optimizer.optimizer.step()
 

@@ -1,5 +1,6 @@
 """Starts the program in a second: each start is a fork of a process that has imported everything, and can be killed like any other."""
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -31,6 +32,16 @@ class Start:
                 raise TimeoutError(f"no end after {timeout} s:\n{self.said[-3000:]}")
         return int(self.ranks[0].exitcode or 0)
 
+    def leftovers(self) -> list[int]:
+        """Processes that it started and that are still there, workers and their server included."""
+        mark = f"STARTED_BY_TEST={self.log}".encode()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended, or is another user's
+                if mark in (process / "environ").read_bytes().split(b"\0") and b"Z" not in (process / "stat").read_bytes().split()[2]:
+                    found.append(int(process.name))
+        return found
+
     def kill(self) -> None:
         """kill -9 to every rank."""
         for process in self.ranks:
@@ -43,12 +54,12 @@ class Start:
         return self.log.read_text(errors="replace")
 
 
-def start(*arguments: str, ranks: int = 1) -> Start:
-    """Start ``python -m walt_pl ARGUMENTS``; more ranks are told of each other as torchrun would."""
-    return launch(_program, arguments, ranks=ranks)
+def start(*arguments: str, ranks: int = 1, terminal: str | None = None) -> Start:
+    """Start ``python -m walt_pl ARGUMENTS``, on a terminal if one is named; more ranks are told of each other as torchrun would."""
+    return launch(_program, arguments, ranks=ranks, terminal=terminal)
 
 
-def launch(work: Callable[..., None], *arguments: object, ranks: int = 1) -> Start:
+def launch(work: Callable[..., None], *arguments: object, ranks: int = 1, terminal: str | None = None) -> Start:
     """Start a function of a module on so many ranks."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -62,7 +73,8 @@ def launch(work: Callable[..., None], *arguments: object, ranks: int = 1) -> Sta
     processes = []
     for rank in range(ranks):
         told = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        processes.append(context.Process(target=_run, args=(work, arguments, told if ranks > 1 else {}, log), daemon=False))
+        told = {"STARTED_BY_TEST": log, **(told if ranks > 1 else {})}
+        processes.append(context.Process(target=_run, args=(work, arguments, told, terminal or log), daemon=False))
         processes[-1].start()
     return Start(processes, Path(log))
 

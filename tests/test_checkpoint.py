@@ -1,7 +1,6 @@
 """A checkpoint is whole or does not count, and reading one runs nothing that is in it."""
 
 import json
-import os
 import pickle
 import warnings
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import Bomb
 from walt_pl import load
 from walt_pl.checkpoint import Checkpoint, CheckpointError, TornCheckpoint, UnsafePickle, check_pickle, folder_name, read_state, seal
 from walt_pl.losses import perceptual_term
@@ -84,25 +84,6 @@ def test_another_format_is_no_torn_one(tmp_path: Path) -> None:
 
 
 # ---- Code in what is read --------------------------------------------------------------------------------------------
-
-
-class Bomb:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.mark),)
-
-
-@pytest.fixture
-def bomb(tmp_path: Path) -> Bomb:
-    """One that has been seen to go off."""
-    tried = tmp_path / "tried"
-    pickle.loads(pickle.dumps(Bomb(tried)))
-    assert tried.exists(), "the bomb of this test is a dud"
-    return Bomb(tmp_path / "ran")
 
 
 @pytest.mark.parametrize("protocol, zipped", [(2, True), (4, True), (2, False)])

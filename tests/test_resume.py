@@ -1,35 +1,25 @@
 """A training that is killed and goes on is the training that was not killed, to the last bit."""
 
+import contextlib
 import os
+import pty
 import signal
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.conftest import ROOT
-from tests.starts import fit, start
+from tests.soak.kills import soak
+from tests.starts import Start, fit, start
+from tests.training import ADAMW, STEPS, arguments, copy_parents
 from walt_pl.checkpoint import Checkpoint, check_pickle, read_state
-
-STEPS = 12
-CRITIC = "{width: 8, multipliers: [2, 2], size: [16, 16]}"
-DENOISER = ["--model.denoiser.width", "32", "--model.denoiser.layers", "2", "--model.denoiser.heads", "2"]
-ADAMW = ["--model.optimizer", "{class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3}}"]
-SMALL = {
-    # Everything with a state: the critic starts in the middle, and its penalty and running means change with the steps.
-    "vae": [
-        *["--model.vae.width", "8", "--model.vae.multipliers", "[1, 1, 2]", "--model.discriminator", CRITIC, *ADAMW],
-        *["--model.adversarial_weight", "0.1", "--model.adversarial_start", "3", "--model.r1_every", "2", "--model.lecam_decay", "0.9"],
-        *["--data.crop", "16", "--data.size", "32", "--data.sizes", "[16, 32]"],
-    ],
-    # Every draw that a step makes: self-conditioning, dropped captions, given frames.
-    "base": [*DENOISER, "--model.denoiser.frame_prediction", "true", "--model.denoiser.self_conditioning", "true"],
-    "sr1": [*DENOISER, "--model.denoiser.self_conditioning", "true"],
-}
 
 
 class Kill(L.Callback):
@@ -41,17 +31,6 @@ class Kill(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def arguments(stage: str, run: Path, index: Path, *more: str) -> list[str]:
-    """16 clips by 2: an epoch has 8 steps. It is validated in the middle and at the edge."""
-    return [
-        *["--config", str(ROOT / "experiments" / "shapes" / f"{stage}.yaml"), "--run", str(run), "--data.index", str(index)],
-        *[*SMALL[stage], "--model.warmup", "2", "--trainer.max_steps", str(STEPS), "--trainer.precision", "32-true"],
-        *["--data.videos_per_batch", "2", "--data.image_stacks_per_batch", "2", "--data.images_per_stack", "1", "--data.val_videos", "2"],
-        *["--data.workers", "0", "--trainer.val_check_interval", "4", "--trainer.log_every_n_steps", "1", "--previews.every", "0"],
-        *["--trainer.accelerator", "cpu", "--trainer.devices", "1", *more],
-    ]
 
 
 def losses(run: Path, stage: str) -> list[dict[int, tuple[float, ...]]]:
@@ -103,6 +82,10 @@ def killed_and_resumed(stage: str, run: Path, index: Path, every: int, kill: int
     bomb = ["--trainer.callbacks", f"[{{class_path: tests.test_resume.Kill, init_args: {{step: {kill}}}}}]"]
     killed = start("fit", *command, *bomb, ranks=ranks)
     assert killed.wait() == -signal.SIGKILL, killed.said[-3000:]
+    end = time.monotonic() + 20
+    while killed.leftovers():
+        assert time.monotonic() < end, f"workers survive the training that was killed: {killed.leftovers()}"
+        time.sleep(0.2)
     said = fit(*command, ranks=ranks)
     assert "going on from" in said
     return said
@@ -145,14 +128,92 @@ def test_resume_after_kill_gives_the_same_losses(
     assert_same(runs["edge"], runs["whole"], stage, first=8)
 
 
-def copy_parents(parents: Path, run: Path, stage: str) -> None:
-    """A run that has what a stage is trained from, and not the stage."""
-    import json
-    import shutil
+def test_kills_at_random_moments_change_nothing(painted: Path, parents: Path, tmp_path: Path) -> None:
+    """Fifty are `make soak`."""
+    counts = soak(tmp_path, painted, parents, kills=3, steps=20, seed=1)
+    assert counts["kills"] == 3
 
-    shutil.copytree(parents, run, ignore=shutil.ignore_patterns(*(["training"] if stage == "base" else [])))
-    if stage == "base":
-        shutil.rmtree(run / "base")
-        manifest = json.loads((run / "manifest.json").read_text())
-        del manifest["stages"]["base"]
-        (run / "manifest.json").write_text(json.dumps(manifest))
+
+def until(started: Start, words: str) -> None:
+    """Wait until the program has said something."""
+    end = time.monotonic() + 120
+    while words not in started.said:
+        assert time.monotonic() < end and started.ranks[0].is_alive(), started.said[-3000:]
+        time.sleep(0.05)
+
+
+def test_a_rank_that_is_told_of_the_end_stops_all_and_the_same_command_goes_on(painted: Path, tmp_path: Path) -> None:
+    """SIGTERM reaches one rank only; no step is computed twice."""
+    run = tmp_path / "run"
+    command = arguments(
+        "vae", run, painted, *TWO, "--trainer.max_steps", "100000", "--checkpoint.every_steps", "0", "--data.val_videos", "0"
+    )
+    for number, begins in ((signal.SIGTERM, "step 1/100000"), (signal.SIGUSR1, "going on from")):
+        started = start("fit", *command, ranks=2)
+        until(started, begins)
+        until(started, "/100000  ")
+        told = time.monotonic()
+        os.kill(started.ranks[1].pid or 0, number)
+        assert started.wait() == 128 + number, started.said[-3000:]
+        assert time.monotonic() - told < 10
+        assert f"stopped by {number.name} after step" in started.said and "the same command goes on" in started.said
+    last = Checkpoint.newest(run / "training" / "vae" / "checkpoints")
+    assert last is not None
+    assert f"stopped by SIGUSR1 after step {last.step}, everything is in" in started.said
+    assert not (run / "vae").exists(), "an interrupted stage has no artifact"
+
+
+def test_what_a_checkpoint_holds_does_not_win_over_the_command_line(painted: Path, parents: Path, tmp_path: Path) -> None:
+    """Neither its optimiser's learning rate nor hyper-parameters that Lightning keeps; and every start leaves its configuration."""
+    run = tmp_path / "run"
+    last = Checkpoint.newest(parents / "training" / "vae" / "checkpoints")
+    assert last is not None
+    state = read_state(last.state)
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save({**state, "hyper_parameters": {"_class_path": "stages.vae.VAEStage", "clip": 77.0, "kl_weight": 9.0}}, foreign)
+    for checkpoint in (foreign, last.path):
+        fit(*arguments("vae", run, painted, "--ckpt_path", str(checkpoint), "--model.decay", "constant", "--model.optimizer.lr", "0.5"))
+        newest = Checkpoint.newest(run / "training" / "vae" / "checkpoints")
+        assert newest is not None and newest.step == STEPS
+        groups = [group for optimizer in read_state(newest.state)["optimizer_states"] for group in optimizer["param_groups"]]
+        assert {group["lr"] for group in groups} == {0.5}
+    logs = run / "training" / "vae" / "logs"
+    assert sorted(path.name for path in logs.iterdir()) == ["version_0", "version_1"]
+    for version in logs.iterdir():
+        told = yaml.safe_load((version / "config.yaml").read_text())
+        assert told["model"]["init_args"]["clip"] == 1.0 and told["model"]["init_args"]["kl_weight"] != 9.0
+        assert told["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.5
+
+
+def test_a_torn_checkpoint_is_passed_over_and_fresh_starts_over(painted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = arguments("vae", run, painted, "--checkpoint.every_steps", "3", "--data.val_videos", "0")
+    bomb = ["--trainer.callbacks", "[{class_path: tests.test_resume.Kill, init_args: {step: 8}}]"]
+    assert start("fit", *command, *bomb).wait() == -signal.SIGKILL
+    checkpoints = run / "training" / "vae" / "checkpoints"
+    assert [path.name for path in sorted(checkpoints.iterdir())] == ["step=00000003", "step=00000006"]
+    with (checkpoints / "step=00000006" / "state.ckpt").open("r+b") as file:
+        file.truncate(1000)
+    said = fit(*command)
+    assert "step=00000006 is torn" in said and "going on from" in said and "step=00000003" in said
+    said = fit(*command, "--fresh", "true")
+    assert "going on from" not in said and "step 1/12" in said
+
+
+def test_a_progress_bar_is_for_a_terminal_only(painted: Path, tmp_path: Path) -> None:
+    command = arguments("vae", tmp_path / "run", painted, "--trainer.max_steps", "3", "--data.val_videos", "0")
+    assert "Epoch 0" not in fit(*command, "--fresh", "true")
+    master, slave = pty.openpty()
+    shown = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the terminal is closed
+            while data := os.read(master, 65536):
+                shown.extend(data)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    code = start("fit", *command, "--fresh", "true", terminal=os.ttyname(slave)).wait()
+    os.close(slave)
+    reader.join(10)
+    assert code == 0 and b"Epoch 0" in shown and b"step 1/3" not in shown

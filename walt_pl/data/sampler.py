@@ -1,6 +1,8 @@
 """Which samples come next: endless permutations, split over ranks, that resume exactly; and the loader around them."""
 
 import multiprocessing
+import os
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Protocol
@@ -221,6 +223,7 @@ class JointLoader:
             persistent_workers=workers > 0,
             # Native decoders and thread pools do not survive a fork.
             multiprocessing_context=_forkserver() if workers else None,
+            worker_init_fn=_end_with_training,
             pin_memory=torch.cuda.is_available(),
             # A generator of its own: the DataLoader draws a base seed at every start, which would move the global
             # random state once more after a resume than without.
@@ -289,3 +292,15 @@ def _forkserver() -> multiprocessing.context.BaseContext:
     # The server imports torch once; every worker after that starts in milliseconds.
     context.set_forkserver_preload(["torch", "walt_pl.data.batch"])
     return context
+
+
+def _end_with_training(worker: int) -> None:
+    """Ends a worker when the training process is gone: torch looks at the server that forked it, and that one waits for its workers."""
+    training = multiprocessing.parent_process()
+    assert training is not None
+
+    def watch() -> None:
+        training.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
