@@ -6,7 +6,10 @@ PYTHON3 ?= python3.11
 PYTHON := .venv/bin/python
 WALT := $(PYTHON) -m walt_pl
 # FRESH=1 trains a finished or interrupted stage again; ARGS go to the program as they are, e.g. ARGS="--trainer.max_steps 2000".
-FIT = $(WALT) fit $(if $(FRESH),--fresh true) --config $(1) $(ARGS)
+# DEVICES=8 NODES=4 STRATEGY=zero3: processes of each machine, machines, a file of experiments/strategy (docs/SCALING.md).
+FIT = $(WALT) fit $(if $(FRESH),--fresh true) --config $(1) $(RANKS) $(ARGS)
+RANKS = $(if $(STRATEGY),--config $(call STRATEGY_FILE,experiments/strategy/$(STRATEGY).yaml)) $(if $(DEVICES),--trainer.devices $(DEVICES)) $(if $(NODES),--trainer.num_nodes $(NODES))
+STRATEGY_FILE = $(or $(wildcard $(1)),$(error no $(1); there are: $(notdir $(basename $(wildcard experiments/strategy/*.yaml)))))
 # STAGE=base_xl chooses among several configurations of a kind; without it vae.yaml, and base.yaml or the first base_*.yaml.
 STAGE_vae = $(or $(filter vae%,$(STAGE)),vae)
 STAGE_base = $(or $(filter base%,$(STAGE)),$(basename $(notdir $(firstword $(wildcard experiments/$(EXP)/base.yaml) $(sort $(wildcard experiments/$(EXP)/base_*.yaml))))))
@@ -21,6 +24,7 @@ INDEX_shapes := data/shapes/index.parquet
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo; echo "  EXP=shapes names the experiment (experiments/EXP), STAGE=base_l one of its files, FRESH=1 starts a stage over, ARGS=\"...\" goes to the program."
+	@echo "  DEVICES=8 NODES=4 STRATEGY=zero3 train on more than one device (docs/SCALING.md)."
 
 setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; done once)
 

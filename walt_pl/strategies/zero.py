@@ -24,6 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
+from walt_pl.checkpoint import check_pickle
 from walt_pl.strategies.shards import trained
 
 TAG = "checkpoint"
@@ -124,7 +125,8 @@ class Zero(DeepSpeedStrategy):
         """Restore the engine from a folder of shards, also of another number of ranks; what the other parts saved is returned.
 
         Raises:
-            ValueError: it was written by another strategy, or evaluation is asked for with another number of ranks at stage 3.
+            ValueError: it was written by another strategy, evaluation is asked for with another number of ranks at stage 3, or it is
+                unsafe (UnsafePickle).
         """
         path = Path(checkpoint_path)
         ranks = self._check_checkpoint(path)
@@ -142,14 +144,16 @@ class Zero(DeepSpeedStrategy):
                 self.deepspeed_engine._config.load_universal_checkpoint = False
 
     def _check_checkpoint(self, path: Path) -> int:
-        """How many ranks wrote it."""
+        """How many ranks wrote it. DeepSpeed unpickles shards, so they are looked at first."""
+        if path.is_dir():
+            check_pickle(path)
         ranks = len(list((path / TAG).glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")))
         sharded_weights = any((path / TAG).glob("*zero_pp_rank_*_mp_rank_00_model_states.pt"))
         if not ranks or sharded_weights != self.zero_stage_3:
             found = "without ZeRO" if not ranks else "by ZeRO 3" if sharded_weights else "by ZeRO 1 or 2"
             raise ValueError(
-                f"{path} was written {found}, and now the strategy is ZeRO {self.stage}: go on with the strategy that it was begun with, "
-                "or start over with --fresh true --init and the artifact that export makes of it (the optimiser then starts anew)"
+                f"{path} was written {found}, and now the strategy is ZeRO {self.stage}: go on with the strategy that it was begun "
+                "with, or start over with --fresh true --init and the artifact that export makes of it (the optimiser then starts anew)"
             )
         return ranks
 
