@@ -6,7 +6,7 @@ configuration file has to be there. One thing is not in it: the latent statistic
 
 import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
@@ -83,6 +83,6 @@ def _latents(model: tuple[dict[str, torch.Tensor], Any], train_config: str) -> d
     dtype = compute_dtype(device)
     try:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return latent_statistics(training_latents(cast(VAE, vae), loader, config["model"]["init_args"]["statistics_batches"], device))
+            return latent_statistics(training_latents(vae, loader, config["model"]["init_args"]["statistics_batches"], device))
     finally:
         data.teardown("fit")

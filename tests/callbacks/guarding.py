@@ -1,6 +1,7 @@
 """The training of tests/strategies on any engine, with the program's own callbacks, and with batches that spoil it."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -112,9 +113,12 @@ def run(job: Guarded, folder: Path, rank: int, ranks: int) -> None:
         **dict.fromkeys(["enable_progress_bar", "enable_model_summary"], False),
     )
     module, said = stage(), ""
-    state = None if job.resume is None else Checkpoint.at(folder.parent / job.resume / "checkpoints" / "step=00000005").state
+    if job.resume is not None:
+        start = folder / "checkpoints" / "step=00000005"
+        shutil.copytree(folder.parent / job.resume / "checkpoints" / start.name, start)
+        trainer.ckpt_path = str(Checkpoint.at(start).state)  # as the program does it, before anything is set up
     try:
-        trainer.fit(module, datamodule=Data(), ckpt_path=state, weights_only=True)
+        trainer.fit(module, datamodule=Data(), weights_only=True)
         weights = {name: whole(p, piece_of(p)).detach().clone() for name, p in trained(module)}
         if rank == 0:
             save_file(weights, folder / "weights.safetensors")
