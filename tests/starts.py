@@ -6,7 +6,7 @@ import runpy
 import socket
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -45,8 +45,15 @@ class Start:
 
 def start(*arguments: str, ranks: int = 1) -> Start:
     """Start ``python -m walt_pl ARGUMENTS``; more ranks are told of each other as torchrun would."""
+    return launch(_program, arguments, ranks=ranks)
+
+
+def launch(work: Callable[..., None], *arguments: object, ranks: int = 1) -> Start:
+    """Start a function of a module on so many ranks."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.starts", "walt_pl.cli", "walt_pl.data.batch", "torch.utils.tensorboard", "timm.optim"])
+    context.set_forkserver_preload(
+        ["tests.starts", "walt_pl.cli", "walt_pl.data.batch", "torch.utils.tensorboard", "timm.optim", "deepspeed"],
+    )
     handle, log = tempfile.mkstemp(suffix=".log")
     os.close(handle)
     with socket.socket() as free:
@@ -55,7 +62,7 @@ def start(*arguments: str, ranks: int = 1) -> Start:
     processes = []
     for rank in range(ranks):
         told = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        processes.append(context.Process(target=_run, args=(arguments, told if ranks > 1 else {}, log), daemon=False))
+        processes.append(context.Process(target=_run, args=(work, arguments, told if ranks > 1 else {}, log), daemon=False))
         processes[-1].start()
     return Start(processes, Path(log))
 
@@ -72,7 +79,7 @@ def fit(*arguments: str, ranks: int = 1) -> str:
     return started.said
 
 
-def _run(arguments: Sequence[str], environment: Mapping[str, str], log: str) -> None:
+def _run(work: Callable[..., None], arguments: Sequence[object], environment: Mapping[str, str], log: str) -> None:
     import torch
     from lightning.pytorch.utilities import rank_zero_only
 
@@ -83,5 +90,9 @@ def _run(arguments: Sequence[str], environment: Mapping[str, str], log: str) -> 
     output = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
+    work(*arguments)
+
+
+def _program(arguments: Sequence[str]) -> None:
     sys.argv = ["walt_pl", *arguments]
     runpy.run_module("walt_pl", run_name="__main__", alter_sys=True)

@@ -8,11 +8,12 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import ROOT
 from tests.starts import fit, start
-from walt_pl.checkpoint import Checkpoint, read_state
+from walt_pl.checkpoint import Checkpoint, check_pickle, read_state
 
 STEPS = 12
 CRITIC = "{width: 8, multipliers: [2, 2], size: [16, 16]}"
@@ -68,6 +69,12 @@ def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
     """All that a finished training knows: raw weights, moments and running means of the last checkpoint, and the averages."""
     last = Checkpoint.newest(run / "training" / stage / "checkpoints")
     assert last is not None and last.step == STEPS and last.ema is not None
+    averages = load_file(last.ema)
+    if last.state.is_dir():
+        check_pickle(last.state)
+        shards = [torch.load(path, weights_only=False) for path in sorted(last.state.rglob("*optim_states.pt"))]
+        parts = [shard["optimizer_state_dict"] for shard in shards]
+        return {**averages, **{f"{i}": part["single_partition_of_fp32_groups"][0] for i, part in enumerate(parts)}}
     state = read_state(last.state)
     moments = {
         f"{i}.{j}.{name}": value
@@ -75,9 +82,7 @@ def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
         for j, values in optimizer["state"].items()
         for name, value in values.items()
     }
-    from safetensors.torch import load_file
-
-    return {**state["state_dict"], **{f"ema.{name}": value for name, value in load_file(last.ema).items()}, **moments}
+    return {**state["state_dict"], **{f"ema.{name}": value for name, value in averages.items()}, **moments}
 
 
 def assert_same(run: Path, whole: Path, stage: str, first: int) -> None:
@@ -112,29 +117,31 @@ def parents(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+SHARDED = ["--trainer.devices", "2", "--trainer.strategy", "{class_path: walt_pl.strategies.Zero, init_args: {stage: 2, bucket: 1000000}}"]
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp_find_unused_parameters_true"]
 CASES = [
-    pytest.param("vae", 1, id="vae"),
-    pytest.param("vae", 2, id="vae on two ranks"),
-    pytest.param("base", 1, id="base"),
-    pytest.param("sr1", 1, id="sr1"),
+    pytest.param("vae", [], id="vae"),
+    pytest.param("vae", TWO, id="vae on two ranks"),
+    pytest.param("base", [], id="base"),
+    pytest.param("base", [*SHARDED, *ADAMW], id="base on two ranks with ZeRO 2"),
+    pytest.param("sr1", [], id="sr1"),
 ]
 
 
-@pytest.mark.parametrize("stage, ranks", CASES)
+@pytest.mark.parametrize("stage, more", CASES)
 def test_resume_after_kill_gives_the_same_losses(
-    stage: str, ranks: int, painted: Path, request: pytest.FixtureRequest, tmp_path: Path
+    stage: str, more: list[str], painted: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """In the middle of an epoch, and at its edge with the validation that was cut off, there with workers that read ahead."""
     runs = {name: tmp_path / name for name in ("whole", "middle", "edge")}
     if stage != "vae":
         for run in runs.values():
             copy_parents(request.getfixturevalue("parents"), run, stage)
-    devices = TWO if ranks == 2 else []
-    fit(*arguments(stage, runs["whole"], painted, *devices), ranks=ranks)
-    killed_and_resumed(stage, runs["middle"], painted, 5, 7, *devices, ranks=ranks)
+    ranks = 2 if more else 1
+    fit(*arguments(stage, runs["whole"], painted, *more), ranks=ranks)
+    killed_and_resumed(stage, runs["middle"], painted, 5, 7, *more, ranks=ranks)
     assert_same(runs["middle"], runs["whole"], stage, first=5)
-    killed_and_resumed(stage, runs["edge"], painted, 8, 8, "--data.workers", "2", *devices, ranks=ranks)
+    killed_and_resumed(stage, runs["edge"], painted, 8, 8, "--data.workers", "2", *more, ranks=ranks)
     assert_same(runs["edge"], runs["whole"], stage, first=8)
 
 

@@ -40,6 +40,8 @@ from walt_pl.checkpoint import STATE, Checkpoint
 from walt_pl.commands import COMMANDS
 from walt_pl.manifest import Manifest, ManifestError, kind_of, parents_of, train_command
 
+ZERO = "walt_pl.strategies.Zero"
+"""Class path of the strategy that shards."""
 AUTO = "auto"
 """Value of --ckpt_path: the newest whole checkpoint of the stage. `fit` takes it by itself."""
 
@@ -118,6 +120,7 @@ class Program(LightningCLI):
             self._begin(manifest)
         if self.subcommand is not None:
             self._find_checkpoint()
+            self._check_shards()
 
     def _name(self) -> None:
         """Run and stage, from their options or the config's path."""
@@ -146,7 +149,7 @@ class Program(LightningCLI):
         trainer, name = self.options.trainer, _strategy_name(self.options.trainer.strategy)
         overlays = sorted(path.stem for path in Path("experiments/strategy").glob("*.yaml"))
         lay_over = f"add --config experiments/strategy/NAME.yaml (NAME: {', '.join(overlays)})"
-        sharded = name == "walt_pl.strategies.Zero"
+        sharded = name == ZERO
         if kind_of(self.stage) == "vae" and (sharded or "deepspeed" in name.lower()):
             raise ValueError(
                 "trainer.strategy: DeepSpeed takes one optimiser, the autoencoder and its discriminator have two that take turns; leave it "
@@ -175,6 +178,17 @@ class Program(LightningCLI):
         processes = torch.cuda.device_count() if trainer.devices == "auto" else trainer.devices
         if name == "ddp" or (name == "auto" and processes not in (0, 1, "1")):
             trainer.strategy = "ddp_find_unused_parameters_true"
+
+    def _check_shards(self) -> None:
+        """What ZeRO wrote is in shards that only ZeRO reads; the strategy itself knows which."""
+        if self.restored is None or self.restored.name != STATE:
+            return
+        written = Checkpoint.at(self.restored.parent).strategy
+        if written.startswith("zero") and _strategy_name(self.options.trainer.strategy) != ZERO:
+            raise ValueError(
+                f"{self.restored.parent} was written with {written}: add --config experiments/strategy/{written}.yaml "
+                f"(make: STRATEGY={written}) to go on, or start over with --fresh true"
+            )
 
     # ---- Going on, or starting ----------------------------------------------------------------------------------------
 

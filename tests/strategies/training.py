@@ -5,10 +5,7 @@
 """
 
 import json
-import multiprocessing
 import os
-import socket
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from stages.base import BaseStage
+from tests.starts import launch
 from walt_pl.callbacks.ema import EMA
 from walt_pl.data.batch import Draw, Sample
 from walt_pl.data.sampler import JointLoader, JointSampler, SequentialSampler
@@ -181,36 +179,13 @@ Work = Callable[[Any, Path, int, int], None]
 
 
 def start(folder: Path, ranks: int, *jobs: Any, run: Work = run) -> None:
-    """Run jobs one after the other, on so many processes: forks of one that has imported everything."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.strategies.training", "deepspeed", "deepspeed.checkpoint.ds_to_universal"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    log = folder / f"{jobs[0].name}.log"
-    processes = [context.Process(target=_work, args=(folder, rank, ranks, port, log, jobs, run)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    deadline = time.monotonic() + 1200
-    try:
-        # A rank whose fellow has failed waits for it.
-        while any(process.is_alive() for process in processes) and not any(process.exitcode for process in processes):
-            assert time.monotonic() < deadline, f"no end:\n{log.read_text()[-4000:]}"
-            time.sleep(0.1)
-    finally:
-        for process in processes:
-            process.kill()
-            process.join()
-    assert not any(process.exitcode for process in processes), log.read_text()[-6000:]
+    """Run jobs one after the other, on so many processes."""
+    started = launch(_work, folder, jobs, run, ranks=ranks)
+    started.wait(timeout=1200)
+    assert not any(process.exitcode for process in started.ranks), started.said[-6000:]
 
 
-def _work(folder: Path, rank: int, ranks: int, port: str, log: Path, jobs: Sequence[Any], run: Work) -> None:
-    file = log.open("a")
-    os.dup2(file.fileno(), 1)
-    os.dup2(file.fileno(), 2)
-    torch.set_num_threads(1)
-    if ranks > 1:
-        place = {"LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in place.items()})
+def _work(folder: Path, jobs: Sequence[Any], run: Work) -> None:
+    place = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # a trainer removes the second when it ends
     for job in jobs:
-        run(job, folder / job.name, rank, ranks)
+        run(job, folder / job.name, *place)

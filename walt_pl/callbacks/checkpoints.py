@@ -13,13 +13,13 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
-from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from safetensors import SafetensorError
 
 from walt_pl.callbacks.ema import EMA
 from walt_pl.checkpoint import CARD, PART, STATE, Checkpoint, Strategy, check_pickle, folder_name, note_metrics, read_state, seal
 from walt_pl.checkpoint import steps as folders
+from walt_pl.strategies import Zero
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """How schedulers announce the end."""
@@ -214,11 +214,11 @@ class Checkpoints(callbacks.Checkpoint):
             )
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, part: Path, failures: list[str]) -> None:
-        self._file.failure = None
-        with _kept(failures):
-            trainer.save_checkpoint(part / STATE)
-            if self._file.failure is not None:
-                raise self._file.failure
+        writer = trainer.strategy if isinstance(trainer.strategy, Zero) else self._file
+        writer.failure = None
+        trainer.save_checkpoint(part / STATE)
+        if writer.failure is not None:
+            failures.append(str(writer.failure))
         for averages in _averages(trainer):
             with _kept(failures):
                 averages.save(part, trainer, pl_module)
@@ -267,10 +267,8 @@ def _averages(trainer: L.Trainer) -> list[EMA]:
 
 
 def _strategy(trainer: L.Trainer) -> Strategy:
-    if isinstance(trainer.strategy, DeepSpeedStrategy):
-        assert isinstance(trainer.strategy.config, dict)
-        stage: Literal[1, 2, 3] = trainer.strategy.config["zero_optimization"]["stage"]
-        return f"zero{stage}"
+    if isinstance(trainer.strategy, Zero):
+        return f"zero{trainer.strategy.stage}"
     return "single" if trainer.world_size == 1 else "ddp"
 
 

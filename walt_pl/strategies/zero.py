@@ -7,9 +7,10 @@ the gradient norm in the log, and batches that keep their precision.
 import argparse
 import atexit
 import importlib.util
+import io
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,7 +61,7 @@ class Zero(DeepSpeedStrategy):
         self.config["zero_optimization"]["stage3_param_persistence_threshold"] = keep_whole
         # Torch's AdamW serves offloading too; DeepSpeed's own, if one is named, compiles C++ at the first start.
         self.config["zero_force_ds_cpu_optimizer"] = False
-        self.stage = stage
+        self.stage: Literal[1, 2, 3] = stage
 
     # ---- CPUs ---------------------------------------------------------------------------------------------------------
 
@@ -105,6 +106,8 @@ class Zero(DeepSpeedStrategy):
         if module.trainer.training:
             _check_state(module)
             self._initialize_deepspeed_train(self.model)
+            self.deepspeed_engine.checkpoint_engine.save = self._write_shard
+            self.deepspeed_engine._copy_recovery_script = lambda path: None  # `export` makes plain files of shards
         else:
             self._initialize_deepspeed_inference(self.model)
             if self.zero_stage_3 and not hasattr(self.deepspeed_engine.optimizer, "_restore_from_bit16_weights"):
@@ -120,6 +123,30 @@ class Zero(DeepSpeedStrategy):
         return result
 
     # ---- Checkpoints --------------------------------------------------------------------------------------------------
+
+    failure: OSError | None = None
+    """What went wrong with this rank's part of the last checkpoint."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write every rank's shards. A full disk is no error here, but `failure`: raised on one rank, it would leave the others waiting."""
+        self.failure = None
+        state = {name: value for name, value in checkpoint.items() if name not in ("state_dict", "optimizer_states")}
+        self.deepspeed_engine.save_checkpoint(str(filepath), tag=TAG, client_state=state, save_latest=False)
+        if self.is_global_zero:
+            self._keep_failure(lambda: (Path(filepath) / "latest").write_text(TAG, encoding="utf-8"))
+
+    def _write_shard(self, state_dict: dict[str, Any], path: str) -> None:
+        def write() -> None:
+            with open(path, "wb") as file:
+                torch.save(state_dict, file)
+
+        self._keep_failure(write)
+
+    def _keep_failure(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self.failure = error
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Restore the engine from a folder of shards, also of another number of ranks; what the other parts saved is returned.
@@ -167,17 +194,17 @@ class Zero(DeepSpeedStrategy):
             rank_zero_info(f"{path} was written by {ranks} ranks: putting it together for {self.world_size}, moments included")
             shutil.rmtree(universal, ignore_errors=True)
             universal.mkdir()
-            ds_to_universal.main(
-                argparse.Namespace(
-                    input_folder=str(path / TAG),
-                    output_folder=str(universal / TAG),
-                    num_extract_workers=1,
-                    num_merge_workers=1,
-                    keep_temp_folder=False,
-                    strict=True,
-                    inject_missing_state=True,
-                )
+            options = argparse.Namespace(
+                input_folder=str(path / TAG),
+                output_folder=str(universal / TAG),
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=True,
+                inject_missing_state=True,
             )
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # many lines and bars
+                ds_to_universal.main(options)
         self.barrier("resharded")
         try:
             yield universal
