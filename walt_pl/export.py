@@ -14,7 +14,6 @@ import yaml
 from datamodules.joint import JointData
 from stages.vae import latent_statistics, training_latents
 from walt_pl.artifact import check_replaceable, save_artifact, section_config, section_states
-from walt_pl.blocks.compute import compute_dtype
 from walt_pl.callbacks.export import DESCRIPTION
 from walt_pl.checkpoint import Checkpoint, CheckpointError, read_state
 from walt_pl.checkpoint_weights import weights
@@ -80,9 +79,9 @@ def _latents(model: tuple[dict[str, torch.Tensor], Any], train_config: str) -> d
     vae = VAE(size)
     vae.load_state_dict(state)
     vae.to(device).eval()
-    dtype = compute_dtype(device)
+    half = "bf16" in str(config["trainer"]["precision"])  # as the training measures them at its end
     try:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
             return latent_statistics(training_latents(vae, loader, config["model"]["init_args"]["statistics_batches"], device))
     finally:
         data.teardown("fit")
