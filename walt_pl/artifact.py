@@ -25,7 +25,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -299,6 +299,14 @@ def save_artifact(
             raise _full(error.errno, folder, needed) from error
         raise
     return digest
+
+
+def section_states(state: Mapping[str, Tensor], sections: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    """State dict of each section's model from that of a stage, which names its models as sections are named."""
+    return {
+        section: {key.removeprefix(f"{section}."): value for key, value in state.items() if key.startswith(f"{section}.")}
+        for section in sections
+    }
 
 
 def check_replaceable(folder: str | Path) -> None:

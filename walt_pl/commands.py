@@ -62,7 +62,7 @@ def index(
     print(write_set(Path(out), videos, images, validation, seed))
 
 
-def export(checkpoint: str, out: str, ema: bool = True) -> None:
+def export(checkpoint: str, out: str = "artifact", ema: bool = True) -> None:
     """Make an artifact of a checkpoint of any strategy: one safetensors file and what it takes to load it (walt_pl.load).
 
     Args:

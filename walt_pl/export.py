@@ -6,16 +6,14 @@ configuration file has to be there. One thing is not in it: the latent statistic
 
 import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import yaml
 
 from datamodules.joint import JointData
 from stages.vae import latent_statistics, training_latents
-from walt_pl.artifact import check_replaceable, section_config
-from walt_pl.artifact import save_artifact as save
-from walt_pl.blocks.compute import compute_dtype
+from walt_pl.artifact import check_replaceable, save_artifact, section_config, section_states
 from walt_pl.callbacks.export import DESCRIPTION
 from walt_pl.checkpoint import Checkpoint, CheckpointError, read_state
 from walt_pl.checkpoint_weights import weights
@@ -36,14 +34,8 @@ def export_checkpoint(path: Path, out: Path, ema: bool = True) -> tuple[Checkpoi
     described = read_state(checkpoint.state).get(DESCRIPTION)
     if described is None:
         raise CheckpointError(f"{checkpoint.path} does not say what it is a checkpoint of; let `fit` go on from it and write another one")
-    whole = weights(checkpoint, ema)
-    models = {
-        name: (
-            {key.removeprefix(f"{name}."): value for key, value in whole.items() if key.startswith(f"{name}.")},
-            section_config(name, fields),
-        )
-        for name, fields in described["sections"].items()
-    }
+    states = section_states(weights(checkpoint, ema), described["sections"])
+    models = {name: (states[name], section_config(name, fields)) for name, fields in described["sections"].items()}
     averaged = ema and checkpoint.ema is not None
     card = {
         "parents": described["parents"],
@@ -57,7 +49,7 @@ def export_checkpoint(path: Path, out: Path, ema: bool = True) -> tuple[Checkpoi
     }
     if described["kind"] == "vae":
         card["latents"] = _latents(models["vae"], described["train_config"])
-    sha256 = save(
+    sha256 = save_artifact(
         out,
         kind=described["kind"],
         models=models,
@@ -87,9 +79,9 @@ def _latents(model: tuple[dict[str, torch.Tensor], Any], train_config: str) -> d
     vae = VAE(size)
     vae.load_state_dict(state)
     vae.to(device).eval()
-    dtype = compute_dtype(device)
+    half = "bf16" in str(config["trainer"]["precision"])  # as the training measures them at its end
     try:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            return latent_statistics(training_latents(cast(VAE, vae), loader, config["model"]["init_args"]["statistics_batches"], device))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            return latent_statistics(training_latents(vae, loader, config["model"]["init_args"]["statistics_batches"], device))
     finally:
         data.teardown("fit")

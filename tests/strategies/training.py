@@ -6,7 +6,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,14 +175,17 @@ def run(job: Job, folder: Path, rank: int, ranks: int) -> None:
         (folder / "result.json").write_text(json.dumps(seen))
 
 
-def start(folder: Path, ranks: int, *jobs: Job) -> None:
+Work = Callable[[Any, Path, int, int], None]
+
+
+def start(folder: Path, ranks: int, *jobs: Any, run: Work = run) -> None:
     """Run jobs one after the other, on so many processes."""
-    started = launch(_work, folder, jobs, ranks=ranks)
+    started = launch(_work, folder, jobs, run, ranks=ranks)
     started.wait(timeout=1200)
     assert not any(process.exitcode for process in started.ranks), started.said[-6000:]
 
 
-def _work(folder: Path, jobs: Sequence[Job]) -> None:
+def _work(folder: Path, jobs: Sequence[Any], run: Work) -> None:
     place = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))  # a trainer removes the second when it ends
     for job in jobs:
         run(job, folder / job.name, *place)

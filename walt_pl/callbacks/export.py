@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import lightning as L
-from torch import nn
+from torch import Tensor, nn
 
-from walt_pl.artifact import save_artifact
+from walt_pl.artifact import save_artifact, section_states
 from walt_pl.callbacks.ema import EMA
 from walt_pl.manifest import Manifest
+from walt_pl.strategies.shards import piece_of, trained, whole
 
 
 class ExportedStage(Protocol):
@@ -81,12 +82,17 @@ class Export(L.Callback):
         averages = next((c for c in trainer.callbacks if isinstance(c, EMA)), EMA(decay=0))  # type: ignore[attr-defined]
         pl_module.eval()
         with averages.swapped(pl_module):
+            state = dict(pl_module.state_dict())
+            for name, p in trained(pl_module):  # which ZeRO 3 leaves empty there, and other stages have in low precision
+                full = whole(p, piece_of(p))
+                if trainer.is_global_zero:
+                    state[name] = full.cpu()
             if trainer.is_global_zero:
-                self._write(trainer, pl_module)
+                self._write(trainer, pl_module, state)
         pl_module.train()
         trainer.strategy.barrier("artifact")
 
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, state: Mapping[str, Tensor]) -> None:
         stage = cast(ExportedStage, pl_module)
         data = trainer.datamodule  # type: ignore[attr-defined]
         with trainer.precision_plugin.forward_context():
@@ -100,11 +106,11 @@ class Export(L.Callback):
             "samples": trainer.global_step * (data.videos_per_batch + data.images_per_batch),
             "metrics": {"protocol": "the validation clips of the index, view 0, averaged weights", "values": metrics},
         }
-        folder = self.run / self.stage
+        folder, states = self.run / self.stage, section_states(state, stage.sections())
         save_artifact(
             folder,
             kind=stage.kind,
-            models=stage.sections(),
+            models={name: (states[name], cast(Any, model).config) for name, model in stage.sections().items()},
             settings=stage.settings(),
             card=card,
             train_config=self.train_config,

@@ -17,7 +17,7 @@ from torch import Tensor
 from walt_pl.artifact import write_whole
 from walt_pl.callbacks.checkpoints import Checkpoints
 from walt_pl.callbacks.ema import EMA
-from walt_pl.checkpoint import Checkpoint
+from walt_pl.checkpoint import Checkpoint, check_pickle
 from walt_pl.data.batch import JointBatch
 from walt_pl.strategies.gradients import drop_gradients, gradient_norms
 
@@ -153,6 +153,8 @@ class Guard(L.Callback):
             return
         strategy, groups = trainer.strategy, [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         rates = [group["lr"] for group in groups]
+        if good.state.is_dir():
+            check_pickle(good.state)  # DeepSpeed runs what is in a pickle
         state = strategy.load_checkpoint(good.state, weights_only=True)
         strategy.load_model_state_dict(state, strict=pl_module.strict_loading)
         strategy.load_optimizer_state_dict(state)

@@ -17,7 +17,7 @@ def gradient_norms(module: nn.Module) -> dict[str, Tensor]:
     if sharded:
         squares = torch.zeros(len(weights), device=weights[0][1].device)
         places = {name: place for place, (name, _) in enumerate(weights)}
-        squares[[places[name] for name in pieces]] = torch.stack(_norms(pieces)).square()
+        squares[[places[name] for name in pieces]] = torch.stack(_norms(pieces)).square().to(squares)  # from the CPU where offloaded
         dist.all_reduce(squares)
         return dict(zip(places, squares.sqrt(), strict=True))
     return dict(zip(pieces, _norms(pieces), strict=True))
