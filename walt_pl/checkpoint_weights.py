@@ -37,7 +37,7 @@ def _put_together(folder: Path) -> dict[str, Tensor]:
     """Float32 weights from the shards of every rank."""
     check_pickle(folder)  # DeepSpeed runs what is in a pickle
     try:
-        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint  # type: ignore[import-untyped]
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     except ImportError as error:
         raise CheckpointError(
             f"{folder} is in DeepSpeed's shards, and there is no DeepSpeed here ({error}); export it where it is"
