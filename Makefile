@@ -8,7 +8,10 @@ WALT := $(PYTHON) -m walt_pl
 # A process a core, one thread each: threads of several processes would wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n logical --maxprocesses 8 --dist worksteal
 # FRESH=1 trains a finished or interrupted stage again; ARGS go to the program as they are, e.g. ARGS="--trainer.max_steps 2000".
-FIT = $(WALT) fit $(if $(FRESH),--fresh true) --config $(1) $(ARGS)
+# DEVICES=8 NODES=4 STRATEGY=zero3: processes of each machine, machines, a file of experiments/strategy (docs/SCALING.md).
+FIT = $(WALT) fit $(if $(FRESH),--fresh true) --config $(1) $(RANKS) $(ARGS)
+RANKS = $(if $(STRATEGY),--config $(call STRATEGY_FILE,experiments/strategy/$(STRATEGY).yaml)) $(if $(DEVICES),--trainer.devices $(DEVICES)) $(if $(NODES),--trainer.num_nodes $(NODES))
+STRATEGY_FILE = $(or $(wildcard $(1)),$(error no $(1); there are: $(notdir $(basename $(wildcard experiments/strategy/*.yaml)))))
 # STAGE=base_xl chooses among several configurations of a kind; without it vae.yaml, and base.yaml or the first base_*.yaml.
 STAGE_vae = $(or $(filter vae%,$(STAGE)),vae)
 STAGE_base = $(or $(filter base%,$(STAGE)),$(basename $(notdir $(firstword $(wildcard experiments/$(EXP)/base.yaml) $(sort $(wildcard experiments/$(EXP)/base_*.yaml))))))
@@ -19,11 +22,12 @@ INDEX_shapes := data/shapes/index.parquet
 INDEX_clips := data/clips/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-clips demo test test-slow check plan cache train-vae train-base train-sr sample evaluate ablate status verify tensorboard clean
+.PHONY: help setup data data-clips demo test test-slow soak check plan cache train-vae train-base train-sr sample evaluate ablate status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
 	@echo; echo "  EXP=shapes names the experiment (experiments/EXP), STAGE=base_l one of its files, FRESH=1 starts a stage over, ARGS=\"...\" goes to the program."
+	@echo "  DEVICES=8 NODES=4 STRATEGY=zero3 train on more than one device (docs/SCALING.md)."
 
 setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; done once)
 
@@ -43,6 +47,9 @@ test: setup ## the tests (about 6 minutes on 2 cores)
 
 test-slow: setup ## the tests that take longer
 	@$(PYTEST) -m "slow and not gpu"
+
+soak: setup ## kill -9 at 50 random moments: every resume ends with the same weights (about 10 minutes on 2 cores)
+	@$(PYTHON) -m tests.soak.kills $(ARGS)
 
 check: setup ## lint, format, types, floors
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy && $(PYTHON) -m pytest tests/test_floors.py

@@ -23,6 +23,7 @@ from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.latents import LatentScale
 from walt_pl.models.text import FrozenTextConfig, TextEncoder
 from walt_pl.models.vae import VAE
+from walt_pl.strategies import Zero
 from walt_pl.text_features import HASHES, CachedTextEncoder, identity
 
 VALIDATION_LEVELS = range(50, 1000, 100)
@@ -170,10 +171,8 @@ class LatentDiffusion(L.LightningModule):
         error = velocity_error(self.denoiser, self.schedule, x0, condition, draws)
         weight = self.frame_weight(batch, condition)
         self._log_kinds("train", error, weight, layout)
-        # Ranks count together: a rank with a lost clip or more given frames must not weigh its others more.
-        count = self.trainer.strategy.reduce(weight.sum(), reduce_op="mean").clamp(min=1)
-        loss = (error * weight).sum() / count
-        self.log("train/loss", loss, prog_bar=True)
+        loss = self._mean(error, weight)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)  # of the global batch
         return loss
 
     def latents(self, videos: Tensor, images: Tensor, space: Space) -> tuple[Tensor, Layout]:
@@ -226,6 +225,14 @@ class LatentDiffusion(L.LightningModule):
             weight = weight * (1 - condition.past_mask[:, 0, 0, 0])
         return weight
 
+    def _mean(self, error: Tensor, weight: Tensor) -> Tensor:
+        """This rank's part of the mean over the frames of the global batch; the mean of the ranks' parts is that mean.
+
+        Ranks count together: a rank with a lost clip or more given frames must not weigh its others more.
+        """
+        count = self.trainer.strategy.reduce(weight.sum(), reduce_op="mean").clamp(min=1 / self.trainer.world_size)
+        return (error * weight).sum() / count
+
     def _log_kinds(self, phase: str, error: Tensor, weight: Tensor, layout: Layout) -> None:
         cut = layout.video_frames
         for name, part in (("video", slice(0, cut)), ("image", slice(cut, None))):
@@ -238,7 +245,8 @@ class LatentDiffusion(L.LightningModule):
                 )
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
-        self.log("train/gradient_norm", clip_gradients(self.parameters(), self.clip))
+        if not isinstance(self.trainer.strategy, Zero):  # whose engine clips at self.clip, and knows the norm of all shards together
+            self.log("train/gradient_norm", clip_gradients(self.parameters(), self.clip))
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
@@ -257,8 +265,7 @@ class LatentDiffusion(L.LightningModule):
             draws = self.draws(x0, layout, chance)
             step = torch.full_like(draws.step, level)
             error = velocity_error(self.denoiser, self.schedule, x0, condition, Draws(step, draws.noise, None))
-            weight = self.frame_weight(batch, condition)
-            errors.append((error * weight).sum() / weight.sum().clamp(min=1))
+            errors.append(self._mean(error, self.frame_weight(batch, condition)))
             self.log(f"val/loss_{level:03d}", errors[-1], batch_size=layout.total, sync_dist=True)
         self.log("val/loss", torch.stack(errors).mean(), batch_size=layout.total, sync_dist=True, prog_bar=True)
 

@@ -1,6 +1,6 @@
 """Stage one: the autoencoder, on videos and images in the same step (SPEC section 2)."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import lightning as L
@@ -12,8 +12,10 @@ from stages.optimisation import Decay, clip_gradients, learning_rate
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.chance import Chance, generator
 from walt_pl.losses import (
+    Balance,
     LeCam,
     PerceptualName,
+    discriminator_accuracy,
     discriminator_loss,
     generator_loss,
     perceptual_term,
@@ -42,6 +44,9 @@ class VAEStage(L.LightningModule):
         perceptual_frames: frames of a batch it looks at, drawn anew each step; null for all.
         adversarial_weight: of the generator's adversarial term; 0 trains without a discriminator.
         adversarial_start: step at which the discriminator starts to train and to count.
+        adversarial_warmup: steps from there in which its weight grows to `adversarial_weight`.
+        discriminator_pause: running accuracy above which the discriminator rests, since it wins outright; null for never.
+        discriminator_resume: running accuracy below which it learns again.
         r1_weight: cost of the gradient penalty.
         r1_every: steps between gradient penalties, each weighted by that number.
         lecam_weight: of the LeCAM regulariser.
@@ -69,6 +74,9 @@ class VAEStage(L.LightningModule):
         perceptual_frames: int | None = None,
         adversarial_weight: float = 0.1,
         adversarial_start: int = 0,
+        adversarial_warmup: int = 0,
+        discriminator_pause: float | None = 0.97,
+        discriminator_resume: float = 0.85,
         r1_weight: float = 10.0,
         r1_every: int = 16,
         lecam_weight: float = 0.001,
@@ -88,6 +96,7 @@ class VAEStage(L.LightningModule):
             self.vae.decoder.compile()
         self.discriminator = Discriminator(discriminator) if adversarial_weight else None
         self.lecam = LeCam(lecam_decay)
+        self.balance = Balance(discriminator_pause, discriminator_resume)
         # Frozen, so kept out of the module's parameters and checkpoints.
         self._perceptual: list[nn.Module | None] = [None]
         self.perceptual, self.perceptual_weights = perceptual, perceptual_weights
@@ -99,6 +108,7 @@ class VAEStage(L.LightningModule):
         )
         self.perceptual_frames = perceptual_frames
         self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
+        self.adversarial_warmup = adversarial_warmup
         self.r1_weight, self.r1_every, self.lecam_weight = r1_weight, r1_every, lecam_weight
         self.seed, self.statistics_batches = seed, statistics_batches
 
@@ -114,22 +124,34 @@ class VAEStage(L.LightningModule):
         judged = self.discriminator is not None and step >= self.adversarial_start
         kinds = self._reconstruct(batch, Chance(self.seed, step, batch.slots))
         self.toggle_optimizer(optimizers[0])
-        loss = self._autoencoder_loss(kinds, step)
+        pulls: dict[str, list[Tensor]] = {"reconstruction": [], "adversarial": []}
+        outputs = _watched([output for _, output, _ in kinds], pulls["reconstruction"])
+        loss = self._autoencoder_loss([(x, y, posterior) for (x, _, posterior), y in zip(kinds, outputs, strict=True)], step)
         if judged:
-            fake = self._logits([output for _, output, _ in kinds])
+            fake = self._logits(_watched([output for _, output, _ in kinds], pulls["adversarial"]))
             adversarial = generator_loss(fake)
-            loss = loss + self.adversarial_weight * adversarial
+            loss = loss + self._adversarial_weight(step) * adversarial
             self.log("train/adversarial", adversarial)
         optimizers[0].zero_grad()
         self.manual_backward(loss)
-        self.log("train/gradient_norm", clip_gradients(self.vae.parameters(), self.clip))
         optimizers[0].step()
         self.untoggle_optimizer(optimizers[0])
         self.log("train/loss", loss, prog_bar=True)
         if judged:
+            mine, other = (torch.stack(pulls[name]).sum().sqrt() for name in ("adversarial", "reconstruction"))
+            self.log("train/gradient_ratio", mine / other)
             self._discriminator_step(optimizers[1], kinds, step)
         for scheduler in self._schedulers():
             scheduler.step()
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        # Here, where callbacks have seen the gradients as they were.
+        self.log("train/gradient_norm", clip_gradients(self.vae.parameters(), self.clip))
+
+    def _adversarial_weight(self, step: int) -> float:
+        """Grows from its start: a discriminator that knows nothing yet has no say."""
+        since = step - self.adversarial_start + 1
+        return self.adversarial_weight * min(1.0, since / max(1, self.adversarial_warmup))
 
     def _reconstruct(self, batch: JointBatch, chance: Chance) -> list[tuple[Tensor, Tensor, Posterior]]:
         """(input, output, posterior) of the videos and of the images.
@@ -183,11 +205,27 @@ class VAEStage(L.LightningModule):
 
     def _discriminator_step(self, optimizer: Any, kinds: list[tuple[Tensor, Tensor, Posterior]], step: int) -> None:
         assert self.discriminator is not None
+        paused = bool(self.balance.paused)
         self.toggle_optimizer(optimizer)
-        penalised = self.r1_weight > 0 and step % self.r1_every == 0
+        penalised = self.r1_weight > 0 and step % self.r1_every == 0 and not paused
         inputs = [x.detach().requires_grad_(penalised) for x, _, _ in kinds]
-        real = self._logits(inputs)
-        fake = self._logits([y.detach() for _, y, _ in kinds])
+        with torch.set_grad_enabled(not paused):
+            real = self._logits(inputs)
+            fake = self._logits([y.detach() for _, y, _ in kinds])
+        self._weigh(real, fake)
+        if not paused:
+            self._teach(optimizer, inputs, real, fake, penalised)
+        self.untoggle_optimizer(optimizer)
+
+    def _weigh(self, real: Tensor, fake: Tensor) -> None:
+        """Who wins: over all ranks, so that all of them decide alike whether the discriminator learns from the next batch."""
+        accuracy = self.trainer.strategy.reduce(discriminator_accuracy(real, fake), reduce_op="mean")
+        self.balance.update(accuracy)
+        logits = {"train/logit_real": real.mean(), "train/logit_fake": fake.mean(), "train/logit_gap": real.mean() - fake.mean()}
+        self.log_dict({**logits, "train/discriminator_accuracy": accuracy, "train/discriminator_paused": self.balance.paused.float()})
+
+    def _teach(self, optimizer: Any, inputs: list[Tensor], real: Tensor, fake: Tensor, penalised: bool) -> None:
+        assert self.discriminator is not None
         loss = discriminator_loss(real, fake)
         if self.lecam_weight:
             loss = loss + self.lecam_weight * self.lecam(real, fake)
@@ -195,14 +233,15 @@ class VAEStage(L.LightningModule):
             penalty = torch.cat([r1_penalty(x, self.discriminator(x)) for x in inputs]).mean()
             loss = loss + self.r1_weight * self.r1_every * penalty
             self.log("train/r1", penalty)
-        self.lecam.update(real, fake)
         optimizer.zero_grad()
         self.manual_backward(loss)
-        clip_gradients(self.discriminator.parameters(), self.clip)
-        # Past Lightning's wrapper: its step counts, and one batch is to be one step.
-        optimizer.optimizer.step()
-        self.untoggle_optimizer(optimizer)
-        self.log_dict({"train/discriminator": loss, "train/logit_real": real.mean(), "train/logit_fake": fake.mean()})
+        norm = clip_gradients(self.discriminator.parameters(), self.clip)
+        self.log_dict({"train/discriminator": loss, "train/discriminator_gradient_norm": norm})
+        if norm.isfinite():  # on one rank as on all: gradients are averaged
+            # Of all ranks: each has the same means, and a checkpoint of rank zero's is everybody's.
+            self.lecam.update(*(self.trainer.strategy.reduce(logits.detach().mean(), reduce_op="mean") for logits in (real, fake)))
+            # Past Lightning's wrapper: its step counts, and one batch is to be one step.
+            optimizer.optimizer.step()
 
     def configure_optimizers(self) -> Any:
         modules = [self.vae] if self.discriminator is None else [self.vae, self.discriminator]
@@ -247,22 +286,41 @@ class VAEStage(L.LightningModule):
         """Further files of the artifact."""
         return {}
 
-    @torch.no_grad()
     def facts(self) -> dict[str, Any]:
         """What the card says beside provenance: mean and standard deviation of each latent channel on training data."""
-        total = torch.zeros(3, self.vae.config.latent_channels, dtype=torch.float64)
-        for z in self._training_latents():
-            flat = z.movedim(1, 0).flatten(1).double().cpu()
-            total += torch.stack([flat.sum(dim=1), flat.square().sum(dim=1), torch.full((len(flat),), flat.shape[1])])
-        mean = total[0] / total[2]
-        std = (total[1] / total[2] - mean.square()).clamp(min=1e-12).sqrt()
-        return {"latents": {"mean": mean.tolist(), "std": std.tolist()}}
+        return {"latents": latent_statistics(self._training_latents())}
 
     def _training_latents(self) -> Iterator[Tensor]:
-        """Posterior means of the first training batches, images as one-frame clips beside the videos."""
         loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        for _, batch in zip(range(self.statistics_batches), loader, strict=False):
-            cut = len(batch.videos)
-            for x in (batch.videos[batch.weight[:cut] > 0], batch.images[batch.weight[cut:] > 0]):
-                if len(x):
-                    yield self.vae.encode(x.to(self.device)).mean
+        return training_latents(self.vae, loader, self.statistics_batches, self.device)
+
+
+@torch.no_grad()
+def training_latents(vae: VAE, loader: Iterable[JointBatch], batches: int, device: torch.device) -> Iterator[Tensor]:
+    """Posterior means of the first training batches, images as one-frame clips beside the videos."""
+    for _, batch in zip(range(batches), loader, strict=False):
+        cut = len(batch.videos)
+        for x in (batch.videos[batch.weight[:cut] > 0], batch.images[batch.weight[cut:] > 0]):
+            if len(x):
+                yield vae.encode(x.to(device)).mean
+
+
+def latent_statistics(latents: Iterable[Tensor]) -> dict[str, list[float]]:
+    """Mean and standard deviation of each channel of clips [b c t h w]."""
+    total: Tensor | float = 0.0
+    for z in latents:
+        flat = z.movedim(1, 0).flatten(1).double().cpu()
+        total = total + torch.stack([flat.sum(dim=1), flat.square().sum(dim=1), torch.full((len(flat),), float(flat.shape[1])).double()])
+    if not isinstance(total, Tensor):
+        raise ValueError("model.statistics_batches: the training data has no clip that can be read to measure the latents on")
+    mean = total[0] / total[2]
+    std = (total[1] / total[2] - mean.square()).clamp(min=1e-12).sqrt()
+    return {"mean": mean.tolist(), "std": std.tolist()}
+
+
+def _watched(clips: list[Tensor], squares: list[Tensor]) -> list[Tensor]:
+    """The same clips for one of the losses; the backward pass leaves the squared norm of what that loss makes of each in the list."""
+    seen = [clip.view_as(clip) for clip in clips]
+    for clip in seen:
+        clip.register_hook(lambda gradient: squares.append(gradient.float().square().sum()))
+    return seen

@@ -1,5 +1,7 @@
 """A painted set, small enough for every test that needs real files, made once."""
 
+import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,3 +66,22 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config = T5Config(vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")
         T5EncoderModel(config).save_pretrained(folder)
     return folder
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.fixture
+def bomb(tmp_path: Path) -> Bomb:
+    """One that has been seen to go off."""
+    tried = tmp_path / "tried"
+    pickle.loads(pickle.dumps(Bomb(tried)))
+    assert tried.exists(), "the bomb of this test is a dud"
+    return Bomb(tmp_path / "ran")

@@ -14,6 +14,8 @@ FLOORS = {
     "walt_pl.losses": 1,
     "walt_pl.metrics": 1,
     "walt_pl.artifact": 2,
+    "walt_pl.checkpoint": 2,
+    "walt_pl.checkpoint_weights": 2,
     "walt_pl.manifest": 2,
     "walt_pl.cascade": 2,
     "walt_pl.text_features": 2,
@@ -27,6 +29,7 @@ FLOORS = {
     "walt_pl.ablations": 4,
     "walt_pl.plan": 4,
     "walt_pl.caches": 4,
+    "walt_pl.export": 4,
     "walt_pl.cli": 4,
     "walt_pl.__main__": 4,
 }

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+import yaml
 from timm.optim.adafactor_bv import AdafactorBigVision
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -366,6 +367,61 @@ def test_report_of_the_embedded_base() -> None:
     held = report["bytes_per_gpu"]["ddp"]
     assert held["fits_gib"] == {"kept": [24, 40, 80], "recomputed": [24, 40, 80]}
     assert held["parameters"] == 4 * (report["parameters"]["total"] + report["parameters"]["beside"]["text"])
+    written = report["checkpoint"]["ddp"]
+    assert written["bytes"] > 16 * (report["parameters"]["total"] + report["parameters"]["beside"]["text"]), "weights, moments, average"
+    assert written["seconds"] == written["bytes"] / 1e9 and report["time"] is None and report["steps"] == 1050
+
+
+# ---- Time and disk ---------------------------------------------------------------------------------------------------
+
+# SPEC section 6: steps, or passes over a set of so many clips in batches of so many (UCF-101 has 9,537 training clips, Kinetics-600
+# 392,622, ImageNet 1,281,167 pictures).
+DURATIONS: list[tuple[str, float]] = [
+    ("imagenet/vae", 270 * 1_281_167 / 256),
+    ("imagenet/base", 350 * 1_281_167 / 1024),
+    ("ucf101/vae", 2000 * 9_537 / 256),
+    ("ucf101/base_l", 60_000),
+    ("kinetics600/vae", 270_000),
+    ("kinetics600/base", 360 * 392_622 / 512),
+    ("text_to_video/vae", 1_000_000),
+    ("text_to_video/base", 550_000),
+    ("text_to_video/sr1", 675_000),
+    ("text_to_video/sr2", 275_000),
+]
+
+
+@pytest.mark.parametrize(("config", "steps"), DURATIONS)
+def test_stages_train_for_the_published_durations(config: str, steps: float) -> None:
+    assert yaml.safe_load((EXPERIMENTS / f"{config}.yaml").read_text())["trainer"]["max_steps"] == pytest.approx(steps, abs=1)
+
+
+def test_days_follow_from_what_a_gpu_does() -> None:
+    plan = of("text_to_video/base", None, "--tflops", "200", "--gpus", "64", "--disk", "500")
+    flops = 10**16
+    time = plan._time(flops)
+    assert time is not None and time["tflops_per_gpu"] == 200
+    assert time["days"][64] == pytest.approx(550_000 * flops / (64 * 200e12) / 86400)
+    assert time["days"][8] == pytest.approx(8 * time["days"][64])
+
+
+def test_days_of_a_measured_step_are_steps_times_seconds() -> None:
+    plan = of("text_to_video/base", None, "--gpus", "64", "--step_seconds", "2.5")
+    time = plan._time(3 * 10**16)
+    assert time is not None and time["days"][64] == pytest.approx(550_000 * 2.5 / 86400)
+    assert time["tflops_per_gpu"] == pytest.approx(3e16 / 64 / 2.5 / 1e12)
+    assert list(time["days"]) == [gpus for gpus in (1, 8, 16, 32, 64, 128) if not plan.datamodule.videos_per_batch % gpus]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tflops", "1", "--step_seconds", "1"], "both say how fast"),
+        (["--tflops", "1", "--trainer.max_steps", "-1"], "a training without an end has no days"),
+    ],
+)
+def test_days_that_cannot_be_told_are_refused(arguments: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        of("ucf101/base_l", None, *arguments)._time(1)
 
 
 FULL_SIZE = [path for path in FILES if "\nover:" in path.read_text(encoding="utf-8") and documented(path)]

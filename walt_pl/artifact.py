@@ -25,7 +25,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -194,6 +194,12 @@ def _section_classes(section: str) -> tuple[Any, Any]:
     return getattr(imported, model), getattr(imported, config)
 
 
+def section_config(section: str, fields: Mapping[str, Any]) -> Any:
+    """The config dataclass of a section from its plain fields. Raises TypeError or ValueError where it does not take them."""
+    _, config = _section_classes(section)
+    return config(**{name: _tuples(value) for name, value in fields.items()})
+
+
 def _build(folder: Path, section: str, fields: Mapping[str, Any]) -> nn.Module:
     model, config = _section_classes(section)
     known = [field.name for field in dataclasses.fields(config)]
@@ -204,7 +210,7 @@ def _build(folder: Path, section: str, fields: Mapping[str, Any]) -> nn.Module:
             f"{', '.join(unknown)} (it has: {', '.join(known)}); use the version of walt_pl that wrote it"
         )
     try:
-        built: nn.Module = model(config(**{name: _tuples(value) for name, value in fields.items()}))
+        built: nn.Module = model(section_config(section, fields))
     except (TypeError, ValueError) as error:
         raise ArtifactError(f'{folder / CONFIG}: section "{section}": {error}') from error
     return built
@@ -295,6 +301,14 @@ def save_artifact(
     return digest
 
 
+def section_states(state: Mapping[str, Tensor], sections: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    """State dict of each section's model from that of a stage, which names its models as sections are named."""
+    return {
+        section: {key.removeprefix(f"{section}."): value for key, value in state.items() if key.startswith(f"{section}.")}
+        for section in sections
+    }
+
+
 def check_replaceable(folder: str | Path) -> None:
     """Raise ArtifactError where `save_artifact` would remove files that no artifact has, such as checkpoints."""
     folder = Path(folder)
@@ -319,7 +333,7 @@ def write_whole(path: Path, data: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def restore(folder: str | Path) -> None:
@@ -456,7 +470,7 @@ def _swap(new: Path, folder: Path) -> None:
             if old.exists() and not folder.exists():
                 os.replace(old, folder)
             raise
-    _sync(folder.parent)
+    sync(folder.parent)
     _remove(old)
 
 
@@ -473,9 +487,9 @@ def _write_synced(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _sync(folder: Path) -> None:
-    """A rename is on disk once its folder is."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file or a folder is on disk; a rename is once its folder is."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

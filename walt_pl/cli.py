@@ -19,22 +19,33 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import auto_parser
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.joint import JointData
 from stages.finetuning import take_weights
 from walt_pl.artifact import load
 from walt_pl.blocks.compute import compute_dtype
+from walt_pl.callbacks.checkpoints import Checkpoints
 from walt_pl.callbacks.ema import EMA
 from walt_pl.callbacks.export import Export
+from walt_pl.callbacks.guard import Guard
+from walt_pl.callbacks.hyperparameters import Hyperparameters
 from walt_pl.callbacks.log_line import LogLine
 from walt_pl.callbacks.previews import Previews
+from walt_pl.callbacks.reseed import Reseed
 from walt_pl.callbacks.throughput import Throughput
+from walt_pl.callbacks.versions import Versions
+from walt_pl.checkpoint import STATE, Checkpoint
 from walt_pl.commands import COMMANDS
 from walt_pl.manifest import Manifest, ManifestError, kind_of, parents_of, train_command
+
+ZERO = "walt_pl.strategies.Zero"
+"""Class path of the strategy that shards."""
+AUTO = "auto"
+"""Value of --ckpt_path: the newest whole checkpoint of the stage. `fit` takes it by itself."""
 
 DEFAULTS: dict[str, Any] = {
     "trainer.max_epochs": -1,
@@ -43,10 +54,10 @@ DEFAULTS: dict[str, Any] = {
     "trainer.enable_model_summary": False,
     "trainer.log_every_n_steps": 10,
     "trainer.check_val_every_n_epoch": None,
-    "checkpoint.save_last": True,
-    "checkpoint.every_n_train_steps": 100,
-    "checkpoint.enable_version_counter": False,
 }
+
+# The value of a validation whose best checkpoint is kept, by kind of stage.
+BEST = {"vae": ("val/psnr_video", "highest"), "base": ("val/loss", "lowest"), "super_resolution": ("val/loss", "lowest")}
 
 
 class Program(LightningCLI):
@@ -76,9 +87,10 @@ class Program(LightningCLI):
         parser.add_argument("--allow_stale", type=bool, default=False, help="Use parents that are stale.")
         for callback, key in (
             (EMA, "ema"),
+            (Guard, "guard"),
             (Previews, "previews"),
             (Throughput, "throughput"),
-            (ModelCheckpoint, "checkpoint"),
+            (Checkpoints, "checkpoint"),
         ):
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults(DEFAULTS)
@@ -97,7 +109,9 @@ class Program(LightningCLI):
             self.parents = manifest.check_parents(self.stage, allow_stale=options.allow_stale)
         self.work = self.run_dir / "training" / self.stage
         options.trainer.default_root_dir = str(self.work)
-        options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.work / "checkpoints")
+        options.checkpoint.folder = options.checkpoint.folder or str(self.work / "checkpoints")
+        if options.checkpoint.best is None:
+            options.checkpoint.best, options.checkpoint.best_is = BEST[kind_of(self.stage)]
         self._fill_parents()
         self._fill_seed()
         self._check_engine()
@@ -106,6 +120,9 @@ class Program(LightningCLI):
             _say(f"precision {options.trainer.precision}: what this machine is fastest at")
         if self.subcommand == "fit":
             self._begin(manifest)
+        if self.subcommand is not None:
+            self._find_checkpoint()
+            self._check_shards()
 
     def _name(self) -> None:
         """Run and stage, from their options or the config's path."""
@@ -130,45 +147,106 @@ class Program(LightningCLI):
                 arguments.seed = arguments.seed or seed
 
     def _check_engine(self) -> None:
-        """The autoencoder has two optimisers that take turns."""
-        trainer = self.options.trainer
+        """What shards and clips; the autoencoder has two optimisers that take turns."""
+        trainer, name = self.options.trainer, _strategy_name(self.options.trainer.strategy)
+        overlays = sorted(path.stem for path in Path("experiments/strategy").glob("*.yaml"))
+        lay_over = f"add --config experiments/strategy/NAME.yaml (NAME: {', '.join(overlays)})"
+        sharded = name == ZERO
+        if kind_of(self.stage) == "vae" and (sharded or "deepspeed" in name.lower()):
+            raise ValueError(
+                "trainer.strategy: DeepSpeed takes one optimiser, the autoencoder and its discriminator have two that take turns; leave it "
+                "out, or add --config experiments/strategy/ddp.yaml (the autoencoder is small: DDP fits every card it trains on)"
+            )
+        if not sharded and "deepspeed" in name.lower():
+            raise ValueError(f"trainer.strategy: {name} resumes and averages nothing here; for ZeRO {lay_over}")
+        if name != "auto" and "." not in name and name not in StrategyRegistry:
+            raise ValueError(f"trainer.strategy: no strategy {name!r}; leave it out for one device or DDP, or {lay_over}")
+        if trainer.gradient_clip_val is not None:
+            raise ValueError(
+                f"trainer.gradient_clip_val: the stages clip and log the norm; type --model.clip {trainer.gradient_clip_val} instead"
+            )
+        optimizer = str(self.options.model.init_args.optimizer.class_path)
+        if sharded and re.search("adafactor|muon", optimizer, re.IGNORECASE):
+            raise ValueError(
+                f"model.optimizer: ZeRO flattens the weights, and {optimizer} looks at their shapes; give "
+                "--model.optimizer torch.optim.AdamW (text_to_video: --config experiments/text_to_video/adamw.yaml)"
+            )
         if kind_of(self.stage) != "vae":
             return
-        if "deepspeed" in str(trainer.strategy).lower():
-            raise ValueError(
-                "trainer.strategy: DeepSpeed takes one optimiser, the autoencoder and its discriminator have two; leave it out"
-            )
         if trainer.precision in ("16-mixed", "16"):
             raise ValueError(
                 "trainer.precision: the autoencoder's two optimisers cannot share a gradient scaler; choose bf16-mixed or 32-true"
             )
         processes = torch.cuda.device_count() if trainer.devices == "auto" else trainer.devices
-        if trainer.strategy == "auto" and processes not in (0, 1, "1"):
+        if name == "ddp" or (name == "auto" and processes not in (0, 1, "1")):
             trainer.strategy = "ddp_find_unused_parameters_true"
+
+    def _check_shards(self) -> None:
+        """What ZeRO wrote is in shards that only ZeRO reads; the strategy itself knows which."""
+        if self.restored is None or self.restored.name != STATE:
+            return
+        written = Checkpoint.at(self.restored.parent).strategy
+        if written.startswith("zero") and _strategy_name(self.options.trainer.strategy) != ZERO:
+            raise ValueError(
+                f"{self.restored.parent} was written with {written}: add --config experiments/strategy/{written}.yaml "
+                f"(make: STRATEGY={written}) to go on, or start over with --fresh true"
+            )
 
     # ---- Going on, or starting ----------------------------------------------------------------------------------------
 
+    def _parse_ckpt_path(self) -> None:
+        """LightningCLI would let hyper-parameters in a checkpoint win over the command line; here the command line wins."""
+
     def _begin(self, manifest: Manifest) -> None:
         """Decide between the end, going on and starting."""
-        options, last = self.options, self.work / "checkpoints" / "last.ckpt"
+        options = self.options
+        if options.ckpt_path not in (None, AUTO):
+            return
+        options.ckpt_path = None
         state = manifest.state(self.stage)
-        if state == "done" and not options.fresh and not options.ckpt_path:
+        if state == "done" and not options.fresh:
             _say(f'stage "{self.stage}" of {self.run_dir} is done; train it again with: {train_command(self.stage, manifest.run)} FRESH=1')
             raise SystemExit(0)
         found = manifest.stages().get(self.stage)
-        interrupted = found is not None and found.training is not None and last.exists()
-        if interrupted and found is not None and found.training is not None and not options.fresh and not options.ckpt_path:
-            if found.training.parents != self.parents:
-                raise ManifestError(
-                    f'stage "{self.stage}" was interrupted, and its parents have changed since; start over with: '
-                    f"{train_command(self.stage, manifest.run)} FRESH=1"
-                )
-            options.ckpt_path = str(last)
-            _say(f"going on from {last}")
+        if found is None or found.training is None or options.fresh:
+            return
+        if Checkpoint.newest(options.checkpoint.folder) is None:
+            _say(f"{options.checkpoint.folder} has no whole checkpoint to go on from: training starts at step 0")
+            return
+        if found.training.parents != self.parents:
+            raise ManifestError(
+                f'stage "{self.stage}" was interrupted, and its parents have changed since; start over with: '
+                f"{train_command(self.stage, manifest.run)} FRESH=1"
+            )
+        options.ckpt_path = AUTO
+
+    def _find_checkpoint(self) -> None:
+        """The file or folder that Lightning restores from, for the checkpoint that was named: a folder of ours, or a file."""
+        options = self.options
+        self.restored: Path | None = None
+        if not options.ckpt_path:
+            return
+        path = Path(options.ckpt_path)
+        if options.ckpt_path == AUTO:
+            newest = Checkpoint.newest(options.checkpoint.folder)
+            if newest is None:
+                raise ValueError(f"--ckpt_path {AUTO}: {options.checkpoint.folder} has no whole checkpoint; name one, or train first")
+            self.restored = newest.state
+        elif path.is_dir() and path.name != STATE:
+            self.restored = Checkpoint.at(path).state
+        elif path.exists():
+            self.restored = path
+        else:
+            raise ValueError(f"--ckpt_path: there is no {path}; there are: {', '.join(str(c.path) for c in self._checkpoints()) or 'none'}")
+        _say(f"going on from {self.restored.parent if self.restored.name == STATE else self.restored}")
+        options.ckpt_path = None  # the trainer is told itself, early enough for what is set up before anything is read
+
+    def _checkpoints(self) -> list[Checkpoint]:
+        return Checkpoint.all(self.options.checkpoint.folder)
 
     def before_fit(self) -> None:
         """Take the weights of ``--init``, unless training goes on."""
-        if self.options.init is None or self.options.ckpt_path:
+        if self.options.init is None or self.restored is not None:
             return
         take_weights(self.model.sections(), load(self.options.init))
 
@@ -185,9 +263,12 @@ class Program(LightningCLI):
             extra.append(LogLine())
         if self.subcommand == "fit":
             config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
+            extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed), Versions(config)]
             extra.append(Export(self.run_dir, self.stage, self.parents, config))
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks.extend(extra)  # type: ignore[attr-defined]
+        if self.subcommand is not None and self.restored is not None:
+            trainer.ckpt_path = str(self.restored)
         return trainer
 
 
@@ -245,6 +326,11 @@ def beneath(config: Path) -> list[Path]:
             raise ValueError(f"{config}: over names {name}, but there is no {below}; paths are relative to the file that names them")
         files += [*beneath(below), below]
     return files
+
+
+def _strategy_name(strategy: Any) -> str:
+    """A strategy as it was typed: a name of Lightning's, or a class path."""
+    return str(strategy.class_path) if hasattr(strategy, "class_path") else str(strategy)
 
 
 def _device() -> torch.device:

@@ -1,4 +1,4 @@
-"""The commands beside LightningCLI's own: index, clips, sample, evaluate, status, verify, demo, ablate."""
+"""The commands beside LightningCLI's own: index, clips, export, sample, evaluate, status, verify, demo, ablate."""
 
 import math
 import os
@@ -148,6 +148,21 @@ def _report_use(path: Path, name: str, data: JointData) -> None:
     print(f"every clip and image: {doctor.write_use(path, name, selections, data.buckets)}")
     if problems:
         raise ValueError("\n".join(["training would stop with:", *problems]))
+
+
+def export(checkpoint: str, out: str = "artifact", ema: bool = True) -> None:
+    """Make an artifact of a checkpoint of any strategy: one safetensors file and what it takes to load it (walt_pl.load).
+
+    Args:
+        checkpoint: its folder, or the folder of several, of which the newest is taken.
+        out: folder of the artifact.
+        ema: the averaged weights, where there are averages; false for the weights as they train.
+    """
+    from walt_pl.export import export_checkpoint
+
+    found, sha256 = export_checkpoint(Path(checkpoint), Path(out), ema)
+    kind = "averaged weights" if ema and found.ema is not None else "weights"
+    print(f"{out}: {kind} of step {found.step} ({found.strategy}, {found.world_size} ranks), sha256 {sha256[:12]}")
 
 
 def sample(
@@ -395,6 +410,7 @@ def ablate(
 COMMANDS: dict[str, Callable[..., None]] = {
     "index": index,
     "clips": clips,
+    "export": export,
     "sample": sample,
     "evaluate": evaluate,
     "status": status,

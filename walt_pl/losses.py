@@ -126,3 +126,47 @@ class LeCam(nn.Module):
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
         """The penalty on logits [b]."""
         return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()
+
+
+class Balance(nn.Module):
+    """Whether the discriminator rests: one that is nearly always right has no gradient left to teach with, and learns the set by heart.
+
+    It rests once the running mean of its accuracy is above a limit, until the generator has brought it below another. Mean and state are
+    buffers, so they live in the checkpoint and training resumes with them.
+
+    Args:
+        pause: accuracy above which it rests; null for never.
+        resume: accuracy below which it learns again.
+        decay: of the running mean.
+
+    Raises:
+        ValueError: limits that are not 0.5 < resume < pause < 1.
+    """
+
+    accuracy: Tensor
+    paused: Tensor
+
+    def __init__(self, pause: float | None = 0.97, resume: float = 0.85, decay: float = 0.99) -> None:
+        super().__init__()
+        if pause is not None and not 0.5 < resume < pause < 1:
+            raise ValueError(
+                f"model.discriminator_pause: wanted 0.5 < discriminator_resume < discriminator_pause < 1, got {resume}, {pause}"
+            )
+        self.pause, self.resume, self.decay = pause, resume, decay
+        self.register_buffer("accuracy", torch.tensor(0.5))
+        self.register_buffer("paused", torch.tensor(False))
+
+    @torch.no_grad()
+    def update(self, accuracy: Tensor) -> None:
+        """Take in a batch's accuracy, the same on all ranks; what is no number is passed over."""
+        if self.pause is None or not accuracy.isfinite():
+            return
+        self.accuracy.lerp_(accuracy.to(self.accuracy), 1 - self.decay)
+        limit = self.resume if self.paused else self.pause
+        self.paused.fill_(self.accuracy > limit)
+
+
+def discriminator_accuracy(real: Tensor, fake: Tensor) -> Tensor:
+    """Share of logits [b] of both sides whose sign is right; not a number where one of them is not."""
+    right = torch.cat([torch.where(side.isnan(), side, (side > 0).to(side)) for side in (real, -fake)])
+    return right.float().mean()

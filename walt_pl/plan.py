@@ -7,7 +7,9 @@ tensor from its birth to its end. Nothing is read but the configuration: no data
 How far it can be trusted (tests/test_plan.py): FLOPs equal those of the stage's own training step, to the last one. What autograd keeps of
 a small model in float32 on a CPU (54,656,560 bytes), and what its step allocates at most (55,504,496), came out 4 bytes too high and 56 too
 low. Autocast and the attention kernel of GPUs are imitated, and no GPU has been asked yet; a tenth of a card is held back for what is not
-counted: the CUDA context, fragmentation, the frozen autoencoder and text encoder, and data on its way.
+counted: the CUDA context, fragmentation, the frozen autoencoder and text encoder, and data on its way. Days follow from the FLOPs and from
+what a GPU was seen to do (--step_seconds, --tflops): they hold for a batch that keeps the GPUs as busy, and for links that do not hold them
+up. What a checkpoint takes on disk came out within a hundredth of real ones of every engine.
 """
 
 import json
@@ -22,6 +24,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
+from jsonargparse.typing import PositiveFloat
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console, Group
 from rich.table import Table
@@ -50,6 +53,9 @@ CAPTION = 128
 """Tokens of a caption where the stage does not say: super-resolution takes its text encoder from the base's artifact."""
 BUCKET, LIVE = 200_000_000, 1_000_000_000
 """Elements of a communication bucket (Lightning's default) and of the parameters that ZeRO-3 keeps gathered at most (DeepSpeed's)."""
+
+FLEETS = (1, 8, 16, 32, 64, 128, 256)
+"""Numbers of GPUs that days are told for, where they divide the batch; beside the number planned."""
 
 Engine = Literal["ddp", "zero1", "zero2", "zero3"]
 
@@ -410,6 +416,25 @@ def engine_bytes(
     return Bytes(parameters, gradients, shard(4 * count + moments), shard(4 * count) * ema, gathered + buckets, activations)
 
 
+def checkpoint_bytes(engine: Engine, weights: int, count: int, moments: int, precision: str, ema: bool) -> int:
+    """What one checkpoint takes on disk, all ranks together.
+
+    Args:
+        engine: that writes it.
+        weights: elements of the module's parameters and buffers.
+        count: those that are trained.
+        moments: as for `engine_bytes`.
+        precision: as for `engine_bytes`.
+        ema: whether there is an average, a float32 file of its own.
+    """
+    if engine == "ddp":
+        word = 2 if precision in ("bf16-true", "16-true") else 4
+        return word * weights + moments * word // 4 + 4 * count * ema
+    # Float32 weights and moments are in the shards; beside them stages 1 and 2 keep the module as it computes, stage 3 nothing.
+    word = 4 if precision == "32-true" else 2
+    return (0 if engine == "zero3" else word * weights) + 4 * count + moments + 4 * count * ema
+
+
 def moment_bytes(stage: LatentDiffusion | VAEStage, parameters: list[nn.Parameter], flat: bool) -> int:
     """Bytes of the state of the stage's optimiser after a step on float32 parameters.
 
@@ -455,6 +480,13 @@ class Plan(Program):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument("--gpus", type=int | None, default=None, help="GPUs that share a batch; trainer.devices x trainer.num_nodes.")
+        parser.add_argument(
+            "--step_seconds", type=PositiveFloat | None, default=None, help="Measured seconds of a step on --gpus GPUs: gives days."
+        )
+        parser.add_argument(
+            "--tflops", type=PositiveFloat | None, default=None, help="TFLOP/s that each GPU reaches, in place of --step_seconds."
+        )
+        parser.add_argument("--disk", type=PositiveFloat, default=1000.0, help="MB/s that checkpoints are written at, all ranks together.")
         parser.add_argument("--json", type=bool, nargs="?", const=True, default=False, help="Print JSON in place of tables.")
 
     def before_instantiate_classes(self) -> None:
@@ -493,16 +525,16 @@ class Plan(Program):
         costs = self._costs(share, precision)
         engines: list[Engine] = ["ddp"] if isinstance(stage, VAEStage) else ["ddp", "zero1", "zero2", "zero3"]
         moments = {flat: moment_bytes(stage, trained, flat) for flat in (False, True)}
-        count = sum(p.numel() for p in trained)
+        count, averaged = sum(p.numel() for p in trained), bool(options.ema.decay)
         held = {}
         for engine in engines:
             activations = {way: cost.peak for way, cost in costs["ddp" if engine == "ddp" else "zero"].items()}
-            held[engine] = engine_bytes(
-                engine, count, moments[engine != "ddp"], self.gpus, precision, accumulate, bool(options.ema.decay), activations
-            )
+            held[engine] = engine_bytes(engine, count, moments[engine != "ddp"], self.gpus, precision, accumulate, averaged, activations)
         checkpointing = isinstance(stage, LatentDiffusion) and stage.denoiser.config.checkpointing
         flops = costs["ddp"]["recomputed" if checkpointing else "kept"].flops
         by_kind = {kind: round(value * self.gpus * accumulate) for kind, value in flops.items()}
+        weights = sum(tensor.numel() for tensor in stage.state_dict().values())
+        files = {engine: checkpoint_bytes(engine, weights, count, moments[engine != "ddp"], precision, averaged) for engine in engines}
         return {
             "stage": self.stage,
             "class": f"{type(stage).__module__}.{type(stage).__qualname__}",
@@ -514,6 +546,9 @@ class Plan(Program):
             "tokens": self._tokens(),
             "flops_per_step": sum(by_kind.values()),
             "flops_by_kind": by_kind,
+            "steps": int(options.trainer.max_steps),
+            "time": self._time(sum(by_kind.values())),
+            "checkpoint": {engine: {"bytes": size, "seconds": size / (1e6 * options.disk)} for engine, size in files.items()},
             "bytes_per_gpu": {
                 engine: {
                     **asdict(b),
@@ -523,6 +558,21 @@ class Plan(Program):
                 for engine, b in held.items()
             },
         }
+
+    def _time(self, flops: int) -> dict[str, Any] | None:
+        """Days of the whole training by number of GPUs; None where nobody said how fast a GPU is."""
+        options, data = self.options, self.datamodule
+        if options.step_seconds is None and options.tflops is None:
+            return None
+        if options.step_seconds is not None and options.tflops is not None:
+            raise ValueError("plan: --step_seconds and --tflops both say how fast a GPU is; leave out one of them")
+        steps = int(options.trainer.max_steps)
+        if steps < 1:
+            raise ValueError(f"plan: a training without an end has no days, got trainer.max_steps {steps}; give --trainer.max_steps")
+        speed = options.tflops * 1e12 if options.tflops is not None else flops / (self.gpus * options.step_seconds)
+        batch = (data.videos_per_batch, data.image_stacks_per_batch)
+        fleets = sorted({self.gpus, *(gpus for gpus in FLEETS if not any(part % gpus for part in batch))})
+        return {"tflops_per_gpu": speed / 1e12, "days": {gpus: steps * flops / (gpus * speed) / 86400 for gpus in fleets}}
 
     def _costs(self, share: Share, precision: str) -> dict[str, dict[str, Cost]]:
         """Of a step by arithmetic (of DDP, of ZeRO) and way (activations kept, or recomputed)."""
@@ -583,6 +633,11 @@ def render(report: Mapping[str, Any]) -> Group:
     )
     for kind, flops in report["flops_by_kind"].items():
         size.add_row(f"  {kind}", f"{flops:.3e}")
+    if report["time"]:
+        days = ", ".join(f"{days:,.1f} on {gpus}" for gpus, days in report["time"]["days"].items())
+        size.add_row(f"days for {report['steps']:,} steps, by GPUs", f"{days} (at {report['time']['tflops_per_gpu']:.3g} TFLOP/s each)")
+    for engine, file in report["checkpoint"].items():
+        size.add_row(f"a checkpoint under {engine}", f"{file['bytes'] / 1e9:.1f} GB, {file['seconds']:.0f} s to write")
     held = Table(title=f"GiB on each GPU ({report['precision']}; a tenth of a card is held back)", title_justify="left")
     columns = ("parameters", "gradients", "optimizer", "ema", "buffers")
     for column in ("engine", *columns, "activations", "total", *(f"{card} GB" for card in CARDS)):

@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import lightning as L
+import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from walt_pl.callbacks.ema import EMA
@@ -69,12 +71,50 @@ def test_swapping_twice_changes_nothing(tmp_path: Path) -> None:
     assert float(module.weight) == 3
 
 
-def test_average_survives_a_checkpoint(tmp_path: Path) -> None:
-    ema = EMA(decay=0.5)
-    _, trainer = fit(3, ema, tmp_path)
-    trainer.save_checkpoint(tmp_path / "three.ckpt")
-    module, _ = fit(6, EMA(decay=0.5), tmp_path, resume=tmp_path / "three.ckpt")
+def saved(ema: EMA, folder: Path) -> Line:
+    """Three steps, saved as the writer of checkpoints does."""
+    module, trainer = fit(3, ema, folder)
+    trainer.save_checkpoint(folder / "state.ckpt")
+    ema.save(folder, trainer, module)
+    return module
+
+
+@pytest.mark.parametrize("cpu", [False, True])
+def test_average_survives_a_checkpoint_in_a_file_of_its_own(tmp_path: Path, cpu: bool) -> None:
+    saved(EMA(decay=0.5, cpu=cpu), tmp_path)
+    averages = load_file(tmp_path / "ema.safetensors")
+    assert {name: value.dtype for name, value in averages.items()} == {"weight": torch.float32}
+    assert abs(float(averages["weight"]) - expected(3, 0.5)) < 1e-5
+    assert "EMA" not in torch.load(tmp_path / "state.ckpt", weights_only=True)["callbacks"]
+    again = EMA(decay=0.5, cpu=cpu)
+    again.load(tmp_path)
+    module, _ = fit(6, again, tmp_path, resume=tmp_path / "state.ckpt")
     assert abs(module.validated[-1] - expected(6, 0.5)) < 1e-5
+
+
+def test_validate_alone_takes_the_average_of_a_checkpoint(tmp_path: Path) -> None:
+    saved(EMA(decay=0.5), tmp_path)
+    ema, module = EMA(decay=0.5), Line()
+    ema.load(tmp_path)
+    trainer = L.Trainer(accelerator="cpu", callbacks=[ema], logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+    batches = torch.utils.data.DataLoader(torch.zeros(1, 1))
+    trainer.validate(module, batches, ckpt_path=tmp_path / "state.ckpt", verbose=False, weights_only=True)
+    assert abs(module.validated[-1] - expected(3, 0.5)) < 1e-5
+
+
+def test_a_checkpoint_without_an_average_is_said_to_be_one(tmp_path: Path) -> None:
+    saved(EMA(decay=0.0), tmp_path)
+    assert not (tmp_path / "ema.safetensors").exists()
+    with pytest.warns(UserWarning, match=r"has no ema.safetensors"):
+        EMA(decay=0.5).load(tmp_path)
+
+
+def test_an_average_of_another_model_is_refused(tmp_path: Path) -> None:
+    save_file({"weight": torch.zeros(()), "other": torch.zeros(2)}, tmp_path / "ema.safetensors")
+    ema = EMA(decay=0.5)
+    ema.load(tmp_path)
+    with pytest.raises(ValueError, match=r"ema.safetensors is of another model: 0 weights missing .*1 too many .*other"):
+        fit(1, ema, tmp_path)
 
 
 def test_zero_decay_switches_it_off(tmp_path: Path) -> None:

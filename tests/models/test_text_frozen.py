@@ -17,6 +17,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.conftest import Bomb
 from walt_pl.models.text import FrozenTextConfig
 from walt_pl.models.text_frozen import FrozenTextEncoder, files_of
 
@@ -264,3 +265,13 @@ def test_a_real_encoder_knows_what_belongs_together(tmp_path: Path) -> None:
     means = torch.stack([row[words].mean(0) for row, words in zip(tokens, mask, strict=True)])
     alike = torch.nn.functional.cosine_similarity(means[:1], means[1:])
     assert alike[0] > 0.4 > alike[1]
+
+
+def test_code_in_weights_is_refused(copied: FrozenTextConfig, clip: FrozenTextConfig, bomb: Bomb, tmp_path: Path) -> None:
+    (Path(copied.path) / "model.safetensors").unlink()
+    torch.save({"shared.weight": bomb}, Path(copied.path) / "pytorch_model.bin")
+    torch.save({"logit_scale": bomb}, tmp_path / "clip.pt")
+    for config in (copied, replace(clip, path=f"tiny-clip@{tmp_path / 'clip.pt'}")):
+        with pytest.raises(ValueError):
+            FrozenTextEncoder(config)
+    assert not bomb.mark.exists()

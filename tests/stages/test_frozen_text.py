@@ -13,6 +13,7 @@ from tests.conftest import ROOT, Walt
 from tests.stages.test_stages import SMALL, sgd
 from walt_pl.artifact import load, save_artifact
 from walt_pl.cascade import Cascade, Request, Sampling
+from walt_pl.checkpoint import read_state
 from walt_pl.data.index import Index
 from walt_pl.manifest import Manifest
 from walt_pl.models.denoiser import DenoiserConfig
@@ -69,7 +70,7 @@ def test_the_artifact_names_the_encoder_and_does_not_hold_it(run: Path, config: 
     artifact = load(run / "base", verify=True)
     assert list(artifact.models) == ["denoiser"]
     assert artifact.config["frozen_text"] == {**asdict(config), "sha256": identity(config)}
-    last = torch.load(run / "training" / "base" / "checkpoints" / "last.ckpt", weights_only=True)
+    last = read_state(run / "training" / "base" / "checkpoints" / "step=00000002" / "state.ckpt")
     assert {name.split(".")[0] for name in last["state_dict"]} == {"denoiser"}
     assert last["text_encoder"] == identity(config)
 
@@ -115,7 +116,7 @@ def test_training_does_not_go_on_with_another_encoder(walt: Walt, run: Path, pai
     file = Path(config.path) / "config.json"
     before = file.read_text()
     file.write_text(before.replace("{", "{ ", 1))
-    last = str(run / "training" / "base" / "checkpoints" / "last.ckpt")
+    last = str(run / "training" / "base" / "checkpoints" / "step=00000002")
     try:
         said = fit(
             walt, "base", run, painted, "--model.text", "null", "--model.text", json.dumps(asdict(config)), "--ckpt_path", last, check=False

@@ -2,42 +2,65 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
+
+from walt_pl.checkpoint import AVERAGES
+from walt_pl.strategies.shards import cut, piece_of, rewriting, trained, whole
 
 
 class EMA(L.Callback):
     """Averages every trainable parameter in float32; the raw weights go on training untouched.
 
+    Every rank averages what it holds of the float32 weights: under ZeRO its shard of them, otherwise all. Nothing is sent between ranks
+    but to save.
+
     Args:
         decay: share of the average that stays at each optimiser step; 0 switches the average off.
         warmup: the decay grows as (1 + step) / (warmup + step) until it reaches `decay`, so that a short run forgets its beginning.
+        cpu: keep the average in the CPU's memory, at the price of a copy of the weights there at each step.
     """
 
-    def __init__(self, decay: float = 0.9999, warmup: int = 10) -> None:
+    def __init__(self, decay: float = 0.9999, warmup: int = 10, cpu: bool = False) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"ema.decay must be at least 0 and less than 1, got {decay}")
-        self.decay, self.warmup = decay, warmup
+        self.decay, self.warmup, self.cpu = decay, warmup, cpu
         self._average: dict[str, Tensor] = {}
-        self._loaded: dict[str, Tensor] | None = None
+        self._file: Path | None = None
         self._step = 0
+        self._swapped = False
+
+    # ---- Averaging ----------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Not earlier: some strategies restore weights and callback states only after on_fit_start.
+        # Not earlier: DeepSpeed shards the weights and restores them only after on_fit_start.
         if self.decay:
             self._step = trainer.global_step
             self._start(pl_module)
 
-    def _start(self, pl_module: L.LightningModule) -> None:
+    @torch.no_grad()
+    def _start(self, module: L.LightningModule) -> None:
         """Begin with the weights as they are, or with the average of a checkpoint."""
-        self._average = {name: p.detach().float().clone() for name, p in trained(pl_module)}
-        if self._loaded is not None:
-            for name, average in self._average.items():
-                average.copy_(self._loaded[name])
-            self._loaded = None
+        self._average = {name: self._kept(piece) for name, piece in _pieces(module)}
+        if self._file is not None:
+            with safe_open(self._file, "pt") as saved:
+                _check_names(self._file, saved.keys(), [name for name, _ in trained(module)])
+                for name, p in trained(module):
+                    piece = cut(p, saved.get_tensor(name))
+                    if piece is not None:
+                        self._average[name].copy_(piece)
+            self._file = None
+
+    def _kept(self, piece: Tensor) -> Tensor:
+        """A float32 copy where averages are kept."""
+        return piece.detach().to(device="cpu" if self.cpu else piece.device, dtype=torch.float32, copy=True)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -45,11 +68,14 @@ class EMA(L.Callback):
             return
         self._step = trainer.global_step
         decay = min(self.decay, (1 + self._step) / (self.warmup + self._step))
-        torch._foreach_lerp_(list(self._average.values()), [p.float() for _, p in trained(pl_module)], 1 - decay)
+        pieces = [piece.to(self._average[name]) for name, piece in _pieces(pl_module)]
+        torch._foreach_lerp_(list(self._average.values()), pieces, 1 - decay)
+
+    # ---- In the place of the weights ------------------------------------------------------------------------------------
 
     @contextmanager
     def swapped(self, pl_module: L.LightningModule) -> Iterator[None]:
-        """The module with averaged weights, for as long as the context lasts."""
+        """The module with averaged weights, for as long as the context lasts; all ranks together."""
         self._swap(pl_module)
         try:
             yield
@@ -57,14 +83,17 @@ class EMA(L.Callback):
             self._swap(pl_module)
 
     @torch.no_grad()
-    def _swap(self, pl_module: L.LightningModule) -> None:
-        if not self._average and self._loaded is not None:  # nothing was trained since the checkpoint was read
-            self._start(pl_module)
-        if self._average:
-            for name, p in trained(pl_module):
-                raw = p.detach().float().clone()
-                p.copy_(self._average[name])
+    def _swap(self, module: L.LightningModule) -> None:
+        if not self._average and self._file is not None:  # nothing was trained since the checkpoint was read
+            self._start(module)
+        if not self._average:
+            return
+        with rewriting(module):
+            for name, piece in _pieces(module):
+                raw = self._kept(piece)
+                piece.copy_(self._average[name])
                 self._average[name].copy_(raw)
+        self._swapped = not self._swapped
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._swap(pl_module)
@@ -72,13 +101,44 @@ class EMA(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._swap(pl_module)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"average": dict(self._average)}
+    # ---- On disk --------------------------------------------------------------------------------------------------------
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._loaded = state_dict["average"] or None
+    def whole(self, pl_module: L.LightningModule) -> dict[str, Tensor]:
+        """The averages by parameter name, whole, float32, in the CPU's memory of rank zero (the others get none); all ranks together."""
+        assert not self._swapped, "the averages are in the weights' place"
+        averages = {}
+        for name, p in trained(pl_module) if self._average else ():
+            average = self._average.get(name)
+            full = whole(p, None if average is None else average.to(p.device))
+            if pl_module.trainer.is_global_zero:
+                averages[name] = full.cpu().contiguous()
+        return averages
+
+    def save(self, folder: Path, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the averages into a checkpoint's folder, where there are any; all ranks call it, rank zero writes."""
+        averages = self.whole(pl_module)
+        if averages:
+            save_file(averages, folder / AVERAGES)
+
+    def load(self, folder: Path) -> None:
+        """Go on from the averages in a checkpoint's folder, once training or validation starts."""
+        if not self.decay:
+            return
+        if (folder / AVERAGES).exists():
+            self._file = folder / AVERAGES
+        else:
+            rank_zero_warn(f"{folder} has no {AVERAGES}: it was written without an average, which begins with the weights as they are")
 
 
-def trained(pl_module: L.LightningModule) -> list[tuple[str, Tensor]]:
-    """Trainable parameters with their names."""
-    return [(name, p) for name, p in pl_module.named_parameters() if p.requires_grad]
+def _pieces(module: L.LightningModule) -> Iterator[tuple[str, Tensor]]:
+    """What this rank holds of each trained weight, where it holds any of it."""
+    for name, p in trained(module):
+        piece = piece_of(p)
+        if piece is not None:
+            yield name, piece
+
+
+def _check_names(file: Path, found: list[str], wanted: list[str]) -> None:
+    if set(found) != set(wanted):
+        missing, over = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+        raise ValueError(f"{file} is of another model: {len(missing)} weights missing {missing[:3]}, {len(over)} too many {over[:3]}")

@@ -1,15 +1,17 @@
-"""Turns a finished training into an artifact and a line of the manifest."""
+"""Turns a finished training into an artifact and a line of the manifest; and puts into each checkpoint what it takes to export that."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import lightning as L
-from torch import nn
+from torch import Tensor, nn
 
-from walt_pl.artifact import save_artifact
+from walt_pl.artifact import save_artifact, section_states
 from walt_pl.callbacks.ema import EMA
 from walt_pl.manifest import Manifest
+from walt_pl.strategies.shards import piece_of, trained, whole
 
 
 class ExportedStage(Protocol):
@@ -34,8 +36,14 @@ class ExportedStage(Protocol):
         ...
 
 
+DESCRIPTION = "export"
+"""Key of a checkpoint: everything an artifact has beside weights, in plain values."""
+
+
 class Export(L.Callback):
     """Writes the artifact with the averaged weights when training ends by itself, and tells the manifest.
+
+    A checkpoint gets the description of its artifact, so that `export` needs neither the stage's class nor the run it was in.
 
     Args:
         run: folder of the run.
@@ -50,21 +58,41 @@ class Export(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the start down, now that everything that can be wrong with the configuration has been found."""
         if trainer.is_global_zero:
-            if trainer.ckpt_path is None:
-                (Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
             Manifest.open(self.run).start(self.stage, self.parents)
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        stage = cast(ExportedStage, pl_module)
+        checkpoint[DESCRIPTION] = {
+            "kind": stage.kind,
+            "sections": {name: dataclasses.asdict(cast(Any, model).config) for name, model in stage.sections().items()},
+            "settings": stage.settings(),
+            "files": stage.files(),
+            "parents": self.parents,
+            "index": self._index(trainer),
+            "train_config": self.train_config,
+        }
+
+    @staticmethod
+    def _index(trainer: L.Trainer) -> dict[str, Any]:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return {"sha256": data.index_sha256, "counts": data.counts()}
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Not on_train_end: a training that was killed between its last step and its artifact has no step left to train.
         averages = next((c for c in trainer.callbacks if isinstance(c, EMA)), EMA(decay=0))  # type: ignore[attr-defined]
         pl_module.eval()
         with averages.swapped(pl_module):
+            state = dict(pl_module.state_dict())
+            for name, p in trained(pl_module):  # which ZeRO 3 leaves empty there, and other stages have in low precision
+                full = whole(p, piece_of(p))
+                if trainer.is_global_zero:
+                    state[name] = full.cpu()
             if trainer.is_global_zero:
-                self._write(trainer, pl_module)
+                self._write(trainer, pl_module, state)
         pl_module.train()
         trainer.strategy.barrier("artifact")
 
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, state: Mapping[str, Tensor]) -> None:
         stage = cast(ExportedStage, pl_module)
         data = trainer.datamodule  # type: ignore[attr-defined]
         with trainer.precision_plugin.forward_context():
@@ -73,16 +101,16 @@ class Export(L.Callback):
         card = {
             **facts,
             "parents": self.parents,
-            "index": {"sha256": data.index_sha256, "counts": data.counts()},
+            "index": self._index(trainer),
             "steps": trainer.global_step,
             "samples": trainer.global_step * (data.videos_per_batch + data.images_per_batch),
             "metrics": {"protocol": "the validation clips of the index, view 0, averaged weights", "values": metrics},
         }
-        folder = self.run / self.stage
+        folder, states = self.run / self.stage, section_states(state, stage.sections())
         save_artifact(
             folder,
             kind=stage.kind,
-            models=stage.sections(),
+            models={name: (states[name], cast(Any, model).config) for name, model in stage.sections().items()},
             settings=stage.settings(),
             card=card,
             train_config=self.train_config,

@@ -44,13 +44,16 @@ class Previews(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx or trainer.sanity_checking or not self.every or not trainer.is_global_zero:
+        if batch_idx or trainer.sanity_checking or not self.every:
             return
         self._validations += 1
         if not len(batch.videos) or (self._validations - 1) % self.every or not isinstance(trainer.logger, TensorBoardLogger):
             return
+        # By all ranks, each of its own batch: those of a sharded model run together or not at all.
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             shown = cast(PreviewedStage, pl_module).previews(batch)
+        if not trainer.is_global_zero:
+            return
         for name, (clips, captions, columns) in shown.items():
             frames = captioned_grid(clips, captions, columns)
             image = Summary.Image(

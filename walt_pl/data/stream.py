@@ -33,7 +33,7 @@ from walt_pl.data.index import Entry
 from walt_pl.data.sampler import BatchLoader
 from walt_pl.data.sources import IMAGES, VIDEOS
 from walt_pl.data.transforms import Framing, PixelDataset
-from walt_pl.data.workers import Answer, forkserver
+from walt_pl.data.workers import Answer, end_with_training, forkserver
 
 EPOCH = 1000
 """Steps that are called an epoch: nobody knows how many samples there are."""
@@ -252,6 +252,7 @@ class StreamLoader(BatchLoader):
             collate_fn=_as_it_is,
             num_workers=workers,
             multiprocessing_context=forkserver() if workers else None,
+            worker_init_fn=end_with_training,
             generator=torch.Generator(),  # not the global one, see JointLoader
         )
         batches = iter(loader)

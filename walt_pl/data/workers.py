@@ -7,7 +7,9 @@ is replaced, its batches are read again, and nobody else notices. Batches travel
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 import time
 import traceback
 import warnings
@@ -189,6 +191,18 @@ def forkserver() -> Any:
     # The server imports torch once; every worker after that starts in milliseconds.
     context.set_forkserver_preload(["walt_pl.data.workers", "walt_pl.data.transforms"])
     return context
+
+
+def end_with_training(worker: int) -> None:
+    """Ends a DataLoader's worker when the training process is gone: torch looks at the server that forked it, and that one waits for it."""
+    training = multiprocessing.parent_process()
+    assert training is not None
+
+    def watch() -> None:
+        training.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _serve(source: Source, connection: "Connection[Any, Any]", reading: Any) -> None:

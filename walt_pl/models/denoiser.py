@@ -136,7 +136,7 @@ class LowResolution(nn.Module):
 
     def forward(self, low: Tensor) -> Tensor:
         """[f c h/2 w/2] to [f c h w]."""
-        return rearrange(self.conv(low), "f (c sh sw) h w -> f c (h sh) (w sw)", sh=2, sw=2)
+        return rearrange(self.conv(low.to(self.conv.weight.dtype)), "f (c sh sw) h w -> f c (h sh) (w sw)", sh=2, sw=2)
 
 
 class Denoiser(nn.Module):
@@ -185,7 +185,8 @@ class Denoiser(nn.Module):
                 f"denoiser.stw_text is for videos alone, got {layout.images} images in the batch; "
                 "set data.image_stacks_per_batch to 0, or denoiser.stw_text to false"
             )
-        tokens = self._patches(self._inputs(x, condition, estimate))
+        # Latents and noise are float32 also where an engine has made the weights bfloat16.
+        tokens = self._patches(self._inputs(x, condition, estimate)).to(self.patches_in.weight.dtype)
         tokens = self.patches_in(tokens) + self.position(layout.videos, layout.images)
         cond = self._vector(step, condition)
         text, mask = self._text(condition)

@@ -1,0 +1,127 @@
+"""The training of tests/strategies on any engine, with the program's own callbacks, and with batches that spoil it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from safetensors.torch import save_file
+
+from tests.strategies.training import Latents, average, stage, strategy
+from walt_pl.callbacks.checkpoints import Checkpoints
+from walt_pl.callbacks.ema import EMA
+from walt_pl.callbacks.export import Export
+from walt_pl.callbacks.guard import Diverged, Guard, Policy
+from walt_pl.checkpoint import Checkpoint
+from walt_pl.data.batch import JointBatch
+from walt_pl.data.sampler import JointLoader, JointSampler
+from walt_pl.strategies.shards import piece_of, trained, whole
+
+SLOT = 3
+"""Of the last video: rank 1 has it, where there are two."""
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """One training."""
+
+    name: str
+    engine: str = "single"
+    precision: str = "32-true"
+    policy: Policy = "skip"
+    spoil: Mapping[int, float] = field(default_factory=dict)
+    """Step -> what its last video is multiplied with."""
+    resume: str | None = None
+    """Training whose checkpoint of step 5 this one goes on from."""
+    steps: int = 10
+    most: int = 10
+    window: int = 16
+    decay: float = 0.5
+    """Of the average."""
+
+
+class Data(L.LightningDataModule):
+    """Four videos and four images a step, lost ones among them."""
+
+    videos_per_batch = images_per_batch = 4
+    index_sha256 = "0" * 64
+
+    def counts(self) -> dict[str, int]:
+        return {"train_videos": 70, "train_images": 90}
+
+    def train_dataloader(self) -> JointLoader:
+        assert self.trainer is not None
+        return JointLoader(Latents(), JointSampler(70, 90, 4, 4, self.trainer.global_rank, self.trainer.world_size))
+
+
+class Spoil(L.Callback):
+    """Multiplies the last video of some batches, on the rank that has it."""
+
+    def __init__(self, factors: Mapping[int, float]) -> None:
+        self.factors = factors
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: JointBatch, batch_idx: int) -> None:
+        rows = batch.slots[: len(batch.videos)] == SLOT
+        if rows.any() and trainer.global_step in self.factors:
+            batch.videos[rows] = self.factors[trainer.global_step] * torch.ones_like(batch.videos[rows])
+            batch.weight[: len(batch.videos)][rows] = 1.0
+
+
+class Watch(L.Callback):
+    """Writes down, after every step, what this rank holds of weights, moments and averages."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, list[float]] = {"weights": [], "moments": [], "average": [], "rate": []}
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        moments = [value for state in trainer.optimizers[0].state.values() for value in state.values() if torch.is_tensor(value)]
+        self.seen["weights"].append(_mark([piece for _, p in trained(pl_module) if (piece := piece_of(p)) is not None]))
+        self.seen["moments"].append(_mark(moments))
+        self.seen["average"].append(_mark(list(average(trainer)._average.values())))
+        self.seen["rate"].append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def _mark(tensors: list[torch.Tensor]) -> float:
+    """A number that changes when any value does."""
+    return float(sum((tensor.double().flatten() * torch.arange(1, tensor.numel() + 1)).sum() for tensor in tensors))
+
+
+def run(job: Guarded, folder: Path, rank: int, ranks: int) -> None:
+    """Train, and write the results."""
+    watch, writer, ema = Watch(), Checkpoints(str(folder / "checkpoints"), every_steps=5, every_minutes=0, keep=9), EMA(job.decay)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy=strategy(job.engine),
+        precision=job.precision,  # type: ignore[arg-type]
+        max_steps=job.steps,
+        callbacks=[
+            ema,
+            Guard(job.policy, deviations=30, window=job.window, most=job.most),
+            Spoil(job.spoil),
+            watch,
+            Export(folder / "run", "base", {}, "seed_everything: 0\n"),
+            writer,
+        ],
+        default_root_dir=folder,
+        logger=False,
+        use_distributed_sampler=False,
+        **dict.fromkeys(["enable_progress_bar", "enable_model_summary"], False),
+    )
+    module, said = stage(), ""
+    if job.resume is not None:
+        start = folder / "checkpoints" / "step=00000005"
+        shutil.copytree(folder.parent / job.resume / "checkpoints" / start.name, start)
+        trainer.ckpt_path = str(Checkpoint.at(start).state)  # as the program does it, before anything is set up
+    try:
+        trainer.fit(module, datamodule=Data(), weights_only=True)
+        weights = {name: whole(p, piece_of(p)).detach().clone() for name, p in trained(module)}
+        if rank == 0:
+            save_file(weights, folder / "weights.safetensors")
+    except Diverged as error:
+        said = str(error)
+    (folder / f"seen.{rank}.json").write_text(json.dumps({**watch.seen, "said": said}))

@@ -1,0 +1,168 @@
+"""A checkpoint is whole or does not count, and reading one runs nothing that is in it."""
+
+import json
+import pickle
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import Bomb
+from walt_pl import load
+from walt_pl.checkpoint import Checkpoint, CheckpointError, TornCheckpoint, UnsafePickle, check_pickle, folder_name, read_state, seal
+from walt_pl.losses import perceptual_term
+
+
+def write(folder: Path, step: int) -> Checkpoint:
+    part = folder / f"{folder_name(step)}.part"
+    part.mkdir(parents=True)
+    torch.save({"global_step": step, "weights": torch.full((1000,), float(step))}, part / "state.ckpt")
+    return seal(part, step, samples=4 * step, strategy="ddp", world_size=2, metrics={"val/loss": 0.5})
+
+
+def test_what_was_sealed_is_found_and_read(tmp_path: Path) -> None:
+    for step in (5, 10, 100_000_000):
+        write(tmp_path, step)
+    newest = Checkpoint.newest(tmp_path)
+    assert newest == Checkpoint.at(tmp_path / "step=100000000")
+    assert newest is not None and (newest.step, newest.samples, newest.strategy, newest.world_size) == (100_000_000, 400_000_000, "ddp", 2)
+    assert newest.metrics == {"val/loss": 0.5} and newest.ema is None
+    assert read_state(newest.state)["global_step"] == newest.step
+    assert not list(tmp_path.glob("*.part"))
+    assert Checkpoint.newest(tmp_path / "nowhere") is None
+
+
+def cut_short(folder: Path) -> None:
+    data = (folder / "state.ckpt").read_bytes()
+    (folder / "state.ckpt").write_bytes(data[: len(data) // 2])
+
+
+def never_renamed(folder: Path) -> None:
+    folder.rename(folder.with_name(f"{folder.name}.part"))
+
+
+def half_a_card(folder: Path) -> None:
+    (folder / "checkpoint.json").write_text((folder / "checkpoint.json").read_text()[:40])
+
+
+TEARS: list[Callable[[Path], None]] = [
+    cut_short,
+    half_a_card,
+    lambda folder: (folder / "state.ckpt").unlink(),
+    lambda folder: (folder / "checkpoint.json").unlink(),
+]
+
+
+@pytest.mark.parametrize("tear", TEARS, ids=["cut short", "half a card", "no state", "no card"])
+def test_a_torn_newest_one_is_passed_over_aloud(tear: Callable[[Path], None], tmp_path: Path) -> None:
+    for step in (5, 10):
+        write(tmp_path, step)
+    tear(tmp_path / "step=00000010")
+    with pytest.warns(UserWarning, match="step=00000010 is torn"):
+        newest = Checkpoint.newest(tmp_path)
+    assert newest is not None and newest.step == 5
+    with pytest.raises(TornCheckpoint, match="use an older checkpoint beside it"):
+        Checkpoint.at(tmp_path / "step=00000010")
+
+
+def test_one_that_was_being_written_is_none(tmp_path: Path) -> None:
+    for step in (5, 10):
+        write(tmp_path, step)
+    never_renamed(tmp_path / "step=00000010")
+    with warnings.catch_warnings(action="error"):
+        newest = Checkpoint.newest(tmp_path)
+    assert newest is not None and newest.step == 5
+
+
+def test_another_format_is_no_torn_one(tmp_path: Path) -> None:
+    card = write(tmp_path, 5).path / "checkpoint.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "format": 9}))
+    with pytest.raises(CheckpointError, match="format 9, this program reads 1"):
+        Checkpoint.newest(tmp_path)
+
+
+# ---- Code in what is read --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("protocol, zipped", [(2, True), (4, True), (2, False)])
+def test_code_in_a_single_file_is_refused(bomb: Bomb, protocol: int, zipped: bool, tmp_path: Path) -> None:
+    file = tmp_path / "state.ckpt"
+    torch.save({"state_dict": {"w": torch.ones(2)}, "x": bomb}, file, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    for read in (read_state, check_pickle):
+        with pytest.raises(UnsafePickle, match="nothing of it was run"):
+            read(file)
+    file.write_bytes(pickle.dumps(bomb))  # and a pickle that torch did not write
+    for read in (read_state, check_pickle):
+        with pytest.raises(UnsafePickle, match="nothing of it was run"):
+            read(file)
+    assert not bomb.mark.exists()
+
+
+def shards(folder: Path, **more: object) -> Path:
+    """A folder as DeepSpeed writes it."""
+    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "latest").write_text("checkpoint")
+    for name in ("mp_rank_00_model_states", "zero_pp_rank_0_mp_rank_00_optim_states", "zero_pp_rank_1_mp_rank_00_optim_states"):
+        held = more if "rank_1" in name or not name.startswith("zero") else {}
+        torch.save({"global_step": 3, **held}, folder / "checkpoint" / f"{name}.pt")
+    return folder
+
+
+def test_code_in_a_shard_is_refused(bomb: Bomb, tmp_path: Path) -> None:
+    assert read_state(shards(tmp_path / "good"))["global_step"] == 3
+    bad = shards(tmp_path / "bad", x=bomb)
+    for read in (read_state, check_pickle):
+        with pytest.raises(UnsafePickle, match=r"mkdir.*nothing of it was run"):
+            read(bad)
+    (bad / "checkpoint" / "mp_rank_00_model_states.pt").unlink()
+    with pytest.raises(UnsafePickle, match="rank_1"):
+        check_pickle(bad)
+    assert not bomb.mark.exists()
+
+
+def test_shards_elsewhere_are_refused(bomb: Bomb, tmp_path: Path) -> None:
+    """DeepSpeed follows what `latest` says; only what was looked at may be followed."""
+    shards(tmp_path / "bad", x=bomb)
+    good = shards(tmp_path / "good")
+    (good / "latest").write_text("../bad/checkpoint")
+    with pytest.raises(CheckpointError, match="wanted a folder beside it"):
+        check_pickle(good)
+
+
+def test_types_of_deepspeed_are_read_without_it(tmp_path: Path) -> None:
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    held = {"scaler": LossScaler(1.0), "stage": ZeroStageEnum(2), "place": fragment_address(numel=3, start=1)}
+    assert read_state(shards(tmp_path / "s", **held))["global_step"] == 3
+
+
+def test_code_in_perceptual_weights_is_refused(bomb: Bomb, tmp_path: Path) -> None:
+    file = tmp_path / "vgg16.pth"
+    torch.save({"features.0.weight": bomb}, file)
+    with pytest.raises(ValueError):
+        perceptual_term("lpips", str(file))
+    assert not bomb.mark.exists()
+
+
+def test_code_in_an_artifact_is_refused(bomb: Bomb, tmp_path: Path) -> None:
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "artifact" / "model.safetensors").write_bytes(pickle.dumps(bomb))
+    mark = f"!!python/object/apply:os.mkdir ['{bomb.mark}']"
+    (tmp_path / "artifact" / "model.yaml").write_text(mark)
+    (tmp_path / "artifact" / "card.json").write_text("{}")
+    with pytest.raises(ValueError):
+        load(tmp_path / "artifact")
+    assert not bomb.mark.exists()
+
+
+def test_code_in_a_configuration_is_refused(bomb: Bomb, tmp_path: Path) -> None:
+    from walt_pl.cli import beneath
+
+    file = tmp_path / "vae.yaml"
+    file.write_text(f"over: !!python/object/apply:os.mkdir ['{bomb.mark}']")
+    beneath(file)
+    assert not bomb.mark.exists()

@@ -1,0 +1,24 @@
+"""Every start of a training leaves what it was told, beside its logs."""
+
+from pathlib import Path
+
+import lightning as L
+
+
+class Versions(L.Callback):
+    """Writes the resolved configuration of a start into the folder of its logs: logs/version_3/config.yaml.
+
+    Args:
+        config: as YAML.
+    """
+
+    def __init__(self, config: str) -> None:
+        self.config = config
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = Path(str(trainer.log_dir))  # asked for on all ranks: they agree on it
+        if not trainer.is_global_zero:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        number = len(list(folder.glob("config*.yaml")))  # without a logger all starts share a folder
+        (folder / f"config{f'_{number}' if number else ''}.yaml").write_text(self.config, encoding="utf-8")
