@@ -205,7 +205,6 @@ class Program(LightningCLI):
     def _find_checkpoint(self) -> None:
         """The file or folder that Lightning restores from, for the checkpoint that was named: a folder of ours, or a file."""
         options = self.options
-        options.weights_only = True
         self.restored: Path | None = None
         if not options.ckpt_path:
             return

@@ -216,7 +216,7 @@ class Checkpoints(callbacks.Checkpoint):
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, part: Path, failures: list[str]) -> None:
         writer = trainer.strategy if isinstance(trainer.strategy, Zero) else self._file
         writer.failure = None
-        trainer.save_checkpoint(part / STATE)
+        trainer.save_checkpoint(part / STATE, weights_only=False)
         if writer.failure is not None:
             failures.append(str(writer.failure))
         for averages in _averages(trainer):
