@@ -103,11 +103,11 @@ def parents(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 SHARDED = ["--trainer.devices", "2", "--trainer.strategy", "{class_path: walt_pl.strategies.Zero, init_args: {stage: 2, bucket: 1000000}}"]
 TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp_find_unused_parameters_true"]
 CASES = [
-    pytest.param("vae", [], id="vae"),
+    pytest.param("vae", [], id="vae", marks=pytest.mark.slow),
     pytest.param("vae", TWO, id="vae on two ranks"),
     pytest.param("base", [], id="base"),
     pytest.param("base", [*SHARDED, *ADAMW], id="base on two ranks with ZeRO 2"),
-    pytest.param("sr1", [], id="sr1"),
+    pytest.param("sr1", [], id="sr1", marks=pytest.mark.slow),
 ]
 
 
@@ -126,6 +126,16 @@ def test_resume_after_kill_gives_the_same_losses(
     assert_same(runs["middle"], runs["whole"], stage, first=5)
     killed_and_resumed(stage, runs["edge"], painted, 8, 8, "--data.workers", "2", *more, ranks=ranks)
     assert_same(runs["edge"], runs["whole"], stage, first=8)
+
+
+def test_one_process_and_two_ranks_draw_the_same(painted: Path, tmp_path: Path) -> None:
+    """Crops, noise, the penalty on the critic and its running means: the norm of the global batch's gradient is the same number."""
+    norms = []
+    for ranks, more in ((1, []), (2, TWO)):
+        run = tmp_path / str(ranks)
+        fit(*arguments("vae", run, painted, "--trainer.max_steps", "6", "--data.val_videos", "0", *more), ranks=ranks)
+        norms.append([norm for _, norm in losses(run, "vae")[0].values()])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
 
 
 def test_kills_at_random_moments_change_nothing(painted: Path, parents: Path, tmp_path: Path) -> None:

@@ -171,7 +171,7 @@ class Checkpoints(callbacks.Checkpoint):
     def _agree(self, trainer: L.Trainer, *values: int) -> list[int]:
         """The largest of each value over all ranks: what one knows, all do."""
         numbers = torch.tensor(values, device=trainer.strategy.root_device)
-        return trainer.strategy.reduce(numbers, reduce_op="max").tolist()  # type: ignore[union-attr]
+        return trainer.strategy.reduce(numbers, reduce_op="max").tolist()
 
     def _stop(self, trainer: L.Trainer, told: int) -> None:
         name = signal.Signals(told).name
@@ -216,7 +216,7 @@ class Checkpoints(callbacks.Checkpoint):
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, part: Path, failures: list[str]) -> None:
         writer = trainer.strategy if isinstance(trainer.strategy, Zero) else self._file
         writer.failure = None
-        trainer.save_checkpoint(part / STATE)
+        trainer.save_checkpoint(part / STATE, weights_only=False)
         if writer.failure is not None:
             failures.append(str(writer.failure))
         for averages in _averages(trainer):
@@ -268,7 +268,8 @@ def _averages(trainer: L.Trainer) -> list[EMA]:
 
 def _strategy(trainer: L.Trainer) -> Strategy:
     if isinstance(trainer.strategy, Zero):
-        return f"zero{trainer.strategy.stage}"
+        names: dict[int, Strategy] = {1: "zero1", 2: "zero2", 3: "zero3"}
+        return names[trainer.strategy.stage]
     return "single" if trainer.world_size == 1 else "ddp"
 
 

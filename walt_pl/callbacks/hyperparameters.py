@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 import lightning as L
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 
@@ -14,7 +15,7 @@ class Hyperparameters(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._asked: list[tuple[list[float], list[dict[str, Any]]]] = []
+        self._asked: list[tuple[list[float | Tensor], list[dict[str, Any]]]] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Optimisers are made, and nothing of theirs is restored yet, whatever the strategy."""
