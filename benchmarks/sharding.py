@@ -1,6 +1,6 @@
 """Bytes that each of two ranks holds of a denoiser in training, DDP and ZeRO 1, 2, 3, against the formulas of ``python -m walt_pl plan``.
 
-    python benchmarks/sharding.py [--millions 20 200] [--engines ddp zero1 zero2 zero3]
+    python -m benchmarks.sharding [--millions 20 200] [--engines ddp zero1 zero2 zero3]
 
 Two CPU processes (gloo), float32, AdamW. Counted are the bytes of every distinct storage: of the weights and moments after a step, of the
 gradients between the backward pass and the step. "gathered" are bytes that ZeRO 3 would hold whole; buckets are counted by none.
@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -126,9 +125,8 @@ def main() -> None:
     results = []
     for millions in arguments.millions:
         for engine in arguments.engines:
-            command = [sys.executable, str(Path(__file__)), "--one", "--millions", str(millions), "--engines", engine]
-            environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-            done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            command = [sys.executable, "-m", "benchmarks.sharding", "--one", "--millions", str(millions), "--engines", engine]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             results.append(next(json.loads(line[8:]) for line in done.stdout.splitlines() if line.startswith("FIGURES ")))
             print(json.dumps(results[-1]), file=sys.stderr, flush=True)
     print(json.dumps({"machine": machine(), "results": results}, indent=2))

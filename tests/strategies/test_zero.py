@@ -49,7 +49,7 @@ def result(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / name / "result.json").read_text())
 
 
-def close(found: list[float], wanted: list[float], tolerance: float = 2e-5) -> bool:
+def close(found: list[float], wanted: list[float], tolerance: float = 2e-6) -> bool:
     return len(found) == len(wanted) and torch.allclose(torch.tensor(found), torch.tensor(wanted), rtol=tolerance, atol=0)
 
 
@@ -65,17 +65,17 @@ def test_losses_and_norms_are_those_of_one_process(folder: Path, engine: str) ->
     """Lost clips, given pasts and drawn first passes included: ranks count what weighs together, and draw by slot."""
     found, wanted = result(folder, engine), result(folder, "single")
     assert close(found["losses"], wanted["losses"])
-    assert close(found["norms"], wanted["norms"], 2e-4), "clipped by the engine, at the same norm"
+    assert close(found["norms"], wanted["norms"], 1e-5), "clipped by the engine, at the same norm"
     assert all(norm > 0.3 for norm in wanted["norms"]), "the clip of this training is meant to be at work"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_average_and_weights_are_those_of_one_process(folder: Path, engine: str) -> None:
-    assert apart(folder, engine, "weights.safetensors") < 2e-4
-    assert apart(folder, engine, "ema.safetensors") < 2e-4
+    assert apart(folder, engine, "weights.safetensors") < 5e-6
+    assert apart(folder, engine, "ema.safetensors") < 5e-6
     assert apart(folder, "single", "ema.safetensors") == 0
     raw, average = (load_file(folder / engine / file) for file in ("weights.safetensors", "ema.safetensors"))
-    assert max(float((raw[key] - average[key]).abs().max()) for key in raw) > 1e-3, "an average is not the weights"
+    assert max(float((raw[key] - average[key]).abs().max()) for key in raw) > 1e-4, "an average is not the weights"
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -98,8 +98,8 @@ def test_a_training_goes_on_with_another_number_of_ranks(folder: Path, name: str
     found, wanted = result(folder, name), result(folder, "single")
     assert close(found["losses"], wanted["losses"][4:])
     assert close(found["validations"], wanted["validations"][1:])
-    assert apart(folder, name, "weights.safetensors") < 2e-4
-    assert apart(folder, name, "ema.safetensors") < 2e-4
+    assert apart(folder, name, "weights.safetensors") < 5e-6
+    assert apart(folder, name, "ema.safetensors") < 5e-6
     assert not list(folder.rglob("*.resharded")), "what was put together on the way is gone"
 
 
