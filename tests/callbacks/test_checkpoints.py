@@ -122,6 +122,13 @@ def test_minutes_count_as_steps_do(tmp_path: Path) -> None:
     assert kept(tmp_path / "never") == [3], "the last step is always written"
 
 
+def test_clocks_push_out_no_checkpoint_that_was_written_on_schedule(tmp_path: Path) -> None:
+    train(tmp_path, 7, every_steps=3, every_minutes=1e-9, keep=1)
+    assert kept(tmp_path) == [6, 7]
+    train(tmp_path / "long", 5, every_steps=3, every_minutes=1e-9, keep=1)
+    assert kept(tmp_path / "long") == [3, 5]
+
+
 def test_a_training_that_starts_removes_another_ones_future(tmp_path: Path) -> None:
     train(tmp_path, 5, keep=9)
     (tmp_path / f"{folder_name(6)}.part").mkdir()

@@ -53,7 +53,7 @@ class Checkpoints(callbacks.Checkpoint):
         folder: where they go; by default into the training folder of the stage.
         every_steps: optimiser steps between two; 0 for none.
         every_minutes: minutes between two; 0 for none.
-        keep: how many of the last ones stay.
+        keep: how many of the last ones stay; the last one on schedule (`every_steps`) stays beside them.
         best: a value of the validation whose best checkpoint stays beside them; null for none.
         best_is: which value is the best.
     """
@@ -253,10 +253,12 @@ class Checkpoints(callbacks.Checkpoint):
             rank_zero_warn(f"step {step}: the validation's values could not be noted beside the checkpoint ({error})")
 
     def _prune(self) -> None:
-        """Remove all but the last ones and the best."""
+        """Remove all but the last ones, the best, and the last that was written on schedule: those of clocks and signals are not at the
+        same step twice, so the guard rolls back to none of them."""
         whole = Checkpoint.all(self.folder)
         best = self._best_of(whole)
-        kept = {c.path for c in [*whole[-self.keep :], *([best] if best else [])]}
+        scheduled = [c for c in whole if self.every_steps and c.step % self.every_steps == 0]
+        kept = {c.path for c in [*whole[-self.keep :], *scheduled[-1:], *([best] if best else [])]}
         for path in folders(self.folder):
             if path not in kept:
                 _remove(path)
