@@ -44,7 +44,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Entry, Pr
         if case.name in KINDS:
             path = case.write(folder)
             with av.open(str(path)) as container:
-                whole = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+                whole = [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(video=0)]
             assert len(whole) == FRAMES
             found[case.name] = (entry_of(path, result := probe(path)), result, whole)
     return found
