@@ -97,6 +97,8 @@ model:
   init_args:
     vae: {{width: 8, multipliers: [1, 1, 2], strides: [[2, 2, 2], [2, 2, 2]], blocks: [0, 1, 1], middle_blocks: 1, norm: layer}}
     optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 1.0e-3}}}}
+    warmup: 1
+    decay: constant
     adversarial_weight: 0.0
     statistics_batches: 1
 data: {{index: {folder}/set.parquet, size: 32, crop: 16, videos_per_batch: {batch}, val_videos: 0, workers: 2}}

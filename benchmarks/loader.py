@@ -55,17 +55,20 @@ def endless(loader: JointLoader) -> Iterator[JointBatch]:
 
 
 def held() -> dict[str, float]:
-    """MB that this process, and that its workers hold for themselves."""
+    """MB that this process, and that its workers hold: anonymous pages, in memory or swapped out, and those of shared memory.
 
-    def private(pid: int | None) -> float:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1e3
+    Not those of files: they count as a process's own or as shared by what else on the machine has mapped the same libraries.
+    """
 
-    return {"training process": private(os.getpid()), "workers": sum(private(child.pid) for child in multiprocessing.active_children())}
+    def size(pid: int | None) -> float:
+        lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        return sum(int(words[1]) for words in lines if words[0] in ("RssAnon:", "RssShmem:", "VmSwap:")) / 1e3
+
+    return {"training process": size(os.getpid()), "workers": sum(size(child.pid) for child in multiprocessing.active_children())}
 
 
 def memory(folder: Path, samples: int, figure: Path | None) -> dict[str, object]:
-    """What is held while a worker reads many clips: private pages, every 500 clips; its growth over the last three quarters."""
+    """What is held while a worker reads many clips, every 500 clips, and its growth over the last three quarters."""
     data = JointData(index_of(folder, paint(folder, 40), 40), SIDE, FRAMES, BATCH, val_videos=0, workers=1)
     seen: list[int] = []
     held_then: dict[str, list[float]] = {"training process": [], "workers": []}

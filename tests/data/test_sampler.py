@@ -2,6 +2,7 @@
 
 import warnings
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -128,8 +129,19 @@ def told(batch: JointBatch) -> tuple[list[str], list[int], list[str]]:
     return batch.paths, batch.slots.tolist(), batch.captions
 
 
+MADE: list[JointLoader] = []
+
+
+@pytest.fixture(autouse=True)
+def workers_end() -> Iterator[None]:
+    yield
+    while MADE:
+        MADE.pop().close()
+
+
 def make_loader(workers: int, rank: int = 0, ranks: int = 1, broken: tuple[int, ...] = ()) -> JointLoader:
-    return JointLoader(Numbers(broken), JointSampler(10, 7, 4, 2, rank, ranks, seed=5), workers)
+    MADE.append(JointLoader(Numbers(broken), JointSampler(10, 7, 4, 2, rank, ranks, seed=5), workers))
+    return MADE[-1]
 
 
 def run(loader: JointLoader, steps: int) -> list[tuple[list[str], list[int], list[str]]]:

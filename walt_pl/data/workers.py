@@ -132,7 +132,7 @@ class Workers:
             if not task.draws:
                 continue
             if isinstance(answer, str):
-                raise DataError(f"{self._named(task, worker)}{answer}")
+                raise DataError(answer)
             ready[number] = answer
         for worker in list(self._workers):
             _, place, since = worker.reading
@@ -159,10 +159,6 @@ class Workers:
         for task in worker.tasks:
             if task.draws:
                 self._give(fresh, task)
-
-    def _named(self, task: _Task, worker: _Worker) -> str:
-        place = int(worker.reading[1])
-        return f"{self._source.failed(task.draws[place], '').path}: " if place >= 0 else ""
 
     def _blame(self, draw: Draw, reason: str) -> None:
         key, path = (draw.kind, draw.item), self._source.failed(draw, "").path
@@ -203,7 +199,10 @@ def _serve(source: Source, connection: "Connection[Any, Any]", reading: Any) -> 
         try:
             data = ForkingPickler.dumps((number, _read(source, number, draws, given_up, reading)))
         except Exception:
-            data = ForkingPickler.dumps((number, traceback.format_exc()))
+            # Named here: when the answer arrives, this process may be reading the next batch.
+            place = int(reading[1])
+            name = f"{source.failed(draws[place], '').path}: " if place >= 0 else ""
+            data = ForkingPickler.dumps((number, name + traceback.format_exc()))
         try:
             connection.send_bytes(data)
         except OSError:
