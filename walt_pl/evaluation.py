@@ -90,7 +90,9 @@ def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Iterable
         DataError: A clip cannot be read.
     """
     cascade = Cascade({"vae": folder}, "cuda" if torch.cuda.is_available() else "cpu")
-    shown, lines, figures = [], [], []
+    shown: list[Tensor] = []
+    lines: list[str] = []
+    figures: list[float] = []
     for position in positions:
         sample = source[Draw("video", int(position), pass_number=0, slot=0)]
         if sample.failure:

@@ -134,7 +134,7 @@ def test_the_doctor_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, ca
     os.utime(folder / "b.mp4", (0, 0))
     changed = build_index(None, out, Options(again=True, workers=2)).changed
     findings = diagnose(out, Options(workers=2), changed)
-    found = {(Path(finding.path).name, finding.finding) for finding in findings}
+    found = {(Path(finding.place.path).name, finding.finding) for finding in findings}
     for name, words in {
         "a.mp4": {"missing"},
         "cut.mkv": {"truncated"},
@@ -150,7 +150,7 @@ def test_the_doctor_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, ca
         "b.mp4": {"changed"},
     }.items():
         assert {word for file, word in found if file == name} & words, name
-    assert not [finding for finding in findings if Path(finding.path).name == "c.mp4"], "the held-out original stays"
+    assert not [finding for finding in findings if Path(finding.place.path).name == "c.mp4"], "the held-out original stays"
     assert ("b.mp4", "written again since it was indexed, with as many bytes") in {(Path(f.path).name, f.detail) for f in findings}
     rows = list(csv.DictReader(write_report(findings, out).open()))
     assert len(rows) == len(findings) and {*Place._fields, "split", "kind", "finding", "detail"} == set(rows[0])

@@ -105,7 +105,7 @@ def test_the_real_films_are_indexed_with_the_decoder_that_is_right(tmp_path: Pat
     assert decoders == {"bikes.mp4": "decord", "bigbuckbunny.mp4": "decord", "carphone_pristine.mp4": "decord", "cityCC0.mpg": "pyav"}
     for path in {entry.path for entry in entries}:
         with av.open(str(path)) as container:
-            whole = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            whole = [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(video=0)]
         seen: list[int] = []
         for entry in (entry for entry in entries if entry.path == path):
             clip = read_clip(entry, Span(entry.frames))

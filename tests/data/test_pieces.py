@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -38,12 +38,13 @@ CUTS = (0.0, 1.0, 1.31, 2.875, 2.876, 4.001, 5.5, 7.9)
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Entry, Probe, list[Frames]]]:
     """A file of each kind, what probe finds in it, and all of its frames as PyAV decodes them."""
-    folder, found = tmp_path_factory.mktemp("videos"), {}
+    folder = tmp_path_factory.mktemp("videos")
+    found: dict[str, tuple[Entry, Probe, list[Frames]]] = {}
     for case in CASES:
         if case.name in KINDS:
             path = case.write(folder)
             with av.open(str(path)) as container:
-                whole = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+                whole = [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(video=0)]
             assert len(whole) == FRAMES
             found[case.name] = (entry_of(path, result := probe(path)), result, whole)
     return found
@@ -137,7 +138,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Medium]:
     """Examines in this process, which is faster, and notes what."""
     seen: list[Medium] = []
 
-    def run(function: Callable[[Medium], list[Facts]], media: list[Medium], *rest: object) -> object:
+    def run(function: Callable[[Medium], list[Facts]], media: list[Medium], *rest: object) -> Iterator[tuple[Medium, list[Facts]]]:
         for medium in media:
             seen.append(medium)
             yield medium, function(medium)
@@ -146,9 +147,9 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Medium]:
     return seen
 
 
-def build(folder: Path, text: str, **options: bool) -> Built:
+def build(folder: Path, text: str, again: bool = False) -> Built:
     (folder / "list.csv").write_text(text)
-    return build_index(list_source(str(folder / "list.csv")), folder / "i.parquet", Options(**options))
+    return build_index(list_source(str(folder / "list.csv")), folder / "i.parquet", Options(again))
 
 
 def test_scene_lists_become_pieces(tmp_path: Path, jobs: list[Medium]) -> None:
@@ -212,7 +213,8 @@ def test_an_index_with_an_impossible_piece_is_refused(tmp_path: Path) -> None:
 def test_only_new_pieces_are_examined_and_an_interrupted_index_goes_on(
     tmp_path: Path, jobs: list[Medium], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    film(tmp_path / "film.mp4"), film(tmp_path / "other.mp4", 30)
+    film(tmp_path / "film.mp4")
+    film(tmp_path / "other.mp4", 30)
     head, first, more = "path,begin,end\n", "film.mp4,0,2\nfilm.mp4,2,4\n", "film.mp4,4,6\nother.mp4,0,2\n"
     build(tmp_path, head + first)
     assert (build(tmp_path, head + first).examined, len(jobs)) == (0, 1)
