@@ -151,7 +151,7 @@ def test_the_doctor_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, ca
     }.items():
         assert {word for file, word in found if file == name} & words, name
     assert not [finding for finding in findings if Path(finding.place.path).name == "c.mp4"], "the held-out original stays"
-    assert ("b.mp4", "written again since it was indexed, with as many bytes") in {(Path(f.path).name, f.detail) for f in findings}
+    assert ("b.mp4", "written again since it was indexed, with as many bytes") in {(Path(f.place.path).name, f.detail) for f in findings}
     rows = list(csv.DictReader(write_report(findings, out).open()))
     assert len(rows) == len(findings) and {*Place._fields, "split", "kind", "finding", "detail"} == set(rows[0])
     show(rendered(findings, out))
