@@ -2,15 +2,25 @@
 
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from tests.starts import start
+
 ROOT = Path(__file__).parents[1]
-Walt = Callable[..., subprocess.CompletedProcess[str]]
+
+
+class Ended(NamedTuple):
+    """What is left of a start of the program."""
+
+    code: int
+    said: str
+
+
+Walt = Callable[..., Ended]
 
 
 @pytest.fixture(scope="session")
@@ -23,13 +33,12 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def walt() -> Walt:
-    """Runs the program as a user would: ``walt("status", "--run", ...)``."""
+    """Runs the program: ``walt("status", "--run", ...)``."""
 
-    def run(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "walt_pl", *arguments]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
-        if check and done.returncode:
-            raise AssertionError(f"{' '.join(arguments)}\nexit code {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    def run(*arguments: str, check: bool = True) -> Ended:
+        started = start(*arguments)
+        done = Ended(started.wait(), started.said)
+        assert not (check and done.code), f"{' '.join(arguments)}\nexit code {done.code}\n{done.said[-5000:]}"
         return done
 
     return run

@@ -18,7 +18,7 @@ def test_the_doctor_reports_and_says_what_an_experiment_uses(walt: Walt, painted
     folder = Path(shutil.copytree(painted.parent / "train", tmp_path / "clips"))
     (folder / "videos" / "00003.mp4").write_bytes(b"words " * 99)
     out = tmp_path / "data" / "mine.parquet"
-    said = walt("index", str(folder), "--out", str(out), "--val", "0.3", "--workers", "2", "--report", "--config", str(CONFIG)).stdout
+    said = walt("index", str(folder), "--out", str(out), "--val", "0.3", "--workers", "2", "--report", "--config", str(CONFIG)).said
     assert "36 rows, 36 of them new; 36 files examined (layout folder)" in said
     assert "corrupt" in said and "clips/videos/00003.mp4" in said and "no caption" in said
     assert "train: " in said and "videos used" in said and "quarantined" in said

@@ -33,7 +33,7 @@ TWO_STEPS = [
 def fit(walt: Walt, stage: str, run: Path, painted: Path, *more: str, check: bool = True) -> str:
     config = ["--config", str(EXPERIMENT / f"{stage}.yaml"), "--run", str(run), "--data.index", str(painted)]
     done = walt("fit", *config, *DENOISER, *TWO_STEPS, *more, check=check)
-    return done.stdout + done.stderr
+    return done.said
 
 
 @pytest.fixture(scope="module")
