@@ -743,6 +743,8 @@ def _resized(clip: Frames, target: Size) -> Frames:
 
 def _encode(file: Path, frames: Frames, fps: float, crf: int) -> None:
     av = _import_av()
+    from av.video.reformatter import VideoReformatter
+
     with av.open(str(file), mode="w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
@@ -750,8 +752,10 @@ def _encode(file: Path, frames: Frames, fps: float, crf: int) -> None:
         # One thread: the order of work, and with it the bytes, must not depend on the machine.
         stream.codec_context.thread_count = 1
         stream.options = {"crf": str(crf), "preset": "veryfast", "x264-params": "open-gop=0:keyint=48:threads=1"}
+        converter = VideoReformatter()
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(converter.reformat(picture, format="yuv420p", threads=1)))
         container.mux(stream.encode())
 
 
