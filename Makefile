@@ -41,8 +41,8 @@ setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; don
 demo: setup ## everything on the embedded set: paint, train four stages, sample, score, one picture (about 24 minutes on 2 cores with bfloat16)
 	@$(WALT) demo
 
-test: setup ## the tests (about 6 minutes on 2 cores)
-	@echo "test: every promise that can be checked in about 6 minutes on 2 cores"
+test: setup ## the tests (7 to 8 minutes on 2 cores)
+	@echo "test: every promise that can be checked in 7 to 8 minutes on 2 cores"
 	@$(PYTEST) -m "not slow and not gpu"
 
 test-slow: setup ## the tests that take longer
