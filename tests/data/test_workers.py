@@ -152,6 +152,20 @@ def test_workers_that_die_before_they_read_end_the_training(loaders: list[JointL
         next(iter(loader))
 
 
+def test_a_worker_that_dies_between_files_is_replaced_and_that_is_said(loaders: list[JointLoader]) -> None:
+    loader = JointLoader(Treacherous({}), JointSampler(VIDEOS, 0, PER_BATCH, 0, seed=1), 1)
+    loaders.append(loader)
+    batches = iter(loader)
+    found = [next(batches)]
+    time.sleep(0.5)  # what it reads ahead is read: it waits
+    pid = multiprocessing.active_children()[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSEGV)
+    with pytest.warns(UserWarning, match=r"ended while it read no file .*killed by SIGSEGV"):
+        found += list(batches)
+    assert told(found) == told(load(loaders, {}, workers=0))[: len(found)]
+
+
 def test_no_worker_is_left_when_the_loader_is_closed(loaders: list[JointLoader]) -> None:
     load(loaders, {}, workers=2, epochs=1)
     assert len(multiprocessing.active_children()) == 2

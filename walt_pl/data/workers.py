@@ -156,6 +156,7 @@ class Workers:
                     f"{self._deaths} workers in a row died before they could read a file ({reason}): is there room in memory and in "
                     "/dev/shm, through which batches travel? Fewer data.workers need less; 0 reads in the training process"
                 )
+            warnings.warn(f"a worker ended while it read no file ({reason}); a new one reads its batches", stacklevel=2)
         fresh = self._start()
         self._workers[self._workers.index(worker)] = fresh
         for task in worker.tasks:
