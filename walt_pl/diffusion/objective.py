@@ -46,19 +46,20 @@ def velocity_error(denoise: Denoise, schedule: Schedule, x0: Tensor, condition: 
 def first_estimate(denoise: Denoise, schedule: Schedule, xt: Tensor, condition: Condition, draws: Draws) -> Tensor | None:
     """The clean latent as a first pass sees it, in the rows that were drawn; zeros in the others; None without self-conditioning.
 
-    Only the drawn rows are run; where none was drawn the first one is, for nothing, since all ranks of a sharded model must make the
-    same number of passes.
+    Only the drawn rows are run; and of a kind, videos or images, of which none was drawn, the first one, for nothing: all ranks of a
+    sharded model must gather the same weights in the same order, and videos need other ones than images.
     """
     if draws.self_condition is None:
         return None
-    rows = draws.self_condition.clone()
-    wanted = bool(rows.any())
-    rows[0] |= not wanted
     layout = condition.layout
+    rows = draws.self_condition.clone()
+    for first, end in ((0, layout.videos), (layout.videos, layout.samples)):
+        if end > first:
+            rows[first] |= not bool(rows[first:end].any())
     frames = layout.per_frame(rows)
     told = condition.select(rows)
     v = denoise(xt[frames], draws.step[rows], told, None)
     estimate = torch.zeros_like(xt)
-    if wanted:
-        estimate[frames] = told.known(schedule.clean(xt[frames], v.float(), layout.per_frame(draws.step)[frames]))
+    estimate[frames] = told.known(schedule.clean(xt[frames], v.float(), layout.per_frame(draws.step)[frames]))
+    estimate[~layout.per_frame(draws.self_condition)] = 0
     return estimate
