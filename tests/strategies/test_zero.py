@@ -138,3 +138,4 @@ def test_fifty_steps_are_those_of_one_process(tmp_path: Path) -> None:
         assert close(result(tmp_path, engine)["losses"], result(tmp_path, "single")["losses"], 1e-4)
     for engine in SHARDED:
         assert close(result(tmp_path, f"{engine} accumulated")["losses"], result(tmp_path, "accumulated")["losses"], 1e-4)
+        assert close(result(tmp_path, f"{engine} accumulated")["norms"], result(tmp_path, "accumulated")["norms"], 1e-3)

@@ -227,6 +227,10 @@ class ZeroPrecision(DeepSpeedPrecision):
     def convert_input(self, data: Any) -> Any:
         return data
 
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        # Lightning has divided the loss by the number of batches that are accumulated; the engine would divide it again.
+        super().backward(*args, scale_wrt_gas=False, **kwargs)
+
 
 def _end() -> None:
     if dist.is_initialized():
