@@ -1,5 +1,6 @@
 """Stage one: the autoencoder, on videos and images in the same step (SPEC section 2)."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from stages.optimisation import Decay, clip_gradients, learning_rate
 from walt_pl.data.batch import JointBatch
-from walt_pl.diffusion.chance import Chance, generator
+from walt_pl.diffusion.chance import Chance
 from walt_pl.losses import (
     Balance,
     LeCam,
@@ -41,7 +42,7 @@ class VAEStage(L.LightningModule):
         perceptual: distance on frames: lpips, or none.
         perceptual_weights: local VGG16 file for lpips.
         perceptual_weight: of the perceptual term.
-        perceptual_frames: frames of a batch it looks at, drawn anew each step; null for all.
+        perceptual_frames: frames of each clip that it looks at, drawn anew each step; null for all.
         adversarial_weight: of the generator's adversarial term; 0 trains without a discriminator.
         adversarial_start: step at which the discriminator starts to train and to count.
         adversarial_warmup: steps from there in which its weight grows to `adversarial_weight`.
@@ -122,11 +123,12 @@ class VAEStage(L.LightningModule):
         step = self.global_step
         optimizers = self._optimizers()
         judged = self.discriminator is not None and step >= self.adversarial_start
-        kinds = self._reconstruct(batch, Chance(self.seed, step, batch.slots))
+        chance = Chance(self.seed, step, batch.slots)
+        kinds = self._reconstruct(batch, chance)
         self.toggle_optimizer(optimizers[0])
         pulls: dict[str, list[Tensor]] = {"reconstruction": [], "adversarial": []}
         outputs = _watched([output for _, output, _ in kinds], pulls["reconstruction"])
-        loss = self._autoencoder_loss([(x, y, posterior) for (x, _, posterior), y in zip(kinds, outputs, strict=True)], step)
+        loss = self._autoencoder_loss([(x, y, posterior) for (x, _, posterior), y in zip(kinds, outputs, strict=True)], chance)
         if judged:
             fake = self._logits(_watched([output for _, output, _ in kinds], pulls["adversarial"]))
             adversarial = generator_loss(fake)
@@ -172,7 +174,7 @@ class VAEStage(L.LightningModule):
             kinds.append((x * weight, self.vae.decode(posterior.sample(noise)) * weight, posterior))
         return kinds
 
-    def _autoencoder_loss(self, kinds: list[tuple[Tensor, Tensor, Posterior]], step: int) -> Tensor:
+    def _autoencoder_loss(self, kinds: list[tuple[Tensor, Tensor, Posterior]], chance: Chance) -> Tensor:
         """Everything but the adversarial term; a frame of an image weighs as much as a frame of a video."""
         values = sum(x.numel() for x, _, _ in kinds)
         squared = [(x - y).square().sum() for x, y, _ in kinds]
@@ -183,20 +185,19 @@ class VAEStage(L.LightningModule):
         self.log_dict({"train/error": error, "train/kl": kl})
         loss = self.reconstruction_weight * error + self.kl_weight * kl
         if self._perceptual[0] is not None:
-            distance = self._perceptual_distance(self._perceptual[0].to(self.device), kinds, step)
+            distance = self._perceptual_distance(self._perceptual[0].to(self.device), kinds, chance)
             self.log("train/perceptual", distance)
             loss = loss + self.perceptual_weight * distance
         return loss
 
-    def _perceptual_distance(self, metric: nn.Module, kinds: list[tuple[Tensor, Tensor, Posterior]], step: int) -> Tensor:
+    def _perceptual_distance(self, metric: nn.Module, kinds: list[tuple[Tensor, Tensor, Posterior]], chance: Chance) -> Tensor:
         """Mean over frames, all or those drawn for this step."""
-
-        def choose(total: int, count: int) -> Tensor:
-            return torch.randperm(total, generator=generator(self.seed, step, total))[:count]
-
-        distances = [
-            metric(pick_frames(y, self.perceptual_frames, choose), pick_frames(x, self.perceptual_frames, choose)) for x, y, _ in kinds
-        ]
+        distances, start = [], 0
+        for x, y, _ in kinds:
+            rows = chance.rows(slice(start, start + len(x)))
+            start += len(x)
+            chosen = None if self.perceptual_frames is None else rows.subset(x.shape[2], self.perceptual_frames)
+            distances.append(metric(pick_frames(y, chosen), pick_frames(x, chosen)))
         return torch.cat(distances).mean()
 
     def _logits(self, clips: list[Tensor]) -> Tensor:
@@ -235,9 +236,11 @@ class VAEStage(L.LightningModule):
             self.log("train/r1", penalty)
         optimizer.zero_grad()
         self.manual_backward(loss)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning does it for the optimiser that counts steps
+            callback.on_before_optimizer_step(self.trainer, self, optimizer.optimizer)
         norm = clip_gradients(self.discriminator.parameters(), self.clip)
         self.log_dict({"train/discriminator": loss, "train/discriminator_gradient_norm": norm})
-        if norm.isfinite():  # on one rank as on all: gradients are averaged
+        if 0 < norm < math.inf:  # on one rank as on all: gradients are averaged; 0 where the guard has let them go
             # Of all ranks: each has the same means, and a checkpoint of rank zero's is everybody's.
             self.lecam.update(*(self.trainer.strategy.reduce(logits.detach().mean(), reduce_op="mean") for logits in (real, fake)))
             # Past Lightning's wrapper: its step counts, and one batch is to be one step.

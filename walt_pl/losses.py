@@ -1,7 +1,6 @@
 """Terms of the autoencoder's loss (SPEC section 2): reconstruction, perceptual, adversarial with R1 and LeCAM."""
 
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -80,10 +79,12 @@ def perceptual_term(name: PerceptualName, weights: str | None) -> nn.Module | No
     return LPIPS(Path(weights))
 
 
-def pick_frames(x: Tensor, count: int | None, choose: Callable[[int, int], Tensor]) -> Tensor:
-    """Frames [f 3 h w] of clips [b 3 t h w]: all, or ``count`` of them as ``choose(total, count)`` says."""
-    frames = rearrange(x, "b c t h w -> (b t) c h w")
-    return frames if count is None or count >= frames.shape[0] else frames[choose(frames.shape[0], count)]
+def pick_frames(x: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """Frames [f 3 h w] of clips [b 3 t h w]: all, or those of each clip whose numbers are ``chosen``, int64 [b k]."""
+    frames = rearrange(x, "b c t h w -> b t c h w")
+    if chosen is not None:
+        frames = frames[torch.arange(len(x), device=x.device)[:, None], chosen.to(x.device)]
+    return frames.flatten(0, 1)
 
 
 def generator_loss(fake: Tensor) -> Tensor:

@@ -318,11 +318,10 @@ def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, low: torch.
             fakes.append(stage.vae.decode(posterior.sample(torch.empty_like(posterior.mean))))
             losses += [(x - fakes[-1]).square().sum(), posterior.kl().sum()]
         if metric is not None:
-            pairs = [
-                [pick_frames(clip, stage.perceptual_frames, lambda _, count: torch.arange(count)) for clip in pair]
-                for pair in zip(fakes, reals, strict=True)
-            ]
-            losses += [metric(*pair).mean() for pair in pairs]
+            for y, x in zip(fakes, reals, strict=True):
+                frames = min(x.shape[2], stage.perceptual_frames or x.shape[2])
+                chosen = torch.arange(frames).expand(len(x), frames)
+                losses.append(metric(pick_frames(y, chosen), pick_frames(x, chosen)).mean())
         if critic is not None:
             losses.append(generator_loss(torch.cat([critic(y) for y in fakes])))
         return torch.stack(losses).sum()
@@ -396,7 +395,7 @@ def engine_bytes(
         gpus: that share the work.
         precision: of the trainer. "bf16-mixed" keeps float32 weights under DDP; DeepSpeed makes the weights bfloat16 whichever is said.
         accumulate: batches to an optimiser step.
-        ema: whether there is an average.
+        ema: whether there is an average, and on the GPU.
         activations: of this engine's arithmetic.
     """
     if engine == "ddp":
@@ -526,10 +525,11 @@ class Plan(Program):
         engines: list[Engine] = ["ddp"] if isinstance(stage, VAEStage) else ["ddp", "zero1", "zero2", "zero3"]
         moments = {flat: moment_bytes(stage, trained, flat) for flat in (False, True)}
         count, averaged = sum(p.numel() for p in trained), bool(options.ema.decay)
+        on_gpu = averaged and not options.ema.cpu
         held = {}
         for engine in engines:
             activations = {way: cost.peak for way, cost in costs["ddp" if engine == "ddp" else "zero"].items()}
-            held[engine] = engine_bytes(engine, count, moments[engine != "ddp"], self.gpus, precision, accumulate, averaged, activations)
+            held[engine] = engine_bytes(engine, count, moments[engine != "ddp"], self.gpus, precision, accumulate, on_gpu, activations)
         checkpointing = isinstance(stage, LatentDiffusion) and stage.denoiser.config.checkpointing
         flops = costs["ddp"]["recomputed" if checkpointing else "kept"].flops
         by_kind = {kind: round(value * self.gpus * accumulate) for kind, value in flops.items()}

@@ -10,6 +10,7 @@ from walt_pl.diffusion.chance import Chance, generator, mix
 
 DRAWS: dict[str, Callable[[Chance], Tensor]] = {
     "uniform": Chance.uniform,
+    "subset": lambda chance: chance.subset(50, 20),
     "integers": lambda chance: chance.integers(1 << 40),
     "normal": lambda chance: torch.stack(chance.normal([(2, 3)] * len(chance.uniform()))),
 }

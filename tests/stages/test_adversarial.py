@@ -1,5 +1,6 @@
 """The autoencoder against its critic: who wins, what the critic's say is, and when it rests."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from stages.vae import VAEStage
 from walt_pl.callbacks.guard import Guard
 from walt_pl.data.batch import JointBatch
+from walt_pl.diffusion.chance import Chance
 from walt_pl.losses import Balance, discriminator_accuracy
 from walt_pl.models.discriminator import DiscriminatorConfig
 from walt_pl.models.vae import VAEConfig
@@ -171,3 +173,36 @@ def test_a_batch_that_is_no_number_leaves_both_networks_and_the_running_means(tm
     seen = trained(module, [batch(), batch(float("nan")), batch()], Guard(window=4), folder=tmp_path)
     assert seen.moved == [(True, True), (False, False), (True, True)]
     assert all(torch.isfinite(value).all() for value in module.state_dict().values())
+
+
+def test_a_step_of_the_critic_that_is_no_number_is_an_incident_and_is_not_taken(tmp_path: Path) -> None:
+    module = stage(r1_weight=0.0)
+    assert module.discriminator is not None
+    weight = next(module.discriminator.parameters())
+    # The autoencoder's step counts: in the second batch the critic's gradients come after two of them.
+    weight.register_hook(lambda gradient: gradient * (float("nan") if module.global_step == 2 else 1.0))
+    seen = trained(module, [batch()] * 3, Guard(window=4), folder=tmp_path)
+    assert seen.moved == [(True, True), (True, False), (True, True)]
+    (path,) = (tmp_path / "incidents").iterdir()
+    incident = json.loads(path.read_text())
+    assert (path.name, incident["why"]) == ("step=00000001.json", ["the discriminator's gradient norm is nan"])
+    assert [layer for layer, norm in incident["gradient norm by layer"].items() if norm == "nan"] == ["discriminator.conv_in"]
+    assert incident["loss"] > 0 and len(incident["loss before"]) == 2, "the autoencoder's stay in its own window"
+
+
+def test_frames_of_a_clip_are_drawn_by_its_place_in_the_global_batch() -> None:
+    """The perceptual term of a batch is the mean over two ranks that have half of it each."""
+    module, clips = stage(perceptual_frames=2), batch().videos
+    kinds = [(clips, 0.5 * clips, None), (batch().images[:2], torch.zeros(2, 3, 1, 8, 8), None)]
+
+    def metric(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return (x - y).abs().mean(dim=(1, 2, 3))
+
+    def distance(rows: list[int]) -> torch.Tensor:
+        mine = [(x[rows], y[rows], posterior) for x, y, posterior in kinds]
+        slots = torch.tensor([*rows, *(2 + row for row in rows)])
+        return module._perceptual_distance(metric, mine, Chance(0, 5, slots))  # type: ignore[arg-type]
+
+    whole = distance([0, 1])
+    torch.testing.assert_close(whole, (distance([0]) + distance([1])) / 2)
+    assert whole != distance([0])

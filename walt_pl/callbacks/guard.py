@@ -17,7 +17,7 @@ from torch import Tensor
 from walt_pl.artifact import write_whole
 from walt_pl.callbacks.checkpoints import Checkpoints
 from walt_pl.callbacks.ema import EMA
-from walt_pl.checkpoint import Checkpoint, check_pickle
+from walt_pl.checkpoint import Checkpoint
 from walt_pl.data.batch import JointBatch
 from walt_pl.strategies.gradients import drop_gradients, gradient_norms
 
@@ -41,7 +41,8 @@ class Guard(L.Callback):
     from there with the data that comes next: the step that failed would fail again.
 
     Each incident is written to incidents/ in the training folder: the step, what was seen, the files and losses of every rank, and the
-    gradient norm of each layer. Under a loss scale (precision 16-mixed, 16-true) the guard is off: there the scaler skips steps.
+    gradient norm of each layer. The autoencoder's critic is looked at, too, for what is no number; no value of it is called a spike, since
+    its penalty comes in some steps only. Under a loss scale (precision 16-mixed, 16-true) the guard is off: there the scaler skips steps.
 
     Args:
         policy: what happens to a bad step: it is skipped, or the training is rolled back, too; off looks at nothing.
@@ -87,16 +88,22 @@ class Guard(L.Callback):
         # DeepSpeed is asked to step after every batch, also where gradients are still being accumulated.
         if self.policy == "off" or trainer.fit_loop._should_accumulate():
             return
-        own = torch.stack(self._losses).sum()
+        critic = len(trainer.optimizers) > 1 and optimizer is trainer.optimizers[1]
+        own, self._losses = torch.stack(self._losses).sum(), []
+        if critic and self._bad:  # of the same batch, which is known to be bad
+            return
         norms = gradient_norms(pl_module)
         loss = trainer.strategy.reduce(own.clone(), reduce_op="mean")  # which writes into what it is given
         norm = torch.stack(list(norms.values())).norm()
         seen = dict(zip(self._history, torch.stack([torch.as_tensor(loss), norm]).tolist(), strict=True))
-        why = [reason for name, value in seen.items() if (reason := self._judge(name, value))]
-        for name, value in seen.items():
-            if math.isfinite(value):
-                # Spikes, too: the median bears them, and gets used to what stays.
-                self._history[name].append(value)
+        if critic:
+            why = [f"the discriminator's {name} is {value}" for name, value in seen.items() if not math.isfinite(value)]
+        else:
+            why = [reason for name, value in seen.items() if (reason := self._judge(name, value))]
+            for name, value in seen.items():
+                if math.isfinite(value):
+                    # Spikes, too: the median bears them, and gets used to what stays.
+                    self._history[name].append(value)
         if why:
             drop_gradients(pl_module, _engine(trainer))
             self._bad = True
@@ -116,7 +123,7 @@ class Guard(L.Callback):
         return f"the {name} is {value:.4g}, {z:.1f} deviations above the median {math.exp(middle):.4g}" if z > self.deviations else None
 
     def _report(self, trainer: L.Trainer, why: list[str], seen: dict[str, float], own: float, norms: dict[str, Tensor]) -> None:
-        step = trainer.global_step
+        step = self._step
         self._incidents = [*(one for one in self._incidents if one > step - self.window), step]
         over = len(self._incidents) > self.most
         action = "stopped" if over else {"skip": "skipped", "rollback": "rolled back"}[self.policy]
@@ -153,8 +160,6 @@ class Guard(L.Callback):
             return
         strategy, groups = trainer.strategy, [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         rates = [group["lr"] for group in groups]
-        if good.state.is_dir():
-            check_pickle(good.state)  # DeepSpeed runs what is in a pickle
         state = strategy.load_checkpoint(good.state, weights_only=True)
         strategy.load_model_state_dict(state, strict=pl_module.strict_loading)
         strategy.load_optimizer_state_dict(state)

@@ -60,6 +60,10 @@ class Chance:
         """Uniform on 0 .. high - 1, int64 [s]."""
         return self._stack(lambda g: torch.randint(high, (), generator=g))
 
+    def subset(self, total: int, count: int) -> Tensor:
+        """So many different ones of 0 .. total - 1 for each sample, in any order, int64 [s count]."""
+        return self._stack(lambda g: torch.randperm(total, generator=g)[:count])
+
     def normal(self, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
         """Standard normal noise of a shape for each sample, float32."""
         pairs = zip(self._generators, shapes, strict=True)
