@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from stages.optimisation import Decay, clip_gradients, learning_rate
 from walt_pl.artifact import Artifact, load
 from walt_pl.blocks.frames import Layout
+from walt_pl.checkpoint import read_state
 from walt_pl.data.batch import JointBatch, Space
 from walt_pl.diffusion.chance import Chance, mix
 from walt_pl.diffusion.condition import Condition
@@ -140,6 +141,8 @@ class LatentDiffusion(L.LightningModule):
         trainer.strategy.barrier("text encoder")
         self.cached_text = CachedTextEncoder(config, identity(config, self.text_hashes), data.cache_dir, trainer.strategy.root_device)
         if stage == "fit":
+            if trainer.ckpt_path is not None:  # before hours of another encoder's features
+                self.on_load_checkpoint(read_state(trainer.ckpt_path, mapped=True))
             barrier = partial(trainer.strategy.barrier, "text features")
             self.cached_text.fill(data.captions(validation=True), trainer.global_rank, trainer.world_size, barrier)
 

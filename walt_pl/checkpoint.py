@@ -19,6 +19,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -187,10 +188,14 @@ def note_metrics(checkpoint: Checkpoint, metrics: Mapping[str, float]) -> None:
 # ---- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_state(path: str | Path) -> dict[str, Any]:
+def read_state(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     """What Lightning saved, on the CPU: of a checkpoint's state.ckpt, or of a single file.
 
     Of DeepSpeed's folder this is what rank zero keeps beside the shards, without weights and optimiser.
+
+    Args:
+        path: of the file or folder.
+        mapped: leave tensors on disk, for a look at what is beside them; they must not outlive the file.
 
     Raises:
         UnsafePickle: reading it would run code.
@@ -198,9 +203,9 @@ def read_state(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        return _shard_state(path)
+        return _shard_state(path, mapped)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except pickle.UnpicklingError:
         check_pickle(path)  # says which type it is
         raise UnsafePickle(_refusal(path, "it holds more than tensors and plain values")) from None
@@ -211,7 +216,7 @@ def read_state(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def _shard_state(folder: Path) -> dict[str, Any]:
+def _shard_state(folder: Path, mapped: bool) -> dict[str, Any]:
     check_pickle(folder)
     tag = folder / (folder / "latest").read_text(encoding="utf-8").strip()
     shards = sorted(tag.glob("*mp_rank_00_model_states.pt"))
@@ -219,7 +224,7 @@ def _shard_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{tag} has no *_model_states.pt; use an older checkpoint")
     types = [(_Stand, name) for name in SHARD_TYPES]
     with torch.serialization.safe_globals(types):  # type: ignore[arg-type]  # pairs of a type and its name are allowed
-        return torch.load(shards[0], map_location="cpu", weights_only=True)
+        return torch.load(shards[0], map_location="cpu", weights_only=True, mmap=mapped)
 
 
 class _Stand:

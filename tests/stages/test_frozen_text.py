@@ -114,7 +114,7 @@ def test_super_resolution_takes_the_bases_encoder_and_the_cascade_runs(walt: Wal
 
 def test_training_does_not_go_on_with_another_encoder(walt: Walt, run: Path, painted: Path, config: FrozenTextConfig) -> None:
     file = Path(config.path) / "config.json"
-    before = file.read_text()
+    before, features = file.read_text(), set((run / "cache").glob("text-*/*"))
     file.write_text(before.replace("{", "{ ", 1))
     last = str(run / "training" / "base" / "checkpoints" / "step=00000002")
     try:
@@ -124,4 +124,5 @@ def test_training_does_not_go_on_with_another_encoder(walt: Walt, run: Path, pai
     finally:
         file.write_text(before)
     assert "is not the one that training began with" in said
+    assert set((run / "cache").glob("text-*/*")) == features, "it is said before the other encoder's features are computed"
     assert "Traceback" not in said

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from safetensors import SafetensorError
 
 from walt_pl.callbacks.ema import EMA
-from walt_pl.checkpoint import CARD, PART, STATE, Checkpoint, Strategy, check_pickle, folder_name, note_metrics, read_state, seal
+from walt_pl.checkpoint import CARD, PART, STATE, Checkpoint, Strategy, folder_name, note_metrics, read_state, seal
 from walt_pl.checkpoint import steps as folders
 from walt_pl.strategies import Zero
 
@@ -83,13 +83,11 @@ class Checkpoints(callbacks.Checkpoint):
     # ---- Where training starts -----------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Before anything is read: who reads it, and whether it may be read."""
+        """Before anything is read: who reads it."""
         trainer.strategy.checkpoint_io = self._file
         if trainer.ckpt_path is None:
             return
         path = Path(trainer.ckpt_path)
-        if path.is_dir():
-            check_pickle(path)
         if path.name != STATE:
             return
         self._start = Checkpoint.at(path.parent)

@@ -137,6 +137,11 @@ class Zero(DeepSpeedStrategy):
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write every rank's shards. A full disk is no error here, but `failure`: raised on one rank, it would leave the others waiting."""
         self.failure = None
+        if self.is_global_zero:  # before the engine does, which would raise
+            self._keep_failure(lambda: (Path(filepath) / TAG).mkdir(parents=True, exist_ok=True))
+        self.failure = self.broadcast(self.failure)
+        if self.failure is not None:
+            return
         state = {name: value for name, value in checkpoint.items() if name not in ("state_dict", "optimizer_states")}
         self.deepspeed_engine.save_checkpoint(str(filepath), tag=TAG, client_state=state, save_latest=False)
         if self.is_global_zero:
