@@ -48,8 +48,9 @@ test: setup ## the tests (7 to 8 minutes on 2 cores)
 test-slow: setup ## the tests that take longer
 	@$(PYTEST) -m "slow and not gpu"
 
-soak: setup ## kill -9 at 50 random moments: every resume ends with the same weights (about 10 minutes on 2 cores)
+soak: setup ## kill -9 at random moments until 50 resumed trainings were hit, then the long tests of resuming and sharding (about 11 minutes on 2 cores)
 	@$(PYTHON) -m tests.soak.kills $(ARGS)
+	@$(PYTEST) -m "slow and not gpu" tests/test_resume.py tests/test_loading.py tests/strategies
 
 check: setup ## lint, format, types, floors
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy && $(PYTHON) -m pytest tests/test_floors.py

@@ -2,8 +2,9 @@
 
     .venv/bin/python -m benchmarks.checkpoints
 
-Both are measured in one process, in turns, on the same model: a base denoiser with AdamW and its average, on random latents. The
-figure is a ratio of medians, so that other work on the machine counts little. A checkpoint is the real one: state, averages, sync, rename.
+Both are measured in one process, in turns of a few steps, on the same model: a base denoiser with AdamW and its average, on random
+latents. What a checkpoint costs is the median difference of two turns that follow each other, so that a machine which is slower for a
+while counts little. A checkpoint is the real one: state, averages, sync, rename.
 """
 
 import argparse
@@ -72,21 +73,21 @@ class Stage(BaseStage):
 
 
 class Clock(L.Callback):
-    """Seconds of each block of steps, all that happens between two steps included."""
+    """Seconds of each turn of steps, all that happens between two steps included."""
 
     def __init__(self, every: int) -> None:
-        self.every, self.blocks, self._began = every, list[float](), 0.0
+        self.every, self.turns, self._began = every, list[float](), 0.0
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
-        if trainer.global_step % self.every == 1:  # a checkpoint of step k * every lies within a block
+        if trainer.global_step % self.every == 1:  # a checkpoint of step k * every lies within a turn
             now = time.perf_counter()
             if self._began:
-                self.blocks.append(now - self._began)
+                self.turns.append(now - self._began)
             self._began = now
 
 
 class InTurns(Checkpoints):
-    """Writes at the end of every second block, and notes how long that took."""
+    """Writes at the end of every second turn, and notes how long that took."""
 
     def __init__(self, folder: Path, every: int) -> None:
         super().__init__(str(folder), every_steps=every, every_minutes=0)
@@ -102,8 +103,9 @@ class InTurns(Checkpoints):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--every", type=int, default=50, help="steps between two checkpoints")
-    parser.add_argument("--pairs", type=int, default=4, help="blocks with a checkpoint, and as many without")
+    parser.add_argument("--every", type=int, default=50, help="steps between two checkpoints, of the training asked about")
+    parser.add_argument("--turn", type=int, default=5, help="steps of a turn")
+    parser.add_argument("--pairs", type=int, default=30, help="turns with a checkpoint, and as many without")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--videos", type=int, default=8)
@@ -112,11 +114,11 @@ def main() -> None:
     config = DenoiserConfig(width=asked.width, layers=asked.layers, heads=4, size=(5, 8, 8), window=(5, 4, 4))
     stage = Stage(config, lambda parameters: AdamW(parameters, lr=1e-4), decay="constant", warmup=0)
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
-        clock, checkpoints = Clock(asked.every), InTurns(Path(folder), asked.every)
+        clock, checkpoints = Clock(asked.turn), InTurns(Path(folder), asked.turn)
         trainer = L.Trainer(
             accelerator="cpu",
             devices=1,
-            max_steps=asked.every * (2 * asked.pairs + 1) + 2,
+            max_steps=asked.turn * (2 * asked.pairs + 1) + 2,
             max_epochs=-1,
             callbacks=[clock, EMA(decay=0.99), checkpoints],
             logger=False,
@@ -126,12 +128,15 @@ def main() -> None:
         )
         trainer.fit(stage, Data(asked.videos, config))
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / checkpoints.keep
-    # The first block warms up; it and every second one after it write nothing.
-    without, with_one = (statistics.median(clock.blocks[first::2]) for first in (2, 1))
+    # The first turn warms up; it and every second one after it write nothing.
+    step = statistics.median(clock.turns[2::2]) / asked.turn
+    more = [one - other for one, other in zip(clock.turns[1::2], clock.turns[2::2], strict=False)]
+    low, cost, high = statistics.quantiles(more, n=4)
     weights, took = sum(p.numel() for p in stage.parameters()), statistics.median(checkpoints.took)
     print(f"{weights / 1e6:.1f} million weights, {size / 1e6:.0f} MB a checkpoint, {torch.get_num_threads()} threads")
-    print(f"a step takes {without / asked.every * 1e3:.1f} ms, a checkpoint {took:.2f} s (median of {len(checkpoints.took)})")
-    print(f"a checkpoint every {asked.every} steps: {with_one / without:.3f} x the time of a training without")
+    print(f"a step takes {step * 1e3:.1f} ms, a checkpoint {took:.3f} s (median of {len(checkpoints.took)})")
+    print(f"a turn with a checkpoint takes {cost:.3f} s more (median of {len(more)}; half of them between {low:.3f} and {high:.3f})")
+    print(f"a checkpoint every {asked.every} steps: {1 + cost / (asked.every * step):.4f} x the time of a training without")
 
 
 if __name__ == "__main__":

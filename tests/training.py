@@ -10,6 +10,7 @@ STEPS = 12
 CRITIC = "{width: 8, multipliers: [2, 2], size: [16, 16]}"
 DENOISER = ["--model.denoiser.width", "32", "--model.denoiser.layers", "2", "--model.denoiser.heads", "2"]
 ADAMW = ["--model.optimizer", "{class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3}}"]
+SHARDED = ["--trainer.devices", "2", "--trainer.strategy", "{class_path: walt_pl.strategies.Zero, init_args: {stage: 2, bucket: 1000000}}"]
 SMALL = {
     # Everything with a state: the critic starts in the middle, and its penalty and running means change with the steps.
     "vae": [
