@@ -352,10 +352,10 @@ def _typed(words: list[str], command: Callable[..., None]) -> list[str]:
     """The words as the parser wants them: --report is --report true."""
     parameters = inspect.signature(command).parameters
     typed = []
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for place, word in enumerate(words):
         name = word.removeprefix("--")
         bare = word.startswith("--") and name in parameters and parameters[name].annotation in (bool, "bool")
-        typed.append(f"{word}=true" if bare and after not in ("true", "false") else word)
+        typed.append(f"{word}=true" if bare and words[place + 1 : place + 2] not in (["true"], ["false"]) else word)
     return typed
 
 
