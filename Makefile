@@ -17,6 +17,11 @@ STAGE_vae = $(or $(filter vae%,$(STAGE)),vae)
 STAGE_base = $(or $(filter base%,$(STAGE)),$(basename $(notdir $(firstword $(wildcard experiments/$(EXP)/base.yaml) $(sort $(wildcard experiments/$(EXP)/base_*.yaml))))))
 # $(call CONFIG,STAGE): its file, or what there is instead. Stages of overlays have no file of their own.
 CONFIG = $(or $(wildcard experiments/$(EXP)/$(1).yaml),$(error no experiments/$(EXP)/$(1).yaml; there are: $(notdir $(basename $(wildcard experiments/$(EXP)/*.yaml))). An overlay is trained with the command in its first lines))
+# A line each, so that make tells the training itself when it is told to end.
+define NEWLINE
+
+
+endef
 STAGES_SR = $(shell ls experiments/$(EXP)/sr*.yaml 2>/dev/null | sort -V)
 INDEX_shapes := data/shapes/index.parquet
 INDEX_clips := data/clips/index.parquet
@@ -80,7 +85,7 @@ train-base: data ## train the base model of EXP
 
 train-sr: data ## train every super-resolution stage of EXP, in order
 	@[ -n "$(STAGES_SR)" ] || { echo "train-sr: no experiments/$(EXP)/sr*.yaml"; exit 1; }
-	@set -e; for config in $(STAGES_SR); do $(call FIT,$$config); done
+	$(foreach config,$(STAGES_SR),@$(call FIT,$(config))$(NEWLINE))
 
 sample: setup ## make a video: make sample PROMPT="a striped red circle moving left"
 	@$(WALT) sample --run $(RUN) $(if $(PROMPT),--prompt "$(PROMPT)") --out $(RUN)/samples/clip.mp4 $(ARGS)

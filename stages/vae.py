@@ -27,6 +27,9 @@ from walt_pl.metrics.frames import psnr
 from walt_pl.models.discriminator import Discriminator, DiscriminatorConfig
 from walt_pl.models.vae import VAE, Posterior, VAEConfig
 
+ENCODED_AT_ONCE = 4
+"""Clips whose latents are measured together: as many as a card holds in training."""
+
 
 class VAEStage(L.LightningModule):
     """Trains the causal autoencoder: reconstruction, KL, perceptual and adversarial terms.
@@ -263,11 +266,14 @@ class VAEStage(L.LightningModule):
     # ---- Validation, previews, artifact -----------------------------------------------------------------------------
 
     def validation_step(self, batch: JointBatch, batch_idx: int) -> None:
-        for name, x in (("video", batch.videos), ("image", batch.images)):
-            x = x[batch.weight[: len(x)] > 0] if name == "video" else x[batch.weight[len(batch.videos) :] > 0]
-            if len(x):
-                y = self.vae.decode(self.vae.encode(x).mean).clamp(-1, 1)
-                self.log(f"val/psnr_{name}", psnr(y, x).mean(), batch_size=len(x), sync_dist=True, prog_bar=name == "video")
+        cut = len(batch.videos)
+        for name, x, weight in (("video", batch.videos, batch.weight[:cut]), ("image", batch.images, batch.weight[cut:])):
+            if not len(x):
+                continue
+            x = x[weight > 0]
+            # Also of clips that are all lost, here: all ranks add up the same values in the same order.
+            found = psnr(self.vae.decode(self.vae.encode(x).mean).clamp(-1, 1), x).mean() if len(x) else 0.0
+            self.log(f"val/psnr_{name}", found, batch_size=len(x), sync_dist=True, prog_bar=name == "video")
 
     def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
         """Rows of clips for the eye: each original beside its reconstruction."""
@@ -290,8 +296,9 @@ class VAEStage(L.LightningModule):
         return {}
 
     def facts(self) -> dict[str, Any]:
-        """What the card says beside provenance: mean and standard deviation of each latent channel on training data."""
-        return {"latents": latent_statistics(self._training_latents())}
+        """What the card says beside provenance: mean and standard deviation of each latent channel on the training data of all ranks."""
+        sums = latent_sums(self._training_latents(), self.vae.config.latent_channels)
+        return {"latents": latent_statistics(self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu())}
 
     def _training_latents(self) -> Iterator[Tensor]:
         loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
@@ -300,24 +307,33 @@ class VAEStage(L.LightningModule):
 
 @torch.no_grad()
 def training_latents(vae: VAE, loader: Iterable[JointBatch], batches: int, device: torch.device) -> Iterator[Tensor]:
-    """Posterior means of the first training batches, images as one-frame clips beside the videos."""
+    """Posterior means of the first training batches, images as one-frame clips beside the videos, a few clips at a time."""
     for _, batch in zip(range(batches), loader, strict=False):
         cut = len(batch.videos)
         for x in (batch.videos[batch.weight[:cut] > 0], batch.images[batch.weight[cut:] > 0]):
             if len(x):
-                yield vae.encode(x.to(device)).mean
+                yield from (vae.encode(few.to(device)).mean for few in x.split(ENCODED_AT_ONCE))
 
 
-def latent_statistics(latents: Iterable[Tensor]) -> dict[str, list[float]]:
-    """Mean and standard deviation of each channel of clips [b c t h w]."""
-    total: Tensor | float = 0.0
+def latent_sums(latents: Iterable[Tensor], channels: int) -> Tensor:
+    """Sum, sum of squares and count of each channel of clips [b c t h w], float64 [3 c]; those of several ranks add up."""
+    total = torch.zeros(3, channels, dtype=torch.float64)
     for z in latents:
         flat = z.movedim(1, 0).flatten(1).double().cpu()
-        total = total + torch.stack([flat.sum(dim=1), flat.square().sum(dim=1), torch.full((len(flat),), float(flat.shape[1])).double()])
-    if not isinstance(total, Tensor):
+        total += torch.stack([flat.sum(dim=1), flat.square().sum(dim=1), torch.full((len(flat),), float(flat.shape[1])).double()])
+    return total
+
+
+def latent_statistics(sums: Tensor) -> dict[str, list[float]]:
+    """Mean and standard deviation of each channel, from `latent_sums`.
+
+    Raises:
+        ValueError: they are of no clip at all.
+    """
+    if not bool(sums[2].all()):
         raise ValueError("model.statistics_batches: the training data has no clip that can be read to measure the latents on")
-    mean = total[0] / total[2]
-    std = (total[1] / total[2] - mean.square()).clamp(min=1e-12).sqrt()
+    mean = sums[0] / sums[2]
+    std = (sums[1] / sums[2] - mean.square()).clamp(min=1e-12).sqrt()
     return {"mean": mean.tolist(), "std": std.tolist()}
 
 

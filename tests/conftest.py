@@ -1,8 +1,11 @@
 """A painted set, small enough for every test that needs real files, made once."""
 
+import contextlib
 import os
 import pickle
-from collections.abc import Callable
+import resource
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,3 +97,16 @@ def bomb(tmp_path: Path) -> Bomb:
     pickle.loads(pickle.dumps(Bomb(tried)))
     assert tried.exists(), "the bomb of this test is a dud"
     return Bomb(tmp_path / "ran")
+
+
+@contextlib.contextmanager
+def full_disk(limit: int) -> Iterator[None]:
+    """Every file of this process ends after so many bytes, as on a disk that is full: the system refuses more with an OSError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)

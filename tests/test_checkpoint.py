@@ -1,5 +1,6 @@
 """A checkpoint is whole or does not count, and reading one runs nothing that is in it."""
 
+import errno
 import json
 import pickle
 import warnings
@@ -9,9 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import Bomb
+from tests.conftest import Bomb, full_disk
 from walt_pl import load
-from walt_pl.checkpoint import Checkpoint, CheckpointError, TornCheckpoint, UnsafePickle, check_pickle, folder_name, read_state, seal
+from walt_pl.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    TornCheckpoint,
+    UnsafePickle,
+    check_pickle,
+    folder_name,
+    read_state,
+    seal,
+    write_state,
+)
 from walt_pl.losses import perceptual_term
 
 
@@ -81,6 +92,19 @@ def test_another_format_is_no_torn_one(tmp_path: Path) -> None:
     card.write_text(json.dumps({**json.loads(card.read_text()), "format": 9}))
     with pytest.raises(CheckpointError, match="format 9, this program reads 1"):
         Checkpoint.newest(tmp_path)
+
+
+@pytest.mark.parametrize("limit", [2_000, 100_000, 900_000])
+def test_a_disk_that_fills_up_in_the_middle_of_a_tensor_is_told_and_not_raised(limit: int, tmp_path: Path) -> None:
+    """Python's files are buffered, so that torch's writer comes to know at another moment for small tensors than for large ones."""
+    file, state = tmp_path / "state.ckpt", {"small": torch.randn(1000), "a": torch.randn(200_000), "b": torch.randn(200_000)}
+    with full_disk(limit):
+        refused = write_state(state, file)
+    assert isinstance(refused, OSError) and refused.errno == errno.EFBIG
+    assert write_state(state, file) is None
+    assert torch.equal(read_state(file)["b"], state["b"])
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        write_state({"a": lambda: None}, file)  # what cannot be pickled is no full disk
 
 
 # ---- Code in what is read --------------------------------------------------------------------------------------------

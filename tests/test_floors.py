@@ -21,6 +21,7 @@ FLOORS = {
     "walt_pl.text_features": 2,
     "walt_pl.evaluation": 2,
     "walt_pl.callbacks": 2,
+    "walt_pl.logger": 2,
     "walt_pl.strategies": 2,
     "stages": 3,
     "datamodules": 3,

@@ -32,6 +32,7 @@ def test_the_doctor_reports_and_says_what_an_experiment_uses(walt: Walt, painted
 @pytest.mark.parametrize(
     ("words", "typed"),
     [
+        ([], []),
         (["clips", "--report"], ["clips", "--report=true"]),
         (["--report", "clips", "--config", "a.yaml"], ["--report=true", "clips", "--config", "a.yaml"]),
         (["clips", "--report", "false", "--config=a.yaml"], ["clips", "--report", "false", "--config=a.yaml"]),

@@ -1,8 +1,10 @@
 """A training that is killed and goes on is the training that was not killed, to the last bit."""
 
 import contextlib
+import json
 import os
 import pty
+import re
 import signal
 import threading
 import time
@@ -16,7 +18,7 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.soak.kills import soak
+from tests.soak.kills import CHECKPOINTS, soak
 from tests.starts import Start, fit, start
 from tests.training import ADAMW, SHARDED, STEPS, arguments, copy_parents
 from walt_pl.checkpoint import Checkpoint, check_pickle, read_state
@@ -129,12 +131,33 @@ def test_resume_after_kill_gives_the_same_losses(
 
 def test_one_process_and_two_ranks_draw_the_same(painted: Path, tmp_path: Path) -> None:
     """Crops, noise, the penalty on the critic and its running means: the norm of the global batch's gradient is the same number."""
-    norms = []
+    norms, latents = [], []
     for ranks, more in ((1, []), (2, TWO)):
         run = tmp_path / str(ranks)
         fit(*arguments("vae", run, painted, "--trainer.max_steps", "6", "--data.val_videos", "0", *more), ranks=ranks)
         norms.append([norm for _, norm in losses(run, "vae")[0].values()])
+        latents.append(json.loads((run / "vae" / "card.json").read_text())["latents"])
     assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+    for value in ("mean", "std"):
+        assert latents[1][value] == pytest.approx(latents[0][value], rel=1e-3, abs=1e-4), "of what both ranks trained on"
+
+
+def test_a_second_start_beside_a_living_one_is_refused_and_takes_nothing(painted: Path, parents: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    copy_parents(parents, run, "base")
+    command = arguments("base", run, painted, "--trainer.max_steps", "100000", "--checkpoint.every_steps", "2")
+    first = start("fit", *command)
+    until(first, "step 1/")
+    while len(Checkpoint.all(run / CHECKPOINTS)) < 2:
+        time.sleep(0.05)
+    kept = {checkpoint.step for checkpoint in Checkpoint.all(run / CHECKPOINTS)}
+    for more in (["--fresh", "true"], []):
+        second = start("fit", *command, *more)
+        assert second.wait() == 1
+        assert re.search(r'stage "base" of .* is in training by .*: stop it with: kill \d+; then type the same command', second.said)
+    assert first.ranks[0].is_alive() and max(kept) <= max(c.step for c in Checkpoint.all(run / CHECKPOINTS))
+    first.kill()
+    assert "going on from" in fit(*command, "--trainer.max_steps", str(max(kept) + 200))
 
 
 def test_kills_at_random_moments_change_nothing(painted: Path, parents: Path, tmp_path: Path) -> None:

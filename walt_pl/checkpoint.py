@@ -153,6 +153,23 @@ def _card(path: Path) -> dict[str, Any]:
 # ---- Writing ---------------------------------------------------------------------------------------------------------
 
 
+def write_state(state: Mapping[str, Any], path: str | Path) -> OSError | None:
+    """torch.save, synced by the machine that writes. What the file system refuses is returned: raised on one rank, it would leave the
+    others waiting for it."""
+    try:
+        with open(path, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    except RuntimeError as error:
+        if not isinstance(error.__context__, OSError):
+            raise
+        return error.__context__  # torch's writer, interrupted by it, says only that it is not where it should be
+    return None
+
+
 def seal(part: Path, step: int, samples: int, strategy: Strategy, world_size: int, metrics: Mapping[str, float]) -> Checkpoint:
     """Make a folder `step=….part` whose files are written a checkpoint: list and sync them, then rename it.
 

@@ -20,7 +20,6 @@ import torch
 import yaml
 from jsonargparse import auto_parser
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -40,6 +39,7 @@ from walt_pl.callbacks.throughput import Throughput
 from walt_pl.callbacks.versions import Versions
 from walt_pl.checkpoint import STATE, Checkpoint
 from walt_pl.commands import COMMANDS
+from walt_pl.logger import Curves
 from walt_pl.manifest import Manifest, ManifestError, kind_of, parents_of, train_command
 
 ZERO = "walt_pl.strategies.Zero"
@@ -178,7 +178,8 @@ class Program(LightningCLI):
                 "trainer.precision: the autoencoder's two optimisers cannot share a gradient scaler; choose bf16-mixed or 32-true"
             )
         processes = torch.cuda.device_count() if trainer.devices == "auto" else trainer.devices
-        if name == "ddp" or (name == "auto" and processes not in (0, 1, "1")):
+        several = processes not in (0, 1, "1") or trainer.num_nodes > 1
+        if name == "ddp" or (name == "auto" and several):
             trainer.strategy = "ddp_find_unused_parameters_true"
 
     def _check_shards(self) -> None:
@@ -198,8 +199,9 @@ class Program(LightningCLI):
         """LightningCLI would let hyper-parameters in a checkpoint win over the command line; here the command line wins."""
 
     def _begin(self, manifest: Manifest) -> None:
-        """Decide between the end, going on and starting."""
+        """Decide between the end, going on and starting; refuse where another process trains the stage."""
         options = self.options
+        manifest.check_free(self.stage)
         if options.ckpt_path not in (None, AUTO):
             return
         options.ckpt_path = None
@@ -255,8 +257,9 @@ class Program(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer_options = self.options.trainer
         if trainer_options.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(str(self.work), name="logs")
+            kwargs["logger"] = Curves(str(self.work), name="logs")
         # On a terminal the Trainer brings its own rich progress bar.
+        first: list[L.Callback] = []
         extra: list[L.Callback] = []
         if not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
@@ -264,9 +267,10 @@ class Program(LightningCLI):
         if self.subcommand == "fit":
             config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
             extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed), Versions(config)]
-            extra.append(Export(self.run_dir, self.stage, self.parents, config))
+            # The first of all: what it refuses must not have been begun by another.
+            first.append(Export(self.run_dir, self.stage, self.parents, config))
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.extend(extra)  # type: ignore[attr-defined]
+        trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]
         if self.subcommand is not None and self.restored is not None:
             trainer.ckpt_path = str(self.restored)
         return trainer

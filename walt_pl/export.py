@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from datamodules.joint import JointData
-from stages.vae import latent_statistics, training_latents
+from stages.vae import latent_statistics, latent_sums, training_latents
 from walt_pl.artifact import check_replaceable, save_artifact, section_config, section_states
 from walt_pl.callbacks.export import DESCRIPTION
 from walt_pl.checkpoint import Checkpoint, CheckpointError, read_state
@@ -82,6 +82,7 @@ def _latents(model: tuple[dict[str, torch.Tensor], Any], train_config: str) -> d
     half = "bf16" in str(config["trainer"]["precision"])  # as the training measures them at its end
     try:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
-            return latent_statistics(training_latents(vae, loader, config["model"]["init_args"]["statistics_batches"], device))
+            latents = training_latents(vae, loader, config["model"]["init_args"]["statistics_batches"], device)
+            return latent_statistics(latent_sums(latents, size.latent_channels))
     finally:
         data.teardown("fit")

@@ -236,10 +236,21 @@ class Manifest:
         check_replaceable(self.run_dir / stage)
         with self._edit() as stages:
             before = stages.get(stage, Stage(stage, kind))
-            holder = before.training.holder if before.training else None
-            if holder and holder.pid != os.getpid() and holder.alive():
-                raise LockedManifest(f'stage "{stage}" of {self.run_dir} is in training by {holder}: stop it first')
+            self._check_free(before)
             stages[stage] = dataclasses.replace(before, training=Training(Holder.here(), dict(parents)))
+
+    def check_free(self, stage: str) -> None:
+        """Raises LockedManifest where another living process on this host trains a stage."""
+        if stage in (stages := self.stages()):
+            self._check_free(stages[stage])
+
+    def _check_free(self, stage: Stage) -> None:
+        holder = stage.training.holder if stage.training else None
+        if holder and holder.pid != os.getpid() and holder.alive():
+            raise LockedManifest(
+                f'stage "{stage.name}" of {self.run_dir} is in training by {holder}: stop it with: kill {holder.pid}; then type the same '
+                "command again"
+            )
 
     def finish(self, stage: str, artifact: str | Path) -> None:
         """Write down the artifact that a stage left. Its hashes come from its card, so no weights are read.

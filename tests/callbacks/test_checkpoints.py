@@ -115,6 +115,18 @@ def test_the_best_one_is_written_where_none_was_due(tmp_path: Path) -> None:
     assert kept(tmp_path) == [5, 6]
 
 
+@pytest.mark.parametrize("mine, first", [(None, 3), (3, None), (3, 5)])
+def test_ranks_that_would_start_at_different_steps_are_told_so(mine: int | None, first: int | None, tmp_path: Path) -> None:
+    """All of them ask, also one that has nothing to go on from: the others would wait for it."""
+    if mine is not None:
+        train(tmp_path, mine)
+    newest = Checkpoint.newest(tmp_path)
+    strategy = SimpleNamespace(broadcast=lambda _: first, checkpoint_io=None)
+    trainer: Any = SimpleNamespace(strategy=strategy, ckpt_path=newest and str(newest.state), callbacks=[], global_rank=8)
+    with pytest.raises(ValueError, match=r"rank 8 finds (none|step=00000003) and rank 0 .* in .*; all machines must see the same folder"):
+        Checkpoints(str(tmp_path)).setup(trainer, Line(), "fit")
+
+
 def test_minutes_count_as_steps_do(tmp_path: Path) -> None:
     train(tmp_path / "always", 3, every_steps=0, every_minutes=1e-9, keep=9)
     assert kept(tmp_path / "always") == [1, 2, 3]

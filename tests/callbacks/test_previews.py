@@ -5,7 +5,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from walt_pl.callbacks.previews import Previews
 from walt_pl.data.batch import JointBatch
+from walt_pl.logger import Curves
 
 
 class Still(L.LightningModule):
@@ -35,7 +35,7 @@ def test_previews_are_moving_pictures_in_the_event_file(tmp_path: Path) -> None:
     batch = JointBatch(clips, none, ["dark to light", "again"], tail, torch.ones(2), tail, None, None, "pixels", ["a", "b"])
     trainer = L.Trainer(
         callbacks=[Previews()],
-        logger=TensorBoardLogger(tmp_path),
+        logger=Curves(tmp_path),
         accelerator="cpu",
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -206,3 +206,16 @@ def test_frames_of_a_clip_are_drawn_by_its_place_in_the_global_batch() -> None:
     whole = distance([0, 1])
     torch.testing.assert_close(whole, (distance([0]) + distance([1])) / 2)
     assert whole != distance([0])
+
+
+def test_the_critic_does_not_learn_from_a_batch_that_was_skipped(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="deviations above the median"):
+        seen = trained(stage(), [*[batch()] * 4, batch(1e4), batch()], Guard(window=4, deviations=20), folder=tmp_path)
+    assert seen.moved == [*[(True, True)] * 4, (False, False), (True, True)]
+
+
+def test_the_step_at_which_the_critic_begins_to_count_is_no_spike(tmp_path: Path) -> None:
+    heavy = stage(adversarial_start=6, adversarial_weight=1e4)
+    seen = trained(heavy, [batch()] * 10, Guard(window=8, deviations=20, most=0), folder=tmp_path)
+    assert seen.moved == [*[(True, False)] * 6, *[(True, True)] * 4]
+    assert seen.logged[6]["train/loss"] > 100 * seen.logged[5]["train/loss"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from stages.base import BaseStage
 from stages.latent_diffusion import first_videos
 from stages.optimisation import learning_rate
 from stages.super_resolution import SuperResolutionStage
-from stages.vae import VAEStage
+from stages.vae import VAEStage, latent_statistics, latent_sums
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.chance import Chance
@@ -143,12 +144,11 @@ def test_first_videos_leaves_out_the_images() -> None:
     assert len(batch.videos) == 1 and len(batch.images) == 0 and len(batch.captions) == len(batch.slots) == 1
 
 
-def test_statistics_are_those_of_all_training_latents(monkeypatch: pytest.MonkeyPatch) -> None:
-    vae = VAEConfig(width=8, multipliers=(1, 1), strides=((2, 2, 2),), blocks=(0, 1), middle_blocks=0, norm="layer", latent_channels=2)
-    stage = VAEStage(vae, sgd, adversarial_weight=0.0)
+def test_statistics_are_those_of_all_training_latents_of_all_ranks() -> None:
     parts = [torch.randn(2, 2, 3, 4, 4) * 3 + 1, torch.randn(5, 2, 1, 4, 4)]
-    monkeypatch.setattr(stage, "_training_latents", lambda: iter(parts))
-    measured = stage.facts()["latents"]
+    measured = latent_statistics(latent_sums(parts[:1], 2) + latent_sums(parts[1:], 2) + latent_sums([], 2))
+    with pytest.raises(ValueError, match="no clip that can be read"):
+        latent_statistics(latent_sums([], 2))
     flat = torch.cat([z.movedim(1, 0).flatten(1) for z in parts], dim=1)
     torch.testing.assert_close(torch.tensor(measured["mean"]), flat.mean(dim=1))
     torch.testing.assert_close(torch.tensor(measured["std"]), flat.std(dim=1, correction=0))
@@ -181,3 +181,27 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
     with pytest.raises(ValueError, match="max_steps"):
         learning_rate(optimizer, warmup=4, total=4, decay="cosine")
+
+
+def test_a_validation_batch_that_is_all_lost_counts_for_nothing() -> None:
+    """And its value is logged all the same: ranks add up their values in the order in which they are logged."""
+    vae = VAEConfig(width=8, multipliers=(1, 1), strides=((2, 2, 2),), blocks=(0, 1), middle_blocks=0, norm="layer", latent_channels=2)
+    torch.manual_seed(0)
+    stage = VAEStage(vae, sgd, adversarial_weight=0.0)
+
+    def batch(weight: float, images: int = 1) -> JointBatch:
+        slots = torch.arange(2 + images)
+        names = [""] * len(slots)
+        weights = torch.tensor([weight, weight, *[1.0] * images])
+        clips, pictures = torch.rand(2, 3, 5, 8, 8) * weight, torch.rand(images, 3, 1, 8, 8)
+        return JointBatch(clips, pictures, names, slots, weights, slots, None, None, "pixels", names)
+
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    fine = batch(1.0)
+
+    def validated(*batches: JointBatch) -> dict[str, float]:
+        (found,) = trainer.validate(stage, torch.utils.data.DataLoader(batches, batch_size=None), verbose=False)  # type: ignore[arg-type]
+        return dict(found)
+
+    assert validated(batch(0.0), fine)["val/psnr_video"] == pytest.approx(validated(fine)["val/psnr_video"])
+    assert list(validated(batch(0.0))) == list(validated(fine)) == ["val/psnr_video", "val/psnr_image"]

@@ -105,6 +105,13 @@ def test_what_cannot_be_is_named_with_what_to_type(monkeypatch: pytest.MonkeyPat
         Plan()
 
 
+@pytest.mark.parametrize("more", [["--trainer.devices", "2"], ["--trainer.devices", "1", "--trainer.num_nodes", "2"]])
+def test_an_autoencoder_on_several_ranks_may_leave_a_critic_unused(monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["walt_pl plan", "--config", "experiments/shapes/vae.yaml", *more])
+    assert Plan().options.trainer.strategy == "ddp_find_unused_parameters_true"
+
+
 def test_without_deepspeed_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(ValueError, match=r"DeepSpeed, which is not installed; type: make setup"):

@@ -1,6 +1,8 @@
 """ZeRO against one process with the same global batch: the same losses, norms, weights and averages; and from ranks to ranks."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,17 @@ def test_a_training_goes_on_with_another_number_of_ranks(folder: Path, name: str
     assert apart(folder, name, "weights.safetensors") < 5e-6
     assert apart(folder, name, "ema.safetensors") < 5e-6
     assert not list(folder.rglob("*.resharded")), "what was put together on the way is gone"
+
+
+def test_all_ranks_say_that_a_checkpoint_could_not_be_put_together(folder: Path, tmp_path: Path) -> None:
+    """And none of them waits for the others; here there is a file in the way, as it might be a full disk."""
+    shutil.copytree(folder / "zero2 alone" / "at=4", tmp_path / "at=4")
+    (tmp_path / "at=4" / "state.ckpt.resharded").touch()
+    with pytest.raises(AssertionError) as said:
+        start(tmp_path, 2, Job("blocked", "zero2", resume=str(tmp_path / "at=4")))
+    message = r"written by 1 ranks and could not be put together for 2 \(FileExistsError.*24 bytes .*make room there, or go on with 1 ranks"
+    assert len(re.findall(message, str(said.value))) >= 2
+    assert (tmp_path / "at=4" / "state.ckpt" / "latest").exists()
 
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])

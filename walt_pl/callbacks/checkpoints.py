@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from safetensors import SafetensorError
 
 from walt_pl.callbacks.ema import EMA
-from walt_pl.checkpoint import CARD, PART, STATE, Checkpoint, Strategy, folder_name, note_metrics, read_state, seal
+from walt_pl.checkpoint import CARD, PART, STATE, Checkpoint, Strategy, folder_name, note_metrics, read_state, seal, write_state
 from walt_pl.checkpoint import steps as folders
 from walt_pl.strategies import Zero
 
@@ -32,12 +32,7 @@ class StateFile(TorchCheckpointIO):
     """What went wrong with the last one."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        # Rank zero writes alone: an error raised here would leave the others waiting for it. The writer asks for it.
-        try:
-            with open(path, "wb") as file:
-                torch.save(checkpoint, file)
-        except OSError as error:
-            self.failure = error
+        self.failure = write_state(checkpoint, path)  # the writer of checkpoints asks for it
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_state(path)
@@ -85,17 +80,18 @@ class Checkpoints(callbacks.Checkpoint):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Before anything is read: who reads it."""
         trainer.strategy.checkpoint_io = self._file
-        if trainer.ckpt_path is None:
-            return
-        path = Path(trainer.ckpt_path)
-        if path.name != STATE:
-            return
-        self._start = Checkpoint.at(path.parent)
-        if trainer.strategy.broadcast(self._start.step) != self._start.step:
+        if trainer.ckpt_path is not None and Path(trainer.ckpt_path).name == STATE:
+            self._start = Checkpoint.at(Path(trainer.ckpt_path).parent)
+        mine = self._start.step if self._start else None
+        first = trainer.strategy.broadcast(mine)
+        if first != mine:
+            found = ["none" if step is None else folder_name(step) for step in (mine, first)]
             raise ValueError(
-                f"rank {trainer.global_rank} finds {self._start.path} to go on from, and rank 0 another step: all machines must see the "
-                f"same {self.folder}"
+                f"checkpoint to go on from: rank {trainer.global_rank} finds {found[0]} and rank 0 {found[1]} in {self.folder}; all "
+                "machines must see the same folder: put the run (--run) on a file system that they share"
             )
+        if self._start is None:
+            return
         for averages in _averages(trainer):
             averages.load(self._start.path)
 
@@ -198,7 +194,7 @@ class Checkpoints(callbacks.Checkpoint):
         if self._all_well(trainer, failures):
             with _kept(failures):
                 if trainer.is_global_zero:
-                    seal(part, step, self._samples(trainer), _strategy(trainer), trainer.world_size, metrics or {})
+                    seal(part, step, self.samples(trainer), _strategy(trainer), trainer.world_size, metrics or {})
         if self._all_well(trainer, failures):
             self._saved = step
             if trainer.is_global_zero:
@@ -224,7 +220,8 @@ class Checkpoints(callbacks.Checkpoint):
     def _all_well(self, trainer: L.Trainer, failures: list[str]) -> bool:
         return not self._agree(trainer, len(failures))[0]
 
-    def _samples(self, trainer: L.Trainer) -> int:
+    def samples(self, trainer: L.Trainer) -> int:
+        """Clips and images that all ranks together have seen, also in the starts before this one."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         before, since = (self._start.samples, self._start.step) if self._start else (0, 0)
         a_step = (data.videos_per_batch + data.images_per_batch) * trainer.accumulate_grad_batches

@@ -9,6 +9,7 @@ import lightning as L
 from torch import Tensor, nn
 
 from walt_pl.artifact import save_artifact, section_states
+from walt_pl.callbacks.checkpoints import Checkpoints
 from walt_pl.callbacks.ema import EMA
 from walt_pl.manifest import Manifest
 from walt_pl.strategies.shards import piece_of, trained, whole
@@ -32,7 +33,7 @@ class ExportedStage(Protocol):
         ...
 
     def facts(self) -> dict[str, Any]:
-        """Further entries of the card."""
+        """Further entries of the card; all ranks call it together."""
         ...
 
 
@@ -80,6 +81,7 @@ class Export(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Not on_train_end: a training that was killed between its last step and its artifact has no step left to train.
         averages = next((c for c in trainer.callbacks if isinstance(c, EMA)), EMA(decay=0))  # type: ignore[attr-defined]
+        pl_module.to(trainer.strategy.root_device)  # which Lightning has let go of by now
         pl_module.eval()
         with averages.swapped(pl_module):
             state = dict(pl_module.state_dict())
@@ -87,23 +89,22 @@ class Export(L.Callback):
                 full = whole(p, piece_of(p))
                 if trainer.is_global_zero:
                     state[name] = full.cpu()
+            with trainer.precision_plugin.forward_context():
+                facts = cast(ExportedStage, pl_module).facts()
             if trainer.is_global_zero:
-                self._write(trainer, pl_module, state)
+                self._write(trainer, pl_module, state, facts)
         pl_module.train()
         trainer.strategy.barrier("artifact")
 
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, state: Mapping[str, Tensor]) -> None:
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         stage = cast(ExportedStage, pl_module)
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        with trainer.precision_plugin.forward_context():
-            facts = stage.facts()
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         card = {
             **facts,
             "parents": self.parents,
             "index": self._index(trainer),
             "steps": trainer.global_step,
-            "samples": trainer.global_step * (data.videos_per_batch + data.images_per_batch),
+            "samples": next(c for c in trainer.callbacks if isinstance(c, Checkpoints)).samples(trainer),  # type: ignore[attr-defined]
             "metrics": {"protocol": "the validation clips of the index, view 0, averaged weights", "values": metrics},
         }
         folder, states = self.run / self.stage, section_states(state, stage.sections())

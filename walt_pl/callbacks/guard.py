@@ -77,6 +77,9 @@ class Guard(L.Callback):
         self._losses, self._batches, self._step, self._bad = [], [], step, False
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: JointBatch, batch_idx: int) -> None:
+        if trainer.global_step == getattr(pl_module, "adversarial_start", None):  # the loss is another one from here
+            self._history["loss"].clear()
+            self._history["gradient norm"].clear()
         self._batches.append(batch)
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
@@ -90,7 +93,8 @@ class Guard(L.Callback):
             return
         critic = len(trainer.optimizers) > 1 and optimizer is trainer.optimizers[1]
         own, self._losses = torch.stack(self._losses).sum(), []
-        if critic and self._bad:  # of the same batch, which is known to be bad
+        if critic and self._bad:  # of the same batch, which has been reported
+            drop_gradients(pl_module, _engine(trainer))
             return
         norms = gradient_norms(pl_module)
         loss = trainer.strategy.reduce(own.clone(), reduce_op="mean")  # which writes into what it is given
@@ -133,8 +137,11 @@ class Guard(L.Callback):
             layers = dict(sorted(_by_layer(norms).items(), key=lambda item: item[1] if item[1] == item[1] else math.inf, reverse=True))
             recent = {f"{name} before": list(known)[-10:] for name, known in self._history.items()}
             record = {"step": step, "why": why, "action": action, **seen, "ranks": ranks, "gradient norm by layer": layers, **recent}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, (json.dumps(_plain(record), indent=2) + "\n").encode())
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, (json.dumps(_plain(record), indent=2) + "\n").encode())
+            except OSError as error:
+                rank_zero_warn(f"{path} could not be written ({error})")
         said = f"step {step}: {' and '.join(why)}; {action}, see {path}"
         if over:
             raise Diverged(

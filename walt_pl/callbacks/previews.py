@@ -5,13 +5,13 @@ from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from walt_pl.data.batch import JointBatch
 from walt_pl.data.sheet import captioned_grid
 from walt_pl.data.video import gif_bytes
+from walt_pl.logger import Curves
 
 
 class PreviewedStage(Protocol):
@@ -47,7 +47,7 @@ class Previews(L.Callback):
         if batch_idx or trainer.sanity_checking or not self.every:
             return
         self._validations += 1
-        if not len(batch.videos) or (self._validations - 1) % self.every or not isinstance(trainer.logger, TensorBoardLogger):
+        if not len(batch.videos) or (self._validations - 1) % self.every or not isinstance(trainer.logger, Curves):
             return
         # By all ranks, each of its own batch: those of a sharded model run together or not at all.
         with torch.no_grad(), trainer.precision_plugin.forward_context():
@@ -63,4 +63,4 @@ class Previews(L.Callback):
                 encoded_image_string=gif_bytes(frames, fps=8),
             )
             summary = Summary(value=[Summary.Value(tag=f"previews/{name}", image=image)])
-            trainer.logger.experiment._get_file_writer().add_summary(summary, trainer.global_step)
+            trainer.logger.log_summary(summary, trainer.global_step)

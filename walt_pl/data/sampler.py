@@ -448,7 +448,8 @@ class BatchLoader(ABC):
             self._usable += len(batch.paths) - len(failures)
             for failure in failures:
                 self._note(failure.path, failure.reason)
-            if not self._usable and self._handed_out >= min(_BATCHES_THAT_MAY_FAIL, len(self)):
+            # A rank's share of a validation may be one clip, which is no reason to stop.
+            if self.endless and not self._usable and self._handed_out >= min(_BATCHES_THAT_MAY_FAIL, len(self)):
                 raise DataError(self._nothing_readable())
             yield batch.pin_memory() if torch.cuda.is_available() else batch
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, cast
 import lightning as L
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.distributed import _InfiniteBarrier
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
@@ -25,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
-from walt_pl.checkpoint import check_pickle
+from walt_pl.checkpoint import CheckpointError, check_pickle, write_state
 from walt_pl.strategies.shards import trained
 
 TAG = "checkpoint"
@@ -148,11 +149,7 @@ class Zero(DeepSpeedStrategy):
             self._keep_failure(lambda: (Path(filepath) / "latest").write_text(TAG, encoding="utf-8"))
 
     def _write_shard(self, state_dict: dict[str, Any], path: str) -> None:
-        def write() -> None:
-            with open(path, "wb") as file:
-                torch.save(state_dict, file)
-
-        self._keep_failure(write)
+        self.failure = write_state(state_dict, path) or self.failure
 
     def _keep_failure(self, write: Callable[[], Any]) -> None:
         try:
@@ -199,25 +196,17 @@ class Zero(DeepSpeedStrategy):
     @contextmanager
     def _resharded(self, path: Path, ranks: int) -> Iterator[Path]:
         """The checkpoint as DeepSpeed's universal one, whole weights and moments by name, beside the original while it is read."""
-        universal = path.with_name(f"{path.name}.resharded")
-        if self.is_global_zero:
-            from deepspeed.checkpoint import ds_to_universal
-
-            rank_zero_info(f"{path} was written by {ranks} ranks: putting it together for {self.world_size}, moments included")
-            shutil.rmtree(universal, ignore_errors=True)
-            universal.mkdir()
-            options = argparse.Namespace(
-                input_folder=str(path / TAG),
-                output_folder=str(universal / TAG),
-                num_extract_workers=1,
-                num_merge_workers=1,
-                keep_temp_folder=False,
-                strict=True,
-                inject_missing_state=True,
+        universal, failure = path.with_name(f"{path.name}.resharded"), None
+        rank_zero_info(f"{path} was written by {ranks} ranks: putting it together for {self.world_size}, moments included")
+        with _InfiniteBarrier():  # the others' own would give up after half an hour
+            if self.is_global_zero:
+                failure = _put_together(path / TAG, universal)
+        failure = self.broadcast(failure)
+        if failure is not None:
+            raise CheckpointError(
+                f"{path} was written by {ranks} ranks and could not be put together for {self.world_size} ({failure}); that takes 24 bytes "
+                f"of {path.parent.parent} for each parameter: make room there, or go on with {ranks} ranks"
             )
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # many lines and bars
-                ds_to_universal.main(options)
-        self.barrier("resharded")
         try:
             yield universal
         finally:
@@ -235,6 +224,30 @@ class ZeroPrecision(DeepSpeedPrecision):
     def backward(self, *args: Any, **kwargs: Any) -> None:
         # Lightning has divided the loss by the number of batches that are accumulated; the engine would divide it again.
         super().backward(*args, scale_wrt_gas=False, **kwargs)
+
+
+def _put_together(shards: Path, universal: Path) -> str | None:
+    """DeepSpeed's universal checkpoint of a folder of shards; what went wrong, if anything did."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    options = argparse.Namespace(
+        input_folder=str(shards),
+        output_folder=str(universal / TAG),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    try:
+        shutil.rmtree(universal, ignore_errors=True)
+        universal.mkdir()
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # many lines and bars
+            ds_to_universal.main(options)
+    except Exception as error:  # whatever it is: the other ranks wait for word of it
+        shutil.rmtree(universal, ignore_errors=True)
+        return f"{type(error).__name__}: {error}"
+    return None
 
 
 def _end() -> None:

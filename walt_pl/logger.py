@@ -1,0 +1,43 @@
+"""TensorBoard's curves, on a disk that may fill up."""
+
+import time
+from collections.abc import Callable, Mapping
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
+from tensorboard.compat.proto.summary_pb2 import Summary
+
+RETRY = 600.0
+"""Seconds after which a disk that was full is tried again: each try is another file."""
+
+
+class Curves(TensorBoardLogger):
+    """What the disk does not take is lost, with a warning; the training goes on, and so do its curves once there is room."""
+
+    _full_until = 0.0
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._try(lambda: super(Curves, self).log_metrics(metrics, step))
+
+    def log_summary(self, summary: Summary, step: int) -> None:
+        """What add_image and its like would make."""
+        self._try(lambda: self.experiment._get_file_writer().add_summary(summary, step))
+
+    def save(self) -> None:
+        self._try(super().save)
+
+    def finalize(self, status: str) -> None:
+        self._try(lambda: super(Curves, self).finalize(status))
+
+    def _try(self, write: Callable[[], None]) -> None:
+        if time.monotonic() < self._full_until:
+            return
+        try:
+            write()
+        except (OSError, ValueError) as error:  # Lightning takes whatever goes wrong with a value for a wrong value
+            reason = error if isinstance(error, OSError) else error.__cause__
+            if not isinstance(reason, OSError):
+                raise
+            self._experiment = None  # its thread has ended; the next one writes another file
+            self._full_until = time.monotonic() + RETRY
+            rank_zero_warn(f"no curves for {RETRY / 60:.0f} minutes ({reason}); training goes on; make room in {self.log_dir}")
