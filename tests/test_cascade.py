@@ -1,6 +1,7 @@
 """From prompts to latents, with small random models."""
 
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.conftest import ROOT
 from walt_pl.artifact import Artifact, load, save_artifact
 from walt_pl.cascade import Cascade, Request, Sampling
 from walt_pl.commands import sample
@@ -290,6 +292,15 @@ def run(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
     save_past(run / "base", denoiser, {"past_frames": [1, 2], "always": False}, load(folders["base"]), parents)
     manifest.finish("base", run / "base")
     return run
+
+
+def test_code_of_the_documentation_makes_the_clip_of_the_program(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "EXPORT.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code.count("runs/shapes/vae") == code.count("artifacts/base-500") == 1
+    monkeypatch.chdir(tmp_path)
+    exec(code.replace("runs/shapes/vae", str(run / "vae")).replace("artifacts/base-500", str(run / "base")), {})
+    sample(str(run), "a plain red circle moving left", seed=0, steps=20, guidance=2.0, out="program.mp4")
+    assert Path("clip.mp4").read_bytes() == Path("program.mp4").read_bytes()
 
 
 @pytest.fixture
