@@ -1,6 +1,6 @@
 """What checkpoints cost a training: seconds a step with one every so many steps over seconds a step without, in one run.
 
-    .venv/bin/python -m benchmarks.checkpoints
+    python -m benchmarks.checkpoints
 
 Both are measured in one process, in turns of a few steps, on the same model: a base denoiser with AdamW and its average, on random
 latents. What a checkpoint costs is the median difference of two turns that follow each other, so that a machine which is slower for a

@@ -1,6 +1,6 @@
 """One training step (forward and backward) of the UCF-101 L denoiser, with windows and with full attention, alternately in one run.
 
-    python benchmarks/denoiser_step.py [--rounds 3] [--batch 1]
+    python -m benchmarks.denoiser_step [--rounds 3] [--batch 1]
 
 The paper (Table 3): windows of 5 x 8 x 8 make 1.67 times the steps of full attention on its hardware (2.00 and 1.20 a second).
 """

@@ -1,6 +1,6 @@
 """What averaging the weights costs: steps of the embedded set's base model with and without, turn and turn about in one run.
 
-python benchmarks/ema.py [--steps 40] [--cpu]
+python -m benchmarks.ema [--steps 40] [--cpu]
 """
 
 import argparse
