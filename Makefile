@@ -31,7 +31,7 @@ INDEX_clips := data/clips/index.parquet
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
-	@echo; echo "  EXP=shapes names the experiment (experiments/EXP), STAGE=base_l one of its files, FRESH=1 starts a stage over, ARGS=\"...\" goes to the program."
+	@echo; echo "  EXP=shapes names the experiment (experiments/EXP), STAGE=base_l one of its files, FRESH=1 starts a stage over (leave it out to go on), ARGS=\"...\" goes to the program."
 	@echo "  DEVICES=8 NODES=4 STRATEGY=zero3 train on more than one device (docs/SCALING.md)."
 
 setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; done once)
@@ -50,7 +50,7 @@ test: setup ## the tests (7 to 8 minutes on 2 cores)
 	@echo "test: every promise that can be checked in 7 to 8 minutes on 2 cores"
 	@$(PYTEST) -m "not slow and not gpu"
 
-test-slow: setup ## the tests that take longer
+test-slow: setup ## the tests that take longer (an hour and a half on 2 cores, most of it torch.compile)
 	@$(PYTEST) -m "slow and not gpu"
 
 soak: setup ## kill -9 at random moments until 50 resumed trainings were hit, then the long tests of resuming and sharding (about 11 minutes on 2 cores)
@@ -77,23 +77,23 @@ plan: setup ## what training STAGE of EXP costs: parameters, FLOPs, memory; need
 cache: data ## compute what STAGE of EXP reads in place of pixels and captions; training does so, too, where it is missing
 	@$(WALT) cache --config experiments/$(EXP)/$(or $(STAGE),$(STAGE_base)).yaml $(ARGS)
 
-train-vae: data ## train the autoencoder of EXP
+train-vae: data ## train the autoencoder of EXP (shapes: 8 minutes on 2 cores)
 	@$(call FIT,$(call CONFIG,$(STAGE_vae)))
 
-train-base: data ## train the base model of EXP
+train-base: data ## train the base model of EXP (shapes: 6 and a half minutes)
 	@$(call FIT,$(call CONFIG,$(STAGE_base)))
 
-train-sr: data ## train every super-resolution stage of EXP, in order
+train-sr: data ## train every super-resolution stage of EXP, in order (shapes: 7 minutes)
 	@[ -n "$(STAGES_SR)" ] || { echo "train-sr: no experiments/$(EXP)/sr*.yaml"; exit 1; }
 	$(foreach config,$(STAGES_SR),@$(call FIT,$(config))$(NEWLINE))
 
 sample: setup ## make a video: make sample PROMPT="a striped red circle moving left"
 	@$(WALT) sample --run $(RUN) $(if $(PROMPT),--prompt "$(PROMPT)") --out $(RUN)/samples/clip.mp4 $(ARGS)
 
-evaluate: setup ## score every stage of EXP on the embedded set; an autoencoder alone on the held-out clips of its own data
+evaluate: setup ## score every stage of EXP on the embedded set; an autoencoder alone on the held-out clips of its own data (shapes: 3 minutes)
 	@$(WALT) evaluate --run $(RUN) $(ARGS)
 
-ablate: setup ## the small base with each of the paper's switches changed, after train-vae (about 70 minutes on 2 cores; goes on where it was)
+ablate: setup ## the small base with each of the paper's switches changed, after train-vae; writes docs/ablations.md and docs/ablations.png (about 70 minutes on 2 cores; goes on where it was)
 	@$(WALT) ablate --experiment experiments/$(EXP) --run $(RUN) $(ARGS)
 
 status: setup ## the stages of a run and their states
