@@ -43,7 +43,7 @@ setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; don
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-demo: setup ## everything on the embedded set: paint, train four stages, sample, score, one picture (about 24 minutes on 2 cores with bfloat16)
+demo: setup ## everything on the embedded set: paint, train four stages, sample, score, one picture (19 to 24 minutes on 2 cores with bfloat16)
 	@$(WALT) demo
 
 test: setup ## the tests (7 to 8 minutes on 2 cores)
