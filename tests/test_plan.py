@@ -68,10 +68,7 @@ def documented(config: Path) -> list[str]:
 def typed(command: str) -> list[list[str]]:
     """What `make` would run: the arguments of each `fit`."""
     said = subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    (line,) = [line for line in said.splitlines() if "walt_pl fit" in line]
-    configs = re.search(r"for config in (.*?); do", line)
-    arguments = line.split("walt_pl fit", 1)[1].split("; done")[0]
-    return [shlex.split(arguments.replace("$config", config)) for config in (configs[1].split() if configs else [""])]
+    return [shlex.split(line.split("walt_pl fit", 1)[1]) for line in said.splitlines() if "walt_pl fit" in line]
 
 
 COMMANDS = sorted({command for config in FILES for command in documented(config)})
@@ -79,6 +76,7 @@ COMMANDS = sorted({command for config in FILES for command in documented(config)
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_documented_command_parses_and_builds(command: str) -> None:
+    assert typed(command)
     for arguments in typed(command):
         plan = planned(*arguments)
         assert plan.parameters()["total"] > 0
