@@ -15,7 +15,8 @@ from walt_pl.artifact import ArtifactError, load
 from walt_pl.checkpoint import CheckpointError, UnsafePickle
 from walt_pl.export import export_checkpoint
 
-SPOIL = "[{class_path: tests.callbacks.guarding.Spoil, init_args: {factors: {5: 1.0e+4}}}]"  # the critic begins at the third step, and the guard anew
+# Not where the critic begins: there the guard begins anew.
+SPOIL = "[{class_path: tests.callbacks.guarding.Spoil, init_args: {factors: {5: 1.0e+4}}}]"
 
 
 @pytest.fixture(scope="module")
