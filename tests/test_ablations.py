@@ -1,11 +1,13 @@
 """The table of `make ablate`: what it says of a row, and that every row can be run."""
 
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.conftest import ROOT
+from walt_pl import ablations
 from walt_pl.ablations import CHANGES, DEFAULT, Change, plot, render, verdict
 
 OVERLAYS = ROOT / "experiments" / "shapes" / "ablations"
@@ -42,6 +44,14 @@ def test_rows_that_were_not_run_are_named_as_such() -> None:
     assert "| patch 1 | 75% | 75% | 75% | 75% | 75% | 0.250 | 1.5 | patch 2: 134.4, patch 1: 60.7 | better: as the paper |" in page
     assert "Not run yet: STW of 5 x 2 x 2 tokens; " in page
     assert "Not run yet" not in render({change.name: result(0.5) for change in CHANGES})
+
+
+def test_the_page_that_is_kept_says_what_a_new_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows are the machine's, every other word is `render`'s."""
+    kept = (ROOT / "docs" / "ablations.md").read_text()
+    monkeypatch.setattr(ablations, "machine", lambda: re.findall(r"`make ablate EXP=shapes`, (.*?)\. One seed", kept)[0])
+    new = render({change.name: result(0.5) for change in CHANGES})
+    assert kept.partition("\n| patch 2")[0] == new.partition("\n| patch 2")[0]
 
 
 def test_the_plot_has_a_row_for_each_result(tmp_path: Path) -> None:

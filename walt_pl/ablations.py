@@ -144,6 +144,7 @@ def render(results: Mapping[str, Mapping[str, float]]) -> str:
         f"`make ablate EXP=shapes`, {machine()}. One seed a row, equal steps. Shares of {counts} that the",
         f"analytic scorer reads right; {STEPS['base']} sampling steps, guidance {GUIDANCE['base']:g}. Shares within two standard errors",
         "are called no difference. One seed proves little: read a row as a lead. Losses of other latents or schedules do not compare.",
+        "Minutes are by the clock, with pauses and whatever else the machine did; undisturbed, a row took about 5 on 2 cores.",
         "",
         "| change | colour | motion | shape | all | unseen pairs | val loss | minutes | paper (FVD) | here |",
         "|---|---|---|---|---|---|---|---|---|---|",
