@@ -197,7 +197,9 @@ class JointData(L.LightningDataModule):
         # No batch of validation has to have both kinds.
         if useless if split == TRAIN else len(useless) == len(found):
             lines = described(split, found, self.buckets, self.framing)
-            raise ValueError("\n  ".join([f'{self.index}: no {" and no ".join(useless)} of split "{split}" can be used:', *lines]))
+            found_in = f'{self.index}: no {" and no ".join(useless)} of split "{split}" can be used:'
+            ask = f"file by file: python -m walt_pl index {self.index} --report --config experiments/EXP/STAGE.yaml"
+            raise ValueError("\n  ".join([found_in, *lines, ask]))
         return found
 
     def choice(self, split: str) -> dict[Kind, Selection]:
@@ -246,7 +248,8 @@ class JointData(L.LightningDataModule):
             if split == TRAIN and not len(entries):
                 raise ValueError(
                     f'{self.index}: split "{split}" has no {kind}s, but the batch wants {listed[kind][1]}; set '
-                    f"data.{'videos_per_batch' if kind == 'video' else 'image_stacks_per_batch'} to 0 or index some"
+                    f"data.{'videos_per_batch' if kind == 'video' else 'image_stacks_per_batch'} to 0, or add {kind}s to the source and "
+                    "type the index command again"
                 )
         return wanted
 
@@ -353,9 +356,13 @@ class JointData(L.LightningDataModule):
         self.counts()
         _, ranks = self._ranks()
         for name in ("videos_per_batch", "image_stacks_per_batch"):
-            if getattr(self, name) % ranks:
+            found = getattr(self, name)
+            if found % ranks:
+                below = found - found % ranks
+                nearest = f"{below} or {below + ranks}" if below else f"{ranks}"
                 raise ValueError(
-                    f"data.{name} counts the global batch and must be a multiple of the {ranks} ranks, got {getattr(self, name)}"
+                    f"data.{name} counts the global batch and must be a multiple of the {ranks} ranks, got {found}: set it to {nearest}, "
+                    "or take another number of ranks (trainer.devices x trainer.num_nodes)"
                 )
         if stage == "fit":
             self._tell()

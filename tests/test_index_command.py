@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Walt
-from walt_pl.cli import _typed, main
+from walt_pl.cli import _typed, data_of, main
 from walt_pl.commands import COMMANDS
+from walt_pl.data.index import write_index
 
 CONFIG = ROOT / "experiments" / "shapes" / "vae.yaml"
 
@@ -57,7 +58,8 @@ def test_where_nothing_can_be_used_the_reasons_are_written_all_the_same(
     (tmp_path / "long").mkdir()
     (tmp_path / "long" / "vae.yaml").write_text(f"over: [{CONFIG}]\ndata: {{frames: 33}}\n")
     monkeypatch.setattr(sys, "argv", ["walt_pl", "index", str(index), "--config", str(tmp_path / "long" / "vae.yaml")])
-    with pytest.raises(ValueError, match=r'(?s)would stop.*no video of split "train" can be used.*16 too short \(fewer than 33 frames\)'):
+    used = r'no video of split "train" can be used.*16 too short \(fewer than 33 frames\)'
+    with pytest.raises(ValueError, match=f"(?s)would stop.*{used}.*file by file: python -m walt_pl index {index} --report --config"):
         main()
     assert "set.long-vae.csv" in capsys.readouterr().out
     videos = [row for row in csv.DictReader((tmp_path / "set.long-vae.csv").open()) if row["kind"] == "video"]
@@ -66,3 +68,13 @@ def test_where_nothing_can_be_used_the_reasons_are_written_all_the_same(
         ("val", "no", "too short"),
         ("unseen", "no", 'no video of split "unseen" is read'),
     }
+
+
+@pytest.mark.parametrize("stage", ["vae", "base_l"])
+def test_ucf101_trains_on_the_splits_that_its_lists_have(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["walt_pl"])
+    clip = {"kind": "video", "frames": 60, "fps": 25.0, "width": 320, "height": 240, "caption": "", "label": 0, "bytes": 1}
+    write_index([{**clip, "path": f"{split}.avi", "split": split} for split in ("test", "train")], tmp_path / "index.parquet")
+    data = data_of(ROOT / "experiments" / "ucf101" / f"{stage}.yaml", tmp_path / "index.parquet")
+    data.setup("fit")
+    assert data.counts() == {"train_videos": 1, "train_images": 0} and data.val_dataloader() == []

@@ -59,13 +59,20 @@ def test_same_rows_give_the_same_hash_and_others_another(path: Path, tmp_path: P
 
 
 def test_missing_index_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="python -m walt_pl index shapes --out data/shapes"):
+    made_with = rf"index SOURCE --out {tmp_path}/index.parquet .*python -m walt_pl index shapes --out data/shapes"
+    with pytest.raises(ValueError, match=made_with):
         Index(tmp_path / "index.parquet", "train")
 
 
 def test_empty_split_lists_those_that_exist(path: Path) -> None:
     with pytest.raises(ValueError, match=r'nothing in split "test" \(splits found: train, val\)'):
         Index(path, "test")
+
+
+def test_an_index_that_holds_nothing_out_says_how_to(tmp_path: Path) -> None:
+    write_index([row(0)], tmp_path / "index.parquet")
+    with pytest.raises(ValueError, match=r'split "val" .*; index again with --val 0.02 .*, or set --data.val_videos 0$'):
+        Index(tmp_path / "index.parquet", "val")
 
 
 def test_missing_columns_are_named(tmp_path: Path) -> None:

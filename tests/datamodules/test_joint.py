@@ -510,9 +510,9 @@ def test_two_ranks_share_the_batch_and_one_goes_on(index: str) -> None:
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused(index: str) -> None:
-    with pytest.raises(ValueError, match=r"data\.videos_per_batch .* multiple of the 3 ranks, got 4"):
+    with pytest.raises(ValueError, match=r"data\.videos_per_batch .* multiple of the 3 ranks, got 4: set it to 3 or 6, or take another"):
         ranked(make(index), 0, 3).setup("fit")
-    with pytest.raises(ValueError, match=r"data\.image_stacks_per_batch .* 4 ranks, got 2"):
+    with pytest.raises(ValueError, match=r"data\.image_stacks_per_batch .* 4 ranks, got 2: set it to 4, or take"):
         ranked(make(index), 0, 4).setup("fit")
 
 
@@ -544,7 +544,10 @@ def no_validation(row: dict[str, object]) -> bool:
 
 @pytest.mark.parametrize(
     ("keep", "message"),
-    [(no_images, "has no images, but the batch wants 4"), (no_validation, 'nothing in split "val"')],
+    [
+        (no_images, "has no images, but the batch wants 4; .* or add images to the source and type the index command again"),
+        (no_validation, 'nothing in split "val"'),
+    ],
 )
 def test_data_that_is_not_there_is_named(keep: Callable[[dict[str, object]], bool], message: str, tmp_path: Path) -> None:
     fixed: dict[str, object] = {

@@ -225,7 +225,11 @@ class Index:
         self.splits = sorted(mapped.slices)
         if split not in mapped.slices:
             found = ", ".join(self.splits) or "none, the index is empty"
-            raise ValueError(f'{self.path}: nothing in split "{split}" (splits found: {found})')
+            message = f'{self.path}: nothing in split "{split}" (splits found: {found})'
+            if split == "val":
+                again = f"python -m walt_pl index SOURCE --out {self.path} --val 0.02"
+                message += f"; index again with --val 0.02 ({again}), or set --data.val_videos 0"
+            raise ValueError(message)
         slices = mapped.slices[split]
         self.videos, self.images = (Entries(mapped, range(*slices.get(kind, (0, 0))), self.path.parent) for kind in KINDS)
 
@@ -286,7 +290,7 @@ def read_table(path: Path) -> pa.Table:
 def _check_there(path: Path) -> None:
     if not path.is_file():
         raise ValueError(
-            f"{path}: no such index; make it with: python -m walt_pl index SOURCE --out {path.name} "
+            f"{path}: no such index; make it with: python -m walt_pl index SOURCE --out {path} "
             "(the embedded set with: python -m walt_pl index shapes --out data/shapes)"
         )
 
