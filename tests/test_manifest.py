@@ -56,8 +56,18 @@ def tiny_sections(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of the experiment shapes, in a checkout."""
+    monkeypatch.chdir(tmp_path)
+    write_experiment(tmp_path / "experiments" / "shapes", "vae", "base", "sr1", "sr2")
     return tmp_path / "runs" / "shapes"
+
+
+def write_experiment(folder: Path, *stages: str) -> Path:
+    folder.mkdir(parents=True)
+    for stage in stages:
+        (folder / f"{stage}.yaml").touch()
+    return folder
 
 
 def export(run_dir: Path, stage: str, parents: Mapping[str, str]) -> Path:
@@ -144,15 +154,12 @@ def test_missing_parent_is_named_with_the_command_that_makes_it(
     with pytest.raises(MissingStage) as error:
         chain.check_parents(stage)
     assert str(error.value) == f'stage "{stage}" needs stage "{missing}", which is missing in {run_dir}; make it with: {command}'
-    with pytest.raises(MissingStage, match="walt fit vae$" if missing == "vae" else "walt fit base$"):
-        chain.check_parents(stage, command=lambda parent: f"walt fit {parent}")
 
 
 def test_base_models_stand_beside_each_other_in_one_run(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base_xl", "base_l_separate", "base_l")
     assert list(chain.stages()) == ["vae", "base_l", "base_xl", "base_l_separate"]
     assert parents_of("base_xl") == ("vae",) and manifest.kind_of("base_xl") == "base"
-    assert manifest.train_command("base_xl", "ucf101") == "make train-base EXP=ucf101 STAGE=base_xl"
     assert [row.stage for row in status_rows(run_dir)] == ["vae", "base_l", "base_xl", "base_l_separate"]
     with pytest.raises(MissingStage, match='"sr1" needs stage "base"'):
         chain.check_parents("sr1")
@@ -188,7 +195,7 @@ def test_stale_propagates_from_vae_to_base_to_super_resolution(run_dir: Path) ->
 
 def test_child_of_a_stale_stage_is_stale_though_its_own_parent_kept_its_bytes(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base")
-    parents = chain.check_parents("sr1", parents=["base"])
+    parents = {"base": chain.check_parents("sr1")["base"]}
     chain.start("sr1", parents)
     chain.finish("sr1", export(run_dir, "sr1", parents))
     assert chain.state("sr1") == "done"
@@ -234,8 +241,8 @@ def test_flipped_byte_in_any_file_of_the_run_is_found(run_dir: Path, name: str) 
     else:
         flip(path)
     (problem,) = verify_run(run_dir)
-    assert problem.startswith('stage "vae"') and str(path) in problem and problem.endswith("make train-vae EXP=shapes")
-    with pytest.raises(ChangedStage, match=rf"{name} do not match.*make train-vae EXP=shapes$"):
+    assert problem.startswith('stage "vae"') and str(path) in problem and problem.endswith("make train-vae EXP=shapes FRESH=1")
+    with pytest.raises(ChangedStage, match=rf"{name} do not match.*make train-vae EXP=shapes FRESH=1$"):
         chain.check_parents("base", allow_stale=True)
 
 
@@ -270,7 +277,7 @@ def test_crash_after_the_artifact_and_before_the_manifest_is_told(run_dir: Path)
     chain = train(run_dir, "vae", "base")
     chain.start("vae", {})
     export(run_dir, "vae", {})  # killed here, before `finish`
-    with pytest.raises(ChangedStage, match=r"make train-vae EXP=shapes$"):
+    with pytest.raises(ChangedStage, match=r"make train-vae EXP=shapes FRESH=1$"):
         chain.usable(["vae", "base"])
     chain.finish("vae", run_dir / "vae")
     assert states(chain) == {"vae": "done", "base": "stale", "sr1": "missing"}
@@ -327,7 +334,7 @@ def test_manifest_that_cannot_be_read_is_named(run_dir: Path) -> None:
     run_dir.mkdir(parents=True)
     for text, message in (
         ("{", "not a manifest"),
-        ('{"format": 9}', "format version 9"),
+        ('{"format": 9}', "format version 9 .*use the version of walt_pl that wrote it"),
         ('{"format": 1}', "not a manifest"),
     ):
         (run_dir / "manifest.json").write_text(text)
@@ -440,16 +447,104 @@ def test_status_shows_every_stage_with_what_to_type_next(run_dir: Path) -> None:
     assert [(row.state, row.command) for row in rows.values()] == [
         ("done", ""),
         ("stale", "make train-base EXP=shapes"),
-        ("missing", "make train-sr EXP=shapes"),
+        ("missing", "python -m walt_pl fit --config experiments/shapes/sr1.yaml"),
     ]
     assert rows["sr1"].sha256 is None and set(rows["base"].parents) == {"vae"}
-    console = Console(width=200, record=True, file=io.StringIO())
+    console = Console(width=240, record=True, file=io.StringIO())
     console.print(render_status(run_dir, ["vae", "base", "sr1"]))
     text = console.export_text()
-    assert "stale" in text and "make train-sr EXP=shapes" in text and (rows["vae"].sha256 or "")[:12] in text
+    assert "stale" in text and "make train-base EXP=shapes" in text and (rows["vae"].sha256 or "")[:12] in text
+
+
+def test_verify_of_what_is_no_run_names_those_that_there_are(run_dir: Path) -> None:
+    train(run_dir, "vae")
+    with pytest.raises(ManifestError, match=r"runs/typo is no run.*there are: runs/shapes\. Type: python -m walt_pl verify --run RUN"):
+        verify_run("runs/typo")
 
 
 def test_verify_reports_stale_stages(run_dir: Path) -> None:
     train(run_dir, "vae", "base", "sr1")
     train(run_dir, "vae")
     assert [problem.split()[1] for problem in verify_run(run_dir)] == ['"base"', '"sr1"']
+
+
+# ---- What to type -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run", "stage", "fresh", "command"),
+    [
+        ("runs/shapes", "base", False, "make train-base EXP=shapes"),
+        ("runs/shapes", "base", True, "make train-base EXP=shapes FRESH=1"),
+        ("runs/ucf101", "base_xl", False, "make train-base EXP=ucf101 STAGE=base_xl"),
+        ("disk/shapes", "vae", True, 'make train-vae EXP=shapes FRESH=1 ARGS="--run disk/shapes"'),
+        # Alone: make train-sr trains sr1, too.
+        ("runs/shapes", "sr2", True, "python -m walt_pl fit --config experiments/shapes/sr2.yaml --fresh true"),
+        ("my runs/shapes", "sr2", False, "python -m walt_pl fit --config experiments/shapes/sr2.yaml --run 'my runs/shapes'"),
+        # Nobody knows the experiment.
+        ("runs/patch_1", "vae", False, "python -m walt_pl fit --config experiments/EXP/vae.yaml --run runs/patch_1"),
+    ],
+)
+def test_the_command_that_is_told_trains_that_stage_of_that_run(run_dir: Path, run: str, stage: str, fresh: bool, command: str) -> None:
+    write_experiment(Path("experiments/ucf101"), "base_l", "base_xl")
+    assert Manifest.open(run).command(stage, fresh) == command
+
+
+def test_the_command_names_the_experiment_that_is_trained_in_a_run_of_another_name(run_dir: Path, tmp_path: Path) -> None:
+    chain = Manifest.open("runs/patch_1", Path("experiments/shapes"))
+    with pytest.raises(MissingStage, match=r'make it with: make train-vae EXP=shapes ARGS="--run runs/patch_1"$'):
+        chain.check_parents("base")
+    elsewhere = write_experiment(tmp_path / "mine", "vae")
+    assert Manifest.open("runs/mine", elsewhere).command("vae") == f"python -m walt_pl fit --config {elsewhere}/vae.yaml"
+
+
+def test_the_stage_of_an_overlay_is_trained_again_with_the_configuration_it_left(run_dir: Path) -> None:
+    chain = train(run_dir, "vae", "base_rank_16")
+    train(run_dir, "vae")
+    again = f"python -m walt_pl fit --config {run_dir}/base_rank_16/train.yaml --run {run_dir} --fresh false"
+    assert [row.command for row in status_rows(run_dir) if row.state == "stale"] == [again]
+    assert chain.command("base_rank_16", fresh=True) == again.replace("false", "true")
+
+
+# ---- Artifacts of other runs, and those made by hand ------------------------------------------------------------------
+
+
+def test_an_artifact_that_is_named_becomes_a_stage_of_the_run(run_dir: Path, tmp_path: Path) -> None:
+    train(run_dir, "vae", "base")
+    chain = Manifest.open(tmp_path / "runs" / "other")
+    chain.adopt("vae", run_dir / "vae")
+    chain.start("base", parents := chain.check_parents("base"))
+    chain.finish("base", export(chain.run_dir, "base", parents))
+    assert parents == {"vae": artifact.load(run_dir / "vae").sha256}
+    assert (chain.state("vae"), chain.state("base"), verify_run(chain.run_dir)) == ("done", "done", [])
+    assert chain.folder("vae").resolve() == run_dir / "vae" and chain.folder("base") == chain.run_dir / "base"
+    assert {stage: path.resolve() for stage, path in chain.usable(["vae", "base"]).items()} == {
+        "vae": run_dir / "vae",
+        "base": chain.run_dir / "base",
+    }
+    before = chain.path.read_bytes()
+    chain.adopt("vae", run_dir / "vae")
+    assert chain.path.read_bytes() == before
+    train(run_dir, "vae")  # other weights in the same folder
+    chain.adopt("vae", run_dir / "vae")
+    assert (chain.state("vae"), chain.state("base")) == ("done", "stale")
+
+
+def test_another_artifact_than_the_run_has_trained_is_refused(run_dir: Path, tmp_path: Path) -> None:
+    other = train(tmp_path / "runs" / "other", "vae", "base")
+    chain = train(run_dir, "vae")
+    sha256 = artifact.load(run_dir / "vae").sha256[:12]
+    with pytest.raises(ManifestError, match=rf"other/vae .* is not the vae of .*shapes, which has trained its own .{sha256}.*--run DIR"):
+        chain.adopt("vae", other.run_dir / "vae")
+    with pytest.raises(ManifestError, match=r'other/base is of kind "base", and the vae of a run is of kind "vae"'):
+        chain.adopt("vae", other.run_dir / "base")
+    with pytest.raises(ArtifactError, match="is not a folder"):
+        chain.adopt("base", tmp_path / "nowhere")
+    chain.adopt("base", other.run_dir / "base")
+    with pytest.raises(StaleStage, match='"base", which is stale'):  # it was trained from the other autoencoder
+        chain.check_parents("sr1")
+    chain.adopt("vae", Path(shutil.copytree(run_dir / "vae", tmp_path / "copy")))  # the same one
+    chain.start("vae", {})
+    with pytest.raises(ManifestError, match="which has"):
+        chain.adopt("vae", other.run_dir / "vae")
+    assert artifact.load(chain.folder("vae")).sha256[:12] == sha256

@@ -67,7 +67,20 @@ def test_reloaded_artifact_gives_the_outputs_of_the_average_that_was_trained(run
 
 
 def test_a_finished_stage_is_not_trained_again(walt: Walt, run: Path, painted: Path) -> None:
-    assert "is done" in fit(walt, "vae", run, painted)
+    said = fit(walt, "vae", run, painted)
+    assert "is done; nothing was trained. To train it again add --fresh true to the command you typed (make: FRESH=1)" in said
+
+
+def test_only_what_a_stage_has_steps_for_can_be_typed(walt: Walt) -> None:
+    for command in ("test", "predict"):
+        refused = walt(command, "--config", str(EXPERIMENT / "base.yaml"), check=False)
+        assert refused.code and "fit,validate" in refused.said.replace(" ", "").replace("'", "") and "Traceback" not in refused.said
+
+
+def test_verify_names_what_it_read(walt: Walt, run: Path) -> None:
+    assert f"{run}: every byte of vae, base, sr1, sr2 is as its stage left it" in walt("verify", "--run", str(run)).said
+    refused = walt("verify", "--run", str(run.parent / "typo"), check=False)
+    assert refused.code and f"typo is no run, it has no manifest.json; there are: {run}" in refused.said
 
 
 def test_validate_runs_on_a_finished_stage(walt: Walt, run: Path, painted: Path) -> None:
@@ -154,7 +167,37 @@ def test_a_missing_parent_is_one_sentence_with_the_command(walt: Walt, painted: 
     said = fit(walt, "base", tmp_path / "empty", painted, check=False)
     assert "error:" in said
     assert 'needs stage "vae"' in said
-    assert "make train-vae EXP=empty" in said
+    assert f'make train-vae EXP=shapes ARGS="--run {tmp_path / "empty"}"' in said
+    assert "Traceback" not in said
+
+
+def test_a_parent_made_by_hand_is_recorded_and_sampled_with(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
+    raw, own = tmp_path / "raw", tmp_path / "own"
+    walt("export", str(run / "training" / "vae" / "checkpoints"), "--out", str(raw), "--ema", "false")
+    refused = fit(walt, "base", run, painted, "--model.vae", str(raw), "--fresh", "true", check=False)
+    assert f"is not the vae of {run}, which has trained its own ({load(run / 'vae').sha256[:12]})" in refused
+    assert "Traceback" not in refused
+    fit(walt, "base", own, painted, "--model.vae", str(raw))
+    assert load(own / "base").card["parents"] == {"vae": load(raw).sha256}
+    assert "is done" in fit(walt, "base", own, painted)
+    mixed = fit(walt, "base", own, painted, "--data.vae", str(run / "vae"), "--fresh", "true", check=False)
+    assert "leave data.vae out" in mixed and "Traceback" not in mixed
+    # Those that come after find it without being told.
+    fit(walt, "sr1", own, painted)
+    assert load(own / "sr1").card["parents"]["vae"] == load(raw).sha256
+    walt("sample", "--run", str(own), "--prompt", "a plain red circle moving left", "--steps", "1", "--out", str(tmp_path / "clip.mp4"))
+
+
+def test_a_parent_that_changed_under_an_interrupted_stage_is_named(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    holder = {"host": "elsewhere", "pid": 1, "born": None, "time": manifest["stages"]["base"]["artifact"]["finished"]}
+    manifest["stages"]["base"]["training"] = {"holder": holder, "parents": {"vae": "0123456789abcdef" * 4}}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    said = fit(walt, "base", copy, painted, check=False)
+    assert (
+        f'changed since: "vae" (now {load(copy / "vae").sha256[:12]}, training began with 0123456789ab); to start over add --fresh' in said
+    )
     assert "Traceback" not in said
 
 

@@ -11,7 +11,6 @@ from stages.base import BaseStage
 from stages.latent_diffusion import LatentDiffusion
 from stages.super_resolution import SuperResolutionStage
 from walt_pl.cli import Program
-from walt_pl.manifest import Manifest
 
 
 class Caches(Program):
@@ -27,8 +26,9 @@ class Caches(Program):
     def before_instantiate_classes(self) -> None:
         trainer = self.options.trainer
         trainer.devices, trainer.num_nodes, trainer.strategy = 1, 1, "auto"  # nobody else has anything to do
+        self._name()
+        self._check_parents()
         super().before_instantiate_classes()
-        Manifest.open(self.run_dir).check_parents(self.stage, allow_stale=self.options.allow_stale)
 
     def instantiate_classes(self) -> None:
         with torch.device("meta"):  # the stage says what it reads, and does not compute

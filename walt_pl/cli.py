@@ -1,6 +1,6 @@
 """The one program, ``python -m walt_pl``.
 
-``fit validate test predict`` are LightningCLI's; ``plan`` and ``cache`` read the same keys; the others are functions of
+``fit`` and ``validate`` are LightningCLI's; ``plan`` and ``cache`` read the same keys; the others are functions of
 ``walt_pl.commands``. This file wires things up and defines no models.
 """
 
@@ -40,10 +40,12 @@ from walt_pl.callbacks.versions import Versions
 from walt_pl.checkpoint import STATE, Checkpoint
 from walt_pl.commands import COMMANDS
 from walt_pl.logger import Curves
-from walt_pl.manifest import Manifest, ManifestError, kind_of, parents_of, train_command
+from walt_pl.manifest import NAMES, Manifest, ManifestError, kind_of, parents_of
 
 ZERO = "walt_pl.strategies.Zero"
 """Class path of the strategy that shards."""
+START_OVER = "add --fresh true to the command you typed (make: FRESH=1)"
+"""What makes `fit` train a stage from the beginning that is done, or cannot go on."""
 AUTO = "auto"
 """Value of --ckpt_path: the newest whole checkpoint of the stage. `fit` takes it by itself."""
 
@@ -78,6 +80,11 @@ class Program(LightningCLI):
 
     # ---- Arguments --------------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Those of LightningCLI that a stage has steps for."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in ("fit", "validate")}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str | None, default=None, help="Folder of the run; runs/EXP for experiments/EXP/STAGE.yaml.")
         parser.add_argument("--stage", type=str | None, default=None, help="Name of the stage; the name of the first config file.")
@@ -103,10 +110,9 @@ class Program(LightningCLI):
     def before_instantiate_classes(self) -> None:
         options = self.options
         self._name()
-        manifest = Manifest.open(self.run_dir)
         self.parents: dict[str, str] = {}
         if self.subcommand == "fit":
-            self.parents = manifest.check_parents(self.stage, allow_stale=options.allow_stale)
+            self._check_parents()
         self.work = self.run_dir / "training" / self.stage
         options.trainer.default_root_dir = str(self.work)
         options.checkpoint.folder = options.checkpoint.folder or str(self.work / "checkpoints")
@@ -119,7 +125,7 @@ class Program(LightningCLI):
             options.trainer.precision = "bf16-mixed" if compute_dtype(_device()) is torch.bfloat16 else "32-true"
             _say(f"precision {options.trainer.precision}: what this machine is fastest at")
         if self.subcommand == "fit":
-            self._begin(manifest)
+            self._begin(self.manifest)
         if self.subcommand is not None:
             self._find_checkpoint()
             self._check_shards()
@@ -128,16 +134,29 @@ class Program(LightningCLI):
         """Run and stage, from their options or the config's path."""
         options = self.options
         self.run_dir, self.stage = _run_and_stage(options)
+        self.manifest = Manifest.open(self.run_dir, Path(str(options.config[0])).parent if options.config else None)
         options.run, options.stage, options.over = str(self.run_dir), self.stage, []  # what is written down lies over nothing
+
+    def _check_parents(self) -> None:
+        """Parents that were named become those of the run, which are checked."""
+        arguments = self.options.model.init_args
+        for parent in parents_of(self.stage):
+            if arguments.get(parent) is not None:
+                self.manifest.adopt(parent, Path(arguments[parent]))
+        self.parents = self.manifest.check_parents(self.stage, allow_stale=self.options.allow_stale)
 
     def _fill_parents(self) -> None:
         """Parents that were not named are those of the run."""
-        arguments = self.options.model.init_args
+        arguments, data = self.options.model.init_args, self.options.data
         for parent in parents_of(self.stage):
             if parent in arguments and arguments[parent] is None:
-                arguments[parent] = str(self.run_dir / parent)
-        if "vae" in parents_of(self.stage) and self.options.data.vae is None:
-            self.options.data.vae = arguments.vae
+                arguments[parent] = str(self.manifest.folder(parent))
+        if "vae" in parents_of(self.stage):
+            if data.vae is not None and Path(data.vae) != Path(arguments.vae):
+                raise ValueError(
+                    f"data.vae is {data.vae}, model.vae {arguments.vae}: the latents must be of one autoencoder; leave data.vae out"
+                )
+            data.vae = arguments.vae
 
     def _fill_seed(self) -> None:
         """One seed for order, crops, noise and initial weights, where data.seed and model.seed are not given."""
@@ -207,7 +226,7 @@ class Program(LightningCLI):
         options.ckpt_path = None
         state = manifest.state(self.stage)
         if state == "done" and not options.fresh:
-            _say(f'stage "{self.stage}" of {self.run_dir} is done; train it again with: {train_command(self.stage, manifest.run)} FRESH=1')
+            _say(f'stage "{self.stage}" of {self.run_dir} is done; nothing was trained. To train it again {START_OVER}')
             raise SystemExit(0)
         found = manifest.stages().get(self.stage)
         if found is None or found.training is None or options.fresh:
@@ -216,9 +235,15 @@ class Program(LightningCLI):
             _say(f"{options.checkpoint.folder} has no whole checkpoint to go on from: training starts at step 0")
             return
         if found.training.parents != self.parents:
+            before = found.training.parents
+            changed = [
+                f'"{parent}" (now {sha256[:12]}, training began with {before.get(parent, "none")[:12]})'
+                for parent, sha256 in self.parents.items()
+                if before.get(parent) != sha256
+            ]
             raise ManifestError(
-                f'stage "{self.stage}" was interrupted, and its parents have changed since; start over with: '
-                f"{train_command(self.stage, manifest.run)} FRESH=1"
+                f'stage "{self.stage}" was interrupted, and what it is trained from has changed since: {", ".join(changed)}; '
+                f"to start over {START_OVER}"
             )
         options.ckpt_path = AUTO
 
@@ -306,11 +331,36 @@ def _run_and_stage(options: Any) -> tuple[Path, str]:
 
 
 def _beneath_first_config(arguments: list[str]) -> list[str]:
-    """The files that the first config of a command line is laid over, as patterns for jsonargparse's default_config_files."""
+    """The files that the first config of a command line is laid over, as patterns for jsonargparse's default_config_files.
+
+    Raises:
+        ValueError: it is not a stage's, and nothing else names the stage.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-c", "--config", action="append", default=[])
-    configs = parser.parse_known_args(arguments)[0].config
-    return [glob.escape(str(path)) for path in beneath(Path(configs[0]))] if configs else []
+    parser.add_argument("-c", "--config", action="append", default=[], type=Path)
+    parser.add_argument("--stage")
+    typed = parser.parse_known_args(arguments)[0]
+    if not typed.config:
+        return []
+    first = typed.config[0]
+    if first.is_file() and not typed.stage and not any("stage" in _plain(config) for config in typed.config):
+        try:
+            kind_of(first.stem)
+        except ManifestError as error:
+            raise ValueError(
+                f'unknown stage "{first.stem}", the name of the first --config: wanted {NAMES}; an overlay comes second '
+                f"(--config STAGE.yaml --config {first.name}), or give --stage NAME"
+            ) from error
+    return [glob.escape(str(path)) for path in beneath(first)]
+
+
+def _plain(config: Path) -> dict[str, Any]:
+    """What a file says; nothing where it cannot be read, of which the parser tells."""
+    try:
+        plain = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return plain if isinstance(plain, dict) else {}
 
 
 def beneath(config: Path) -> list[Path]:
@@ -319,12 +369,8 @@ def beneath(config: Path) -> list[Path]:
     Raises:
         ValueError: one of them is not there.
     """
-    try:
-        plain = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return []  # the parser says what is wrong with it
     files: list[Path] = []
-    for name in (plain.get("over") or []) if isinstance(plain, dict) else []:
+    for name in _plain(config).get("over") or []:
         below = config.parent / str(name)
         if not below.is_file():
             raise ValueError(f"{config}: over names {name}, but there is no {below}; paths are relative to the file that names them")

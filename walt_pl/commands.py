@@ -53,7 +53,8 @@ def verify(run: str = "runs/shapes") -> None:
     problems = verify_run(run)
     if problems:
         raise SystemExit("\n".join(problems))
-    print(f"{run}: every byte is as its stage left it")
+    read = [name for name, stage in Manifest.open(run).stages().items() if stage.artifact is not None]
+    print(f"{run}: every byte of {', '.join(read)} is as its stage left it" if read else f"{run}: no stage is finished, nothing was read")
 
 
 def index(
@@ -392,7 +393,7 @@ def demo(run: str = "runs/shapes", experiment: str = "experiments/shapes", data:
 def ablate(
     experiment: str = "experiments/shapes", run: str = "runs/shapes", index: str = "data/shapes/index.parquet", out: str = "docs"
 ) -> None:
-    """Train the small base with each switch of the paper's Table 3 changed, and write a table and a plot.
+    """Train the small base with each switch of the paper's Table 3 changed, and write a table and a plot over those in docs.
 
     Interrupted, the same command goes on from the run and step where it was.
 
@@ -400,7 +401,7 @@ def ablate(
         experiment: folder with base.yaml, vae.yaml and ablations/.
         run: folder of the run whose autoencoder is used; the trainings go to its ablations/.
         index: index of the embedded set.
-        out: folder of ablations.md and ablations.png.
+        out: folder of ablations.md and ablations.png, which are written over.
     """
     from walt_pl.ablations import run_ablations
 

@@ -18,17 +18,18 @@ import json
 import os
 import platform
 import re
+import shlex
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
 
-from walt_pl.artifact import CARD, check_replaceable, file_problem, file_sha256, read_card, restore, write_whole
+from walt_pl.artifact import CARD, TRAIN, check_replaceable, file_problem, file_sha256, read_card, restore, write_whole
 
 FORMAT = 1
 LOCK_WAIT = 10.0
@@ -36,13 +37,17 @@ LOCK_WAIT = 10.0
 
 State = Literal["missing", "training", "done", "stale"]
 
-# Stage by name: order in the pipeline, kind, parents, target of make. A name may go on after "vae" and "base" (base_l, base_xl):
-# such stages stand beside each other in one run, and what comes after builds on the ones without an ending.
-STAGES: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
-    (r"vae(_\w+)?", "vae", (), "train-vae"),
-    (r"base(_\w+)?", "base", ("vae",), "train-base"),
-    (r"sr\d+", "super_resolution", ("vae", "base"), "train-sr"),
+# Stage by name: order in the pipeline, kind, parents. A name may go on after "vae" and "base" (base_l, base_xl): such stages
+# stand beside each other in one run, and what comes after builds on the ones without an ending.
+STAGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    (r"vae(_\w+)?", "vae", ()),
+    (r"base(_\w+)?", "base", ("vae",)),
+    (r"sr\d+", "super_resolution", ("vae", "base")),
 )
+NAMES = "vae, vae_*, base, base_*, sr1, sr2, ..."
+"""How stages are named, for errors."""
+EXPERIMENTS, RUNS = Path("experiments"), Path("runs")
+"""experiments/EXP/STAGE.yaml is trained into runs/EXP/STAGE where nothing else is asked for."""
 
 
 class ManifestError(ValueError):
@@ -69,7 +74,7 @@ def _rank(stage: str) -> int:
     for rank, (pattern, *_) in enumerate(STAGES):
         if re.fullmatch(pattern, stage):
             return rank
-    raise ManifestError(f'unknown stage "{stage}": a stage is named vae, base, base_ANYTHING, sr1, sr2, ...')
+    raise ManifestError(f'unknown stage "{stage}": wanted {NAMES}')
 
 
 def in_order(stages: Sequence[str] | Mapping[str, Any]) -> list[str]:
@@ -85,11 +90,6 @@ def kind_of(stage: str) -> str:
 def parents_of(stage: str) -> tuple[str, ...]:
     """Stages that a stage is trained from."""
     return STAGES[_rank(stage)][2]
-
-
-def train_command(stage: str, run: str) -> str:
-    """What to type to train a stage of a run, e.g. "make train-vae EXP=shapes"."""
-    return f"make {STAGES[_rank(stage)][3]} EXP={run}{f' STAGE={stage}' if '_' in stage else ''}"
 
 
 # ---- What is written down --------------------------------------------------------------------------------------------
@@ -188,16 +188,13 @@ class Manifest:
     """The manifest of one run folder. Every question reads the file anew, so another process's changes are seen."""
 
     run_dir: Path
-    run: str = field(init=False)
-    """The run's name, which is the experiment's: the EXP of `make`."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "run", self.run_dir.resolve().name)
+    experiment: Path | None = None
+    """Folder of the configurations that the run is trained with, where it is known: for the commands in messages."""
 
     @classmethod
-    def open(cls, run_dir: str | Path) -> Manifest:
+    def open(cls, run_dir: str | Path, experiment: Path | None = None) -> Manifest:
         """Manifest of a run; nothing is created. Raises ManifestError if there is one that cannot be read."""
-        manifest = cls(Path(run_dir))
+        manifest = cls(Path(run_dir), experiment)
         manifest.stages()
         return manifest
 
@@ -213,7 +210,10 @@ class Manifest:
         try:
             plain = json.loads(self.path.read_text(encoding="utf-8"))
             if plain["format"] != FORMAT:
-                raise ManifestError(f"{self.path}: format version {plain['format']} is unknown here (wanted {FORMAT})")
+                raise ManifestError(
+                    f"{self.path}: format version {plain['format']} is unknown here (wanted {FORMAT}); "
+                    "use the version of walt_pl that wrote it"
+                )
             stages = {name: Stage.from_json(name, record) for name, record in plain["stages"].items()}
         except ManifestError:
             raise
@@ -262,7 +262,7 @@ class Manifest:
         for name, listed in card["files"].items():
             problem = file_problem(folder / name, listed["sha256"], listed["bytes"], hashed=False)
             if problem:
-                raise ManifestError(f'stage "{stage}": {problem}: {train_command(stage, self.run)}')
+                raise ManifestError(f'stage "{stage}": {problem}: {self.command(stage)}')
         files = {name: _record(folder / name, listed["sha256"]) for name, listed in card["files"].items()}
         files[CARD] = _record(folder / CARD, file_sha256(folder / CARD, fresh=True))
         with self._edit() as stages:
@@ -271,33 +271,74 @@ class Manifest:
             if training and training.parents != card["parents"]:
                 raise ManifestError(
                     f'the card of {folder} names parents {card["parents"]}, stage "{stage}" was started with '
-                    f"{training.parents}: {train_command(stage, self.run)}"
+                    f"{training.parents}: {self.command(stage)}"
                 )
             path = Path(os.path.relpath(folder.resolve(), self.run_dir.resolve())).as_posix()
             started = training.holder.time if training else None
             done = Finished(path, card["sha256"], card["parents"], files, started, _now())
             stages[stage] = Stage(stage, card["kind"], done)
 
-    def check_parents(
-        self,
-        stage: str,
-        parents: Sequence[str] | None = None,
-        command: Callable[[str], str] | None = None,
-        allow_stale: bool = False,
-    ) -> dict[str, str]:
+    def adopt(self, stage: str, artifact: Path) -> None:
+        """Make an artifact that lies elsewhere a stage of this run, in place of one that was adopted before; it is not copied.
+
+        Raises ArtifactError where it is not one, ManifestError where it is of another kind, or the run has trained this stage itself.
+        """
+        if artifact.resolve() == (self.run_dir / stage).resolve():
+            return
+        card, own = read_card(artifact), self.stages().get(stage, Stage(stage, kind_of(stage)))
+        if card["kind"] != own.kind:
+            raise ManifestError(f'{artifact} is of kind "{card["kind"]}", and the {stage} of a run is of kind "{own.kind}"')
+        done = own.artifact if self._there(own.artifact) else None
+        if done is not None and done.sha256 == card["sha256"]:
+            return
+        if own.training is not None or (done is not None and done.path == stage):
+            trained = f"has trained its own ({done.sha256[:12]})" if done else "has begun to train its own"
+            raise ManifestError(
+                f"{artifact} ({card['sha256'][:12]}) is not the {stage} of {self.run_dir}, which {trained}: leave model.{stage} out, "
+                "or train in another run (--run DIR)"
+            )
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.finish(stage, artifact)
+
+    def folder(self, stage: str) -> Path:
+        """Where the artifact of a stage lies, or will lie."""
+        found = self.stages().get(stage)
+        return self.run_dir / (found.artifact.path if found and found.artifact else stage)
+
+    def check_parents(self, stage: str, allow_stale: bool = False) -> dict[str, str]:
         """Hashes of a stage's parents, once each is there, unchanged and (unless `allow_stale`) not stale.
 
-        `parents` defaults to the table of stages; `command` (stage -> what to type) to `train_command`.
         Raises MissingStage, ChangedStage or StaleStage: one sentence that ends with the command that mends it.
         """
-        needed = parents_of(stage) if parents is None else parents
-        found = self._require(needed, f'stage "{stage}" needs ', command, allow_stale)
+        found = self._require(parents_of(stage), f'stage "{stage}" needs ', allow_stale)
         return {parent: done.sha256 for parent, done in found.items()}
 
-    def usable(self, stages: Sequence[str], allow_stale: bool = False, command: Callable[[str], str] | None = None) -> dict[str, Path]:
+    def usable(self, stages: Sequence[str], allow_stale: bool = False) -> dict[str, Path]:
         """Artifact folders of these stages, to sample from; raises as `check_parents` does."""
-        found = self._require(stages, "sampling needs ", command, allow_stale)
+        found = self._require(stages, "sampling needs ", allow_stale)
         return {stage: self.run_dir / done.path for stage, done in found.items()}
+
+    def command(self, stage: str, fresh: bool = False) -> str:
+        """What to type to train a stage of this run, e.g. "make train-vae EXP=shapes"; `fresh` for one that counts as done.
+
+        A stage without a file of its own, such as that of an overlay, is trained with the configuration that its artifact keeps. Where
+        there is none either, EXP stands for the experiment, which nobody wrote down.
+        """
+        folders = [folder for folder in (self.experiment, EXPERIMENTS / self.run_dir.resolve().name) if folder is not None]
+        config = next((path for folder in folders if (path := folder / f"{stage}.yaml").is_file()), None)
+        name = config.resolve().parent.name if config else ""
+        run = "" if config and self.run_dir.resolve() == (RUNS / name).resolve() else f"--run {shlex.quote(str(self.run_dir))}"
+        target = {"vae": "train-vae", "base": "train-base"}.get(kind_of(stage))  # train-sr trains all of them
+        if config and target and config.resolve().parent == (EXPERIMENTS / name).resolve():
+            words = [f"make {target} EXP={name}", f"STAGE={stage}" if "_" in stage else "", "FRESH=1" if fresh else ""]
+            words.append(f'ARGS="{run}"' if run else "")
+        else:
+            kept = self.folder(stage) / TRAIN
+            said = config is None and kept.is_file()  # also whether its training was a fresh one
+            config = config or (kept if said else EXPERIMENTS / "EXP" / f"{stage}.yaml")
+            again = f"--fresh {str(fresh).lower()}" if fresh or said else ""
+            words = [f"python -m walt_pl fit --config {shlex.quote(str(config))}", run, again]
+        return " ".join(word for word in words if word)
 
     def problems(self, stage: str, fresh: bool = False) -> list[str]:
         """How a finished stage's files differ from what it left: one sentence a file. Bytes are read where size or time
@@ -319,33 +360,30 @@ class Manifest:
         restore(self.run_dir / done.path)
         return (self.run_dir / done.path / CARD).exists()
 
-    def _require(
-        self, needed: Sequence[str], wanted_by: str, command: Callable[[str], str] | None, allow_stale: bool
-    ) -> dict[str, Finished]:
+    def _require(self, needed: Sequence[str], wanted_by: str, allow_stale: bool) -> dict[str, Finished]:
         stages = self.stages()
         found: dict[str, Finished] = {}
         for name in in_order(needed):  # upstream first: the first complaint is the first thing to mend
-            mend = command(name) if command else train_command(name, self.run)
             stage = stages.get(name)
             done = stage.artifact if stage else None
             if stage is None or done is None or not self._there(done):
                 why = f"not finished (begun by {stage.training.holder})" if stage and stage.training else "missing"
-                raise MissingStage(f'{wanted_by}stage "{name}", which is {why} in {self.run_dir}; make it with: {mend}')
-            self._check_bytes(name, done, wanted_by, mend)
+                raise MissingStage(f'{wanted_by}stage "{name}", which is {why} in {self.run_dir}; make it with: {self.command(name)}')
+            self._check_bytes(name, done, wanted_by)
             reason = None if allow_stale else _stale_reason(name, stages)
             if reason:
                 raise StaleStage(
                     f'{wanted_by}stage "{name}", which is stale in {self.run_dir} because {reason}; '
-                    f"use it all the same with --allow-stale true, or train it again with: {mend}"
+                    f"use it all the same with --allow-stale true, or train it again with: {self.command(name)}"
                 )
             found[name] = done
         return found
 
-    def _check_bytes(self, name: str, done: Finished, wanted_by: str, mend: str) -> None:
+    def _check_bytes(self, name: str, done: Finished, wanted_by: str) -> None:
         problems, files = self._compare(done, fresh=False)
         if problems:
             told = f'{wanted_by}stage "{name}", but {problems[0]}'
-            raise ChangedStage(f"{told}; restore the file, or train the stage again with: {mend}")
+            raise ChangedStage(f"{told}; restore the file, or train the stage again with: {self.command(name, fresh=True)}")
         if files != done.files:
             self._remember(name, done, files)
 
@@ -439,7 +477,7 @@ def status_rows(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) ->
         state = manifest._state(name, found)
         done = stage.artifact if state != "missing" else None
         when = stage.training.holder.time if stage.training else done.finished if done else None
-        command = "" if state == "done" else train_command(name, manifest.run)
+        command = "" if state == "done" else manifest.command(name)
         sha256, parents = (done.sha256, done.parents) if done else (None, {})
         rows.append(StatusRow(name, stage.kind, state, sha256, parents, when, command))
     return rows
@@ -459,22 +497,30 @@ def render_status(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) 
 
 
 def verify_run(run_dir: str | Path) -> list[str]:
-    """Read every byte of every artifact of a run and follow the chain; one sentence a problem, none: all is well."""
+    """Read every byte of every artifact of a run and follow the chain; one sentence a problem, none: all is well.
+
+    Raises ManifestError where there is no run.
+    """
     manifest = Manifest.open(run_dir)
+    if not manifest.path.is_file():
+        runs = sorted({str(path.parent) for folder in (manifest.run_dir.parent, RUNS) for path in folder.glob("*/manifest.json")})
+        raise ManifestError(
+            f"{manifest.run_dir} is no run, it has no manifest.json; there are: {', '.join(runs) or 'none'}. "
+            "Type: python -m walt_pl verify --run RUN (make verify EXP=shapes)"
+        )
     stages = manifest.stages()
     problems: list[str] = []
     for name, stage in stages.items():
-        command = train_command(name, manifest.run)
         if stage.artifact is None:
             continue
         if not manifest._there(stage.artifact):
-            problems.append(f'stage "{name}" has no artifact in {manifest.run_dir / stage.artifact.path}: {command}')
+            problems.append(f'stage "{name}" has no artifact in {manifest.run_dir / stage.artifact.path}: {manifest.command(name)}')
             continue
         changed, _ = manifest._compare(stage.artifact, fresh=True)
-        problems += [f'stage "{name}": {problem}: restore the file, or {command}' for problem in changed]
+        problems += [f'stage "{name}": {problem}: restore the file, or {manifest.command(name, fresh=True)}' for problem in changed]
         reason = _stale_reason(name, stages)
         if reason:
-            problems.append(f'stage "{name}" is stale because {reason}: {command}')
+            problems.append(f'stage "{name}" is stale because {reason}: {manifest.command(name)}')
     return problems
 
 
