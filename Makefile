@@ -14,7 +14,7 @@ RANKS = $(if $(STRATEGY),--config $(call STRATEGY_FILE,experiments/strategy/$(ST
 STRATEGY_FILE = $(or $(wildcard $(1)),$(error no $(1); there are: $(notdir $(basename $(wildcard experiments/strategy/*.yaml)))))
 # STAGE=base_xl chooses among several configurations of a kind; without it vae.yaml, and base.yaml or the first base_*.yaml.
 STAGE_vae = $(or $(filter vae%,$(STAGE)),vae)
-STAGE_base = $(or $(filter base%,$(STAGE)),$(basename $(notdir $(firstword $(wildcard experiments/$(EXP)/base.yaml) $(sort $(wildcard experiments/$(EXP)/base_*.yaml))))))
+STAGE_base = $(or $(filter base%,$(STAGE)),$(basename $(notdir $(firstword $(wildcard experiments/$(EXP)/base.yaml) $(sort $(wildcard experiments/$(EXP)/base_*.yaml))))),base)
 # $(call CONFIG,STAGE): its file, or what there is instead. Stages of overlays have no file of their own.
 CONFIG = $(or $(wildcard experiments/$(EXP)/$(1).yaml),$(error no experiments/$(EXP)/$(1).yaml; there are: $(notdir $(basename $(wildcard experiments/$(EXP)/*.yaml))). An overlay is trained with the command in its first lines))
 # A line each, so that make tells the training itself when it is told to end.
@@ -72,10 +72,10 @@ data/clips/index.parquet:
 	@$(MAKE) --no-print-directory data-clips
 
 plan: setup ## what training STAGE of EXP costs: parameters, FLOPs, memory; needs no data and no GPU
-	@$(WALT) plan --config experiments/$(EXP)/$(or $(STAGE),$(STAGE_base)).yaml $(ARGS)
+	@$(WALT) plan --config $(call CONFIG,$(or $(STAGE),$(STAGE_base))) $(RANKS) $(ARGS)
 
 cache: data ## compute what STAGE of EXP reads in place of pixels and captions; training does so, too, where it is missing
-	@$(WALT) cache --config experiments/$(EXP)/$(or $(STAGE),$(STAGE_base)).yaml $(ARGS)
+	@$(WALT) cache --config $(call CONFIG,$(or $(STAGE),$(STAGE_base))) $(ARGS)
 
 train-vae: data ## train the autoencoder of EXP (shapes: 8 minutes on 2 cores)
 	@$(call FIT,$(call CONFIG,$(STAGE_vae)))

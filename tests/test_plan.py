@@ -92,6 +92,38 @@ def test_every_file_is_part_of_a_documented_command() -> None:
     assert set(FILES) - used == set()
 
 
+def test_a_run_of_its_own_gets_its_autoencoder_by_what_is_documented() -> None:
+    """It is trained there, or named."""
+    alone = [(command, match[1]) for command in COMMANDS if (match := re.search(r"--run ([\w/]+)", command))]
+    trained = {run for command, run in alone if command.startswith("make train-vae")}
+    assert len(alone) == 12 and len(trained) == 1
+    assert not [command for command, run in alone if run not in trained and " --model.vae runs/shapes/vae" not in command]
+
+
+@pytest.mark.parametrize("target", ["plan", "cache"])
+def test_make_plans_the_stage_that_there_is_on_the_devices_that_were_asked_for(target: str) -> None:
+    def make(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["make", "-n", target, "EXP=ucf101", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    said = make("STAGE=base_xl", "DEVICES=4", "NODES=1").stdout
+    assert "--config experiments/ucf101/base_xl.yaml" in said
+    if target == "plan":  # a cache is computed by one process
+        (line,) = [line for line in said.splitlines() if "walt_pl plan" in line]
+        assert planned(*shlex.split(line.split("walt_pl plan", 1)[1])).gpus == 4
+    refused = make("STAGE=typo")
+    assert refused.returncode and "no experiments/ucf101/typo.yaml; there are: base_l " in refused.stderr
+
+
+def test_an_overlay_in_the_place_of_a_stage_is_named() -> None:
+    wanted = (
+        r'unknown stage "rank_16", the name of the first --config: wanted vae, vae_\*, base, base_\*, sr1, sr2, ...; '
+        r"an overlay comes second \(--config STAGE.yaml --config rank_16.yaml\), or give --stage NAME"
+    )
+    with pytest.raises(ValueError, match=wanted):
+        planned("--config", "experiments/ucf101/rank_16.yaml", "--config", "experiments/ucf101/base_l.yaml")
+    assert of("ucf101/data", "ucf101/base_l", "--stage", "base_mine").stage == "base_mine"
+
+
 RUN = {"shapes": "Reached", "clips": "Reached", "ablations": "see docs/ablations.md"}
 """What was run, by folder, and the words for it; everything else says that it was not."""
 
