@@ -114,14 +114,18 @@ def test_make_plans_the_stage_that_there_is_on_the_devices_that_were_asked_for(t
     assert refused.returncode and "no experiments/ucf101/typo.yaml; there are: base_l " in refused.stderr
 
 
-def test_an_overlay_in_the_place_of_a_stage_is_named() -> None:
+def test_an_overlay_in_the_place_of_a_stage_is_named(tmp_path: Path) -> None:
     wanted = (
         r'unknown stage "rank_16", the name of the first --config: wanted vae, vae_\*, base, base_\*, sr1, sr2, ...; '
         r"an overlay comes second \(--config STAGE.yaml --config rank_16.yaml\), or give --stage NAME"
     )
     with pytest.raises(ValueError, match=wanted):
         planned("--config", "experiments/ucf101/rank_16.yaml", "--config", "experiments/ucf101/base_l.yaml")
-    assert of("ucf101/data", "ucf101/base_l", "--stage", "base_mine").stage == "base_mine"
+    mine = tmp_path / "mine.yaml"  # any name will do where the stage is said
+    mine.write_text(f"over: [{EXPERIMENTS}/ucf101/base_l.yaml]\n")
+    assert planned("--config", str(mine), "--stage", "base_mine").stage == "base_mine"
+    mine.write_text(f"over: [{EXPERIMENTS}/ucf101/base_l.yaml]\nstage: base_mine\n")
+    assert planned("--config", str(mine)).stage == "base_mine"
 
 
 RUN = {"shapes": "Reached", "clips": "Reached", "ablations": "see docs/ablations.md"}

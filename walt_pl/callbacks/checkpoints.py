@@ -194,7 +194,7 @@ class Checkpoints(callbacks.Checkpoint):
         if self._all_well(trainer, failures):
             with _kept(failures):
                 if trainer.is_global_zero:
-                    seal(part, step, self.samples(trainer), _strategy(trainer), trainer.world_size, metrics or {})
+                    seal(part, step, samples_seen(trainer), _strategy(trainer), trainer.world_size, metrics or {})
         if self._all_well(trainer, failures):
             self._saved = step
             if trainer.is_global_zero:
@@ -219,13 +219,6 @@ class Checkpoints(callbacks.Checkpoint):
 
     def _all_well(self, trainer: L.Trainer, failures: list[str]) -> bool:
         return not self._agree(trainer, len(failures))[0]
-
-    def samples(self, trainer: L.Trainer) -> int:
-        """Clips and images that all ranks together have seen, also in the starts before this one."""
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        before, since = (self._start.samples, self._start.step) if self._start else (0, 0)
-        a_step = (data.videos_per_batch + data.images_per_batch) * trainer.accumulate_grad_batches
-        return before + (trainer.global_step - since) * a_step
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
         if self.best not in metrics:
@@ -257,6 +250,15 @@ class Checkpoints(callbacks.Checkpoint):
         for path in folders(self.folder):
             if path not in kept:
                 _remove(path)
+
+
+def samples_seen(trainer: L.Trainer) -> int:
+    """Clips and images that all ranks together have seen, also in the starts before this one."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    start = next((c._start for c in trainer.callbacks if isinstance(c, Checkpoints)), None)  # type: ignore[attr-defined]
+    before, since = (start.samples, start.step) if start else (0, 0)
+    a_step = (data.videos_per_batch + data.images_per_batch) * trainer.accumulate_grad_batches
+    return before + (trainer.global_step - since) * a_step
 
 
 def _averages(trainer: L.Trainer) -> list[EMA]:

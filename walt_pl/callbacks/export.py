@@ -9,7 +9,7 @@ import lightning as L
 from torch import Tensor, nn
 
 from walt_pl.artifact import save_artifact, section_states
-from walt_pl.callbacks.checkpoints import Checkpoints
+from walt_pl.callbacks.checkpoints import samples_seen
 from walt_pl.callbacks.ema import EMA
 from walt_pl.manifest import Manifest
 from walt_pl.strategies.shards import piece_of, trained, whole
@@ -104,7 +104,7 @@ class Export(L.Callback):
             "parents": self.parents,
             "index": self._index(trainer),
             "steps": trainer.global_step,
-            "samples": next(c for c in trainer.callbacks if isinstance(c, Checkpoints)).samples(trainer),  # type: ignore[attr-defined]
+            "samples": samples_seen(trainer),
             "metrics": {"protocol": "the validation clips of the index, view 0, averaged weights", "values": metrics},
         }
         folder, states = self.run / self.stage, section_states(state, stage.sections())
