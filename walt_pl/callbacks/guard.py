@@ -106,7 +106,7 @@ class Guard(L.Callback):
             why = [reason for name, value in seen.items() if (reason := self._judge(name, value))]
             for name, value in seen.items():
                 if math.isfinite(value):
-                    # Spikes, too: the median bears them, and gets used to what stays.
+                    # Spikes, too: the median bears them.
                     self._history[name].append(value)
         if why:
             drop_gradients(pl_module, _engine(trainer))

@@ -26,6 +26,7 @@ class Previews(L.Callback):
     """Shows a stage's previews of the first validation batch, after a validation, with the averaged weights.
 
     ``add_video`` of TensorBoard writes nothing without moviepy; an animated GIF in an image summary plays in the browser.
+    They go to the program's own logger (`walt_pl.logger.Curves`), which bears a full disk; another one gets none.
 
     Args:
         every: validations between two previews; 0 for none.
