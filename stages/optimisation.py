@@ -38,6 +38,11 @@ def learning_rate(optimizer: Optimizer, warmup: int, total: int, decay: Decay) -
     return LambdaLR(optimizer, factor)
 
 
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Norm of all gradients together, which stay as they are."""
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
 def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
     """Scale the gradients down to a total norm of ``limit`` (None: leave them), and give the norm they had."""
     return torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -9,7 +10,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from stages.optimisation import Decay, clip_gradients, learning_rate
+from stages.optimisation import Decay, clip_gradients, gradient_norm, learning_rate
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.chance import Chance
 from walt_pl.losses import (
@@ -22,6 +23,7 @@ from walt_pl.losses import (
     perceptual_term,
     pick_frames,
     r1_penalty,
+    squared_error,
 )
 from walt_pl.metrics.frames import psnr
 from walt_pl.models.discriminator import Discriminator, DiscriminatorConfig
@@ -31,16 +33,30 @@ ENCODED_AT_ONCE = 4
 """Clips whose latents are measured together: as many as a card holds in training."""
 
 
+@dataclass(frozen=True)
+class Reconstruction:
+    """Clips of one kind, videos or images, and what the autoencoder makes of them."""
+
+    x: Tensor
+    """Pixels [b 3 t h w] in -1..1."""
+    y: Tensor
+    """Reconstructed pixels [b 3 t h w]."""
+    posterior: Posterior
+
+
 class VAEStage(L.LightningModule):
     """Trains the causal autoencoder: reconstruction, KL, perceptual and adversarial terms.
 
+    Every term is a mean over the frames of the global batch that could be read: a frame of an image and one of a video weigh the same.
+
     Args:
         vae: size of the autoencoder.
-        discriminator: size of the critic; its `size` is that of the clips trained on.
-        optimizer: for the autoencoder, and again for the discriminator.
+        discriminator: size of the discriminator; its `size` is that of the clips trained on.
+        optimizer: of the autoencoder.
+        discriminator_optimizer: of the discriminator; null for the same kind as the autoencoder's.
         warmup: steps of linear warm-up.
         decay: what follows the warm-up.
-        reconstruction_weight: of the mean squared error.
+        reconstruction_weight: of the mean squared error, of pixels in 0..1.
         kl_weight: of the KL divergence to N(0, 1), summed over the latent and divided by the number of pixel values.
         perceptual: distance on frames: lpips, or none.
         perceptual_weights: local VGG16 file for lpips.
@@ -49,13 +65,16 @@ class VAEStage(L.LightningModule):
         adversarial_weight: of the generator's adversarial term; 0 trains without a discriminator.
         adversarial_start: step at which the discriminator starts to train and to count.
         adversarial_warmup: steps from there in which its weight grows to `adversarial_weight`.
-        discriminator_pause: running accuracy above which the discriminator rests, since it wins outright; null for never.
+        discriminator_pause: running accuracy above which the discriminator rests; null for never, as in the paper.
         discriminator_resume: running accuracy below which it learns again.
-        r1_weight: cost of the gradient penalty.
+        r1_weight: cost of the gradient penalty on real clips, of pixels in 0..1 and summed over a clip's: the same number restrains small
+            clips more than large ones.
         r1_every: steps between gradient penalties, each weighted by that number.
+        discriminator_clip: largest gradient norm of the discriminator; null for none. A limit makes the penalty, which comes seldom and is
+            large, all but nothing.
         lecam_weight: of the LeCAM regulariser.
         lecam_decay: of its running means of the logits.
-        clip: largest gradient norm; null for none.
+        clip: largest gradient norm of the autoencoder; null for none.
         seed: of every random draw of the training.
         statistics_batches: training batches that the latent statistics are measured on at the end.
         compile: torch.compile encoder and decoder: slow at first, and it needs a C++ compiler.
@@ -68,6 +87,7 @@ class VAEStage(L.LightningModule):
         vae: VAEConfig,
         optimizer: OptimizerCallable,
         discriminator: DiscriminatorConfig = DiscriminatorConfig(),
+        discriminator_optimizer: OptimizerCallable | None = None,
         warmup: int = 1000,
         decay: Decay = "cosine",
         reconstruction_weight: float = 5.0,
@@ -79,10 +99,11 @@ class VAEStage(L.LightningModule):
         adversarial_weight: float = 0.1,
         adversarial_start: int = 0,
         adversarial_warmup: int = 0,
-        discriminator_pause: float | None = 0.97,
+        discriminator_pause: float | None = None,
         discriminator_resume: float = 0.85,
         r1_weight: float = 10.0,
         r1_every: int = 16,
+        discriminator_clip: float | None = None,
         lecam_weight: float = 0.001,
         lecam_decay: float = 0.999,
         clip: float | None = 1.0,
@@ -105,6 +126,8 @@ class VAEStage(L.LightningModule):
         self._perceptual: list[nn.Module | None] = [None]
         self.perceptual, self.perceptual_weights = perceptual, perceptual_weights
         self.optimizer, self.warmup, self.decay, self.clip = optimizer, warmup, decay, clip
+        self.discriminator_optimizer = discriminator_optimizer or optimizer
+        self.discriminator_clip = discriminator_clip
         self.reconstruction_weight, self.kl_weight, self.perceptual_weight = (
             reconstruction_weight,
             kl_weight,
@@ -125,27 +148,29 @@ class VAEStage(L.LightningModule):
     def training_step(self, batch: JointBatch, batch_idx: int) -> None:
         step = self.global_step
         optimizers = self._optimizers()
-        judged = self.discriminator is not None and step >= self.adversarial_start
-        chance = Chance(self.seed, step, batch.slots)
-        kinds = self._reconstruct(batch, chance)
+        use_discriminator = self.discriminator is not None and step >= self.adversarial_start
+        rng = Chance(self.seed, step, batch.slots)
+        weight = self._frame_weight(batch)
+        reconstructions = self._reconstruct(batch, rng)
         self.toggle_optimizer(optimizers[0])
-        pulls: dict[str, list[Tensor]] = {"reconstruction": [], "adversarial": []}
-        outputs = _watched([output for _, output, _ in kinds], pulls["reconstruction"])
-        loss = self._autoencoder_loss([(x, y, posterior) for (x, _, posterior), y in zip(kinds, outputs, strict=True)], chance)
-        if judged:
-            fake = self._logits(_watched([output for _, output, _ in kinds], pulls["adversarial"]))
-            adversarial = generator_loss(fake)
+        gradients: dict[str, list[Tensor]] = {"reconstruction": [], "adversarial": []}
+        outputs = _record_gradients([part.y for part in reconstructions], gradients["reconstruction"])
+        watched = [Reconstruction(part.x, y, part.posterior) for part, y in zip(reconstructions, outputs, strict=True)]
+        loss = self._autoencoder_loss(watched, weight, rng)
+        if use_discriminator:
+            fake = self._logits(_record_gradients([part.y for part in reconstructions], gradients["adversarial"]))
+            adversarial = (generator_loss(fake) * weight).sum()
             loss = loss + self._adversarial_weight(step) * adversarial
             self.log("train/adversarial", adversarial)
         optimizers[0].zero_grad()
         self.manual_backward(loss)
         optimizers[0].step()
         self.untoggle_optimizer(optimizers[0])
-        self.log("train/loss", loss, prog_bar=True)
-        if judged:
-            mine, other = (torch.stack(pulls[name]).sum().sqrt() for name in ("adversarial", "reconstruction"))
-            self.log("train/gradient_ratio", mine / other)
-            self._discriminator_step(optimizers[1], kinds, step)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)  # of the global batch
+        if use_discriminator:
+            norms = [torch.stack(gradients[name]).sum().sqrt() for name in ("adversarial", "reconstruction")]
+            self.log("train/gradient_ratio", norms[0] / norms[1])
+            self._discriminator_step(optimizers[1], reconstructions, weight, step)
         for scheduler in self._schedulers():
             scheduler.step()
 
@@ -158,100 +183,122 @@ class VAEStage(L.LightningModule):
         since = step - self.adversarial_start + 1
         return self.adversarial_weight * min(1.0, since / max(1, self.adversarial_warmup))
 
-    def _reconstruct(self, batch: JointBatch, chance: Chance) -> list[tuple[Tensor, Tensor, Posterior]]:
-        """(input, output, posterior) of the videos and of the images.
+    def _frame_weight(self, batch: JointBatch) -> Tensor:
+        """Share of each sample's frames in the frames of the global batch, times the number of ranks, [s]; 0 where it could not be read.
 
-        A sample that could not be read is zeros, and its output is made zeros too: no error, and no pass is missing on any rank.
+        The sum of values times weights is this rank's part of their mean over frames; the mean of the ranks' parts is that mean.
         """
-        kinds = []
-        start = 0
+        counts = [x.shape[2] for x in (batch.videos, batch.images) for _ in x]
+        frames = torch.tensor(counts, device=batch.weight.device) * batch.weight
+        total = self.trainer.strategy.reduce(frames.sum(), reduce_op="mean")
+        return frames / total.clamp(min=1 / self.trainer.world_size)
+
+    def _reconstruct(self, batch: JointBatch, rng: Chance) -> list[Reconstruction]:
+        """Encode, sample and decode the videos, then the images; samples that could not be read, too: all ranks make the same passes."""
+        parts, start = [], 0
         for x in (batch.videos, batch.images):
             rows = slice(start, start + len(x))
             start += len(x)
             if not len(x):
                 continue
             posterior = self.vae.encode(x)
-            noise = torch.stack(chance.rows(rows).normal([posterior.mean.shape[1:]] * len(x)))
-            weight = batch.weight[rows].view(-1, 1, 1, 1, 1)
-            posterior = Posterior(posterior.mean * weight, posterior.logvar * weight)
-            kinds.append((x * weight, self.vae.decode(posterior.sample(noise)) * weight, posterior))
-        return kinds
+            noise = torch.stack(rng.rows(rows).normal([posterior.mean.shape[1:]] * len(x)))
+            parts.append(Reconstruction(x, self.vae.decode(posterior.sample(noise)), posterior))
+        return parts
 
-    def _autoencoder_loss(self, kinds: list[tuple[Tensor, Tensor, Posterior]], chance: Chance) -> Tensor:
-        """Everything but the adversarial term; a frame of an image weighs as much as a frame of a video."""
-        values = sum(x.numel() for x, _, _ in kinds)
-        squared = [(x - y).square().sum() for x, y, _ in kinds]
-        error = torch.stack(squared).sum() / values
-        kl = torch.stack([posterior.kl().sum() for _, _, posterior in kinds]).sum() / values
-        for (x, _, posterior), part in zip(kinds, squared, strict=True):
-            self.log(f"train/error_{'video' if posterior.mean.shape[2] > 1 else 'image'}", part / x.numel())
-        self.log_dict({"train/error": error, "train/kl": kl})
-        loss = self.reconstruction_weight * error + self.kl_weight * kl
+    def _autoencoder_loss(self, reconstructions: list[Reconstruction], weight: Tensor, rng: Chance) -> Tensor:
+        """Everything but the adversarial term."""
+        errors = [squared_error(part.x, part.y) / part.x[0].numel() for part in reconstructions]
+        kl = torch.cat([part.posterior.kl().flatten(1).sum(dim=1) / part.x[0].numel() for part in reconstructions])
+        for part, error, share in zip(reconstructions, errors, weight.split([len(error) for error in errors]), strict=True):
+            name = "video" if part.x.shape[2] > 1 else "image"
+            self.log(f"train/error_{name}", (error.detach() * share).sum() / share.sum().clamp(min=1e-12))
+        terms = {"train/error": (torch.cat(errors) * weight).sum(), "train/kl": (kl * weight).sum()}
+        loss = self.reconstruction_weight * terms["train/error"] + self.kl_weight * terms["train/kl"]
         if self._perceptual[0] is not None:
-            distance = self._perceptual_distance(self._perceptual[0].to(self.device), kinds, chance)
-            self.log("train/perceptual", distance)
-            loss = loss + self.perceptual_weight * distance
+            distance = self._perceptual_distance(self._perceptual[0].to(self.device), reconstructions, rng)
+            terms["train/perceptual"] = (distance * weight).sum()
+            loss = loss + self.perceptual_weight * terms["train/perceptual"]
+        self.log_dict(terms)
         return loss
 
-    def _perceptual_distance(self, metric: nn.Module, kinds: list[tuple[Tensor, Tensor, Posterior]], chance: Chance) -> Tensor:
-        """Mean over frames, all or those drawn for this step."""
+    def _perceptual_distance(self, metric: nn.Module, reconstructions: list[Reconstruction], rng: Chance) -> Tensor:
+        """Mean over the frames of each sample, all or those drawn for this step, [s]."""
         distances, start = [], 0
-        for x, y, _ in kinds:
-            rows = chance.rows(slice(start, start + len(x)))
-            start += len(x)
-            chosen = None if self.perceptual_frames is None else rows.subset(x.shape[2], self.perceptual_frames)
-            distances.append(metric(pick_frames(y, chosen), pick_frames(x, chosen)))
-        return torch.cat(distances).mean()
+        for part in reconstructions:
+            rows = rng.rows(slice(start, start + len(part.x)))
+            start += len(part.x)
+            chosen = None if self.perceptual_frames is None else rows.subset(part.x.shape[2], self.perceptual_frames)
+            distance: Tensor = metric(pick_frames(part.y, chosen), pick_frames(part.x, chosen))
+            distances.append(distance.unflatten(0, (len(part.x), -1)).mean(dim=1))
+        return torch.cat(distances)
 
     def _logits(self, clips: list[Tensor]) -> Tensor:
         assert self.discriminator is not None
         return torch.cat([self.discriminator(clip) for clip in clips])
 
-    def _discriminator_step(self, optimizer: Any, kinds: list[tuple[Tensor, Tensor, Posterior]], step: int) -> None:
-        assert self.discriminator is not None
+    def _discriminator_step(self, optimizer: Any, reconstructions: list[Reconstruction], weight: Tensor, step: int) -> None:
         paused = bool(self.balance.paused)
         self.toggle_optimizer(optimizer)
-        penalised = self.r1_weight > 0 and step % self.r1_every == 0 and not paused
-        inputs = [x.detach().requires_grad_(penalised) for x, _, _ in kinds]
         with torch.set_grad_enabled(not paused):
-            real = self._logits(inputs)
-            fake = self._logits([y.detach() for _, y, _ in kinds])
-        self._weigh(real, fake)
+            real = self._logits([part.x for part in reconstructions])
+            fake = self._logits([part.y.detach() for part in reconstructions])
+        self._update_accuracy(real.detach(), fake.detach(), weight)
         if not paused:
-            self._teach(optimizer, inputs, real, fake, penalised)
+            penalised = [part.x for part in reconstructions] if self.r1_weight > 0 and step % self.r1_every == 0 else []
+            self._update_discriminator(optimizer, real, fake, weight, penalised)
         self.untoggle_optimizer(optimizer)
 
-    def _weigh(self, real: Tensor, fake: Tensor) -> None:
-        """Who wins: over all ranks, so that all of them decide alike whether the discriminator learns from the next batch."""
-        accuracy = self.trainer.strategy.reduce(discriminator_accuracy(real, fake), reduce_op="mean")
+    def _update_accuracy(self, real: Tensor, fake: Tensor, weight: Tensor) -> None:
+        """Log who wins, over all ranks, so that all of them decide alike whether the discriminator learns from the next batch."""
+        accuracy = self._global_mean(discriminator_accuracy(real, fake), weight)
         self.balance.update(accuracy)
-        logits = {"train/logit_real": real.mean(), "train/logit_fake": fake.mean(), "train/logit_gap": real.mean() - fake.mean()}
-        self.log_dict({**logits, "train/discriminator_accuracy": accuracy, "train/discriminator_paused": self.balance.paused.float()})
+        means = [(logits * weight).sum() for logits in (real, fake)]
+        self.log_dict({"train/logit_real": means[0], "train/logit_fake": means[1], "train/logit_gap": means[0] - means[1]})
+        self.log_dict({"train/discriminator_accuracy": accuracy, "train/discriminator_paused": self.balance.paused.float()})
 
-    def _teach(self, optimizer: Any, inputs: list[Tensor], real: Tensor, fake: Tensor, penalised: bool) -> None:
+    def _global_mean(self, values: Tensor, weight: Tensor) -> Tensor:
+        """Mean of a value of each sample [s] over the frames of the global batch."""
+        mean: Tensor = self.trainer.strategy.reduce((values * weight).sum(), reduce_op="mean")
+        return mean
+
+    def _update_discriminator(self, optimizer: Any, real: Tensor, fake: Tensor, weight: Tensor, penalised: list[Tensor]) -> None:
+        """Take one step of the discriminator on the logits [s] of both sides and, where there are any, the clips to penalise its slope at.
+
+        The penalty's gradients are added to those of the same step, so learning rate and betas need no correction (StyleGAN2 corrects
+        both by 16/17, since its penalty has optimiser steps of its own). It is differentiated apart, so that its share of the norm shows.
+        """
         assert self.discriminator is not None
-        loss = discriminator_loss(real, fake)
+        loss = (discriminator_loss(real, fake) * weight).sum()
         if self.lecam_weight:
-            loss = loss + self.lecam_weight * self.lecam(real, fake)
-        if penalised:
-            penalty = torch.cat([r1_penalty(x, self.discriminator(x)) for x in inputs]).mean()
-            loss = loss + self.r1_weight * self.r1_every * penalty
-            self.log("train/r1", penalty)
+            loss = loss + self.lecam_weight * (self.lecam(real, fake) * weight).sum()
+        self.log("train/discriminator", loss)
         optimizer.zero_grad()
         self.manual_backward(loss)
+        self.log("train/discriminator_gradient_norm", gradient_norm(self.discriminator.parameters()))
+        if penalised:
+            self._penalise(penalised, weight)
+            self.log("train/discriminator_gradient_norm_with_r1", gradient_norm(self.discriminator.parameters()))
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning does it for the optimiser that counts steps
             callback.on_before_optimizer_step(self.trainer, self, optimizer.optimizer)
-        norm = clip_gradients(self.discriminator.parameters(), self.clip)
-        self.log_dict({"train/discriminator": loss, "train/discriminator_gradient_norm": norm})
+        norm = clip_gradients(self.discriminator.parameters(), self.discriminator_clip)
         if 0 < norm < math.inf:  # on one rank as on all: gradients are averaged; 0 where the guard has let them go
-            # Of all ranks: each has the same means, and a checkpoint of rank zero's is everybody's.
-            self.lecam.update(*(self.trainer.strategy.reduce(logits.detach().mean(), reduce_op="mean") for logits in (real, fake)))
+            self.lecam.update(self._global_mean(real.detach(), weight), self._global_mean(fake.detach(), weight))
             # Past Lightning's wrapper: its step counts, and one batch is to be one step.
             optimizer.optimizer.step()
 
+    def _penalise(self, clips: list[Tensor], weight: Tensor) -> None:
+        """Add the gradients of lazy R1: every `r1_every` steps, with that many times the cost (StyleGAN2, arXiv 1912.04958, appendix B)."""
+        assert self.discriminator is not None
+        inputs = [x.detach().requires_grad_() for x in clips]
+        penalty = (torch.cat([r1_penalty(x, self.discriminator(x)) for x in inputs]) * weight).sum()
+        self.manual_backward(self.r1_weight * self.r1_every * penalty)
+        self.log("train/r1", penalty)
+
     def configure_optimizers(self) -> Any:
-        modules = [self.vae] if self.discriminator is None else [self.vae, self.discriminator]
-        optimizers = [self.optimizer(module.parameters()) for module in modules]
+        optimizers = [self.optimizer(self.vae.parameters())]
+        if self.discriminator is not None:
+            optimizers.append(self.discriminator_optimizer(self.discriminator.parameters()))
         total = int(self.trainer.max_steps)
         return optimizers, [learning_rate(optimizer, self.warmup, total, self.decay) for optimizer in optimizers]
 
@@ -337,8 +384,8 @@ def latent_statistics(sums: Tensor) -> dict[str, list[float]]:
     return {"mean": mean.tolist(), "std": std.tolist()}
 
 
-def _watched(clips: list[Tensor], squares: list[Tensor]) -> list[Tensor]:
-    """The same clips for one of the losses; the backward pass leaves the squared norm of what that loss makes of each in the list."""
+def _record_gradients(clips: list[Tensor], squares: list[Tensor]) -> list[Tensor]:
+    """Return the same clips for one term of the loss; the backward pass appends the squared norm of that term's gradient at each."""
     seen = [clip.view_as(clip) for clip in clips]
     for clip in seen:
         clip.register_hook(lambda gradient: squares.append(gradient.float().square().sum()))

@@ -8,66 +8,66 @@ import torch
 import torchvision  # type: ignore[import-untyped]
 from torch import Tensor
 
-from walt_pl.losses import LPIPS, LeCam, discriminator_loss, generator_loss, perceptual_term, pick_frames, r1_penalty
+from walt_pl.losses import LPIPS, LeCam, discriminator_loss, generator_loss, perceptual_term, pick_frames, r1_penalty, squared_error
 from walt_pl.models.discriminator import Discriminator, DiscriminatorConfig
 
 
-def test_r1_of_a_quadratic_critic_is_known() -> None:
+def test_r1_of_a_quadratic_discriminator_is_known() -> None:
     x = torch.randn(3, 3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     a = torch.rand(3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     penalty = r1_penalty(x, (a * x.square()).flatten(1).sum(dim=1) / 2)  # gradient: a x
-    torch.testing.assert_close(penalty, 0.5 * (a * x).square().flatten(1).sum(dim=1))
+    torch.testing.assert_close(penalty, (2 * a * x).square().flatten(1).sum(dim=1))  # a step in 0..1 is two in -1..1
     (gradient,) = torch.autograd.grad(penalty.mean(), a)  # of the penalty: through the gradient
-    torch.testing.assert_close(gradient, (a * x.square()).mean(dim=0))
+    torch.testing.assert_close(gradient, (8 * a * x.square()).mean(dim=0))
 
 
-def test_r1_of_the_critic_is_its_slope() -> None:
-    """Against finite differences of the critic along its own gradient."""
+def test_r1_of_the_discriminator_is_its_slope() -> None:
+    """Against finite differences of the discriminator along its own gradient, of pixels in 0..1."""
     torch.manual_seed(0)
-    critic = Discriminator(DiscriminatorConfig(width=4, multipliers=(2, 2), size=(8, 8))).double()
+    discriminator = Discriminator(DiscriminatorConfig(width=4, multipliers=(2, 2), size=(8, 8))).double()
     x = torch.randn(1, 3, 3, 8, 8, dtype=torch.float64, requires_grad=True)
-    # The logit comes back as float32; the network under it is double.
-    hidden: list[Tensor] = []
-    critic.logit.register_forward_hook(lambda module, args, out: hidden.append(out[:, 0]))
-    critic(x)
-    (gradient,) = torch.autograd.grad(hidden[0].sum(), x, retain_graph=True)
-    penalty = r1_penalty(x, hidden[0])
-    along = gradient / gradient.norm()
+    logits = discriminator(x)
+    (gradient,) = torch.autograd.grad(logits.sum(), x, retain_graph=True)
+    penalty = r1_penalty(x, logits)
+    along = 2 * gradient / gradient.norm()
     with torch.no_grad():
-        critic(x + 1e-6 * along)
-        critic(x - 1e-6 * along)
-    slope = float(hidden[1] - hidden[2]) / 2e-6
-    assert penalty.item() == pytest.approx(0.5 * slope**2, rel=1e-4)
+        slope = float(discriminator(x + 1e-6 * along) - discriminator(x - 1e-6 * along)) / 2e-6
+    assert penalty.item() == pytest.approx(slope**2, rel=1e-4)
     penalty.backward()
-    assert critic.conv_in.weight.grad is not None and bool(critic.conv_in.weight.grad.any())
+    assert discriminator.conv_in.weight.grad is not None and bool(discriminator.conv_in.weight.grad.any())
+
+
+def test_squared_error_counts_pixels_in_zero_to_one() -> None:
+    x, y = torch.randn(2, 2, 3, 2, 4, 4).unbind(0)
+    torch.testing.assert_close(squared_error(x, y), ((x + 1) / 2 - (y + 1) / 2).square().flatten(1).sum(dim=1))
 
 
 def test_adversarial_losses_are_non_saturating() -> None:
-    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.5, -3.0, 1.0])
-    by_hand = -torch.sigmoid(fake).log().mean()
+    real, fake = torch.tensor([2.0, -1.0, 0.3]), torch.tensor([0.5, -3.0, 1.0])
+    by_hand = -torch.sigmoid(fake).log()
     torch.testing.assert_close(generator_loss(fake), by_hand)
-    torch.testing.assert_close(discriminator_loss(real, fake), -torch.sigmoid(real).log().mean() - (1 - torch.sigmoid(fake)).log().mean())
-    assert float(generator_loss(torch.tensor([-50.0]))) == pytest.approx(50.0), "a sure critic still gives a slope"
+    torch.testing.assert_close(discriminator_loss(real, fake), -torch.sigmoid(real).log() - (1 - torch.sigmoid(fake)).log())
+    assert float(generator_loss(torch.tensor([-50.0]))) == pytest.approx(50.0), "a sure discriminator still gives a slope"
 
 
 def test_lecam_keeps_logits_near_the_other_sides_mean() -> None:
     lecam = LeCam(decay=0.5)
-    lecam.update(torch.tensor([2.0, 4.0]), torch.tensor([-1.0, -3.0]))
+    lecam.update(torch.tensor(3.0), torch.tensor(-2.0))
     assert (float(lecam.real), float(lecam.fake)) == (1.5, -1.0)
-    lecam.update(torch.tensor([2.5]), torch.tensor([0.0]))
+    lecam.update(torch.tensor(2.5), torch.tensor(0.0))
     assert (float(lecam.real), float(lecam.fake)) == (2.0, -0.5)
     real, fake = torch.tensor([1.0, -2.0], requires_grad=True), torch.tensor([3.0, 0.0], requires_grad=True)
     penalty = lecam(real, fake)
     # relu(real - mean of fake)^2 = (1.5^2, 0), relu(mean of real - fake)^2 = (0, 2^2)
-    assert penalty.item() == pytest.approx((2.25 + 0) / 2 + (0 + 4) / 2)
-    penalty.backward()
+    assert penalty.tolist() == [2.25, 4]
+    penalty.sum().backward()
     assert real.grad is not None and fake.grad is not None
-    assert real.grad.tolist() == [1.5, 0] and fake.grad.tolist() == [0, -2]
+    assert real.grad.tolist() == [3, 0] and fake.grad.tolist() == [0, -4]
 
 
 def test_lecam_remembers_in_the_checkpoint_and_does_not_learn() -> None:
     lecam = LeCam(0.9)
-    lecam.update(torch.tensor([2.0], requires_grad=True), torch.tensor([1.0], requires_grad=True))
+    lecam.update(torch.tensor(2.0, requires_grad=True), torch.tensor(1.0, requires_grad=True))
     again = LeCam(0.9)
     again.load_state_dict(lecam.state_dict())
     assert torch.equal(again.real, lecam.real) and torch.equal(again.fake, lecam.fake)

@@ -87,25 +87,38 @@ def pick_frames(x: Tensor, chosen: Tensor | None = None) -> Tensor:
     return frames.flatten(0, 1)
 
 
+def squared_error(x: Tensor, y: Tensor) -> Tensor:
+    """Squared error of clips [b 3 t h w] in -1..1, summed over each clip, with pixels counted in 0..1, [b].
+
+    MAGVIT's weights of the error (5) and of R1 (10) belong to pixels in 0..1: there an error is a quarter of that in -1..1.
+    """
+    return (x - y).square().flatten(1).sum(dim=1) / 4
+
+
 def generator_loss(fake: Tensor) -> Tensor:
-    """Non-saturating loss of the generator on the logits [b] of its output."""
-    return F.softplus(-fake).mean()
+    """Non-saturating loss of the generator for each logit [b] of its output, [b]."""
+    return F.softplus(-fake)
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Logistic loss of the discriminator on logits [b]."""
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
+    """Logistic loss of the discriminator for each pair of logits [b], a clip's and its reconstruction's, [b]."""
+    return F.softplus(-real) + F.softplus(fake)
 
 
 def r1_penalty(real: Tensor, logits: Tensor) -> Tensor:
-    """Half the squared gradient of each logit [b] at its real clip [b 3 t h w], [b] (Mescheder et al., arXiv 1801.04406)."""
+    """Squared gradient of each logit [b] at its real clip [b 3 t h w] in -1..1, with pixels counted in 0..1, [b].
+
+    That is R1 (Mescheder et al., arXiv 1801.04406) as MAGVIT's code has it: without the factor 1/2 of the paper. A pixel moves half as
+    far in 0..1 as in -1..1, so slopes are twice as large.
+    """
     (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
-    return 0.5 * gradient.square().flatten(1).sum(dim=1)
+    return 4 * gradient.square().flatten(1).sum(dim=1)
 
 
 class LeCam(nn.Module):
-    """LeCAM regulariser (Tseng et al., arXiv 2104.03310): logits stay near the running mean of the other side's.
+    """LeCAM regulariser (Tseng et al., arXiv 2104.03310, equation 4): each logit stays near the running mean of the other side's.
 
+    Each logit, as in LeCAM's own code. MAGVIT's compares the means of batches, so its penalty depends on how a batch is split over ranks.
     The averages are buffers, so they live in the checkpoint and training resumes with them.
     """
 
@@ -120,13 +133,13 @@ class LeCam(nn.Module):
 
     @torch.no_grad()
     def update(self, real: Tensor, fake: Tensor) -> None:
-        """Move the averages towards the means of these logits."""
-        self.real.lerp_(real.mean().to(self.real), 1 - self.decay)
-        self.fake.lerp_(fake.mean().to(self.fake), 1 - self.decay)
+        """Move the averages towards the mean logits of a global batch."""
+        self.real.lerp_(real.to(self.real), 1 - self.decay)
+        self.fake.lerp_(fake.to(self.fake), 1 - self.decay)
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        """The penalty on logits [b]."""
-        return F.relu(real - self.fake).square().mean() + F.relu(self.real - fake).square().mean()
+        """Return the penalty of each pair of logits [b], [b]."""
+        return F.relu(real - self.fake).square() + F.relu(self.real - fake).square()
 
 
 class Balance(nn.Module):
@@ -147,7 +160,7 @@ class Balance(nn.Module):
     accuracy: Tensor
     paused: Tensor
 
-    def __init__(self, pause: float | None = 0.97, resume: float = 0.85, decay: float = 0.99) -> None:
+    def __init__(self, pause: float | None = None, resume: float = 0.85, decay: float = 0.99) -> None:
         super().__init__()
         if pause is not None and not 0.5 < resume < pause < 1:
             raise ValueError(
@@ -168,6 +181,6 @@ class Balance(nn.Module):
 
 
 def discriminator_accuracy(real: Tensor, fake: Tensor) -> Tensor:
-    """Share of logits [b] of both sides whose sign is right; not a number where one of them is not."""
-    right = torch.cat([torch.where(side.isnan(), side, (side > 0).to(side)) for side in (real, -fake)])
-    return right.float().mean()
+    """How many of a clip's two logits [b] have the right sign, as a share, [b]; not a number where one of them is not."""
+    right = [torch.where(side.isnan(), side, (side > 0).to(side)) for side in (real, -fake)]
+    return (right[0] + right[1]) / 2

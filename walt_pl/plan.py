@@ -323,16 +323,15 @@ def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, low: torch.
                 chosen = torch.arange(frames).expand(len(x), frames)
                 losses.append(metric(pick_frames(y, chosen), pick_frames(x, chosen)).mean())
         if critic is not None:
-            losses.append(generator_loss(torch.cat([critic(y) for y in fakes])))
+            losses.append(generator_loss(torch.cat([critic(y) for y in fakes])).mean())
         return torch.stack(losses).sum()
 
     def judge(penalised: bool) -> Tensor:
         assert critic is not None
-        reals = [x.requires_grad_(penalised) for x in clips()]
-        real, fake = (torch.cat([critic(x) for x in side]) for side in (reals, clips()))
-        loss = discriminator_loss(real, fake)
+        real, fake = (torch.cat([critic(x) for x in side]) for side in (clips(), clips()))
+        loss = discriminator_loss(real, fake).mean()
         if penalised:
-            loss = loss + torch.cat([r1_penalty(x, critic(x)) for x in reals]).mean()
+            loss = loss + torch.cat([r1_penalty(x, critic(x)) for x in (x.requires_grad_() for x in clips())]).mean()
         return loss
 
     if critic is None:
