@@ -55,6 +55,12 @@ def test_every_stage_trains_two_steps_and_leaves_an_artifact_that_loads(run: Pat
         assert all(torch.isfinite(p).all() for model in artifact.models.values() for p in model.parameters())
 
 
+def test_artifact_keeps_the_guidance_of_its_configuration(run: Path) -> None:
+    kept = {stage: load(run / stage).config["guidance"] for stage in ("base", "sr1", "sr2")}
+    others = {"shape": "constant", "power": 4.0, "rescale": 0.0}
+    assert kept == {"base": {"scale": 2.0, **others}, "sr1": {"scale": 1.0, **others}, "sr2": {"scale": 1.0, **others}}
+
+
 def test_reloaded_artifact_gives_the_outputs_of_the_average_that_was_trained(run: Path) -> None:
     last = Checkpoint.newest(run / "training" / "vae" / "checkpoints")
     assert last is not None and last.ema is not None

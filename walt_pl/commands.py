@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -179,9 +179,9 @@ def sample(
     seed: int = 0,
     steps: int | dict[str, int] = 50,
     eta: float = 0.0,
-    guidance: float | dict[str, float] = 1.0,
-    guidance_shape: GuidanceName = "constant",
-    guidance_rescale: float = 0.0,
+    guidance: float | dict[str, float] | None = None,
+    guidance_shape: GuidanceName | None = None,
+    guidance_rescale: float | None = None,
     stages: str | list[str] | None = None,
     out: str = "clip.mp4",
     fps: float = 8.0,
@@ -208,7 +208,8 @@ def sample(
         seed: of the noise; the next prompt of a file takes the next seed.
         steps: sampling steps, of every stage or by stage, e.g. '{"base": 50, "sr1": 8}'.
         eta: 0 is deterministic DDIM, 1 ancestral sampling.
-        guidance: scale of classifier-free guidance, for every stage or by stage, e.g. '{"base": 3, "sr1": 1}'.
+        guidance: scale of classifier-free guidance, for every stage or by stage, e.g. '{"base": 3, "sr1": 1}'; where it, the shape or the
+            rescale is not given, each stage takes that of its artifact (model.guidance in its training).
         guidance_shape: constant, or power-cosine (none at pure noise).
         guidance_rescale: phi, how much of the prediction's spread is restored.
         stages: stages to run, e.g. base or base,sr1; all finished ones when not given.
@@ -227,12 +228,10 @@ def sample(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = stages.split(",") if isinstance(stages, str) else stages
     cascade = Cascade.open(run, wanted, allow_stale, device, getattr(torch, dtype) if dtype else None, text_encoder)
-    scales = guidance if isinstance(guidance, dict) else dict.fromkeys(cascade.stages, guidance)
-    for name, given in (("guidance", scales), ("steps", steps if isinstance(steps, dict) else {})):
-        if unknown := set(given) - set(cascade.stages):
+    for name, given in (("guidance", guidance), ("steps", steps)):
+        if isinstance(given, dict) and (unknown := set(given) - set(cascade.stages)):
             raise ValueError(f"{name} names {sorted(unknown)}, but the stages that run are {cascade.stages}")
-    guides = {stage: Guidance(scale, guidance_shape, rescale=guidance_rescale) for stage, scale in scales.items()}
-    sampling = Sampling(steps, eta, guides, chunk, tile)
+    sampling = Sampling(steps, eta, _guidance(cascade, guidance, guidance_shape, guidance_rescale), chunk, tile)
     seeds = [seed + i for i in range(max(len(texts), len(labels)))]
     frames = cascade.clip_frames if seconds is None else max(1, round(seconds * fps))
     past = {stage: z.expand(len(seeds), -1, -1, -1, -1) for stage, z in _past(cascade, image, continue_, crop).items()}
@@ -251,6 +250,18 @@ def _check_sample(image: str | None, clip: str | None, seconds: float | None, fp
         raise ValueError(f"sample: --fps must be above 0, got {fps:g}")
     if seconds is not None and not 0.5 <= seconds * fps < math.inf:
         raise ValueError(f"sample: --seconds must be {1 / fps:g} (one frame at --fps {fps:g}) or more, got {seconds:g}")
+
+
+def _guidance(
+    cascade: Cascade, scale: float | dict[str, float] | None, shape: GuidanceName | None, rescale: float | None
+) -> dict[str, Guidance]:
+    """Return the guidance of each stage: that of its artifact, changed in what was typed."""
+    guides = {}
+    for stage in cascade.stages:
+        typed = {"scale": scale.get(stage) if isinstance(scale, dict) else scale, "shape": shape, "rescale": rescale}
+        changes: dict[str, Any] = {name: value for name, value in typed.items() if value is not None}
+        guides[stage] = replace(cascade.guidance(stage), **changes)
+    return guides
 
 
 def _past(cascade: Cascade, image: str | None, clip: str | None, crop: bool) -> dict[str, torch.Tensor]:
