@@ -456,6 +456,11 @@ def test_guidance_of_experiments_is_on_where_table_8_has_it(config: str, guidanc
     assert of(config).model.guidance == guidance
 
 
+@pytest.mark.parametrize("stage", ["vae", "base", "base_l", "base_9x16", "sr1", "sr2"])
+def test_text_to_video_takes_8_frames_a_second(stage: str) -> None:
+    assert of(f"text_to_video/{stage}").datamodule.framing.fps == 8
+
+
 def test_days_follow_from_what_a_gpu_does() -> None:
     plan = of("text_to_video/base", None, "--tflops", "200", "--gpus", "64", "--disk", "500")
     flops = 10**16

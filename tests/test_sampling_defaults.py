@@ -2,15 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from tests.conftest import Walt
 from walt_pl.artifact import save_artifact
+from walt_pl.cascade import Cascade
+from walt_pl.commands import sample
+from walt_pl.data.video import read_video, write_video
 from walt_pl.diffusion.sampler import Guidance
 from walt_pl.manifest import Manifest
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
@@ -96,3 +103,65 @@ def test_sample_guidance_is_one_where_the_artifact_keeps_none(make_run: MakeRun,
     run = make_run()
     assert sampled(run) == sampled(run, "--guidance", "1")
     assert sampled(run) != sampled(run, "--guidance", "2")
+
+
+def written(clip: Path) -> tuple[Fraction | None, int]:
+    """Rate and number of frames of a file."""
+    with av.open(str(clip)) as container:
+        return container.streams.video[0].average_rate, sum(1 for _ in container.decode(video=0))
+
+
+def test_sample_rate_default_is_that_of_the_artifact(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
+    film = {"video": {"fps": 24000 / 1001}}
+    run, out = make_run(base=film, sr1=film), tmp_path / "clip.mp4"
+    typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out)]
+    said = walt(*typed, "--seconds", "0.25").said
+    assert written(out) == (Fraction(24000, 1001), 6) and "frames a second" not in said
+    walt(*typed, "--seconds", "0.25", "--fps", "12")
+    assert written(out) == (12, 3)
+    with Image.open(out.with_suffix(".gif")) as picture:
+        assert picture.info["duration"] == 80  # milliseconds, in hundredths of a second
+
+
+def test_sample_rate_is_8_where_the_artifacts_keep_none_and_says_so(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
+    run, out = make_run(), tmp_path / "clip.mp4"
+    typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out)]
+    said = " ".join(walt(*typed, "--seconds", "0.5").said.split())
+    assert "the artifacts do not say at which rate they were trained; taking 8 frames a second (--fps)" in said
+    assert written(out) == (8, 4)
+    assert "frames a second" not in walt(*typed, "--fps", "12").said
+
+
+def test_sample_rate_is_the_bases_where_stages_differ_and_says_so(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
+    run, out = make_run(base={"video": {"fps": 10.0}}, sr1={"video": {"fps": 12.0}}), tmp_path / "clip.mp4"
+    typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out)]
+    said = " ".join(walt(*typed).said.split())
+    assert 'different rates ("base" at 10, "sr1" at 12 frames a second); taking 10, that of "base"' in said
+    assert written(out) == (10, 9)
+    assert "different rates" not in walt(*typed, "--stages", "base").said
+
+
+def test_sample_continue_reads_the_clip_at_the_rate_of_the_model(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a clip at 20 frames a second, a model of 10 is given every second frame, the last one among them."""
+    frames = np.random.default_rng(0).integers(256, size=(12, 16, 16, 3), dtype=np.uint8)
+    write_video(tmp_path / "given.mp4", frames, 20)
+    given = read_video(tmp_path / "given.mp4", 12)
+    asked: list[np.ndarray[Any, Any]] = []
+    past = Cascade.past
+
+    def spy(self: Cascade, pictures: np.ndarray[Any, Any], *more: Any) -> dict[str, torch.Tensor]:
+        asked.append(pictures)
+        return past(self, pictures, *more)
+
+    monkeypatch.setattr(Cascade, "past", spy)
+    run = str(make_run(base={"video": {"fps": 10.0}}))
+    common: dict[str, Any] = {"label": 1, "steps": 1, "stages": "base", "out": str(tmp_path / "clip.mp4")}
+    sample(run, continue_=str(tmp_path / "given.mp4"), **common)
+    sample(run, continue_=str(tmp_path / "given.mp4"), fps=20.0, **common)  # the rate of what is written
+    for pictures in asked:
+        np.testing.assert_array_equal(pictures, given[[3, 5, 7, 9, 11]])
+    write_video(tmp_path / "short.mp4", frames[:8], 20)
+    with pytest.raises(ValueError, match=r"short.mp4: found 4 frames at 10 a second, wanted at least the 5"):
+        sample(run, continue_=str(tmp_path / "short.mp4"), **common)

@@ -164,6 +164,17 @@ class Cascade:
         """Pixel frames that two latents stand for: what the next piece of a long video is given."""
         return 1 + self.vae.config.factors[0]
 
+    @property
+    def frame_rates(self) -> dict[str, float]:
+        """Frames a second of the videos that each stage was trained on, for the stages whose artifact knows it, in their order."""
+        known = {stage: artifact.config.get("video") for stage, artifact in self.artifacts.items()}
+        return {stage: video["fps"] for stage, video in known.items() if video is not None}
+
+    @property
+    def fps(self) -> float | None:
+        """Frames a second of the clips: the base decides how they move, so its rate, or that of the first stage which knows one."""
+        return next(iter(self.frame_rates.values()), None)
+
     def rounds(self, frames: int) -> int:
         """How many pieces a video of so many frames is made of."""
         new = max(1, self.clip_frames - self.overlap)  # models of so few frames are refused by `check`

@@ -18,6 +18,7 @@ from walt_pl.artifact import write_whole
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.cascade import Cascade, Request, Sampling
 from walt_pl.commands import make_clips
+from walt_pl.data.frame_rate import DEFAULT_FPS
 from walt_pl.data.index import Index
 from walt_pl.data.shapes import write_set
 from walt_pl.data.sheet import captioned_grid, contact_sheet
@@ -110,7 +111,7 @@ def _show(run: Path, index: Path, out: Path) -> int:
     clips = torch.cat(list(make_clips(cascade, request, Sampling(STEPS), batch=16)))
     captions = seen + [f"{caption} (pair never seen in videos)" for caption in unseen]
     contact_sheet(clips, captions).save(out / "samples.png")
-    write_gif(out / "samples.gif", captioned_grid(clips, captions), fps=8)
+    write_gif(out / "samples.gif", captioned_grid(clips, captions), cascade.fps or DEFAULT_FPS)
     return len(prompts)
 
 
