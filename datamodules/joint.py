@@ -18,6 +18,7 @@ from walt_pl import artifact
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.data.batch import Bucketed, Kind, Source
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
+from walt_pl.data.frame_rate import trained_rate
 from walt_pl.data.index import Entries, Index
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.data.sampler import BatchLoader, Items, JointLoader, JointSampler, SequentialSampler
@@ -176,6 +177,14 @@ class JointData(L.LightningDataModule):
         kinds: tuple[Kind, Kind] = ("video", "image")
         selections = {split: self.selection(split) for split in self._splits()}
         return {f"{split}_{kind}s": of[kind].used if kind in of else 0 for split, of in selections.items() for kind in kinds}
+
+    def frame_rate(self) -> float | None:
+        """Gives the frames a second of the videos that are trained on; None for images alone, and where it is not known."""
+        if not self.videos_per_batch or self.framing.frames == 1:
+            return None
+        if self.shards is not None:  # whose files nobody has examined
+            return self.framing.fps
+        return trained_rate(self._entries(TRAIN)["video"], self.selection(TRAIN)["video"].positions(), self.framing)
 
     def captions(self, validation: bool = False) -> Iterator[str]:
         """Gives the captions that are trained on, for the vocabulary of a text encoder of our own; and those validated on, if wanted."""

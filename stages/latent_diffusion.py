@@ -1,6 +1,7 @@
 """What the base and the super-resolution stages share: one training step of latent diffusion (SPEC sections 1 and 3)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class LatentDiffusion(L.LightningModule):
         clip: largest gradient norm; null for none.
         seed: of every random draw of the training.
         preview_steps: sampling steps of the previews.
-        preview_guidance: guidance of the previews.
+        guidance: classifier-free guidance of the previews, and of sampling where nothing else is asked for: the artifact keeps it.
         compile: torch.compile the denoiser's layers: slow at first, and it needs a C++ compiler.
     """
 
@@ -75,7 +76,7 @@ class LatentDiffusion(L.LightningModule):
         clip: float | None = 1.0,
         seed: int = 0,
         preview_steps: int = 20,
-        preview_guidance: Guidance = Guidance(),
+        guidance: Guidance = Guidance(),
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -94,9 +95,14 @@ class LatentDiffusion(L.LightningModule):
         if not past_frames or not set(past_frames) <= {1, 2}:
             raise ValueError(f"model.past_frames: 1 latent frame (an image), 2 (the end of a clip) or [1, 2], got {list(past_frames)}")
         self.frame_prediction, self.past_frames = frame_prediction if denoiser.frame_prediction else 0.0, past_frames
+        if self.frame_prediction == 1 and guidance.scale != 1:
+            raise ValueError(
+                f"model.guidance.scale is {guidance.scale:g}, but with model.frame_prediction 1 no step trains the unconditional branch, "
+                "which has no past: set the scale to 1, or model.frame_prediction below 1"
+            )
         self.schedule = Schedule(zero_terminal_snr=zero_terminal_snr)
         self.zero_terminal_snr, self.normalise_latents = zero_terminal_snr, normalise_latents
-        self.seed, self.preview_steps, self.preview_guidance = seed, preview_steps, preview_guidance
+        self.seed, self.preview_steps, self.guidance = seed, preview_steps, guidance
         self.vae_path = vae
         self._vae: list[VAE] = []
         self._scale = LatentScale.identity(denoiser.latent_channels)
@@ -288,7 +294,7 @@ class LatentDiffusion(L.LightningModule):
         condition = self.validation_condition(batch, x0, layout, chance)
         c = self.denoiser.config
         noise = torch.cat(chance.normal([(layout.frames, c.latent_channels, *c.size[1:])] * layout.videos))
-        denoise = guided(self.denoiser, self.preview_guidance, self.schedule, Condition.without_text)
+        denoise = guided(self.denoiser, self.guidance, self.schedule, Condition.without_text)
         latents = ddim(denoise, self.schedule, noise, condition, self.preview_steps)
         videos, _ = layout.split(self._scale.denormalise(latents))
         return self.vae.decode(videos).clamp(-1, 1), batch.captions
@@ -305,7 +311,10 @@ class LatentDiffusion(L.LightningModule):
 
     def settings(self) -> dict[str, Any]:
         """What sampling must know beside the models."""
-        settings: dict[str, Any] = {"diffusion": {"zero_terminal_snr": self.zero_terminal_snr, "normalise_latents": self.normalise_latents}}
+        settings: dict[str, Any] = {
+            "diffusion": {"zero_terminal_snr": self.zero_terminal_snr, "normalise_latents": self.normalise_latents},
+            "guidance": asdict(self.guidance),
+        }
         if self.frame_prediction:
             settings["frame_prediction"] = {"past_frames": list(self.past_frames), "always": self.frame_prediction == 1}
         return settings

@@ -113,9 +113,14 @@ def random_denoiser(**config: Any) -> Denoiser:
 
 
 def save_past(
-    folder: Path, denoiser: Denoiser, trained: dict[str, Any], text: Artifact | None, parents: dict[str, str] | None = None
+    folder: Path,
+    denoiser: Denoiser,
+    trained: dict[str, Any],
+    text: Artifact | None,
+    parents: dict[str, str] | None = None,
+    more: dict[str, Any] | None = None,
 ) -> None:
-    settings = {"diffusion": {"zero_terminal_snr": True, "normalise_latents": True}, "frame_prediction": trained}
+    settings = {"diffusion": {"zero_terminal_snr": True, "normalise_latents": True}, "frame_prediction": trained, **(more or {})}
     models = {"denoiser": denoiser, **({"text": text.models["text"]} if text else {})}
     files = {"tokenizer.model": text.read("tokenizer.model")} if text else {}
     save_artifact(folder, kind="base", models=models, settings=settings, card={"parents": parents or {}}, train_config="", files=files)
@@ -289,7 +294,8 @@ def run(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
     parents = {"vae": load(run / "vae").sha256}
     manifest.start("base", parents)
     denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=True)
-    save_past(run / "base", denoiser, {"past_frames": [1, 2], "always": False}, load(folders["base"]), parents)
+    settings = {"guidance": {"scale": 2.0}}
+    save_past(run / "base", denoiser, {"past_frames": [1, 2], "always": False}, load(folders["base"]), parents, settings)
     manifest.finish("base", run / "base")
     return run
 
@@ -299,7 +305,7 @@ def test_code_of_the_documentation_makes_the_clip_of_the_program(run: Path, tmp_
     assert code.count("runs/shapes/vae") == code.count("artifacts/base-500") == 1
     monkeypatch.chdir(tmp_path)
     exec(code.replace("runs/shapes/vae", str(run / "vae")).replace("artifacts/base-500", str(run / "base")), {})
-    sample(str(run), "a plain red circle moving left", seed=0, steps=20, guidance=2.0, out="program.mp4")
+    sample(str(run), "a plain red circle moving left", seed=0, steps=20, out="program.mp4")
     assert Path("clip.mp4").read_bytes() == Path("program.mp4").read_bytes()
 
 
@@ -330,10 +336,12 @@ def files(tmp_path: Path) -> Path:
         ({"continue_": "text.mp4"}, "text.mp4: not a video"),
         ({"continue_": "empty.mp4"}, "empty.mp4: the file is empty"),
         ({"image": "square.png", "continue_": "long.mp4"}, "give one of --image and --continue"),
-        ({"seconds": 0.0}, "--seconds must be 0.125"),
-        ({"seconds": -1.0}, "--seconds must be 0.125"),
-        ({"seconds": math.nan}, "--seconds must be 0.125"),
-        ({"seconds": math.inf}, "--seconds must be 0.125"),
+        ({"seconds": 0.0}, "--seconds must be above 0"),
+        ({"seconds": -1.0}, "--seconds must be above 0"),
+        ({"seconds": math.nan}, "--seconds must be above 0"),
+        ({"seconds": math.inf}, "--seconds must be above 0"),
+        ({"seconds": 0.01}, "--seconds must be 0.125 .one frame at 8 frames a second. or more, got 0.01"),
+        ({"seconds": 0.01, "fps": 20.0}, "--seconds must be 0.05 .one frame at 20 frames"),
         ({"seconds": 10.0, "stages": "sr1"}, "stages run from base upwards"),
         ({"stages": "vae"}, "stages run from base upwards"),
         ({"fps": 0.0}, "--fps must be above 0"),

@@ -20,6 +20,7 @@ FLOORS = {
     "walt_pl.cascade": 2,
     "walt_pl.text_features": 2,
     "walt_pl.evaluation": 2,
+    "walt_pl.sampling_defaults": 2,
     "walt_pl.callbacks": 2,
     "walt_pl.logger": 2,
     "walt_pl.strategies": 2,

@@ -31,6 +31,7 @@ from walt_pl.blocks.frames import Layout
 from walt_pl.cli import Program, beneath
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
+from walt_pl.diffusion.sampler import Guidance
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.discriminator import DiscriminatorConfig
 from walt_pl.models.vae import VAEConfig
@@ -433,6 +434,31 @@ DURATIONS: list[tuple[str, float]] = [
 @pytest.mark.parametrize(("config", "steps"), DURATIONS)
 def test_stages_train_for_the_published_durations(config: str, steps: float) -> None:
     assert yaml.safe_load((EXPERIMENTS / f"{config}.yaml").read_text())["trainer"]["max_steps"] == pytest.approx(steps, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("config", "guidance"),
+    [
+        ("text_to_video/base", Guidance(7.5, rescale=0.7)),
+        ("text_to_video/base_l", Guidance(7.5, rescale=0.7)),
+        ("text_to_video/base_9x16", Guidance(7.5, rescale=0.7)),
+        ("text_to_video/sr1", Guidance(3.0, rescale=0.7)),
+        ("text_to_video/sr2", Guidance(3.0, rescale=0.7)),
+        ("shapes/base", Guidance(2.0)),
+        ("shapes/sr1", Guidance()),
+        ("imagenet/base", Guidance()),
+        ("kinetics600/base", Guidance()),
+        ("ucf101/base_l", Guidance()),
+        ("ucf101/base_xl", Guidance()),
+    ],
+)
+def test_guidance_of_experiments_is_on_where_table_8_has_it(config: str, guidance: Guidance) -> None:
+    assert of(config).model.guidance == guidance
+
+
+@pytest.mark.parametrize("stage", ["vae", "base", "base_l", "base_9x16", "sr1", "sr2"])
+def test_text_to_video_takes_8_frames_a_second(stage: str) -> None:
+    assert of(f"text_to_video/{stage}").datamodule.framing.fps == 8
 
 
 def test_days_follow_from_what_a_gpu_does() -> None:

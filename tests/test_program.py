@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import av
 import pytest
 import torch
 import yaml
@@ -30,6 +31,11 @@ TWO_STEPS = [
 ]
 
 
+def rate_of(clip: Path) -> float:
+    with av.open(str(clip)) as container:
+        return float(container.streams.video[0].average_rate or 0)
+
+
 def fit(walt: Walt, stage: str, run: Path, painted: Path, *more: str, check: bool = True) -> str:
     config = ["--config", str(EXPERIMENT / f"{stage}.yaml"), "--run", str(run), "--data.index", str(painted)]
     done = walt("fit", *config, *TINY[stage], *TWO_STEPS, *more, check=check)
@@ -53,6 +59,26 @@ def test_every_stage_trains_two_steps_and_leaves_an_artifact_that_loads(run: Pat
         assert artifact.card["steps"] == 2
         assert artifact.models
         assert all(torch.isfinite(p).all() for model in artifact.models.values() for p in model.parameters())
+
+
+def test_artifact_keeps_the_guidance_of_its_configuration(run: Path) -> None:
+    kept = {stage: load(run / stage).config["guidance"] for stage in ("base", "sr1", "sr2")}
+    others = {"shape": "constant", "power": 4.0, "rescale": 0.0}
+    assert kept == {"base": {"scale": 2.0, **others}, "sr1": {"scale": 1.0, **others}, "sr2": {"scale": 1.0, **others}}
+
+
+def test_artifact_and_checkpoint_keep_the_rate_of_the_training_videos_and_sample_writes_it(
+    walt: Walt, run: Path, painted: Path, tmp_path: Path
+) -> None:
+    assert [load(run / stage).config["video"] for stage in TINY] == [{"fps": 8.0}] * 4, "that of the painted files"
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    fit(walt, "base", other, painted, "--data.fps", "16", "--fresh", "true")
+    walt("export", str(other / "training" / "base" / "checkpoints"), "--out", str(tmp_path / "exported"))
+    assert load(other / "base").config["video"] == load(tmp_path / "exported").config["video"] == {"fps": 16.0}
+    clip = tmp_path / "clip.mp4"
+    prompt = ["--prompt", "a plain red circle moving left", "--steps", "1", "--stages", "base"]
+    walt("sample", "--run", str(other), *prompt, "--seconds", "0.5", "--out", str(clip))
+    assert (rate_of(clip), len(read_video(clip, 8))) == (16, 8)
 
 
 def test_reloaded_artifact_gives_the_outputs_of_the_average_that_was_trained(run: Path) -> None:

@@ -18,8 +18,7 @@ from typing import Any
 from walt_pl.artifact import read_card, write_whole
 from walt_pl.cascade import Cascade, Sampling
 from walt_pl.data.index import Index
-from walt_pl.diffusion.sampler import Guidance
-from walt_pl.evaluation import GUIDANCE, STEPS, machine, score_base
+from walt_pl.evaluation import STEPS, machine, score_base
 from walt_pl.manifest import Manifest
 
 PROMPTS, UNSEEN, SEED = 256, 64, 1
@@ -113,7 +112,7 @@ def _fit(configs: Sequence[Path], folder: Path, further: Sequence[str]) -> None:
 
 def _score(folder: Path, index: Path) -> dict[str, float]:
     cascade = Cascade.open(folder, ["base"])
-    sampling = Sampling(STEPS, guidance={"base": Guidance(GUIDANCE["base"])})
+    sampling = Sampling(STEPS)
     shares = score_base(cascade, [entry.caption for entry in Index(index, "val").videos[:PROMPTS]], sampling, SEED)
     pairs = [entry.caption for entry in Index(index, "unseen").videos[:UNSEEN]]
     loss = read_card(folder / "base")["metrics"]["values"]["val/loss"]
@@ -142,7 +141,7 @@ def render(results: Mapping[str, Mapping[str, float]]) -> str:
         "# Ablations on the embedded set",
         "",
         f"`make ablate EXP=shapes`, {machine()}. One seed a row, equal steps. Shares of {counts} that the",
-        f"analytic scorer reads right; {STEPS['base']} sampling steps, guidance {GUIDANCE['base']:g}. Shares within two standard errors",
+        f"analytic scorer reads right; {STEPS['base']} sampling steps, guidance as in base.yaml. Shares within two standard errors",
         "are called no difference. One seed proves little: read a row as a lead. Losses of other latents or schedules do not compare.",
         "Minutes are by the clock, with pauses and whatever else the machine did; undisturbed, a row took about 5 on 2 cores.",
         "",

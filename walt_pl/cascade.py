@@ -72,7 +72,7 @@ class Sampling:
     eta: float = 0.0
     """0 is deterministic, 1 ancestral."""
     guidance: Mapping[str, Guidance] = field(default_factory=dict)
-    """By stage; stages that are not named take 1."""
+    """By stage; stages that are not named take that of their artifact."""
     chunk: int | None = None
     """Latent frames decoded at once; null for all."""
     tile: int | None = None
@@ -164,6 +164,17 @@ class Cascade:
         """Pixel frames that two latents stand for: what the next piece of a long video is given."""
         return 1 + self.vae.config.factors[0]
 
+    @property
+    def frame_rates(self) -> dict[str, float]:
+        """Frames a second of the videos that each stage was trained on, for the stages whose artifact knows it, in their order."""
+        known = {stage: artifact.config.get("video") for stage, artifact in self.artifacts.items()}
+        return {stage: video["fps"] for stage, video in known.items() if video is not None}
+
+    @property
+    def fps(self) -> float | None:
+        """Frames a second of the clips: the base decides how they move, so its rate, or that of the first stage which knows one."""
+        return next(iter(self.frame_rates.values()), None)
+
     def rounds(self, frames: int) -> int:
         """How many pieces a video of so many frames is made of."""
         new = max(1, self.clip_frames - self.overlap)  # models of so few frames are refused by `check`
@@ -201,6 +212,10 @@ class Cascade:
         fitting = [stage for stage, (h, w) in sizes.items() if stage == self.base or (h <= height and w <= width)]
         return {stage: self.encode(to_size(pictures, *sizes[stage])[None]) for stage in fitting}
 
+    def guidance(self, stage: str, sampling: Sampling = Sampling()) -> Guidance:
+        """Return the guidance of a stage: that of ``sampling``, else that of the artifact, else none (scale 1)."""
+        return sampling.guidance.get(stage) or Guidance(**self.artifacts[stage].config.get("guidance", {}))
+
     def check(self, request: Request, sampling: Sampling, frames: int) -> None:
         """Compare what is asked of the stages with the past that they were given in training.
 
@@ -230,7 +245,7 @@ class Cascade:
         if trained["always"] and self.base not in given:
             options = " or ".join({1: "--image", 2: "--continue"}[known] for known in trained["past_frames"])
             raise ValueError(f'stage "{self.base}" was given a past in every step of its training: give it one with {options}')
-        if trained["always"] and sampling.guidance.get(self.base, Guidance()).scale != 1:
+        if trained["always"] and self.guidance(self.base, sampling).scale != 1:
             raise ValueError(
                 f'stage "{self.base}" was given a past in every step of its training, so guidance has no null: leave out --guidance'
             )
@@ -330,7 +345,7 @@ class Cascade:
             condition = self._with_low(condition, layout.join(scale.normalise_clips(low), low[:0]), level, schedule, chances)
         if stage in request.past:
             condition = _with_past(condition, scale.normalise_clips(request.past[stage].to(self.device)))
-        denoise = guided(denoiser, sampling.guidance.get(stage, Guidance()), schedule, self._null(request, denoiser))
+        denoise = guided(denoiser, self.guidance(stage, sampling), schedule, self._null(request, denoiser))
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             latents = ddim(denoise, schedule, noise, condition, sampling.steps_of(stage), sampling.eta, fresh_noise, each_step)
         return layout.split(scale.denormalise(latents))[0]

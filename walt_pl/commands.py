@@ -19,6 +19,7 @@ from walt_pl.data import doctor
 from walt_pl.data.batch import Kind
 from walt_pl.data.building import Options, build_index
 from walt_pl.data.clips import fetch_clips
+from walt_pl.data.frame_rate import DEFAULT_FPS, trained_rate
 from walt_pl.data.index import Index
 from walt_pl.data.selection import Selection, described
 from walt_pl.data.shapes import write_set
@@ -26,10 +27,9 @@ from walt_pl.data.sheet import captioned_grid, contact_sheet, to_uint8
 from walt_pl.data.sources import Layout, list_source
 from walt_pl.data.transforms import PixelDataset
 from walt_pl.data.video import read_image, read_last_frames, write_gif, write_video
-from walt_pl.diffusion.sampler import Guidance
 from walt_pl.manifest import Manifest, kind_of, render_status, verify_run
+from walt_pl.sampling_defaults import GuidanceName, frame_count, guidance_of_stages, rate_of
 
-GuidanceName = Literal["constant", "power-cosine"]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 SHOWN = 8
 """Clips in the picture of an autoencoder's reconstructions."""
@@ -179,12 +179,12 @@ def sample(
     seed: int = 0,
     steps: int | dict[str, int] = 50,
     eta: float = 0.0,
-    guidance: float | dict[str, float] = 1.0,
-    guidance_shape: GuidanceName = "constant",
-    guidance_rescale: float = 0.0,
+    guidance: float | dict[str, float] | None = None,
+    guidance_shape: GuidanceName | None = None,
+    guidance_rescale: float | None = None,
     stages: str | list[str] | None = None,
     out: str = "clip.mp4",
-    fps: float = 8.0,
+    fps: float | None = None,
     batch: int = 8,
     device: str | None = None,
     dtype: DtypeName | None = None,
@@ -201,19 +201,22 @@ def sample(
         prompts: file with a prompt a line, for many clips; they are named after `out` with a number.
         label: class, for class-conditional models.
         image: picture that the clip begins with, for models trained with frame prediction; a prompt may be left out.
-        continue_: typed --continue; clip whose last frames (5 where the autoencoder's temporal factor is 4) the new one begins with.
+        continue_: typed --continue; clip whose last frames (5 where the autoencoder's temporal factor is 4) the new one begins with, taken
+            at the rate that the model was trained at.
         crop: cut the middle out of an image or clip of another aspect.
-        seconds: length; beyond one clip, each further round goes on from the end of the one before. One clip when not given.
+        seconds: length, at the rate of the files; beyond one clip, each further round goes on from the end of the one before. One clip when
+            not given.
         negative_prompt: what guidance leads away from; nothing known when empty.
         seed: of the noise; the next prompt of a file takes the next seed.
         steps: sampling steps, of every stage or by stage, e.g. '{"base": 50, "sr1": 8}'.
         eta: 0 is deterministic DDIM, 1 ancestral sampling.
-        guidance: scale of classifier-free guidance, for every stage or by stage, e.g. '{"base": 3, "sr1": 1}'.
+        guidance: scale of classifier-free guidance, for every stage or by stage, e.g. '{"base": 3, "sr1": 1}'; where it, the shape or the
+            rescale is not given, each stage takes that of its artifact (model.guidance in its training).
         guidance_shape: constant, or power-cosine (none at pure noise).
         guidance_rescale: phi, how much of the prediction's spread is restored.
         stages: stages to run, e.g. base or base,sr1; all finished ones when not given.
         out: the mp4.
-        fps: frames per second of the files.
+        fps: frames per second of the files, in which --seconds counts; the rate that the model was trained at when not given.
         batch: clips made at once.
         device: where to run; a GPU when there is one.
         dtype: of the networks' arithmetic; what the device is fastest at when not given.
@@ -227,30 +230,28 @@ def sample(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = stages.split(",") if isinstance(stages, str) else stages
     cascade = Cascade.open(run, wanted, allow_stale, device, getattr(torch, dtype) if dtype else None, text_encoder)
-    scales = guidance if isinstance(guidance, dict) else dict.fromkeys(cascade.stages, guidance)
-    for name, given in (("guidance", scales), ("steps", steps if isinstance(steps, dict) else {})):
-        if unknown := set(given) - set(cascade.stages):
+    for name, given in (("guidance", guidance), ("steps", steps)):
+        if isinstance(given, dict) and (unknown := set(given) - set(cascade.stages)):
             raise ValueError(f"{name} names {sorted(unknown)}, but the stages that run are {cascade.stages}")
-    guides = {stage: Guidance(scale, guidance_shape, rescale=guidance_rescale) for stage, scale in scales.items()}
-    sampling = Sampling(steps, eta, guides, chunk, tile)
+    sampling = Sampling(steps, eta, guidance_of_stages(cascade, guidance, guidance_shape, guidance_rescale), chunk, tile)
     seeds = [seed + i for i in range(max(len(texts), len(labels)))]
-    frames = cascade.clip_frames if seconds is None else max(1, round(seconds * fps))
+    fps = fps or rate_of(cascade)
+    frames = cascade.clip_frames if seconds is None else frame_count(seconds, fps)
     past = {stage: z.expand(len(seeds), -1, -1, -1, -1) for stage, z in _past(cascade, image, continue_, crop).items()}
     request = Request(texts, labels, negative_prompt, seeds, past)
     clips = make_clips(cascade, request, sampling, batch, frames)
     _write_clips(Path(out), clips, texts or [f"class {number}" for number in labels], fps)
 
 
-def _check_sample(image: str | None, clip: str | None, seconds: float | None, fps: float, out: str) -> None:
+def _check_sample(image: str | None, clip: str | None, seconds: float | None, fps: float | None, out: str) -> None:
     """What can be told before anything is loaded."""
     if Path(out).suffix != ".mp4":
         raise ValueError(f"sample: --out must end in .mp4, got {out}; the GIF and the contact sheet are written beside it")
     if image is not None and clip is not None:
         raise ValueError("sample: a clip begins with an image or with the end of another; give one of --image and --continue")
-    if not 0 < fps < math.inf:
-        raise ValueError(f"sample: --fps must be above 0, got {fps:g}")
-    if seconds is not None and not 0.5 <= seconds * fps < math.inf:
-        raise ValueError(f"sample: --seconds must be {1 / fps:g} (one frame at --fps {fps:g}) or more, got {seconds:g}")
+    for name, value in (("--fps", fps), ("--seconds", seconds)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"sample: {name} must be above 0, got {value:g}")
 
 
 def _past(cascade: Cascade, image: str | None, clip: str | None, crop: bool) -> dict[str, torch.Tensor]:
@@ -259,9 +260,10 @@ def _past(cascade: Cascade, image: str | None, clip: str | None, crop: bool) -> 
         return cascade.past(read_image(Path(image)), image, crop)
     if clip is None:
         return {}
-    pictures = read_last_frames(Path(clip), cascade.overlap)
+    pictures = read_last_frames(Path(clip), cascade.overlap, cascade.fps)
     if len(pictures) < cascade.overlap:
-        raise ValueError(f"{clip}: found {len(pictures)} frames, wanted at least the {cascade.overlap} that a clip is continued from")
+        rate = "" if cascade.fps is None else f" at {cascade.fps:g} a second"
+        raise ValueError(f"{clip}: found {len(pictures)} frames{rate}, wanted at least the {cascade.overlap} that a clip is continued from")
     return cascade.past(pictures, clip, crop)
 
 
@@ -362,7 +364,8 @@ def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale:
     folder = Manifest.open(run).usable([stage], allow_stale)[stage]
     data = data_of(folder / "train.yaml", Path(index) if index else None)
     framing = replace(data.framing, crop=None, sizes=(), flip=False)
-    source = PixelDataset(Index(data.index, "val").videos, (), framing)
+    videos = Index(data.index, "val").videos
+    source = PixelDataset(videos, (), framing)
     selected = data.selection("val").get("video")
     if selected is None:
         raise ValueError(f"{folder}: trained on images alone, and videos are scored")
@@ -371,7 +374,8 @@ def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale:
     clips, lines = clips[: 2 * SHOWN], lines[: 2 * SHOWN]
     out = run / "reconstructions.png"
     contact_sheet(clips, lines).save(out)
-    write_gif(out.with_suffix(".gif"), captioned_grid(clips, lines, columns=2), framing.fps or 8)
+    fps = trained_rate(videos, selected.positions(), framing) or DEFAULT_FPS
+    write_gif(out.with_suffix(".gif"), captioned_grid(clips, lines, columns=2), fps)
     print(f"{summary['counts']['vae']} held-out clips; look at {out}, {out.with_suffix('.gif')}")
 
 

@@ -18,12 +18,12 @@ from walt_pl.artifact import write_whole
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.cascade import Cascade, Request, Sampling
 from walt_pl.commands import make_clips
+from walt_pl.data.frame_rate import DEFAULT_FPS
 from walt_pl.data.index import Index
 from walt_pl.data.shapes import write_set
 from walt_pl.data.sheet import captioned_grid, contact_sheet
 from walt_pl.data.video import write_gif
-from walt_pl.diffusion.sampler import Guidance
-from walt_pl.evaluation import GUIDANCE, STEPS, evaluate_run, machine, render_summary, write_summary
+from walt_pl.evaluation import STEPS, evaluate_run, machine, render_summary, write_summary
 
 STAGES = ("vae", "base", "sr1", "sr2")
 SHOWN_SEEN, SHOWN_UNSEEN = 12, 4
@@ -107,12 +107,11 @@ def _show(run: Path, index: Path, out: Path) -> int:
     unseen = [entry.caption for entry in Index(index, "unseen").videos[:SHOWN_UNSEEN]]
     prompts = seen + unseen
     cascade = Cascade.open(run, STAGES[1:])
-    guidance = {stage: Guidance(scale) for stage, scale in GUIDANCE.items()}
     request = Request(prompts=prompts, seeds=[SEED + i for i in range(len(prompts))])
-    clips = torch.cat(list(make_clips(cascade, request, Sampling(STEPS, guidance=guidance), batch=16)))
+    clips = torch.cat(list(make_clips(cascade, request, Sampling(STEPS), batch=16)))
     captions = seen + [f"{caption} (pair never seen in videos)" for caption in unseen]
     contact_sheet(clips, captions).save(out / "samples.png")
-    write_gif(out / "samples.gif", captioned_grid(clips, captions), fps=8)
+    write_gif(out / "samples.gif", captioned_grid(clips, captions), cascade.fps or DEFAULT_FPS)
     return len(prompts)
 
 

@@ -50,6 +50,9 @@ class Data(L.LightningDataModule):
     videos_per_batch = images_per_batch = 4
     index_sha256 = "0" * 64
 
+    def frame_rate(self) -> float | None:
+        return None
+
     def counts(self) -> dict[str, int]:
         return {"train_videos": 70, "train_images": 90}
 

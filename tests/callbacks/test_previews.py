@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import lightning as L
+import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -28,7 +29,20 @@ def one_batch(samples: list[JointBatch]) -> JointBatch:
     return samples[0]
 
 
-def test_previews_are_moving_pictures_in_the_event_file(tmp_path: Path) -> None:
+class OneBatch(L.LightningDataModule):
+    def __init__(self, batch: JointBatch, rate: float | None) -> None:
+        super().__init__()
+        self.batch, self.rate = batch, rate
+
+    def val_dataloader(self) -> DataLoader[JointBatch]:
+        return DataLoader([self.batch], collate_fn=one_batch)  # type: ignore[arg-type]
+
+    def frame_rate(self) -> float | None:
+        return self.rate
+
+
+@pytest.mark.parametrize(("rate", "milliseconds"), [(20.0, 50), (None, 120)])  # GIF keeps time in hundredths of a second
+def test_previews_are_moving_pictures_in_the_event_file(tmp_path: Path, rate: float | None, milliseconds: int) -> None:
     clips = torch.linspace(-1, 1, 5)[None, None, :, None, None].expand(2, 3, 5, 16, 16).clone()
     none = torch.zeros(0, 3, 1, 16, 16)
     tail = torch.zeros(2, dtype=torch.int64)
@@ -40,8 +54,9 @@ def test_previews_are_moving_pictures_in_the_event_file(tmp_path: Path) -> None:
         enable_checkpointing=False,
         enable_progress_bar=False,
     )
-    trainer.validate(Still(), DataLoader([batch], collate_fn=one_batch), verbose=False)  # type: ignore[arg-type]
+    trainer.validate(Still(), datamodule=OneBatch(batch, rate), verbose=False)
     events = EventAccumulator(str(trainer.log_dir)).Reload()
     picture = Image.open(io.BytesIO(events.Images("previews/clips")[0].encoded_image_string))
     assert picture.format == "GIF"
     assert picture.n_frames == 5  # type: ignore[attr-defined]
+    assert picture.info["duration"] == milliseconds

@@ -65,6 +65,28 @@ def test_last_frames_are_the_last_of_any_file(path: Path, tmp_path: Path) -> Non
     assert numbers(read_last_frames(tmp_path / "open.mp4", 5)) == list(range(25, 30))
 
 
+@pytest.mark.parametrize(
+    ("rate", "fps", "taken"),
+    [
+        (8, 8.0, [95, 96, 97, 98, 99]),
+        (16, 8.0, [91, 93, 95, 97, 99]),
+        (30, 8.0, [84, 88, 91, 95, 99]),  # at 84, 87.75, 91.5, 95.25, 99; a frame counts from 0.3 of an interval before its time on
+        (4, 8.0, [97, 97, 98, 98, 99]),
+        (30, 30000 / 1001, [95, 96, 97, 98, 99]),
+    ],
+)
+def test_last_frames_at_a_rate_are_those_shown_at_equal_distances_before_the_last(
+    tmp_path: Path, rate: int, fps: float, taken: list[int]
+) -> None:
+    write_video(tmp_path / "clip.mp4", counting_clip(100), rate)
+    assert numbers(read_last_frames(tmp_path / "clip.mp4", 5, fps)) == taken
+
+
+def test_last_frames_at_a_rate_are_fewer_where_the_video_is_shorter(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", counting_clip(7), 16)
+    assert numbers(read_last_frames(tmp_path / "clip.mp4", 5, 8.0)) == [0, 2, 4, 6]
+
+
 @pytest.mark.parametrize(("frames", "start", "found"), [(101, 0, 100), (17, 90, 10), (1, 500, 0)])
 def test_too_short_is_an_error_that_counts(path: Path, frames: int, start: int, found: int) -> None:
     with pytest.raises(MediaError, match=f"found {found} frames from frame {start} on, wanted {frames}") as error:

@@ -87,6 +87,24 @@ def vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return str(tmp_path / "vae")
 
 
+# What there is
+
+
+def test_frame_rate_is_that_of_the_training_videos(index: str) -> None:
+    assert make(index).frame_rate() == 8
+    assert make(index, fps=16.0).frame_rate() == 16
+    assert make(index, frames=3, stride=2).frame_rate() == 4
+
+
+def test_frame_rate_is_unknown_for_images_alone_and_for_streams(index: str) -> None:
+    assert make(index, videos_per_batch=0).frame_rate() is None
+    assert make(index, videos_per_batch=0, fps=16.0).frame_rate() is None
+    assert make(index, frames=1, fps=16.0).frame_rate() is None
+    shards: dict[str, Any] = {"shards": {"video": "clips.tar"}, "image_stacks_per_batch": 0}
+    assert make(index, **shards).frame_rate() is None
+    assert make(index, **shards, fps=16.0).frame_rate() == 16
+
+
 # Batches
 
 

@@ -36,6 +36,9 @@ class WideLatents(L.LightningDataModule):
 
     videos_per_batch, images_per_batch, index_sha256 = 2, 1, "0"
 
+    def frame_rate(self) -> float | None:
+        return None
+
     def counts(self) -> dict[str, int]:
         return {"train_videos": 2, "train_images": 1}
 

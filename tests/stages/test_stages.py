@@ -17,9 +17,11 @@ from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.chance import Chance
 from walt_pl.diffusion.condition import Condition
+from walt_pl.diffusion.objective import Denoise
+from walt_pl.diffusion.sampler import Guidance
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.models.text import SmallTextConfig
-from walt_pl.models.vae import VAEConfig
+from walt_pl.models.vae import VAE, VAEConfig
 
 SMALL = {"width": 16, "layers": 2, "heads": 2, "size": (3, 4, 4), "window": (3, 2, 2)}
 
@@ -113,6 +115,26 @@ def test_without_the_channels_no_past_is_given() -> None:
     x0, layout = stage.latents(batch.videos, batch.images, "latents")
     assert stage.condition(batch, x0, layout, Chance(0, 0, batch.slots)).past is None
     assert "frame_prediction" not in stage.settings()
+
+
+def test_guidance_of_a_stage_is_that_of_its_previews_and_its_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Guidance] = []
+
+    def spy(denoise: Denoise, guidance: Guidance, *more: object) -> Denoise:
+        asked.append(guidance)
+        return denoise
+
+    monkeypatch.setattr("stages.latent_diffusion.guided", spy)
+    stage = BaseStage(DenoiserConfig(**SMALL), sgd, guidance=Guidance(3.0, rescale=0.5), preview_steps=1)  # type: ignore[arg-type]
+    stage._vae = [VAE(VAEConfig(8, (1, 1, 1), ((2, 2, 2), (2, 2, 2)), (0, 1, 1), 0, norm="layer"))]
+    stage.preview_samples(latent_batch())
+    assert asked == [Guidance(**stage.settings()["guidance"])] == [Guidance(3.0, rescale=0.5)]
+
+
+def test_guidance_is_refused_where_the_past_is_always_given() -> None:
+    config = DenoiserConfig(**SMALL, frame_prediction=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"model.guidance.scale is 2, but with model.frame_prediction 1 .*: set the scale to 1"):
+        BaseStage(config, sgd, frame_prediction=1.0, guidance=Guidance(2.0))
 
 
 def test_low_latents_are_noised_at_their_level_and_the_level_is_told() -> None:

@@ -66,12 +66,18 @@ class Export(L.Callback):
         checkpoint[DESCRIPTION] = {
             "kind": stage.kind,
             "sections": {name: dataclasses.asdict(cast(Any, model).config) for name, model in stage.sections().items()},
-            "settings": stage.settings(),
+            "settings": self._settings(trainer, stage),
             "files": stage.files(),
             "parents": self.parents,
             "index": self._index(trainer),
             "train_config": self.train_config,
         }
+
+    @staticmethod
+    def _settings(trainer: L.Trainer, stage: ExportedStage) -> dict[str, Any]:
+        """The stage's own, and the rate of the videos that it is trained on, where it is known."""
+        fps = trainer.datamodule.frame_rate()  # type: ignore[attr-defined]
+        return {**stage.settings(), **({} if fps is None else {"video": {"fps": fps}})}
 
     @staticmethod
     def _index(trainer: L.Trainer) -> dict[str, Any]:
@@ -112,7 +118,7 @@ class Export(L.Callback):
             folder,
             kind=stage.kind,
             models={name: (states[name], cast(Any, model).config) for name, model in stage.sections().items()},
-            settings=stage.settings(),
+            settings=self._settings(trainer, stage),
             card=card,
             train_config=self.train_config,
             files=stage.files(),

@@ -9,6 +9,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 
 from walt_pl.data.batch import JointBatch
+from walt_pl.data.frame_rate import DEFAULT_FPS
 from walt_pl.data.sheet import captioned_grid
 from walt_pl.data.video import gif_bytes
 from walt_pl.logger import Curves
@@ -26,6 +27,7 @@ class Previews(L.Callback):
     """Shows a stage's previews of the first validation batch, after a validation, with the averaged weights.
 
     ``add_video`` of TensorBoard writes nothing without moviepy; an animated GIF in an image summary plays in the browser.
+    It plays at the rate of the training videos, as `sample` writes; at 8 frames a second where that is not known.
     They go to the program's own logger (`walt_pl.logger.Curves`), which bears a full disk; another one gets none.
 
     Args:
@@ -55,13 +57,14 @@ class Previews(L.Callback):
             shown = cast(PreviewedStage, pl_module).previews(batch)
         if not trainer.is_global_zero:
             return
+        fps = trainer.datamodule.frame_rate() or DEFAULT_FPS  # type: ignore[attr-defined]
         for name, (clips, captions, columns) in shown.items():
             frames = captioned_grid(clips, captions, columns)
             image = Summary.Image(
                 height=frames.shape[1],
                 width=frames.shape[2],
                 colorspace=3,
-                encoded_image_string=gif_bytes(frames, fps=8),
+                encoded_image_string=gif_bytes(frames, fps),
             )
             summary = Summary(value=[Summary.Value(tag=f"previews/{name}", image=image)])
             trainer.logger.log_summary(summary, trainer.global_step)

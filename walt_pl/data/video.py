@@ -168,17 +168,23 @@ def read_video(path: Path, frames: int, start: int = 0) -> Frames:
     return _read_av(media, Span(frames, start=start), _Clock(), (None,))[0]
 
 
-def read_last_frames(path: Path, frames: int) -> Frames:
+def read_last_frames(path: Path, frames: int, fps: float | None = None) -> Frames:
     """The last `frames` frames of a video, or all of a shorter one, uint8 [t h w 3], upright.
 
     The whole file is decoded: containers tell their number of frames wrongly, or not at all.
+
+    Args:
+        path: The file.
+        frames: How many are taken.
+        fps: Frames taken per second of the video, whatever its own rate, as a `Span` takes them; None: the frames of the file.
 
     Raises MediaError where the file is missing or is no video.
     """
     media = _Media(path)
     media.check()
     with _opened_av(media) as (container, stream):
-        return _pictures(deque(container.decode(stream), maxlen=frames), (None,))[0]
+        taken = deque(container.decode(stream), maxlen=frames) if fps is None else _last_by_time(container, stream, frames, fps)
+        return _pictures(taken, (None,))[0]
 
 
 def read_image(path: Path) -> Frames:
@@ -582,6 +588,19 @@ def _by_time(container: Any, stream: Any, span: Span, fps: float, clock: _Clock)
             target = origin + taken / fps
             if taken == span.frames:
                 return
+
+
+def _last_by_time(container: Any, stream: Any, count: int, fps: float) -> list[Any]:
+    """The last frame, and those shown at equal distances before its time, in the order of display; fewer where the video is shorter."""
+    clock, shown = _Clock(), deque[tuple[float, Any]]()
+    for frame, time, _ in _timed(container, stream, clock, 0.0):
+        shown.append((time, frame))
+        while len(shown) > 1 and shown[1][0] <= time - (count - 1) / fps:
+            shown.popleft()
+    times = np.array([time for time, _ in shown])
+    targets = times[-1:] - np.arange(count)[::-1] / fps
+    numbers = np.searchsorted(times - EARLY * _interval(stream, clock), targets, side="right") - 1
+    return [shown[number][1] for number in numbers if number >= 0]
 
 
 def _interval(stream: Any, clock: _Clock) -> float:
