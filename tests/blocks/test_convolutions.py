@@ -67,7 +67,7 @@ def convolutions_of(configs: Iterable[Path]) -> list[Convolution]:
             if isinstance(plan.model, VAEStage):
                 autoencoder_cost(plan.model, plan.datamodule, share, None)
             else:
-                diffusion_cost(plan.model, plan.model.denoiser.config, share, 16, torch.float32, None)
+                diffusion_cost(plan.model, plan.model.denoiser.config, share, 12, torch.float32, None)
     return sorted(recorder.found)
 
 
@@ -75,6 +75,12 @@ def shipped_stages() -> list[Path]:
     """Files of shipped experiments that can be trained by themselves: named like a stage, neither under nor over other files."""
     named = [path for path in FILES if any(re.fullmatch(pattern, path.stem) for pattern, *_ in STAGES)]
     return [path for path in named if path.parent.name not in ("common", "ablations")]
+
+
+@pytest.fixture(scope="module")
+def shipped() -> list[Convolution]:
+    """The convolutions of all shipped stages."""
+    return convolutions_of(shipped_stages())
 
 
 def error_in_bfloat16(convolution: Convolution) -> float:
@@ -91,17 +97,15 @@ def error_in_bfloat16(convolution: Convolution) -> float:
     return float((got.float() - exact).abs().max() / exact.std())
 
 
-def test_convolutions_of_shipped_configurations_are_right_in_bfloat16() -> None:
-    found = convolutions_of(shipped_stages())
-    assert len(found) > 40 and any(c.frames == (17,) for c in found) and any(not c.frames for c in found)
-    wrong = {str(c): error for c in found if not (error := error_in_bfloat16(c)) < 0.05}
+def test_convolutions_of_shipped_configurations_are_right_in_bfloat16(shipped: list[Convolution]) -> None:
+    assert len(shipped) > 40 and any(c.frames == (17,) for c in shipped) and any(not c.frames for c in shipped)
+    wrong = {str(c): error for c in shipped if not (error := error_in_bfloat16(c)) < 0.05}
     assert wrong == {}
 
 
-def test_convolution_of_one_frame_of_three_channels_is_never_three_dimensional() -> None:
+def test_convolution_of_one_frame_of_three_channels_is_never_three_dimensional(shipped: list[Convolution]) -> None:
     """torch 2.14 on CPUs with AMX returns uninitialised memory for it in bfloat16."""
-    found = convolutions_of(shipped_stages())
-    assert [str(c) for c in found if c.frames == (1,) and c.weight[1] == 3] == []
+    assert [str(c) for c in shipped if c.frames == (1,) and c.weight[1] == 3] == []
 
 
 @pytest.mark.parametrize("frames", [1, 5])
