@@ -369,7 +369,7 @@ def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale:
     selected = data.selection("val").get("video")
     if selected is None:
         raise ValueError(f"{folder}: trained on images alone, and videos are scored")
-    summary, clips, lines = evaluate_autoencoder(folder, source, selected.positions())
+    summary, clips, lines = evaluate_autoencoder(folder, source, list(selected.positions()))
     Console().print(render_summary(summary))
     clips, lines = clips[: 2 * SHOWN], lines[: 2 * SHOWN]
     out = run / "reconstructions.png"

@@ -3,7 +3,7 @@
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ from walt_pl.artifact import write_whole
 from walt_pl.cascade import Cascade, Request, Sampling
 from walt_pl.data.batch import DataError, Draw
 from walt_pl.data.index import Entry, Index
+from walt_pl.data.shapes import parse_caption
 from walt_pl.data.transforms import PixelDataset, to_square
 from walt_pl.data.video import read_video
-from walt_pl.metrics.frames import psnr
+from walt_pl.metrics.frames import high_frequency_energy, psnr
 from walt_pl.metrics.prompt_score import score
 
 SIZES = {"base": 32, "sr1": 64, "sr2": 128}
@@ -73,7 +74,7 @@ def evaluate_run(
     return summary
 
 
-def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Iterable[int]) -> tuple[dict[str, Any], Tensor, list[str]]:
+def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Sequence[int]) -> tuple[dict[str, Any], Tensor, list[str]]:
     """Score an autoencoder alone by reconstructing clips, whatever they show.
 
     Args:
@@ -82,7 +83,8 @@ def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Iterable
         positions: Places of the clips in the source's list of videos, at least one.
 
     Returns:
-        Figures as `evaluate_run`'s, PSNR in dB; clips [2b 3 t h w], each original before its reconstruction; and a line for each of them.
+        Figures as `evaluate_run`'s, PSNR in dB, with the analytic scorer's where all captions are of the embedded set; clips
+        [2b 3 t h w], each original before its reconstruction; and a line for each of them.
 
     Raises:
         DataError: A clip cannot be read.
@@ -101,7 +103,20 @@ def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Iterable
         shown += [clip, rebuilt]
         lines += [": ".join(filter(None, (Path(sample.path).name, sample.caption))), f"reconstruction, {figures[-1]:.1f} dB"]
     scores = {"psnr": sum(figures) / len(figures), "psnr_lowest": min(figures), "psnr_highest": max(figures)}
+    scores["high_frequency"] = high_frequency_share(torch.cat(shown[1::2]), torch.cat(shown[::2]))
+    entries = [source.videos[int(position)] for position in positions]
+    if all(is_of_shapes(entry.caption) for entry in entries):
+        scores |= {f"shapes_{name}": value for name, value in score_autoencoder(cascade, entries).items()}
     return {"vae": scores, "counts": {"vae": len(figures)}, "machine": machine()}, torch.cat(shown), lines
+
+
+def is_of_shapes(caption: str) -> bool:
+    """Whether a caption is one of the embedded set's."""
+    try:
+        parse_caption(caption)
+    except ValueError:
+        return False
+    return True
 
 
 def read_clips(entries: Sequence[Entry], size: int) -> Tensor:
@@ -110,21 +125,30 @@ def read_clips(entries: Sequence[Entry], size: int) -> Tensor:
 
 
 def score_autoencoder(cascade: Cascade, entries: Sequence[Entry]) -> dict[str, float]:
-    """PSNR at 64 px; colour, motion and shape of reconstructions at 32 px, texture at 128 px."""
+    """PSNR at 64 px; colour, motion and shape of reconstructions at 32 px, texture at 128 px; high-frequency energy at each size."""
     captions = [entry.caption for entry in entries]
     read = {}
     for size in SIZES.values():
         clips = read_clips(entries, size)
         rebuilt = cascade.decode(cascade.encode(clips))
-        read[size] = {**score(rebuilt, captions), "psnr": float(psnr(rebuilt, clips).mean())}
+        read[size] = {
+            **score(rebuilt, captions),
+            "psnr": float(psnr(rebuilt, clips).mean()),
+            "high_frequency": high_frequency_share(rebuilt, clips),
+        }
     coarse = {word: read[32][word] for word in ("colour", "motion", "shape")}
     return {
         "psnr": read[64]["psnr"],
         **coarse,
         "texture": read[128]["texture"],
-        "psnr_32": read[32]["psnr"],
-        "psnr_128": read[128]["psnr"],
+        **{f"psnr_{size}": read[size]["psnr"] for size in (32, 128)},
+        **{f"high_frequency_{size}": read[size]["high_frequency"] for size in SIZES.values()},
     }
+
+
+def high_frequency_share(rebuilt: Tensor, clips: Tensor) -> float:
+    """High-frequency energy of reconstructions over that of their originals, [b 3 t h w] each: below 1 they are too smooth."""
+    return float(high_frequency_energy(rebuilt).sum() / high_frequency_energy(clips).sum())
 
 
 def score_base(cascade: Cascade, captions: Sequence[str], sampling: Sampling, seed: int, batch: int = 32) -> dict[str, float]:
@@ -204,5 +228,5 @@ def render_summary(summary: Mapping[str, Any]) -> Table:
     table = Table("stage", "figure", "value")
     for stage in ("vae", *SIZES):
         for figure, value in summary.get(stage, {}).items():
-            table.add_row(stage, figure, f"{value:.2f} dB" if figure.startswith("psnr") else f"{value:.1%}")
+            table.add_row(stage, figure, f"{value:.2f} dB" if "psnr" in figure else f"{value:.1%}")
     return table

@@ -124,6 +124,7 @@ def test_discriminator_convolution_in_bfloat16_is_that_of_float32(frames: int) -
 @pytest.mark.parametrize("frames", [1, 5])
 def test_discriminator_convolution_learns_as_the_3d_one(frames: int) -> None:
     torch.manual_seed(0)
-    convolution, x = Conv3x3x3(3, 4).double(), torch.randn(2, 3, frames, 6, 6, dtype=torch.float64, requires_grad=True)
-    wanted = torch.autograd.grad(F.conv3d(x, convolution.weight, convolution.bias, padding=1).square().sum(), [x, *convolution.parameters()])
-    torch.testing.assert_close(torch.autograd.grad(convolution(x).square().sum(), [x, *convolution.parameters()]), wanted)
+    convolution = Conv3x3x3(3, 4).double()
+    inputs = [torch.randn(2, 3, frames, 6, 6, dtype=torch.float64, requires_grad=True), *convolution.parameters()]
+    wanted = torch.autograd.grad(F.conv3d(*inputs, padding=1).square().sum(), inputs)
+    torch.testing.assert_close(torch.autograd.grad(convolution(inputs[0]).square().sum(), inputs), wanted)
