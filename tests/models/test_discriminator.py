@@ -1,4 +1,4 @@
-"""The critic: one logit a clip, of videos and of images."""
+"""The discriminator: one logit a clip, of videos and of images."""
 
 import pytest
 import torch
@@ -12,17 +12,17 @@ TINY = DiscriminatorConfig(width=4, multipliers=(2, 2), size=(8, 12))
 @pytest.mark.parametrize("frames", [1, 5, 17])
 def test_every_clip_gets_one_logit(frames: int) -> None:
     torch.manual_seed(0)
-    critic = Discriminator(TINY)
+    discriminator = Discriminator(TINY)
     x = torch.randn(3, 3, frames, 8, 12)
-    logits = critic(x)
+    logits = discriminator(x)
     assert logits.shape == (3,) and logits.dtype == torch.float32
-    torch.testing.assert_close(critic(x[1:2]), logits[1:2])
+    torch.testing.assert_close(discriminator(x[1:2]), logits[1:2])
 
 
 def test_full_size_has_the_stated_number_of_parameters() -> None:
     with torch.device("meta"):
-        critic = Discriminator(DiscriminatorConfig())
-    assert 61e6 <= sum(p.numel() for p in critic.parameters()) <= 68e6
+        discriminator = Discriminator(DiscriminatorConfig())
+    assert 61e6 <= sum(p.numel() for p in discriminator.parameters()) <= 68e6
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 12), (5, 8, 12), (17, 7, 4)])
@@ -41,9 +41,9 @@ def test_blur_pool_keeps_a_constant() -> None:
 @pytest.mark.parametrize("frames", [1, 5])
 def test_every_parameter_learns(frames: int) -> None:
     torch.manual_seed(0)
-    critic = Discriminator(TINY)
-    critic(torch.randn(3, 3, frames, 8, 12)).sum().backward()
-    assert all(p.grad is not None and bool(p.grad.any()) for p in critic.parameters())
+    discriminator = Discriminator(TINY)
+    discriminator(torch.randn(3, 3, frames, 8, 12)).sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in discriminator.parameters())
 
 
 def test_clips_of_another_size_are_refused() -> None:
@@ -54,3 +54,39 @@ def test_clips_of_another_size_are_refused() -> None:
 def test_size_that_cannot_be_halved_is_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 32"):
         DiscriminatorConfig(size=(128, 120))
+
+
+def test_first_logits_tell_clips_apart_also_in_bfloat16() -> None:
+    """At full width, with MAGVIT's start: the default of torch.nn gives a difference lost in one bfloat16 step of the logit."""
+    torch.manual_seed(0)
+    discriminator = Discriminator(DiscriminatorConfig(size=(32, 32)))
+    x = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    blurred = F.avg_pool3d(x, (1, 3, 3), 1, (0, 1, 1))
+    with torch.no_grad():
+        exact = discriminator(x) - discriminator(blurred)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = discriminator(x), discriminator(blurred)
+    assert all(side.dtype == torch.float32 for side in logits)
+    torch.testing.assert_close(logits[0] - logits[1], exact, rtol=0.1, atol=0.0)
+    assert float((exact.abs() / discriminator(x).detach().abs()).min()) > 0.3, "the difference is a good part of the logit"
+
+
+def test_kernels_start_xavier_uniform_and_biases_at_zero() -> None:
+    """Uniform up to sqrt(6 / (fan in + fan out)), all taps counted."""
+    torch.manual_seed(0)
+    discriminator = Discriminator(DiscriminatorConfig(width=32, multipliers=(2,), size=(8, 8)))
+    for name, p in discriminator.named_parameters():
+        if name.endswith("bias"):
+            assert not p.any(), name
+            continue
+        bound = (6 / ((p.shape[0] + p.shape[1]) * p[0, 0].numel())) ** 0.5
+        assert 0.9 * bound < float(p.detach().abs().max()) <= bound, name
+        assert float(p.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.15), name
+
+
+def test_time_is_averaged() -> None:
+    """A clip that does not move has about the logit of one frame, whatever its length, away from the zeros before and after it."""
+    torch.manual_seed(0)
+    discriminator, frame = Discriminator(TINY).double(), torch.randn(1, 3, 1, 8, 12, dtype=torch.float64)
+    long, longer = (discriminator(frame.expand(-1, -1, frames, -1, -1)) for frames in (513, 1025))
+    torch.testing.assert_close(long, longer, rtol=0.1, atol=0.0)

@@ -8,8 +8,9 @@ import lightning as L
 import pytest
 import torch
 
-from stages.vae import Reconstruction
+from stages.vae import Reconstruction, VAEStage
 from tests.stages.tiny_vae import frozen, tiny_batch, tiny_stage, train
+from tests.test_plan import FULL_SIZE, planned
 from walt_pl.callbacks.guard import Guard
 from walt_pl.diffusion.chance import Chance
 from walt_pl.losses import Balance, discriminator_accuracy, r1_penalty
@@ -183,3 +184,27 @@ def test_discriminator_gradient_norm_is_limited_where_asked() -> None:
     moved = torch.stack([(a - b).norm() for a, b in zip(before, stage.discriminator.parameters(), strict=True)]).norm()  # type: ignore[union-attr]
     assert float(moved) == pytest.approx(1e-3, rel=1e-3)
     assert seen.logged[0]["train/discriminator_gradient_norm"] > 1e-3, "the logged norm is that before the limit"
+
+
+def test_published_autoencoders_have_the_published_weights() -> None:
+    """SPEC 2: MAGVIT's, and neither a pause nor a limit of the discriminator's gradients."""
+    stages = [stage for config in FULL_SIZE if isinstance(stage := planned("--config", str(config)).model, VAEStage)]
+    assert len(stages) == 5
+    wanted = {
+        "reconstruction_weight": 5.0,
+        "perceptual_weight": 0.1,
+        "adversarial_weight": 0.1,
+        "adversarial_start": 0,
+        "adversarial_warmup": 5000,
+        "r1_weight": 10.0,
+        "r1_every": 16,
+        "lecam_weight": 0.001,
+        "kl_weight": 1e-6,
+        "clip": 1.0,
+        "discriminator_clip": None,
+        "warmup": 1000,
+        "decay": "cosine",
+    }
+    for stage in stages:
+        assert {name: getattr(stage, name) for name in wanted} == wanted
+        assert stage.balance.pause is None and stage.lecam.decay == 0.999
