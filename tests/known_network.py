@@ -71,17 +71,17 @@ class KnownNetwork(nn.Module):
 
 @dataclass
 class Logged:
-    """What a module logs under a name."""
+    """A value that a module logged, and the options it gave."""
 
     value: float
     options: dict[str, Any]
 
 
 def train_without_loop(module: L.LightningModule, total_batch_idx: int = 0, world_size: int = 1, reduced: Any = None) -> dict[str, Logged]:
-    """Give a module what its steps ask of a trainer, and return the dict that its logs go to.
+    """Give a module a trainer without a loop, and return the dict that its logs go to.
 
     Args:
-        module: whose steps the test calls.
+        module: its steps are called by the test.
         total_batch_idx: batches that were trained on before.
         world_size: number of ranks.
         reduced: called with a tensor and ``reduce_op`` in place of the strategy's reduce; one rank when not given.

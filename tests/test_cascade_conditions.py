@@ -1,4 +1,4 @@
-"""What the cascade tells its networks and makes of their answers, with networks whose error is known by hand."""
+"""The condition, noise and schedule that the cascade gives its networks, with networks whose error is known by hand."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +20,7 @@ REQUEST = Request(prompts=CAPTIONS, seeds=[3, 4])
 
 
 def raw_latents(stage: str) -> Tensor:
-    """The clips [2 8 3 h w] that a stage's network leads to."""
+    """Return the raw clips [2 8 3 h w] that a stage's network leads to."""
     return STD * torch.randn(2, 8, 3, SIDES[stage], SIDES[stage], generator=torch.Generator().manual_seed(len(stage))) + MEAN
 
 

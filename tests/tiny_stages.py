@@ -20,7 +20,7 @@ def write_stages(root: Path, **diffusion: Any) -> dict[str, Path]:
 
     Args:
         root: folder for the artifacts.
-        diffusion: what the artifacts say beside zero_terminal_snr and normalise_latents being true.
+        diffusion: settings in place of zero_terminal_snr and normalise_latents, which are true otherwise.
 
     Returns:
         stage name -> artifact folder.

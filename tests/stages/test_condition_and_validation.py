@@ -1,4 +1,4 @@
-"""What a stage tells its network in training, in validation and in previews, seen from the network."""
+"""The condition, noise and timesteps that a stage gives its network in training, validation and previews."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,7 +91,7 @@ class CountedWords:
 
 
 def told(stage: LatentDiffusion, batch: JointBatch, step: str = "training_step") -> Condition:
-    """What the network is told in a step."""
+    """Run a step, and return the condition that the network was given."""
     stage.cached_text = CountedWords()  # type: ignore[assignment]
     network = take_network(stage, batch)
     train_without_loop(stage)
@@ -131,7 +131,7 @@ def test_condition_with_a_label_out_of_range_is_refused(label: int) -> None:
 
 
 class WorseByLevel(KnownNetwork):
-    """Wrong by a hundredth of the timestep more."""
+    """A network that is wrong by a hundredth of the timestep more."""
 
     def forward(self, x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None = None) -> Tensor:
         return super().forward(x, step, condition, estimate) + condition.layout.per_frame(step)[:, None, None, None] / 100

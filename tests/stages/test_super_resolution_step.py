@@ -26,7 +26,7 @@ def stage_of(batch: JointBatch, config: DenoiserConfig = LARGER, **settings: Any
 
 
 def low_eps(network: KnownNetwork, call: Call, batch: JointBatch) -> Tensor:
-    """The noise in the low-resolution latents of a call on the whole batch, at the level that the network was told."""
+    """Return the noise in the low-resolution latents of a call on the whole batch, at the level that the network was given."""
     assert call.condition.low is not None and call.condition.low_step is not None
     assert batch.low_videos is not None and batch.low_images is not None
     layout = call.condition.layout
@@ -138,6 +138,21 @@ def test_super_resolution_low_noise_depends_on_seed_step_and_slot_only() -> None
     for other in (low(total_batch_idx=8), low(seed=1), low(slots=[5, 6, 7, 8, 9])):
         assert not torch.allclose(other, eps, atol=0.1)
     torch.testing.assert_close(low(slots=[0, 1, 2, 4, 3])[[10, 9]], eps[[9, 10]], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rescaled", [True, False])
+def test_super_resolution_low_noise_is_that_of_the_schedule_of_the_stage(rescaled: bool) -> None:
+    """However large the clean latents are, the same noise is left without them."""
+    found = []
+    for scale in (1, 1000):
+        batch = joint_batch()
+        assert batch.low_videos is not None and batch.low_images is not None
+        batch.low_videos, batch.low_images = scale * batch.low_videos, scale * batch.low_images
+        stage, network = stage_of(batch, zero_terminal_snr=rescaled)
+        train_without_loop(stage)
+        stage.training_step(batch, 0)
+        found.append(low_eps(network, network.calls[-1], batch))
+    torch.testing.assert_close(found[0], found[1], atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("change, said", [({"low_videos": None}, "low_size is not set"), ({}, "set it to half of data.size")])

@@ -15,13 +15,13 @@ from walt_pl.models.denoiser import DenoiserConfig
 
 
 def with_network(batch: JointBatch, error: Tensor | None = None, **settings: Any) -> tuple[LatentDiffusion, KnownNetwork]:
-    """A stage whose network leads to the latents of ``batch``."""
+    """Build a stage whose network leads to the latents of ``batch``."""
     stage = LatentDiffusion(CONFIG, sgd, **settings)
     return stage, take_network(stage, batch, error)
 
 
 def weights_by_hand(network: KnownNetwork, batch: JointBatch) -> Tensor:
-    """One for each frame that counts: of a clip that was read, and not given to the network."""
+    """Return 1 for each frame that counts: the clip was read, and the frame was not given to the network."""
     condition = network.calls[-1].condition
     given = torch.zeros(LAYOUT.total) if condition.past_mask is None else condition.past_mask[:, 0, 0, 0]
     return (1 - given) * batch.weight[OWNER]
@@ -51,12 +51,15 @@ def test_training_step_loss_without_given_frames_is_the_plain_mean() -> None:
     assert float(stage.training_step(batch, 0)) == pytest.approx(float(ERROR.square().mean()), rel=1e-4)
 
 
-def test_training_step_loss_of_the_right_network_is_zero() -> None:
+@pytest.mark.parametrize("rescaled", [True, False])
+def test_training_step_loss_of_the_right_network_is_zero(rescaled: bool) -> None:
+    """Latents a hundred times as large: noise of another schedule would leave much of them behind."""
     batch = joint_batch()
-    stage, _ = with_network(batch)
-    train_without_loop(stage)
-    for _ in range(3):
-        assert float(stage.training_step(batch, 0)) == pytest.approx(0, abs=1e-4)
+    batch.videos, batch.images = 100 * batch.videos, 100 * batch.images
+    for step in range(10):
+        stage, _ = with_network(batch, zero_terminal_snr=rescaled)
+        train_without_loop(stage, step)
+        assert float(stage.training_step(batch, 0)) == pytest.approx(0, abs=1e-2)
 
 
 def test_training_step_logs_only_the_kinds_that_there_are() -> None:
@@ -107,7 +110,7 @@ def test_training_step_asks_the_other_ranks_how_many_frames_count() -> None:
 
 
 def noise_of(total_batch_idx: int, batch_idx: int = 0, seed: int = 0, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Timesteps and noise of one training step."""
+    """Return timesteps and noise of one training step."""
     batch = joint_batch()
     batch.slots = batch.slots if slots is None else slots
     stage, network = with_network(batch, seed=seed)
