@@ -73,6 +73,28 @@ def test_cascade_noises_the_low_latents_at_the_level_of_the_artifact(tmp_path: P
     assert known.networks["base"].calls[0].condition.low is None
 
 
+@pytest.mark.parametrize("rescaled", [True, False])
+def test_cascade_low_noise_is_that_of_the_schedule_of_the_artifact(tmp_path: Path, rescaled: bool) -> None:
+    """However large the clean latents are, the same noise is left without them."""
+    known = Known(tmp_path, zero_terminal_snr=rescaled)
+    found = []
+    for scale in (1, 1000):
+        clean = scale * known.networks["base"].x0
+        clips = STD * clean.view(2, 3, 8, 4, 4).transpose(1, 2) + MEAN
+        low = known.calls("sr1", low=clips)[0].condition.low
+        alpha, sigma = known.networks["sr1"].schedule.roots(torch.tensor([LOW_NOISE]), clean)
+        found.append((low - alpha * clean) / sigma)
+    torch.testing.assert_close(found[0], found[1], atol=0.05, rtol=0)
+
+
+def test_cascade_numbers_its_stages_so_that_their_noise_differs(known: Known) -> None:
+    known.networks["sr1"].calls.clear()
+    known.cascade.sample(REQUEST, Sampling(steps=1))
+    sampled = known.networks["sr1"].calls[0].x
+    second, first = (known.calls("sr1", sampling=Sampling(steps=1), low=raw_latents("base"), number=n)[0].x for n in (1, 0))
+    assert torch.equal(sampled, second) and not torch.allclose(sampled, first)
+
+
 def test_cascade_noise_of_a_clip_comes_from_its_seed_stage_and_round(known: Known) -> None:
     def start(stage: str = "base", request: Request = REQUEST, number: int = 0) -> Tensor:
         low = raw_latents("base") if stage == "sr1" else None

@@ -57,6 +57,12 @@ def test_experiment_has_the_published_optimiser_rate_decay_and_ema(name: str) ->
     assert model.get("decay", default) == decay and config["ema"]["decay"] == ema
 
 
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.endswith("vae")])
+def test_experiment_weighs_the_kl_term_with_a_millionth(name: str) -> None:
+    default = inspect.signature(VAEStage).parameters["kl_weight"].default
+    assert settings(name)["model"]["init_args"].get("kl_weight", default) == 1e-6
+
+
 @pytest.mark.parametrize(
     "name, size, patch, window",
     [
