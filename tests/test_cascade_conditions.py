@@ -154,13 +154,14 @@ def test_cascade_guidance_drops_text_and_past_together_and_keeps_the_low_latent(
 
 
 def test_cascade_negative_prompt_takes_the_place_of_the_text_and_the_past_is_dropped(known: Known) -> None:
-    request = replace(REQUEST, negative_prompt=CAPTIONS[0], past={"base": raw_latents("base")[:, :, :1]})
+    request = replace(REQUEST, prompts=[CAPTIONS[1], ""], negative_prompt=CAPTIONS[0], past={"base": raw_latents("base")[:, :, :1]})
     given, null = known.calls("base", request, Sampling(steps=1, guidance={"base": Guidance(2.0)}))
     assert known.cascade.text is not None
     text, mask = known.cascade.text.encode([CAPTIONS[0]] * 2)
     assert null.condition.text is not None and torch.equal(null.condition.text, text)
     assert null.condition.text_mask is not None and torch.equal(null.condition.text_mask, mask)
     assert null.condition.keep.tolist() == [True, True] and null.condition.past is None
+    assert given.condition.keep.tolist() == [True, False], "the clip without words is led away from the negative prompt, too"
     assert given.condition.text is not None and not torch.equal(given.condition.text, text) and given.condition.past is not None
 
 
@@ -193,3 +194,16 @@ def test_cascade_ancestral_noise_of_a_clip_does_not_depend_on_the_others(known: 
     for level, mine, theirs in zip(schedule.trailing(3), x, swapped, strict=True):
         alpha, sigma = schedule.roots(torch.tensor([level]), clean)
         torch.testing.assert_close((mine - alpha * clean) / sigma, (theirs - alpha * clean).flip(0) / sigma, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("text_width", [None, 16])
+def test_cascade_tells_each_clip_its_label_and_guidance_drops_it(
+    known: Known, monkeypatch: pytest.MonkeyPatch, text_width: int | None
+) -> None:
+    network = known.networks["base"]
+    monkeypatch.setattr(network, "config", replace(network.config, classes=3, text_width=text_width))
+    request = replace(REQUEST, labels=[1, 0], prompts=CAPTIONS if text_width else ())
+    given, null = known.calls("base", request, Sampling(steps=1, guidance={"base": Guidance(2.0)}))
+    assert given.condition.labels is not None and given.condition.labels.tolist() == [1, 0]
+    assert given.condition.keep.tolist() == [True, True] and null.condition.keep.tolist() == [False, False]
+    assert (given.condition.text is None) is (text_width is None)
