@@ -51,15 +51,26 @@ def test_training_step_loss_without_given_frames_is_the_plain_mean() -> None:
     assert float(stage.training_step(batch, 0)) == pytest.approx(float(ERROR.square().mean()), rel=1e-4)
 
 
-@pytest.mark.parametrize("rescaled", [True, False])
-def test_training_step_loss_of_the_right_network_is_zero(rescaled: bool) -> None:
-    """Latents a hundred times as large: noise of another schedule would leave much of them behind."""
+def test_training_step_loss_of_the_right_network_is_zero() -> None:
     batch = joint_batch()
-    batch.videos, batch.images = 100 * batch.videos, 100 * batch.images
     for step in range(10):
-        stage, _ = with_network(batch, zero_terminal_snr=rescaled)
+        stage, _ = with_network(batch)
         train_without_loop(stage, step)
-        assert float(stage.training_step(batch, 0)) == pytest.approx(0, abs=1e-2)
+        assert float(stage.training_step(batch, 0)) == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("rescaled", [True, False])
+def test_training_step_noise_is_that_of_the_schedule_of_the_stage(rescaled: bool) -> None:
+    """However large the clean latents are, the same noise is left without them."""
+    found = []
+    for scale in (1, 1000):
+        batch = joint_batch()
+        batch.videos, batch.images = scale * batch.videos, scale * batch.images
+        stage, network = with_network(batch, zero_terminal_snr=rescaled)
+        train_without_loop(stage)
+        stage.training_step(batch, 0)
+        found.append(network.eps(network.calls[-1]))
+    torch.testing.assert_close(found[0], found[1], atol=0.05, rtol=0)
 
 
 def test_training_step_logs_only_the_kinds_that_there_are() -> None:
