@@ -207,3 +207,18 @@ def test_cascade_tells_each_clip_its_label_and_guidance_drops_it(
     assert given.condition.labels is not None and given.condition.labels.tolist() == [1, 0]
     assert given.condition.keep.tolist() == [True, True] and null.condition.keep.tolist() == [False, False]
     assert (given.condition.text is None) is (text_width is None)
+
+
+def test_cascade_encodes_to_the_mean_and_decodes_to_pixels_between_minus_one_and_one(known: Known) -> None:
+    clips = torch.rand(2, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(known.cascade.encode(clips), known.cascade.vae.encode(clips).mean, atol=1e-4, rtol=1e-4)
+        pixels = known.cascade.vae.decode(100 * raw_latents("base"))
+    assert float(pixels.abs().max()) > 1
+    torch.testing.assert_close(known.cascade.decode(100 * raw_latents("base")), pixels.clamp(-1, 1), atol=1e-4, rtol=1e-4)
+
+
+def test_cascade_request_part_takes_what_belongs_to_its_clips() -> None:
+    past = {"base": torch.arange(3.0)[:, None, None, None, None]}
+    part = Request(labels=[2, 1, 0], prompts=["a", "b", "c"], seeds=[7, 8, 9], past=past).part(1, 2)
+    assert (part.labels, part.prompts, part.seeds, part.past["base"].flatten().tolist()) == ([1, 0], ["b", "c"], [8, 9], [1, 2])
