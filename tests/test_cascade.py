@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from tests.conftest import ROOT
+from tests.tiny_stages import CAPTIONS, write_stages
 from walt_pl.artifact import Artifact, load, save_artifact
 from walt_pl.cascade import Cascade, Request, Sampling
 from walt_pl.commands import sample
@@ -21,36 +22,12 @@ from walt_pl.data.video import MediaError, read_video, write_image, write_video
 from walt_pl.diffusion.sampler import Guidance
 from walt_pl.manifest import Finished, Manifest, Stage, kind_of
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
-from walt_pl.models.text import SmallTextConfig, SmallTextEncoder, train_vocabulary
-from walt_pl.models.vae import VAE, VAEConfig
-
-CAPTIONS = ["a plain red circle moving left", "a dotted blue bar growing"]
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An autoencoder, a base model from text and a super-resolution stage, with weights that are not zero."""
-    torch.manual_seed(0)
-    root = tmp_path_factory.mktemp("run")
-    vae = VAE(VAEConfig(width=8, multipliers=(1, 1, 1), strides=((2, 2, 2), (2, 2, 2)), blocks=(0, 1, 1), middle_blocks=0, norm="layer"))
-    text = SmallTextEncoder(SmallTextConfig(width=16, layers=1, heads=2, vocabulary=64, length=12))
-    text.load_vocabulary(train_vocabulary(CAPTIONS, 64))
-    small = {"width": 16, "layers": 2, "heads": 2, "text_width": 16, "window": (3, 2, 2)}
-    base = Denoiser(DenoiserConfig(size=(3, 4, 4), **small))  # type: ignore[arg-type]
-    larger = Denoiser(DenoiserConfig(size=(3, 8, 8), patch=2, super_resolution=True, **small))  # type: ignore[arg-type]
-    for model in (base, larger):
-        for p in model.parameters():
-            nn.init.normal_(p, std=0.2)
-    latents = {"mean": [0.5] * 8, "std": [2.0] * 8}
-    diffusion = {"diffusion": {"zero_terminal_snr": True, "normalise_latents": True}}
-    sr = {**diffusion, "super_resolution": {"low_noise": 20}}
-    save_artifact(root / "vae", kind="vae", models={"vae": vae}, settings={}, card={"latents": latents}, train_config="")
-    words = {"tokenizer.model": text.vocabulary}
-    save_artifact(
-        root / "base", kind="base", models={"denoiser": base, "text": text}, settings=diffusion, card={}, train_config="", files=words
-    )
-    save_artifact(root / "sr1", kind="super_resolution", models={"denoiser": larger}, settings=sr, card={}, train_config="")
-    return {stage: root / stage for stage in ("vae", "base", "sr1")}
+    return write_stages(tmp_path_factory.mktemp("run"))
 
 
 def test_a_clip_does_not_depend_on_the_others_of_its_batch(folders: dict[str, Path]) -> None:

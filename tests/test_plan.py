@@ -205,6 +205,9 @@ def test_published_sizes_have_the_published_number_of_parameters(
 ) -> None:
     parameters = of(config, overlay).parameters()
     assert parameters["total"] == sum(parameters["parts"].values()) == pytest.approx(published, rel=tolerance)
+    name = f"`{config}`" + (f" + `{Path(overlay).name}`" if overlay else "")
+    row = f"| {name} | {published / 1e6:,.0f} M | {parameters['total'] / 1e6:,.1f} M | {parameters['total'] / published - 1:+.1%} |"
+    assert row in (ROOT / "docs" / "FIDELITY.md").read_text(encoding="utf-8").splitlines()
 
 
 def test_the_autoencoder_has_our_count_and_its_critic_stands_beside() -> None:
@@ -212,6 +215,10 @@ def test_the_autoencoder_has_our_count_and_its_critic_stands_beside() -> None:
     assert parameters["total"] == pytest.approx(370e6, rel=0.01)
     assert parameters["parts"]["encoder"] == pytest.approx(145e6, rel=0.01)
     assert 61e6 <= parameters["beside"]["discriminator"] <= 68e6
+    count = {part: f"{number / 1e6:.1f}" for part, number in (parameters["parts"] | parameters["beside"]).items()}
+    page = (ROOT / "docs" / "FIDELITY.md").read_text(encoding="utf-8")
+    assert f"| {parameters['total'] / 1e6:.1f} M ({count['encoder']} + {count['decoder']}) |" in page
+    assert f"| its discriminator | not given | {count['discriminator']} M |" in page
 
 
 # ---- FLOPs -----------------------------------------------------------------------------------------------------------

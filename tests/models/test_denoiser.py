@@ -202,6 +202,31 @@ def test_low_resolution_latent_and_its_noise_level_are_seen() -> None:
         denoiser(latents(), STEP, replace(condition, low=None))
 
 
+def test_low_resolution_latent_is_upscaled_by_a_convolution_and_depth_to_space() -> None:
+    upscale, low = drawn().low_resolution, noise(LAYOUT.total, 2, 4, 6)
+    assert upscale is not None and upscale.conv.kernel_size == (3, 3)
+    close(upscale(low), nn.functional.pixel_shuffle(upscale.conv(low), 2))
+
+
+def test_condition_vector_is_the_sum_of_timestep_label_and_low_noise_level() -> None:
+    denoiser, condition = drawn(), told()
+    assert denoiser.label is not None and denoiser.low_resolution is not None and condition.low_step is not None
+    label = denoiser.label(torch.tensor([0, 5, 2, 3, 5]))  # 5 stands for a dropped one
+    want = denoiser.step(STEP) + label + denoiser.low_resolution.step(condition.low_step)
+    close(denoiser._vector(STEP, condition), want)
+
+
+@pytest.mark.parametrize("layer", range(4))
+def test_text_attention_is_in_every_layer(layer: int) -> None:
+    """With the text attention of all other layers switched off, the words still matter."""
+    denoiser, condition = drawn(), told(keep=torch.ones(5, dtype=torch.bool))
+    for other, block in enumerate(denoiser.blocks):
+        if other != layer:
+            nn.init.zeros_(block.text.out.weight)  # type: ignore[union-attr, arg-type]
+    out = denoiser(latents(), STEP, condition)
+    assert differs(denoiser(latents(), STEP, replace(condition, text=noise(5, 4, 6, seed=9))), out)
+
+
 def test_patches_cut_and_joined_come_back_unchanged() -> None:
     denoiser = Denoiser(TINY)
     tokens = denoiser._patches(latents())

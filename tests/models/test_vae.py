@@ -186,6 +186,27 @@ def test_latent_is_four_by_eight_by_eight_times_smaller(frames: int) -> None:
     assert model.config.factors == (4, 8, 8)
 
 
+def test_vae_defaults_are_those_of_the_paper() -> None:
+    config = VAEConfig()
+    assert config.factors == (4, 8, 8) and config.latent_channels == 8 and config.norm == "group"
+    assert config.widths == (128, 256, 256, 512) and config.strides[0] == (1, 2, 2)
+
+
+@pytest.mark.parametrize("level", range(4))
+def test_vae_decoder_has_an_adaptive_norm_at_every_level(level: int) -> None:
+    """Its scale and shift matter, and they come from the latent."""
+    model, z = vae("layer"), latent()
+    norm = model.decoder.levels[level].norm  # type: ignore[union-attr]
+    assert isinstance(norm, LatentNorm)
+    before = norm.modulation.weight.clone()
+    decoded = model.decode(z)
+    try:
+        norm.modulation.weight.zero_()
+        assert not torch.allclose(model.decode(z), decoded, atol=1e-3)
+    finally:
+        norm.modulation.weight.copy_(before)
+
+
 def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 

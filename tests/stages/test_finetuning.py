@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from stages.base import BaseStage
 from stages.finetuning import take_weights
+from stages.vae import VAEStage
 from walt_pl.artifact import Artifact, load, save_artifact
 from walt_pl.callbacks.ema import EMA
 from walt_pl.callbacks.export import Export
@@ -21,6 +22,7 @@ from walt_pl.data.video import read_video
 from walt_pl.manifest import Manifest
 from walt_pl.models.conversion import weights_for
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
+from walt_pl.models.discriminator import DiscriminatorConfig
 from walt_pl.models.text import SmallTextConfig, SmallTextEncoder, train_vocabulary
 from walt_pl.models.vae import VAE, VAEConfig
 
@@ -120,6 +122,18 @@ def test_text_encoder_keeps_the_words_its_weights_were_trained_with(run: Path, s
     assert load(run / "base").read("tokenizer.model") == vocabulary
     # It is there, too, when the training is interrupted and goes on without --init.
     assert (run / "training" / "base" / "tokenizer.model").read_bytes() == vocabulary
+
+
+def test_vae_init_takes_the_autoencoder_and_leaves_the_discriminator_as_it_starts(run: Path) -> None:
+    critic = DiscriminatorConfig(width=4, multipliers=(2,), size=(8, 8))
+    stage = VAEStage(VAE_CONFIG, partial(torch.optim.SGD, lr=1e-4), critic)  # type: ignore[arg-type]
+    assert stage.discriminator is not None
+    fresh = {name: weight.clone() for name, weight in stage.discriminator.state_dict().items()}
+    artifact = load(run / "vae")
+    take_weights(stage.sections(), artifact)
+    assert all(torch.equal(weight, fresh[name]) for name, weight in stage.discriminator.state_dict().items())
+    trained = artifact.models["vae"].state_dict()
+    assert all(torch.equal(weight, trained[name]) for name, weight in stage.vae.state_dict().items())
 
 
 def test_wide_model_samples_wide_clips(run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,190 @@
+"""The low-resolution latent of a super-resolution stage, seen from a network whose error is known by hand."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from stages.super_resolution import SuperResolutionStage
+from tests.known_network import CONFIG, ERROR, LAYOUT, Call, KnownNetwork, joint_batch, sgd, take_network, train_without_loop
+from walt_pl.blocks.frames import Layout
+from walt_pl.data.batch import JointBatch
+from walt_pl.models.denoiser import DenoiserConfig
+from walt_pl.models.latents import LatentScale
+
+LARGER = replace(CONFIG, super_resolution=True)
+SCALE = LatentScale(torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.25]))
+
+
+def stage_of(batch: JointBatch, config: DenoiserConfig = LARGER, **settings: Any) -> tuple[SuperResolutionStage, KnownNetwork]:
+    stage = SuperResolutionStage(config, sgd, **settings)
+    stage._scale = SCALE
+    return stage, take_network(stage, batch, ERROR if len(batch.slots) == LAYOUT.samples else None)
+
+
+def low_eps(network: KnownNetwork, call: Call, batch: JointBatch) -> Tensor:
+    """Return the noise in the low-resolution latents of a call on the whole batch, at the level that the network was given."""
+    assert call.condition.low is not None and call.condition.low_step is not None
+    assert batch.low_videos is not None and batch.low_images is not None
+    layout = call.condition.layout
+    clean = SCALE.normalise(layout.join(batch.low_videos, batch.low_images))
+    alpha, sigma = network.schedule.roots(layout.per_frame(call.condition.low_step), clean)
+    return (call.condition.low - alpha * clean) / sigma
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[KnownNetwork, JointBatch]:
+    """The calls of a training step on 10,000 videos and 10,000 images of 2 x 2 from 1 x 1 latents, with a stage's own defaults."""
+    batch = joint_batch(Layout(10_000, 3, 10_000), side=2)
+    stage, network = stage_of(batch, replace(LARGER, size=(3, 2, 2), window=(3, 1, 1)))
+    train_without_loop(stage)
+    stage.training_step(batch, 0)
+    return network, batch
+
+
+def test_super_resolution_noise_level_is_uniform_below_350(drawn: tuple[KnownNetwork, JointBatch]) -> None:
+    level = drawn[0].calls[-1].condition.low_step
+    assert level is not None and level.dtype == torch.int64 and int(level.min()) == 0 and int(level.max()) == 349
+    for kind in (level[:10_000], level[10_000:]):
+        assert stats.chisquare(torch.bincount(kind, minlength=350).numpy()).pvalue > 1e-3
+
+
+def test_super_resolution_low_latent_is_noised_at_the_level_that_is_told(drawn: tuple[KnownNetwork, JointBatch]) -> None:
+    network, batch = drawn
+    call = network.calls[-1]
+    eps, level = low_eps(network, call, batch), call.condition.layout.per_frame(call.condition.low_step)  # type: ignore[arg-type]
+    for rows in (level < 20, (level > 20) & (level < 200), level > 300):
+        assert stats.kstest(eps[rows].flatten().numpy(), "norm").pvalue > 1e-3
+        assert float(eps[rows].std()) == pytest.approx(1, abs=0.05)
+
+
+def test_super_resolution_draws_are_independent_of_each_other(drawn: tuple[KnownNetwork, JointBatch]) -> None:
+    network, batch = drawn
+    call = network.calls[-1]
+    assert call.condition.low_step is not None
+    values = torch.stack(
+        [
+            call.condition.low_step[10_000:].float(),
+            call.step[10_000:].float(),
+            call.condition.keep[10_000:].float(),
+            low_eps(network, call, batch)[30_000:, 0, 0, 0],
+            network.eps(call)[30_000:, 0, 0, 0],
+        ]
+    )
+    assert float((torch.corrcoef(values) - torch.eye(5)).abs().max()) < 0.05
+
+
+def test_super_resolution_training_step_loss_is_the_mean_over_frames_that_count() -> None:
+    batch = joint_batch(weight=torch.tensor([1.0, 0, 1, 1, 0]))
+    stage, _ = stage_of(batch, frame_prediction=0.0)
+    train_without_loop(stage)
+    weight = torch.tensor([1.0, 1, 1, 0, 0, 0, 1, 1, 1, 1, 0])
+    by_hand = float((ERROR.square() * weight).sum() / weight.sum())
+    assert float(stage.training_step(batch, 0)) == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_super_resolution_first_pass_sees_the_same_low_latent() -> None:
+    batch = joint_batch()
+    stage, network = stage_of(batch, self_conditioning=1.0)
+    train_without_loop(stage)
+    stage.training_step(batch, 0)
+    first, second = network.calls
+    for name in ("low", "low_step", "keep"):
+        assert torch.equal(getattr(first.condition, name), getattr(second.condition, name)), name
+
+
+@pytest.mark.parametrize("level", [50, 7])
+def test_super_resolution_validates_at_the_level_that_it_samples_at(level: int) -> None:
+    batch = joint_batch()
+    stage, network = stage_of(batch, low_noise_sampling=level)
+    train_without_loop(stage)
+    stage.validation_step(batch, 0)
+    assert len(network.calls) == 10
+    for call in network.calls:
+        assert call.condition.low_step is not None and call.condition.low_step.tolist() == [level] * 5
+        assert float(low_eps(network, call, batch).std()) == pytest.approx(1, abs=0.25)
+        assert call.condition.past is None and bool(call.condition.keep.all())
+    assert stage.settings()["super_resolution"] == {"low_noise": level}
+
+
+def test_super_resolution_level_is_fifty_at_sampling_unless_told() -> None:
+    assert SuperResolutionStage(LARGER, sgd).settings()["super_resolution"] == {"low_noise": 50}
+
+
+def test_super_resolution_keeps_the_past_and_drops_captions_as_the_base_does() -> None:
+    batch = joint_batch()
+    stage, network = stage_of(batch, drop_condition=1.0, frame_prediction=1.0)
+    train_without_loop(stage)
+    stage.training_step(batch, 0)
+    condition = network.calls[-1].condition
+    assert not condition.keep.any() and condition.past_mask is not None and condition.past_mask.any() and condition.low is not None
+
+
+def test_super_resolution_low_noise_depends_on_seed_step_and_slot_only() -> None:
+    def low(total_batch_idx: int = 7, seed: int = 0, slots: list[int] | None = None) -> Tensor:
+        batch = joint_batch()
+        batch.slots = torch.tensor([0, 1, 2, 3, 4] if slots is None else slots)
+        stage, network = stage_of(batch, seed=seed)
+        train_without_loop(stage, total_batch_idx)
+        stage.training_step(batch, 0)
+        return low_eps(network, network.calls[-1], batch)
+
+    eps = low()
+    torch.manual_seed(99)
+    assert torch.equal(low(), eps)
+    for other in (low(total_batch_idx=8), low(seed=1), low(slots=[5, 6, 7, 8, 9])):
+        assert not torch.allclose(other, eps, atol=0.1)
+    torch.testing.assert_close(low(slots=[0, 1, 2, 4, 3])[[10, 9]], eps[[9, 10]], atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("rescaled", [True, False])
+def test_super_resolution_low_noise_is_that_of_the_schedule_of_the_stage(rescaled: bool) -> None:
+    """However large the clean latents are, the same noise is left without them."""
+    found = []
+    for scale in (1, 1000):
+        batch = joint_batch()
+        assert batch.low_videos is not None and batch.low_images is not None
+        batch.low_videos, batch.low_images = scale * batch.low_videos, scale * batch.low_images
+        stage, network = stage_of(batch, zero_terminal_snr=rescaled)
+        train_without_loop(stage)
+        stage.training_step(batch, 0)
+        found.append(low_eps(network, network.calls[-1], batch))
+    torch.testing.assert_close(found[0], found[1], atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("change, said", [({"low_videos": None}, "low_size is not set"), ({}, "set it to half of data.size")])
+def test_super_resolution_without_latents_of_half_the_size_is_refused(change: dict[str, Any], said: str) -> None:
+    batch = joint_batch()
+    stage, _ = stage_of(batch)
+    wrong = replace(batch, **(change or {"low_videos": batch.videos, "low_images": batch.images}))
+    train_without_loop(stage)
+    with pytest.raises(ValueError, match=said):
+        stage.training_step(wrong, 0)
+
+
+class Cells(torch.nn.Module):
+    """Decodes a latent to three channels of its own size, so that pixels are latents."""
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z[:, [0, 1, 0]] / 10
+
+
+def test_super_resolution_previews_are_rows_of_low_sample_and_original() -> None:
+    batch = joint_batch()
+    stage, _ = stage_of(batch, preview_steps=2)
+    stage._vae = [Cells()]  # type: ignore[list-item]
+    videos, layout = stage.latents(batch.videos, batch.images[:0], "latents")
+    stage.denoiser = KnownNetwork(LARGER, videos, layout)  # type: ignore[assignment]
+    rows, captions, columns = stage.previews(batch)["super_resolution"]
+    assert captions == [word for sample in range(3) for word in ("low", f"circle {sample}", "original")] and columns == 3
+    assert batch.low_videos is not None
+    low, sample, original = rows.view(3, 3, *rows.shape[1:]).unbind(1)
+    want = Cells().decode(batch.videos).clamp(-1, 1)
+    torch.testing.assert_close(original, want, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(sample, want, atol=2e-3, rtol=2e-3)
+    shown = Cells().decode(batch.low_videos).clamp(-1, 1)
+    torch.testing.assert_close(low[..., ::2, ::2], shown, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(low[..., 1::2, 1::2], shown, atol=1e-4, rtol=1e-4)
