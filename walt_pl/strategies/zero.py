@@ -102,7 +102,7 @@ class Zero(DeepSpeedStrategy):
     def init_deepspeed(self) -> None:
         from deepspeed.accelerator import get_accelerator
 
-        if self.precision_plugin.precision in ("16-mixed", "16-true") and not get_accelerator().is_fp16_supported():
+        if self.precision_plugin.precision == "16-mixed" and not get_accelerator().is_fp16_supported():
             raise ValueError(
                 f"trainer.precision: {self.precision_plugin.precision} is not for ZeRO on this device, which has no float16 arithmetic; "
                 "choose bf16-mixed or 32-true"
