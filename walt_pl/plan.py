@@ -409,7 +409,8 @@ def engine_bytes(
     # Stages 1 and 2 differ while gradients are accumulated: only then does stage 1 hold them whole. The average is of the shards.
     gradients = word * count if stage == 1 and accumulate > 1 else shard(word * count)
     gathered = word * min(count, LIVE) if stage == 3 else 0
-    buckets = 2 * word * BUCKET  # one is filled while the other is on its way
+    # One is filled while the other is on its way; on the way gradients are float32.
+    buckets = 2 * word * BUCKET + (4 * BUCKET if word < 4 else 0)
     parameters = shard(word * count) if stage == 3 else word * count
     return Bytes(parameters, gradients, shard(4 * count + moments), shard(4 * count) * ema, gathered + buckets, activations)
 
