@@ -7,9 +7,12 @@ import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
+
+if TYPE_CHECKING:
+    import torch
 
 from tests.starts import start
 
@@ -24,6 +27,17 @@ class Ended(NamedTuple):
 
 
 Walt = Callable[..., Ended]
+SetDtype = Callable[["torch.dtype"], None]
+
+
+@pytest.fixture
+def default_dtype() -> Iterator[SetDtype]:
+    """Sets torch's default dtype for the rest of the test."""
+    import torch
+
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import walt_pl
 from walt_pl import artifact
 from walt_pl.artifact import ArtifactError, file_sha256, load, save_artifact, verify_artifact
+from walt_pl.finite import NonFiniteError
 
 ROOT = Path(__file__).parents[1]
 
@@ -262,6 +263,26 @@ def test_full_disk_keeps_the_old_artifact_and_says_how_much_is_needed(
     assert error.value.errno == errno.ENOSPC
     assert siblings(tmp_path / "vae") == ["vae"]
     assert load(tmp_path / "vae", verify=True).sha256 == old
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": {"vae": "nan"}}, r"2 of 4 values of vae.layers.1.bias are nan or infinite \(2 of 41 values in 1 of 5 tensors\)"),
+        ({"card": {"latents": {"mean": [0.1, 0.2], "std": [1.0, float("nan")]}}}, r"latents.std.1 is nan"),
+        ({"card": {"metrics": {"protocol": "p", "values": {"val/loss": float("inf")}}}}, r"metrics.values.val/loss is inf"),
+    ],
+)
+def test_save_artifact_refuses_what_is_not_finite_and_keeps_the_old_one(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    before = save(tmp_path / "vae")
+    if "models" in changes:
+        model = Tiny(TinyConfig())
+        with torch.no_grad():
+            model.layers[1].bias[:2] = torch.tensor([torch.nan, -torch.inf])  # type: ignore[index, operator]
+        changes = {"models": {"vae": model}}
+    with pytest.raises(NonFiniteError, match=f"{tmp_path / 'vae'} is not written: {message}"):
+        save(tmp_path / "vae", **changes)
+    assert siblings(tmp_path / "vae") == ["vae"] and load(tmp_path / "vae", verify=True).sha256 == before
 
 
 def test_folder_with_checkpoints_is_not_replaced(tmp_path: Path) -> None:

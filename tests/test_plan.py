@@ -35,7 +35,7 @@ from walt_pl.diffusion.sampler import Guidance
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.discriminator import DiscriminatorConfig
 from walt_pl.models.vae import VAEConfig
-from walt_pl.plan import USABLE, Plan, Share, autoencoder_cost, diffusion_cost, engine_bytes, moment_bytes
+from walt_pl.plan import BUCKET, USABLE, Plan, Share, autoencoder_cost, diffusion_cost, engine_bytes, moment_bytes
 
 EXPERIMENTS = ROOT / "experiments"
 OURS = ("clips", "common", "imagenet", "kinetics600", "shapes", "strategy", "text_to_video", "ucf101")
@@ -390,6 +390,8 @@ def test_engines_hold_what_was_measured_of_them(engine: Any, parameters: int, gr
 def test_bfloat16_under_zero_keeps_float32_weights_and_two_moments_in_shards() -> None:
     held = engine_bytes("zero2", 1000, 8000, 4, "bf16-mixed", 1, True, {"kept": 7})
     assert (held.parameters, held.gradients, held.optimizer, held.ema) == (2000, 500, 3000, 1000)
+    wide = engine_bytes("zero2", 1000, 8000, 4, "32-true", 1, True, {"kept": 7})
+    assert held.buffers == wide.buffers == 2 * 4 * BUCKET, "two of bfloat16, and a float32 one in which gradients are added up"
     assert engine_bytes("zero1", 1000, 8000, 4, "bf16-mixed", 2, True, {"kept": 7}).gradients == 2000
     held = engine_bytes("ddp", 1000, 8000, 1, "bf16-mixed", 1, True, {"kept": 7})
     assert (held.parameters, held.gradients, held.optimizer, held.ema, held.buffers, held.total("kept")) == (

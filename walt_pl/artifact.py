@@ -37,6 +37,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from walt_pl.finite import NonFiniteError, non_finite_entry, non_finite_weights
+
 FORMAT = 1
 WEIGHTS, CONFIG, TRAIN, CARD = "model.safetensors", "model.yaml", "train.yaml", "card.json"
 
@@ -275,13 +277,17 @@ def save_artifact(
         files: extra files, name -> bytes.
 
     Returns the sha256 of the weights. Raises ValueError for sections, card keys and names that are not allowed,
-    ArtifactError where the folder holds something else, OSError with what was needed and what is free on a full disk.
+    NonFiniteError for weights or numbers of the card that are nan or infinite, ArtifactError where the folder holds
+    something else, OSError with what was needed and what is free on a full disk.
     """
     folder = Path(folder).resolve()
     check_replaceable(folder)
     sections, weights = _plain(models)
     config = yaml.safe_dump(_merged(sections, settings), sort_keys=False)
     small = {CONFIG: config.encode(), TRAIN: train_config.encode(), **_extra(files or {})}
+    found = non_finite_weights(weights) or non_finite_entry(card)
+    if found:
+        raise NonFiniteError(f"{folder} is not written: {found}")
     described = _described(kind, card)
     needed = sum(tensor.nbytes for tensor in weights.values()) + sum(map(len, small.values()))
 

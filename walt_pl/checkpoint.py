@@ -129,6 +129,18 @@ def folder_name(step: int) -> str:
     return f"step={step:08d}"
 
 
+def way_back(folder: str | Path, step: int) -> str:
+    """Return what to type where the weights of a step are of no use: how to go on from the checkpoint before it, and how to export that."""
+    earlier = [checkpoint.path for checkpoint in Checkpoint.all(folder) if checkpoint.step < step]
+    change = "change something first: a lower --model.optimizer.lr, --guard.policy skip, or --trainer.precision 32-true"
+    if not earlier:
+        return f"there is no earlier checkpoint in {folder}: add --fresh true to the command (make: FRESH=1) to start over, and {change}"
+    return (
+        f"to go on from an earlier checkpoint add --ckpt_path {earlier[-1]} to the command, and {change}; "
+        f"to export it: python -m walt_pl export {earlier[-1]} --out DIR"
+    )
+
+
 def steps(folder: Path) -> list[Path]:
     """Folders of checkpoints, the oldest first, whole or torn, without those that were never finished."""
     found = folder.iterdir() if folder.is_dir() else ()

@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.joint import JointData
 from stages.finetuning import take_weights
 from walt_pl.artifact import load
-from walt_pl.blocks.compute import compute_dtype
+from walt_pl.blocks.compute import compute_dtype, trainer_precision
 from walt_pl.callbacks.checkpoints import Checkpoints
 from walt_pl.callbacks.ema import EMA
 from walt_pl.callbacks.export import Export
@@ -110,6 +110,7 @@ class Program(LightningCLI):
     def before_instantiate_classes(self) -> None:
         options = self.options
         self._name()
+        self._check_precision()
         self.parents: dict[str, str] = {}
         if self.subcommand == "fit":
             self._check_parents()
@@ -165,6 +166,11 @@ class Program(LightningCLI):
             for arguments in (self.options.data, self.options.model.init_args):
                 arguments.seed = arguments.seed or seed
 
+    def _check_precision(self) -> None:
+        """Before anything is read or written down."""
+        trainer = self.options.trainer
+        trainer.precision = None if trainer.precision is None else trainer_precision(trainer.precision)
+
     def _check_engine(self) -> None:
         """What shards and clips; the autoencoder has two optimisers that take turns."""
         trainer, name = self.options.trainer, _strategy_name(self.options.trainer.strategy)
@@ -192,7 +198,7 @@ class Program(LightningCLI):
             )
         if kind_of(self.stage) != "vae":
             return
-        if trainer.precision in ("16-mixed", "16"):
+        if trainer.precision == "16-mixed":
             raise ValueError(
                 "trainer.precision: the autoencoder's two optimisers cannot share a gradient scaler; choose bf16-mixed or 32-true"
             )

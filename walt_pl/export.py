@@ -15,8 +15,9 @@ from datamodules.joint import JointData
 from stages.vae import latent_statistics, latent_sums, training_latents
 from walt_pl.artifact import check_replaceable, save_artifact, section_config, section_states
 from walt_pl.callbacks.export import DESCRIPTION
-from walt_pl.checkpoint import Checkpoint, CheckpointError, read_state
+from walt_pl.checkpoint import Checkpoint, CheckpointError, read_state, way_back
 from walt_pl.checkpoint_weights import weights
+from walt_pl.finite import NonFiniteError
 from walt_pl.models.vae import VAE
 
 
@@ -26,6 +27,7 @@ def export_checkpoint(path: Path, out: Path, ema: bool = True) -> tuple[Checkpoi
     Raises:
         CheckpointError: there is none, or it cannot be used; nothing is written.
         ArtifactError: `out` holds something else than an artifact.
+        NonFiniteError: weights, latent statistics or values of the validation are nan or infinite.
     """
     checkpoint = Checkpoint.at(path) if path.name.startswith("step=") else Checkpoint.newest(path)
     if checkpoint is None:
@@ -49,15 +51,18 @@ def export_checkpoint(path: Path, out: Path, ema: bool = True) -> tuple[Checkpoi
     }
     if described["kind"] == "vae":
         card["latents"] = _latents(models["vae"], described["train_config"])
-    sha256 = save_artifact(
-        out,
-        kind=described["kind"],
-        models=models,
-        settings=described["settings"],
-        card=card,
-        train_config=described["train_config"],
-        files=described["files"],
-    )
+    try:
+        sha256 = save_artifact(
+            out,
+            kind=described["kind"],
+            models=models,
+            settings=described["settings"],
+            card=card,
+            train_config=described["train_config"],
+            files=described["files"],
+        )
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{checkpoint.path}: {error}; {way_back(checkpoint.path.parent, checkpoint.step)}") from error
     return checkpoint, sha256
 
 

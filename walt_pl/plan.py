@@ -392,15 +392,14 @@ def engine_bytes(
         count: parameters.
         moments: bytes of the optimiser's state for whole float32 parameters.
         gpus: that share the work.
-        precision: of the trainer. "bf16-mixed" keeps float32 weights under DDP; DeepSpeed makes the weights bfloat16 whichever is said.
+        precision: of the trainer. "bf16-mixed" keeps float32 weights under DDP; DeepSpeed makes the weights bfloat16.
         accumulate: batches to an optimiser step.
         ema: whether there is an average, and on the GPU.
         activations: of this engine's arithmetic.
     """
     if engine == "ddp":
-        word = 2 if precision in ("bf16-true", "16-true") else 4
         # DDP's buckets are as large as the gradients, which are copied there and back.
-        return Bytes(word * count, word * count, moments * word // 4, 4 * count * ema, word * count * (gpus > 1), activations)
+        return Bytes(4 * count, 4 * count, moments, 4 * count * ema, 4 * count * (gpus > 1), activations)
     word, stage = 4 if precision == "32-true" else 2, int(engine[-1])
 
     def shard(size: int) -> int:
@@ -409,7 +408,8 @@ def engine_bytes(
     # Stages 1 and 2 differ while gradients are accumulated: only then does stage 1 hold them whole. The average is of the shards.
     gradients = word * count if stage == 1 and accumulate > 1 else shard(word * count)
     gathered = word * min(count, LIVE) if stage == 3 else 0
-    buckets = 2 * word * BUCKET  # one is filled while the other is on its way
+    # One is filled while the other is on its way; on the way gradients are float32.
+    buckets = 2 * word * BUCKET + (4 * BUCKET if word < 4 else 0)
     parameters = shard(word * count) if stage == 3 else word * count
     return Bytes(parameters, gradients, shard(4 * count + moments), shard(4 * count) * ema, gathered + buckets, activations)
 
@@ -426,8 +426,7 @@ def checkpoint_bytes(engine: Engine, weights: int, count: int, moments: int, pre
         ema: whether there is an average, a float32 file of its own.
     """
     if engine == "ddp":
-        word = 2 if precision in ("bf16-true", "16-true") else 4
-        return word * weights + moments * word // 4 + 4 * count * ema
+        return 4 * weights + moments + 4 * count * ema
     # Float32 weights and moments are in the shards; beside them stages 1 and 2 keep the module as it computes, stage 3 nothing.
     word = 4 if precision == "32-true" else 2
     return (0 if engine == "zero3" else word * weights) + 4 * count + moments + 4 * count * ema
@@ -489,6 +488,7 @@ class Plan(Program):
 
     def before_instantiate_classes(self) -> None:
         self._name()
+        self._check_precision()
         self._fill_parents()
         self._check_engine()
 
@@ -577,13 +577,12 @@ class Plan(Program):
         """Of a step by arithmetic (of DDP, of ZeRO) and way (activations kept, or recomputed)."""
         stage, low = self.model, torch.bfloat16 if precision.endswith("mixed") else None
         narrow = torch.float32 if precision == "32-true" else torch.bfloat16
-        own = torch.bfloat16 if precision in ("bf16-true", "16-true") else torch.float32
         if isinstance(stage, VAEStage):
-            return {"ddp": {"kept": autoencoder_cost(stage.to(own), self.datamodule, share, low)}}
+            return {"ddp": {"kept": autoencoder_cost(stage, self.datamodule, share, low)}}
         text = self.options.model.init_args.get("text")
         caption = text.length if text else CAPTION
         costs: dict[str, dict[str, Cost]] = {}
-        for arithmetic, dtype, autocast in (("ddp", own, low), ("zero", narrow, None)):
+        for arithmetic, dtype, autocast in (("ddp", torch.float32, low), ("zero", narrow, None)):
             config = stage.denoiser.config
             costs[arithmetic] = {
                 way: diffusion_cost(stage, replace(config, checkpointing=way == "recomputed"), share, caption, dtype, autocast)

@@ -16,11 +16,13 @@ from walt_pl.callbacks.checkpoints import Checkpoints
 from walt_pl.callbacks.ema import EMA
 from walt_pl.callbacks.export import Export
 from walt_pl.callbacks.guard import Diverged, Guard, Policy
-from walt_pl.checkpoint import Checkpoint
+from walt_pl.checkpoint import CARD, Checkpoint, read_state, write_state
 from walt_pl.data.batch import JointBatch
 from walt_pl.data.sampler import JointLoader, JointSampler
+from walt_pl.finite import NonFiniteError
 from walt_pl.strategies.shards import piece_of, trained, whole
 
+POISONED = "denoiser.patches_out.weight"
 SLOT = 3
 """Of the last video: rank 1 has it, where there are two."""
 
@@ -42,6 +44,9 @@ class Guarded:
     window: int = 16
     decay: float = 0.5
     """Of the average."""
+    poison: str = ""
+    """What becomes nan: POISONED after step 6 (step) or after the last checkpoint (weights), its average then (average), or the weight in
+    the checkpoint to go on from (checkpoint)."""
 
 
 class Data(L.LightningDataModule):
@@ -72,6 +77,39 @@ class Spoil(L.Callback):
         if rows.any() and trainer.global_step in self.factors:
             batch.videos[rows] = self.factors[trainer.global_step] * torch.ones_like(batch.videos[rows])
             batch.weight[: len(batch.videos)][rows] = 1.0
+
+
+class Poison(L.Callback):
+    """Makes a weight nan on every rank after step 6; or a weight or its average when nothing is left but the artifact."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if self.what == "step" and trainer.global_step == 6:
+            self.poison(trainer, pl_module, "weights")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.poison(trainer, pl_module, self.what)
+
+    @staticmethod
+    @torch.no_grad()
+    def poison(trainer: L.Trainer, pl_module: L.LightningModule, what: str) -> None:
+        weights = {name: piece for name, p in trained(pl_module) if (piece := piece_of(p)) is not None}
+        pieces = {"weights": weights, "average": average(trainer)._average}.get(what, {})
+        if POISONED in pieces:
+            pieces[POISONED].fill_(torch.nan)
+
+
+def poison_state(checkpoint: Path) -> None:
+    """Make a weight of a single process's checkpoint nan."""
+    path = Checkpoint.at(checkpoint).state
+    state = read_state(path)
+    state["state_dict"][POISONED].fill_(torch.nan)
+    write_state(state, path)
+    card = json.loads((checkpoint / CARD).read_text())
+    card["files"][path.name] = path.stat().st_size
+    (checkpoint / CARD).write_text(json.dumps(card))
 
 
 class Watch(L.Callback):
@@ -106,6 +144,7 @@ def run(job: Guarded, folder: Path, rank: int, ranks: int) -> None:
             ema,
             Guard(job.policy, deviations=30, window=job.window, most=job.most),
             Spoil(job.spoil),
+            Poison(job.poison),
             watch,
             Export(folder / "run", "base", {}, "seed_everything: 0\n"),
             writer,
@@ -119,12 +158,14 @@ def run(job: Guarded, folder: Path, rank: int, ranks: int) -> None:
     if job.resume is not None:
         start = folder / "checkpoints" / "step=00000005"
         shutil.copytree(folder.parent / job.resume / "checkpoints" / start.name, start)
+        if job.poison == "checkpoint":
+            poison_state(start)
         trainer.ckpt_path = str(Checkpoint.at(start).state)  # as the program does it, before anything is set up
     try:
         trainer.fit(module, datamodule=Data(), weights_only=True)
         weights = {name: whole(p, piece_of(p)).detach().clone() for name, p in trained(module)}
         if rank == 0:
             save_file(weights, folder / "weights.safetensors")
-    except Diverged as error:
+    except (Diverged, NonFiniteError) as error:
         said = str(error)
     (folder / f"seen.{rank}.json").write_text(json.dumps({**watch.seen, "said": said}))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.conftest import SetDtype
 from walt_pl.diffusion.chance import Chance, generator, mix
 
 DRAWS: dict[str, Callable[[Chance], Tensor]] = {
@@ -70,6 +71,22 @@ def test_draws_have_their_distributions() -> None:
     assert bool(chance.happens(1.0).all()) and not bool(chance.happens(0.0).any())
     normal = torch.cat(chance.normal([(8,)] * 2000))
     assert float(normal.mean()) == pytest.approx(0, abs=0.03) and float(normal.std()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_are_the_same_whatever_the_default_dtype(name: str, default: torch.dtype, default_dtype: SetDtype) -> None:
+    """An engine of another precision sets torch's default; a step must not draw other numbers for it."""
+    draw = DRAWS[name]
+    wanted, none = draw(Chance(1, 2, torch.arange(8))), DRAWS["uniform"](Chance(1, 2, torch.arange(0)))
+    default_dtype(default)
+    assert draw(Chance(1, 2, torch.arange(8))).dtype == wanted.dtype
+    assert torch.equal(draw(Chance(1, 2, torch.arange(8))), wanted)
+    assert DRAWS["uniform"](Chance(1, 2, torch.arange(0))).dtype == none.dtype
+
+
+def test_no_rows_draw_integers() -> None:
+    assert Chance(0, 0, torch.arange(0)).integers(5).dtype == torch.int64
 
 
 def test_hash_spreads_near_inputs() -> None:

@@ -9,6 +9,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
+from tests.conftest import SetDtype
 from walt_pl.blocks.frames import Layout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.objective import Denoise
@@ -27,7 +28,7 @@ def noise(seed: int = 0) -> Tensor:
 
 def network(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
     """Something smooth that depends on the latent, the level and the condition."""
-    n = condition.layout.per_frame(step)[:, None, None, None] / 1000
+    n = condition.layout.per_frame(step)[:, None, None, None].float() / 1000
     known = condition.layout.per_frame(condition.keep)[:, None, None, None].float()
     return torch.tanh(x.roll(1, dims=-1) * (0.3 + known) - n) + 0.1 * known
 
@@ -41,6 +42,18 @@ def perfect(x0: Tensor) -> Denoise:
         return SCHEDULE.velocity(x0, (x - a * x0) / s, n)
 
     return denoise
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_sampling_is_the_same_whatever_the_default_dtype(eta: float, default: torch.dtype, default_dtype: SetDtype) -> None:
+    """The noise of every step (eta 1) included, which comes from torch's global generator here."""
+    start, clips = noise(), []
+    for dtype in (torch.float32, default):
+        default_dtype(dtype)
+        torch.manual_seed(0)
+        clips.append(ddim(network, SCHEDULE, start, CONDITION, 5, eta=eta))
+    assert clips[1].dtype == torch.float32 and torch.equal(*clips)
 
 
 @pytest.mark.parametrize("steps", [1, 10, 50])

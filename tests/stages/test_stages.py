@@ -13,6 +13,7 @@ from stages.latent_diffusion import first_videos
 from stages.optimisation import learning_rate
 from stages.super_resolution import SuperResolutionStage
 from stages.vae import VAEStage, latent_statistics, latent_sums
+from tests.conftest import SetDtype
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.chance import Chance
@@ -20,6 +21,7 @@ from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.objective import Denoise
 from walt_pl.diffusion.sampler import Guidance
 from walt_pl.models.denoiser import DenoiserConfig
+from walt_pl.models.latents import LatentScale
 from walt_pl.models.text import SmallTextConfig
 from walt_pl.models.vae import VAE, VAEConfig
 
@@ -159,6 +161,25 @@ def test_draws_of_a_sample_do_not_depend_on_its_rank() -> None:
     half = stage.draws(x0[6:], Layout(2, 3, 0), Chance(1, 7, batch.slots[2:]))
     assert torch.equal(whole.step[2:], half.step)
     assert torch.equal(whole.noise[6:], half.noise)
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
+def test_a_step_draws_the_same_whatever_the_default_dtype(default: torch.dtype, default_dtype: SetDtype) -> None:
+    """Latents by their statistics, levels, noise, given pasts and the noised smaller latent."""
+    denoiser = DenoiserConfig(**SMALL, frame_prediction=True, super_resolution=True)  # type: ignore[arg-type]
+    stage, batch, steps = SuperResolutionStage(denoiser, sgd, frame_prediction=0.5), latent_batch(), []
+    for dtype in (torch.float32, default):
+        default_dtype(dtype)
+        stage._scale = LatentScale.of({"latents": {"mean": [0.3] * 8, "std": [1.7] * 8}})
+        chance = Chance(0, 1, batch.slots)
+        x0, layout = stage.latents(batch.videos, batch.images, "latents")
+        condition, draws = stage.condition(batch, x0, layout, chance), stage.draws(x0, layout, chance)
+        found = [x0, condition.keep, condition.past, condition.past_mask, condition.low, condition.low_step]
+        steps.append([*found, draws.step, draws.noise, draws.self_condition])
+    for wanted, got in zip(*steps, strict=True):
+        assert wanted is not None and got is not None
+        assert got.dtype == wanted.dtype and torch.equal(got, wanted)
+    assert steps[1][0].dtype == steps[1][-2].dtype == torch.float32
 
 
 def test_first_videos_leaves_out_the_images() -> None:

@@ -36,6 +36,6 @@ class PositionEmbedding(nn.Module):
         self.time = nn.Parameter(0.5 * torch.randn(frames, width))
 
     def forward(self, videos: int, images: int) -> Tensor:
-        """The embedding of every token, [f n d]; an image takes the place of a video's first frame."""
+        """The embedding of every token, float32 [f n d]; an image takes the place of a video's first frame."""
         time = torch.cat([self.time.repeat(videos, 1), self.time[:1].expand(images, -1)])
-        return self.space[None] + time[:, None]
+        return self.space.float()[None] + time.float()[:, None]

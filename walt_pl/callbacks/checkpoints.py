@@ -17,9 +17,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from safetensors import SafetensorError
 
 from walt_pl.callbacks.ema import EMA
-from walt_pl.checkpoint import CARD, PART, STATE, Checkpoint, Strategy, folder_name, note_metrics, read_state, seal, write_state
+from walt_pl.checkpoint import CARD, PART, STATE, Checkpoint, Strategy, folder_name, note_metrics, read_state, seal, way_back, write_state
 from walt_pl.checkpoint import steps as folders
+from walt_pl.finite import NonFiniteError
 from walt_pl.strategies import Zero
+from walt_pl.strategies.shards import non_finite
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """How schedulers announce the end."""
@@ -42,7 +44,8 @@ class Checkpoints(callbacks.Checkpoint):
     """Keeps the last checkpoints and the best one (see walt_pl/checkpoint.py for what is in them).
 
     On SIGTERM and SIGUSR1 a last one is written after the step that is being computed, and the program ends with 128 + the signal's
-    number. A full disk costs a warning, not the training: what was written before stays.
+    number. A full disk costs a warning, not the training: what was written before stays. Weights or averages that are nan or infinite
+    end the training in place of a checkpoint: no step leads back from them, and they would push the last good ones out.
 
     Args:
         folder: where they go; by default into the training folder of the stage.
@@ -101,6 +104,8 @@ class Checkpoints(callbacks.Checkpoint):
         self._signal = 0
         # Lightning's own handler waits for other ranks in the middle of whatever was going on; ours is asked for after each step.
         self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+        if self._start is not None:
+            self._check_finite(trainer, pl_module, f"{self._start.path} is of no use")
         if trainer.is_global_zero:
             self._forget_the_future(trainer.global_step)
 
@@ -178,10 +183,15 @@ class Checkpoints(callbacks.Checkpoint):
     # ---- What ----------------------------------------------------------------------------------------------------------
 
     def save(self, trainer: L.Trainer, pl_module: L.LightningModule, metrics: Mapping[str, float] | None = None) -> None:
-        """Write a checkpoint of this step; all ranks call it. A failure is a warning, and the part is removed."""
+        """Write a checkpoint of this step; all ranks call it. A failure is a warning, and the part is removed.
+
+        Raises:
+            NonFiniteError: weights or averages are nan or infinite.
+        """
         step = trainer.global_step
         if self._saved == step:
             return
+        self._check_finite(trainer, pl_module, f"step {step}: training ends without a checkpoint")
         self._written = time.monotonic()
         part = self.folder / f"{folder_name(step)}{PART}"
         failures: list[str] = []
@@ -206,6 +216,15 @@ class Checkpoints(callbacks.Checkpoint):
                 f"step {step}: the checkpoint could not be written ({'; '.join(failures) or 'on another rank'}); training goes on, and "
                 f"{f'{last.path} stays' if last else 'there is none yet'}; make room in {self.folder}"
             )
+
+    def _check_finite(self, trainer: L.Trainer, pl_module: L.LightningModule, told: str) -> None:
+        """Raises NonFiniteError on all ranks where weights or averages are nan or infinite."""
+        found = non_finite(pl_module)
+        for averages in () if found else _averages(trainer):
+            average = averages.non_finite(pl_module)
+            found = average and f"in the averages {average}"
+        if found:
+            raise NonFiniteError(f"{told}: {found}; {way_back(self.folder, trainer.global_step)}")
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, part: Path, failures: list[str]) -> None:
         writer = trainer.strategy if isinstance(trainer.strategy, Zero) else self._file

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from walt_pl.checkpoint import AVERAGES
-from walt_pl.strategies.shards import cut, piece_of, rewriting, trained, whole
+from walt_pl.strategies.shards import cut, non_finite_pieces, piece_of, rewriting, trained, whole
 
 
 class EMA(L.Callback):
@@ -100,6 +100,10 @@ class EMA(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._swap(pl_module)
+
+    def non_finite(self, pl_module: L.LightningModule) -> str | None:
+        """All ranks together: what is nan or infinite in the averages; None for nothing."""
+        return non_finite_pieces(pl_module, self._average) if self.decay else None
 
     # ---- On disk --------------------------------------------------------------------------------------------------------
 

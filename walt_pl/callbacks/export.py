@@ -9,10 +9,12 @@ import lightning as L
 from torch import Tensor, nn
 
 from walt_pl.artifact import save_artifact, section_states
-from walt_pl.callbacks.checkpoints import samples_seen
+from walt_pl.callbacks.checkpoints import Checkpoints, samples_seen
 from walt_pl.callbacks.ema import EMA
+from walt_pl.checkpoint import way_back
+from walt_pl.finite import NonFiniteError
 from walt_pl.manifest import Manifest
-from walt_pl.strategies.shards import piece_of, trained, whole
+from walt_pl.strategies.shards import non_finite, piece_of, trained, whole
 
 
 class ExportedStage(Protocol):
@@ -89,6 +91,10 @@ class Export(L.Callback):
         averages = next((c for c in trainer.callbacks if isinstance(c, EMA)), EMA(decay=0))  # type: ignore[attr-defined]
         pl_module.to(trainer.strategy.root_device)  # which Lightning has let go of by now
         pl_module.eval()
+        found = non_finite(pl_module)  # the averages are looked at where the artifact is written
+        if found:
+            raise NonFiniteError(self._not_finished(trainer, f"{self.run / self.stage} is not written: {found}"))
+        failure: Exception | None = None
         with averages.swapped(pl_module):
             state = dict(pl_module.state_dict())
             for name, p in trained(pl_module):  # which ZeRO 3 leaves empty there, and other stages have in low precision
@@ -98,9 +104,21 @@ class Export(L.Callback):
             with trainer.precision_plugin.forward_context():
                 facts = cast(ExportedStage, pl_module).facts()
             if trainer.is_global_zero:
-                self._write(trainer, pl_module, state, facts)
+                try:
+                    self._write(trainer, pl_module, state, facts)
+                except NonFiniteError as error:
+                    failure = NonFiniteError(self._not_finished(trainer, str(error)))
+                except (OSError, ValueError) as error:
+                    failure = error
         pl_module.train()
-        trainer.strategy.barrier("artifact")
+        failure = trainer.strategy.broadcast(failure)  # raised on one rank, it would leave the others waiting
+        if failure is not None:
+            raise failure
+
+    def _not_finished(self, trainer: L.Trainer, found: str) -> str:
+        """What to do after an artifact that was refused."""
+        folder = next((c.folder for c in trainer.callbacks if isinstance(c, Checkpoints)), self.run)  # type: ignore[attr-defined]
+        return f'stage "{self.stage}" is not done, {found}; {way_back(folder, trainer.global_step)}'
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         stage = cast(ExportedStage, pl_module)

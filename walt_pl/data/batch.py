@@ -145,7 +145,7 @@ def collate(samples: Sequence[Sample]) -> tuple[JointBatch, list[Failure]]:
         images=_stack([sample.content for sample in images], like=ordered[0].content[:, :1]),
         captions=[sample.caption for sample in ordered],
         labels=torch.tensor([sample.label for sample in ordered], dtype=torch.int64),
-        weight=torch.tensor([0.0 if sample.failure else 1.0 for sample in ordered]),
+        weight=torch.tensor([0.0 if sample.failure else 1.0 for sample in ordered], dtype=torch.float32),
         slots=torch.tensor([sample.draw.slot for sample in ordered], dtype=torch.int64),
         low_videos=_stack(_lows(videos), like=_lows(ordered)[0]) if with_low else None,
         low_images=_stack(_lows(images), like=_lows(ordered)[0][:, :1]) if with_low else None,

@@ -177,7 +177,7 @@ class LatentCache:
         if zlib.crc32(rows[place]) == sums[place]:
             return torch.from_numpy(rows[place].astype(np.float32)), shard.broken.get(row, "")
         damage = f"{self._file(number)}: row {place} has changed since it was written (CRC-32): {_MEND} computes it again"
-        return torch.zeros(self.shape), damage
+        return torch.zeros(self.shape, dtype=torch.float32), damage
 
     def _place(self, item: int) -> int:
         """Which of the cache's items this one is."""
@@ -399,8 +399,8 @@ class LatentDataset(Dataset[Sample]):
     def failed(self, draw: Draw, reason: str) -> Sample:
         """Gives zeros in place of latents."""
         entry = self._entry(draw)
-        low = None if self.low_caches is None else torch.zeros(self.low_caches[draw.kind].shape)
-        content = torch.zeros(self.caches[draw.kind].shape)
+        low = None if self.low_caches is None else torch.zeros(self.low_caches[draw.kind].shape, dtype=torch.float32)
+        content = torch.zeros(self.caches[draw.kind].shape, dtype=torch.float32)
         return Sample(draw, content, low, entry.caption, entry.label, str(entry.place), reason, "latents")
 
     def _entry(self, draw: Draw) -> Entry:

@@ -52,7 +52,7 @@ def to_size(clip: Frames, rows: int, columns: int, place: tuple[float, float] = 
     part = frames[:, :, top : top + rows, left : left + columns]
     part = rearrange(part.flip(-1) if mirrored else part, "t c h w -> c t h w")
     # To float and -1..1 last: what is left after resizing is small.
-    return torch.empty(part.shape).copy_(part).div_(127.5).sub_(1)
+    return torch.empty(part.shape, dtype=torch.float32).copy_(part).div_(127.5).sub_(1)
 
 
 def random_crop(clip: Tensor, crop: int, rng: np.random.Generator) -> Tensor:
@@ -254,5 +254,6 @@ class PixelDataset(Dataset[Sample]):
     def _blank(self, kind: Kind) -> tuple[Tensor, Tensor | None]:
         frames = self.framing.frames if kind == "video" else 1
         crop, low = self.framing.crop, self.framing.low_size
-        twin = None if low is None else torch.zeros(3, frames, *self.framing.shape(low))
-        return torch.zeros(3, frames, *((crop, crop) if crop else self.framing.shape(self.framing.size))), twin
+        twin = None if low is None else torch.zeros(3, frames, *self.framing.shape(low), dtype=torch.float32)
+        side = (crop, crop) if crop else self.framing.shape(self.framing.size)
+        return torch.zeros(3, frames, *side, dtype=torch.float32), twin

@@ -50,7 +50,8 @@ class Chance:
 
     def uniform(self) -> Tensor:
         """One number in [0, 1) per sample, float32 [s]."""
-        return self._stack(lambda g: torch.rand((), generator=g))
+        # The dtype is given: torch's default is that of whoever set it last, such as an engine of another precision.
+        return self._stack(lambda g: torch.rand((), generator=g, dtype=torch.float32), torch.float32)
 
     def happens(self, probability: float) -> Tensor:
         """True with the given probability, bool [s]."""
@@ -58,18 +59,18 @@ class Chance:
 
     def integers(self, high: int) -> Tensor:
         """Uniform on 0 .. high - 1, int64 [s]."""
-        return self._stack(lambda g: torch.randint(high, (), generator=g))
+        return self._stack(lambda g: torch.randint(high, (), generator=g), torch.int64)
 
     def subset(self, total: int, count: int) -> Tensor:
         """So many different ones of 0 .. total - 1 for each sample, in any order, int64 [s count]."""
-        return self._stack(lambda g: torch.randperm(total, generator=g)[:count])
+        return self._stack(lambda g: torch.randperm(total, generator=g)[:count], torch.int64)
 
     def normal(self, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
         """Standard normal noise of a shape for each sample, float32."""
         pairs = zip(self._generators, shapes, strict=True)
-        return [torch.randn(tuple(shape), generator=g).to(self.device) for g, shape in pairs]
+        return [torch.randn(tuple(shape), generator=g, dtype=torch.float32).to(self.device) for g, shape in pairs]
 
-    def _stack(self, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+    def _stack(self, draw: Callable[[torch.Generator], Tensor], dtype: torch.dtype) -> Tensor:
         if not self._generators:
-            return torch.zeros(0, device=self.device)
+            return torch.zeros(0, device=self.device, dtype=dtype)
         return torch.stack([draw(g) for g in self._generators]).to(self.device)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -108,22 +109,34 @@ class Block(nn.Module):
         self.grid = config.grid
         self.norm1 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
         self.attention = WindowAttention(d, config.heads, config.window_of(layer), config.qk_norm, config.attention)
-        self.text_norm = nn.LayerNorm(d, eps=1e-6) if config.text_width else None
+        self.text_norm = StreamNorm(d, eps=1e-6) if config.text_width else None
         text_window = config.text_window_of(layer)
         self.text = TextAttention(d, config.heads, text_window, config.qk_norm, config.attention) if config.text_width else None
         self.norm2 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
         self.mlp = nn.Sequential(nn.Linear(d, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, d))
 
     def forward(self, x: Tensor, modulation: Tensor, layout: Layout, text: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Tokens [f n d], modulation [s 6 d], text [s l d] and its mask [s l], to [f n d]."""
+        """Tokens, float32 [f n d], modulation [s 6 d], text [s l d] and its mask [s l], to float32 [f n d].
+
+        The residual stream is float32 also where an engine has made the weights bfloat16, as it is under autocast: each part computes in
+        the dtype of its weights and adds to the stream.
+        """
+        dtype = self.attention.out.weight.dtype
         shift1, scale1, gate1, shift2, scale2, gate2 = layout.per_frame(modulation).unbind(dim=1)  # 6 x [f d]
-        h = self.attention(modulate(self.norm1(x), shift1, scale1), layout, self.grid)
+        h = self.attention(modulate(self.norm1(x), shift1, scale1).to(dtype), layout, self.grid)
         x = torch.addcmul(x, gate1[:, None], h)
         if self.text is not None and self.text_norm is not None:
             assert text is not None and mask is not None
-            x = x + self.text(self.text_norm(x), text, mask, layout, self.grid)
-        h = self.mlp(modulate(self.norm2(x), shift2, scale2))
+            x = x + self.text(self.text_norm(x).to(dtype), text, mask, layout, self.grid)
+        h = self.mlp(modulate(self.norm2(x), shift2, scale2).to(dtype))
         return torch.addcmul(x, gate2[:, None], h)
+
+
+class StreamNorm(nn.LayerNorm):
+    """LayerNorm of the float32 residual stream, whatever the dtype of its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
 class LowResolution(nn.Module):
@@ -185,15 +198,16 @@ class Denoiser(nn.Module):
                 f"denoiser.stw_text is for videos alone, got {layout.images} images in the batch; "
                 "set data.image_stacks_per_batch to 0, or denoiser.stw_text to false"
             )
-        # Latents and noise are float32 also where an engine has made the weights bfloat16.
-        tokens = self._patches(self._inputs(x, condition, estimate)).to(self.patches_in.weight.dtype)
-        tokens = self.patches_in(tokens) + self.position(layout.videos, layout.images)
+        # Latents, noise and the residual stream are float32 also where an engine has made the weights bfloat16.
+        dtype = self.patches_in.weight.dtype
+        tokens = self.patches_in(self._patches(self._inputs(x, condition, estimate)).to(dtype))
+        tokens = tokens + self.position(layout.videos, layout.images)
         cond = self._vector(step, condition)
         text, mask = self._text(condition)
         for block, modulation in zip(self.blocks, self.modulation(cond), strict=True):
             tokens = self._run(block, tokens, modulation, layout, text, mask)
         shift, scale = (layout.per_frame(part) for part in self.final_modulation(cond))
-        tokens = self.patches_out(modulate(self.norm_out(tokens), shift, scale))
+        tokens = self.patches_out(modulate(self.norm_out(tokens), shift, scale).to(dtype))
         return self._frames(tokens).float()
 
     def _run(self, block: Callable[..., Tensor], *args: object) -> Tensor:

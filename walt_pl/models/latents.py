@@ -25,12 +25,13 @@ class LatentScale:
         latents = card.get("latents")
         if not latents:
             raise ValueError("the autoencoder's card.json has no latent statistics; train it to its end, or set normalise_latents: false")
-        return cls(torch.tensor(latents["mean"]), torch.tensor(latents["std"]))
+        mean, std = (torch.tensor(latents[name], dtype=torch.float32) for name in ("mean", "std"))
+        return cls(mean, std)
 
     @classmethod
     def identity(cls, channels: int) -> "LatentScale":
         """Leave latents as they are."""
-        return cls(torch.zeros(channels), torch.ones(channels))
+        return cls(torch.zeros(channels, dtype=torch.float32), torch.ones(channels, dtype=torch.float32))
 
     def normalise(self, z: Tensor) -> Tensor:
         """Raw latents [f c h w] to zero mean and unit variance."""

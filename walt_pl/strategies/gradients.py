@@ -15,7 +15,7 @@ def gradient_norms(module: nn.Module) -> dict[str, Tensor]:
     sharded = any(in_stage_3(p) or hasattr(p, "_hp_mapping") for _, p in weights)
     pieces = {name: piece for name, p in weights if (piece := _piece(p)) is not None}
     if sharded:
-        squares = torch.zeros(len(weights), device=weights[0][1].device)
+        squares = torch.zeros(len(weights), dtype=torch.float32, device=weights[0][1].device)
         places = {name: place for place, (name, _) in enumerate(weights)}
         squares[[places[name] for name in pieces]] = torch.stack(_norms(pieces)).square().to(squares)  # from the CPU where offloaded
         dist.all_reduce(squares)

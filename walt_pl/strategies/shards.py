@@ -5,7 +5,7 @@ copies that are whole (ZeRO 1 and 2) or sharded once more (ZeRO 3), and of lower
 piece is the weight itself. Two attributes of DeepSpeed's are half private: `_hp_mapping` (ZeRO 1 and 2) and `ds_tensor` (ZeRO 3).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import Tensor, nn
+
+from walt_pl.finite import count_non_finite, describe_non_finite
 
 Weights = list[tuple[str, nn.Parameter]]
 
@@ -66,6 +68,28 @@ def cut(p: nn.Parameter, full: Tensor) -> Tensor | None:
     if hasattr(p, "_hp_mapping"):
         return None if cast(Any, p)._hp_mapping is None else full.flatten()[_place(p)]
     return full
+
+
+def non_finite_pieces(module: nn.Module, pieces: Mapping[str, Tensor]) -> str | None:
+    """All ranks together: what is nan or infinite in the trained weights, or in their averages; the same on every rank, None for nothing.
+
+    Args:
+        module: whose weights they are.
+        pieces: what this rank holds of each, by parameter name.
+    """
+    weights = trained(module)
+    own = dict(zip(pieces, count_non_finite(list(pieces.values())), strict=True))
+    counts = torch.tensor([own.get(name, 0) for name, _ in weights], device=weights[0][1].device)
+    if dist.is_initialized():
+        sharded = in_stage_3(weights[0][1]) or hasattr(weights[0][1], "_hp_mapping")
+        dist.all_reduce(counts, dist.ReduceOp.SUM if sharded else dist.ReduceOp.MAX)
+    sizes = [int(getattr(p, "ds_numel", p.numel())) for _, p in weights]
+    return describe_non_finite([name for name, _ in weights], counts.tolist(), sizes)
+
+
+def non_finite(module: nn.Module) -> str | None:
+    """All ranks together: what is nan or infinite in the trained weights, as `non_finite_pieces` says it."""
+    return non_finite_pieces(module, {name: piece for name, p in trained(module) if (piece := piece_of(p)) is not None})
 
 
 @contextmanager

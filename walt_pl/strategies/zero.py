@@ -60,6 +60,8 @@ class Zero(DeepSpeedStrategy):
         super().__init__(stage=stage, offload_optimizer=offload, allgather_bucket_size=bucket, reduce_bucket_size=bucket)
         assert isinstance(self.config, dict)
         self.config["zero_optimization"]["stage3_param_persistence_threshold"] = keep_whole
+        # The gradients of bfloat16 weights are bfloat16; their sum over ranks would be, too.
+        self.config["communication_data_type"] = "fp32"
         # Torch's AdamW serves offloading too; DeepSpeed's own, if one is named, compiles C++ at the first start.
         self.config["zero_force_ds_cpu_optimizer"] = False
         self.stage: Literal[1, 2, 3] = stage
@@ -102,7 +104,7 @@ class Zero(DeepSpeedStrategy):
     def init_deepspeed(self) -> None:
         from deepspeed.accelerator import get_accelerator
 
-        if self.precision_plugin.precision in ("16-mixed", "16-true") and not get_accelerator().is_fp16_supported():
+        if self.precision_plugin.precision == "16-mixed" and not get_accelerator().is_fp16_supported():
             raise ValueError(
                 f"trainer.precision: {self.precision_plugin.precision} is not for ZeRO on this device, which has no float16 arithmetic; "
                 "choose bf16-mixed or 32-true"
