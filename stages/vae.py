@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from stages.optimisation import Decay, clip_gradients, learning_rate
+from stages.optimisation import GROUPS, Decay, check_groups, clip_gradients, group_sizes, learning_rate, parameter_groups
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.chance import Chance
 from walt_pl.losses import (
@@ -250,10 +250,18 @@ class VAEStage(L.LightningModule):
             optimizer.optimizer.step()
 
     def configure_optimizers(self) -> Any:
-        modules = [self.vae] if self.discriminator is None else [self.vae, self.discriminator]
-        optimizers = [self.optimizer(module.parameters()) for module in modules]
+        check_groups(self.trainer.ckpt_path, self._networks)
+        optimizers = [self.optimizer(parameter_groups(network)) for network in self._networks]
         total = int(self.trainer.max_steps)
         return optimizers, [learning_rate(optimizer, self.warmup, total, self.decay) for optimizer in optimizers]
+
+    @property
+    def _networks(self) -> list[nn.Module]:
+        """What each optimiser trains."""
+        return [self.vae] if self.discriminator is None else [self.vae, self.discriminator]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[GROUPS] = group_sizes(self._networks)
 
     def _optimizers(self) -> list[Any]:
         optimizers = self.optimizers()
