@@ -1,12 +1,15 @@
 """Weight decay: what every stage applies it to, under every optimiser, and what resuming needs of it."""
 
 import json
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+import yaml
 from timm.optim import AdafactorBigVision, Muon
 from torch import Tensor, nn
 
@@ -14,9 +17,12 @@ from stages.base import BaseStage
 from stages.optimisation import GROUPS, parameter_groups
 from stages.super_resolution import SuperResolutionStage
 from stages.vae import VAEStage
+from tests.conftest import ROOT
 from tests.starts import fit, start
+from tests.test_plan import COMMANDS, typed
 from tests.training import ADAMW, SHARDED, arguments, copy_parents
 from walt_pl.checkpoint import Checkpoint, read_state
+from walt_pl.cli import beneath
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.discriminator import DiscriminatorConfig
 from walt_pl.models.text import SmallTextConfig
@@ -137,6 +143,22 @@ def test_muon_chooses_by_shape_whatever_the_group() -> None:
     chosen = {p: state["use_muon"] for p, state in two.state.items()}
     assert chosen == {p: state["use_muon"] for p, state in one.state.items()}
     assert all(p.ndim > 1 for p, muon in chosen.items() if muon) and not all(chosen.values())
+
+
+def written(line: Sequence[str]) -> dict[str, Any]:
+    """The optimiser's arguments that stand in the files of a command line."""
+    configs = [ROOT / name for word, name in pairwise(line) if word == "--config"]
+    found: dict[str, Any] = {}
+    for path in [*beneath(configs[0]), *configs]:
+        model = yaml.safe_load(path.read_text(encoding="utf-8")).get("model", {})
+        found |= model.get("init_args", {}).get("optimizer", {}).get("init_args", {})
+    return found
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_shipped_stage_writes_its_weight_decay(command: str) -> None:
+    for line in typed(command):
+        assert isinstance(written(line).get("weight_decay"), float), line
 
 
 # ---- Going on from a checkpoint ---------------------------------------------------------------------------------------
