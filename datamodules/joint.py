@@ -21,7 +21,7 @@ from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_
 from walt_pl.data.index import Entries, Index
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.data.sampler import BatchLoader, Items, JointLoader, JointSampler, SequentialSampler
-from walt_pl.data.selection import Bucket, Selection, described, select
+from walt_pl.data.selection import Bucket, Selection, check_buckets, described, select
 from walt_pl.data.stream import Reading, Shards, StreamLoader
 from walt_pl.data.transforms import Framing, PixelDataset
 
@@ -119,7 +119,7 @@ class JointData(L.LightningDataModule):
         self.framing = Framing(size, frames, low_size, views, tuple(sizes), crop, seed, aspect, fps, stride, flip)
         self.buckets = [Bucket(*bucket) for bucket in buckets] or [Bucket(*self.framing.shape(size))]
         if buckets:
-            self._check_buckets()
+            check_buckets(self.buckets, self.framing)
         if shards is not None:
             wanted = {"video": videos_per_batch, "image": image_stacks_per_batch}
             if buckets or set(shards) != {kind for kind, per_batch in wanted.items() if per_batch}:
@@ -145,21 +145,6 @@ class JointData(L.LightningDataModule):
         self._indices: dict[str, Index] = {}
         self._choices: dict[str, dict[Kind, Selection]] = {}
         self._loaders: list[BatchLoader] = []
-
-    def _check_buckets(self) -> None:
-        if self.framing.crop is not None:
-            raise ValueError("data.buckets sorts whole pictures and data.crop draws windows of one size: leave out one of them")
-        if self.framing.aspect != 1.0:
-            raise ValueError("data.buckets has rows and columns of its own: leave out data.aspect")
-        if len(set(self.buckets)) < len(self.buckets):
-            raise ValueError(f"data.buckets names a size twice: {', '.join(map(str, self.buckets))}")
-        for bucket in self.buckets:
-            if min(bucket) < 1:
-                raise ValueError(f"data.buckets: rows and columns must be at least 1, got {bucket}")
-            if any(side * self._low % self.framing.size for side in bucket):
-                raise ValueError(
-                    f"data.buckets: {bucket} times data.low_size / data.size = {self._low} / {self.framing.size} is no number of pixels"
-                )
 
     @property
     def _low(self) -> int:
