@@ -172,12 +172,21 @@ class Zero(DeepSpeedStrategy):
             if self.zero_stage_3:
                 raise ValueError(f"{path} was written by {ranks} ranks, and stage 3 evaluates with as many, got {self.world_size}")
             return super().load_checkpoint(path, weights_only)
-        with self._resharded(path, ranks) as universal:
+        with self._resharded(path, ranks) as universal, self._own_weight_decay():
             self.deepspeed_engine._config.load_universal_checkpoint = True
             try:
                 return super().load_checkpoint(universal, weights_only)
             finally:
                 self.deepspeed_engine._config.load_universal_checkpoint = False
+
+    @contextmanager
+    def _own_weight_decay(self) -> Iterator[None]:
+        """Each parameter group keeps its weight decay: DeepSpeed's stage 3 gives that of the first group to all when it reshards."""
+        groups = self.deepspeed_engine.optimizer.param_groups
+        decays = [group["weight_decay"] for group in groups]
+        yield
+        for group, decay in zip(groups, decays, strict=True):
+            group["weight_decay"] = decay
 
     def _check_checkpoint(self, path: Path) -> int:
         """How many ranks wrote it. DeepSpeed unpickles shards, so they are looked at first."""
