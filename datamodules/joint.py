@@ -22,7 +22,7 @@ from walt_pl.data.frame_rate import trained_rate
 from walt_pl.data.index import Entries, Index
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.data.sampler import BatchLoader, Items, JointLoader, JointSampler, SequentialSampler
-from walt_pl.data.selection import Bucket, Selection, described, select
+from walt_pl.data.selection import Bucket, Selection, check_buckets, described, select
 from walt_pl.data.stream import Reading, Shards, StreamLoader
 from walt_pl.data.transforms import Framing, PixelDataset
 
@@ -51,10 +51,11 @@ class JointData(L.LightningDataModule):
         fps: Frames a second that are taken of every video, whatever its own rate; null takes the file's frames.
         stride: Frames of the file from one taken to the next; only without fps.
         flip: Mirrors half of the views and windows, left for right (not where captions say left or right).
-        crop: Side of a random window in pixels, taken after resizing (autoencoder).
+        crop: Side of a random window in pixels, taken after resizing (autoencoder); every pass draws a new start frame and place.
         sizes: More sizes beside `size`; with `crop`, every sample draws one of all of them; one named twice comes twice as often.
         vae: Folder of a trained autoencoder: the batches hold its latents, which are computed once and cached.
-        views: Fixed views (start frame and crop) of each clip, gone round pass by pass; 1 is frame 0 and the centre.
+        views: Fixed views (start frame and crop) of each clip, gone round pass by pass; 1 is frame 0 and the centre. Latents are cached
+            for each: disk in bytes is clips x views x (values of a latent x 2 + 4).
         cache_dir: Folder of the latents; empty puts them beside the autoencoder's folder. All machines must see it.
         cache_clips: Train on the first so many videos and images only, to save time and disk; 0 takes all.
         val_videos: Validate on so many videos (and images) of the split "val"; 0 does not validate.
@@ -119,7 +120,7 @@ class JointData(L.LightningDataModule):
         self.framing = Framing(size, frames, low_size, views, tuple(sizes), crop, seed, aspect, fps, stride, flip)
         self.buckets = [Bucket(*bucket) for bucket in buckets] or [Bucket(*self.framing.shape(size))]
         if buckets:
-            self._check_buckets()
+            check_buckets(self.buckets, self.framing)
         if shards is not None:
             wanted = {"video": videos_per_batch, "image": image_stacks_per_batch}
             if buckets or set(shards) != {kind for kind, per_batch in wanted.items() if per_batch}:
@@ -145,21 +146,6 @@ class JointData(L.LightningDataModule):
         self._indices: dict[str, Index] = {}
         self._choices: dict[str, dict[Kind, Selection]] = {}
         self._loaders: list[BatchLoader] = []
-
-    def _check_buckets(self) -> None:
-        if self.framing.crop is not None:
-            raise ValueError("data.buckets sorts whole pictures and data.crop draws windows of one size: leave out one of them")
-        if self.framing.aspect != 1.0:
-            raise ValueError("data.buckets has rows and columns of its own: leave out data.aspect")
-        if len(set(self.buckets)) < len(self.buckets):
-            raise ValueError(f"data.buckets names a size twice: {', '.join(map(str, self.buckets))}")
-        for bucket in self.buckets:
-            if min(bucket) < 1:
-                raise ValueError(f"data.buckets: rows and columns must be at least 1, got {bucket}")
-            if any(side * self._low % self.framing.size for side in bucket):
-                raise ValueError(
-                    f"data.buckets: {bucket} times data.low_size / data.size = {self._low} / {self.framing.size} is no number of pixels"
-                )
 
     @property
     def _low(self) -> int:
@@ -397,7 +383,7 @@ class JointData(L.LightningDataModule):
         return self._loader(TRAIN, sampler)
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        """Gives this rank's validation batches: the first clips and images of the split, in order, in view 0.
+        """Gives this rank's validation batches: the first clips and images of the split, in order, in view 0 (frame 0, the centre).
 
         Counts are rounded down to whole stacks on every rank, in every bucket, so that the ranks stay in step.
 
@@ -451,7 +437,8 @@ class JointData(L.LightningDataModule):
         if self.vae is None:
             rows, columns = self.buckets[number]
             low = None if self.framing.low_size is None else sizes[0][0]
-            return PixelDataset(videos, images, replace(self.framing, size=rows, aspect=columns / rows, low_size=low))
+            framing = replace(self.framing, size=rows, aspect=columns / rows, low_size=low, first_view=split == VALIDATION)
+            return PixelDataset(videos, images, framing)
         caches = [self._caches(split, number, self._whole_framing(split, *size)) for size in sizes]
         for cache in [cache for of_size in caches for cache in of_size.values()]:
             cache.open()

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from stages.optimisation import Decay, clip_gradients, learning_rate
+from stages.optimisation import GROUPS, Decay, check_groups, clip_gradients, group_sizes, learning_rate, parameter_groups
 from walt_pl.artifact import Artifact, load
 from walt_pl.blocks.frames import Layout
 from walt_pl.checkpoint import read_state
@@ -159,6 +159,7 @@ class LatentDiffusion(L.LightningModule):
         return folder / HASHES
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[GROUPS] = group_sizes([self])
         if self.cached_text is not None:
             checkpoint["text_encoder"] = self.cached_text.sha256
 
@@ -258,7 +259,9 @@ class LatentDiffusion(L.LightningModule):
             self.log("train/gradient_norm", clip_gradients(self.parameters(), self.clip))
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        # Here, and not where Lightning hands over the checkpoint: DeepSpeed has restored the optimiser by then, or failed to.
+        check_groups(self.trainer.ckpt_path, [self])
+        optimizer = self.optimizer(parameter_groups(self))
         schedule = learning_rate(optimizer, self.warmup, int(self.trainer.max_steps), self.decay)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -1,4 +1,4 @@
-"""Learning-rate schedules and gradient norms, the same for every stage.
+"""Parameter groups, learning-rate schedules and gradient norms, the same for every stage.
 
 Optimisers are those of libraries, by class path: torch.optim.AdamW, torch.optim.Adam with betas [0, 0.99] (autoencoder), and for the
 paper's Adafactor timm.optim.AdafactorBigVision. Not torch.optim.Adafactor: it multiplies the rate by each weight's size, 0.001 at
@@ -6,15 +6,83 @@ least, so at the paper's 2e-4 the weights that start at zero (every gate, the la
 """
 
 import math
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from walt_pl.blocks.modulation import AdaLN
+from walt_pl.checkpoint import STATE, CheckpointError, read_state
+
 Decay = Literal["cosine", "constant"]
+
+DECAYED: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: ("weight",),
+    _ConvNd: ("weight",),
+    nn.MultiheadAttention: ("in_proj_weight",),
+    AdaLN: ("down", "up", "weight"),
+}
+"""Parameters that weight decay applies to, by the module that owns them. Every other parameter is left out."""
+GROUPS = "parameter_groups"
+"""Key of a checkpoint: number of weights in each group of each optimiser."""
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Return the two parameter groups of an optimiser: with weight decay, and without.
+
+    With: matrices and convolution kernels, of which decay bounds the gain. That includes the modulation: the shared MLP, the LoRA pair of
+    each layer (decay pulls a layer towards the shared modulation, which the low rank is for) and the matrices of the separate mode.
+    Without: norms and biases, which set scales and offsets; relative-position tables, position embeddings, class and word embeddings and
+    the null text. A row of a table gets a gradient only when its entry occurs, and decay would shrink rare rows in between.
+
+    The rule goes by the owner of a parameter, not by its number of dimensions: tables are 2D, and ZeRO-3 flattens everything. Within a
+    group, the order is that of ``module.parameters()``. Frozen parameters are in neither.
+
+    The first group takes ``weight_decay`` from the optimiser's arguments, the second sets it to 0.0. timm's Muon looks at the shape of each
+    parameter, not at its group: matrices, tables too, are orthogonalised in both, and vectors go to AdamW in both.
+    """
+    decayed = {
+        id(owner._parameters.get(name))
+        for owner in module.modules()
+        for kind, names in DECAYED.items()
+        if isinstance(owner, kind)
+        for name in names
+    }
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if id(p) in decayed]},
+        {"params": [p for p in trained if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+
+
+def group_sizes(modules: Sequence[nn.Module]) -> list[list[int]]:
+    """Return the number of weights in each group of the optimiser of each module, for checkpoints."""
+    return [[len(group["params"]) for group in parameter_groups(module)] for module in modules]
+
+
+def check_groups(checkpoint: str | Path | None, modules: Sequence[nn.Module]) -> None:
+    """Compare the parameter groups of a checkpoint to go on from (None: there is none) with those of ``modules``.
+
+    Raises:
+        CheckpointError: they differ, or the checkpoint has one group only, as older ones do.
+    """
+    if checkpoint is None:
+        return
+    path, wanted = Path(checkpoint), group_sizes(modules)
+    found = read_state(path, mapped=True).get(GROUPS)
+    if found != wanted:
+        folder = path.parent if path.name == STATE else path
+        raise CheckpointError(
+            f"{path}: the optimiser's groups have {found or 'no record (one group, as older programs wrote)'}, wanted {wanted} weights: "
+            "weight decay leaves out norms, biases, tables and embeddings, which are a group of their own. Go on with the program that "
+            f"wrote it; or keep the weights and start the optimiser anew: python -m walt_pl export {folder} --out DIR, then your command "
+            "with --fresh true --init DIR"
+        )
 
 
 def learning_rate(optimizer: Optimizer, warmup: int, total: int, decay: Decay) -> LambdaLR:

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from stages.optimisation import Decay, clip_gradients, gradient_norm, learning_rate
+from stages.optimisation import GROUPS, Decay, check_groups, clip_gradients, gradient_norm, group_sizes, learning_rate, parameter_groups
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.chance import Chance
 from walt_pl.losses import (
@@ -296,11 +296,19 @@ class VAEStage(L.LightningModule):
         self.log("train/r1", penalty)
 
     def configure_optimizers(self) -> Any:
-        optimizers = [self.optimizer(self.vae.parameters())]
-        if self.discriminator is not None:
-            optimizers.append(self.discriminator_optimizer(self.discriminator.parameters()))
+        check_groups(self.trainer.ckpt_path, self._networks)
+        kinds = (self.optimizer, self.discriminator_optimizer)
+        optimizers = [kind(parameter_groups(network)) for kind, network in zip(kinds, self._networks, strict=False)]
         total = int(self.trainer.max_steps)
         return optimizers, [learning_rate(optimizer, self.warmup, total, self.decay) for optimizer in optimizers]
+
+    @property
+    def _networks(self) -> list[nn.Module]:
+        """What each optimiser trains."""
+        return [self.vae] if self.discriminator is None else [self.vae, self.discriminator]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[GROUPS] = group_sizes(self._networks)
 
     def _optimizers(self) -> list[Any]:
         optimizers = self.optimizers()

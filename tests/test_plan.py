@@ -221,6 +221,14 @@ def test_the_autoencoder_has_our_count_and_its_critic_stands_beside() -> None:
     assert f"| its discriminator | not given | {count['discriminator']} M |" in page
 
 
+def test_the_autoencoder_of_images_is_2d_and_has_a_third_of_the_weights() -> None:
+    plan, cube = of("imagenet/vae"), of("imagenet/vae", None, "--model.vae.time_kernel", "3")
+    kernels = [m for m in plan.model.vae.modules() if isinstance(m, nn.Conv3d)]
+    assert kernels and all(kernel.weight.shape[2] == 1 for kernel in kernels)
+    assert plan.parameters()["total"] == pytest.approx(103e6, rel=0.01)
+    assert cube.parameters()["total"] == pytest.approx(307e6, rel=0.01)
+
+
 # ---- FLOPs -----------------------------------------------------------------------------------------------------------
 
 SMALL = DenoiserConfig(16, 6, 2, size=(3, 4, 4), window=(3, 2, 2), attention="plain", frame_prediction=True, classes=5)
@@ -431,6 +439,7 @@ DURATIONS: list[tuple[str, float]] = [
     ("imagenet/base", 350 * 1_281_167 / 1024),
     ("ucf101/vae", 2000 * 9_537 / 256),
     ("ucf101/base_l", 60_000),
+    *((f"ucf101/rank_{rank}", 35_000) for rank in (4, 16, 64, 256)),
     ("kinetics600/vae", 270_000),
     ("kinetics600/base", 360 * 392_622 / 512),
     ("text_to_video/vae", 1_000_000),

@@ -54,8 +54,8 @@ def weights(run: Path, stage: str) -> dict[str, torch.Tensor]:
     if last.state.is_dir():
         check_pickle(last.state)
         shards = [torch.load(path, weights_only=False) for path in sorted(last.state.rglob("*optim_states.pt"))]
-        parts = [shard["optimizer_state_dict"] for shard in shards]
-        return {**averages, **{f"{i}": part["single_partition_of_fp32_groups"][0] for i, part in enumerate(parts)}}
+        parts = [shard["optimizer_state_dict"]["single_partition_of_fp32_groups"] for shard in shards]
+        return {**averages, **{f"{i}.{j}": group for i, groups in enumerate(parts) for j, group in enumerate(groups)}}
     state = read_state(last.state)
     moments = {
         f"{i}.{j}.{name}": value

@@ -1,13 +1,16 @@
 """The average of the weights."""
 
+import re
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tests.conftest import ROOT
 from walt_pl.callbacks.ema import EMA
 
 
@@ -61,6 +64,24 @@ def test_average_follows_its_formula_and_validation_sees_it(tmp_path: Path) -> N
     module, _ = fit(6, ema, tmp_path)
     assert float(module.weight) == 6, "the raw weight trains on"
     assert abs(module.validated[-1] - expected(6, 0.5)) < 1e-5
+
+
+@pytest.mark.parametrize("decay, end", [(0.99, 890), (0.999, 8_990), (0.9999, 89_990)])
+def test_ema_warmup_ends_at_the_steps_that_its_help_names(decay: float, end: int) -> None:
+    ema = EMA(decay)
+    assert ema.decay_at(end - 1) < decay - 1e-9 and ema.decay_at(end) == pytest.approx(decay, abs=1e-12)
+    assert f"{end:,}" in (EMA.__doc__ or "")
+    assert EMA(decay, warmup=1).decay_at(1) == decay
+
+
+@pytest.mark.parametrize("config", ["base", "vae"])
+def test_ema_warmup_is_said_in_the_common_files(config: str) -> None:
+    text = (ROOT / "experiments" / "common" / f"{config}.yaml").read_text(encoding="utf-8")
+    ema = EMA(**yaml.safe_load(text)["ema"])
+    found = re.search(r"at step n is min\(([\d.]+), \(1 \+ n\) / \((\d+) \+ n\)\): it is ([\d.]+) from step ([\d,]+) on", text)
+    assert found and (float(found[1]), int(found[2]), float(found[3])) == (ema.decay, ema.warmup, ema.decay)
+    end = int(found[4].replace(",", ""))
+    assert ema.decay_at(end - 1) < ema.decay - 1e-9 and ema.decay_at(end) == pytest.approx(ema.decay, abs=1e-12)
 
 
 def test_swapping_twice_changes_nothing(tmp_path: Path) -> None:

@@ -169,6 +169,21 @@ def test_validation_is_in_order_and_the_same_every_time(index: str) -> None:
     assert make(index).counts() == {"train_videos": 10, "train_images": 11, "val_videos": 4, "val_images": 4}
 
 
+@pytest.mark.filterwarnings("ignore:.*unreadable files")
+def test_validation_of_windows_is_frame_0_and_the_centre(index: str) -> None:
+    def validated(**settings: Any) -> list[Tensor]:
+        loader = make(index, size=16, **settings).val_dataloader()
+        assert not isinstance(loader, list)
+        return [batch.videos for batch in loader]
+
+    whole = validated()
+    for seed in (1, 2):
+        windows = validated(sizes=(24, 32), crop=16, flip=True, seed=seed)
+        assert all(torch.equal(a, b) for a, b in zip(whole, windows, strict=True))
+    small = validated(crop=8)
+    assert all(torch.equal(a[..., 4:12, 4:12], b) for a, b in zip(whole, small, strict=True))
+
+
 # Latents
 
 

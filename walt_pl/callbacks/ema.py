@@ -24,7 +24,8 @@ class EMA(L.Callback):
 
     Args:
         decay: share of the average that stays at each optimiser step; 0 switches the average off.
-        warmup: the decay grows as (1 + step) / (warmup + step) until it reaches `decay`, so that a short run forgets its beginning.
+        warmup: the decay at a step is min(decay, (1 + step) / (warmup + step)), so that a short run forgets its beginning. With 10, it is
+            0.99 from step 890 on, 0.999 from step 8,990 and 0.9999 from step 89,990; 1 has no warm-up.
         cpu: keep the average in the CPU's memory, at the price of a copy of the weights there at each step.
     """
 
@@ -67,9 +68,12 @@ class EMA(L.Callback):
         if not self.decay or trainer.global_step == self._step:  # gradients are still being accumulated
             return
         self._step = trainer.global_step
-        decay = min(self.decay, (1 + self._step) / (self.warmup + self._step))
         pieces = [piece.to(self._average[name]) for name, piece in _pieces(pl_module)]
-        torch._foreach_lerp_(list(self._average.values()), pieces, 1 - decay)
+        torch._foreach_lerp_(list(self._average.values()), pieces, 1 - self.decay_at(self._step))
+
+    def decay_at(self, step: int) -> float:
+        """Return the share of the average that stays at an optimiser step (the first is 1)."""
+        return min(self.decay, (1 + step) / (self.warmup + step))
 
     # ---- In the place of the weights ------------------------------------------------------------------------------------
 

@@ -36,6 +36,26 @@ class Bucket(NamedTuple):
         return f"{self.rows} x {self.columns}"
 
 
+def check_buckets(buckets: Sequence[Bucket], framing: Framing) -> None:
+    """Check the sizes of `data.buckets` against the rest of the configuration.
+
+    Raises:
+        ValueError: They do not fit together.
+    """
+    low = framing.low_size or framing.size
+    if framing.crop is not None:
+        raise ValueError("data.buckets sorts whole pictures and data.crop draws windows of one size: leave out one of them")
+    if framing.aspect != 1.0:
+        raise ValueError("data.buckets has rows and columns of its own: leave out data.aspect")
+    if len(set(buckets)) < len(buckets):
+        raise ValueError(f"data.buckets names a size twice: {', '.join(map(str, buckets))}")
+    for bucket in buckets:
+        if min(bucket) < 1:
+            raise ValueError(f"data.buckets: rows and columns must be at least 1, got {bucket}")
+        if any(side * low % framing.size for side in bucket):
+            raise ValueError(f"data.buckets: {bucket} times data.low_size / data.size = {low} / {framing.size} is no number of pixels")
+
+
 @dataclass(frozen=True)
 class Selection:
     """What becomes of the clips (or images) of a split."""

@@ -71,6 +71,12 @@ def random_crop(clip: Tensor, crop: int, rng: np.random.Generator) -> Tensor:
     return clip[:, :, top : top + crop, left : left + crop].contiguous()
 
 
+def center_crop(clip: Tensor, crop: int) -> Tensor:
+    """Takes the window in the middle, [c t h w] to [c t crop crop]."""
+    top, left = (clip.shape[2] - crop) // 2, (clip.shape[3] - crop) // 2
+    return clip[:, :, top : top + crop, left : left + crop].contiguous()
+
+
 @dataclass(frozen=True)
 class View:
     """Which part of a longer or wider clip is looked at."""
@@ -128,6 +134,8 @@ class Framing:
     """Frames of the file from one taken to the next; only without `fps`."""
     flip: bool = False
     """Whether half of the views and windows are mirrored, left for right (not where captions say left or right)."""
+    first_view: bool = False
+    """With `crop`, take frame 0 and the centre at `size` in place of a random window (validation)."""
 
     def __post_init__(self) -> None:
         for name in ("size", "frames", "views"):
@@ -238,6 +246,9 @@ class PixelDataset(Dataset[Sample]):
 
     def _crop(self, entry: Entry, draw: Draw, crop: int) -> Tensor:
         framing = self.framing
+        if framing.first_view:
+            (clip,) = self._decode(entry, 0, [framing.shape(framing.size)])
+            return center_crop(to_size(clip, *framing.shape(framing.size)), crop)
         rng = np.random.default_rng([framing.seed, draw.pass_number, draw.item, _KIND_NUMBER[draw.kind]])
         shape = framing.shape(int(rng.choice(framing.all_sizes)))
         start = int(rng.integers(framing.spare(entry) + 1))

@@ -174,12 +174,27 @@ class Zero(DeepSpeedStrategy):
             if self.zero_stage_3:
                 raise ValueError(f"{path} was written by {ranks} ranks, and stage 3 evaluates with as many, got {self.world_size}")
             return super().load_checkpoint(path, weights_only)
-        with self._resharded(path, ranks) as universal:
+        with self._resharded(path, ranks) as universal, self._groups_apart():
             self.deepspeed_engine._config.load_universal_checkpoint = True
             try:
                 return super().load_checkpoint(universal, weights_only)
             finally:
                 self.deepspeed_engine._config.load_universal_checkpoint = False
+
+    @contextmanager
+    def _groups_apart(self) -> Iterator[None]:
+        """Keep parameter groups apart where DeepSpeed's stage 3 (0.19.8) loads a universal checkpoint.
+
+        It gives the first group's weight decay to all groups, and one tensor to all of them as the count of steps, which each adds to.
+        """
+        optimizer = self.deepspeed_engine.optimizer
+        decays = [group["weight_decay"] for group in optimizer.param_groups]
+        yield
+        for group, decay in zip(optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for state in optimizer.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()
 
     def _check_checkpoint(self, path: Path) -> int:
         """How many ranks wrote it. DeepSpeed unpickles shards, so they are looked at first."""
