@@ -151,7 +151,7 @@ def test_shards_elsewhere_are_refused(bomb: Bomb, tmp_path: Path) -> None:
     shards(tmp_path / "bad", x=bomb)
     good = shards(tmp_path / "good")
     (good / "latest").write_text("../bad/checkpoint")
-    with pytest.raises(CheckpointError, match="wanted a folder beside it"):
+    with pytest.raises(CheckpointError, match='names ../bad/checkpoint, wanted "checkpoint"'):
         check_pickle(good)
 
 
