@@ -154,7 +154,9 @@ def read_card(path: str | Path) -> dict[str, Any]:
         )
     outside = [name for name in card["files"] if name in ("", "..") or Path(name).name != name]
     if outside:
-        raise ArtifactError(f"{folder / CARD} lists {_some(outside)}, wanted names of files beside it: take an artifact that this program wrote")
+        raise ArtifactError(
+            f"{folder / CARD} lists {_some(outside)}, wanted names of files beside it: take an artifact that this program wrote"
+        )
     return dict(card)
 
 
@@ -336,7 +338,9 @@ def check_replaceable(folder: str | Path) -> None:
     try:
         files = read_card(folder)["files"]
     except ArtifactError as error:
-        raise ArtifactError(f"{folder} is no artifact that could be replaced ({error}); move the folder away, or name another one") from error
+        raise ArtifactError(
+            f"{folder} is no artifact that could be replaced ({error}); move the folder away, or name another one"
+        ) from error
     for path in sorted(folder.iterdir()):
         record = {"sha256": "none", "bytes": 0, **files.get(path.name, {})}
         if path.name != CARD and (problem := file_problem(path, record["sha256"], record["bytes"], hashed=path.name != WEIGHTS)):

@@ -271,7 +271,9 @@ def check_pickle(path: str | Path) -> None:
         files = plain_files(path, CheckpointError)
         said = (path / LATEST).read_text(encoding="utf-8", errors="replace").strip() if LATEST in files else "no folder"
         if said != TAG or not (path / TAG).is_dir():
-            raise CheckpointError(f'{path / LATEST} names {said or "no folder"}, wanted "{TAG}", the folder beside it; use an older checkpoint')
+            raise CheckpointError(
+                f'{path / LATEST} names {said or "no folder"}, wanted "{TAG}", the folder beside it; use an older checkpoint'
+            )
         for name in sorted(files):
             if name != LATEST:
                 check_pickle(path / name)

@@ -386,7 +386,9 @@ def _trained_on(train_config: Path, index: str | None) -> JointData:
     text, where = train_config.read_text(encoding="utf-8"), str(train_config)
     found = Path(index or stored_index(text, where))
     if not found.is_file():
-        raise ValueError(f"evaluate: there is no index {found}{'' if index else f', which {where} names'}; name it with --index FILE.parquet")
+        raise ValueError(
+            f"evaluate: there is no index {found}{'' if index else f', which {where} names'}; name it with --index FILE.parquet"
+        )
     return JointData(index=str(found), **clip_arguments(text, where))
 
 

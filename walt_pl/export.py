@@ -80,19 +80,21 @@ def _check_index(index: Path | None, kind: str) -> None:
     if index is None:
         return
     if kind != "vae":
-        raise ValueError(f"export: --index is for the latent statistics of an autoencoder, and this is a checkpoint of kind {kind}; leave it out")
+        raise ValueError(
+            f"export: --index is for the latent statistics of an autoencoder, and this is a checkpoint of kind {kind}; leave it out"
+        )
     if not index.is_file():
         raise ValueError(f"export: --index {index}: there is no such file; name the index that the autoencoder was trained on (.parquet)")
 
 
-def _latents(
-    model: tuple[dict[str, torch.Tensor], Any], described: dict[str, Any], index: Path, state: Path
-) -> dict[str, list[float]]:
+def _latents(model: tuple[dict[str, torch.Tensor], Any], described: dict[str, Any], index: Path, state: Path) -> dict[str, list[float]]:
     """Statistics on an index, as the training measures them at its end: of its description, only numbers are used."""
     config, where = described["train_config"], str(state)
     data = JointData(index=str(index), **clip_arguments(config, where))
     if data.index_sha256 != described["index"]["sha256"]:
-        warnings.warn(f"latent statistics are measured on {index}, which is not the index that this autoencoder was trained on", stacklevel=3)
+        warnings.warn(
+            f"latent statistics are measured on {index}, which is not the index that this autoencoder was trained on", stacklevel=3
+        )
     batches = statistics_batches(config, where)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     values, size = model

@@ -91,7 +91,9 @@ def _section(train_config: str, where: str, *keys: str) -> dict[str, Any]:
         return dict(found)
     except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         told = str(error).splitlines()[0]
-        raise ValueError(f"{where}: its training configuration has no section {'.'.join(keys)} ({told}); take one of this program's") from None
+        raise ValueError(
+            f"{where}: its training configuration has no section {'.'.join(keys)} ({told}); take one of this program's"
+        ) from None
 
 
 def _checked(value: Any, check: Callable[[Any], bool], where: str, name: str) -> Any:

@@ -88,8 +88,8 @@ def _folder(path: str, download: bool) -> Path:
         ) from error
     if not download:
         raise ValueError(
-            f"text.path: there is no folder {local.absolute()} and no snapshot of {path} on this machine, and a name that is recorded in an "
-            f"artifact is not downloaded: hf download {path} --local-dir DIR, if you trust it"
+            f"text.path: there is no folder {local.absolute()} and no snapshot of {path} on this machine, and a name that is recorded in "
+            f"an artifact is not downloaded: hf download {path} --local-dir DIR, if you trust it"
         )
     raise ValueError(f"text.path: {path} on the hub has no weights ({' or '.join(WEIGHTS)})")
 

@@ -260,7 +260,9 @@ def _check_names(shards: Path, names: set[str]) -> None:
         found = {name for group in (shard.get("module") or {}, *(shard.get("param_shapes") or []), *mappings) for name in group}
         if {"ds_autoep_layers", "autoep_layers"} & set(shard) or not found <= names:
             other = sorted(map(repr, found - names))
-            raise CheckpointError(f"{path} is not of this model ({other[0] if other else 'it has experts'}); use a checkpoint of this stage")
+            raise CheckpointError(
+                f"{path} is not of this model ({other[0] if other else 'it has experts'}); use a checkpoint of this stage"
+            )
 
 
 def _end() -> None:
