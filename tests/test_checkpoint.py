@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pickle
 import warnings
 from collections.abc import Callable
@@ -21,8 +22,10 @@ from walt_pl.checkpoint import (
     folder_name,
     read_state,
     seal,
+    tensors_only,
     write_state,
 )
+from walt_pl.checkpoint_weights import weights
 from walt_pl.losses import perceptual_term
 
 
@@ -146,13 +149,141 @@ def test_code_in_a_shard_is_refused(bomb: Bomb, tmp_path: Path) -> None:
     assert not bomb.mark.exists()
 
 
-def test_shards_elsewhere_are_refused(bomb: Bomb, tmp_path: Path) -> None:
+NAMES = [
+    "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt",
+    "zero_pp_rank_0_mp_rank_00_optim_states",
+    "mp_rank_00_model_states.pt.bak",
+    "layer_00-model_states.PT",
+    ".hidden.x",
+    "deep/er/x.pt",
+    "../zero/x",
+    "../latest_universal",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_check_pickle_looks_at_every_file(bomb: Bomb, tmp_path: Path, name: str) -> None:
+    """DeepSpeed finds its files by how their names begin, and in folders too."""
+    bad = shards(tmp_path / "bad") / "checkpoint" / name
+    bad.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"x": bomb}, bad)
+    for read in (read_state, check_pickle):
+        with pytest.raises(UnsafePickle, match="mkdir"):
+            read(tmp_path / "bad")
+    assert not bomb.mark.exists()
+
+
+@pytest.mark.parametrize("latest", ["../bad/checkpoint", "..", ".", "", "{tmp}/bad/checkpoint", "other", None])
+def test_check_pickle_refuses_shards_elsewhere(bomb: Bomb, tmp_path: Path, latest: str | None) -> None:
     """DeepSpeed follows what `latest` says; only what was looked at may be followed."""
     shards(tmp_path / "bad", x=bomb)
     good = shards(tmp_path / "good")
-    (good / "latest").write_text("../bad/checkpoint")
-    with pytest.raises(CheckpointError, match="wanted a folder beside it"):
-        check_pickle(good)
+    (good / "other").mkdir()
+    for folder in (tmp_path, good):
+        torch.save({"x": bomb} if folder == tmp_path else {}, folder / "mp_rank_00_model_states.pt")
+    (good / "latest").unlink()
+    if latest is not None:
+        (good / "latest").write_text(latest.replace("{tmp}", str(tmp_path)))
+    for read in (read_state, check_pickle):
+        with pytest.raises(CheckpointError, match=r'latest names .*, wanted "checkpoint"'):
+            read(good)
+
+
+def sharded(folder: Path, step: int, **more: object) -> Checkpoint:
+    part = folder / f"{folder_name(step)}.part"
+    shards(part / "state.ckpt", **more)
+    (part / "ema.safetensors").write_bytes(b"")
+    return seal(part, step, samples=step, strategy="zero2", world_size=2, metrics={})
+
+
+def linked(name: str) -> Callable[[Path, Path], None]:
+    """Put a link to the same file or folder of another checkpoint in the place of its own."""
+
+    def link(folder: Path, other: Path) -> None:
+        (folder / name).rename(folder.parent / "moved")
+        (folder / name).symlink_to(other / name)
+
+    return link
+
+
+LINKS: dict[str, Callable[[Path, Path], object]] = {
+    "folder of the shards": linked("state.ckpt/checkpoint"),
+    "shard": linked("state.ckpt/checkpoint/mp_rank_00_model_states.pt"),
+    "state": linked("state.ckpt"),
+    "latest": linked("state.ckpt/latest"),
+    "averages": linked("ema.safetensors"),
+    "card": linked("checkpoint.json"),
+    "further shard": lambda folder, other: (folder / "state.ckpt/checkpoint/zero_pp_rank_2").symlink_to(other / "ema.safetensors"),
+    "further folder": lambda folder, other: (folder / ".deep").symlink_to(other),
+    "link to nothing": lambda folder, other: (folder / "state.ckpt.resharded").symlink_to(other / "nothing"),
+    "pipe": lambda folder, other: os.mkfifo(folder / "state.ckpt" / "checkpoint" / "mp_rank_01_model_states.pt"),
+}
+
+
+@pytest.mark.parametrize("case", LINKS)
+def test_checkpoint_refuses_links_and_pipes(bomb: Bomb, tmp_path: Path, case: str) -> None:
+    bad = sharded(tmp_path / "bad", 7, x=bomb)
+    good = sharded(tmp_path / "run", 7)
+    older = sharded(tmp_path / "run", 5)
+    LINKS[case](good.path, bad.path)
+    for read in (Checkpoint.at, lambda path: Checkpoint.newest(path.parent)):
+        with pytest.raises(CheckpointError, match=r"is a (symbolic link to|pipe).*wanted a plain file or folder"):
+            read(good.path)
+    if "state.ckpt/" in str(next((path for path in good.path.rglob("*") if path.is_symlink()), "")):
+        for look in (check_pickle, read_state):
+            with pytest.raises(CheckpointError, match="wanted a plain file or folder"):
+                look(good.state)
+    assert Checkpoint.all(tmp_path / "run") == [older], "and does not stop a training that writes beside it"
+    assert not bomb.mark.exists()
+
+
+def test_checkpoint_is_found_through_links_that_were_typed(tmp_path: Path) -> None:
+    real = sharded(tmp_path / "real", 7)
+    (tmp_path / "run").symlink_to("real")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / real.path.name).symlink_to(real.path)
+    for folder in (tmp_path / "run", tmp_path / "elsewhere"):
+        newest = Checkpoint.newest(folder)
+        assert newest is not None and newest.step == 7 and read_state(newest.state)["global_step"] == 3
+
+
+def test_checkpoint_card_names_no_file_outside(tmp_path: Path) -> None:
+    (tmp_path / "private").write_text("mine")
+    good = sharded(tmp_path / "run", 7)
+    card = json.loads((good.path / "checkpoint.json").read_text())
+    for name in ("../../private", str(tmp_path / "private")):
+        (good.path / "checkpoint.json").write_text(json.dumps({**card, "files": {name: 4}}))
+        with pytest.raises(TornCheckpoint, match="is missing"):
+            Checkpoint.at(good.path)
+
+
+def test_weights_run_nothing_that_comes_after_the_look(bomb: Bomb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard is exchanged between the look at it and DeepSpeed's reading."""
+    good = sharded(tmp_path / "run", 7)
+
+    def look(folder: Path) -> None:
+        check_pickle(folder)
+        torch.save({"x": bomb}, folder / "checkpoint" / "mp_rank_00_model_states.pt")
+
+    monkeypatch.setattr("walt_pl.checkpoint_weights.check_pickle", look)
+    with pytest.raises(UnsafePickle, match="nothing of it was run"):
+        weights(good)
+    assert not bomb.mark.exists()
+
+
+@pytest.mark.parametrize("variable", ["TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "OTHER"])
+def test_tensors_only_holds_whatever_is_asked_for(bomb: Bomb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+
+    monkeypatch.setenv(variable, "0" if "NO" not in variable else "1")
+    torch.save({"x": bomb}, tmp_path / "bad.pt")
+    torch.save({"x": LossScaler(2.0), "w": torch.ones(2)}, tmp_path / "good.pt")
+    with tensors_only(tmp_path):
+        assert torch.load(tmp_path / "good.pt", weights_only=False)["x"].cur_scale == 2.0
+    with pytest.raises(UnsafePickle, match="nothing of it was run"), tensors_only(tmp_path):
+        torch.load(tmp_path / "bad.pt", weights_only=False)
+    assert not bomb.mark.exists()
+    assert os.environ[variable] == ("0" if "NO" not in variable else "1"), "and the environment is as it was"
 
 
 def test_types_of_deepspeed_are_read_without_it(tmp_path: Path) -> None:

@@ -3,16 +3,20 @@
 import json
 import shutil
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
+from webdataset.tariterators import tarfile_samples
 
-from tests.starts import fit
+from tests.starts import fit, start
 from tests.test_resume import arguments
-from walt_pl import cli
+from walt_pl import cli, commands
 from walt_pl.artifact import ArtifactError, load
-from walt_pl.checkpoint import CheckpointError, UnsafePickle
+from walt_pl.checkpoint import Checkpoint, CheckpointError, UnsafePickle, read_state
 from walt_pl.export import export_checkpoint
 
 # Not where the critic begins: there the guard begins anew.
@@ -37,8 +41,10 @@ def checkpoints(run: Path) -> Path:
 def test_the_command_makes_the_artifact_that_the_training_left(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["walt_pl", "export", str(checkpoints(run)), "--out", str(tmp_path / "out")])
-    cli.main()
+    index = ["--index", str(run / "data" / "index.parquet")]
+    monkeypatch.setattr(sys, "argv", ["walt_pl", "export", str(checkpoints(run)), "--out", str(tmp_path / "out"), *index])
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        cli.main()
     left, made = load(run / "vae"), load(tmp_path / "out", verify=True)
     said = capsys.readouterr().out
     assert f"averaged weights of step 6 (single, 1 ranks), sha256 {left.sha256[:12]}" in said
@@ -49,22 +55,141 @@ def test_the_command_makes_the_artifact_that_the_training_left(
 
 
 def test_an_older_checkpoint_and_raw_weights_are_others(run: Path, tmp_path: Path) -> None:
-    older, old = export_checkpoint(checkpoints(run) / "step=00000004", tmp_path / "older")
-    newest, raw = export_checkpoint(checkpoints(run), tmp_path / "raw", ema=False)
+    with pytest.warns(UserWarning, match="no latent statistics"):
+        older, old = export_checkpoint(checkpoints(run) / "step=00000004", tmp_path / "older")
+        newest, raw = export_checkpoint(checkpoints(run), tmp_path / "raw", ema=False)
     assert (older.step, newest.step) == (4, 6)
     assert len({old, raw, load(run / "vae").sha256}) == 3
     assert load(tmp_path / "older").card["samples"] == 4 * 6
 
 
-def test_a_checkpoint_that_was_carried_away_is_exported_without_its_data(run: Path, tmp_path: Path) -> None:
+def test_export_without_an_index_measures_nothing_and_says_what_to_type(run: Path, tmp_path: Path) -> None:
+    """Also where the training data lies where it was: nobody has named it."""
     away = shutil.copytree(checkpoints(run), tmp_path / "away")
-    shutil.move(run / "data", run / "elsewhere")
-    try:
-        with pytest.warns(UserWarning, match="no latent statistics, which are measured on the training data"):
-            _, sha256 = export_checkpoint(away, tmp_path / "out")
-    finally:
-        shutil.move(run / "elsewhere", run / "data")
+    with pytest.warns(UserWarning, match=rf"no latent statistics.*export {away} --out {tmp_path / 'out'} --index FILE.parquet"):
+        _, sha256 = export_checkpoint(away, tmp_path / "out")
     assert sha256 == load(run / "vae").sha256 and load(tmp_path / "out").card["latents"] is None
+
+
+def test_export_refuses_an_index_that_is_not_there_or_not_wanted(run: Path, painted: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--index .*none.parquet: there is no such file; name the index"):
+        export_checkpoint(checkpoints(run), tmp_path / "out", index=tmp_path / "none.parquet")
+    base = rewritten(run, tmp_path / "base", lambda description: description.update(kind="base"))
+    with pytest.raises(ValueError, match="checkpoint of kind base; leave it out"):
+        export_checkpoint(base, tmp_path / "out", index=painted)
+    other = rewritten(run, tmp_path / "other", lambda description: description["index"].update(sha256="0" * 64))
+    with pytest.warns(UserWarning, match="which is not the index that this autoencoder was trained on"):
+        export_checkpoint(other, tmp_path / "out", index=painted)
+
+
+# ---- What a stranger's checkpoint names ----------------------------------------------------------------------------------
+
+
+def rewritten(run: Path, folder: Path, change: Any) -> Path:
+    """A copy of the newest checkpoint, with something else in the description of its artifact; plain values only, as a stranger's has."""
+    newest = Checkpoint.newest(checkpoints(run))
+    assert newest is not None
+    copied = shutil.copytree(newest.path, folder / newest.path.name)
+    state = read_state(copied / "state.ckpt")
+    change(state["export"])
+    torch.save(state, copied / "state.ckpt")
+    card = json.loads((copied / "checkpoint.json").read_text())
+    card["files"]["state.ckpt"] = (copied / "state.ckpt").stat().st_size
+    (copied / "checkpoint.json").write_text(json.dumps(card))
+    return copied
+
+
+def planted(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], Path]:
+    """What a stranger may write into a training configuration, and the file that is there once it was run."""
+    mark = tmp_path / "ran"
+    for tried in (tmp_path / "tried", mark):
+        shards = f"pipe:touch {tried}; cat {tmp_path}/none.tar"
+        if tried != mark:
+            with pytest.raises(Exception, match="pipe:"):
+                list(tarfile_samples([{"url": shards}]))
+            assert tried.exists(), "the command of this test is a dud"
+    module = tmp_path / "strangers_module.py"
+    module.write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\nclass Stage: pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    stage = {"class_path": "strangers_module.Stage"}
+    changed: dict[str, dict[str, Any]] = {
+        "commands": {"data": {"shards": {"video": shards, "image": shards}, "workers": 0}},
+        "paths": {"data": {"index": f"pipe:touch {mark}", "vae": f"{tmp_path}/none", "cache_dir": str(mark)}, "init": f"{tmp_path}/none"},
+        "classes": {"model": stage, "trainer": {"logger": stage, "callbacks": [stage]}},
+    }
+    return changed[what], mark
+
+
+def merged(plain: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
+    for name, value in changed.items():
+        plain[name] = {**plain[name], **value} if isinstance(value, dict) else value
+    return plain
+
+
+STRANGE = pytest.mark.parametrize("what", ["commands", "paths", "classes"])
+
+
+@STRANGE
+@pytest.mark.parametrize("named", [False, True], ids=["without an index", "with an index"])
+def test_export_opens_nothing_that_a_checkpoint_names(
+    run: Path, painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool, what: str
+) -> None:
+    changed, mark = planted(what, tmp_path, monkeypatch)
+
+    def change(description: dict[str, Any]) -> None:
+        description["train_config"] = yaml.safe_dump(merged(yaml.safe_load(description["train_config"]), changed))
+
+    bad = rewritten(run, tmp_path / "bad", change)
+    with warnings.catch_warnings(action="ignore"):
+        export_checkpoint(bad, tmp_path / "out", index=painted if named else None)
+    assert not mark.exists() and "strangers_module" not in sys.modules
+    latents = load(tmp_path / "out").card["latents"]
+    assert latents == (load(run / "vae").card["latents"] if named else None)
+
+
+@STRANGE
+def test_evaluate_opens_nothing_that_an_artifact_names(
+    run: Path, painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """But the index, where the person names none: a plain file of this machine."""
+    changed, mark = planted(what, tmp_path, monkeypatch)
+    train, plain = tmp_path / "train.yaml", yaml.safe_load((run / "vae" / "train.yaml").read_text())
+    train.write_text(yaml.safe_dump(merged(plain, changed)))
+    data = commands._trained_on(train, str(painted))
+    assert data.selection("val")["video"].used and data.shards is None and data.vae is None
+    if what == "paths":
+        with pytest.raises(ValueError, match=r"no index pipe:.*name it with --index FILE.parquet"):
+            commands._trained_on(train, None)
+    else:
+        assert commands._trained_on(train, None).index == plain["data"]["index"]
+    assert not mark.exists() and "strangers_module" not in sys.modules
+
+
+@pytest.mark.parametrize("value", ["pipe:true", True, 1.5, [1], {"a": 1}, None])
+def test_export_refuses_a_stored_number_that_is_none(run: Path, painted: Path, tmp_path: Path, value: Any) -> None:
+    def change(description: dict[str, Any]) -> None:
+        description["train_config"] = yaml.safe_dump(merged(yaml.safe_load(description["train_config"]), {"data": {"size": value}}))
+
+    with pytest.raises(ValueError, match=r"data\.size of its training configuration is .*, wanted plain values"):
+        export_checkpoint(rewritten(run, tmp_path / "bad", change), tmp_path / "out", index=painted)
+    assert not (tmp_path / "out").exists()
+
+
+def test_fit_refuses_a_checkpoint_with_a_link_in_it(run: Path, painted: Path, tmp_path: Path) -> None:
+    """Named with --ckpt_path, as a folder or as the state in it, and as the newest of the run."""
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("vae"))
+    own = tmp_path / "run" / "training" / "vae" / "checkpoints"
+    shutil.copytree(checkpoints(run), own)
+    last = Checkpoint.newest(own)
+    assert last is not None
+    (last.path / "state.ckpt").rename(tmp_path / "elsewhere")
+    (last.path / "state.ckpt").symlink_to(tmp_path / "elsewhere")
+    command = arguments("vae", tmp_path / "run", painted, "--trainer.max_steps", "8", "--data.videos_per_batch", "4")
+    for named in (str(last.path), str(last.state), "auto"):
+        refused = start("fit", *command, "--ckpt_path", named)
+        assert refused.wait() == 1 and "is a symbolic link to" in refused.said and "step 7/" not in refused.said
+    with pytest.raises(CheckpointError, match="is a symbolic link to"):
+        export_checkpoint(last.path, tmp_path / "out")
 
 
 def test_what_cannot_be_exported_is_said_and_nothing_is_written(run: Path, tmp_path: Path) -> None:

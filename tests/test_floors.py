@@ -11,6 +11,8 @@ FLOORS = {
     "walt_pl.diffusion": 0,
     "walt_pl.data": 0,
     "walt_pl.finite": 0,
+    "walt_pl.plain_files": 0,
+    "walt_pl.stored_config": 0,
     "walt_pl.models": 1,
     "walt_pl.losses": 1,
     "walt_pl.metrics": 1,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -98,6 +99,25 @@ def test_a_missing_or_changed_encoder_is_one_sentence_that_says_what_to_type(con
     (Path(moved) / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"is not the one that runs/x/base was trained with .*--text-encoder PATH"):
         recorded(made, moved, "--text-encoder")
+
+
+def test_text_encoder_that_an_artifact_names_is_not_downloaded(config: FrozenTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person's own --text-encoder is, and a snapshot that is on this machine is taken."""
+    asked: list[bool] = []
+
+    def snapshot(name: str, allow_patterns: list[str], local_files_only: bool) -> str:
+        asked.append(local_files_only)
+        if name == "stranger/away" and local_files_only:
+            raise LocalEntryNotFoundError("not here")
+        return config.path
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    sha256 = identity(config)
+    with pytest.raises(ValueError, match=r"recorded in an artifact is not downloaded: hf download stranger/away.*--text-encoder PATH"):
+        recorded(artifact(replace(config, path="stranger/away"), sha256), None, "--text-encoder")
+    assert asked and all(asked)
+    assert recorded(artifact(replace(config, path="stranger/here"), sha256), None, "--text-encoder") is not None
+    assert recorded(artifact(config, sha256), "stranger/away", "--text-encoder") is not None and False in asked
 
 
 def test_a_place_for_an_encoder_that_is_not_frozen_is_refused() -> None:

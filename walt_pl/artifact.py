@@ -4,9 +4,10 @@
     model.yaml          a section of plain fields for each model, and other plain sections (diffusion)
     train.yaml          the resolved configuration of the training program
     card.json           format, kind, hashes of every file, parents, data, latent statistics, code, versions, metrics
-    ...                 what else the models need, such as the vocabulary `tokenizer.model`
+    tokenizer.model     vocabulary of a text encoder that was trained with the model
 
-A folder that has a card is whole: the card is written last. Nothing here needs Lightning or DeepSpeed.
+A folder that has a card is whole: the card is written last. Nothing here needs Lightning or DeepSpeed. An artifact may come from a
+stranger: links in it are refused, and nothing that its files name is imported or opened.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,9 +39,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from walt_pl.finite import NonFiniteError, non_finite_entry, non_finite_weights
+from walt_pl.plain_files import kind_of_entry, plain_files
 
 FORMAT = 1
 WEIGHTS, CONFIG, TRAIN, CARD = "model.safetensors", "model.yaml", "train.yaml", "card.json"
+EXTRA = ("tokenizer.model",)
+"""Further files that an artifact may have."""
+OWN = (CARD, WEIGHTS, CONFIG, TRAIN, *EXTRA)
+"""All files that `save_artifact` writes and replaces; the card is the first to go, so that a part is never taken for a whole."""
 
 # Section of model.yaml -> module, model class, config class. Names, not classes: imported when a folder asks for them.
 SECTIONS: dict[str, tuple[str, str, str]] = {
@@ -119,12 +125,14 @@ def load(path: str | Path, device: str | torch.device = "cpu", verify: bool = Fa
 def read_card(path: str | Path) -> dict[str, Any]:
     """The checked card.json of an artifact folder, after mending what a crash of `save_artifact` left there.
 
-    Raises ArtifactError: not a folder, no card, another format version, a card that was changed after it was written.
+    Raises ArtifactError: not a folder, a link in it, no card, another format version, a card that was changed after it was written or
+    lists files of another folder.
     """
     folder = Path(path)
     restore(folder)
     if not folder.is_dir():
         raise ArtifactError(f"{folder} is not a folder; wanted what a finished stage leaves, such as runs/shapes/vae")
+    plain_files(folder, ArtifactError)
     if not (folder / CARD).exists():
         found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
         raise ArtifactError(f"{folder} has no {CARD}, so it is not an artifact (found: {found})")
@@ -144,6 +152,11 @@ def read_card(path: str | Path) -> dict[str, Any]:
         raise ArtifactError(
             f"{folder / CARD} was changed after it was written (its checksum says {checksum}, its content "
             f"{_checksum(card)}): restore the file or export the stage again"
+        )
+    outside = [name for name in card["files"] if name in ("", "..") or Path(name).name != name]
+    if outside:
+        raise ArtifactError(
+            f"{folder / CARD} lists {_some(outside)}, wanted names of files beside it: take an artifact that this program wrote"
         )
     return dict(card)
 
@@ -267,20 +280,21 @@ def save_artifact(
     """Write an artifact whole or not at all; an older one at the same place stays until the new one is on disk.
 
     Args:
-        folder: where; it may only hold an older artifact, since the whole folder is replaced.
+        folder: where; it may only hold an older artifact, which is replaced, see `check_replaceable`.
         kind: what was trained: "vae", "base", "super_resolution".
         models: section name (see SECTIONS) -> a module with a `.config`, or a pair (state dict, config dataclass).
         settings: other plain sections of model.yaml, such as {"diffusion": {...}}.
         card: what the caller knows (see GIVEN): parents {stage: sha256}, index {sha256 and counts}, latents {mean, std
             per channel} of an autoencoder, steps, samples seen, metrics with their protocol.
         train_config: text of train.yaml.
-        files: extra files, name -> bytes.
+        files: extra files, name (one of EXTRA) -> bytes.
 
     Returns the sha256 of the weights. Raises ValueError for sections, card keys and names that are not allowed,
     NonFiniteError for weights or numbers of the card that are nan or infinite, ArtifactError where the folder holds
     something else, OSError with what was needed and what is free on a full disk.
     """
     folder = Path(folder).resolve()
+    restore(folder)
     check_replaceable(folder)
     sections, weights = _plain(models)
     config = yaml.safe_dump(_merged(sections, settings), sort_keys=False)
@@ -291,7 +305,6 @@ def save_artifact(
     described = _described(kind, card)
     needed = sum(tensor.nbytes for tensor in weights.values()) + sum(map(len, small.values()))
 
-    restore(folder)
     new = _new(folder)
     _remove(new)
     _remove(_old(folder))
@@ -316,23 +329,47 @@ def section_states(state: Mapping[str, Tensor], sections: Iterable[str]) -> dict
 
 
 def check_replaceable(folder: str | Path) -> None:
-    """Raise ArtifactError where `save_artifact` would remove files that no artifact has, such as checkpoints."""
-    folder = Path(folder)
-    if not folder.exists():
+    """Raise ArtifactError where `save_artifact` would remove or change anything but an artifact as this program wrote it.
+
+    An empty folder may be replaced, and so may an artifact that lacks files. So may what a crash of `save_artifact` left beside the folder.
+    Weights are compared by size, all other files by hash.
+    """
+    folder = Path(folder).resolve()
+    for left in (_new(folder), _old(folder)):
+        _check_own(left, (*OWN, _temporary(CARD)))
+    _check_own(folder, OWN)
+    if not folder.exists() or not any(folder.iterdir()):
         return
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder} is a file; an artifact is a folder: move the file away")
-    own = {WEIGHTS, CONFIG, TRAIN, CARD}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # an unreadable card vouches for no extra file
-        own |= set(json.loads((folder / CARD).read_text(encoding="utf-8"))["files"])
-    foreign = [p.name for p in folder.iterdir() if p.name not in own and not p.name.startswith(".")]
-    if foreign:
-        raise ArtifactError(f"{folder} holds more than an artifact ({_some(foreign)}) and would be replaced as a whole: move it away")
+    try:
+        files = read_card(folder)["files"]
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{folder} is no artifact that could be replaced ({error}); move the folder away, or name another one"
+        ) from error
+    for path in sorted(folder.iterdir()):
+        record = {"sha256": "none", "bytes": 0, **files.get(path.name, {})}
+        if path.name != CARD and (problem := file_problem(path, record["sha256"], record["bytes"], hashed=path.name != WEIGHTS)):
+            raise ArtifactError(f"{folder} is not replaced, {path.name} is not the file that its card lists ({problem}): move it away")
+
+
+def _check_own(folder: Path, names: Sequence[str]) -> None:
+    """Raise ArtifactError where something lies in a folder that is no plain file with one of these names."""
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise ArtifactError(f"{folder} is {kind_of_entry(folder)}; an artifact is a folder: move it away")
+    for path in sorted(folder.iterdir()):
+        found = kind_of_entry(path)
+        if path.name not in names or found != "a file":
+            raise ArtifactError(
+                f"{folder} holds {path.name} ({found}), which is no file of an artifact, and the folder would be replaced: move "
+                f"{path.name} away, or name another folder"
+            )
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that a crash leaves the old bytes or the new ones, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(_temporary(path.name))
     try:
         _write_synced(temporary, data)
         os.replace(temporary, path)
@@ -340,6 +377,10 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def _temporary(name: str) -> str:
+    return f".{name}.tmp"
 
 
 def restore(folder: str | Path) -> None:
@@ -396,8 +437,8 @@ def _merged(sections: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[st
 
 def _extra(files: Mapping[str, bytes]) -> dict[str, bytes]:
     for name in files:
-        if name in (WEIGHTS, CONFIG, TRAIN, CARD) or Path(name).name != name or name.startswith("."):
-            raise ValueError(f'files: "{name}" is not a plain file name of its own')
+        if name not in EXTRA:
+            raise ValueError(f'files: "{name}" is not one of the further files that an artifact may have ({", ".join(EXTRA)})')
     return dict(files)
 
 
@@ -481,9 +522,11 @@ def _swap(new: Path, folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    # Without its card, a folder that is removed only in part is never taken for a whole one.
-    (folder / CARD).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove the files of an artifact, and the folder unless something else lies in it."""
+    with contextlib.suppress(OSError):
+        for name in (*OWN, _temporary(CARD)):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _write_synced(path: Path, data: bytes) -> None:

@@ -8,19 +8,22 @@
 It is written as `step=00000100.part`, every file of it synced, and renamed. After a power cut there is the whole folder or a part,
 never something between; a folder whose files are not those of its checkpoint.json is torn and passed over.
 
-Pickles run code when they are read. A file is read with `weights_only=True`, which builds tensors and plain types only; DeepSpeed
-unpickles its shards by itself, so every type that they name is looked up first, without building it (`check_pickle`).
+Pickles run code when they are read. A file is read with `weights_only=True`, which builds tensors and plain types only. DeepSpeed reads
+its shards by itself: every type that they name is looked up first, without building it (`check_pickle`), and while DeepSpeed reads,
+torch.load builds nothing else for it either (`tensors_only`). Symbolic links, pipes and devices in a checkpoint are refused.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +33,12 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from walt_pl.artifact import sync, write_whole
+from walt_pl.plain_files import plain_files
 
 FORMAT = 1
 STATE, AVERAGES, CARD, PART = "state.ckpt", "ema.safetensors", "checkpoint.json", ".part"
+TAG, LATEST = "checkpoint", "latest"
+"""In DeepSpeed's folder: the folder of the shards, as Lightning names it, and the file that says so."""
 
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 
@@ -81,12 +87,13 @@ class Checkpoint:
 
         Raises:
             TornCheckpoint: it is not whole.
-            CheckpointError: it is of another format.
+            CheckpointError: it is of another format, or there is a link, pipe or device in it.
         """
         path = Path(path)
+        files = plain_files(path, CheckpointError)
         card = _card(path)
         for name, size in card["files"].items():
-            found = (path / name).stat().st_size if (path / name).is_file() else None
+            found = files.get(name)
             if found != size:
                 is_there = "is missing" if found is None else f"has {found} bytes"
                 raise TornCheckpoint(f"{path} is torn: {name} {is_there}, wanted {size}; use an older checkpoint beside it")
@@ -104,12 +111,12 @@ class Checkpoint:
 
     @classmethod
     def all(cls, folder: str | Path) -> list[Checkpoint]:
-        """Every whole checkpoint of a folder, the oldest first."""
+        """Every checkpoint of a folder that can be used, the oldest first."""
         whole = []
         for path in steps(Path(folder)):
             try:
                 whole.append(cls.at(path))
-            except TornCheckpoint:
+            except CheckpointError:
                 continue
         return whole
 
@@ -231,29 +238,27 @@ def read_state(path: str | Path, mapped: bool = False) -> dict[str, Any]:
         CheckpointError: it is no file that torch wrote, or damaged.
     """
     path = Path(path)
-    if path.is_dir():
-        return _shard_state(path, mapped)
+    file = _first_shard(path) if path.is_dir() else path
+    types = [(_Stand, name) for name in SHARD_TYPES] if path.is_dir() else []
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
+        with torch.serialization.safe_globals(types):  # type: ignore[arg-type]  # pairs of a type and its name are allowed
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(file))
     except pickle.UnpicklingError:
-        check_pickle(path)  # says which type it is
-        raise UnsafePickle(_refusal(path, "it holds more than tensors and plain values")) from None
+        check_pickle(file)  # says which type it is
+        raise UnsafePickle(_refusal(file, "it holds more than tensors and plain values")) from None
     except (RuntimeError, EOFError, KeyError) as error:
-        raise CheckpointError(f"{path} cannot be read ({str(error).splitlines()[0]}); use an older checkpoint") from None
+        raise CheckpointError(f"{file} cannot be read ({str(error).splitlines()[0]}); use an older checkpoint") from None
     if not isinstance(state, dict):
-        raise CheckpointError(f"{path} holds {type(state).__name__}, wanted the dictionary of a checkpoint; name another file")
+        raise CheckpointError(f"{file} holds {type(state).__name__}, wanted the dictionary of a checkpoint; name another file")
     return state
 
 
-def _shard_state(folder: Path, mapped: bool) -> dict[str, Any]:
+def _first_shard(folder: Path) -> Path:
     check_pickle(folder)
-    tag = folder / (folder / "latest").read_text(encoding="utf-8").strip()
-    shards = sorted(tag.glob("*mp_rank_00_model_states.pt"))
+    shards = sorted((folder / TAG).glob("*mp_rank_00_model_states.pt"))
     if not shards:
-        raise CheckpointError(f"{tag} has no *_model_states.pt; use an older checkpoint")
-    types = [(_Stand, name) for name in SHARD_TYPES]
-    with torch.serialization.safe_globals(types):  # type: ignore[arg-type]  # pairs of a type and its name are allowed
-        return torch.load(shards[0], map_location="cpu", weights_only=True, mmap=mapped)
+        raise CheckpointError(f"{folder / TAG} has no *_model_states.pt; use an older checkpoint")
+    return shards[0]
 
 
 class _Stand:
@@ -266,18 +271,24 @@ class _Stand:
 def check_pickle(path: str | Path) -> None:
     """Look at the types that a file of torch.save names, or all files of a DeepSpeed checkpoint, without building one.
 
+    Every file of the folder is looked at, whatever its name: DeepSpeed finds its shards by the beginning of their names.
+
     Raises:
         UnsafePickle: there is one that is neither a tensor, nor plain, nor on the list of DeepSpeed's; or the file is of a kind
             that cannot be looked at this way.
+        CheckpointError: there is a link, pipe or device in the folder, or its shards are not where this program writes them.
     """
     path = Path(path)
     if path.is_dir():
-        latest = path / "latest"
-        tag = latest.read_text(encoding="utf-8").strip() if latest.is_file() else ""
-        if Path(tag).name != tag or not (path / tag).is_dir():
-            raise CheckpointError(f"{latest} names {tag or 'no folder'}, wanted a folder beside it; use an older checkpoint")
-        for file in sorted(path.rglob("*.pt")):
-            check_pickle(file)
+        files = plain_files(path, CheckpointError)
+        said = (path / LATEST).read_text(encoding="utf-8", errors="replace").strip() if LATEST in files else "no folder"
+        if said != TAG or not (path / TAG).is_dir():
+            raise CheckpointError(
+                f'{path / LATEST} names {said or "no folder"}, wanted "{TAG}", the folder beside it; use an older checkpoint'
+            )
+        for name in sorted(files):
+            if name != LATEST:
+                check_pickle(path / name)
         return
     try:
         strangers = set(get_unsafe_globals_in_checkpoint(str(path))) - SHARD_TYPES
@@ -285,6 +296,33 @@ def check_pickle(path: str | Path) -> None:
         raise UnsafePickle(_refusal(path, f"it is not the kind of file that torch.save writes ({str(error).splitlines()[0]})")) from None
     if strangers:
         raise UnsafePickle(_refusal(path, f"it names {', '.join(sorted(strangers))}"))
+
+
+@contextlib.contextmanager
+def tensors_only(folder: Path) -> Iterator[None]:
+    """Let torch.load build nothing but tensors, plain types and `SHARD_TYPES` inside, whatever DeepSpeed asks it for.
+
+    So a file that changes after `check_pickle` has looked at it, or one that only DeepSpeed finds, runs nothing either.
+
+    Args:
+        folder: that DeepSpeed reads, for the error.
+
+    Raises:
+        UnsafePickle: something in it names another type.
+    """
+    modules = [(name, *name.rsplit(".", 1)) for name in SHARD_TYPES]
+    types = [(getattr(importlib.import_module(module), kind), name) for name, module, kind in modules]
+    force, opposite = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = {name: os.environ.pop(name, None) for name in (force, opposite)}
+    os.environ[force] = "1"
+    try:
+        with torch.serialization.safe_globals(types):  # type: ignore[arg-type]  # pairs of a type and its name are allowed
+            yield
+    except pickle.UnpicklingError as error:
+        raise UnsafePickle(_refusal(folder, str(error).splitlines()[0])) from None
+    finally:
+        del os.environ[force]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _refusal(path: Path, why: str) -> str:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from walt_pl.checkpoint import Checkpoint, CheckpointError, check_pickle, read_state
+from walt_pl.checkpoint import TAG, Checkpoint, CheckpointError, check_pickle, read_state, tensors_only
 
 
 def weights(checkpoint: Checkpoint, ema: bool = True) -> dict[str, Tensor]:
@@ -35,14 +35,14 @@ def weights(checkpoint: Checkpoint, ema: bool = True) -> dict[str, Tensor]:
 
 def _put_together(folder: Path) -> dict[str, Tensor]:
     """Float32 weights from the shards of every rank."""
-    check_pickle(folder)  # DeepSpeed runs what is in a pickle
+    check_pickle(folder)
     try:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
     except ImportError as error:
         raise CheckpointError(
             f"{folder} is in DeepSpeed's shards, and there is no DeepSpeed here ({error}); export it where it is"
         ) from None
-    with contextlib.redirect_stdout(io.StringIO()):  # a line for each tensor
-        found: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder))
+    with tensors_only(folder), contextlib.redirect_stdout(io.StringIO()):  # a line for each tensor
+        found: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
     # Weights of one flat buffer are views of it, which would be kept, and written, as a whole.
     return {name: torch.clone(value) for name, value in found.items()}

@@ -321,9 +321,9 @@ class _Data(Program):
         self.datamodule = JointData(**self.options.data.as_dict())
 
 
-def data_of(config: Path, index: Path | None) -> JointData:
-    """The data module of an experiment's stage, with another index in place of its own if one is given."""
-    sys.argv = [sys.argv[0], "--config", str(config), *(["--data.index", str(index)] if index else [])]
+def data_of(config: Path, index: Path) -> JointData:
+    """The data module of an experiment's stage, with another index in place of its own. Classes that the config names are imported."""
+    sys.argv = [sys.argv[0], "--config", str(config), "--data.index", str(index)]
     return _Data().datamodule
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datamodules.joint import JointData
+from walt_pl.artifact import TRAIN
 from walt_pl.cascade import Cascade, Request, Sampling
 from walt_pl.data import doctor
 from walt_pl.data.batch import Kind
@@ -29,6 +30,7 @@ from walt_pl.data.transforms import PixelDataset
 from walt_pl.data.video import read_image, read_last_frames, write_gif, write_video
 from walt_pl.manifest import Manifest, kind_of, render_status, verify_run
 from walt_pl.sampling_defaults import GuidanceName, frame_count, guidance_of_stages, rate_of
+from walt_pl.stored_config import clip_arguments, stored_index
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 SHOWN = 8
@@ -151,17 +153,18 @@ def _report_use(path: Path, name: str, data: JointData) -> None:
         raise ValueError("\n".join(["training would stop with:", *problems]))
 
 
-def export(checkpoint: str, out: str = "artifact", ema: bool = True) -> None:
+def export(checkpoint: str, out: str = "artifact", ema: bool = True, index: str | None = None) -> None:
     """Make an artifact of a checkpoint of any strategy: one safetensors file and what it takes to load it (walt_pl.load).
 
     Args:
         checkpoint: its folder, or the folder of several, of which the newest is taken.
         out: folder of the artifact.
         ema: the averaged weights, where there are averages; false for the weights as they train.
+        index: of an autoencoder's training data: its latent statistics are measured on it. Without it the artifact has none.
     """
     from walt_pl.export import export_checkpoint
 
-    found, sha256 = export_checkpoint(Path(checkpoint), Path(out), ema)
+    found, sha256 = export_checkpoint(Path(checkpoint), Path(out), ema, Path(index) if index else None)
     kind = "averaged weights" if ema and found.ema is not None else "weights"
     print(f"{out}: {kind} of step {found.step} ({found.strategy}, {found.world_size} ranks), sha256 {sha256[:12]}")
 
@@ -358,11 +361,10 @@ def evaluate(
 
 def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale: bool) -> None:
     """The figures and the pictures of an autoencoder, on the clips that its training was validated on, whole."""
-    from walt_pl.cli import data_of
     from walt_pl.evaluation import evaluate_autoencoder, render_summary
 
     folder = Manifest.open(run).usable([stage], allow_stale)[stage]
-    data = data_of(folder / "train.yaml", Path(index) if index else None)
+    data = _trained_on(folder / TRAIN, index)
     framing = replace(data.framing, crop=None, sizes=(), flip=False)
     videos = Index(data.index, "val").videos
     source = PixelDataset(videos, (), framing)
@@ -377,6 +379,21 @@ def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale:
     fps = trained_rate(videos, selected.positions(), framing) or DEFAULT_FPS
     write_gif(out.with_suffix(".gif"), captioned_grid(clips, lines, columns=2), fps)
     print(f"{summary['counts']['vae']} held-out clips; look at {out}, {out.with_suffix('.gif')}")
+
+
+def _trained_on(train_config: Path, index: str | None) -> JointData:
+    """The data of a training, of whose configuration only numbers are used, and the index where the person names none.
+
+    Raises:
+        ValueError: there is no such index on this machine.
+    """
+    text, where = train_config.read_text(encoding="utf-8"), str(train_config)
+    found = Path(index or stored_index(text, where))
+    if not found.is_file():
+        raise ValueError(
+            f"evaluate: there is no index {found}{'' if index else f', which {where} names'}; name it with --index FILE.parquet"
+        )
+    return JointData(index=str(found), **clip_arguments(text, where))
 
 
 def demo(run: str = "runs/shapes", experiment: str = "experiments/shapes", data: str = "data/shapes") -> None:

@@ -52,12 +52,13 @@ _FORMAT = 1
 # ---- Which encoder ---------------------------------------------------------------------------------------------------
 
 
-def identity(config: FrozenTextConfig, memory: Path | None = None) -> str:
+def identity(config: FrozenTextConfig, memory: Path | None = None, download: bool = True) -> str:
     """Hash over names, sizes and bytes of an encoder's files.
 
     Args:
         config: the encoder.
         memory: file that keeps the hashes by path, size and time of change, so that 10 GB are read once.
+        download: see :func:`files_of`.
 
     Raises:
         ValueError: a file is missing.
@@ -65,7 +66,7 @@ def identity(config: FrozenTextConfig, memory: Path | None = None) -> str:
     known = _remembered(memory)
     before = dict(known)
     lines: list[str] = [config.kind]
-    for name, path in sorted(files_of(config).items()):
+    for name, path in sorted(files_of(config, download).items()):
         stat = path.stat()
         place, seen = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
         if known.get(place, [])[:2] != seen:
@@ -96,6 +97,8 @@ def described(config: FrozenTextConfig, sha256: str) -> dict[str, Any]:
 def recorded(artifact: Artifact, path: str | None, option: str, memory: Path | None = None) -> FrozenTextConfig | None:
     """The frozen encoder an artifact was trained with, after comparing its files; None where it has none.
 
+    The name in the artifact may be a stranger's: only what lies on this machine already is read by it.
+
     Args:
         artifact: of a base model.
         path: where the encoder lies, if not where it lay in training.
@@ -113,7 +116,7 @@ def recorded(artifact: Artifact, path: str | None, option: str, memory: Path | N
     wanted = fields.pop("sha256")
     config = FrozenTextConfig(**(fields | ({} if path is None else {"path": path})))
     try:
-        found = identity(config, memory)
+        found = identity(config, memory, download=path is not None)
     except ValueError as error:
         raise ValueError(
             f"{artifact.path} needs its text encoder ({wanted[:12]}), but {error}; or give its place: {option} PATH"

@@ -214,6 +214,8 @@ def test_clip_paths_that_do_not_fit_are_refused(clip: FrozenTextConfig, tmp_path
         (f"tyni-clip@{file}", "knows no model tyni-clip"),
         (f"wide-clip@{file}", "does not hold the weights of wide-clip"),
         (f"tiny-hub-clip@{file}", "kind auto"),
+        (f"hf-hub:stranger/model@{file}", "knows no model hf-hub:stranger/model"),
+        (f"local-dir:stranger@{file}", "knows no model local-dir:stranger"),
     ]:
         with pytest.raises(ValueError, match=named):
             FrozenTextEncoder(replace(clip, path=path))
@@ -234,6 +236,23 @@ def test_a_hub_name_is_its_local_snapshot_and_else_a_sentence(t5: FrozenTextConf
     with pytest.raises(ValueError, match="hf download google/away --local-dir DIR"):
         files_of(replace(t5, path="google/away"))
     assert False in asked
+
+
+def test_text_encoder_runs_no_code_that_lies_beside_its_weights(
+    t5: FrozenTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is anybody asked whether it may: the answer would be yes here."""
+    folder, mark = shutil.copytree(t5.path, tmp_path / "t5"), tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nfrom transformers import T5EncoderModel as Evil, T5Config\n")
+    config = json.loads((folder / "config.json").read_text())
+    del config["model_type"]
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.T5Config"}}))
+    tokens = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match="cannot be read as kind auto"):
+        FrozenTextEncoder(replace(t5, kind="auto", path=str(folder)))
+    assert not mark.exists()
 
 
 def test_a_missing_package_is_named_with_what_to_type(t5: FrozenTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:

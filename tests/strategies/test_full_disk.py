@@ -17,9 +17,8 @@ from tests.callbacks.guarding import Data
 from tests.strategies.training import stage, start, strategy
 from walt_pl.callbacks.checkpoints import Checkpoints
 from walt_pl.callbacks.ema import EMA
-from walt_pl.checkpoint import Checkpoint, check_pickle, folder_name, read_state
+from walt_pl.checkpoint import TAG, Checkpoint, check_pickle, folder_name, read_state
 from walt_pl.strategies.shards import piece_of, trained, whole
-from walt_pl.strategies.zero import TAG
 
 
 @dataclass(frozen=True)

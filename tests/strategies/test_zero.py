@@ -11,7 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.strategies.training import Job, start
+from tests.strategies.training import Job, stage, start
+from walt_pl.checkpoint import TAG, CheckpointError, tensors_only
+from walt_pl.strategies import Zero
+from walt_pl.strategies.shards import trained
+from walt_pl.strategies.zero import _put_together
 
 SHARDED = ("zero1", "zero2", "zero3")
 ENGINES = ("ddp", *SHARDED, "zero2_offload")
@@ -114,6 +118,33 @@ def test_all_ranks_say_that_a_checkpoint_could_not_be_put_together(folder: Path,
     message = r"written by 1 ranks and could not be put together for 2 \(FileExistsError.*24 bytes .*make room there, or go on with 1 ranks"
     assert len(re.findall(message, str(said.value))) >= 2
     assert (tmp_path / "at=4" / "state.ckpt" / "latest").exists()
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_zero_strategy_writes_no_weight_outside_of_the_checkpoint(folder: Path, engine: str, tmp_path: Path) -> None:
+    """The names of weights in a stranger's shards become folders when they are put together for other ranks."""
+    shards = shutil.copytree(folder / f"{engine} alone" / "at=4" / "state.ckpt" / TAG, tmp_path / "deep" / "er" / TAG)
+    outside = str(tmp_path / "outside")
+    for path in shards.glob("*model_states.pt"):
+        with tensors_only(path):
+            state = torch.load(path)
+        for group in (state["module"], *state["param_shapes"]):
+            if group:
+                group[outside] = group[next(iter(group))]
+        torch.save(state, path)
+    names = {name for name, _ in trained(stage())}
+    failure = _put_together(shards, tmp_path / "deep" / "universal", names)
+    assert failure is not None and "is not of this model" in failure and outside in failure
+    assert not Path(outside).exists() and not (tmp_path / "deep" / "universal").exists()
+
+
+def test_zero_strategy_refuses_links_before_deepspeed_reads(folder: Path, tmp_path: Path) -> None:
+    state = shutil.copytree(folder / "zero2" / "at=4" / "state.ckpt", tmp_path / "state.ckpt")
+    assert Zero(2)._check_checkpoint(state) == 2
+    (state / TAG).rename(tmp_path / "elsewhere")
+    (state / TAG).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CheckpointError, match="is a symbolic link to"):
+        Zero(2)._check_checkpoint(state)
 
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])

@@ -26,8 +26,12 @@ _PACKAGES = {"transformers": "transformers==5.23.0", "open_clip": "open-clip-tor
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
-def files_of(config: FrozenTextConfig) -> dict[str, Path]:
+def files_of(config: FrozenTextConfig, download: bool = True) -> dict[str, Path]:
     """The files an encoder is made of by name: configuration, tokenizer and weights; of a hub name, those of the local snapshot.
+
+    Args:
+        config: the encoder.
+        download: a hub name that has no local snapshot. False for a name that no person has typed, such as one in an artifact.
 
     Raises:
         ValueError: one is missing; the message says where it was looked for and how to get it.
@@ -39,7 +43,7 @@ def files_of(config: FrozenTextConfig) -> dict[str, Path]:
         if not Path(file).expanduser().is_file():
             raise ValueError(f"text.path: no weight file {Path(file).absolute()} (for the open_clip model {model}); copy it there")
         return {model: Path(file).expanduser()}
-    folder = _folder(config.path)
+    folder = _folder(config.path, download)
     found = sorted(path for path in folder.iterdir() if path.is_file())
     weights = next((named for pattern in WEIGHTS if (named := [p for p in found if fnmatch(p.name, pattern)])), [])
     small = [p for p in found if any(fnmatch(p.name, pattern) for pattern in SMALL)]
@@ -57,8 +61,8 @@ def files_of(config: FrozenTextConfig) -> dict[str, Path]:
     return {path.name: path for path in (*small, *index, *weights)}
 
 
-def _folder(path: str) -> Path:
-    """A local folder as it is, a hub name as its local snapshot, downloaded where it is not there yet."""
+def _folder(path: str, download: bool) -> Path:
+    """A local folder as it is, a hub name as its local snapshot, downloaded where it is not there yet and may be."""
     local = Path(path).expanduser()
     if local.is_dir():
         return local
@@ -67,7 +71,7 @@ def _folder(path: str) -> Path:
     hub = _package("huggingface_hub")
     try:
         # What is here already first: a newer revision on the hub would be another encoder.
-        for offline in (True, False):
+        for offline in (True, False) if download else (True,):
             for pattern in WEIGHTS:
                 try:
                     folder = Path(hub.snapshot_download(path, allow_patterns=[*SMALL, "*.index.json", pattern], local_files_only=offline))
@@ -82,6 +86,11 @@ def _folder(path: str) -> Path:
             f"text.path: there is no folder {local.absolute()}, and the hub gave no {path} ({str(error).splitlines()[0]}); "
             f"where there is a network: hf download {path} --local-dir DIR, then copy DIR here and give text.path DIR"
         ) from error
+    if not download:
+        raise ValueError(
+            f"text.path: there is no folder {local.absolute()} and no snapshot of {path} on this machine, and a name that is recorded in "
+            f"an artifact is not downloaded: hf download {path} --local-dir DIR, if you trust it"
+        )
     raise ValueError(f"text.path: {path} on the hub has no weights ({' or '.join(WEIGHTS)})")
 
 
@@ -123,10 +132,9 @@ class _Transformers:
         folder = files_of(config)["config.json"].parent
         kind = library.T5EncoderModel if config.kind == "t5" else library.AutoModel
         try:
-            self.tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self.model, loaded = kind.from_pretrained(
-                folder, dtype=getattr(torch, config.dtype), output_loading_info=True, local_files_only=True
-            )
+            here = {"local_files_only": True, "trust_remote_code": False}  # neither a network nor code beside the weights
+            self.tokenizer = library.AutoTokenizer.from_pretrained(folder, **here)
+            self.model, loaded = kind.from_pretrained(folder, dtype=getattr(torch, config.dtype), output_loading_info=True, **here)
         except Exception as error:  # every library below raises its own
             raise ValueError(f"text.path: {folder} cannot be read as kind {config.kind}: {error}") from error
         # transformers fills what is missing with random values. Poolers come after the token states.
@@ -157,7 +165,8 @@ class _Clip:
     def __init__(self, config: FrozenTextConfig) -> None:
         library = _package("open_clip")
         [(name, file)] = files_of(config).items()
-        described = library.get_model_config(name)
+        # Only the models of the package: hf-hub:NAME would be downloaded, local-dir:NAME opened.
+        described = library.get_model_config(name) if name in library.list_models() else None
         if described is None:
             raise ValueError(
                 f"text.path: open_clip knows no model {name}; list them with: python -c 'import open_clip; print(open_clip.list_models())'"

@@ -26,11 +26,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
-from walt_pl.checkpoint import CheckpointError, check_pickle, write_state
+from walt_pl.checkpoint import LATEST, TAG, CheckpointError, check_pickle, tensors_only, write_state
 from walt_pl.strategies.shards import trained
-
-TAG = "checkpoint"
-"""Folder of the shards in a checkpoint, as Lightning names it."""
 
 
 class Zero(DeepSpeedStrategy):
@@ -148,7 +145,7 @@ class Zero(DeepSpeedStrategy):
         state = {name: value for name, value in checkpoint.items() if name not in ("state_dict", "optimizer_states")}
         self.deepspeed_engine.save_checkpoint(str(filepath), tag=TAG, client_state=state, save_latest=False)
         if self.is_global_zero:
-            self._keep_failure(lambda: (Path(filepath) / "latest").write_text(TAG, encoding="utf-8"))
+            self._keep_failure(lambda: (Path(filepath) / LATEST).write_text(TAG, encoding="utf-8"))
 
     def _write_shard(self, state_dict: dict[str, Any], path: str) -> None:
         self.failure = write_state(state_dict, path) or self.failure
@@ -169,15 +166,15 @@ class Zero(DeepSpeedStrategy):
         path = Path(checkpoint_path)
         ranks = self._check_checkpoint(path)
         if ranks == self.world_size:
-            return super().load_checkpoint(path, weights_only)
+            return self._read(path, weights_only)
         if self.lightning_module.trainer.state.fn != TrainerFn.FITTING:  # type: ignore[union-attr]
             if self.zero_stage_3:
                 raise ValueError(f"{path} was written by {ranks} ranks, and stage 3 evaluates with as many, got {self.world_size}")
-            return super().load_checkpoint(path, weights_only)
+            return self._read(path, weights_only)
         with self._resharded(path, ranks) as universal, self._groups_apart():
             self.deepspeed_engine._config.load_universal_checkpoint = True
             try:
-                return super().load_checkpoint(universal, weights_only)
+                return self._read(universal, weights_only)
             finally:
                 self.deepspeed_engine._config.load_universal_checkpoint = False
 
@@ -195,6 +192,10 @@ class Zero(DeepSpeedStrategy):
         for state in optimizer.state.values():
             if isinstance(state.get("step"), torch.Tensor):
                 state["step"] = state["step"].clone()
+
+    def _read(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
+        with tensors_only(path):
+            return super().load_checkpoint(path, weights_only)
 
     def _check_checkpoint(self, path: Path) -> int:
         """How many ranks wrote it. DeepSpeed unpickles shards, so they are looked at first."""
@@ -217,7 +218,7 @@ class Zero(DeepSpeedStrategy):
         rank_zero_info(f"{path} was written by {ranks} ranks: putting it together for {self.world_size}, moments included")
         with _InfiniteBarrier():  # the others' own would give up after half an hour
             if self.is_global_zero:
-                failure = _put_together(path / TAG, universal)
+                failure = _put_together(path / TAG, universal, {name for name, _ in trained(self.lightning_module)})  # type: ignore[arg-type]
         failure = self.broadcast(failure)
         if failure is not None:
             raise CheckpointError(
@@ -243,8 +244,8 @@ class ZeroPrecision(DeepSpeedPrecision):
         super().backward(*args, scale_wrt_gas=False, **kwargs)
 
 
-def _put_together(shards: Path, universal: Path) -> str | None:
-    """DeepSpeed's universal checkpoint of a folder of shards; what went wrong, if anything did."""
+def _put_together(shards: Path, universal: Path, names: set[str]) -> str | None:
+    """DeepSpeed's universal checkpoint of a folder of shards of these weights; what went wrong, if anything did."""
     from deepspeed.checkpoint import ds_to_universal
 
     options = argparse.Namespace(
@@ -259,12 +260,26 @@ def _put_together(shards: Path, universal: Path) -> str | None:
     try:
         shutil.rmtree(universal, ignore_errors=True)
         universal.mkdir()
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # many lines and bars
+        with tensors_only(shards), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # many lines and bars
+            _check_names(shards, names)
             ds_to_universal.main(options)
     except Exception as error:  # whatever it is: the other ranks wait for word of it
         shutil.rmtree(universal, ignore_errors=True)
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def _check_names(shards: Path, names: set[str]) -> None:
+    """DeepSpeed writes a folder for each weight, under the name that the shards give: "../x" would lie outside of the checkpoint."""
+    for path in sorted(shards.iterdir()):
+        shard = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        mappings = shard.get("optimizer_state_dict", {}).get("param_slice_mappings") or []
+        found = {name for group in (shard.get("module") or {}, *(shard.get("param_shapes") or []), *mappings) for name in group}
+        if {"ds_autoep_layers", "autoep_layers"} & set(shard) or not found <= names:
+            other = sorted(map(repr, found - names))
+            raise CheckpointError(
+                f"{path} is not of this model ({other[0] if other else 'it has experts'}); use a checkpoint of this stage"
+            )
 
 
 def _end() -> None:

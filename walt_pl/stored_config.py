@@ -1,0 +1,102 @@
+"""Numbers out of the training configuration that a checkpoint or an artifact keeps, which may be a stranger's.
+
+Only the numbers listed here are taken, and the path of the index (`stored_index`). No address, command or class path leaves this file, and
+nothing is opened or imported.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_optional(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or check(value)
+
+
+def _is_sequence(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+CLIPS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("size", "frames", "videos_per_batch", "image_stacks_per_batch", "images_per_stack"), _is_integer),
+    **dict.fromkeys(("views", "val_videos", "stride", "seed"), _is_integer),
+    **dict.fromkeys(("low_size", "crop"), _is_optional(_is_integer)),
+    "aspect": _is_number,
+    "fps": _is_optional(_is_number),
+    "flip": lambda value: isinstance(value, bool),
+    "sizes": _is_sequence(_is_integer),
+    "buckets": _is_sequence(lambda bucket: _is_sequence(_is_integer)(bucket) and len(bucket) == 2),
+}
+"""Arguments of the data module that say which clips make a batch, and what each may be."""
+
+
+def clip_arguments(train_config: str, where: str) -> dict[str, Any]:
+    """Return the arguments of the data module that are plain numbers; the others keep their defaults.
+
+    Args:
+        train_config: text of a training configuration.
+        where: the file that it is from, for the error.
+
+    Raises:
+        ValueError: one of them is no number, or the text is no training configuration.
+    """
+    data = _section(train_config, where, "data")
+    return {name: _checked(data[name], check, where, f"data.{name}") for name, check in CLIPS.items() if name in data}
+
+
+def stored_index(train_config: str, where: str) -> str:
+    """Return the path of the index. Whoever opens it must look whether it is a plain local file.
+
+    Raises:
+        ValueError: it is no text, or the text is no training configuration.
+    """
+    found: str = _checked(_section(train_config, where, "data").get("index"), lambda value: isinstance(value, str), where, "data.index")
+    return found
+
+
+def statistics_batches(train_config: str, where: str) -> int:
+    """Return how many training batches the latent statistics of an autoencoder are measured on.
+
+    Raises:
+        ValueError: it is no integer, or the text is no training configuration.
+    """
+    arguments = _section(train_config, where, "model", "init_args")
+    found: int = _checked(arguments.get("statistics_batches"), _is_integer, where, "model.statistics_batches")
+    return found
+
+
+def in_bfloat16(train_config: str, where: str) -> bool:
+    """Return whether the training computed in bfloat16.
+
+    Raises:
+        ValueError: the text is no training configuration.
+    """
+    return "bf16" in str(_section(train_config, where, "trainer").get("precision"))
+
+
+def _section(train_config: str, where: str, *keys: str) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(train_config)
+        for key in keys:
+            found = found[key]
+        return dict(found)
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        told = str(error).splitlines()[0]
+        raise ValueError(
+            f"{where}: its training configuration has no section {'.'.join(keys)} ({told}); take one of this program's"
+        ) from None
+
+
+def _checked(value: Any, check: Callable[[Any], bool], where: str, name: str) -> Any:
+    if not check(value):
+        raise ValueError(f"{where}: {name} of its training configuration is {value!r}, wanted plain values; take one of this program's")
+    return value
