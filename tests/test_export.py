@@ -18,6 +18,7 @@ from walt_pl import cli, commands
 from walt_pl.artifact import ArtifactError, load
 from walt_pl.checkpoint import Checkpoint, CheckpointError, UnsafePickle, read_state
 from walt_pl.export import export_checkpoint
+from walt_pl.manifest import Manifest
 
 # Not where the critic begins: there the guard begins anew.
 SPOIL = "[{class_path: tests.callbacks.guarding.Spoil, init_args: {factors: {5: 1.0e+4}}}]"
@@ -185,8 +186,13 @@ def test_fit_refuses_a_checkpoint_with_a_link_in_it(run: Path, painted: Path, tm
     (last.path / "state.ckpt").rename(tmp_path / "elsewhere")
     (last.path / "state.ckpt").symlink_to(tmp_path / "elsewhere")
     command = arguments("vae", tmp_path / "run", painted, "--trainer.max_steps", "8", "--data.videos_per_batch", "4")
-    for named in (str(last.path), str(last.state), "auto"):
-        refused = start("fit", *command, "--ckpt_path", named)
+    Manifest.open(tmp_path / "run").start("vae", {})
+    manifest = tmp_path / "run" / "manifest.json"
+    plain = json.loads(manifest.read_text())
+    plain["stages"]["vae"]["training"]["holder"]["host"] = "elsewhere"  # interrupted, not at work in this process
+    manifest.write_text(json.dumps(plain))
+    for named in (["--ckpt_path", str(last.path)], ["--ckpt_path", str(last.state)], []):
+        refused = start("fit", *command, *named)
         assert refused.wait() == 1 and "is a symbolic link to" in refused.said and "step 7/" not in refused.said
     with pytest.raises(CheckpointError, match="is a symbolic link to"):
         export_checkpoint(last.path, tmp_path / "out")
