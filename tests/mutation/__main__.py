@@ -3,8 +3,8 @@
     make mutants
     make mutants ARGS="--match Guidance.weight"
 
-The sample, 200 mutants, depends on the code and the seed alone. Results are kept in runs/mutants; the same command goes on where it was, and
-runs again what changed: a source file, or the tests near it. docs/TESTING.md tells how to read the report.
+The sample depends on the code and the seed alone. Results are kept in runs/mutants; the same command goes on where it was, and runs
+again what changed: a source file, or the tests near it. docs/TESTING.md tells how to read the report.
 """
 
 import argparse
@@ -12,7 +12,9 @@ import hashlib
 import os
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch is imported: a process with threads must not be forked
@@ -21,7 +23,7 @@ from tests.mutation.execution import Job, Outcome, Results, run_jobs
 from tests.mutation.near_tests import NearTests, Project
 from tests.mutation.operators import Mutant
 from tests.mutation.report import Tried, render
-from tests.mutation.targets import TargetError, mutants_of, read_excuses, sample, stale_excuses
+from tests.mutation.targets import GROUPS, TargetError, mutants_of, read_excuses, sample, stale_excuses
 
 ROOT = Path(__file__).parents[2]
 COUNT, SEED = 200, 0
@@ -29,6 +31,8 @@ LONGEST = 1200.0
 """Seconds that one file of tests may take on the tree as it is."""
 MULTIPLE, LEAST = 5.0, 30.0
 """A mutant may take five times the seconds that its tests take on the tree as it is, and 30 more."""
+
+Near = Mapping[str, tuple[NearTests, ...]]
 
 
 def main() -> int:
@@ -38,100 +42,140 @@ def main() -> int:
     parser.add_argument("--match", default="", help="only mutants of the sample whose group, file or function contains this text")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="mutants at a time (default: one a core)")
     parser.add_argument("--results", type=Path, default=ROOT / "runs" / "mutants" / "results.jsonl", help="(default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="only mutants whose file has tests of its own name, and only these tests")
+    parser.add_argument("--quick", action="store_true", help="only files with quick tests of their own name, and only these tests")
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that copies and children go
     try:
-        return run(ROOT, asked)
+        session = Session.choose(ROOT, GROUPS, asked.count, asked.seed, asked.match, asked.quick)
+        results = Results(asked.results)
+        session.run(results, asked.workers)
     except TargetError as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on from here", file=sys.stderr)
         return 130
-
-
-def run(root: Path, asked: argparse.Namespace) -> int:
-    """Run what has no result yet, print the report, and return the exit code."""
-    project, pools, excuses, results = Project(root), mutants_of(root), read_excuses(), Results(asked.results)
-    near = {mutant.path: tuple(project.near(root / mutant.path)) for pool in pools.values() for mutant in pool}
-    if asked.quick:
-        near, pools = _quick(near, pools, {excuse.identity for excuse in excuses})
-    chosen = [(group, mutant) for group, mutants in sample(pools, asked.count, asked.seed).items() for mutant in mutants]
-    chosen = [(group, mutant) for group, mutant in chosen if asked.match in f"{group} {mutant.path} {mutant.function}"]
-    lacking = sorted({mutant.path for _, mutant in chosen if not near[mutant.path]})
-    if lacking:
-        raise TargetError(f"mutants: no test imports {', '.join(lacking)}; write tests of them, or take the files out of GROUPS")
-    keys = {mutant: _key(project, mutant, near[mutant.path]) for _, mutant in chosen}
-    waiting = [mutant for _, mutant in chosen if keys[mutant] not in results.lines]
-    print(f"mutants: {len(chosen)} chosen of {sum(map(len, pools.values()))}, {len(waiting)} to run, {asked.workers} at a time", flush=True)
-    if waiting:
-        seconds = measure(project, results, [test for mutant in waiting for test in near[mutant.path]], asked.workers)
-        jobs = {}
-        for mutant in waiting:
-            limit = LEAST + MULTIPLE * sum(seconds[test] for test in near[mutant.path])
-            content = mutant.apply((root / mutant.path).read_bytes())
-            jobs[keys[mutant]] = Job(keys[mutant], near[mutant.path], limit, mutant.path, content), mutant
-        quickest_first = sorted((job for job, _ in jobs.values()), key=lambda job: job.seconds)
-        for number, (job, outcome) in enumerate(run_jobs(root, quickest_first, asked.workers), start=1):
-            mutant = jobs[job.name][1]
-            _note(results, job.name, outcome, identity=mutant.identity)
-            print(
-                f"{number}/{len(jobs)} {outcome.verdict} {outcome.wall:.0f} s {mutant.path} {mutant.function} {mutant.operator}", flush=True
-            )
-    tried = []
-    for group, mutant in chosen:
-        known = results.lines.get(keys[mutant], {"verdict": "not run", "wall": 0.0, "cpu": 0.0})
-        tests = tuple(test.path for test in near[mutant.path])
-        source = (root / mutant.path).read_bytes()
-        tried.append(Tried(group, mutant, tests, source, known["verdict"], known["wall"], known["cpu"]))
-    text, met = render(tried, excuses, stale_excuses(excuses, mutants_of(root)))
+    text, met = session.report(results)
     print(text)
     return 0 if met else 1
 
 
-def measure(project: Project, results: Results, tests: Sequence[NearTests], workers: int) -> dict[NearTests, float]:
-    """Run each file of tests on the tree as it is, and return the seconds that it takes.
+@dataclass(frozen=True)
+class Session:
+    """A sample of mutants with the tests near them."""
 
-    Raises:
-        TargetError: one fails.
-    """
-    tree = project.digest()
-    keys = {test: hashlib.sha256(repr((tree, test.path, sorted(test.left_out))).encode()).hexdigest() for test in tests}
-    jobs = list({key: Job(key, (test,), LONGEST) for test, key in keys.items() if key not in results.lines}.values())
-    if jobs:
-        print(f"mutants: {len(jobs)} files of tests are run on the tree as it is", flush=True)
-    for job, outcome in run_jobs(project.root, jobs, workers) if jobs else ():
-        if outcome.code != 0:
-            raise TargetError(
-                f"mutants: {job.tests[0].path} must pass on the tree as it is, but {outcome.test or 'it'} did not:\n{outcome.output}"
-            )
-        _note(results, job.name, outcome)
-    return {test: float(results.lines[key]["wall"]) for test, key in keys.items()}
+    project: Project
+    pools: Mapping[str, Sequence[Mutant]]
+    """All mutants of each group."""
+    chosen: Sequence[tuple[str, Mutant]]
+    """Group and mutant of the sample."""
+    near: Near
+    """Tests to run by source file."""
+
+    @classmethod
+    def choose(
+        cls, root: Path, groups: Mapping[str, Sequence[str]], count: int, seed: int, match: str = "", quick: bool = False
+    ) -> "Session":
+        """Choose the sample.
+
+        Args:
+            root: folder of the project.
+            groups: patterns of the files of each group.
+            count: mutants in the sample.
+            seed: of the sample.
+            match: keep those of the sample whose group, file or function contains this text.
+            quick: sample only from files that have a test file of their name that starts no process, and run only this one.
+
+        Raises:
+            TargetError: a pattern matches no file, there are too few mutants, or one has no tests.
+        """
+        project, pools = Project(root), mutants_of(root, groups)
+        near = {mutant.path: tuple(project.near(root / mutant.path)) for pool in pools.values() for mutant in pool}
+        eligible: Mapping[str, Sequence[Mutant]] = pools
+        if quick:
+            near = {path: tuple(test for test in tests if test.mirrored and not test.starts_processes) for path, tests in near.items()}
+            excused = {excuse.identity for excuse in read_excuses()}
+            eligible = {
+                group: [mutant for mutant in pool if near[mutant.path] and mutant.identity not in excused] for group, pool in pools.items()
+            }
+        chosen = [(group, mutant) for group, mutants in sample(eligible, count, seed).items() for mutant in mutants]
+        chosen = [(group, mutant) for group, mutant in chosen if match in f"{group} {mutant.path} {mutant.function}"]
+        untested = sorted({mutant.path for _, mutant in chosen if not near[mutant.path]})
+        if untested:
+            raise TargetError(f"mutants: no test imports {', '.join(untested)}; write tests of them, or take the files out of GROUPS")
+        return cls(project, pools, chosen, near)
+
+    def run(self, results: Results, workers: int) -> None:
+        """Run the mutants that have no result yet, group by group; those whose tests start processes, which take minutes, come last."""
+        waiting = {self.key(mutant): (group, mutant) for group, mutant in self.chosen if self.key(mutant) not in results.lines}
+        total = sum(map(len, self.pools.values()))
+        print(f"mutants: {len(self.chosen)} chosen of {total}, {len(waiting)} to run, {workers} at a time", flush=True)
+        parts: dict[tuple[bool, str], dict[str, Mutant]] = defaultdict(dict)
+        for key, (group, mutant) in waiting.items():
+            slow = any(test.starts_processes for test in self.near[mutant.path])
+            parts[slow, "" if slow else group][key] = mutant
+        for _, part in sorted(parts.items(), key=lambda item: item[0][0]):
+            self._run_part(part, results, workers)
+
+    def _run_part(self, waiting: Mapping[str, Mutant], results: Results, workers: int) -> None:
+        seconds = self.measure(results, [test for mutant in waiting.values() for test in self.near[mutant.path]], workers)
+        jobs = []
+        for key, mutant in waiting.items():
+            limit = LEAST + MULTIPLE * sum(seconds[test] for test in self.near[mutant.path])
+            content = mutant.apply((self.project.root / mutant.path).read_bytes())
+            jobs.append(Job(key, self.near[mutant.path], limit, mutant.path, content))
+        jobs.sort(key=lambda job: job.seconds)
+        for number, (job, outcome) in enumerate(run_jobs(self.project.root, jobs, workers), start=1):
+            mutant = waiting[job.name]
+            what = f"{mutant.path} {mutant.function} {mutant.operator}"
+            print(f"{number}/{len(jobs)} {outcome.verdict} {outcome.wall:.0f} s {what}", flush=True)
+            if outcome.verdict == "broken":  # no result: the next run tries again
+                print(outcome.output, flush=True)
+            else:
+                _note(results, job.name, outcome, identity=mutant.identity)
+
+    def measure(self, results: Results, tests: Sequence[NearTests], workers: int) -> dict[NearTests, float]:
+        """Run each file of tests on the tree as it is, and return the seconds that it takes.
+
+        Raises:
+            TargetError: one fails.
+        """
+        tree = self.project.digest()
+        keys = {test: _hash(tree, test.path, sorted(test.left_out)) for test in tests}
+        jobs = list({key: Job(key, (test,), LONGEST) for test, key in keys.items() if key not in results.lines}.values())
+        if jobs:
+            print(f"{len(jobs)} files of tests are run on the tree as it is", flush=True)
+        for job, outcome in run_jobs(self.project.root, jobs, workers) if jobs else ():
+            if outcome.code != 0:
+                where = f"{job.tests[0].path} must pass on the tree as it is, but {outcome.test or 'it'} did not"
+                raise TargetError(f"mutants: {where}; mend it first (make test):\n{outcome.output}")
+            _note(results, job.name, outcome)
+        return {test: float(results.lines[key]["wall"]) for test, key in keys.items()}
+
+    def report(self, results: Results) -> tuple[str, bool]:
+        """Return the report of what has a result, and whether the goal is met."""
+        tried = []
+        for group, mutant in self.chosen:
+            known = results.lines.get(self.key(mutant), {"verdict": "not run", "wall": 0.0, "cpu": 0.0})
+            tests = tuple(test.path for test in self.near[mutant.path])
+            source = (self.project.root / mutant.path).read_bytes()
+            tried.append(Tried(group, mutant, tests, source, known["verdict"], known["wall"], known["cpu"]))
+        excuses = read_excuses()
+        return render(tried, excuses, stale_excuses(excuses, self.pools))
+
+    def key(self, mutant: Mutant) -> str:
+        """Return what a result is kept under: it holds as long as the mutant, its file and its near tests are what they were."""
+        tests = self.near[mutant.path]
+        left_out = [(test.path, sorted(test.left_out)) for test in tests]
+        return _hash(mutant.identity, self.project.digest([mutant.path]), self.project.digest([test.path for test in tests]), left_out)
 
 
 def _note(results: Results, key: str, outcome: Outcome, **entry: object) -> None:
     results.add(key, verdict=outcome.verdict, wall=round(outcome.wall, 2), cpu=round(outcome.cpu, 2), test=outcome.test, **entry)
 
 
-def _key(project: Project, mutant: Mutant, tests: Sequence[NearTests]) -> str:
-    """Return what a result is kept under: it holds as long as the mutant, its file and its near tests are what they were."""
-    left_out = [(test.path, sorted(test.left_out)) for test in tests]
-    told = (mutant.identity, project.digest([mutant.path]), project.digest([test.path for test in tests]), left_out)
-    return hashlib.sha256(repr(told).encode()).hexdigest()
-
-
-Near = Mapping[str, tuple[NearTests, ...]]
-
-
-def _quick(
-    near: Near, pools: Mapping[str, Sequence[Mutant]], excused: set[tuple[str, str, str, str, int]]
-) -> tuple[Near, Mapping[str, Sequence[Mutant]]]:
-    """Keep tests of the file's own name that start no process, and the mutants of files that have such; leave excused ones out."""
-    near = {path: tuple(test for test in tests if test.mirrored and not test.left_out) for path, tests in near.items()}
-    return near, {
-        group: [mutant for mutant in pool if near[mutant.path] and mutant.identity not in excused] for group, pool in pools.items()
-    }
+def _hash(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 if __name__ == "__main__":

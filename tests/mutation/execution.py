@@ -19,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -202,22 +203,10 @@ def _work(job: Job, root: Path, copy: Path, log: Path) -> None:
             del sys.modules[name]
         sys.path[:] = [str(copy), *(entry for entry in sys.path if entry not in ("", str(root)))]
         sys.argv[:] = ["pytest"]
-        options = [
-            "-x",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            "-p",
-            "no:xdist",
-            "-p",
-            "no:anyio",
-            "-m",
-            MARKERS,
-            "--hypothesis-seed=0",
-            "--tb=short",
-        ]
+        plugins = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:anyio"]
+        options = ["-x", "-q", *plugins, "-m", MARKERS, "--hypothesis-seed=0", "--tb=short", f"--basetemp={copy.parent / 'tmp'}"]
         files = [near.path for near in job.tests]
-        code = pytest.main([*options, f"--basetemp={copy.parent / 'tmp'}", *files], plugins=[_Watch(job.tests, copy)])
+        code = pytest.main([*options, *files], plugins=[_Watch(job.tests, copy)])
         sys.stdout.flush()
         os._exit(int(code))
     finally:
@@ -231,12 +220,14 @@ class Results:
     path: Path
 
     def __post_init__(self) -> None:
-        self.lines: dict[str, dict[str, object]] = {}
+        self.lines: dict[str, dict[str, Any]] = {}
         if self.path.exists():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # cut off by an interruption
-                    entry = json.loads(line)
-                    self.lines[entry["key"]] = entry
+            written, _, cut_off = self.path.read_text(encoding="utf-8").rpartition("\n")
+            if cut_off:  # by an interruption
+                os.truncate(self.path, len((written + "\n").encode()) if written else 0)
+            for line in written.splitlines():
+                entry = json.loads(line)
+                self.lines[entry["key"]] = entry
 
     def add(self, key: str, **entry: object) -> None:
         self.lines[key] = {"key": key, **entry}

@@ -26,6 +26,7 @@ class Source:
     """A Python file, and what can be seen in it without running it."""
 
     path: Path
+    content: bytes
     tree: ast.Module
     imports: dict[str, str] = field(default_factory=dict)
     """Dotted name of what each name stands for, also of imports inside functions."""
@@ -34,7 +35,8 @@ class Source:
 
     @classmethod
     def read(cls, path: Path) -> "Source":
-        source = cls(path, ast.parse(path.read_text(encoding="utf-8")))
+        content = path.read_bytes()
+        source = cls(path, content, ast.parse(content))
         for node in ast.walk(source.tree):
             if isinstance(node, ast.Import):
                 for name in node.names:
@@ -70,6 +72,8 @@ class NearTests:
     """Whether it has the source file's name and lies in the mirrored folder."""
     left_out: frozenset[str]
     """Tests of it that are not run."""
+    starts_processes: bool
+    """Whether tests that are run do so."""
 
 
 class Project:
@@ -99,7 +103,7 @@ class Project:
         module, _, last = name.rpartition(".")
         path = self._files.get(module)
         passed = self.sources[path].imports.get(last) if path is not None else None
-        return self.origin(passed) if passed is not None and passed != name else path
+        return (self.origin(passed) if passed is not None and passed != name else None) or path
 
     def _find_imported(self, path: Path) -> frozenset[Path]:
         """Return the project's files whose names a file imports, itself or, if it is a test, through helpers of tests."""
@@ -132,11 +136,11 @@ class Project:
                 nearest = {test for test in files if ranks[test] <= rank}
                 whole |= set() if nearest & quick else nearest
             chosen = [test for test in files if test in quick | whole]
-            self._near[source] = [
-                NearTests(self._name(test), ranks[test] == 0, frozenset() if test in whole else left_out[test])
-                for test in chosen[:MOST_FILES]
-            ]
+            self._near[source] = [self._chosen(test, ranks[test] == 0, left_out[test], test in whole) for test in chosen[:MOST_FILES]]
         return self._near[source]
+
+    def _chosen(self, test: Path, mirrored: bool, starting: frozenset[str], whole: bool) -> NearTests:
+        return NearTests(self._name(test), mirrored, frozenset() if whole else starting, starts_processes=whole and bool(starting))
 
     def _ranks(self, source: Path) -> dict[Path, int]:
         name = source.parent.name if source.name == "__init__.py" else source.stem
@@ -199,11 +203,19 @@ class Project:
         helpers = {file for path in named for file in self.imported(path) if self._is_helper(file)}
         digest = hashlib.sha256()
         for path in [*named, *sorted(helpers)]:
-            digest.update(f"{self._name(path)}\0".encode() + path.read_bytes() + b"\0")
+            digest.update(f"{self._name(path)}\0".encode() + self.sources[path].content + b"\0")
         return digest.hexdigest()
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
+
+
+def _dotted(node: ast.AST) -> str:
+    """Return a name such as ``os.fork``, or that of an argument; nothing for other nodes."""
+    if isinstance(node, ast.Attribute):
+        head = _dotted(node.value)
+        return f"{head}.{node.attr}" if head else ""
+    return node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, ast.arg) else ""
 
 
 def _module(path: Path) -> str:

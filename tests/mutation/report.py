@@ -1,6 +1,7 @@
 """Say how many mutants the tests killed, and show those that survived."""
 
 import difflib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -81,15 +82,9 @@ def _described(one: Tried) -> list[str]:
     """Return a survivor with its lines before and after, the tests that were run, and what to list to excuse it."""
     mutant = one.mutant
     before, after = one.source.decode().splitlines(), mutant.apply(one.source).decode().splitlines()
-    changed = [
-        line for line in difflib.unified_diff(before, after, n=0, lineterm="") if line[:1] in "+-" and line[:3] not in ("+++", "---")
-    ]
-    entry = [
-        f"function: {mutant.function}",
-        f"operator: {mutant.operator}",
-        f"original: {mutant.original!r}",
-        f"mutated: {mutant.mutated!r}",
-    ]
+    changed = [line for line in difflib.ndiff(before, after) if line[:2] in ("- ", "+ ")]
+    entry = [f"function: {mutant.function}", f"operator: {mutant.operator}"]
+    entry += [f"original: {json.dumps(mutant.original)}", f"mutated: {json.dumps(mutant.mutated)}"]
     entry += [f"occurrence: {mutant.occurrence}"] * (mutant.occurrence > 1)
     return [
         f"survived: {mutant.path}, {mutant.function}, {mutant.operator}",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.mutation.operators import OPERATORS, Mutant, generate
+from tests.mutation.operators import Mutant, generate
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "diffusion": ("walt_pl/diffusion/**/*.py",),
@@ -23,6 +23,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 """Files of each group, as patterns. Every pattern must match; a file belongs to the last group that names it."""
 SMALLEST_TREE = 150
 """Fewer mutants in all groups together mean that a pattern lost its files."""
+OWN_NAME = "tests/mutation/targets.py"
 EXCUSES = Path(__file__).with_name("survivors.yaml")
 
 Pools = dict[str, list[Mutant]]
@@ -59,16 +60,14 @@ def mutants_of(root: Path, groups: Mapping[str, Sequence[str]] = GROUPS) -> Pool
         for pattern in patterns:
             files = sorted(root.glob(pattern))
             if not files:
-                raise TargetError(
-                    f"mutants: no file matches {pattern} of group {group}; say in GROUPS of {Path(__file__).name} where it went"
-                )
+                raise TargetError(f"mutants: no file matches {pattern} of group {group}; correct the pattern in GROUPS of {OWN_NAME}")
             group_of |= dict.fromkeys(files, group)
     pools: Pools = {group: [] for group in groups}
     seen: Counter[tuple[str, str, str, str]] = Counter()
     for file, group in sorted(group_of.items()):
         pools[group] += generate(file.read_text(encoding="utf-8"), file.relative_to(root).as_posix(), seen)
     if (total := sum(map(len, pools.values()))) < SMALLEST_TREE:
-        raise TargetError(f"mutants: found {total} in all groups, wanted at least {SMALLEST_TREE}; see GROUPS of {Path(__file__).name}")
+        raise TargetError(f"mutants: found {total} in all groups, wanted at least {SMALLEST_TREE}; see GROUPS of {OWN_NAME}")
     return pools
 
 
@@ -90,8 +89,8 @@ def _across_operators(pool: Sequence[Mutant], seed: int) -> list[Mutant]:
     by_operator = defaultdict(list)
     for mutant in sorted(pool, key=lambda mutant: rank(mutant, seed)):
         by_operator[mutant.operator].append(mutant)
-    turns = [(turn, place, mutant) for place, name in enumerate(OPERATORS) for turn, mutant in enumerate(by_operator[name])]
-    return [mutant for _, _, mutant in sorted(turns, key=lambda item: item[:2])]
+    turns = [(turn, mutant) for mutants in by_operator.values() for turn, mutant in enumerate(mutants)]
+    return [mutant for _, mutant in sorted(turns, key=lambda item: (item[0], rank(item[1], seed)))]
 
 
 def rank(mutant: Mutant, seed: int) -> str:
