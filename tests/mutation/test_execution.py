@@ -22,8 +22,7 @@ from tests.mutation.near_tests import NearTests
 
 execution.IMPORTED = ()
 near = (NearTests("tests/test_number.py", True, frozenset({"test_left_out"}), False),)
-endless = [2 if "while" in text else 60 for text in (texts := json.loads(sys.argv[2]))]
-jobs = [Job(str(place), near, endless[place], "number.py", text.encode()) for place, text in enumerate(texts)]
+jobs = [Job(str(n), near, 2 if "while" in text else 60, "number.py", text.encode()) for n, text in enumerate(json.loads(sys.argv[2]))]
 for job, outcome in run_jobs(Path(sys.argv[1]), [Job("tree", near, 60), *jobs], workers=1):
     print("RESULT", json.dumps([job.name, outcome.verdict, outcome.test]))
 """
