@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SEED = 0
+SEED = 6
+"""Of the sample. Where a rename brings another mutant into it that survives, the tests of its file have a gap: close it, or excuse it."""
 
 
 def test_twelve_mutants_are_killed_by_the_tests_of_their_files(tmp_path: Path) -> None:
