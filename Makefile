@@ -27,7 +27,7 @@ INDEX_shapes := data/shapes/index.parquet
 INDEX_clips := data/clips/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-clips demo test test-slow soak check plan cache train-vae train-base train-sr sample evaluate ablate status verify tensorboard clean
+.PHONY: help setup data data-clips demo test test-slow soak mutants check plan cache train-vae train-base train-sr sample evaluate ablate status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -56,6 +56,9 @@ test-slow: setup ## the tests that take longer (an hour and a half on 2 cores, m
 soak: setup ## kill -9 at random moments until 50 resumed trainings were hit, then the long tests of resuming and sharding (about 11 minutes on 2 cores)
 	@$(PYTHON) -m tests.soak.kills $(ARGS)
 	@$(PYTEST) -m "slow and not gpu" tests/test_resume.py tests/test_loading.py tests/strategies
+
+mutants: setup ## change the code in 200 places, one at a time, and see whether the tests near it notice (an hour on 2 cores; goes on where it was; docs/TESTING.md)
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.mutation $(ARGS)
 
 check: setup ## lint, format, types, floors
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy && $(PYTHON) -m pytest tests/test_floors.py
