@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy
 from safetensors.torch import load_file
 
+from tests.conftest import Bomb
 from tests.strategies.training import Job, stage, start
-from walt_pl.checkpoint import TAG, CheckpointError, tensors_only
+from walt_pl.checkpoint import TAG, CheckpointError, UnsafePickle, tensors_only
 from walt_pl.strategies import Zero
 from walt_pl.strategies.shards import trained
 from walt_pl.strategies.zero import _put_together
@@ -136,6 +138,25 @@ def test_zero_strategy_writes_no_weight_outside_of_the_checkpoint(folder: Path, 
     failure = _put_together(shards, tmp_path / "deep" / "universal", names)
     assert failure is not None and "is not of this model" in failure and outside in failure
     assert not Path(outside).exists() and not (tmp_path / "deep" / "universal").exists()
+
+
+def test_zero_strategy_runs_nothing_that_deepspeed_reads(bomb: Bomb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard that was exchanged after the look at it, for as many ranks and on the way to another number of them."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    (tmp_path / TAG).mkdir()
+    torch.save({"x": bomb}, tmp_path / "exchanged.pt")
+
+    def read(*_: Any) -> Any:
+        return torch.load(tmp_path / "exchanged.pt", weights_only=False)
+
+    monkeypatch.setattr(DeepSpeedStrategy, "load_checkpoint", read)
+    monkeypatch.setattr(ds_to_universal, "main", read)
+    with pytest.raises(UnsafePickle, match="nothing of it was run"):
+        Zero(2)._read(tmp_path, True)
+    failure = _put_together(tmp_path / TAG, tmp_path / "universal", set())
+    assert failure is not None and "UnsafePickle" in failure
+    assert not bomb.mark.exists()
 
 
 def test_zero_strategy_refuses_links_before_deepspeed_reads(folder: Path, tmp_path: Path) -> None:
