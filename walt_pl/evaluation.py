@@ -83,7 +83,7 @@ def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Sequence
         positions: Places of the clips in the source's list of videos, at least one.
 
     Returns:
-        Figures as `evaluate_run`'s, PSNR in dB, with the analytic scorer's where all captions are of the embedded set; clips
+        Figures as `evaluate_run`'s, PSNR in dB, with those of `score_autoencoder` where the source is the embedded set; clips
         [2b 3 t h w], each original before its reconstruction; and a line for each of them.
 
     Raises:
@@ -104,7 +104,7 @@ def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Sequence
         lines += [": ".join(filter(None, (Path(sample.path).name, sample.caption))), f"reconstruction, {figures[-1]:.1f} dB"]
     scores = {"psnr": sum(figures) / len(figures), "psnr_lowest": min(figures), "psnr_highest": max(figures)}
     scores["high_frequency"] = high_frequency_share(torch.cat(shown[1::2]), torch.cat(shown[::2]))
-    entries = [source.videos[int(position)] for position in positions]
+    entries = source.videos[:RECONSTRUCTED]
     if all(is_of_shapes(entry.caption) for entry in entries):
         scores |= {f"shapes_{name}": value for name, value in score_autoencoder(cascade, entries).items()}
     return {"vae": scores, "counts": {"vae": len(figures)}, "machine": machine()}, torch.cat(shown), lines
