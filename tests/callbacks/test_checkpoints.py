@@ -149,6 +149,16 @@ def test_a_training_that_starts_removes_another_ones_future(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step=00000002"]
 
 
+def test_checkpoints_removes_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    train(tmp_path / "run", 3, keep=9)
+    for step in (1, 3):
+        moved = (tmp_path / "run" / folder_name(step)).rename(tmp_path / folder_name(step))
+        (tmp_path / "run" / moved.name).symlink_to(moved)
+    train(tmp_path / "run", 2, keep=1, every_steps=2)
+    assert kept(tmp_path / "run") == [2] and len(list((tmp_path / "run").iterdir())) == 1
+    assert kept(tmp_path) == [1, 3]
+
+
 # ---- A full disk -----------------------------------------------------------------------------------------------------
 
 

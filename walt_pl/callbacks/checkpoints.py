@@ -301,6 +301,9 @@ def _kept(failures: list[str]) -> Iterator[None]:
 
 
 def _remove(folder: Path) -> None:
+    if folder.is_symlink():  # the checkpoint itself was put elsewhere by somebody, and stays
+        folder.unlink()
+        return
     # Without its card, a folder that is removed only in part is never taken for a whole one.
     (folder / CARD).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
