@@ -19,7 +19,7 @@ from pathlib import Path
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")  # before torch is imported: a process with threads must not be forked
 
-from tests.mutation.execution import Job, Outcome, Results, run_jobs
+from tests.mutation.execution import Copies, Job, Outcome, Results, run_jobs
 from tests.mutation.near_tests import NearTests, Project
 from tests.mutation.operators import Mutant
 from tests.mutation.report import Tried, render
@@ -114,18 +114,20 @@ class Session:
         for key, (group, mutant) in waiting.items():
             slow = any(test.starts_processes for test in self.near[mutant.path])
             parts[slow, "" if slow else group][key] = mutant
-        for _, part in sorted(parts.items(), key=lambda item: item[0][0]):
-            self._run_part(part, results, workers)
+        if waiting:
+            with Copies(self.project.root, workers) as copies:
+                for _, part in sorted(parts.items(), key=lambda item: item[0][0]):
+                    self._run_part(part, results, copies)
 
-    def _run_part(self, waiting: Mapping[str, Mutant], results: Results, workers: int) -> None:
-        seconds = self.measure(results, [test for mutant in waiting.values() for test in self.near[mutant.path]], workers)
+    def _run_part(self, waiting: Mapping[str, Mutant], results: Results, copies: Copies) -> None:
+        seconds = self.measure(results, [test for mutant in waiting.values() for test in self.near[mutant.path]], copies)
         jobs = []
         for key, mutant in waiting.items():
             limit = LEAST + MULTIPLE * sum(seconds[test] for test in self.near[mutant.path])
-            content = mutant.apply((self.project.root / mutant.path).read_bytes())
+            content = mutant.apply(self.source(mutant))
             jobs.append(Job(key, self.near[mutant.path], limit, mutant.path, content))
         jobs.sort(key=lambda job: job.seconds)
-        for number, (job, outcome) in enumerate(run_jobs(self.project.root, jobs, workers), start=1):
+        for number, (job, outcome) in enumerate(run_jobs(copies, jobs), start=1):
             mutant = waiting[job.name]
             what = f"{mutant.path} {mutant.function} {mutant.operator}"
             print(f"{number}/{len(jobs)} {outcome.verdict} {outcome.wall:.0f} s {what}", flush=True)
@@ -134,7 +136,7 @@ class Session:
             else:
                 _note(results, job.name, outcome, identity=mutant.identity)
 
-    def measure(self, results: Results, tests: Sequence[NearTests], workers: int) -> dict[NearTests, float]:
+    def measure(self, results: Results, tests: Sequence[NearTests], copies: Copies) -> dict[NearTests, float]:
         """Run each file of tests on the tree as it is, and return the seconds that it takes.
 
         Raises:
@@ -145,7 +147,7 @@ class Session:
         jobs = list({key: Job(key, (test,), LONGEST) for test, key in keys.items() if key not in results.lines}.values())
         if jobs:
             print(f"{len(jobs)} files of tests are run on the tree as it is", flush=True)
-        for job, outcome in run_jobs(self.project.root, jobs, workers) if jobs else ():
+        for job, outcome in run_jobs(copies, jobs) if jobs else ():
             if outcome.code != 0:
                 where = f"{job.tests[0].path} must pass on the tree as it is, but {outcome.test or 'it'} did not"
                 raise TargetError(f"mutants: {where}; mend it first (make test):\n{outcome.output}")
@@ -158,10 +160,13 @@ class Session:
         for group, mutant in self.chosen:
             known = results.lines.get(self.key(mutant), {"verdict": "not run", "wall": 0.0, "cpu": 0.0})
             tests = tuple(test.path for test in self.near[mutant.path])
-            source = (self.project.root / mutant.path).read_bytes()
-            tried.append(Tried(group, mutant, tests, source, known["verdict"], known["wall"], known["cpu"]))
+            tried.append(Tried(group, mutant, tests, self.source(mutant), known["verdict"], known["wall"], known["cpu"]))
         excuses = read_excuses()
         return render(tried, excuses, stale_excuses(excuses, self.pools))
+
+    def source(self, mutant: Mutant) -> bytes:
+        """Return the file of a mutant as it was when the mutants were generated."""
+        return self.project.sources[self.project.root / mutant.path].content
 
     def key(self, mutant: Mutant) -> str:
         """Return what a result is kept under: it holds as long as the mutant, its file and its near tests are what they were."""

@@ -80,43 +80,43 @@ _ages = itertools.count(10)
 
 
 class Copies:
-    """Private copies of the tree, one for each worker, removed at the end."""
+    """Private copies of a tree, one for each job that runs at a time, removed at the end. Compiled files stay in them from job to job."""
 
     def __init__(self, root: Path, workers: int) -> None:
+        self.root = root
         self.folder = Path(tempfile.mkdtemp(prefix="mutants-"))
         ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", *LEFT_OUT)
-        self.paths = [self.folder / str(worker) / "tree" for worker in range(workers)]
-        for path in self.paths:
+        self.free = [self.folder / str(worker) / "tree" for worker in range(workers)]
+        for path in self.free:
             # "data" is left out at the top only: walt_pl has a folder of that name.
             shutil.copytree(root, path, ignore=lambda folder, names: ignored(folder, names) if Path(folder) == root else ["__pycache__"])
 
-    def __enter__(self) -> list[Path]:
-        return self.paths
+    def __enter__(self) -> "Copies":
+        return self
 
     def __exit__(self, *_: object) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def run_jobs(root: Path, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]]:
-    """Run jobs, some at a time, and give each as it ends."""
+def run_jobs(copies: Copies, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
+    """Run jobs, as many at a time as there are copies, and give each as it ends."""
     for module in IMPORTED:
         importlib.import_module(module)
     gc.freeze()  # pytest collects garbage several times, over all that was imported: half of a short test's time
     waiting, running = list(reversed(jobs)), []
-    with Copies(root, workers) as free:
-        try:
-            while waiting or running:
-                while waiting and free:
-                    running.append(_Running(waiting.pop(), root, free.pop()))
-                time.sleep(0.02)
-                for run in [run for run in running if run.ended()]:
-                    running.remove(run)
-                    outcome = run.outcome()
-                    free.append(run.copy)
-                    yield run.job, outcome
-        finally:
-            for run in running:
-                run.stop()
+    try:
+        while waiting or running:
+            while waiting and copies.free:
+                running.append(_Running(waiting.pop(), copies.root, copies.free.pop()))
+            time.sleep(0.02)
+            for run in [run for run in running if run.ended()]:
+                running.remove(run)
+                outcome = run.outcome()
+                copies.free.append(run.copy)
+                yield run.job, outcome
+    finally:
+        for run in running:
+            run.stop()
 
 
 class _Running:

@@ -170,6 +170,11 @@ def _is_string(node: ast.AST) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes))
 
 
+def _is_prose(node: ast.AST) -> bool:
+    """Tell whether a node is text of several words, or none: a part of a message, not a name that decides something."""
+    return isinstance(node, ast.JoinedStr) or (_is_string(node) and (" " in node.value or not node.value))  # type: ignore[attr-defined]
+
+
 def _is_number(node: ast.AST) -> bool:
     if isinstance(node, ast.UnaryOp):
         node = node.operand
@@ -284,7 +289,7 @@ def _swapped_arguments(node: ast.AST) -> Iterator[ast.AST]:
 
 def _swapped_branches(node: ast.AST) -> Iterator[ast.AST]:
     """``a if c else b`` to ``b if c else a``; ``visit_If`` does so to statements."""
-    if isinstance(node, ast.IfExp):
+    if isinstance(node, ast.IfExp) and not (_is_prose(node.body) and _is_prose(node.orelse)):
         yield _with(node, body=node.orelse, orelse=node.body)
 
 

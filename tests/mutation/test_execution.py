@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import tests.mutation.__main__ as program
-from tests.mutation.execution import Job, Outcome, Results
+from tests.mutation.execution import Copies, Job, Outcome, Results
 from tests.mutation.targets import TargetError
 
 ROOT = Path(__file__).parents[2]
@@ -17,14 +17,16 @@ RUN = """
 import json, sys
 from pathlib import Path
 from tests.mutation import execution
-from tests.mutation.execution import Job, run_jobs
+from tests.mutation.execution import Copies, Job, run_jobs
 from tests.mutation.near_tests import NearTests
 
 execution.IMPORTED = ()
 near = (NearTests("tests/test_number.py", True, frozenset({"test_left_out"}), False),)
 jobs = [Job(str(n), near, 2 if "while" in text else 60, "number.py", text.encode()) for n, text in enumerate(json.loads(sys.argv[2]))]
-for job, outcome in run_jobs(Path(sys.argv[1]), [Job("tree", near, 60), *jobs], workers=1):
-    print("RESULT", json.dumps([job.name, outcome.verdict, outcome.test]))
+with Copies(Path(sys.argv[1]), 1) as copies:
+    for job, outcome in run_jobs(copies, [Job("tree", near, 60), *jobs]):
+        print("RESULT", json.dumps([job.name, outcome.verdict, outcome.test]))
+assert not copies.folder.exists()
 """
 NUMBER = "def number():\n    return 1  \n"
 TESTS = """
@@ -70,6 +72,7 @@ def test_run_jobs_tells_killed_from_survived_and_puts_files_back(tree: Path) -> 
         ["3", "killed", "tests/test_number.py::test_first"],
         ["4", "timeout", ""],
     ], ended.stderr[-2000:]
+    assert not ended.returncode, ended.stderr[-2000:]
     assert (tree / "number.py").read_text() == NUMBER
 
 
@@ -85,7 +88,7 @@ class Runs:
         self.most = 10_000
         self.verdict = 1
 
-    def __call__(self, root: Path, jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, Outcome]]:
+    def __call__(self, copies: Copies, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
         for job in jobs:
             if len(self.names) == self.most:
                 raise Interrupted
@@ -149,7 +152,7 @@ def test_broken_runs_are_tried_again(project: Path, monkeypatch: pytest.MonkeyPa
 
 def test_tests_must_pass_on_the_tree_as_it_is(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = Outcome(1, "tests/test_a.py::test", 1.0, 1.0, "E assert 0")
-    monkeypatch.setattr(program, "run_jobs", lambda root, jobs, workers: ((job, outcome) for job in jobs))
+    monkeypatch.setattr(program, "run_jobs", lambda copies, jobs: ((job, outcome) for job in jobs))
     session = program.Session.choose(project, {"all": ["lib/*.py"]}, 3, 0)
     with pytest.raises(TargetError, match=r"must pass on the tree as it is, but tests/test_a\.py::test did not; mend it first"):
         session.run(Results(project / "results.jsonl"), 1)

@@ -37,6 +37,7 @@ def changes(code: str, operator: str) -> list[str]:
         ("dropped_term", "y = [a for a in x if a]", ["[a for a in x]"]),
         ("swapped_arguments", "y = f(a, b, c, d=d)", ["f(b, a, c, d=d)", "f(a, c, b, d=d)"]),
         ("swapped_branches", "y = a if c else b", ["b if c else a"]),
+        ("swapped_branches", "y = 'cuda' if c else 'cpu'", ["'cpu' if c else 'cuda'"]),
         ("swapped_branches", "if c:\n    y = 1\nelse:\n    y = 2", ["not c"]),
     ],
 )
@@ -65,6 +66,7 @@ def test_operator_gives_the_changed_code(operator: str, code: str, mutated: list
         "y = 1e-8",
         "y = zip(a, strict=True)",
         "y = [a] + [b]",
+        "y = 'by one rank' if a else f'by {b}'",
     ],
 )
 def test_operators_leave_text_types_and_errors_alone(code: str) -> None:
