@@ -131,6 +131,15 @@ def test_where_nobody_is_drawn_a_video_and_an_image_run_for_nothing() -> None:
     assert not NOBODY.any(), "the draws themselves stay as they are"
 
 
+@pytest.mark.parametrize("layout", [Layout(2, 3, 0), Layout(0, 3, 2)], ids=["videos", "images"])
+def test_first_estimate_of_one_kind_runs_one_sample_for_nothing(layout: Layout) -> None:
+    fake, nobody = FakeDenoiser(), torch.zeros(2, dtype=torch.bool)
+    given = Condition(layout, torch.ones(2, dtype=torch.bool))
+    estimate = first_estimate(fake, SCHEDULE, noise(5)[: layout.total], given, Draws(STEP[:2], noise(1)[: layout.total], nobody))
+    assert [call.condition.layout.samples for call in fake.calls] == [1]
+    assert estimate is not None and not estimate.any()
+
+
 def test_gradient_does_not_flow_through_the_first_pass() -> None:
     gain = torch.tensor(0.5, requires_grad=True)
     fake = FakeDenoiser(gain)
