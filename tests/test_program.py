@@ -199,7 +199,7 @@ def test_a_missing_parent_is_one_sentence_with_the_command(walt: Walt, painted: 
 
 def test_a_parent_made_by_hand_is_recorded_and_sampled_with(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
     raw, own = tmp_path / "raw", tmp_path / "own"
-    walt("export", str(run / "training" / "vae" / "checkpoints"), "--out", str(raw), "--ema", "false")
+    walt("export", str(run / "training" / "vae" / "checkpoints"), "--out", str(raw), "--ema", "false", "--index", str(painted))
     refused = fit(walt, "base", run, painted, "--model.vae", str(raw), "--fresh", "true", check=False)
     assert f"is not the vae of {run}, which has trained its own ({load(run / 'vae').sha256[:12]})" in refused
     assert "Traceback" not in refused

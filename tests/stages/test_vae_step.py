@@ -205,3 +205,27 @@ def test_autoencoder_gradient_norm_is_limited_to_one(clip: float | None) -> None
     assert train(stage, [tiny_batch(0.5)]).logged[0]["train/gradient_norm"] > 10
     moved = torch.stack([one.norm() for one in movement(stage.vae, before)]).norm()
     assert float(moved) == pytest.approx(1.0 if clip is None else clip, rel=1e-3)
+
+
+def test_vae_validation_scores_the_clips_that_could_be_read() -> None:
+    """By the reconstruction of the posterior's mean, cut off at white and black."""
+    stage, batch, logged = tiny_stage(), tiny_batch(0.9), {}
+    batch.weight[1] = batch.weight[2] = batch.weight[4] = 0
+    stage.log = lambda name, value, **settings: logged.update({name: float(value)})  # type: ignore[method-assign,assignment]
+    with torch.no_grad():
+        stage.validation_step(batch, 0)
+        for name, x in (("video", batch.videos[:1]), ("image", batch.images[1:2])):
+            error = (stage.vae.decode(stage.vae.encode(x).mean).clamp(-1, 1) - x).square().mean() / 4
+            assert logged[f"val/psnr_{name}"] == pytest.approx(float(-10 * torch.log10(error)), rel=1e-5)
+
+
+def test_vae_previews_show_each_of_four_clips_beside_its_reconstruction() -> None:
+    stage, batch = tiny_stage(), tiny_batch(3.0, videos=6)
+    batch.captions[:] = [f"clip {i}" for i in range(len(batch.captions))]
+    with torch.no_grad():
+        rows, captions, columns = stage.previews(batch)["reconstruction"]
+        wanted = stage.vae.decode(stage.vae.encode(batch.videos[:4]).mean)
+    assert columns == 2 and captions == [word for i in range(4) for word in (f"clip {i}", "reconstruction")]
+    assert torch.equal(rows[::2], batch.videos[:4])
+    torch.testing.assert_close(rows[1::2], wanted.clamp(-1, 1))
+    assert float(wanted.abs().max()) > 0
