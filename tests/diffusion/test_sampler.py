@@ -86,7 +86,7 @@ def test_ddim_is_that_of_diffusers(steps: int, zero_terminal_snr: bool) -> None:
 
 @pytest.mark.parametrize("steps", [2, 5])
 def test_ancestral_step_is_that_of_diffusers(steps: int) -> None:
-    """Eta 1: the noise that is added is known, and the last update adds none. The first of two steps starts at pure noise, later ones not."""
+    """Eta 1: the noise that is added is known, and the last update adds none. The first of two steps starts at pure noise."""
     reference = DDIMScheduler(
         1000,
         1e-4,
