@@ -304,7 +304,7 @@ class VAEStage(L.LightningModule):
 
     @property
     def _networks(self) -> list[nn.Module]:
-        """What each optimiser trains."""
+        """Networks in the order of their optimisers."""
         return [self.vae] if self.discriminator is None else [self.vae, self.discriminator]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What the stages of the shipped experiments see of their clips and images over all passes: windows, crops and mirrors."""
+"""Windows, crops and mirrors that the stages of the shipped experiments see over all passes."""
 
 import re
 from collections import defaultdict
@@ -106,7 +106,7 @@ def data_of(sentinels: None, painted: Path, tmp_path: Path) -> Callable[[Sequenc
 
 
 def seen(data: JointData, kind: str) -> dict[int, list[Seen]]:
-    """What training is given of the first two clips (or images) in all passes that differ."""
+    """Return the first two clips (or images) as training gets them, in all passes that differ."""
     data.prepare_data()
     source = data._source("train", 0)
     passes = PASSES if data.framing.crop else data.framing.views

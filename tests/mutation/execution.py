@@ -57,7 +57,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the tests of a job ended."""
+    """End of the tests of a job."""
 
     code: int | None
     """pytest's exit code; negative for a signal; None for too long."""
@@ -215,7 +215,7 @@ def _work(job: Job, root: Path, copy: Path, log: Path) -> None:
 
 @dataclass
 class Results:
-    """What is known of earlier runs: a line of JSON for each job, written as it ends."""
+    """Results of earlier runs: a line of JSON for each job, written as it ends."""
 
     path: Path
 
