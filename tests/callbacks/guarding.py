@@ -45,7 +45,7 @@ class Guarded:
     decay: float = 0.5
     """Of the average."""
     poison: str = ""
-    """Weights that become nan: POISONED after step 6 (step) or after the last checkpoint (weights), its average then (average), or the weight in
+    """Weights that turn nan: POISONED after step 6 (step) or after the last checkpoint (weights), its average then (average), or that in
     the checkpoint to go on from (checkpoint)."""
 
 
