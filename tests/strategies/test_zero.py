@@ -168,6 +168,33 @@ def test_zero_strategy_refuses_links_before_deepspeed_reads(folder: Path, tmp_pa
         Zero(2)._check_checkpoint(state)
 
 
+@pytest.mark.parametrize(
+    ("files", "stage", "found"),
+    [
+        ((), 2, "without ZeRO"),
+        ((), 3, "without ZeRO"),
+        (("optim",), 3, "by ZeRO 1 or 2"),
+        (("optim", "model"), 2, "by ZeRO 3"),
+        (("optim",), 2, None),
+        (("optim", "model"), 3, None),
+    ],
+)
+def test_zero_strategy_tells_by_what_a_checkpoint_was_written(
+    files: tuple[str, ...], stage: Any, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("walt_pl.strategies.zero.check_pickle", lambda path: None)
+    (tmp_path / TAG).mkdir()
+    for kind in files:
+        for rank in range(3):
+            (tmp_path / TAG / f"bf16_zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt").touch()
+    strategy = Zero(stage)
+    if found is None:
+        assert strategy._check_checkpoint(tmp_path) == 3
+        return
+    with pytest.raises(ValueError, match=f"was written {found}, and now the strategy is ZeRO {stage}: go on with the strategy"):
+        strategy._check_checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_validate_takes_the_average_of_a_checkpoint(folder: Path, engine: str) -> None:
     assert close(result(folder, f"{engine} validated")["validations"], result(folder, "single")["validations"][:1])
