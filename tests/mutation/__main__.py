@@ -29,8 +29,8 @@ ROOT = Path(__file__).parents[2]
 COUNT, SEED = 200, 0
 LONGEST = 1200.0
 """Seconds that one file of tests may take on the tree as it is."""
-MULTIPLE, LEAST = 5.0, 30.0
-"""A mutant may take five times the seconds that its tests take on the tree as it is, and 30 more."""
+MULTIPLE, LEAST = 3.0, 60.0
+"""A mutant may take three times the seconds that its tests take on the tree as it is, and 60 more."""
 
 Near = Mapping[str, tuple[NearTests, ...]]
 

@@ -50,7 +50,7 @@ class Job:
     name: str
     tests: tuple[NearTests, ...]
     seconds: float
-    """Processor time after which it is stopped; twice of it by the clock, since other work may share the cores."""
+    """Time after which it is stopped, of a core or by the clock."""
     file: str | None = None
     content: bytes = b""
 
@@ -137,7 +137,7 @@ class _Running:
             _work(job, root, copy, self.log)
 
     def ended(self) -> bool:
-        if time.monotonic() - self.begin > 2 * self.job.seconds and not self.late:
+        if time.monotonic() - self.begin > self.job.seconds and not self.late:
             self.late = True
             self._kill_group()
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None

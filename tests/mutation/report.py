@@ -11,6 +11,8 @@ from tests.mutation.targets import Excuse
 GOAL = 0.9
 """Share of the mutants that must be killed."""
 
+NO_RESULT = ("broken", "not run")
+
 
 @dataclass(frozen=True)
 class Tried:
@@ -38,7 +40,7 @@ def render(tried: Sequence[Tried], excuses: Sequence[Excuse], stale: Sequence[Ex
     excused = [one for one in tried if one.verdict == "survived" and one.mutant.identity in reasons]
     survivors = [one for one in tried if one.verdict == "survived" and one not in excused]
     needless = [one for one in tried if one.killed and one.mutant.identity in reasons]
-    lacking = [one for one in tried if one.verdict in ("broken", "not run")]
+    lacking = [one for one in tried if one.verdict in NO_RESULT]
     lines: list[str] = []
     for one in survivors:
         lines += _described(one)
@@ -66,7 +68,7 @@ def render(tried: Sequence[Tried], excuses: Sequence[Excuse], stale: Sequence[Ex
 def _table(tried: Sequence[Tried], reasons: Mapping[tuple[str, str, str, str, int], str]) -> list[str]:
     lines = [f"{'group':<12}{'killed':>8}{'of':>6}{'excused':>9}{'timeouts':>10}"]
     for group in dict.fromkeys(one.group for one in tried):
-        own = [one for one in tried if one.group == group]
+        own = [one for one in tried if one.group == group and one.verdict not in NO_RESULT]
         excused = sum(one.verdict == "survived" and one.mutant.identity in reasons for one in own)
         timeouts = sum(one.verdict == "timeout" for one in own)
         lines.append(f"{group:<12}{sum(one.killed for one in own):>8}{len(own) - excused:>6}{excused:>9}{timeouts:>10}")

@@ -22,9 +22,9 @@ from tests.mutation.near_tests import NearTests
 
 execution.IMPORTED = ()
 near = (NearTests("tests/test_number.py", True, frozenset({"test_left_out"}), False),)
-jobs = [Job(str(n), near, 2 if "while" in text else 60, "number.py", text.encode()) for n, text in enumerate(json.loads(sys.argv[2]))]
+jobs = [Job(str(n), near, 5 if "while" in text else 200, "number.py", text.encode()) for n, text in enumerate(json.loads(sys.argv[2]))]
 with Copies(Path(sys.argv[1]), 1) as copies:
-    for job, outcome in run_jobs(copies, [Job("tree", near, 60), *jobs]):
+    for job, outcome in run_jobs(copies, [Job("tree", near, 200), *jobs]):
         print("RESULT", json.dumps([job.name, outcome.verdict, outcome.test]))
 assert not copies.folder.exists()
 """
@@ -62,7 +62,9 @@ def tree(tmp_path: Path) -> Path:
 def test_run_jobs_tells_killed_from_survived_and_puts_files_back(tree: Path) -> None:
     # All of one size, within one second: none is taken for another by its compiled file.
     texts = [NUMBER.replace("return 1  ", f"{code:<10}") for code in ("return 2", "return 1", "return 5", "import x", "while 1: 1")]
-    ended = subprocess.run([sys.executable, "-c", RUN, str(tree), json.dumps(texts)], cwd=ROOT, capture_output=True, text=True, timeout=400)
+    ended = subprocess.run(
+        [sys.executable, "-c", RUN, str(tree), json.dumps(texts)], cwd=ROOT, capture_output=True, text=True, timeout=1000
+    )
     results = [json.loads(line[7:]) for line in ended.stdout.splitlines() if line.startswith("RESULT")]
     assert results == [
         ["tree", "survived", ""],

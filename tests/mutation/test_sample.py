@@ -17,5 +17,5 @@ def test_twelve_mutants_are_killed_by_the_tests_of_their_files(tmp_path: Path) -
     ended = subprocess.run(
         [*command, "--results", str(tmp_path / "results.jsonl")], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200
     )
-    said = f"{ended.stdout}\n{ended.stderr}"
+    said = f"{ended.stdout}\n{ended.stderr}\nexit code {ended.returncode}"
     assert "12 of 12 killed" in ended.stdout, f"{said}\nkill what survived with a test, or excuse it (docs/TESTING.md)"

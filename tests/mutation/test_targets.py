@@ -1,5 +1,6 @@
 """The sample is even and depends on content and seed alone; patterns that match nothing and excuses of code that is gone are told."""
 
+import re
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -98,6 +99,7 @@ def test_report_shows_survivors_and_does_not_count_excused_ones() -> None:
     assert f"excused, but killed; remove the entry: a.py, f0, {mutants[0].operator}" in text
     text, met = render([*all_tried[:9], tried(mutants[9], "not run")], [], [])
     assert not met and "1 have no result: type the same command again" in text
+    assert re.search(r"^group +9 +9 +0 +1$", text, re.MULTILINE)
 
 
 def test_report_gives_the_entry_that_excuses_a_survivor(tmp_path: Path) -> None:
