@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from walt_pl.blocks.causal_conv import (
     CausalConv3d,
+    ChannelLayerNorm,
+    FrameGroupNorm,
     LatentNorm,
     NormName,
     ResBlock,
@@ -176,3 +178,9 @@ def test_a_convolution_in_chunks_is_the_convolution(stride: Strides, sizes: tupl
     parts = [layer(part, stream) for part in x.split(sizes, dim=2)]
     torch.testing.assert_close(torch.cat(parts, dim=2), layer(x), atol=1e-5, rtol=1e-5)
     assert stream.tails[layer].shape[2] == 3 - stride[0], "the memory of a stream does not grow"
+
+
+@pytest.mark.parametrize("norm", [FrameGroupNorm, ChannelLayerNorm])
+def test_norms_learn_scale_and_shift_by_default(norm: type[FrameGroupNorm | ChannelLayerNorm]) -> None:
+    assert [tuple(p.shape) for p in norm(32).parameters()] == [(32,), (32,)]
+    assert list(norm(32, affine=False).parameters()) == []
