@@ -24,7 +24,10 @@ class LatentScale:
         """
         latents = card.get("latents")
         if not latents:
-            raise ValueError("the autoencoder's card.json has no latent statistics; train it to its end, or set normalise_latents: false")
+            raise ValueError(
+                "the autoencoder's card.json has no latent statistics; train it to its end, export its checkpoint again with "
+                "--index FILE.parquet, or set normalise_latents: false"
+            )
         mean, std = (torch.tensor(latents[name], dtype=torch.float32) for name in ("mean", "std"))
         return cls(mean, std)
 
