@@ -101,7 +101,7 @@ def rewritten(run: Path, folder: Path, change: Any) -> Path:
 
 
 def planted(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], Path]:
-    """What a stranger may write into a training configuration, and the file that is there once it was run."""
+    """Lines that a stranger may write into a training configuration, and the file that is there once it was run."""
     mark = tmp_path / "ran"
     for tried in (tmp_path / "tried", mark):
         shards = f"pipe:touch {tried}; cat {tmp_path}/none.tar"

@@ -111,7 +111,7 @@ def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Sequence
 
 
 def is_of_shapes(caption: str) -> bool:
-    """Whether a caption is one of the embedded set's."""
+    """Say whether a caption is one of the embedded set's."""
     try:
         parse_caption(caption)
     except ValueError:

@@ -181,6 +181,6 @@ class Balance(nn.Module):
 
 
 def discriminator_accuracy(real: Tensor, fake: Tensor) -> Tensor:
-    """How many of a clip's two logits [b] have the right sign, as a share, [b]; not a number where one of them is not."""
+    """Return the share of a clip's two logits [b] with the right sign, [b]; not a number where one of them is not."""
     right = [torch.where(side.isnan(), side, (side > 0).to(side)) for side in (real, -fake)]
     return (right[0] + right[1]) / 2

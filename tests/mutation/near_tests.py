@@ -69,11 +69,11 @@ class NearTests:
     path: str
     """Relative to the project."""
     mirrored: bool
-    """Whether it has the source file's name and lies in the mirrored folder."""
+    """Say whether it has the source file's name and lies in the mirrored folder."""
     left_out: frozenset[str]
     """Tests of it that are not run."""
     starts_processes: bool
-    """Whether tests that are run do so."""
+    """Say whether tests that are run do so."""
 
 
 class Project:

@@ -38,7 +38,7 @@ TABLES = {
     "denoiser.null_text",
     *(f"denoiser.blocks.{layer}.attention.bias.table" for layer in range(2)),
 }
-"""What has no decay in the denoiser beside norms and biases."""
+"""Weights without decay in the denoiser beside norms and biases."""
 VAE = VAEConfig(width=8, multipliers=(1, 1), strides=((2, 2, 2),), blocks=(0, 1), middle_blocks=0, norm="layer", latent_channels=2)
 DISCRIMINATOR = DiscriminatorConfig(width=4, multipliers=(2,), size=(8, 8))
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

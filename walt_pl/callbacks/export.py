@@ -116,7 +116,7 @@ class Export(L.Callback):
             raise failure
 
     def _not_finished(self, trainer: L.Trainer, found: str) -> str:
-        """What to do after an artifact that was refused."""
+        """Say what to do after an artifact that was refused."""
         folder = next((c.folder for c in trainer.callbacks if isinstance(c, Checkpoints)), self.run)  # type: ignore[attr-defined]
         return f'stage "{self.stage}" is not done, {found}; {way_back(folder, trainer.global_step)}'
 
