@@ -55,7 +55,7 @@ test-slow: setup ## the tests that take longer (an hour and a half on 2 cores, m
 
 soak: setup ## kill -9 at random moments until 50 resumed trainings were hit, then the long tests of resuming and sharding (about 11 minutes on 2 cores)
 	@$(PYTHON) -m tests.soak.kills $(ARGS)
-	@$(PYTEST) -m "slow and not gpu" tests/test_resume.py tests/test_loading.py tests/strategies
+	@$(PYTEST) -m "slow and not gpu" tests/training/test_resume.py tests/runs/test_loading.py tests/training/strategies
 
 mutants: setup ## change the code in 200 places, one at a time, and see whether the tests near it notice (an hour on 2 cores; goes on where it was; docs/TESTING.md)
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.mutation $(ARGS)

@@ -20,10 +20,10 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader, Dataset
 
 from stages.base import BaseStage
-from walt_pl.callbacks.checkpoints import Checkpoints
-from walt_pl.callbacks.ema import EMA
 from walt_pl.data.batch import JointBatch
 from walt_pl.models.denoiser import DenoiserConfig
+from walt_pl.training.callbacks.checkpoints import Checkpoints
+from walt_pl.training.callbacks.ema import EMA
 
 
 class Latents(Dataset[JointBatch]):

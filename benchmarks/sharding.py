@@ -21,12 +21,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from stages.latent_diffusion import LatentDiffusion
-from walt_pl.callbacks.ema import EMA
+from walt_pl.cli.plan import engine_bytes
 from walt_pl.data.batch import JointBatch
-from walt_pl.evaluation import machine
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.plan import engine_bytes
-from walt_pl.strategies import Zero
+from walt_pl.shapes.evaluation import machine
+from walt_pl.training.callbacks.ema import EMA
+from walt_pl.training.strategies.zero import Zero
 
 SHAPES = {20: (384, 10), 200: (1024, 15)}
 """Width and layers for so many millions of parameters."""

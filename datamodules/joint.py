@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from numpy.typing import NDArray
 from torch import Tensor
 
-from walt_pl import artifact
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.data.batch import Bucketed, Kind, Source
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
@@ -23,8 +22,9 @@ from walt_pl.data.index import Entries, Index
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.data.sampler import BatchLoader, Items, JointLoader, JointSampler, SequentialSampler
 from walt_pl.data.selection import Bucket, Selection, check_buckets, described, select
-from walt_pl.data.stream import Reading, Shards, StreamLoader
 from walt_pl.data.transforms import Framing, PixelDataset
+from walt_pl.data.webdataset_loader import Reading, Shards, StreamLoader
+from walt_pl.runs import artifact
 
 TRAIN, VALIDATION = "train", "val"
 
@@ -63,7 +63,7 @@ class JointData(L.LightningDataModule):
         patience: Seconds that a worker may spend on one file before it is ended and another one tries; the second time the file fails.
         seed: Seeds order and crops.
         shards: Streams the training set from tar shards in webdataset's notation, '{video: "clips-{000..999}.tar", image: ...}', in
-            place of the index, see walt_pl/data/stream.py; validation, and captions for a vocabulary, still come from the index.
+            place of the index, see walt_pl/data/webdataset_loader.py; validation, and captions for a vocabulary, still come from the index.
 
     Raises:
         ValueError: If parameters do not fit together.

@@ -9,8 +9,8 @@ from torch import nn
 
 from stages.latent_diffusion import LatentDiffusion
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.models.text import FrozenTextConfig, SmallTextConfig, SmallTextEncoder, TextEncoder, train_vocabulary
-from walt_pl.text_features import described
+from walt_pl.text.features import described
+from walt_pl.text.small_encoder import FrozenTextConfig, SmallTextConfig, SmallTextEncoder, TextEncoder, train_vocabulary
 
 VOCABULARY = "tokenizer.model"
 

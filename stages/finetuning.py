@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from walt_pl.artifact import Artifact
-from walt_pl.models.conversion import weights_for
-from walt_pl.models.text import SmallTextEncoder
+from walt_pl.models.weight_inflation import weights_for
+from walt_pl.runs.artifact import Artifact
+from walt_pl.text.small_encoder import SmallTextEncoder
 
 
 def take_weights(sections: Mapping[str, nn.Module], artifact: Artifact) -> None:

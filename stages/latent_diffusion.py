@@ -12,21 +12,21 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from stages.optimisation import GROUPS, Decay, check_groups, clip_gradients, group_sizes, learning_rate, parameter_groups
-from walt_pl.artifact import Artifact, load
 from walt_pl.blocks.frames import Layout
-from walt_pl.checkpoint import read_state
 from walt_pl.data.batch import JointBatch, Space
-from walt_pl.diffusion.chance import Chance, mix
 from walt_pl.diffusion.condition import Condition
+from walt_pl.diffusion.ddim import Guidance, ddim, guided
 from walt_pl.diffusion.objective import Draws, velocity_error
-from walt_pl.diffusion.sampler import Guidance, ddim, guided
+from walt_pl.diffusion.rng import Chance, mix
 from walt_pl.diffusion.schedule import Schedule
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
-from walt_pl.models.latents import LatentScale
-from walt_pl.models.text import FrozenTextConfig, TextEncoder
+from walt_pl.models.latent_normalizer import LatentScale
 from walt_pl.models.vae import VAE
-from walt_pl.strategies import Zero
-from walt_pl.text_features import HASHES, CachedTextEncoder, identity
+from walt_pl.runs.artifact import Artifact, load
+from walt_pl.runs.checkpoint import read_state
+from walt_pl.text.features import HASHES, CachedTextEncoder, identity
+from walt_pl.text.small_encoder import FrozenTextConfig, TextEncoder
+from walt_pl.training.strategies.zero import Zero
 
 VALIDATION_LEVELS = range(50, 1000, 100)
 """The ten noise levels of the validation loss."""

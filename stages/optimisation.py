@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from walt_pl.blocks.modulation import AdaLN
-from walt_pl.checkpoint import STATE, CheckpointError, read_state
+from walt_pl.runs.checkpoint import STATE, CheckpointError, read_state
 
 Decay = Literal["cosine", "constant"]
 

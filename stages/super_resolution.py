@@ -11,11 +11,11 @@ from torch import Tensor
 from stages.latent_diffusion import LatentDiffusion, artifact_at, first_videos
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch, Space
-from walt_pl.diffusion.chance import Chance
 from walt_pl.diffusion.condition import Condition
+from walt_pl.diffusion.rng import Chance
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.models.text import SmallTextEncoder, TextEncoder
-from walt_pl.text_features import recorded
+from walt_pl.text.features import recorded
+from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder
 
 
 class SuperResolutionStage(LatentDiffusion):

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from stages.optimisation import GROUPS, Decay, check_groups, clip_gradients, gradient_norm, group_sizes, learning_rate, parameter_groups
 from walt_pl.data.batch import JointBatch
-from walt_pl.diffusion.chance import Chance
-from walt_pl.losses import (
+from walt_pl.diffusion.rng import Chance
+from walt_pl.metrics.frames import psnr
+from walt_pl.models.discriminator import Discriminator, DiscriminatorConfig
+from walt_pl.models.losses import (
     Balance,
     LeCam,
     PerceptualName,
@@ -25,8 +27,6 @@ from walt_pl.losses import (
     r1_penalty,
     squared_error,
 )
-from walt_pl.metrics.frames import psnr
-from walt_pl.models.discriminator import Discriminator, DiscriminatorConfig
 from walt_pl.models.vae import VAE, Posterior, VAEConfig
 
 ENCODED_AT_ONCE = 4

@@ -14,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     import torch
 
-from tests.starts import start
+from tests.helpers.starts import start
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +43,7 @@ def default_dtype() -> Iterator[SetDtype]:
 @pytest.fixture(scope="session")
 def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Index of a small embedded set."""
-    from walt_pl.data.shapes import write_set
+    from walt_pl.shapes.dataset import write_set
 
     return write_set(tmp_path_factory.mktemp("shapes"), videos=16, images=20, validation=6, seed=3)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from walt_pl.artifact import load
+    from walt_pl.runs.artifact import load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
@@ -14,7 +14,7 @@ __all__ = ["__version__", "load"]
 def __getattr__(name: str) -> Any:
     # Lazy, so that `import walt_pl` (help, version, index tools) does not pay for importing torch.
     if name == "load":
-        from walt_pl.artifact import load
+        from walt_pl.runs.artifact import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,10 +3,10 @@
 import sys
 
 from walt_pl.data.batch import DataError
-from walt_pl.data.video import MediaError
+from walt_pl.media.video import MediaError
 
 if __name__ == "__main__":
-    from walt_pl.cli import main
+    from walt_pl.cli.fit import main
 
     try:
         main()

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stages.vae import VAEStage
-from tests.poison import poisoned_memory
-from tests.test_plan import FILES, planned
-from walt_pl.manifest import STAGES
+from tests.cli.test_plan import FILES, planned
+from tests.helpers.poison import poisoned_memory
+from walt_pl.cli.plan import Share, autoencoder_cost, diffusion_cost
 from walt_pl.models.discriminator import Conv3x3x3
-from walt_pl.plan import Share, autoencoder_cost, diffusion_cost
+from walt_pl.runs.manifest import STAGES
 
 SIDES = (4, 6)
 """Rows and columns in place of those of the configuration."""

@@ -16,10 +16,10 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 
 from datamodules.joint import JointData
-from walt_pl import artifact
 from walt_pl.data.batch import JointBatch
 from walt_pl.data.index import write_index
-from walt_pl.data.video import write_image, write_video
+from walt_pl.media.video import write_image, write_video
+from walt_pl.runs import artifact
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*files could not be read and counted for nothing"),

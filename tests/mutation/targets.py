@@ -13,10 +13,10 @@ from tests.mutation.operators import Mutant, generate
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "diffusion": ("walt_pl/diffusion/**/*.py",),
     "blocks": ("walt_pl/blocks/**/*.py",),
-    "models": ("walt_pl/models/**/*.py",),
+    "models": ("walt_pl/models/**/*.py", "walt_pl/text/**/*.py"),
     "losses": ("walt_pl/**/losses*.py",),
     "stages": ("stages/**/*.py",),
-    "sampling": ("walt_pl/cascade*.py",),
+    "sampling": ("walt_pl/sampling/**/*.py",),
     "strategies": ("walt_pl/**/strategies/**/*.py",),
     "order": ("walt_pl/data/*sampler*.py",),
 }

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 
-from tests.starts import Start, fit, start
-from tests.training import ADAMW, SHARDED, arguments, copy_parents
-from walt_pl.checkpoint import Checkpoint, read_state
-from walt_pl.data.shapes import write_set
+from tests.helpers.starts import Start, fit, start
+from tests.helpers.training import ADAMW, SHARDED, arguments, copy_parents
+from walt_pl.runs.checkpoint import Checkpoint, read_state
+from walt_pl.shapes.dataset import write_set
 
 CHECKPOINTS = Path("training/base/checkpoints")
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from stages.vae import Reconstruction, VAEStage
-from tests.stages.tiny_vae import frozen, tiny_batch, tiny_stage, train
-from tests.test_plan import FULL_SIZE, planned
-from walt_pl.callbacks.guard import Guard
-from walt_pl.diffusion.chance import Chance
-from walt_pl.losses import Balance, discriminator_accuracy, r1_penalty
+from tests.cli.test_plan import FULL_SIZE, planned
+from tests.helpers.tiny_vae import frozen, tiny_batch, tiny_stage, train
+from walt_pl.diffusion.rng import Chance
+from walt_pl.models.losses import Balance, discriminator_accuracy, r1_penalty
+from walt_pl.training.callbacks.spike_guard import Guard
 
 
 def test_logged_values_say_who_wins_at_every_step() -> None:

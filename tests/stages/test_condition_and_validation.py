@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from stages.latent_diffusion import LatentDiffusion
-from tests.known_network import CONFIG, ERROR, LAYOUT, OWNER, KnownNetwork, joint_batch, sgd, take_network, train_without_loop
-from walt_pl.artifact import load, save_artifact
+from tests.helpers.known_network import CONFIG, ERROR, LAYOUT, OWNER, KnownNetwork, joint_batch, sgd, take_network, train_without_loop
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.models.vae import VAE, VAEConfig
+from walt_pl.runs.artifact import load, save_artifact
 
 MEAN, STD = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.25])
 

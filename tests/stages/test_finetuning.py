@@ -13,18 +13,18 @@ from torch.utils.data import DataLoader
 from stages.base import BaseStage
 from stages.finetuning import take_weights
 from stages.vae import VAEStage
-from walt_pl.artifact import Artifact, load, save_artifact
-from walt_pl.callbacks.ema import EMA
-from walt_pl.callbacks.export import Export
-from walt_pl.commands import sample
+from walt_pl.cli.commands import sample
 from walt_pl.data.batch import JointBatch
-from walt_pl.data.video import read_video
-from walt_pl.manifest import Manifest
-from walt_pl.models.conversion import weights_for
+from walt_pl.media.video import read_video
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.discriminator import DiscriminatorConfig
-from walt_pl.models.text import SmallTextConfig, SmallTextEncoder, train_vocabulary
 from walt_pl.models.vae import VAE, VAEConfig
+from walt_pl.models.weight_inflation import weights_for
+from walt_pl.runs.artifact import Artifact, load, save_artifact
+from walt_pl.runs.manifest import Manifest
+from walt_pl.text.small_encoder import SmallTextConfig, SmallTextEncoder, train_vocabulary
+from walt_pl.training.callbacks.ema import EMA
+from walt_pl.training.callbacks.export import Export
 
 SQUARE = DenoiserConfig(width=16, layers=2, heads=2, latent_channels=4, size=(3, 4, 4), window=(3, 2, 2), text_width=16)
 WIDE = DenoiserConfig(width=16, layers=2, heads=2, latent_channels=4, size=(3, 4, 7), window=(3, 2, 7), text_width=16)

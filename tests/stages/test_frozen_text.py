@@ -11,15 +11,15 @@ import torch
 from stages.base import BaseStage
 from tests.conftest import ROOT, Walt
 from tests.stages.test_stages import SMALL, sgd
-from walt_pl.artifact import load, save_artifact
-from walt_pl.cascade import Cascade, Request, Sampling
-from walt_pl.checkpoint import read_state
 from walt_pl.data.index import Index
-from walt_pl.manifest import Manifest
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.models.text import FrozenTextConfig
 from walt_pl.models.vae import VAE, VAEConfig
-from walt_pl.text_features import identity
+from walt_pl.runs.artifact import load, save_artifact
+from walt_pl.runs.checkpoint import read_state
+from walt_pl.runs.manifest import Manifest
+from walt_pl.sampling.cascade import Cascade, Request, Sampling
+from walt_pl.text.features import identity
+from walt_pl.text.small_encoder import FrozenTextConfig
 
 EXPERIMENT = ROOT / "experiments" / "shapes"
 SIZE = {"width": 32, "layers": 2, "heads": 2, "text_width": 16}

@@ -17,16 +17,16 @@ from stages.base import BaseStage
 from stages.optimisation import GROUPS, parameter_groups
 from stages.super_resolution import SuperResolutionStage
 from stages.vae import VAEStage
+from tests.cli.test_plan import COMMANDS, typed
 from tests.conftest import ROOT
-from tests.starts import fit, start
-from tests.test_plan import COMMANDS, typed
-from tests.training import ADAMW, SHARDED, arguments, copy_parents
-from walt_pl.checkpoint import Checkpoint, read_state
-from walt_pl.cli import beneath
+from tests.helpers.starts import fit, start
+from tests.helpers.training import ADAMW, SHARDED, arguments, copy_parents
+from walt_pl.cli.fit import beneath
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.discriminator import DiscriminatorConfig
-from walt_pl.models.text import SmallTextConfig
 from walt_pl.models.vae import VAEConfig
+from walt_pl.runs.checkpoint import Checkpoint, read_state
+from walt_pl.text.small_encoder import SmallTextConfig
 
 DENOISER = DenoiserConfig(
     width=16, layers=2, heads=2, size=(3, 4, 4), window=(3, 2, 2), classes=3, text_width=8, frame_prediction=True, super_resolution=True

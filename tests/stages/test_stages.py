@@ -16,14 +16,14 @@ from stages.vae import VAEStage, latent_statistics, latent_sums
 from tests.conftest import SetDtype
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch
-from walt_pl.diffusion.chance import Chance
 from walt_pl.diffusion.condition import Condition
+from walt_pl.diffusion.ddim import Guidance
 from walt_pl.diffusion.objective import Denoise
-from walt_pl.diffusion.sampler import Guidance
+from walt_pl.diffusion.rng import Chance
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.models.latents import LatentScale
-from walt_pl.models.text import SmallTextConfig
+from walt_pl.models.latent_normalizer import LatentScale
 from walt_pl.models.vae import VAE, VAEConfig
+from walt_pl.text.small_encoder import SmallTextConfig
 
 SMALL = {"width": 16, "layers": 2, "heads": 2, "size": (3, 4, 4), "window": (3, 2, 2)}
 

@@ -9,11 +9,11 @@ from scipy import stats
 from torch import Tensor
 
 from stages.super_resolution import SuperResolutionStage
-from tests.known_network import CONFIG, ERROR, LAYOUT, Call, KnownNetwork, joint_batch, sgd, take_network, train_without_loop
+from tests.helpers.known_network import CONFIG, ERROR, LAYOUT, Call, KnownNetwork, joint_batch, sgd, take_network, train_without_loop
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.models.latents import LatentScale
+from walt_pl.models.latent_normalizer import LatentScale
 
 LARGER = replace(CONFIG, super_resolution=True)
 SCALE = LatentScale(torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.25]))

@@ -8,7 +8,7 @@ from scipy import stats
 from torch import Tensor
 
 from stages.latent_diffusion import LatentDiffusion
-from tests.known_network import CONFIG, ERROR, LAYOUT, OWNER, KnownNetwork, joint_batch, sgd, take_network, train_without_loop
+from tests.helpers.known_network import CONFIG, ERROR, LAYOUT, OWNER, KnownNetwork, joint_batch, sgd, take_network, train_without_loop
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch
 from walt_pl.models.denoiser import DenoiserConfig

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.stages.tiny_vae import frozen, sgd, tiny_batch, tiny_stage, train
+from tests.helpers.tiny_vae import frozen, sgd, tiny_batch, tiny_stage, train
 from walt_pl.data.batch import JointBatch
-from walt_pl.diffusion.chance import Chance
+from walt_pl.diffusion.rng import Chance
 from walt_pl.models.vae import VAE
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from walt_pl.data.batch import Draw, Kind, Sample
 from walt_pl.data.index import Entry
-from walt_pl.data.video import EARLY, Frames, MediaError, Size, Span, covering, picture_sizes, read_sizes
+from walt_pl.media.video import EARLY, Frames, MediaError, Size, Span, covering, picture_sizes, read_sizes
 
 _KIND_NUMBER: dict[Kind, int] = {"video": 0, "image": 1}
 

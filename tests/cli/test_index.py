@@ -1,0 +1,80 @@
+"""`python -m walt_pl index`, as a user types it."""
+
+import csv
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Walt
+from walt_pl.cli.commands import COMMANDS
+from walt_pl.cli.fit import _typed, data_of, main
+from walt_pl.data.index import write_index
+
+CONFIG = ROOT / "experiments" / "shapes" / "vae.yaml"
+
+
+def test_the_doctor_reports_and_says_what_an_experiment_uses(walt: Walt, painted: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(painted.parent / "train", tmp_path / "clips"))
+    (folder / "videos" / "00003.mp4").write_bytes(b"words " * 99)
+    out = tmp_path / "data" / "mine.parquet"
+    said = walt("index", str(folder), "--out", str(out), "--val", "0.3", "--workers", "2", "--report", "--config", str(CONFIG)).said
+    assert "36 rows, 36 of them new; 36 files examined (layout folder)" in said
+    assert "corrupt" in said and "clips/videos/00003.mp4" in said and "no caption" in said
+    assert "train: " in said and "videos used" in said and "quarantined" in said
+    findings = list(csv.DictReader(out.with_suffix(".report.csv").open()))
+    assert [row["path"] for row in findings if row["finding"] == "corrupt"] == ["../clips/videos/00003.mp4"]
+    used = {row["path"]: row for row in csv.DictReader((out.parent / "mine.shapes-vae.csv").open())}
+    assert len(used) == 36 and used["../clips/videos/00003.mp4"]["reason"].startswith("quarantined: corrupt: ")
+    assert {row["bucket"] for row in used.values() if row["used"] == "yes"} == {"64 x 64"}
+
+
+@pytest.mark.parametrize(
+    ("words", "typed"),
+    [
+        ([], []),
+        (["clips", "--report"], ["clips", "--report=true"]),
+        (["--report", "clips", "--config", "a.yaml"], ["--report=true", "clips", "--config", "a.yaml"]),
+        (["clips", "--report", "false", "--config=a.yaml"], ["clips", "--report", "false", "--config=a.yaml"]),
+    ],
+)
+def test_switches_need_no_value(words: list[str], typed: list[str]) -> None:
+    assert _typed(words, COMMANDS["index"]) == typed
+
+
+def test_help_names_what_is_typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["walt_pl", "index", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    text = capsys.readouterr().out
+    assert "--config CONFIG" in text and "--config_" not in text
+
+
+def test_where_nothing_can_be_used_the_reasons_are_written_all_the_same(
+    painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = Path(shutil.copy(painted, tmp_path / "set.parquet"))
+    (tmp_path / "long").mkdir()
+    (tmp_path / "long" / "vae.yaml").write_text(f"over: [{CONFIG}]\ndata: {{frames: 33}}\n")
+    monkeypatch.setattr(sys, "argv", ["walt_pl", "index", str(index), "--config", str(tmp_path / "long" / "vae.yaml")])
+    used = r'no video of split "train" can be used.*16 too short \(fewer than 33 frames\)'
+    with pytest.raises(ValueError, match=f"(?s)would stop.*{used}.*file by file: python -m walt_pl index {index} --report --config"):
+        main()
+    assert "set.long-vae.csv" in capsys.readouterr().out
+    videos = [row for row in csv.DictReader((tmp_path / "set.long-vae.csv").open()) if row["kind"] == "video"]
+    assert {(row["split"], row["used"], row["reason"]) for row in videos} == {
+        ("train", "no", "too short"),
+        ("val", "no", "too short"),
+        ("unseen", "no", 'no video of split "unseen" is read'),
+    }
+
+
+@pytest.mark.parametrize("stage", ["vae", "base_l"])
+def test_ucf101_trains_on_the_splits_that_its_lists_have(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["walt_pl"])
+    clip = {"kind": "video", "frames": 60, "fps": 25.0, "width": 320, "height": 240, "caption": "", "label": 0, "bytes": 1}
+    write_index([{**clip, "path": f"{split}.avi", "split": split} for split in ("test", "train")], tmp_path / "index.parquet")
+    data = data_of(ROOT / "experiments" / "ucf101" / f"{stage}.yaml", tmp_path / "index.parquet")
+    data.setup("fit")
+    assert data.counts() == {"train_videos": 1, "train_images": 0} and data.val_dataloader() == []

@@ -1,0 +1,57 @@
+"""Precisions that would keep weights in another format than float32 are refused, by every command that reads one."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import ROOT
+from walt_pl.cli import fit as cli
+from walt_pl.cli.plan import Plan
+
+LOW = ["bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"]
+
+
+def command(stage: str, run: Path, *more: str) -> list[str]:
+    return ["--config", f"experiments/shapes/{stage}.yaml", "--run", str(run), "--data.index", str(run / "none.parquet"), *more]
+
+
+def run_program(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["walt_pl", *words])
+    cli.main()
+
+
+@pytest.mark.parametrize("precision", LOW)
+@pytest.mark.parametrize("stage", ["vae", "base", "sr1"])
+def test_precision_of_low_weights_is_refused_before_anything_is_read(
+    stage: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = "float16" if precision == "16-true" or "float16" in precision else "bfloat16"
+    said = f"trainer.precision: {precision} keeps the weights in {kept};.* type --trainer.precision bf16-mixed"
+    with pytest.raises(ValueError, match=said):
+        run_program(monkeypatch, "fit", *command(stage, tmp_path / "run", "--trainer.precision", precision))
+    assert not (tmp_path / "run").exists(), "neither a manifest nor a cache"
+
+
+@pytest.mark.parametrize("name", ["fit", "validate", "plan", "cache"])
+def test_precision_of_a_file_is_refused_by_every_command(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overlay = tmp_path / "low.yaml"
+    overlay.write_text(yaml.safe_dump({"trainer": {"precision": "bf16-true"}}))
+    with pytest.raises(ValueError, match="bf16-true keeps the weights in bfloat16"):
+        run_program(monkeypatch, name, *command("vae", tmp_path / "run", "--config", str(overlay)))
+
+
+@pytest.mark.parametrize("precision", ["64-true", "64"])
+def test_precision_of_float64_is_refused(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Averages are float32: each validation would round the weights."""
+    with pytest.raises(ValueError, match=r"keeps the weights in float64;.* type --trainer.precision 32-true$"):
+        run_program(monkeypatch, "fit", *command("vae", tmp_path / "run", "--trainer.precision", precision))
+
+
+@pytest.mark.parametrize(("short", "name"), [("32", "32-true"), ("bf16", "bf16-mixed"), ("16", "16-mixed"), ("bf16-mixed", "bf16-mixed")])
+def test_precision_of_float32_weights_is_taken_under_its_full_name(short: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "argv", ["walt_pl plan", "--config", "experiments/shapes/base.yaml", "--trainer.precision", short])
+    assert Plan().options.trainer.precision == name

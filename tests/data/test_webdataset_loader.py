@@ -1,0 +1,169 @@
+"""Tar shards read front to back: who reads what, and where a resume goes on."""
+
+import io
+import tarfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+
+from walt_pl.data.batch import DataError, JointBatch, Kind
+from walt_pl.data.transforms import Framing
+from walt_pl.data.webdataset_loader import Place, Reading, Shards, StreamLoader
+from walt_pl.media.video import write_image, write_video
+
+FRAMING = Framing(16, frames=3)
+SIZES = (3, 5, 2, 4, 3, 1)  # samples of the shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, str]:
+    """Six shards of clips and six of images, as webdataset's own writer leaves them; number n of a kind has label n."""
+    folder = tmp_path_factory.mktemp("shards")
+    number = 0
+    for shard, size in enumerate(SIZES):
+        with (
+            webdataset.TarWriter(str(folder / f"clips-{shard}.tar")) as clips,
+            webdataset.TarWriter(str(folder / f"pictures-{shard}.tar")) as images,
+        ):
+            for _ in range(size):
+                picture = np.full((3, 16, 24, 3), 5 * number, np.uint8)
+                write_video(folder / "clip.mp4", picture, fps=8)
+                write_image(folder / "picture.png", picture[0])
+                words = {"__key__": f"{number:03d}", "txt": f"number {number}", "cls": number}
+                clips.write({**words, "mp4": (folder / "clip.mp4").read_bytes()})
+                images.write({**words, "png": (folder / "picture.png").read_bytes()})
+                number += 1
+    return {"video": f"{folder}/clips-{{0..5}}.tar", "image": f"{folder}/pictures-{{0..5}}.tar"}
+
+
+def read(shards: Shards, reader: int, readers: int, count: int, place: Place = Place()) -> list[tuple[int, Place]]:
+    return [(member.label, after) for member, after in islice(shards.read(reader, readers, place), count)]
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3, 6])
+def test_the_readers_of_a_pass_read_everything_once(readers: int, shards: dict[Kind, str]) -> None:
+    found: Counter[tuple[int, int]] = Counter()
+    for reader in range(readers):
+        labels = read(Shards("video", shards["video"], seed=1), reader, readers, 60)
+        found.update((after.pass_number, label) for label, after in labels)
+    assert set(found.values()) == {1}
+    for pass_number in range(2):
+        assert {label for number, label in found if number == pass_number} == set(range(sum(SIZES)))
+
+
+def test_shards_come_in_another_order_in_every_pass_and_for_every_seed(shards: dict[Kind, str]) -> None:
+    orders = [[label for label, _ in read(Shards("video", shards["video"], seed), 0, 1, 36)] for seed in (1, 2)]
+    assert orders[0][:18] != orders[0][18:] and orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("stop", range(1, 20))
+def test_a_reader_goes_on_from_any_place(stop: int, shards: dict[Kind, str]) -> None:
+    of = Shards("video", shards["video"], seed=1)
+    whole = read(of, 0, 2, 30)
+    assert read(of, 0, 2, 30 - stop, whole[stop - 1][1]) == whole[stop:]
+
+
+def test_samples_are_those_that_webdataset_reads(shards: dict[Kind, str]) -> None:
+    ours = islice(Shards("image", shards["image"], seed=1).read(0, 1, Place()), sum(SIZES))
+    theirs = webdataset.WebDataset(shards["image"], shardshuffle=False, empty_check=False)
+    wanted = {int(sample["cls"]): (sample["png"], sample["txt"].decode()) for sample in theirs}
+    assert {member.label: (member.content, member.caption) for member, _ in ours} == wanted
+
+
+def test_a_shard_that_breaks_off_is_told_and_the_next_is_read(shards: dict[Kind, str], tmp_path: Path) -> None:
+    first, second = (Path(str(shards["video"]).replace("{0..5}", str(number))) for number in (1, 0))
+    cut = tmp_path / "cut.tar"
+    with tarfile.open(first) as tar:
+        end = tar.getmembers()[7].offset_data + 10  # inside of the third sample
+    cut.write_bytes(first.read_bytes()[:end])
+    of = Shards("video", f"{cut}::{second}", seed=0)
+    with pytest.warns(UserWarning, match=r"cut\.tar: could be read as far as 2 videos"):
+        labels = {label for label, after in read(of, 0, 1, 8) if after.pass_number == 0}
+    assert labels >= {0, 1, 2} and 3 in labels and 6 not in labels
+
+
+def test_shards_without_anything_end_the_training(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "none.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("0.txt"), io.BytesIO())
+    with pytest.raises(DataError, match=r"no video in .*none\.tar"):
+        next(Shards("video", str(tmp_path / "none.tar"), 0).read(0, 1, Place()))
+
+
+# The loader
+
+
+def reading(shards: dict[Kind, str], rank: int = 0, ranks: int = 1, workers: int = 0, **changes: Any) -> Reading:
+    of = {kind: Shards(kind, pattern, 3) for kind, pattern in shards.items()}
+    return Reading(
+        **{"shards": of, "per_batch": {"video": 2, "image": 4}, "framing": FRAMING, **changes}, rank=rank, ranks=ranks, workers=workers
+    )
+
+
+@pytest.fixture
+def loaders() -> Iterator[list[StreamLoader]]:
+    made: list[StreamLoader] = []
+    yield made
+    for loader in made:
+        loader.close()
+
+
+def told(batches: list[JointBatch]) -> list[tuple[list[int], list[int], list[str]]]:
+    return [(batch.labels.tolist(), batch.slots.tolist(), batch.captions) for batch in batches]
+
+
+def test_every_batch_has_the_exact_ratio_and_ranks_share_the_slots(shards: dict[Kind, str]) -> None:
+    pair = [list(islice(StreamLoader(reading(shards, rank, 2)), 12)) for rank in range(2)]
+    for left, right in zip(*pair, strict=True):
+        assert left.videos.shape == right.videos.shape == (1, 3, 3, 16, 16)
+        assert left.images.shape == right.images.shape == (2, 3, 1, 16, 16)
+        assert left.slots.tolist() == [0, 2, 3] and right.slots.tolist() == [1, 4, 5]
+        assert left.weight.all() and right.weight.all()
+        shown = (left.videos[0].mean() + 1) * 127.5
+        assert abs(float(shown) - 5 * int(left.labels[0])) < 4, "a caption stays with its pixels"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [1, 4])
+def test_as_many_readers_go_on_exactly(workers: int, stop: int, shards: dict[Kind, str], loaders: list[StreamLoader]) -> None:
+    for _ in range(3):
+        loaders.append(StreamLoader(reading(shards, workers=workers)))
+    whole = list(islice(loaders[0], 8))
+    start = list(islice(loaders[1], stop))
+    loaders[2].load_state_dict(loaders[1].state_dict())
+    assert told(start) + told(list(islice(loaders[2], 8 - stop))) == told(whole)
+
+
+def test_another_number_of_readers_is_told_and_begins_new_passes(shards: dict[Kind, str]) -> None:
+    one = StreamLoader(reading(shards))
+    list(islice(one, 12))  # into the second pass
+    two = StreamLoader(reading(shards, ranks=2))
+    with pytest.warns(UserWarning, match="new ones begin. An index of the shards"):
+        two.load_state_dict(one.state_dict())
+    next(iter(two))
+    assert {place["video"].pass_number for place in two._places.values()} == {2}
+
+
+def test_more_readers_than_shards_are_refused(shards: dict[Kind, str]) -> None:
+    with pytest.raises(ValueError, match=r"6 video shards cannot be dealt out to 8 readers \(2 ranks, data\.workers 4\)"):
+        StreamLoader(reading(shards, ranks=2, workers=4))
+
+
+def test_a_broken_member_keeps_its_slot_and_is_named(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "clips.tar")) as tar:
+        write_video(tmp_path / "clip.mp4", np.zeros((3, 16, 24, 3), np.uint8), fps=8)
+        tar.write({"__key__": "good", "mp4": (tmp_path / "clip.mp4").read_bytes()})
+        tar.write({"__key__": "bad", "mp4": b"not a video"})
+    loader = StreamLoader(reading({"video": str(tmp_path / "clips.tar")}, per_batch={"video": 2}))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        batch = next(iter(loader))
+    assert sorted(batch.weight.tolist()) == [0, 1]
+    assert list(loader.failures) == [f"{tmp_path}/clips.tar/bad.mp4"]
+    assert any("clips.tar/bad.mp4" in str(warning.message) and "/dev/shm" not in str(warning.message) for warning in caught)

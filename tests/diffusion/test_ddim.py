@@ -1,0 +1,311 @@
+"""DDIM and guidance, against their equations and against diffusers."""
+
+import math
+from functools import partial
+from itertools import count
+
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from torch import Tensor
+
+from tests.conftest import SetDtype
+from walt_pl.blocks.frames import Layout
+from walt_pl.diffusion.condition import Condition
+from walt_pl.diffusion.ddim import Guidance, ddim, guided
+from walt_pl.diffusion.objective import Denoise
+from walt_pl.diffusion.schedule import Schedule
+
+LAYOUT = Layout(videos=2, frames=3, images=1)
+SHAPE = (LAYOUT.total, 2, 4, 4)
+SCHEDULE = Schedule()
+CONDITION = Condition(LAYOUT, torch.ones(3, dtype=torch.bool))
+
+
+def noise(seed: int = 0) -> Tensor:
+    return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def network(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+    """Something smooth that depends on the latent, the level and the condition."""
+    n = condition.layout.per_frame(step)[:, None, None, None].float() / 1000
+    known = condition.layout.per_frame(condition.keep)[:, None, None, None].float()
+    return torch.tanh(x.roll(1, dims=-1) * (0.3 + known) - n) + 0.1 * known
+
+
+def perfect(x0: Tensor) -> Denoise:
+    """The denoiser of a data set whose only element is x0."""
+
+    def denoise(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        n = condition.layout.per_frame(step)
+        a, s = SCHEDULE.roots(n, x)
+        return SCHEDULE.velocity(x0, (x - a * x0) / s, n)
+
+    return denoise
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_sampling_is_the_same_whatever_the_default_dtype(eta: float, default: torch.dtype, default_dtype: SetDtype) -> None:
+    """The noise of every step (eta 1) included, which comes from torch's global generator here."""
+    start, clips = noise(), []
+    for dtype in (torch.float32, default):
+        default_dtype(dtype)
+        torch.manual_seed(0)
+        clips.append(ddim(network, SCHEDULE, start, CONDITION, 5, eta=eta))
+    assert clips[1].dtype == torch.float32 and torch.equal(*clips)
+
+
+@pytest.mark.parametrize("steps", [1, 10, 50])
+def test_perfect_denoiser_returns_the_clean_latent(steps: int) -> None:
+    x0 = noise(1)
+    torch.testing.assert_close(ddim(perfect(x0), SCHEDULE, noise(), CONDITION, steps), x0, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 10, 50])
+@pytest.mark.parametrize("zero_terminal_snr", [True, False])
+def test_ddim_is_that_of_diffusers(steps: int, zero_terminal_snr: bool) -> None:
+    reference = DDIMScheduler(
+        1000,
+        1e-4,
+        0.02,
+        "linear",
+        rescale_betas_zero_snr=zero_terminal_snr,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+    reference.set_timesteps(steps)
+    x = noise()
+    for n in reference.timesteps:
+        x = reference.step(network(x, n.expand(3), CONDITION, None), n, x, eta=0.0).prev_sample
+    ours = ddim(network, Schedule(zero_terminal_snr=zero_terminal_snr), noise(), CONDITION, steps)
+    torch.testing.assert_close(ours, x, atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize("steps", [2, 5])
+def test_ancestral_step_is_that_of_diffusers(steps: int) -> None:
+    """Eta 1: the noise that is added is known, and the last update adds none. The first of two steps starts at pure noise."""
+    reference = DDIMScheduler(
+        1000,
+        1e-4,
+        0.02,
+        "linear",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        prediction_type="v_prediction",
+        clip_sample=False,
+    )
+    reference.set_timesteps(steps)
+    added = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
+    x = noise()
+    for n in reference.timesteps[:-1]:
+        x = reference.step(network(x, n.expand(3), CONDITION, None), n, x, eta=1.0, variance_noise=added).prev_sample
+    # diffusers adds noise after its last step, too; ours ends on the clean latent.
+    last = int(reference.timesteps[-1])
+    want = SCHEDULE.clean(x, network(x, torch.full((3,), last), CONDITION, None), torch.full((LAYOUT.total,), last))
+    ours = ddim(network, SCHEDULE, noise(), CONDITION, steps, eta=1.0, fresh_noise=lambda: added)
+    torch.testing.assert_close(ours, want, atol=1e-3, rtol=1e-3)
+
+
+def test_sampling_is_reproducible() -> None:
+    assert torch.equal(ddim(network, SCHEDULE, noise(), CONDITION, 5), ddim(network, SCHEDULE, noise(), CONDITION, 5))
+    runs = [ddim(network, SCHEDULE, noise(), CONDITION, 5, 1.0, partial(noise, 1)) for _ in range(2)]
+    assert torch.equal(*runs)
+
+
+def test_sampling_is_self_conditioned_on_the_step_before() -> None:
+    seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
+
+    def spy(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        seen.append((x, step, estimate))
+        return network(x, step, condition, estimate)
+
+    out = ddim(spy, SCHEDULE, noise(), CONDITION, 4)
+    assert [int(step[0]) for _, step, _ in seen] == [999, 749, 499, 249]
+    assert all(step.shape == (3,) and step.dtype == torch.int64 for _, step, _ in seen)
+    assert seen[0][2] is None, "zeros at the first step"
+    clean = [SCHEDULE.clean(x, network(x, step, CONDITION, None), LAYOUT.per_frame(step)) for x, step, _ in seen]
+    for before, (_, _, estimate) in zip(clean, seen[1:], strict=False):
+        assert estimate is not None and torch.equal(estimate, before)
+    assert torch.equal(out, clean[-1])
+
+
+def test_guided_estimate_is_shared_by_both_branches() -> None:
+    seen: list[tuple[bool, Tensor | None, Tensor]] = []
+
+    def spy(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        seen.append((bool(condition.keep.all()), estimate, x))
+        return network(x, step, condition, estimate)
+
+    denoise = guided(spy, Guidance(3.0), SCHEDULE, Condition.without_text)
+    ddim(denoise, SCHEDULE, noise(), CONDITION, 2)
+    assert [known for known, _, _ in seen] == [True, False, True, False]
+    assert seen[2][1] is not None and seen[2][1] is seen[3][1]
+    first = guided(network, Guidance(3.0), SCHEDULE, Condition.without_text)(noise(), torch.full((3,), 999), CONDITION, None)
+    assert torch.equal(seen[2][1], SCHEDULE.clean(noise(), first, torch.full((LAYOUT.total,), 999)))
+
+
+def test_known_past_comes_back_as_given() -> None:
+    mask = torch.zeros(LAYOUT.total, 1, 4, 4)
+    mask[0] = 1
+    given = CONDITION.given(noise(7), mask)
+    out = ddim(network, SCHEDULE, noise(), given, 3)
+    assert torch.equal(out[0], noise(7)[0])
+    assert torch.equal(out[1:], ddim(network, SCHEDULE, noise(), CONDITION, 3)[1:])
+    assert given.without_past() == CONDITION
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_given_frames_are_seen_with_the_noise_of_each_level(eta: float) -> None:
+    """In training the network sees given frames noised like all others, and learns nothing about their v."""
+    past, seen, seeds = noise(7), [], count(100)
+
+    def spy(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        seen.append((x, step, estimate))
+        return torch.full_like(x, 1e3)
+
+    given = CONDITION.with_past(past, torch.tensor([2, 1, 1]))
+    out = ddim(spy, SCHEDULE, noise(), given, 5, eta, fresh_noise=lambda: noise(next(seeds)))
+    known = [0, 1, 3]
+    assert torch.equal(out[known], past[known]) and not torch.equal(out[2], past[2])
+    for x, step, estimate in seen:
+        a, s = SCHEDULE.roots(LAYOUT.per_frame(step), x)
+        eps = ((x - a * past) / s)[known]
+        if eta == 0:
+            torch.testing.assert_close(eps, noise()[known], atol=1e-4, rtol=1e-4)
+        assert 0.5 < float(eps.std()) < 1.5, "the garbage that is said about given frames never gets into them"
+        assert estimate is None or torch.equal(estimate[known], past[known])
+
+
+def of_two(told: bool) -> Denoise:
+    """The right denoiser of a data set of two clips; knowing the past rules one of them out, if it is ``told``."""
+
+    def denoise(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        n = condition.layout.per_frame(step)
+        a, s = SCHEDULE.roots(n, x)
+        x0 = torch.empty_like(x)
+        for rows in (slice(0, 3), slice(3, 6), slice(6, 7)):
+            odds = []
+            for clip in TWO:
+                distance = (x[rows] - a[rows] * clip[rows]).square().sum() / (2 * s[rows][0] ** 2)
+                if told and condition.past is not None and condition.past_mask is not None:
+                    distance = distance + 1e6 * ((condition.past - clip)[rows].abs() * condition.past_mask[rows]).sum()
+                odds.append(-distance.squeeze())
+            share = torch.softmax(torch.stack(odds), 0)
+            x0[rows] = share[0] * TWO[0][rows] + share[1] * TWO[1][rows]
+        return SCHEDULE.velocity(x0, (x - a * x0) / s, n)
+
+    return denoise
+
+
+TWO = (noise(11), noise(12))
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_the_right_denoiser_goes_on_as_the_past_did(told: bool, frames: int) -> None:
+    """Told of it, or by the noisy frames alone, as a super-resolution stage without frame prediction is."""
+    videos = LAYOUT.video_frames
+    for clip in TWO:
+        given = CONDITION.with_past(clip, torch.full((3,), frames))
+        out = ddim(of_two(told), SCHEDULE, noise(3), given, 20)
+        torch.testing.assert_close(out[:videos], clip[:videos], atol=1e-3, rtol=1e-3)
+
+
+def test_guidance_over_the_past_leads_away_from_not_knowing_it() -> None:
+    def network(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        return torch.tanh(x) if condition.past is None else torch.tanh(x + condition.past.roll(1, 0))
+
+    given = CONDITION.with_past(noise(7), torch.ones(3, dtype=torch.int64))
+    step = torch.full((3,), 500)
+    u, c = network(noise(), step, CONDITION, None), network(noise(), step, given, None)
+    one = guided(network, Guidance(1.0), SCHEDULE, Condition.without_past)
+    assert torch.equal(one(noise(), step, given, None), c)
+    three = guided(network, Guidance(3.0), SCHEDULE, Condition.without_past)
+    torch.testing.assert_close(three(noise(), step, given, None), u + 3 * (c - u), atol=1e-5, rtol=1e-5)
+
+
+def test_rescaling_does_not_look_at_given_frames() -> None:
+    """Nothing is learnt about their v, so it must not decide how strong the others are."""
+    given = CONDITION.with_past(noise(7), torch.tensor([1, 2, 0]))
+    mask = given.past_mask
+    assert mask is not None
+
+    def wild(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        return network(x, step, condition, estimate) + 50 * mask * x
+
+    step = torch.full((3,), 700)
+    guidance = Guidance(6.0, rescale=1.0)
+    tame, loud = (guided(net, guidance, SCHEDULE, Condition.without_text)(noise(), step, given, None) for net in (network, wild))
+    rest = ~mask[:, 0, 0, 0].bool()
+    torch.testing.assert_close(tame[rest], loud[rest], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [-1.0, -0.01, math.nan, math.inf])
+def test_guidance_below_zero_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match="scale must be 0 or more"):
+        Guidance(scale)
+
+
+def test_each_step_is_reported() -> None:
+    count = []
+    ddim(network, SCHEDULE, noise(), CONDITION, 7, each_step=lambda: count.append(1))
+    assert len(count) == 7
+
+
+def test_guidance_of_one_is_the_conditional_model() -> None:
+    def never(condition: Condition) -> Condition:
+        raise AssertionError("the unconditional branch was run")
+
+    one = guided(network, Guidance(1.0), SCHEDULE, never)
+    step = torch.full((3,), 400)
+    assert torch.equal(one(noise(), step, CONDITION, None), network(noise(), step, CONDITION, None))
+    assert torch.equal(ddim(one, SCHEDULE, noise(), CONDITION, 3), ddim(network, SCHEDULE, noise(), CONDITION, 3))
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.5, 4.0])
+def test_guidance_is_mixed_on_the_velocity(scale: float) -> None:
+    step = torch.full((3,), 999)
+    u, c = network(noise(), step, CONDITION.without_text(), None), network(noise(), step, CONDITION, None)
+    mixed = guided(network, Guidance(scale), SCHEDULE, Condition.without_text)(noise(), step, CONDITION, None)
+    torch.testing.assert_close(mixed, u + scale * (c - u), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("phi", [0.5, 1.0])
+def test_rescaled_guidance_restores_the_spread_of_each_sample(phi: float) -> None:
+    step = torch.full((3,), 700)
+    told = network(noise(), step, CONDITION, None)
+    plain = guided(network, Guidance(6.0), SCHEDULE, Condition.without_text)(noise(), step, CONDITION, None)
+    rescaled = guided(network, Guidance(6.0, rescale=phi), SCHEDULE, Condition.without_text)(noise(), step, CONDITION, None)
+    for frames in (slice(0, 3), slice(3, 6), slice(6, 7)):  # two videos, an image
+        want, before = told[frames].std(correction=0), plain[frames].std(correction=0)
+        assert not math.isclose(float(want), float(before), rel_tol=0.05)
+        by_hand = phi * plain[frames] * want / before + (1 - phi) * plain[frames]  # arXiv 2305.08891, equations 15 and 16
+        torch.testing.assert_close(rescaled[frames], by_hand, atol=1e-4, rtol=1e-4)
+        if phi == 1:
+            torch.testing.assert_close(rescaled[frames].std(correction=0), want, atol=1e-4, rtol=1e-4)
+
+
+def test_power_cosine_has_no_guidance_at_noise_and_all_at_the_end() -> None:
+    guidance = Guidance(3.8, "power-cosine", 4.0)
+    assert guidance.weight(1000, 1000) == 1
+    assert guidance.weight(0, 1000) == pytest.approx(3.8)
+    assert guidance.weight(500, 1000) == pytest.approx(1 + 2.8 * (1 - math.cos(math.pi * 0.5**4)) / 2)
+    weights = [guidance.weight(n, 1000) for n in range(1001)]
+    assert weights == sorted(weights, reverse=True)
+
+
+def test_constant_guidance_is_constant() -> None:
+    assert {Guidance(2.5).weight(n, 1000) for n in (0, 500, 999)} == {2.5}
+
+
+def test_power_cosine_reaches_the_network_by_level() -> None:
+    guidance = Guidance(3.8, "power-cosine")
+    denoise = guided(network, guidance, SCHEDULE, Condition.without_text)
+    for n in (999, 500, 19):
+        step = torch.full((3,), n)
+        u, c = network(noise(), step, CONDITION.without_text(), None), network(noise(), step, CONDITION, None)
+        want = u + guidance.weight(n, 1000) * (c - u)
+        torch.testing.assert_close(denoise(noise(), step, CONDITION, None), want, atol=1e-5, rtol=1e-5)

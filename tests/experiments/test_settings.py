@@ -1,0 +1,92 @@
+"""The experiments have the training settings of the paper's Table 8 (SPEC section 6)."""
+
+import inspect
+from typing import Any
+
+import pytest
+import yaml
+
+from stages.latent_diffusion import LatentDiffusion
+from stages.vae import VAEStage
+from tests.conftest import ROOT
+from walt_pl.cli.fit import beneath
+
+ADAM, ADAMW, ADAFACTOR = "torch.optim.Adam", "torch.optim.AdamW", "timm.optim.AdafactorBigVision"
+PUBLISHED: dict[str, tuple[str, float, str, float]] = {
+    "imagenet/vae": (ADAM, 1e-4, "cosine", 0.999),
+    "ucf101/vae": (ADAM, 1e-4, "cosine", 0.999),
+    "kinetics600/vae": (ADAM, 1e-4, "cosine", 0.999),
+    "text_to_video/vae": (ADAM, 1e-4, "cosine", 0.999),
+    "imagenet/base": (ADAMW, 5e-4, "cosine", 0.9999),
+    "ucf101/base_l": (ADAMW, 5e-4, "cosine", 0.9999),
+    "ucf101/base_xl": (ADAMW, 5e-4, "cosine", 0.9999),
+    "kinetics600/base": (ADAMW, 5e-4, "cosine", 0.9999),
+    "text_to_video/base": (ADAFACTOR, 2e-4, "cosine", 0.0),
+    "text_to_video/base_9x16": (ADAFACTOR, 5e-5, "constant", 0.0),
+    "text_to_video/sr1": (ADAFACTOR, 5e-4, "cosine", 0.0),
+    "text_to_video/sr2": (ADAFACTOR, 5e-4, "cosine", 0.0),
+}
+"""Optimiser, rate, decay and EMA of each configuration."""
+
+
+def merged(over: dict[str, Any], under: dict[str, Any]) -> dict[str, Any]:
+    both = {key: merged(over[key], under[key]) for key in over.keys() & under.keys() if isinstance(over[key], dict)}
+    return under | over | both
+
+
+def settings(name: str) -> dict[str, Any]:
+    """The keys of a configuration and of the files it lies over."""
+    file = ROOT / "experiments" / f"{name}.yaml"
+    found: dict[str, Any] = {}
+    for path in [*beneath(file), file]:
+        found = merged(yaml.safe_load(path.read_text(encoding="utf-8")), found)
+    return found
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_experiment_has_the_published_optimiser_rate_decay_and_ema(name: str) -> None:
+    config = settings(name)
+    optimizer, rate, decay, ema = PUBLISHED[name]
+    model = config["model"]["init_args"]
+    found = model["optimizer"]
+    assert (found["class_path"], found["init_args"]["lr"]) == (optimizer, rate)
+    if optimizer == ADAM:
+        assert found["init_args"]["betas"] == [0.0, 0.99]
+    stage = VAEStage if name.endswith("vae") else LatentDiffusion
+    default = inspect.signature(stage).parameters["decay"].default
+    assert model.get("decay", default) == decay and config["ema"]["decay"] == ema
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.endswith("vae")])
+def test_experiment_weighs_the_kl_term_with_a_millionth(name: str) -> None:
+    default = inspect.signature(VAEStage).parameters["kl_weight"].default
+    assert settings(name)["model"]["init_args"].get("kl_weight", default) == 1e-6
+
+
+@pytest.mark.parametrize(
+    "name, size, patch, window",
+    [
+        ("text_to_video/base", [5, 16, 16], 1, [5, 8, 8]),
+        ("text_to_video/base_9x16", [5, 16, 28], 1, [5, 8, 14]),
+        ("text_to_video/sr1", [5, 32, 56], 2, [5, 8, 14]),
+        ("text_to_video/sr2", [5, 64, 112], 4, [5, 8, 14]),
+        ("imagenet/base", [1, 32, 32], 1, [1, 32, 32]),
+    ],
+)
+def test_experiment_of_another_aspect_scales_its_windows(name: str, size: list[int], patch: int, window: list[int]) -> None:
+    denoiser = settings(name)["model"]["init_args"]["denoiser"]
+    assert (denoiser["size"], denoiser.get("patch", 1), denoiser["window"]) == (size, patch, window)
+
+
+def test_experiment_of_kinetics_is_given_two_frames_always_and_text_to_video_sometimes() -> None:
+    kinetics = settings("kinetics600/base")["model"]["init_args"]
+    assert (kinetics["frame_prediction"], kinetics["past_frames"]) == (1.0, [2])
+    video = settings("text_to_video/base")["model"]["init_args"]
+    assert video["denoiser"]["frame_prediction"] is True and "frame_prediction" not in video
+
+
+def test_experiment_of_super_resolution_noises_up_to_350_with_the_text_encoder_of_its_base() -> None:
+    assert settings("text_to_video/sr1")["model"]["init_args"]["low_noise_max"] == 350
+    text = settings("text_to_video/base")["model"]["init_args"]["text"]
+    assert (text["kind"], text["path"], text["width"]) == ("t5", "google/t5-v1_1-xl", 2048)
+    assert settings("text_to_video/sr1")["model"]["init_args"]["denoiser"]["text_width"] == 2048

@@ -1,0 +1,110 @@
+"""Starts the program in a second: each start is a fork of a process that has imported everything, and can be killed like any other."""
+
+import contextlib
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Start:
+    """A started program: one process for each rank."""
+
+    ranks: list[ForkServerProcess]
+    log: Path
+    """What they print, one after the other."""
+
+    def wait(self, timeout: float = 240) -> int:
+        """Exit code of rank zero, once all have ended."""
+        for process in self.ranks:
+            process.join(timeout)
+            if process.is_alive():
+                self.kill()
+                raise TimeoutError(f"no end after {timeout} s:\n{self.said[-3000:]}")
+        return int(self.ranks[0].exitcode or 0)
+
+    def leftovers(self) -> list[int]:
+        """Processes that it started and that are still there, workers and their server included."""
+        mark = f"STARTED_BY_TEST={self.log}".encode()
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended, or is another user's
+                if mark in (process / "environ").read_bytes().split(b"\0") and b"Z" not in (process / "stat").read_bytes().split()[2]:
+                    found.append(int(process.name))
+        return found
+
+    def kill(self) -> None:
+        """kill -9 to every rank."""
+        for process in self.ranks:
+            process.kill()
+        for process in self.ranks:
+            process.join()
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+def start(*arguments: str, ranks: int = 1, terminal: str | None = None) -> Start:
+    """Start ``python -m walt_pl ARGUMENTS``, on a terminal if one is named; more ranks are told of each other as torchrun would."""
+    return launch(_program, arguments, ranks=ranks, terminal=terminal)
+
+
+def launch(work: Callable[..., None], *arguments: object, ranks: int = 1, terminal: str | None = None) -> Start:
+    """Start a function of a module on so many ranks."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["tests.helpers.starts", "walt_pl.cli.fit", "walt_pl.data.batch", "torch.utils.tensorboard", "timm.optim", "deepspeed"],
+    )
+    handle, log = tempfile.mkstemp(suffix=".log")
+    os.close(handle)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in range(ranks):
+        told = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        told = {"STARTED_BY_TEST": log, **(told if ranks > 1 else {})}
+        processes.append(context.Process(target=_run, args=(work, arguments, told, terminal or log), daemon=False))
+        processes[-1].start()
+    return Start(processes, Path(log))
+
+
+def fit(*arguments: str, ranks: int = 1) -> str:
+    """Start, wait, and give what was said.
+
+    Raises:
+        AssertionError: it ended with an error.
+    """
+    started = start("fit", *arguments, ranks=ranks)
+    code = started.wait()
+    assert code == 0, f"{' '.join(arguments)}\nexit code {code}\n{started.said[-5000:]}"
+    return started.said
+
+
+def _run(work: Callable[..., None], arguments: Sequence[object], environment: Mapping[str, str], log: str) -> None:
+    import torch
+    from lightning.pytorch.utilities import rank_zero_only
+
+    os.chdir(ROOT)
+    os.environ.update(environment)
+    rank_zero_only.rank = int(environment.get("LOCAL_RANK", 0))  # set by an import that was before this rank was told
+    torch.set_num_threads(1)
+    output = os.open(log, os.O_WRONLY | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    work(*arguments)
+
+
+def _program(arguments: Sequence[str]) -> None:
+    sys.argv = ["walt_pl", *arguments]
+    runpy.run_module("walt_pl", run_name="__main__", alter_sys=True)

@@ -1,0 +1,47 @@
+"""Artifacts of small stages with random weights, to sample from."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from walt_pl.models.denoiser import Denoiser, DenoiserConfig
+from walt_pl.models.vae import VAE, VAEConfig
+from walt_pl.runs.artifact import save_artifact
+from walt_pl.text.small_encoder import SmallTextConfig, SmallTextEncoder, train_vocabulary
+
+CAPTIONS = ["a plain red circle moving left", "a dotted blue bar growing"]
+MEAN, STD, LOW_NOISE = 0.5, 2.0, 20
+
+
+def write_stages(root: Path, **diffusion: Any) -> dict[str, Path]:
+    """Write an autoencoder, a base model from text and a super-resolution stage, with weights that are not zero.
+
+    Args:
+        root: folder for the artifacts.
+        diffusion: settings in place of zero_terminal_snr and normalise_latents, which are true otherwise.
+
+    Returns:
+        stage name -> artifact folder.
+    """
+    torch.manual_seed(0)
+    vae = VAE(VAEConfig(width=8, multipliers=(1, 1, 1), strides=((2, 2, 2), (2, 2, 2)), blocks=(0, 1, 1), middle_blocks=0, norm="layer"))
+    text = SmallTextEncoder(SmallTextConfig(width=16, layers=1, heads=2, vocabulary=64, length=12))
+    text.load_vocabulary(train_vocabulary(CAPTIONS, 64))
+    small = {"width": 16, "layers": 2, "heads": 2, "text_width": 16, "window": (3, 2, 2)}
+    base = Denoiser(DenoiserConfig(size=(3, 4, 4), **small))  # type: ignore[arg-type]
+    larger = Denoiser(DenoiserConfig(size=(3, 8, 8), patch=2, super_resolution=True, **small))  # type: ignore[arg-type]
+    for model in (base, larger):
+        for p in model.parameters():
+            nn.init.normal_(p, std=0.2)
+    latents = {"mean": [MEAN] * 8, "std": [STD] * 8}
+    settings = {"diffusion": {"zero_terminal_snr": True, "normalise_latents": True, **diffusion}}
+    sr = {**settings, "super_resolution": {"low_noise": LOW_NOISE}}
+    save_artifact(root / "vae", kind="vae", models={"vae": vae}, settings={}, card={"latents": latents}, train_config="")
+    words = {"tokenizer.model": text.vocabulary}
+    save_artifact(
+        root / "base", kind="base", models={"denoiser": base, "text": text}, settings=settings, card={}, train_config="", files=words
+    )
+    save_artifact(root / "sr1", kind="super_resolution", models={"denoiser": larger}, settings=sr, card={}, train_config="")
+    return {stage: root / stage for stage in ("vae", "base", "sr1")}

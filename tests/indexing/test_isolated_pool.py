@@ -1,0 +1,56 @@
+"""Jobs in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from walt_pl.indexing.isolated_pool import Lost, run_apart
+
+SLEEP, ABORT = "__import__('time').sleep(300)", "__import__('os').abort()"
+
+
+def outcomes(jobs: list[str], workers: int = 2, seconds: float = 30.0, **options: object) -> dict[str, object]:
+    return dict(run_apart(eval, jobs, workers, lambda job: 1.0 if job == SLEEP else seconds, **options))  # type: ignore[arg-type]
+
+
+def test_a_hang_and_a_crash_take_nothing_with_them() -> None:
+    jobs = [
+        "1 + 1",
+        ABORT,
+        "2 + 2",
+        SLEEP,
+        "__import__('os').kill(__import__('os').getpid(), 9)",
+        *(f"{number} * 1" for number in range(20)),
+    ]
+    started = time.monotonic()
+    found = outcomes(jobs)
+    assert time.monotonic() - started < 30
+    assert set(found) == set(jobs) and found["2 + 2"] == 4 and found["19 * 1"] == 19
+    assert found[SLEEP] == Lost("hang", "not decoded within 1 seconds")
+    crashes = {job: outcome for job, outcome in found.items() if isinstance(outcome, Lost) and outcome.finding == "crash"}
+    assert {lost.reason.split("with ")[1] for lost in crashes.values()} == {"SIGABRT", "SIGKILL (out of memory?)"}
+
+
+def test_what_was_lost_may_be_tried_in_another_way() -> None:
+    assert outcomes([ABORT, "3"], retry=lambda job: "'instead'" if job == ABORT else None) == {"'instead'": "instead", "3": 3}
+
+
+def test_an_error_of_the_function_is_an_error_here() -> None:
+    with pytest.raises(ZeroDivisionError):
+        outcomes(["1 / 0"])
+
+
+def test_a_damaged_header_cannot_ask_for_all_the_memory() -> None:
+    with pytest.raises(MemoryError):
+        outcomes(["bytearray(9 << 30)"], workers=1)
+
+
+def test_processes_end_with_the_caller() -> None:
+    running = run_apart(eval, ["__import__('os').getpid()", SLEEP], 2, lambda job: 60.0)
+    _, process = next(running)
+    running.close()  # type: ignore[attr-defined]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(str(process)), 0)

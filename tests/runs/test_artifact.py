@@ -1,0 +1,534 @@
+"""Promises of walt_pl/runs/artifact.py: whole or not at all, equal outputs, no changed byte goes unseen."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import walt_pl
+from walt_pl.runs import artifact
+from walt_pl.runs.artifact import ArtifactError, file_sha256, load, save_artifact, verify_artifact
+from walt_pl.runs.finite import NonFiniteError
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class TinyConfig:
+    width: int = 4
+    levels: tuple[int, ...] = (1, 2)
+
+    def __post_init__(self) -> None:
+        if self.width % 2:
+            raise ValueError(f"vae.width must be even, got {self.width}")
+
+
+class Tiny(nn.Module):
+    def __init__(self, config: TinyConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(nn.Linear(config.width, config.width) for _ in config.levels)
+        self.register_buffer("count", torch.tensor(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+@pytest.fixture(autouse=True)
+def tiny_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = (__name__, "Tiny", "TinyConfig")
+    monkeypatch.setattr(artifact, "SECTIONS", {"vae": names, "denoiser": names})
+
+
+def save(folder: Path, model: nn.Module | None = None, **changes: Any) -> str:
+    arguments: dict[str, Any] = {
+        "kind": "vae",
+        "models": {"vae": model or Tiny(TinyConfig())},
+        "settings": {"diffusion": {"steps": 1000, "guidance": 1e-6}},
+        "card": {
+            "latents": {"mean": [0.1, 0.2], "std": [1.0, 2.0]},
+            "steps": 7,
+            "index": {"sha256": "ab", "videos": 3},
+        },
+        "train_config": "trainer:\n  max_steps: 7\n",
+        "files": {"tokenizer.model": b"pieces"},
+    }
+    return save_artifact(folder, **{**arguments, **changes})
+
+
+def flip(path: Path, at: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def siblings(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.parent.iterdir())
+
+
+def test_loaded_model_gives_equal_outputs(tmp_path: Path) -> None:
+    model = Tiny(TinyConfig(width=6, levels=(1, 2, 3)))
+    digest = save(tmp_path / "vae", model)
+    loaded = walt_pl.load(tmp_path / "vae", verify=True)
+    x = torch.randn(5, 6)
+    assert torch.equal(loaded.models["vae"](x), model(x))
+    assert not loaded.models["vae"].training
+    assert not any(p.requires_grad for p in loaded.models["vae"].parameters())
+    assert loaded.models["vae"].config == model.config  # the tuple comes back as a tuple
+    assert loaded.config["diffusion"] == {"steps": 1000, "guidance": 1e-6}
+    assert loaded.read("tokenizer.model") == b"pieces"
+    assert loaded.sha256 == digest == file_sha256(tmp_path / "vae" / "model.safetensors")
+    assert siblings(tmp_path / "vae") == ["vae"]
+    with pytest.raises(ArtifactError, match=r'no file "other.model".*tokenizer.model'):
+        loaded.read("other.model")
+
+
+def test_card_says_where_the_weights_come_from(tmp_path: Path) -> None:
+    save(tmp_path / "vae", card={"parents": {"vae": "cd"}, "steps": 9, "metrics": {"psnr": {"value": 30.5, "clips": 64}}})
+    card = load(tmp_path / "vae").card
+    assert set(card["files"]) == {"model.safetensors", "model.yaml", "train.yaml", "tokenizer.model"}
+    assert card["parents"] == {"vae": "cd"} and card["steps"] == 9 and card["metrics"]["psnr"]["clips"] == 64
+    assert card["packages"]["torch"] == torch.__version__.split("+")[0] and "code" in card and card["format"] == 1
+
+
+def test_weights_are_saved_as_contiguous_float32(tmp_path: Path) -> None:
+    model = Tiny(TinyConfig())
+    state = {key: value.bfloat16().t() if value.ndim == 2 else value for key, value in model.state_dict().items()}
+    save(tmp_path / "vae", models={"vae": (state, TinyConfig())})
+    weights = load_file(tmp_path / "vae" / "model.safetensors")
+    assert weights["vae.layers.0.weight"].dtype == torch.float32 and weights["vae.count"].dtype == torch.int64
+    assert torch.equal(weights["vae.layers.1.weight"], state["layers.1.weight"].float())
+
+
+def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
+    flat = torch.randn(6)
+    state = {**Tiny(TinyConfig()).state_dict(), "layers.0.bias": flat[:4], "layers.1.bias": flat[2:]}
+    save(tmp_path / "vae", models={"vae": (state, TinyConfig())})
+    assert torch.equal(load(tmp_path / "vae").models["vae"].get_parameter("layers.1.bias"), flat[2:])
+
+
+def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
+    save(tmp_path / "vae")
+    before = torch.random.get_rng_state()
+    load(tmp_path / "vae")
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_others_may_read_the_weights_where_they_may_read_the_rest(tmp_path: Path) -> None:
+    save(tmp_path / "vae")
+    assert len({path.stat().st_mode for path in (tmp_path / "vae").iterdir()}) == 1
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.yaml", "train.yaml", "tokenizer.model", "card.json"])
+def test_flipped_byte_is_found_in_every_file(tmp_path: Path, name: str) -> None:
+    save(tmp_path / "vae")
+    assert verify_artifact(tmp_path / "vae") == []
+    wanted = file_sha256(tmp_path / "vae" / name)
+    flip(tmp_path / "vae" / name)
+    (problem,) = verify_artifact(tmp_path / "vae")
+    assert name in problem
+    if name != "card.json":
+        assert wanted in problem and file_sha256(tmp_path / "vae" / name, fresh=True) in problem
+    with pytest.raises(ArtifactError, match=name):
+        load(tmp_path / "vae", verify=True)
+
+
+def test_flipped_latent_statistic_is_found(tmp_path: Path) -> None:
+    save(tmp_path / "vae")
+    card = tmp_path / "vae" / "card.json"
+    card.write_text(card.read_text().replace("0.2", "0.3"))
+    with pytest.raises(ArtifactError, match="was changed after it was written"):
+        load(tmp_path / "vae")
+
+
+def test_hash_is_read_once_and_again_when_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    os.utime(path, ns=(0, 10**18))
+    first = file_sha256(path)
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("read again"))
+    assert file_sha256(path) == first
+    monkeypatch.undo()
+    path.write_bytes(b"new")
+    assert file_sha256(path) != first
+
+
+@pytest.mark.parametrize("broken_rename", [1, 2], ids=["moving the old aside", "moving the new in place"])
+def test_error_between_write_and_rename_leaves_the_old_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_rename: int) -> None:
+    old = save(tmp_path / "vae")
+    replace, folders = os.replace, []
+
+    def fails(source: Path, target: Path) -> None:
+        if Path(source).is_dir():
+            folders.append(source)
+            if len(folders) == broken_rename:
+                raise PermissionError(errno.EACCES, "no", str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(PermissionError):
+        save(tmp_path / "vae")
+    assert siblings(tmp_path / "vae") == ["vae"]
+    assert load(tmp_path / "vae", verify=True).sha256 == old
+
+
+KILLED = """
+import os, sys
+sys.path[:0] = sys.argv[1].split(os.pathsep)
+import test_artifact as tests
+from walt_pl.runs import artifact
+artifact.SECTIONS = {"vae": ("test_artifact", "Tiny", "TinyConfig")}
+left = int(sys.argv[3])
+def counted(change):
+    def changes(folder, *rest, **named):
+        global left
+        if os.path.isdir(folder):
+            if left == 0:
+                os._exit(9)
+            left -= 1
+        return change(folder, *rest, **named)
+    return changes
+os.replace, os.rmdir = counted(os.replace), counted(os.rmdir)
+tests.save(tests.Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("folders_changed", "whole"),
+    [(0, "old"), (1, "new"), (2, "new")],
+    ids=["before the renames", "between the renames", "before the old one is removed"],
+)
+def test_kill_at_any_moment_leaves_one_whole_artifact(tmp_path: Path, folders_changed: int, whole: str) -> None:
+    folder = tmp_path / "vae"
+    old = save(folder)
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    killed = subprocess.run([sys.executable, "-c", KILLED, paths, str(folder), str(folders_changed)], timeout=120)
+    assert killed.returncode == 9
+    assert siblings(folder) != ["vae"]
+    found = load(folder, verify=True).sha256
+    assert (found == old) == (whole == "old")
+    newest = save(folder)
+    assert siblings(folder) == ["vae"]
+    assert load(folder, verify=True).sha256 == newest
+
+
+def test_reader_between_the_renames_does_not_disturb_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "vae")
+    replace, seen = os.replace, []
+
+    def with_reader(source: Path, target: Path) -> None:
+        replace(source, target)
+        if Path(target).name == ".vae.old":
+            seen.append(load(tmp_path / "vae", verify=True).sha256)
+
+    monkeypatch.setattr(os, "replace", with_reader)
+    new = save(tmp_path / "vae")
+    assert seen == [new] and load(tmp_path / "vae", verify=True).sha256 == new
+    assert siblings(tmp_path / "vae") == ["vae"]
+
+
+def full_save_file(*_: Any) -> None:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def full_fsync(_: int) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(("where", "name", "full"), [(artifact, "save_file", full_save_file), (os, "fsync", full_fsync)])
+def test_full_disk_keeps_the_old_artifact_and_says_how_much_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, full: Callable[..., None]
+) -> None:
+    old = save(tmp_path / "vae")
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, full)
+        with pytest.raises(OSError, match=r"disk is full.*vae needs \d+\.\d MB and \d+\.\d MB are free") as error:
+            save(tmp_path / "vae")
+    assert error.value.errno == errno.ENOSPC
+    assert siblings(tmp_path / "vae") == ["vae"]
+    assert load(tmp_path / "vae", verify=True).sha256 == old
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": {"vae": "nan"}}, r"2 of 4 values of vae.layers.1.bias are nan or infinite \(2 of 41 values in 1 of 5 tensors\)"),
+        ({"card": {"latents": {"mean": [0.1, 0.2], "std": [1.0, float("nan")]}}}, r"latents.std.1 is nan"),
+        ({"card": {"metrics": {"protocol": "p", "values": {"val/loss": float("inf")}}}}, r"metrics.values.val/loss is inf"),
+    ],
+)
+def test_save_artifact_refuses_what_is_not_finite_and_keeps_the_old_one(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    before = save(tmp_path / "vae")
+    if "models" in changes:
+        model = Tiny(TinyConfig())
+        with torch.no_grad():
+            model.layers[1].bias[:2] = torch.tensor([torch.nan, -torch.inf])  # type: ignore[index, operator]
+        changes = {"models": {"vae": model}}
+    with pytest.raises(NonFiniteError, match=f"{tmp_path / 'vae'} is not written: {message}"):
+        save(tmp_path / "vae", **changes)
+    assert siblings(tmp_path / "vae") == ["vae"] and load(tmp_path / "vae", verify=True).sha256 == before
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Every file, link and folder in a folder, hidden ones too, with its content."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.read_bytes().hex() if path.is_file() else "folder"
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def own_folder(name: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / name).mkdir()
+
+
+def own_file(name: str, text: str = "mine") -> Callable[[Path], object]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def listed_by_a_planted_card(folder: Path) -> None:
+    thesis = folder / "thesis.txt"
+    thesis.write_text("mine")
+    files = json.loads((folder / "card.json").read_text())["files"]
+    rewrite_card(folder, files={**files, "thesis.txt": {"sha256": file_sha256(thesis), "bytes": 4}})
+
+
+def a_card_alone(folder: Path) -> None:
+    """A folder of somebody's own whose files are named as ours, and a card that lists them."""
+    for path in folder.iterdir():
+        if path.name != "card.json":
+            path.write_text("mine")
+
+
+def link_in_place_of_the_weights(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "elsewhere")
+    (folder / "model.safetensors").symlink_to(folder.parent / "elsewhere")
+
+
+FOREIGN: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "checkpoints": ("checkpoints", own_folder("checkpoints")),
+    "hidden folder": (".git", own_folder(".git")),
+    "hidden file": (".env", own_file(".env")),
+    "hidden link": (".cache", lambda folder: (folder / ".cache").symlink_to("/")),
+    "file listed by a planted card": ("thesis.txt", listed_by_a_planted_card),
+    "own files beside a planted card": ("model.safetensors", a_card_alone),
+    "changed train.yaml": ("train.yaml", own_file("train.yaml")),
+    "file of ours that the card does not list": ("tokenizer.model", lambda f: (save(f, files={}), own_file("tokenizer.model")(f))),
+    "link": ("model.safetensors", link_in_place_of_the_weights),
+    "pipe": ("pipe", lambda folder: os.mkfifo(folder / "pipe")),
+    "no card": ("card.json", lambda folder: (folder / "card.json").unlink()),
+    "card that was changed": ("card.json", own_file("card.json", "{}")),
+    "remains of another's": (".vae.old", lambda f: (own_folder("../.vae.old")(f), own_file("../.vae.old/mine")(f))),
+    "unfinished one of another's": (".vae.new", lambda f: (own_folder("../.vae.new")(f), own_file("../.vae.new/mine")(f))),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_save_artifact_removes_nothing_foreign(tmp_path: Path, case: str) -> None:
+    folder = tmp_path / "run" / "vae"
+    named, plant = FOREIGN[case]
+    save(folder)
+    plant(folder)
+    before = tree(tmp_path)
+    with pytest.raises(ArtifactError, match=re.escape(named)) as error:
+        save(folder, Tiny(TinyConfig(width=6)))
+    assert "move" in str(error.value) and tree(tmp_path) == before
+    with pytest.raises(ArtifactError, match=re.escape(named)):
+        artifact.check_replaceable(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.yaml", "train.yaml", "card.json", "tokenizer.model"])
+@pytest.mark.parametrize("plant", [own_folder, own_file], ids=["folder", "file"])
+def test_save_artifact_keeps_a_folder_that_only_has_our_names(tmp_path: Path, name: str, plant: Any) -> None:
+    (tmp_path / "mine").mkdir()
+    plant(name)(tmp_path / "mine")
+    with pytest.raises(ArtifactError, match=re.escape(name)):
+        save(tmp_path / "mine")
+    assert list(tree(tmp_path)) == ["mine", f"mine/{name}"]
+
+
+def test_save_artifact_replaces_its_own(tmp_path: Path) -> None:
+    """Also one that lacks a file or has damaged weights, an empty folder, and through a link that was typed."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    digests = [save(tmp_path / "link")]
+    (tmp_path / "real" / "model.yaml").unlink()
+    flip(tmp_path / "real" / "model.safetensors")
+    digests.append(save(tmp_path / "link", Tiny(TinyConfig(width=6))))
+    assert len(set(digests)) == 2 and load(tmp_path / "real", verify=True).sha256 == digests[1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"] and (tmp_path / "link").is_symlink()
+
+
+def test_save_artifact_keeps_what_comes_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "vae")
+    write = artifact._write
+
+    def someone_saves_too(*arguments: Any) -> str:
+        (tmp_path / "vae" / "thesis.txt").write_text("mine")
+        return write(*arguments)
+
+    monkeypatch.setattr(artifact, "_write", someone_saves_too)
+    save(tmp_path / "vae")
+    assert [path.read_text() for path in tmp_path.rglob("thesis.txt")] == ["mine"]
+    with pytest.raises(ArtifactError, match=r"\.vae\.old holds thesis.txt"):
+        save(tmp_path / "vae")
+
+
+# ---- Links and names that lead elsewhere -----------------------------------------------------------------------------
+
+
+def link_to_a_folder(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    (folder / "deep" / "link").symlink_to(folder.parent, target_is_directory=True)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [link_in_place_of_the_weights, link_to_a_folder, lambda f: (f / "gone").symlink_to("nowhere"), lambda f: os.mkfifo(f / "pipe")],
+    ids=["file", "folder", "broken", "pipe"],
+)
+def test_load_refuses_links_and_pipes(tmp_path: Path, plant: Callable[[Path], None]) -> None:
+    save(tmp_path / "vae")
+    plant(tmp_path / "vae")
+    for read in (load, artifact.read_card):
+        with pytest.raises(ArtifactError, match="wanted a plain file or folder"):
+            read(tmp_path / "vae")
+    assert "wanted a plain file or folder" in verify_artifact(tmp_path / "vae")[0]
+
+
+def test_load_takes_an_artifact_through_a_link_that_was_typed(tmp_path: Path) -> None:
+    digest = save(tmp_path / "real")
+    (tmp_path / "link").symlink_to("real")
+    assert load(tmp_path / "link", verify=True).sha256 == digest
+
+
+@pytest.mark.parametrize("name", ["../private", "{tmp}/private", "deep/private", "..", ""])
+def test_load_refuses_a_card_that_lists_files_elsewhere(tmp_path: Path, name: str) -> None:
+    save(tmp_path / "vae")
+    (tmp_path / "private").write_text("mine")
+    files = json.loads((tmp_path / "vae" / "card.json").read_text())["files"]
+    record = {"sha256": file_sha256(tmp_path / "private"), "bytes": 4}
+    rewrite_card(tmp_path / "vae", files={**files, name.replace("{tmp}", str(tmp_path)): record})
+    with pytest.raises(ArtifactError, match="wanted names of files beside it"):
+        load(tmp_path / "vae")
+
+
+def rewrite_card(folder: Path, **changes: Any) -> None:
+    card = json.loads((folder / "card.json").read_text())
+    del card["checksum"]
+    (folder / "card.json").write_text(artifact._card_text({**card, **changes}))
+
+
+def with_config(folder: Path, text: str) -> None:
+    """Replace model.yaml and its record, as a version of the program that wrote it so would have done."""
+    (folder / "model.yaml").write_text(text)
+    files = json.loads((folder / "card.json").read_text())["files"]
+    rewrite_card(folder, files={**files, "model.yaml": {"sha256": file_sha256(folder / "model.yaml"), "bytes": len(text)}})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: (f / "card.json").unlink(), "has no card.json.*found: model.safetensors"),
+        (lambda f: (f / "card.json").write_text("{"), "not a card"),
+        (lambda f: rewrite_card(f, format=9), "format version 9 is unknown here .this program reads 1"),
+        (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
+        (lambda f: os.truncate(f / "model.safetensors", 50), "model.safetensors do not match: found 50 bytes"),
+        (lambda f: with_config(f, "vae: {width: 4, depth: 2}\n"), "does not know: depth .it has: width, levels"),
+        (lambda f: with_config(f, "vae: {width: 5}\n"), "vae.width must be even, got 5"),
+        (lambda f: with_config(f, "vae: {levels: [1, 2, 3]}\n"), "missing: vae.layers.2.bias, vae.layers.2.weight"),
+        (lambda f: with_config(f, "vae: {levels: [1]}\n"), "not wanted: vae.layers.1.bias, vae.layers.1.weight"),
+        (lambda f: with_config(f, "vae: {width: 6}\n"), r"vae.layers.0.weight .found \[4, 4\], wanted \[6, 6\]"),
+    ],
+)
+def test_what_cannot_be_loaded_says_why(tmp_path: Path, spoil: Callable[[Path], object], message: str) -> None:
+    save(tmp_path / "vae")
+    spoil(tmp_path / "vae")
+    with pytest.raises(ArtifactError, match=message) as error:
+        load(tmp_path / "vae")
+    assert "\n" not in str(error.value) and str(tmp_path / "vae") in str(error.value)
+
+
+def test_no_folder_says_what_an_artifact_is(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is not a folder"):
+        load(tmp_path / "vae")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"card": {"latent": {}}}, "unknown keys latent .known: parents"),
+        ({"models": {"vea": Tiny(TinyConfig())}}, 'unknown section "vea"'),
+        ({"settings": {"denoiser": {}}}, "sections of models"),
+        ({"files": {"../x": b""}}, r"not one of the further files .*tokenizer.model"),
+        ({"files": {"card.json": b""}}, r"not one of the further files .*tokenizer.model"),
+    ],
+)
+def test_wrong_arguments_write_nothing(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        save(tmp_path / "vae", **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+BLOCKED = """
+import os, sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("lightning", "pytorch_lightning", "deepspeed"):
+            raise ImportError(name + " is blocked")
+sys.meta_path.insert(0, Blocked())
+sys.path[:0] = sys.argv[1].split(os.pathsep)
+import walt_pl
+assert "torch" not in sys.modules, "import walt_pl alone has to be quick"
+from walt_pl.runs import artifact
+artifact.SECTIONS = {"vae": ("tiny_model", "Tiny", "TinyConfig")}
+model = walt_pl.load(sys.argv[2], verify=True).models["vae"]
+import torch
+print(model(torch.ones(2)).sum().item())
+"""
+
+TINY_MODEL = """
+from dataclasses import dataclass
+from torch import nn
+@dataclass(frozen=True)
+class TinyConfig:
+    width: int = 2
+class Tiny(nn.Linear):
+    def __init__(self, config):
+        super().__init__(config.width, config.width)
+"""
+
+
+def test_artifact_loads_without_lightning_and_deepspeed(tmp_path: Path) -> None:
+    (tmp_path / "tiny_model.py").write_text(TINY_MODEL)
+    state = {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}
+    save(tmp_path / "vae", models={"vae": (state, TinyConfig(width=2))}, settings={})
+    with_config(tmp_path / "vae", "vae: {width: 2}\n")
+    command = [sys.executable, "-c", BLOCKED, os.pathsep.join([str(ROOT), str(tmp_path)]), str(tmp_path / "vae")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == 4.0
+
+
+def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "vae")
+    weights = tmp_path / "vae" / "model.safetensors"
+    weights.write_bytes(b"\x80\x04" + weights.read_bytes()[2:])  # the first bytes of a pickle
+    with pytest.raises(ArtifactError, match="not a whole safetensors file"):
+        load(tmp_path / "vae")

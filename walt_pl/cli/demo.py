@@ -1,0 +1,132 @@
+"""``make demo``: everything on the embedded set, from nothing to a picture and a table."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from walt_pl.blocks.compute import compute_dtype
+from walt_pl.cli.commands import make_clips
+from walt_pl.data.frame_rate import DEFAULT_FPS
+from walt_pl.data.index import Index
+from walt_pl.media.contact_sheet import captioned_grid, contact_sheet
+from walt_pl.media.video import write_gif
+from walt_pl.runs.artifact import write_whole
+from walt_pl.sampling.cascade import Cascade, Request, Sampling
+from walt_pl.shapes.dataset import write_set
+from walt_pl.shapes.evaluation import STEPS, evaluate_run, machine, render_summary, write_summary
+
+STAGES = ("vae", "base", "sr1", "sr2")
+SHOWN_SEEN, SHOWN_UNSEEN = 12, 4
+SEED = 1
+REFERENCE_MINUTES = 23.5
+REFERENCE_PRODUCTS_PER_SECOND = 153.0
+"""What the machine that the minutes were measured on does of `_products_per_second`."""
+
+
+def run_demo(run: Path, experiment: Path, data: Path) -> None:
+    """Paint, train, sample, score; every part that is already there is skipped.
+
+    Leaves ``demo/samples.png``, ``demo/samples.gif`` and ``demo/summary.json`` in the run's folder.
+    """
+    out = run / "demo"
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / "summary.json").exists():
+        (out / "seconds.json").unlink(missing_ok=True)  # the last demo came to its end: this is another one
+    load = os.getloadavg()[0]  # before our own work: what else the machine is doing
+    clock = Clock(out / "seconds.json")
+    # A terminated demo counts its time as an interrupted one does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("demo: terminated; the same command goes on from there"))
+    dtype = compute_dtype(torch.device("cpu"))
+    print(f"demo: {machine()}, computing in {str(dtype).removeprefix('torch.')}")
+    print(f"demo: about {_expected_minutes(dtype):.0f} minutes on this machine when nothing else runs", flush=True)
+    with clock.counts("data"):
+        index = write_set(data)
+    for stage in STAGES:
+        with clock.counts(stage):
+            _train(run, experiment / f"{stage}.yaml")
+    with clock.counts("samples"):
+        count = _show(run, index, out)
+    with clock.counts("scores"):
+        figures = evaluate_run(run, index, prompts=256, unseen=64, steps=STEPS, seed=SEED)
+    summary = {"minutes": clock.minutes, **figures, "load": load, "samples": count, "seconds": clock.seconds}
+    write_summary(out / "summary.json", summary)
+    Console().print(render_summary(summary))
+    print(f"{summary['minutes']:.1f} minutes in all; figures: {out / 'summary.json'}")
+    print(f"look at: {out / 'samples.png'}")
+
+
+class Clock:
+    """Seconds spent on each part, over all calls of an interrupted demo.
+
+    Args:
+        path: where they are kept.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def minutes(self) -> float:
+        """All parts together."""
+        return sum(self.seconds.values()) / 60
+
+    @contextmanager
+    def counts(self, part: str) -> Iterator[None]:
+        """Count the time of a block, also when it is interrupted."""
+        began, before = time.monotonic(), self.seconds.get(part, 0.0)
+        try:
+            yield
+        finally:
+            self.seconds[part] = before + time.monotonic() - began
+            write_whole(self.path, json.dumps(self.seconds).encode())
+
+
+def _train(run: Path, config: Path) -> None:
+    """One stage as its user would train it, in a process of its own."""
+    command = [sys.executable, "-m", "walt_pl", "fit", "--config", str(config), "--run", str(run)]
+    print(f"demo: {' '.join(command[1:])}", flush=True)
+    code = subprocess.run(command, check=False).returncode
+    if code:
+        raise SystemExit(f"demo: the stage of {config} stopped (exit code {code}); the same command goes on from there")
+
+
+def _show(run: Path, index: Path, out: Path) -> int:
+    """Sample prompts through the whole cascade, some with pairs that no training video shows, into one picture."""
+    seen = [entry.caption for entry in Index(index, "val").videos[:SHOWN_SEEN]]
+    unseen = [entry.caption for entry in Index(index, "unseen").videos[:SHOWN_UNSEEN]]
+    prompts = seen + unseen
+    cascade = Cascade.open(run, STAGES[1:])
+    request = Request(prompts=prompts, seeds=[SEED + i for i in range(len(prompts))])
+    clips = torch.cat(list(make_clips(cascade, request, Sampling(STEPS), batch=16)))
+    captions = seen + [f"{caption} (pair never seen in videos)" for caption in unseen]
+    contact_sheet(clips, captions).save(out / "samples.png")
+    write_gif(out / "samples.gif", captioned_grid(clips, captions), cascade.fps or DEFAULT_FPS)
+    return len(prompts)
+
+
+def _expected_minutes(dtype: torch.dtype) -> float:
+    """The measured minutes, scaled by how fast this machine multiplies matrices."""
+    return REFERENCE_MINUTES * REFERENCE_PRODUCTS_PER_SECOND / _products_per_second(dtype)
+
+
+def _products_per_second(dtype: torch.dtype) -> float:
+    """Products of two 1024 x 1024 matrices per second."""
+    x: Any = torch.randn(1024, 1024, dtype=dtype)
+    for _ in range(3):
+        x @ x
+    began, count = time.perf_counter(), 0
+    while time.perf_counter() - began < 0.5:
+        x @ x
+        count += 1
+    return count / (time.perf_counter() - began)

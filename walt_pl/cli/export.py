@@ -1,0 +1,114 @@
+"""An artifact from a checkpoint, wherever that is: ``python -m walt_pl export CKPT --out DIR``.
+
+The checkpoint holds a description of its artifact in plain values (`walt_pl.training.callbacks.export`), so no stage is built and no run,
+parent or configuration file has to be there. One thing is not in it: the latent statistics of an autoencoder. They are measured on an
+index that the person names. Nothing that the description names is opened: a checkpoint may be a stranger's.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datamodules.joint import JointData
+from stages.vae import latent_statistics, latent_sums, training_latents
+from walt_pl.models.vae import VAE
+from walt_pl.runs.artifact import check_replaceable, save_artifact, section_config, section_states
+from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, read_state, way_back
+from walt_pl.runs.finite import NonFiniteError
+from walt_pl.runs.stored_config import clip_arguments, in_bfloat16, statistics_batches
+from walt_pl.runs.whole_weights import weights
+from walt_pl.training.callbacks.export import DESCRIPTION
+
+
+def export_checkpoint(path: Path, out: Path, ema: bool = True, index: Path | None = None) -> tuple[Checkpoint, str]:
+    """Write the artifact of a checkpoint (its folder, or one of several: then of the newest); the checkpoint used, and the weights' sha256.
+
+    Args:
+        path: of the checkpoint or checkpoints.
+        out: folder of the artifact.
+        ema: averages in place of the weights, where there are averages.
+        index: of the training data, to measure the latent statistics of an autoencoder on. Without it the artifact has none.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be used; nothing is written.
+        ArtifactError: `out` holds something else than an artifact.
+        NonFiniteError: weights, latent statistics or values of the validation are nan or infinite.
+        ValueError: the index is not there, does not fit the training, or is not wanted.
+    """
+    checkpoint = Checkpoint.at(path) if path.name.startswith("step=") else Checkpoint.newest(path)
+    if checkpoint is None:
+        raise CheckpointError(f"{path} has no whole checkpoint; name a folder such as runs/shapes/training/base/checkpoints/step=00000100")
+    check_replaceable(out)
+    described = read_state(checkpoint.state).get(DESCRIPTION)
+    if described is None:
+        raise CheckpointError(f"{checkpoint.path} does not say what it is a checkpoint of; let `fit` go on from it and write another one")
+    _check_index(index, described["kind"])
+    states = section_states(weights(checkpoint, ema), described["sections"])
+    models = {name: (states[name], section_config(name, fields)) for name, fields in described["sections"].items()}
+    averaged = ema and checkpoint.ema is not None
+    card = {
+        "parents": described["parents"],
+        "index": described["index"],
+        "steps": checkpoint.step,
+        "samples": checkpoint.samples,
+        "metrics": {
+            "protocol": f"the validation clips of the index, view 0{', averaged weights' * averaged}",
+            "values": checkpoint.metrics,
+        },
+    }
+    if index is not None:
+        card["latents"] = _latents(models["vae"], described, index, checkpoint.state)
+    elif described["kind"] == "vae":
+        warnings.warn(
+            "no latent statistics, which are measured on training data: no stage can be trained on this autoencoder unless with "
+            f"--model.normalise_latents false; to measure them, type: python -m walt_pl export {path} --out {out} --index FILE.parquet",
+            stacklevel=2,
+        )
+    try:
+        sha256 = save_artifact(
+            out,
+            kind=described["kind"],
+            models=models,
+            settings=described["settings"],
+            card=card,
+            train_config=described["train_config"],
+            files=described["files"],
+        )
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{checkpoint.path}: {error}; {way_back(checkpoint.path.parent, checkpoint.step)}") from error
+    return checkpoint, sha256
+
+
+def _check_index(index: Path | None, kind: str) -> None:
+    if index is None:
+        return
+    if kind != "vae":
+        raise ValueError(
+            f"export: --index is for the latent statistics of an autoencoder, and this is a checkpoint of kind {kind}; leave it out"
+        )
+    if not index.is_file():
+        raise ValueError(f"export: --index {index}: there is no such file; name the index that the autoencoder was trained on (.parquet)")
+
+
+def _latents(model: tuple[dict[str, torch.Tensor], Any], described: dict[str, Any], index: Path, state: Path) -> dict[str, list[float]]:
+    """Statistics on an index, as the training measures them at its end: of its description, only numbers are used."""
+    config, where = described["train_config"], str(state)
+    data = JointData(index=str(index), **clip_arguments(config, where))
+    if data.index_sha256 != described["index"]["sha256"]:
+        warnings.warn(
+            f"latent statistics are measured on {index}, which is not the index that this autoencoder was trained on", stacklevel=3
+        )
+    batches = statistics_batches(config, where)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    values, size = model
+    vae = VAE(size)
+    vae.load_state_dict(values)
+    vae.to(device).eval()
+    try:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bfloat16(config, where)):
+            latents = training_latents(vae, data.train_dataloader(), batches, device)
+            return latent_statistics(latent_sums(latents, size.latent_channels))
+    finally:
+        data.teardown("fit")

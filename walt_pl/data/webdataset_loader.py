@@ -1,0 +1,294 @@
+"""Joint batches streamed from tar shards, front to back: for data that lies where nothing else is fast, such as object storage.
+
+Shards are those of webdataset, and its functions list and open them: `clips-{0000..0999}.tar`, `https://...`,
+`pipe:aws s3 cp s3://bucket/{000..999}.tar -`. Every pass deals them out to the readers in a new order; a reader is one worker of
+one rank, and reads its shards one after the other, each in its own order (shuffle when you write them). So within a pass nothing is
+left out and nothing comes twice, but who has read its share begins the next pass.
+
+A shard has no table of contents: what is known is where each reader stands, shard and sample. A resume with as many ranks and
+workers goes on exactly there. With another number nobody can, and new passes begin. For exact resume on any number of ranks, buckets,
+a quarantine, starts within a clip, cached latents and workers that are replaced, index the shards (`python -m walt_pl index`): an
+index holds the place of every member, and a disk or a mounted bucket gives the rest.
+"""
+
+import hashlib
+import json
+import tempfile
+import warnings
+import zlib
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch.distributed
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import tarfile_samples
+
+from walt_pl.data.batch import DataError, Draw, Kind, Sample, collate
+from walt_pl.data.index import Entry
+from walt_pl.data.sampler import BatchLoader
+from walt_pl.data.transforms import Framing, PixelDataset
+from walt_pl.data.workers import Answer, end_with_training, forkserver
+from walt_pl.indexing.dataset_layouts import IMAGES, VIDEOS
+
+EPOCH = 1000
+"""Steps that are called an epoch: nobody knows how many samples there are."""
+_ENDINGS: dict[Kind, frozenset[str]] = {"video": VIDEOS, "image": IMAGES}
+_NUMBER: dict[Kind, int] = {"video": 0, "image": 1}
+
+
+class Place(NamedTuple):
+    """Where a reader stands among the shards of a kind."""
+
+    pass_number: int = 0
+    """How often it has read its share."""
+    shard: int = 0
+    """How many shards of this pass's share lie behind it."""
+    sample: int = 0
+    """How many samples of the next shard lie behind it, too."""
+
+
+class Member(NamedTuple):
+    """A clip or image as it came out of a shard."""
+
+    name: str
+    """Shard and name in it, for messages."""
+    content: bytes
+    caption: str
+    label: int
+
+
+class Shards:
+    """The shards of a kind, dealt out to readers anew in every pass.
+
+    Args:
+        kind: What is taken from them.
+        pattern: Their names, in webdataset's notation.
+        seed: Seeds the order of the shards.
+
+    Raises:
+        ValueError: If the pattern names no shard.
+    """
+
+    def __init__(self, kind: Kind, pattern: str, seed: int) -> None:
+        self.kind, self.seed = kind, seed
+        self.urls = list(expand_urls(pattern))
+        if not self.urls:
+            raise ValueError(f"data.shards: {pattern} names no shard")
+
+    def read(self, reader: int, readers: int, place: Place) -> Iterator[tuple[Member, Place]]:
+        """Gives a reader's samples from a place on, without end, each with the place after it.
+
+        A shard that breaks off is warned about, and the next one is begun.
+
+        Raises:
+            RuntimeError: If a whole pass gives nothing.
+        """
+        found, whole = 0, place == Place(place.pass_number)
+        while True:
+            order = np.random.default_rng([self.seed, _NUMBER[self.kind], place.pass_number]).permutation(len(self.urls))[reader::readers]
+            for number in range(place.shard, len(order)):
+                for member, count in self._members(self.urls[order[number]], behind=place.sample):
+                    found += 1
+                    yield member, Place(place.pass_number, number, count)
+                place = Place(place.pass_number, number + 1)
+            if whole and not found:
+                raise DataError(f"data.shards: no {self.kind} in {self.urls[order[0]]} and the {len(order) - 1} other shards of a reader")
+            found, whole, place = 0, True, Place(place.pass_number + 1)
+
+    def _members(self, url: str, behind: int) -> Iterator[tuple[Member, int]]:
+        count = 0
+        try:
+            for sample in tarfile_samples([{"url": url}]):
+                ending = next((ending for ending in sample if ending in _ENDINGS[self.kind]), None)
+                if ending is None:
+                    continue
+                count += 1
+                if count > behind:
+                    yield _member(sample, ending), count
+        # tarfile, the process behind a pipe, and a bad member name each have exceptions of their own.
+        except Exception as error:
+            warnings.warn(f"{url}: could be read as far as {count} {self.kind}s: {error}", stacklevel=2)
+
+
+def _member(sample: Mapping[str, Any], ending: str) -> Member:
+    said = _said(sample.get("json", b""))
+    caption = sample["txt"].decode("utf-8", "replace") if "txt" in sample else str(said.get("caption") or said.get("text") or "")
+    label = sample["cls"].decode("utf-8", "replace") if "cls" in sample else str(said.get("label", ""))
+    name = f"{sample['__url__']}/{sample['__key__']}.{ending}"
+    return Member(name, sample[ending], " ".join(caption.split()), int(label) if label.strip().isdecimal() else -1)
+
+
+def _said(text: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Who reads what: the shards of each kind and this rank's part of the batch."""
+
+    shards: Mapping[Kind, Shards]
+    per_batch: Mapping[Kind, int]
+    """Clips and images of the global batch."""
+    framing: Framing
+    rank: int
+    ranks: int
+    workers: int
+    """Processes of a rank, at least 1 reader."""
+
+    @property
+    def readers(self) -> int:
+        """Workers of all ranks."""
+        return self.ranks * max(1, self.workers)
+
+    @property
+    def own(self) -> range:
+        """The readers of this rank."""
+        return range(self.readers // self.ranks * self.rank, self.readers // self.ranks * (self.rank + 1))
+
+    def identity(self) -> str:
+        """Stands for what a place means: shards, their order and who reads which."""
+        listed = [(kind, shards.urls, shards.seed) for kind, shards in self.shards.items()]
+        return hashlib.sha256(repr((listed, self.ranks, self.workers)).encode()).hexdigest()
+
+
+class _Stream(IterableDataset[tuple[int, dict[Kind, Place], Answer]]):
+    """What one worker reads: its number among the readers, where it stands after the batch, and the batch."""
+
+    def __init__(self, reading: Reading, places: Mapping[int, Mapping[Kind, Place]], turn: int) -> None:
+        self._reading, self._places, self._turn = reading, places, turn
+
+    def __iter__(self) -> Iterator[tuple[int, dict[Kind, Place], Answer]]:
+        reading, info = self._reading, get_worker_info()
+        # The DataLoader asks worker 0 first; after a resume it is the turn of another.
+        worker = 0 if info is None else (info.id + self._turn) % info.num_workers
+        reader = reading.own[worker]
+        places = {kind: Place(*self._places.get(reader, {}).get(kind, ())) for kind in reading.shards}
+        streams = {kind: shards.read(reader, reading.readers, places[kind]) for kind, shards in reading.shards.items()}
+        while True:
+            samples = []
+            first_slot = 0
+            for kind, per_batch in reading.per_batch.items():
+                share = per_batch // reading.ranks
+                for slot in range(first_slot + reading.rank * share, first_slot + (reading.rank + 1) * share):
+                    member, places[kind] = next(streams[kind])
+                    samples.append(_decoded(member, kind, places[kind].pass_number, slot, reading.framing))
+                first_slot += per_batch
+            yield reader, dict(places), collate(samples)
+
+
+class _Always(Sequence[Entry]):
+    """The same entry at every place."""
+
+    def __init__(self, entry: Entry) -> None:
+        self._entry = entry
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._entry
+
+
+def _decoded(member: Member, kind: Kind, pass_number: int, slot: int, framing: Framing) -> Sample:
+    """Decodes a clip from its first frame on; decoders want a file."""
+    memory = Path("/dev/shm")
+    with tempfile.NamedTemporaryFile(suffix=Path(member.name).suffix, dir=memory if memory.is_dir() else None) as file:
+        file.write(member.content)
+        file.flush()
+        # Its length is not known, and need not be.
+        frames = framing.frames if kind == "video" else 1
+        entry = Entry(Path(file.name), kind, frames, 0.0, 0, 0, member.caption, member.label, "train", len(member.content))
+        draw = Draw(kind, zlib.crc32(member.name.encode()), pass_number, slot)
+        sample = PixelDataset(_Always(entry), _Always(entry), framing)[draw]
+    return replace(sample, path=member.name, failure=sample.failure.replace(file.name, member.name))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class StreamLoader(BatchLoader):
+    """Loads joint batches from tar shards; resumes where every reader stood, see above.
+
+    Args:
+        reading: What this rank reads.
+
+    Raises:
+        ValueError: If there are fewer shards than readers, or the ranks do not divide a number per batch.
+    """
+
+    endless = True
+
+    def __init__(self, reading: Reading) -> None:
+        super().__init__()
+        for kind, shards in reading.shards.items():
+            if len(shards.urls) < reading.readers:
+                raise ValueError(
+                    f"data.shards: {len(shards.urls)} {kind} shards cannot be dealt out to {reading.readers} readers "
+                    f"({reading.ranks} ranks, data.workers {reading.workers}): use fewer workers or write smaller shards"
+                )
+        self._reading = reading
+        self._places: dict[int, dict[Kind, Place]] = {}
+        self._turn = 0
+
+    def __len__(self) -> int:
+        """Batches of what is called an epoch."""
+        return EPOCH
+
+    def _answers(self) -> Generator[Answer, None, None]:
+        workers = self._reading.workers
+        loader: DataLoader[Any] = DataLoader(
+            _Stream(self._reading, self._places, self._turn),
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            multiprocessing_context=forkserver() if workers else None,
+            worker_init_fn=end_with_training,
+            generator=torch.Generator(),  # not the global one, see JointLoader
+        )
+        batches = iter(loader)
+        try:
+            for reader, places, answer in batches:
+                self._places[reader] = places
+                self._turn = (self._turn + 1) % max(1, workers)
+                yield answer
+        finally:
+            # Left to the garbage collector, every worker that has read ahead costs five seconds: its queue is gone before it is
+            # told to stop.
+            if isinstance(batches, _MultiProcessingDataLoaderIter):
+                batches._shutdown_workers()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the readers of all ranks stand; every rank must ask."""
+        places = {r: {kind: tuple(place) for kind, place in self._places[r].items()} for r in self._reading.own if r in self._places}
+        if torch.distributed.is_initialized():
+            of_ranks: list[Any] = [None] * self._reading.ranks
+            torch.distributed.all_gather_object(of_ranks, places)
+            places = {reader: place for of_rank in of_ranks for reader, place in of_rank.items()}
+        return {"places": places, "turn": self._turn, "reading": self._reading.identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a saved state; warns where it cannot."""
+        self.restart()
+        self._places, self._turn = {}, 0
+        if state["reading"] == self._reading.identity():
+            self._places = {reader: {kind: Place(*place) for kind, place in of.items()} for reader, of in state["places"].items()}
+            self._turn = state["turn"]
+            return
+        began = {kind: [Place(*of[kind]).pass_number for of in state["places"].values() if kind in of] for kind in self._reading.shards}
+        following = {kind: Place(max(passes, default=-1) + 1) for kind, passes in began.items()}
+        self._places = {reader: dict(following) for reader in self._reading.own}
+        warnings.warn(
+            "the checkpoint was written with other shards or with another number of ranks or workers: the interrupted passes are not "
+            "finished, new ones begin. An index of the shards (python -m walt_pl index) resumes exactly on any number of them",
+            stacklevel=2,
+        )

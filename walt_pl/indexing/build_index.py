@@ -1,0 +1,306 @@
+"""Builds and extends an index: examines what is new, in many processes, and goes on where it was interrupted.
+
+What was examined is noted at once in a journal beside the index (`.NAME.parquet.journal`), which goes when the index is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from walt_pl.data.index import SCHEMA, Place, places_of, read_table, write_table
+from walt_pl.data.quarantine import Quarantine, finding_of
+from walt_pl.indexing.dataset_layouts import Item, Listing
+from walt_pl.indexing.isolated_pool import Lost, run_apart
+from walt_pl.indexing.probe_file import Facts, Medium, examine, medium_of
+
+_MEASURED = [column.name for column in fields(Facts) if column.name in SCHEMA.names]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an index is built."""
+
+    again: bool = False
+    """Examine everything that is listed or was indexed, not only what is new."""
+    split: str = ""
+    """Split of what the source gives none; "train" where this is empty."""
+    val: float = 0.0
+    """Share of the training split that is held out as "val", 0..1. It follows from the names: what is added later changes nothing."""
+    workers: int = 1
+    """Processes that decode."""
+    seconds: float = 60.0
+    """Time limit of a file; one of more than 10 MB has as much again for every further 10 MB."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.val < 1:
+            raise ValueError(f"--val must be at least 0 and below 1, got {self.val:g}")
+        if self.workers < 1:
+            raise ValueError(f"--workers must be at least 1, got {self.workers}")
+        if not self.seconds > 0:
+            raise ValueError(f"--seconds must be above 0, got {self.seconds:g}")
+
+
+@dataclass
+class Built:
+    """What building an index did."""
+
+    rows: int
+    added: int
+    """Rows that the index did not have."""
+    examined: int
+    """Files decoded."""
+    quarantined: int
+    """Files on the quarantine list now."""
+    changed: dict[Place, str] = field(default_factory=dict)
+    """Files that are not as they were when they were indexed, and how, in words."""
+    notes: list[str] = field(default_factory=list)
+
+
+def build_index(listing: Listing | None, out: Path, options: Options = Options()) -> Built:
+    """Write the index `out` of what a source lists, beside what `out` lists already; without a source, of the latter alone.
+
+    A file whose size and time of change are those of its row is not decoded again. One that cannot be decoded keeps its row (with what is
+    known of it, or zeros) and goes on the quarantine list; a file found well leaves it. Rows of a split and kind are sorted by path.
+
+    Raises:
+        ValueError: `out` is no index and cannot become one.
+        OSError: The disk is full.
+    """
+    if out.suffix != ".parquet":
+        raise ValueError(f"--out must end in .parquet, got {out}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    old = read_table(out) if out.exists() else SCHEMA.empty_table()
+    known = _known(old)
+    items, notes = _named(listing.items if listing else [], out)
+    media = _media(items)
+    if options.again:
+        media |= {place: _medium(place, known[place][1], known[place][0], out) for place in known if place not in media}
+    wanted = {place: medium for place, medium in media.items() if options.again or place not in known or not _same(known[place][0], medium)}
+    quarantine = Quarantine.beside(out)
+    changed = {
+        place: _change(known[place][0], medium) for place, medium in wanted.items() if place in known and _changed(known[place][0], medium)
+    }
+    facts = {place: fact for place, (fact, _) in known.items()}
+    for place, found in _examine(wanted, out, options).items():
+        facts[place] = _judged(found, facts.get(place), place, quarantine)
+    numbers = _numbers(listing, out)
+    table = _sorted(_table(old, items, facts, numbers, options))
+    quarantine.write()
+    if not table.equals(old.cast(table.schema)) or not out.with_suffix(".arrow").exists():
+        write_table(table, out)
+    _journal(out).unlink(missing_ok=True)
+    added = len(items) - sum(place in known for place, _ in items)
+    files = len({place.whole for place in wanted})
+    return Built(table.num_rows, added, files, len(quarantine), changed, [*(listing.notes if listing else []), *notes])
+
+
+# ---- Names and places ------------------------------------------------------------------------------------------------
+
+
+def _named(items: Iterable[Item], out: Path) -> tuple[list[tuple[Place, Item]], list[str]]:
+    """The items with their places; those whose names no index can hold are left out, and said."""
+    # Real folders on both sides: the system takes ".." of a linked folder from where the link leads.
+    folder = os.path.realpath(out.parent)
+    real = lru_cache(maxsize=None)(os.path.realpath)
+    named, unnameable = [], []
+    for item in items:
+        path = os.path.relpath(os.path.join(real(os.path.dirname(item.file)), os.path.basename(item.file)), folder)
+        try:
+            path.encode()
+        except UnicodeEncodeError:
+            unnameable.append(item.file)
+        else:
+            named.append((Place(path.replace(os.sep, "/"), item.offset, item.begin, item.end), item))
+    notes = [f"{len(unnameable)} names are not UTF-8 and are left out, the first: {unnameable[0]!a}"] if unnameable else []
+    return named, notes
+
+
+def _media(items: Iterable[tuple[Place, Item]]) -> dict[Place, Medium]:
+    found: dict[Place, Medium] = {}
+    files: dict[str, Medium] = {}
+    for place, item in items:
+        if item.file not in files:
+            files[item.file] = medium_of(item.file, item.kind)
+        file = files[item.file]
+        length = file.bytes if item.offset < 0 else item.bytes
+        found[place] = Medium(item.file, item.kind, item.offset, length, file.modified, file.end)
+    return found
+
+
+def _medium(place: Place, kind: str, facts: Facts, out: Path) -> Medium:
+    return medium_of(str(out.absolute().parent / place.path), kind, place.offset, facts.bytes)
+
+
+def _known(old: pa.Table) -> dict[Place, tuple[Facts, str]]:
+    """Facts and kind of what an index lists."""
+    columns = [old[name].to_pylist() for name in ("kind", *_MEASURED)]
+    return {place: (Facts(*measured), kind) for place, kind, *measured in zip(places_of(old), *columns, strict=True)}
+
+
+# ---- Examining -------------------------------------------------------------------------------------------------------
+
+
+def _examine(wanted: dict[Place, Medium], out: Path, options: Options) -> dict[Place, Facts]:
+    """What decoding each of them finds, with the journal's part of it. A file is decoded once for all of its pieces."""
+    found = {place: facts for place, facts in _read_journal(out) if place in wanted and _same(facts, wanted[place])}
+    pieces: dict[tuple[str, int], list[Place]] = defaultdict(list)
+    for place, medium in wanted.items():
+        if place not in found:
+            pieces[medium.file, medium.offset].append(place)
+    if not pieces:
+        return found
+    jobs = [replace(wanted[of[0]], pieces=tuple((place.begin, place.end) for place in of)) for of in pieces.values()]
+    workers, done = min(options.workers, len(jobs)), len({place.whole for place in wanted}) - len(jobs)
+    with progress(f"examining {len(jobs) + done} files for {out}", len(jobs) + done, done) as advance, _journal(out).open("a") as journal:
+        for medium, facts in run_apart(examine, jobs, workers, lambda medium: limit(medium, options.seconds), _without_decord):
+            places = pieces[medium.file, medium.offset]
+            if isinstance(facts, Lost):
+                facts = [Facts(medium.bytes, medium.modified, finding=facts.finding, reason=facts.reason)] * len(places)
+            for place, fact in zip(places, facts, strict=True):
+                found[place] = fact
+                _note(journal, place, fact)
+            advance()
+    return found
+
+
+def _without_decord(medium: Medium) -> Medium | None:
+    """How a file is tried again at which a decoder hung or crashed."""
+    return replace(medium, decord=False) if medium.kind == "video" and medium.decord else None
+
+
+def limit(medium: Medium, seconds: float) -> float:
+    """Seconds that a file may take."""
+    return seconds * max(1.0, medium.bytes / 10e6)
+
+
+@contextmanager
+def progress(words: str, total: int, done: int = 0) -> Iterator[Any]:
+    """A progress bar on standard error; gives the function that moves it on by one."""
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(words, total=total, completed=done)
+        yield lambda: bar.advance(task)
+
+
+def _same(facts: Facts, medium: Medium) -> bool:
+    return (facts.bytes, facts.modified) == (medium.bytes, medium.modified)
+
+
+def _changed(facts: Facts, medium: Medium) -> bool:
+    """Whether a file that was sound when it was indexed has been written since."""
+    noted = facts.frames and facts.modified and medium.end >= 0
+    return bool(noted) and not _same(facts, medium)
+
+
+def _change(facts: Facts, medium: Medium) -> str:
+    if facts.bytes == medium.bytes:
+        return "written again since it was indexed, with as many bytes"
+    return f"{medium.bytes:,} bytes, {facts.bytes:,} when it was indexed"
+
+
+def _journal(out: Path) -> Path:
+    return out.with_name(f".{out.name}.journal")
+
+
+def _note(journal: TextIO, place: Place, facts: Facts) -> None:
+    journal.write(json.dumps([place, astuple(facts)]) + "\n")
+    journal.flush()
+
+
+def _read_journal(out: Path) -> Iterator[tuple[Place, Facts]]:
+    path = _journal(out)
+    if not path.exists():
+        return
+    with path.open() as lines:
+        for line in lines:
+            try:
+                place, facts = json.loads(line)
+                yield Place(*place), Facts(*facts)
+            except (ValueError, TypeError):  # what was written when the power went
+                continue
+
+
+def _judged(found: Facts, before: Facts | None, place: Place, quarantine: Quarantine) -> Facts:
+    """The facts that the row gets. The quarantine list learns whether the file can be used."""
+    if before is not None and not found.finding and found.frames < before.frames and found.bytes < before.bytes:
+        # A truncated mkv opens without an error and is just shorter.
+        found = replace(found, finding="truncated", reason=f"{found.frames} frames, {before.frames} when it was indexed")
+    if not found.finding:
+        copy = finding_of(quarantine.reasons.get(place, "")) == "duplicate"
+        if not copy or before is None or before.bytes != found.bytes:  # whether it still is a copy, `diagnose` finds out
+            quarantine.release(place)
+        return found
+    quarantine.admit(place, found.finding, found.reason)
+    # What was once right stays: a file that comes back whole is then known again.
+    return before if before is not None and before.frames else found
+
+
+# ---- Rows ------------------------------------------------------------------------------------------------------------
+
+
+def _numbers(listing: Listing | None, out: Path) -> dict[str, int]:
+    """Number of each class that has a name: its line in NAME.classes.txt, from 0. New names go to its end: no number ever changes."""
+    path = out.with_suffix(".classes.txt")
+    names = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    known = set(names)
+    fresh = {item.label for item in listing.items if isinstance(item.label, str)} if listing else set()
+    order = [*(listing.classes if listing and fresh else []), *sorted(fresh)]
+    more = [name for name in dict.fromkeys(order) if name not in known]
+    if more:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text("".join(f"{name}\n" for name in [*names, *more]), encoding="utf-8")
+        os.replace(temporary, path)
+    return {name: number for number, name in enumerate([*names, *more])}
+
+
+_SAID = (*Place._fields, "kind", "caption", "label", "split")
+"""Columns that are not measured."""
+
+
+def _table(
+    old: pa.Table, items: list[tuple[Place, Item]], facts: dict[Place, Facts], numbers: dict[str, int], options: Options
+) -> pa.Table:
+    """Rows of the items, and the old ones of other places."""
+    listed = {place for place, _ in items}
+    rows: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    known = places_of(old)
+    for name in _SAID:
+        rows[name] = [value for place, value in zip(known, old[name].to_pylist(), strict=True) if place not in listed]
+    for place, item in items:
+        number = numbers[item.label] if isinstance(item.label, str) else item.label
+        row = (*place, item.kind, item.caption, number, _split(item, options))
+        for name, value in zip(_SAID, row, strict=True):
+            rows[name].append(value)
+    measured = [facts[Place(*place)] for place in zip(*(rows[name] for name in Place._fields), strict=True)]
+    for name in _MEASURED:
+        rows[name] = [getattr(fact, name) for fact in measured]
+    return pa.table({name: pa.array(rows[name], field_type) for name, field_type in zip(SCHEMA.names, _types(), strict=True)})
+
+
+def _types() -> list[pa.DataType]:
+    return [pa.large_string() if column.type == pa.string() else column.type for column in SCHEMA]
+
+
+def _sorted(table: pa.Table) -> pa.Table:
+    # "video" before "image", as in every index.
+    return table.sort_by([("split", "ascending"), ("kind", "descending"), *((name, "ascending") for name in Place._fields)])
+
+
+def _split(item: Item, options: Options) -> str:
+    split = item.split or options.split or "train"
+    name = item.family or os.path.basename(item.file)
+    draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    return "val" if split == "train" and draw < options.val else split

@@ -1,0 +1,239 @@
+"""The doctor: what is wrong with the files of an index, and what an experiment makes of them.
+
+Files are decoded by `walt_pl.indexing.build_index`, each in a process of its own; here are the findings that take a look at the whole
+index: copies, clips that are short, of variable rate or without words. Two tables come of it, beside the index: `NAME.report.csv`, with a
+row for each finding, and for an experiment `NAME.EXPERIMENT.csv`, with a row for each clip and image: used in which bucket, or why not.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from walt_pl.data.batch import Kind
+from walt_pl.data.index import KINDS, Entries, Index, Place, places_of, read_table
+from walt_pl.data.quarantine import FINDINGS, Quarantine, finding_of
+from walt_pl.data.selection import QUARANTINED, REASONS, USED, Bucket, Selection
+from walt_pl.indexing.build_index import Built, Options, limit, progress
+from walt_pl.indexing.dataset_layouts import Listing
+from walt_pl.indexing.isolated_pool import Lost, run_apart
+from walt_pl.indexing.probe_file import Medium, digest, medium_of
+
+SHORT = 17
+"""Frames of a clip where no experiment says how many it needs."""
+_NOTICED = {
+    "short": f"fewer than {SHORT} frames (--config says what an experiment needs)",
+    "variable rate": "frames not evenly spaced: sample by time (data.fps), or the speed of motion varies",
+    "no caption": "neither a caption nor a class",
+    "changed": "written again since they were indexed (told once): decoders do not notice all damage inside a picture",
+}
+_SHOWN = 5
+_ROWS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about a file or piece that its owner should know; a row of the report."""
+
+    place: Place
+    """As in the index."""
+    split: str
+    kind: str
+    finding: str
+    """A word of `quarantine.FINDINGS`, "quarantined" (by hand), "short", "variable rate", "no caption" or "changed"."""
+    detail: str
+
+
+def diagnose(index: Path, options: Options, changed: Mapping[Place, str]) -> list[Finding]:
+    """Everything that is to be said of an index whose files have just been examined; copies go on the quarantine list.
+
+    Args:
+        index: The index.
+        options: How it was built.
+        changed: What examining them found changed (`Built.changed`).
+
+    Raises:
+        ValueError: The index cannot be read.
+    """
+    table = read_table(index)
+    quarantine = Quarantine.beside(index)
+    copies = _copies(table, quarantine, index, options)
+    for place, reason in list(quarantine.reasons.items()):
+        if finding_of(reason) == "duplicate" and place not in copies:
+            quarantine.release(place)
+    for place, original in copies.items():
+        quarantine.admit(place, "duplicate", f"the same bytes as {original}")
+    quarantine.write()
+    return [*_quarantined(table, quarantine), *_noticed(table), *_changed(table, changed)]
+
+
+def _copies(table: pa.Table, quarantine: Quarantine, index: Path, options: Options) -> dict[Place, Place]:
+    """Files with the bytes of another one, and which; of pieces, the same piece of it. What is held out stays and its copy in the
+    training split goes."""
+    alike: dict[tuple[object, ...], dict[Place, tuple[bool, Place]]] = defaultdict(dict)
+    columns = ("kind", "split", "begin", "end", "bytes", "width", "height", "frames")
+    for place, kind, split, *size in zip(places_of(table), *(table[name].to_pylist() for name in columns), strict=True):
+        reason = quarantine.reason(place)
+        if reason is None or finding_of(reason) == "duplicate":
+            rank = (split == "train", place)
+            alike[kind, *size][place] = min(rank, alike[kind, *size].get(place, rank))
+    ranks = {place: rank for group in alike.values() if len(group) > 1 for place, rank in group.items()}
+    sizes = dict(zip(places_of(table), table["bytes"].to_pylist(), strict=True))
+    media = {place.whole: medium_of(str(index.absolute().parent / place.path), "", place.offset, sizes[place]) for place in ranks}
+    digests = _digests(media, options)
+    same: dict[tuple[str, float, float], list[tuple[bool, Place]]] = defaultdict(list)
+    for place, rank in ranks.items():
+        same[digests[place.whole], place.begin, place.end].append(rank)
+    return {place: min(group)[1] for (sha256, *_), group in same.items() if sha256 for _, place in group if place != min(group)[1]}
+
+
+def _digests(media: Mapping[Place, Medium], options: Options) -> dict[Place, str]:
+    if not media:
+        return {}
+    keys = {(medium.file, medium.offset): place for place, medium in media.items()}
+    found: dict[Place, str] = {}
+    with progress(f"comparing {len(media)} files of equal size", len(media)) as advance:
+        jobs = run_apart(digest, media.values(), min(options.workers, len(media)), lambda medium: limit(medium, options.seconds))
+        for medium, sha256 in jobs:
+            found[keys[medium.file, medium.offset]] = "" if isinstance(sha256, Lost) else sha256
+            advance()
+    return found
+
+
+def _listed(table: pa.Table, places: Iterable[Place]) -> Iterable[tuple[Place, str, str]]:
+    """Place, split and kind of the rows of some files, and maybe of other pieces and members of them."""
+    rows = table.filter(pc.is_in(table["path"], pa.array(sorted({place.path for place in places}), pa.large_string())))
+    return zip(places_of(rows), rows["split"].to_pylist(), rows["kind"].to_pylist(), strict=True)
+
+
+def _quarantined(table: pa.Table, quarantine: Quarantine) -> Iterable[Finding]:
+    for place, split, kind in _listed(table, quarantine.reasons):
+        reason = quarantine.reason(place)
+        if reason is not None:
+            finding = finding_of(reason)
+            yield Finding(place, split, kind, finding or "quarantined", reason.removeprefix(f"{finding}: ") if finding else reason)
+
+
+def _noticed(table: pa.Table) -> Iterable[Finding]:
+    """What may be meant so."""
+    sound = pc.greater(table["frames"], 0)
+    video = pc.and_(pc.equal(table["kind"], "video"), sound)
+    wordless = pc.and_(pc.equal(table["caption"], ""), pc.less(table["label"], 0))
+    noticed = {
+        "short": (pc.and_(video, pc.less(table["frames"], SHORT)), "frames"),
+        "variable rate": (pc.and_(video, table["variable_rate"]), "fps"),
+        "no caption": (pc.and_(sound, wordless), None),
+    }
+    for finding, (where, column) in noticed.items():
+        rows = table.filter(where)
+        for place, row in zip(places_of(rows), rows.to_pylist(), strict=True):
+            detail = "" if column is None else f"{row[column]:g} {column}{' on average' if column == 'fps' else ''}"
+            yield Finding(place, row["split"], row["kind"], finding, detail)
+
+
+def _changed(table: pa.Table, changed: Mapping[Place, str]) -> Iterable[Finding]:
+    for place, split, kind in _listed(table, changed):
+        if place in changed:
+            yield Finding(place, split, kind, "changed", changed[place])
+
+
+def write_report(findings: Sequence[Finding], index: Path) -> Path:
+    """Write `NAME.report.csv` beside the index, whole or not at all, and return its path."""
+    columns = [*Place._fields, "split", "kind", "finding", "detail"]
+    rows = ((*found.place, found.split, found.kind, found.finding, found.detail) for found in findings)
+    return write_rows(index.with_suffix(".report.csv"), columns, rows)
+
+
+def write_use(index: Path, name: str, selections: Mapping[str, Mapping[Kind, Selection]], buckets: Sequence[Bucket]) -> Path:
+    """Write `NAME.EXPERIMENT.csv` beside the index: each clip and image, used in which bucket, or why not.
+
+    Args:
+        index: The index.
+        name: The experiment's.
+        selections: By split and kind, for all entries of the index's split and kind; none where the experiment reads none.
+        buckets: Sizes that the selections' bucket numbers name.
+    """
+    columns = [*Place._fields, "split", "kind", "used", "bucket", "reason"]
+    return write_rows(index.with_suffix(f".{name}.csv"), columns, _used(index, selections, buckets))
+
+
+def _used(index: Path, selections: Mapping[str, Mapping[Kind, Selection]], buckets: Sequence[Bucket]) -> Iterator[tuple[object, ...]]:
+    quarantine = Quarantine.beside(index)
+    for split in sorted(pc.unique(read_table(index)["split"]).to_pylist()):
+        listed = Index(index, split)
+        kinds: Mapping[Kind, Entries] = {"video": listed.videos, "image": listed.images}
+        for kind, entries in kinds.items():
+            selection = selections.get(split, {}).get(kind)
+            for start in range(0, len(entries), _ROWS):
+                part, here = entries[start : start + _ROWS], slice(start, start + _ROWS)
+                places = part.places(np.arange(len(part)))
+                if selection is None:
+                    yield from ((*place, split, kind, "no", "", f'no {kind} of split "{split}" is read') for place in places)
+                    continue
+                for place, bucket, reason in zip(places, selection.bucket[here], selection.reason[here], strict=True):
+                    used = reason == USED
+                    words = "" if used else f"{REASONS[reason]}: {quarantine.reason(place)}" if reason == QUARANTINED else REASONS[reason]
+                    yield (*place, split, kind, "yes" if used else "no", str(buckets[bucket]) if used else "", words)
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
+    """Write a CSV whole or not at all, and return its path."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(columns)
+            table.writerows(rows)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def rendered(findings: Sequence[Finding], index: Path) -> RenderableType:
+    """The findings for a terminal: how many of each, and the first of them."""
+    if not findings:
+        return f"{index}: nothing is wrong with any file"
+    counts = Counter(finding.finding for finding in findings)
+    table = Table("finding", "videos", "images", "loaded?", "first of them", title=Text(str(index)), title_justify="left")
+    for name in (*FINDINGS, "quarantined", *_NOTICED):
+        if not counts[name]:
+            continue
+        these = [finding for finding in findings if finding.finding == name]
+        kinds = [str(sum(finding.kind == kind for finding in these) or "") for kind in KINDS]
+        shown = [f"{finding.place}: {finding.detail}".removesuffix(": ") for finding in these[:_SHOWN]]
+        more = [f"... and {len(these) - _SHOWN} more"] if len(these) > _SHOWN else []
+        table.add_row(name, *kinds, "yes" if name in _NOTICED else "no", Text("\n".join([*shown, *more])))
+    notes = [Text(f"{name}: {text}") for name, text in _NOTICED.items() if counts[name]]
+    return Group(table, *notes)
+
+
+def told(built: Built, listing: Listing | None, index: Path) -> str:
+    """What was done, in a few lines."""
+    lines = [f"{index}: {built.rows:,} rows, {built.added:,} of them new; {built.examined:,} files examined"]
+    if listing is not None:
+        lines[0] += f" (layout {listing.layout})"
+    if built.quarantined:
+        lines.append(f"{built.quarantined:,} files are not used, for the reasons in {Quarantine.beside(index).path}")
+    if built.changed:
+        place, how = next(iter(built.changed.items()))
+        files = len({place.whole for place in built.changed})
+        lines.append(f"{files:,} files are not as they were when they were indexed, the first: {place.path}: {how}")
+    return "\n".join([*lines, *built.notes])
+
+
+def show(content: RenderableType) -> None:
+    """Print as it is: names of files may look like rich's markup. Lines are long where nobody reads on a terminal."""
+    console = Console()
+    (console if console.is_terminal else Console(width=200)).print(Text(content) if isinstance(content, str) else content)

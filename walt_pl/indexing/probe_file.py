@@ -1,0 +1,111 @@
+"""What a file holds, found out by decoding it. Runs in a process of its own (`run_apart`): decoders hang and crash."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from walt_pl.media.video import Probe, probe, probe_picture
+
+
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """A clip or image to be examined: a file, or a member of a tar shard."""
+
+    file: str
+    kind: str
+    """"video" or "image"."""
+    offset: int
+    """Where the member's bytes begin; -1: the whole file."""
+    bytes: int
+    """Size of the file or member."""
+    modified: int
+    """When the file was last changed, in nanoseconds since 1970."""
+    end: int
+    """Size of the file that holds it; -1: it is not there."""
+    decord: bool = True
+    """Whether decord may be tried."""
+    pieces: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
+    """Begin and end in seconds of the pieces that are wanted; (0, 0) is the whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was found. The columns of the index of these names; all 0 where nothing could be decoded."""
+
+    bytes: int
+    modified: int
+    frames: int = 0
+    fps: float = 0.0
+    width: int = 0
+    height: int = 0
+    duration: float = 0.0
+    decoder: str = ""
+    variable_rate: bool = False
+    finding: str = ""
+    """Why it cannot be used, as one word of `quarantine.FINDINGS`; "": it can."""
+    reason: str = ""
+    """The same in words."""
+
+
+def examine(medium: Medium) -> list[Facts]:
+    """Decode a clip or image from its first frame to its last: the facts of each piece. Never raises for what is wrong with the file."""
+    plain = Facts(medium.bytes, medium.modified)
+    found = _decode(medium, plain)
+    return [found if isinstance(found, Facts) else _facts(plain, found, *piece) for piece in medium.pieces]
+
+
+def _decode(medium: Medium, plain: Facts) -> Probe | Facts:
+    """What is in the file, or why it cannot be used."""
+    if medium.end < 0:
+        return _bad(plain, "missing", "no such file")
+    if medium.offset >= 0 and medium.offset + medium.bytes > medium.end:
+        return _bad(plain, "truncated", f"the shard ends {medium.offset + medium.bytes - medium.end} bytes before it does")
+    if medium.bytes == 0:
+        return _bad(plain, "corrupt", "the file is empty")
+    place = (Path(medium.file), medium.offset, medium.bytes if medium.offset >= 0 else None)
+    try:
+        found = probe(*place, decord=medium.decord) if medium.kind == "video" else probe_picture(*place)
+    # Whatever a decoder throws at a damaged file beside its own errors, MemoryError among it, is that file's.
+    except Exception as error:
+        return _bad(plain, "corrupt", f"{type(error).__name__}: {error}")
+    if found.reason:
+        reason = found.reason.removeprefix(f"{medium.file}: ")
+        return _bad(plain, "truncated" if "truncated" in reason.lower() else "corrupt", reason)
+    return found
+
+
+def _facts(plain: Facts, whole: Probe, begin: float, end: float) -> Facts:
+    found = whole.piece(begin, end)
+    if not found.frames:
+        limits = f"{begin:g} to {end:g} s" if end else f"{begin:g} s on"
+        return _bad(plain, "truncated", f"no frame from {limits}: the file has {whole.duration:.2f} s")
+    measured = (found.frames, found.fps, found.width, found.height, found.duration, found.decoder, found.variable_rate)
+    return Facts(plain.bytes, plain.modified, *measured)
+
+
+def _bad(facts: Facts, finding: str, reason: str) -> Facts:
+    return Facts(facts.bytes, facts.modified, finding=finding, reason=" ".join(reason.split()))
+
+
+def digest(medium: Medium) -> str:
+    """SHA-256 of the bytes; "" where they cannot be read."""
+    try:
+        with open(medium.file, "rb") as file:
+            if medium.offset < 0:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+            file.seek(medium.offset)
+            return hashlib.sha256(file.read(medium.bytes)).hexdigest()
+    except OSError:
+        return ""
+
+
+def medium_of(file: str, kind: str, offset: int = -1, length: int = -1) -> Medium:
+    """The file as it lies on the disk now; `length` is the size of a member of a tar shard."""
+    try:
+        state = os.stat(file)
+    except OSError:
+        return Medium(file, kind, offset, 0, 0, -1)
+    return Medium(file, kind, offset, state.st_size if offset < 0 else length, state.st_mtime_ns, state.st_size)

@@ -1,0 +1,332 @@
+"""What training resumes from: a folder that is whole or does not count, read without running what is in it.
+
+    checkpoints/step=00000100/
+        state.ckpt          everything Lightning restores: a file, or a folder of shards that DeepSpeed wrote
+        ema.safetensors     averaged weights by parameter name, where there are any
+        checkpoint.json     written last: what belongs to it, in bytes
+
+It is written as `step=00000100.part`, every file of it synced, and renamed. After a power cut there is the whole folder or a part,
+never something between; a folder whose files are not those of its checkpoint.json is torn and passed over.
+
+Pickles run code when they are read. A file is read with `weights_only=True`, which builds tensors and plain types only. DeepSpeed reads
+its shards by itself: every type that they name is looked up first, without building it (`check_pickle`), and while DeepSpeed reads,
+torch.load builds nothing else for it either (`tensors_only`). Symbolic links, pipes and devices in a checkpoint are refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch.serialization import get_unsafe_globals_in_checkpoint
+
+from walt_pl.files import plain_files
+from walt_pl.runs.artifact import sync, write_whole
+
+FORMAT = 1
+STATE, AVERAGES, CARD, PART = "state.ckpt", "ema.safetensors", "checkpoint.json", ".part"
+TAG, LATEST = "checkpoint", "latest"
+"""In DeepSpeed's folder: the folder of the shards, as Lightning names it, and the file that says so."""
+
+Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
+
+# What DeepSpeed's shards hold beside tensors and plain types. None of them does more than keep values.
+SHARD_TYPES = frozenset(
+    {
+        "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+        "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+        "deepspeed.runtime.zero.config.ZeroStageEnum",
+        "deepspeed.utils.tensor_fragment.fragment_address",
+    }
+)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and ends with what to do."""
+
+
+class TornCheckpoint(CheckpointError):
+    """A checkpoint that is not whole: its writing was cut short, or files are missing since."""
+
+
+class UnsafePickle(CheckpointError):
+    """A pickle that names a type which does not belong in a checkpoint; reading it would run its code."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    path: Path
+    """Its folder."""
+    step: int
+    """Optimiser steps done."""
+    samples: int
+    """Clips and images seen by all ranks together."""
+    strategy: Strategy
+    world_size: int
+    """Ranks that wrote it."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What a validation at this step found, by name."""
+
+    @classmethod
+    def at(cls, path: str | Path) -> Checkpoint:
+        """The checkpoint in a folder.
+
+        Raises:
+            TornCheckpoint: it is not whole.
+            CheckpointError: it is of another format, or there is a link, pipe or device in it.
+        """
+        path = Path(path)
+        files = plain_files(path, CheckpointError)
+        card = _card(path)
+        for name, size in card["files"].items():
+            found = files.get(name)
+            if found != size:
+                is_there = "is missing" if found is None else f"has {found} bytes"
+                raise TornCheckpoint(f"{path} is torn: {name} {is_there}, wanted {size}; use an older checkpoint beside it")
+        return cls(path, card["step"], card["samples"], card["strategy"], card["world_size"], card.get("metrics", {}))
+
+    @classmethod
+    def newest(cls, folder: str | Path) -> Checkpoint | None:
+        """The last whole checkpoint of a folder; None where there is none. Warns of every newer one that it passes over."""
+        for path in reversed(steps(Path(folder))):
+            try:
+                return cls.at(path)
+            except TornCheckpoint as torn:
+                warnings.warn(f"passed over: {torn}", stacklevel=2)
+        return None
+
+    @classmethod
+    def all(cls, folder: str | Path) -> list[Checkpoint]:
+        """Every checkpoint of a folder that can be used, the oldest first."""
+        whole = []
+        for path in steps(Path(folder)):
+            try:
+                whole.append(cls.at(path))
+            except CheckpointError:
+                continue
+        return whole
+
+    @property
+    def state(self) -> Path:
+        """What Lightning restores from: a file, or a folder of DeepSpeed's."""
+        return self.path / STATE
+
+    @property
+    def ema(self) -> Path | None:
+        """Averaged weights, float32, whole whatever the strategy; None where there are none."""
+        return self.path / AVERAGES if (self.path / AVERAGES).exists() else None
+
+
+def folder_name(step: int) -> str:
+    """Of the checkpoint of a step: "step=00000100"."""
+    return f"step={step:08d}"
+
+
+def way_back(folder: str | Path, step: int) -> str:
+    """Return what to type where the weights of a step are of no use: how to go on from the checkpoint before it, and how to export that."""
+    earlier = [checkpoint.path for checkpoint in Checkpoint.all(folder) if checkpoint.step < step]
+    change = "change something first: a lower --model.optimizer.lr, --guard.policy skip, or --trainer.precision 32-true"
+    if not earlier:
+        return f"there is no earlier checkpoint in {folder}: add --fresh true to the command (make: FRESH=1) to start over, and {change}"
+    return (
+        f"to go on from an earlier checkpoint add --ckpt_path {earlier[-1]} to the command, and {change}; "
+        f"to export it: python -m walt_pl export {earlier[-1]} --out DIR"
+    )
+
+
+def steps(folder: Path) -> list[Path]:
+    """Folders of checkpoints, the oldest first, whole or torn, without those that were never finished."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if re.fullmatch(r"step=\d{8,}", path.name)), key=lambda path: int(path.name[5:]))
+
+
+def _card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads((path / CARD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise TornCheckpoint(f"{path} is torn: there is no {CARD}, which is written last; use an older checkpoint beside it") from None
+    except ValueError as error:
+        raise TornCheckpoint(f"{path} is torn: {CARD} is no JSON ({error}); use an older checkpoint beside it") from None
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        found = card.get("format") if isinstance(card, dict) else type(card).__name__
+        raise CheckpointError(f"{path / CARD}: format {found}, this program reads {FORMAT}; train on with the version that wrote it")
+    if card.get("strategy") not in get_args(Strategy):
+        raise CheckpointError(f"{path / CARD}: strategy {card.get('strategy')!r}, wanted one of {', '.join(get_args(Strategy))}")
+    return card
+
+
+# ---- Writing ---------------------------------------------------------------------------------------------------------
+
+
+def write_state(state: Mapping[str, Any], path: str | Path) -> OSError | None:
+    """torch.save, synced by the machine that writes. What the file system refuses is returned: raised on one rank, it would leave the
+    others waiting for it."""
+    try:
+        with open(path, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    except RuntimeError as error:
+        if not isinstance(error.__context__, OSError):
+            raise
+        return error.__context__  # torch's writer, interrupted by it, says only that it is not where it should be
+    return None
+
+
+def seal(part: Path, step: int, samples: int, strategy: Strategy, world_size: int, metrics: Mapping[str, float]) -> Checkpoint:
+    """Make a folder `step=….part` whose files are written a checkpoint: list and sync them, then rename it.
+
+    Raises:
+        OSError: the file system is full, or cannot be written; the part is still there.
+    """
+    files = sorted(path for path in part.rglob("*") if path.is_file())
+    card = {
+        "format": FORMAT,
+        "step": step,
+        "samples": samples,
+        "strategy": strategy,
+        "world_size": world_size,
+        "metrics": dict(metrics),
+        "files": {str(path.relative_to(part)): path.stat().st_size for path in files},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    for path in [*files, *(path for path in part.rglob("*") if path.is_dir())]:
+        sync(path)
+    write_whole(part / CARD, (json.dumps(card, indent=2) + "\n").encode())
+    whole = part.with_name(part.name.removesuffix(PART))
+    os.rename(part, whole)
+    sync(whole.parent)
+    return Checkpoint.at(whole)
+
+
+def note_metrics(checkpoint: Checkpoint, metrics: Mapping[str, float]) -> None:
+    """Write down what a validation found of a checkpoint that is already there."""
+    card = {**_card(checkpoint.path), "metrics": dict(metrics)}
+    write_whole(checkpoint.path / CARD, (json.dumps(card, indent=2) + "\n").encode())
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_state(path: str | Path, mapped: bool = False) -> dict[str, Any]:
+    """What Lightning saved, on the CPU: of a checkpoint's state.ckpt, or of a single file.
+
+    Of DeepSpeed's folder this is what rank zero keeps beside the shards, without weights and optimiser.
+
+    Args:
+        path: of the file or folder.
+        mapped: leave tensors on disk, for a look at what is beside them; they must not outlive the file.
+
+    Raises:
+        UnsafePickle: reading it would run code.
+        CheckpointError: it is no file that torch wrote, or damaged.
+    """
+    path = Path(path)
+    file = _first_shard(path) if path.is_dir() else path
+    types = [(_Stand, name) for name in SHARD_TYPES] if path.is_dir() else []
+    try:
+        with torch.serialization.safe_globals(types):  # type: ignore[arg-type]  # pairs of a type and its name are allowed
+            state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(file))
+    except pickle.UnpicklingError:
+        check_pickle(file)  # says which type it is
+        raise UnsafePickle(_refusal(file, "it holds more than tensors and plain values")) from None
+    except (RuntimeError, EOFError, KeyError) as error:
+        raise CheckpointError(f"{file} cannot be read ({str(error).splitlines()[0]}); use an older checkpoint") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file} holds {type(state).__name__}, wanted the dictionary of a checkpoint; name another file")
+    return state
+
+
+def _first_shard(folder: Path) -> Path:
+    check_pickle(folder)
+    shards = sorted((folder / TAG).glob("*mp_rank_00_model_states.pt"))
+    if not shards:
+        raise CheckpointError(f"{folder / TAG} has no *_model_states.pt; use an older checkpoint")
+    return shards[0]
+
+
+class _Stand:
+    """Takes the place of DeepSpeed's types, so that reading needs no DeepSpeed."""
+
+    def __new__(cls, *_: Any) -> _Stand:
+        return super().__new__(cls)
+
+
+def check_pickle(path: str | Path) -> None:
+    """Look at the types that a file of torch.save names, or all files of a DeepSpeed checkpoint, without building one.
+
+    Every file of the folder is looked at, whatever its name: DeepSpeed finds its shards by the beginning of their names.
+
+    Raises:
+        UnsafePickle: there is one that is neither a tensor, nor plain, nor on the list of DeepSpeed's; or the file is of a kind
+            that cannot be looked at this way.
+        CheckpointError: there is a link, pipe or device in the folder, or its shards are not where this program writes them.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = plain_files(path, CheckpointError)
+        said = (path / LATEST).read_text(encoding="utf-8", errors="replace").strip() if LATEST in files else "no folder"
+        if said != TAG or not (path / TAG).is_dir():
+            raise CheckpointError(
+                f'{path / LATEST} names {said or "no folder"}, wanted "{TAG}", the folder beside it; use an older checkpoint'
+            )
+        for name in sorted(files):
+            if name != LATEST:
+                check_pickle(path / name)
+        return
+    try:
+        strangers = set(get_unsafe_globals_in_checkpoint(str(path))) - SHARD_TYPES
+    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UnsafePickle(_refusal(path, f"it is not the kind of file that torch.save writes ({str(error).splitlines()[0]})")) from None
+    if strangers:
+        raise UnsafePickle(_refusal(path, f"it names {', '.join(sorted(strangers))}"))
+
+
+@contextlib.contextmanager
+def tensors_only(folder: Path) -> Iterator[None]:
+    """Let torch.load build nothing but tensors, plain types and `SHARD_TYPES` inside, whatever DeepSpeed asks it for.
+
+    So a file that changes after `check_pickle` has looked at it, or one that only DeepSpeed finds, runs nothing either.
+
+    Args:
+        folder: that DeepSpeed reads, for the error.
+
+    Raises:
+        UnsafePickle: something in it names another type.
+    """
+    modules = [(name, *name.rsplit(".", 1)) for name in SHARD_TYPES]
+    types = [(getattr(importlib.import_module(module), kind), name) for name, module, kind in modules]
+    force, opposite = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = {name: os.environ.pop(name, None) for name in (force, opposite)}
+    os.environ[force] = "1"
+    try:
+        with torch.serialization.safe_globals(types):  # type: ignore[arg-type]  # pairs of a type and its name are allowed
+            yield
+    except pickle.UnpicklingError as error:
+        raise UnsafePickle(_refusal(folder, str(error).splitlines()[0])) from None
+    finally:
+        del os.environ[force]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def _refusal(path: Path, why: str) -> str:
+    return (
+        f"{path} is refused: {why}. Reading it could run code, and nothing of it was run; checkpoints hold tensors and plain values "
+        "only, so take one that this program wrote"
+    )

@@ -1,0 +1,57 @@
+"""Guidance and rate of `sample` where the command line does not say: those that the artifacts keep."""
+
+import math
+from dataclasses import replace
+from typing import Any, Literal
+
+from walt_pl.data.frame_rate import DEFAULT_FPS, same_rate
+from walt_pl.diffusion.ddim import Guidance
+from walt_pl.sampling.cascade import Cascade
+
+GuidanceName = Literal["constant", "power-cosine"]
+
+
+def guidance_of_stages(
+    cascade: Cascade, scale: float | dict[str, float] | None, shape: GuidanceName | None, rescale: float | None
+) -> dict[str, Guidance]:
+    """Return the guidance of each stage: that of its artifact, changed in what was typed.
+
+    Args:
+        cascade: The stages that run.
+        scale: Of every stage or by stage.
+        shape: Of every stage.
+        rescale: Of every stage.
+    """
+    guides = {}
+    for stage in cascade.stages:
+        typed = {"scale": scale.get(stage) if isinstance(scale, dict) else scale, "shape": shape, "rescale": rescale}
+        changes: dict[str, Any] = {name: value for name, value in typed.items() if value is not None}
+        guides[stage] = replace(cascade.guidance(stage), **changes)
+    return guides
+
+
+def rate_of(cascade: Cascade) -> float:
+    """Return the frames a second that the models were trained at; say so where they tell none, or tell different ones."""
+    rates, fps = cascade.frame_rates, cascade.fps
+    if fps is None:
+        if cascade.clip_frames > 1:
+            print(f"sample: the artifacts do not say at which rate they were trained; taking {DEFAULT_FPS:g} frames a second (--fps)")
+        return DEFAULT_FPS
+    if not all(same_rate(rate, fps) for rate in rates.values()):
+        trained = ", ".join(f'"{stage}" at {rate:g}' for stage, rate in rates.items())
+        print(
+            f"sample: the stages were trained at different rates ({trained} frames a second); taking {fps:g}, that of "
+            f'"{next(iter(rates))}". Train them with one data.fps, or choose with --fps'
+        )
+    return fps
+
+
+def frame_count(seconds: float, fps: float) -> int:
+    """Return the frames of so many seconds.
+
+    Raises:
+        ValueError: They are less than one, or without end.
+    """
+    if not 0.5 <= seconds * fps < math.inf:
+        raise ValueError(f"sample: --seconds must be {1 / fps:g} (one frame at {fps:g} frames a second) or more, got {seconds:g}")
+    return max(1, round(seconds * fps))

@@ -1,0 +1,261 @@
+"""Pretrained text encoders, frozen: T5, CLIP's text tower, and whatever transformers' AutoModel reads.
+
+The encoder is no nn.Module on the outside, so that it stays out of the parameters, checkpoints and artifact of the stage that uses it.
+"""
+
+import importlib
+import warnings
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from walt_pl.text.small_encoder import FrozenTextConfig
+
+TOKENIZERS = ("tokenizer.json", "*.model", "vocab.txt", "vocab.json")
+SMALL = ("config.json", *TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+WEIGHTS = ("*.safetensors", "*.bin")
+"""The first kind that a folder has is read."""
+
+_PACKAGES = {"transformers": "transformers==5.23.0", "open_clip": "open-clip-torch==3.3.0"}
+
+
+# ---- Files -----------------------------------------------------------------------------------------------------------
+
+
+def files_of(config: FrozenTextConfig, download: bool = True) -> dict[str, Path]:
+    """The files an encoder is made of by name: configuration, tokenizer and weights; of a hub name, those of the local snapshot.
+
+    Args:
+        config: the encoder.
+        download: a hub name that has no local snapshot. False for a name that no person has typed, such as one in an artifact.
+
+    Raises:
+        ValueError: one is missing; the message says where it was looked for and how to get it.
+    """
+    if config.kind == "clip":
+        model, _, file = config.path.partition("@")
+        if not model or not file:
+            raise ValueError(f"text.path: clip wants MODEL@FILE, such as ViT-L-14@/weights/vit_l_14.safetensors, got {config.path}")
+        if not Path(file).expanduser().is_file():
+            raise ValueError(f"text.path: no weight file {Path(file).absolute()} (for the open_clip model {model}); copy it there")
+        return {model: Path(file).expanduser()}
+    folder = _folder(config.path, download)
+    found = sorted(path for path in folder.iterdir() if path.is_file())
+    weights = next((named for pattern in WEIGHTS if (named := [p for p in found if fnmatch(p.name, pattern)])), [])
+    small = [p for p in found if any(fnmatch(p.name, pattern) for pattern in SMALL)]
+    index = [p for p in found if weights and p.name.endswith(f"{weights[0].suffix}.index.json")]
+    # Without these files transformers makes up an empty vocabulary or random weights, and says nothing.
+    lacks = [] if (folder / "config.json").is_file() else ["config.json"]
+    lacks += [] if any(fnmatch(p.name, pattern) for p in small for pattern in TOKENIZERS) else [f"a tokenizer ({', '.join(TOKENIZERS)})"]
+    lacks += [] if weights else [f"weights ({' or '.join(WEIGHTS)})"]
+    if lacks:
+        listed = ", ".join(p.name for p in found) or "nothing"
+        raise ValueError(
+            f"text.path: {folder} is no {config.kind} text encoder, it lacks {' and '.join(lacks)} (found: {listed}); "
+            "give the folder that save_pretrained or hf download wrote"
+        )
+    return {path.name: path for path in (*small, *index, *weights)}
+
+
+def _folder(path: str, download: bool) -> Path:
+    """A local folder as it is, a hub name as its local snapshot, downloaded where it is not there yet and may be."""
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    if path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        raise ValueError(f"text.path: there is no folder {local.absolute()}; copy the text encoder there, or name the folder it lies in")
+    hub = _package("huggingface_hub")
+    try:
+        # What is here already first: a newer revision on the hub would be another encoder.
+        for offline in (True, False) if download else (True,):
+            for pattern in WEIGHTS:
+                try:
+                    folder = Path(hub.snapshot_download(path, allow_patterns=[*SMALL, "*.index.json", pattern], local_files_only=offline))
+                except hub.errors.LocalEntryNotFoundError:
+                    if offline:
+                        continue
+                    raise
+                if any(folder.glob(pattern)):
+                    return folder
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"text.path: there is no folder {local.absolute()}, and the hub gave no {path} ({str(error).splitlines()[0]}); "
+            f"where there is a network: hf download {path} --local-dir DIR, then copy DIR here and give text.path DIR"
+        ) from error
+    if not download:
+        raise ValueError(
+            f"text.path: there is no folder {local.absolute()} and no snapshot of {path} on this machine, and a name that is recorded in "
+            f"an artifact is not downloaded: hf download {path} --local-dir DIR, if you trust it"
+        )
+    raise ValueError(f"text.path: {path} on the hub has no weights ({' or '.join(WEIGHTS)})")
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"text.kind needs the package {name} ({error}): pip install {_PACKAGES.get(name, name)}") from error
+
+
+# ---- Libraries -------------------------------------------------------------------------------------------------------
+
+
+class _Library(Protocol):
+    """What is asked of a library: piece ids of captions, token states of ids."""
+
+    model: nn.Module
+    limit: int
+    """Tokens of a caption at most."""
+    pad: int
+
+    def pieces(self, caption: str) -> list[int]:
+        """All ids of a caption, with those that stand for its beginning and end."""
+        ...
+
+    def cut(self, caption: str) -> list[int]:
+        """The ids of a caption that fit, still with its end."""
+        ...
+
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Padded ids [s l] and their mask to token states [s l e]."""
+        ...
+
+
+class _Transformers:
+    def __init__(self, config: FrozenTextConfig) -> None:
+        library = _package("transformers")
+        library.utils.logging.disable_progress_bar()
+        folder = files_of(config)["config.json"].parent
+        kind = library.T5EncoderModel if config.kind == "t5" else library.AutoModel
+        try:
+            here = {"local_files_only": True, "trust_remote_code": False}  # neither a network nor code beside the weights
+            self.tokenizer = library.AutoTokenizer.from_pretrained(folder, **here)
+            self.model, loaded = kind.from_pretrained(folder, dtype=getattr(torch, config.dtype), output_loading_info=True, **here)
+        except Exception as error:  # every library below raises its own
+            raise ValueError(f"text.path: {folder} cannot be read as kind {config.kind}: {error}") from error
+        # transformers fills what is missing with random values. Poolers come after the token states.
+        missing = sorted(key for key in loaded["missing_keys"] if "pooler" not in key)
+        if missing:
+            raise ValueError(
+                f"text.path: the weights in {folder} lack {missing[0]} and {len(missing) - 1} more; is kind {config.kind} right?"
+            )
+        if config.kind == "auto" and self.model.config.is_encoder_decoder:
+            self.model = self.model.get_encoder()
+        self.limit = min(config.length, self.tokenizer.model_max_length)
+        self.pad = self.tokenizer.pad_token_id or 0
+
+    def pieces(self, caption: str) -> list[int]:
+        return list(self.tokenizer(caption, verbose=False)["input_ids"])
+
+    def cut(self, caption: str) -> list[int]:
+        return list(self.tokenizer(caption, truncation=True, max_length=self.limit)["input_ids"])
+
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        out: Tensor = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return out
+
+
+class _Clip:
+    pad = 0
+
+    def __init__(self, config: FrozenTextConfig) -> None:
+        library = _package("open_clip")
+        [(name, file)] = files_of(config).items()
+        # Only the models of the package: hf-hub:NAME would be downloaded, local-dir:NAME opened.
+        described = library.get_model_config(name) if name in library.list_models() else None
+        if described is None:
+            raise ValueError(
+                f"text.path: open_clip knows no model {name}; list them with: python -c 'import open_clip; print(open_clip.list_models())'"
+            )
+        if {"hf_tokenizer_name", "hf_model_name"} & set(described["text_cfg"]):
+            raise ValueError(f"text.path: the tokenizer of {name} is no part of open_clip; use its text encoder by kind auto")
+        try:
+            # Custom text: the tower is a module of its own, and the image tower can go.
+            tower = library.create_model(name, pretrained=str(file), force_custom_text=True).text
+        except Exception as error:  # every library below raises its own
+            raise ValueError(f"text.path: {file} does not hold the weights of {name}: {error}") from error
+        tower.output_tokens = True
+        self.model: nn.Module = tower.to(getattr(torch, config.dtype))
+        self.context: int = tower.context_length
+        self.limit = min(config.length, self.context)
+        self.tokenizer = library.get_tokenizer(name)
+
+    def pieces(self, caption: str) -> list[int]:
+        return [self.tokenizer.sot_token_id, *self.tokenizer.encode(caption), self.tokenizer.eot_token_id]
+
+    def cut(self, caption: str) -> list[int]:
+        return [*self.pieces(caption)[: self.limit - 1], self.tokenizer.eot_token_id]
+
+    def states(self, ids: Tensor, mask: Tensor) -> Tensor:
+        # The tower's causal mask has its full length; words never see the padding behind them.
+        padded = nn.functional.pad(ids, (0, self.context - ids.shape[1]))
+        states: Tensor = self.model(padded)[1]
+        return states[:, : ids.shape[1]]
+
+
+# ---- The encoder -----------------------------------------------------------------------------------------------------
+
+
+class FrozenTextEncoder:
+    """A pretrained text encoder in evaluation mode and its own dtype, whatever autocast is on.
+
+    Args:
+        config: which.
+        device: where it runs.
+
+    Raises:
+        ValueError: the files are missing or do not fit, or the encoder has another width than ``config.width``.
+    """
+
+    def __init__(self, config: FrozenTextConfig, device: torch.device | str = "cpu") -> None:
+        self.config, self.width = config, config.width
+        self.device, self.dtype = torch.device(device), getattr(torch, config.dtype)
+        self.truncated = 0
+        # Initial values are thrown away; drawing them must not move a seed.
+        with torch.random.fork_rng(devices=[]):
+            self._library: _Library = _Clip(config) if config.kind == "clip" else _Transformers(config)
+        self._library.model.to(self.device).eval().requires_grad_(False)
+        found = self.encode(["a"])[0].shape[-1]
+        if found != config.width:
+            raise ValueError(
+                f"text.width is {config.width}, but {config.path} gives tokens of {found} channels; "
+                f"set text.width and denoiser.text_width to {found}"
+            )
+
+    @torch.no_grad()
+    def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Captions to tokens [s l e] in the encoder's dtype and their mask [s l]; at least one token each.
+
+        Raises:
+            ValueError: a state is not finite.
+        """
+        if not captions:
+            none = torch.zeros(0, 1, self.width, dtype=self.dtype, device=self.device)
+            return none, torch.zeros(0, 1, dtype=torch.bool, device=self.device)
+        pieces = [self._pieces(caption) or [self._library.pad] for caption in captions]
+        length = max(len(row) for row in pieces)
+        ids = torch.tensor([row + [self._library.pad] * (length - len(row)) for row in pieces], device=self.device)
+        mask = torch.tensor([[i < len(row) for i in range(length)] for row in pieces], device=self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            states = self._library.states(ids, mask).to(self.dtype)
+        if not bool(states[mask].isfinite().all()):
+            raise ValueError(f"text: {self.config.path} overflows in {self.config.dtype}; set text.dtype to bfloat16 or float32")
+        return states, mask
+
+    def _pieces(self, caption: str) -> list[int]:
+        """The pieces that fit; a caption that loses its end is counted, and the first one told of."""
+        pieces = self._library.pieces(caption)
+        if len(pieces) <= self._library.limit:
+            return pieces
+        self.truncated += 1
+        if self.truncated == 1:
+            warnings.warn(
+                f"{self.config.path} takes {self._library.limit} tokens a caption (text.length {self.config.length}), but one has "
+                f"{len(pieces)}: its end is cut off, as of every longer one",
+                stacklevel=3,
+            )
+        return self._library.cut(caption)

@@ -1,0 +1,70 @@
+"""Moving pictures in TensorBoard: the same clips and the same noise every time."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, cast
+
+import lightning as L
+import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+
+from walt_pl.data.batch import JointBatch
+from walt_pl.data.frame_rate import DEFAULT_FPS
+from walt_pl.media.contact_sheet import captioned_grid
+from walt_pl.media.video import gif_bytes
+from walt_pl.training.logger import Curves
+
+
+class PreviewedStage(Protocol):
+    """What a stage offers to be shown."""
+
+    def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
+        """Name -> clips [b 3 t h w] in -1..1, a caption for each, and how many stand in a row."""
+        ...
+
+
+class Previews(L.Callback):
+    """Shows a stage's previews of the first validation batch, after a validation, with the averaged weights.
+
+    ``add_video`` of TensorBoard writes nothing without moviepy; an animated GIF in an image summary plays in the browser.
+    It plays at the rate of the training videos, as `sample` writes; at 8 frames a second where that is not known.
+    They go to the program's own logger (`walt_pl.training.logger.Curves`), which bears a full disk; another one gets none.
+
+    Args:
+        every: validations between two previews; 0 for none.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.every = every
+        self._validations = 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: JointBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if batch_idx or trainer.sanity_checking or not self.every:
+            return
+        self._validations += 1
+        if not len(batch.videos) or (self._validations - 1) % self.every or not isinstance(trainer.logger, Curves):
+            return
+        # By all ranks, each of its own batch: those of a sharded model run together or not at all.
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            shown = cast(PreviewedStage, pl_module).previews(batch)
+        if not trainer.is_global_zero:
+            return
+        fps = trainer.datamodule.frame_rate() or DEFAULT_FPS  # type: ignore[attr-defined]
+        for name, (clips, captions, columns) in shown.items():
+            frames = captioned_grid(clips, captions, columns)
+            image = Summary.Image(
+                height=frames.shape[1],
+                width=frames.shape[2],
+                colorspace=3,
+                encoded_image_string=gif_bytes(frames, fps),
+            )
+            summary = Summary(value=[Summary.Value(tag=f"previews/{name}", image=image)])
+            trainer.logger.log_summary(summary, trainer.global_step)

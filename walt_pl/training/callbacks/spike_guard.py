@@ -1,0 +1,239 @@
+"""Keeps a step that would spoil the weights from being taken, and writes down what it was made of."""
+
+import json
+import math
+from collections import deque
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from walt_pl.data.batch import JointBatch
+from walt_pl.runs.artifact import write_whole
+from walt_pl.runs.checkpoint import Checkpoint
+from walt_pl.training.callbacks.checkpoints import Checkpoints
+from walt_pl.training.callbacks.ema import EMA
+from walt_pl.training.strategies.gradients import drop_gradients, gradient_norms
+
+FLOOR = 0.1
+"""Least spread of a logarithm that counts: a training that is steadier than a tenth is no reason to call less than that a spike."""
+
+Policy = Literal["skip", "rollback", "off"]
+
+
+class Diverged(ValueError):
+    """A training that goes wrong again and again; the message says what to change."""
+
+
+class Guard(L.Callback):
+    """Before each optimiser step: are loss and gradient norm numbers, and near what they were?
+
+    What is compared is the logarithm, with the median of the last steps, in units of their spread (1.4826 times the median absolute
+    deviation, which single spikes do not move). The loss is the mean over ranks and the norm that of all gradients together, so every rank
+    comes to the same decision. A step that is not taken counts as a step: the schedule, the data and the noise go on, weights and moments
+    stay. Rolling back brings weights, moments and the average back from the newest checkpoint that was written on schedule, and goes on
+    from there with the data that comes next: the step that failed would fail again.
+
+    Each incident is written to incidents/ in the training folder: the step, what was seen, the files and losses of every rank, and the
+    gradient norm of each layer. The autoencoder's critic is looked at, too, for what is no number; no value of it is called a spike, since
+    its penalty comes in some steps only. Under a loss scale (precision 16-mixed) the guard is off: there the scaler skips steps.
+
+    Args:
+        policy: what happens to a bad step: it is skipped, or the training is rolled back, too; off looks at nothing.
+        deviations: how far above the median is a spike.
+        window: steps that the median is taken of; a quarter of them must be there before anything is called a spike.
+        most: incidents within a window that are borne; one more ends the training.
+    """
+
+    def __init__(self, policy: Policy = "skip", deviations: float = 8.0, window: int = 128, most: int = 10) -> None:
+        for name, value, least in (("deviations", deviations, 1), ("window", window, 4), ("most", most, 0)):
+            if value < least:
+                raise ValueError(f"guard.{name} must be at least {least}, got {value}")
+        self.policy, self.deviations, self.window, self.most = policy, deviations, window, most
+        self._history: dict[str, deque[float]] = {name: deque(maxlen=window) for name in ("loss", "gradient norm")}
+        self._incidents: list[int] = []
+        self._losses: list[Tensor] = []
+        self._batches: list[JointBatch] = []
+        self._step = 0
+        self._bad = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if str(trainer.precision).startswith("16") and self.policy != "off":
+            rank_zero_warn(f"the guard is off: with precision {trainer.precision} the loss scaler skips steps that are not numbers")
+            self.policy = "off"
+
+    # ---- What a step is made of ----------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._forget(trainer.global_step)
+
+    def _forget(self, step: int) -> None:
+        self._losses, self._batches, self._step, self._bad = [], [], step, False
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: JointBatch, batch_idx: int) -> None:
+        if trainer.global_step == getattr(pl_module, "adversarial_start", None):  # the loss is another one from here
+            self._history["loss"].clear()
+            self._history["gradient norm"].clear()
+        self._batches.append(batch)
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        self._losses.append(loss.detach().float())
+
+    # ---- The decision --------------------------------------------------------------------------------------------------
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        # DeepSpeed is asked to step after every batch, also where gradients are still being accumulated.
+        if self.policy == "off" or trainer.fit_loop._should_accumulate():
+            return
+        critic = len(trainer.optimizers) > 1 and optimizer is trainer.optimizers[1]
+        own, self._losses = torch.stack(self._losses).sum(), []
+        if critic and self._bad:  # of the same batch, which has been reported
+            drop_gradients(pl_module, _engine(trainer))
+            return
+        norms = gradient_norms(pl_module)
+        loss = trainer.strategy.reduce(own.clone(), reduce_op="mean")  # which writes into what it is given
+        norm = torch.stack(list(norms.values())).norm()
+        seen = dict(zip(self._history, torch.stack([torch.as_tensor(loss), norm]).tolist(), strict=True))
+        if critic:
+            why = [f"the discriminator's {name} is {value}" for name, value in seen.items() if not math.isfinite(value)]
+        else:
+            why = [reason for name, value in seen.items() if (reason := self._judge(name, value))]
+            for name, value in seen.items():
+                if math.isfinite(value):
+                    # Spikes, too: the median bears them.
+                    self._history[name].append(value)
+        if why:
+            drop_gradients(pl_module, _engine(trainer))
+            self._bad = True
+            self._report(trainer, why, seen, float(own), norms)
+
+    def _judge(self, name: str, value: float) -> str | None:
+        """What is wrong with a value, if anything is."""
+        if not math.isfinite(value):
+            return f"the {name} is {value}"
+        known = self._history[name]
+        if len(known) < self.window // 4:
+            return None
+        logarithms = [_log(one) for one in known]
+        middle = median(logarithms)
+        spread = max(1.4826 * median(abs(one - middle) for one in logarithms), FLOOR)
+        z = (_log(value) - middle) / spread
+        return f"the {name} is {value:.4g}, {z:.1f} deviations above the median {math.exp(middle):.4g}" if z > self.deviations else None
+
+    def _report(self, trainer: L.Trainer, why: list[str], seen: dict[str, float], own: float, norms: dict[str, Tensor]) -> None:
+        step = self._step
+        self._incidents = [*(one for one in self._incidents if one > step - self.window), step]
+        over = len(self._incidents) > self.most
+        action = "stopped" if over else {"skip": "skipped", "rollback": "rolled back"}[self.policy]
+        path = Path(trainer.default_root_dir) / "incidents" / f"step={step:08d}.json"
+        ranks = _gathered({"loss": own, "files": [_described(batch) for batch in self._batches]})
+        if trainer.is_global_zero:
+            layers = dict(sorted(_by_layer(norms).items(), key=lambda item: item[1] if item[1] == item[1] else math.inf, reverse=True))
+            recent = {f"{name} before": list(known)[-10:] for name, known in self._history.items()}
+            record = {"step": step, "why": why, "action": action, **seen, "ranks": ranks, "gradient norm by layer": layers, **recent}
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, (json.dumps(_plain(record), indent=2) + "\n").encode())
+            except OSError as error:
+                rank_zero_warn(f"{path} could not be written ({error})")
+        said = f"step {step}: {' and '.join(why)}; {action}, see {path}"
+        if over:
+            raise Diverged(
+                f"{said}: {len(self._incidents)} incidents within {self.window} steps, guard.most is {self.most}. The same command goes on "
+                "from the last checkpoint and meets the same batches: lower model.optimizer.init_args.lr or model.clip, look at the files "
+                "named there, or raise guard.deviations where the steps were sound"
+            )
+        rank_zero_warn(said)
+
+    # ---- Afterwards ----------------------------------------------------------------------------------------------------
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if trainer.global_step == self._step:  # gradients are still being accumulated
+            return
+        if self._bad and self.policy == "rollback":
+            self._roll_back(trainer, pl_module)
+        self._forget(trainer.global_step)
+
+    def _roll_back(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        good = trainer.strategy.broadcast(_last_good(trainer) if trainer.is_global_zero else None)
+        if good is None:
+            rank_zero_warn(f"step {trainer.global_step}: there is no checkpoint to roll back to yet; the step was skipped")
+            return
+        strategy, groups = trainer.strategy, [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        rates = [group["lr"] for group in groups]
+        state = strategy.load_checkpoint(good.state, weights_only=True)
+        strategy.load_model_state_dict(state, strict=pl_module.strict_loading)
+        strategy.load_optimizer_state_dict(state)
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate  # the schedule goes on
+        for averages in (callback for callback in trainer.callbacks if isinstance(callback, EMA)):  # type: ignore[attr-defined]
+            averages.load(good.path)
+            averages.on_train_start(trainer, pl_module)
+        rank_zero_warn(f"step {trainer.global_step}: rolled back to {good.path}")
+
+    # ---- On disk -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": {name: list(known) for name, known in self._history.items()}, "incidents": list(self._incidents)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for name, known in state_dict["history"].items():
+            self._history[name] = deque(known, maxlen=self.window)
+        self._incidents = list(state_dict["incidents"])
+
+
+def _log(value: float) -> float:
+    return math.log(max(value, 1e-12))
+
+
+def _engine(trainer: L.Trainer) -> Any:
+    return trainer.strategy.deepspeed_engine if isinstance(trainer.strategy, DeepSpeedStrategy) else None
+
+
+def _last_good(trainer: L.Trainer) -> Checkpoint | None:
+    """The newest checkpoint that is written at this step whatever happens; others depend on clocks and signals."""
+    writer = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)  # type: ignore[attr-defined]
+    if writer is None:
+        return None
+    every = writer.every_steps or 1
+    written = [one for one in Checkpoint.all(writer.folder) if one.step < trainer.global_step and one.step % every == 0]
+    return written[-1] if written else None
+
+
+def _gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
+    """What every rank has, on all of them."""
+    if not dist.is_initialized():
+        return [own]
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    return everyone
+
+
+def _described(batch: JointBatch) -> list[dict[str, Any]]:
+    rows = zip(batch.slots.tolist(), batch.paths, batch.weight.tolist(), strict=True)
+    return [{"slot": slot, "path": path, "read": bool(weight)} for slot, path, weight in rows]
+
+
+def _by_layer(norms: dict[str, Tensor]) -> dict[str, float]:
+    """Norm of all gradients of each layer, the largest and what is no number first."""
+    squares: dict[str, float] = {}
+    for name, norm in norms.items():
+        layer = name.rpartition(".")[0]
+        squares[layer] = squares.get(layer, 0.0) + float(norm) ** 2
+    return {layer: math.sqrt(square) for layer, square in squares.items()}
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no word for what is not a number."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

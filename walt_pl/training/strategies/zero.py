@@ -1,0 +1,294 @@
+"""DeepSpeed's ZeRO (arXiv 1910.02054) through Lightning, on GPUs and on plain CPUs: the same engine, the same shards.
+
+What Lightning's strategy lacks: processes on a CPU (gloo), going on with another number of ranks, evaluation from checkpoints of stage 3,
+the gradient norm in the log, and batches that keep their precision.
+"""
+
+import argparse
+import atexit
+import importlib.util
+import io
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning as L
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.distributed import _InfiniteBarrier
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
+from torch.optim import Optimizer
+
+from walt_pl.runs.checkpoint import LATEST, TAG, CheckpointError, check_pickle, tensors_only, write_state
+from walt_pl.training.strategies.shards import trained
+
+
+class Zero(DeepSpeedStrategy):
+    """Shards the optimiser's state (stage 1), gradients too (2), weights too (3).
+
+    The module has one optimiser and trains all that is in it: frozen networks are kept outside. Its attribute `clip` is the largest
+    gradient norm, None for none: the engine clips, and the norm is logged as `train/gradient_norm`.
+
+    Args:
+        stage: of ZeRO.
+        offload: keep the optimiser's state and the float32 weights in the CPU's memory (stages 1 and 2), where the optimiser then runs.
+        bucket: weights or gradients that are sent at a time; two buckets are held.
+        keep_whole: weights of at most so many values stay whole on every rank at stage 3.
+
+    Raises:
+        ValueError: DeepSpeed is not installed, or offload at stage 3.
+    """
+
+    def __init__(self, stage: Literal[1, 2, 3] = 2, offload: bool = False, bucket: int = 200_000_000, keep_whole: int = 100_000) -> None:
+        if importlib.util.find_spec("deepspeed") is None:
+            raise ValueError(
+                "trainer.strategy: ZeRO needs DeepSpeed, which is not installed; type: make setup, or "
+                ".venv/bin/pip install -r requirements.txt; or leave --config experiments/strategy/... out to train with DDP"
+            )
+        if offload and stage == 3:
+            raise ValueError("trainer.strategy: offload is for stages 1 and 2, got stage 3; use experiments/strategy/zero2_offload.yaml")
+        super().__init__(stage=stage, offload_optimizer=offload, allgather_bucket_size=bucket, reduce_bucket_size=bucket)
+        assert isinstance(self.config, dict)
+        self.config["zero_optimization"]["stage3_param_persistence_threshold"] = keep_whole
+        # The gradients of bfloat16 weights are bfloat16; their sum over ranks would be, too.
+        self.config["communication_data_type"] = "fp32"
+        # Torch's AdamW serves offloading too; DeepSpeed's own, if one is named, compiles C++ at the first start.
+        self.config["zero_force_ds_cpu_optimizer"] = False
+        self.stage: Literal[1, 2, 3] = stage
+
+    # ---- CPUs ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def root_device(self) -> torch.device:
+        device = super().root_device
+        return torch.device("cpu", 0) if device.type == "cpu" else device  # the engine compares the index with numbers
+
+    def setup_environment(self) -> None:
+        self.precision_plugin = ZeroPrecision(cast(Any, self.precision_plugin.precision))
+        if self.root_device.type == "cpu":
+            DDPStrategy.setup_environment(self)  # DeepSpeedStrategy's adds a check for CUDA
+        else:
+            super().setup_environment()
+
+    def setup_distributed(self) -> None:
+        if self.root_device.type != "cpu":
+            super().setup_distributed()
+            return
+        import deepspeed
+        from deepspeed.accelerator import get_accelerator, set_accelerator
+
+        if get_accelerator().device_name() != "cpu":  # a machine with GPUs, asked to train without
+            from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+            set_accelerator(CPU_Accelerator())
+        # Its collectives in shared memory cost a minute of C++ compiler at the first start, and gloo does the work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+        # Once in some fifty runs a process ended with "terminate called without an active exception" after its work was done.
+        atexit.register(_end)
+
+    # ---- Training -----------------------------------------------------------------------------------------------------
+
+    def init_deepspeed(self) -> None:
+        from deepspeed.accelerator import get_accelerator
+
+        if self.precision_plugin.precision == "16-mixed" and not get_accelerator().is_fp16_supported():
+            raise ValueError(
+                f"trainer.precision: {self.precision_plugin.precision} is not for ZeRO on this device, which has no float16 arithmetic; "
+                "choose bf16-mixed or 32-true"
+            )
+        # In place of Lightning's, which takes the norm from the trainer and warns of the stages' own clipping.
+        module = self.lightning_module
+        assert module is not None and isinstance(self.config, dict) and isinstance(self.model, L.LightningModule)
+        self.config["gradient_clipping"] = getattr(module, "clip", None) or 0.0
+        if module.trainer.training:
+            _check_state(module)
+            self._initialize_deepspeed_train(self.model)
+            self.deepspeed_engine.checkpoint_engine.save = self._write_shard
+            self.deepspeed_engine._copy_recovery_script = lambda path: None  # `export` makes plain files of shards
+        else:
+            self._initialize_deepspeed_inference(self.model)
+            if self.zero_stage_3 and not hasattr(self.deepspeed_engine.optimizer, "_restore_from_bit16_weights"):
+                # Called after loading, though there is nothing to restore (DeepSpeed issue 7272).
+                self.deepspeed_engine.optimizer._restore_from_bit16_weights = lambda: None
+
+    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+        result = super().optimizer_step(optimizer, closure, model, **kwargs)
+        if self.deepspeed_engine.was_step_applied():
+            module = self.lightning_module
+            assert module is not None
+            module.log("train/gradient_norm", torch.as_tensor(self.deepspeed_engine.get_global_grad_norm(), dtype=torch.float32))
+        return result
+
+    # ---- Checkpoints --------------------------------------------------------------------------------------------------
+
+    failure: OSError | None = None
+    """What went wrong with this rank's part of the last checkpoint."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """Write every rank's shards. A full disk is no error here, but `failure`: raised on one rank, it would leave the others waiting."""
+        self.failure = None
+        if self.is_global_zero:  # before the engine does, which would raise
+            self._keep_failure(lambda: (Path(filepath) / TAG).mkdir(parents=True, exist_ok=True))
+        self.failure = self.broadcast(self.failure)
+        if self.failure is not None:
+            return
+        state = {name: value for name, value in checkpoint.items() if name not in ("state_dict", "optimizer_states")}
+        self.deepspeed_engine.save_checkpoint(str(filepath), tag=TAG, client_state=state, save_latest=False)
+        if self.is_global_zero:
+            self._keep_failure(lambda: (Path(filepath) / LATEST).write_text(TAG, encoding="utf-8"))
+
+    def _write_shard(self, state_dict: dict[str, Any], path: str) -> None:
+        self.failure = write_state(state_dict, path) or self.failure
+
+    def _keep_failure(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except OSError as error:
+            self.failure = error
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Restore the engine from a folder of shards, also of another number of ranks; what the other parts saved is returned.
+
+        Raises:
+            ValueError: it was written by another strategy, evaluation is asked for with another number of ranks at stage 3, or it is
+                unsafe (UnsafePickle).
+        """
+        path = Path(checkpoint_path)
+        ranks = self._check_checkpoint(path)
+        if ranks == self.world_size:
+            return self._read(path, weights_only)
+        if self.lightning_module.trainer.state.fn != TrainerFn.FITTING:  # type: ignore[union-attr]
+            if self.zero_stage_3:
+                raise ValueError(f"{path} was written by {ranks} ranks, and stage 3 evaluates with as many, got {self.world_size}")
+            return self._read(path, weights_only)
+        with self._resharded(path, ranks) as universal, self._groups_apart():
+            self.deepspeed_engine._config.load_universal_checkpoint = True
+            try:
+                return self._read(universal, weights_only)
+            finally:
+                self.deepspeed_engine._config.load_universal_checkpoint = False
+
+    @contextmanager
+    def _groups_apart(self) -> Iterator[None]:
+        """Keep parameter groups apart where DeepSpeed's stage 3 (0.19.8) loads a universal checkpoint.
+
+        It gives the first group's weight decay to all groups, and one tensor to all of them as the count of steps, which each adds to.
+        """
+        optimizer = self.deepspeed_engine.optimizer
+        decays = [group["weight_decay"] for group in optimizer.param_groups]
+        yield
+        for group, decay in zip(optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        for state in optimizer.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()
+
+    def _read(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
+        with tensors_only(path):
+            return super().load_checkpoint(path, weights_only)
+
+    def _check_checkpoint(self, path: Path) -> int:
+        """How many ranks wrote it. DeepSpeed unpickles shards, so they are looked at first."""
+        if path.is_dir():
+            check_pickle(path)
+        ranks = len(list((path / TAG).glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")))
+        sharded_weights = any((path / TAG).glob("*zero_pp_rank_*_mp_rank_00_model_states.pt"))
+        if not ranks or sharded_weights != self.zero_stage_3:
+            found = "without ZeRO" if not ranks else "by ZeRO 3" if sharded_weights else "by ZeRO 1 or 2"
+            raise ValueError(
+                f"{path} was written {found}, and now the strategy is ZeRO {self.stage}: go on with the strategy that it was begun "
+                "with, or start over with --fresh true --init and the artifact that export makes of it (the optimiser then starts anew)"
+            )
+        return ranks
+
+    @contextmanager
+    def _resharded(self, path: Path, ranks: int) -> Iterator[Path]:
+        """The checkpoint as DeepSpeed's universal one, whole weights and moments by name, beside the original while it is read."""
+        universal, failure = path.with_name(f"{path.name}.resharded"), None
+        rank_zero_info(f"{path} was written by {ranks} ranks: putting it together for {self.world_size}, moments included")
+        with _InfiniteBarrier():  # the others' own would give up after half an hour
+            if self.is_global_zero:
+                failure = _put_together(path / TAG, universal, {name for name, _ in trained(self.lightning_module)})  # type: ignore[arg-type]
+        failure = self.broadcast(failure)
+        if failure is not None:
+            raise CheckpointError(
+                f"{path} was written by {ranks} ranks and could not be put together for {self.world_size} ({failure}); that takes 24 bytes "
+                f"of {path.parent.parent} for each parameter: make room there, or go on with {ranks} ranks"
+            )
+        try:
+            yield universal
+        finally:
+            self.barrier("loaded")
+            if self.is_global_zero:
+                shutil.rmtree(universal)
+
+
+class ZeroPrecision(DeepSpeedPrecision):
+    """Leaves batches as they are: the weights of samples are counted, pixels go to a frozen autoencoder, and bfloat16 is for the model."""
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+    def backward(self, *args: Any, **kwargs: Any) -> None:
+        # Lightning has divided the loss by the number of batches that are accumulated; the engine would divide it again.
+        super().backward(*args, scale_wrt_gas=False, **kwargs)
+
+
+def _put_together(shards: Path, universal: Path, names: set[str]) -> str | None:
+    """DeepSpeed's universal checkpoint of a folder of shards of these weights; what went wrong, if anything did."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    options = argparse.Namespace(
+        input_folder=str(shards),
+        output_folder=str(universal / TAG),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
+    try:
+        shutil.rmtree(universal, ignore_errors=True)
+        universal.mkdir()
+        with tensors_only(shards), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # many lines and bars
+            _check_names(shards, names)
+            ds_to_universal.main(options)
+    except Exception as error:  # whatever it is: the other ranks wait for word of it
+        shutil.rmtree(universal, ignore_errors=True)
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _check_names(shards: Path, names: set[str]) -> None:
+    """DeepSpeed writes a folder for each weight, under the name that the shards give: "../x" would lie outside of the checkpoint."""
+    for path in sorted(shards.iterdir()):
+        shard = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        mappings = shard.get("optimizer_state_dict", {}).get("param_slice_mappings") or []
+        found = {name for group in (shard.get("module") or {}, *(shard.get("param_shapes") or []), *mappings) for name in group}
+        if {"ds_autoep_layers", "autoep_layers"} & set(shard) or not found <= names:
+            other = sorted(map(repr, found - names))
+            raise CheckpointError(
+                f"{path} is not of this model ({other[0] if other else 'it has experts'}); use a checkpoint of this stage"
+            )
+
+
+def _end() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _check_state(module: nn.Module) -> None:
+    """Going on with other ranks brings back trained weights alone, so there must be nothing else to bring back."""
+    other = set(module.state_dict()) - {name for name, _ in trained(module)}
+    if other:
+        raise ValueError(f"trainer.strategy: ZeRO takes modules whose whole state is trained weights; keep these outside: {sorted(other)}")
