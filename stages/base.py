@@ -8,6 +8,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 
 from stages.latent_diffusion import LatentDiffusion
+from walt_pl.files import write_whole
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.text.features import described
 from walt_pl.text.small_encoder import FrozenTextConfig, SmallTextConfig, SmallTextEncoder, TextEncoder, train_vocabulary
@@ -52,9 +53,7 @@ class BaseStage(LatentDiffusion):
             captions = self.trainer.datamodule.captions  # type: ignore[attr-defined]
             vocabulary = text.vocabulary or train_vocabulary(captions(), text.config.vocabulary)
             path.parent.mkdir(parents=True, exist_ok=True)
-            beside = path.with_suffix(".part")
-            beside.write_bytes(vocabulary)
-            beside.replace(path)
+            write_whole(path, vocabulary)
         self.trainer.strategy.barrier("vocabulary")
         return path.read_bytes()
 

@@ -1,15 +1,113 @@
-"""The files of a checkpoint or an artifact, which may come from a stranger: plain files and folders, and nothing else.
+"""Files and folders that are whole or not there, their hashes, and plain files of strangers: the one place that writes and renames.
 
-A symbolic link names a file that nobody has checked, and a pipe or device gives other bytes each time it is read.
+Everything that is written whole (artifacts, checkpoints, indices, caches, videos) goes through `whole_file` or `write_whole`.
 """
 
+import contextlib
+import hashlib
 import os
+import re
 import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+_hashes: dict[tuple[str, int, int], str] = {}
+
+
+# ---- Writing ---------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write to; at the end of the block, sync it and rename it to `path`.
+
+    A crash or an error leaves the old file or the new one, never a part. Two processes may write the same file: the last one wins.
+
+    Raises:
+        OSError: the file cannot be written; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old bytes or the new ones, never a part; see `whole_file`."""
+    with whole_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def is_temporary_of(name: str, path: Path | str) -> bool:
+    """Say whether a file of this name is what a crash of `whole_file` left beside a path."""
+    return re.fullmatch(rf"\.{re.escape(Path(path).name)}\.\d+\.tmp", name) is not None
+
+
+def replace_folder(new: Path, folder: Path, old: Path) -> None:
+    """Rename `new` to `folder`, and what lay there to `old`, which the caller removes.
+
+    Between the two renames a crash leaves `new` and `old` beside each other. A reader that finds them then may put `new` in place itself.
+
+    Raises:
+        OSError: the file system refuses; then what lay there is in place again.
+    """
+    try:
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(new, folder)
+    except BaseException as error:
+        if isinstance(error, FileNotFoundError) and folder.exists() and not new.exists():
+            pass  # a reader was quicker
+        else:
+            if old.exists() and not folder.exists():
+                os.replace(old, folder)
+            raise
+    sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or a folder is on disk; a rename is once its folder is."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# ---- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def file_sha256(path: str | Path, *, fresh: bool = False) -> str:
+    """Return the SHA-256 of a file in hexadecimal, remembered by path, size and time of change.
+
+    Args:
+        path: of the file.
+        fresh: read it in any case.
+    """
+    path = Path(path).resolve()
+    stat_result = path.stat()
+    key = (str(path), stat_result.st_size, stat_result.st_mtime_ns)
+    if not fresh and key in _hashes:
+        return _hashes[key]
+    started = time.time_ns()
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    # Clocks of file systems tick up to every 2 s: a file changed just now may change again without a new time.
+    if started - stat_result.st_mtime_ns > 2_000_000_000:
+        _hashes[key] = digest
+    return digest
 
 
 def plain_files(folder: str | Path, refusal: type[ValueError]) -> dict[str, int]:
     """List the files of a folder and of the folders in it.
+
+    The folder may come from a stranger: a symbolic link names a file that nobody has checked, and a pipe or device gives other bytes each
+    time it is read.
 
     Args:
         folder: it may itself be a link, since a person has typed it. A folder that does not exist has no files.

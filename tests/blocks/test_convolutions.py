@@ -18,7 +18,7 @@ from tests.cli.test_plan import FILES, planned
 from tests.helpers.poison import poisoned_memory
 from walt_pl.cli.plan import Share, autoencoder_cost, diffusion_cost
 from walt_pl.models.discriminator import Conv3x3x3
-from walt_pl.runs.manifest import STAGES
+from walt_pl.runs.stage_names import STAGES
 
 SIDES = (4, 6)
 """Rows and columns in place of those of the configuration."""

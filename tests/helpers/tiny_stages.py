@@ -8,7 +8,7 @@ from torch import nn
 
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.vae import VAE, VAEConfig
-from walt_pl.runs.artifact import save_artifact
+from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.text.small_encoder import SmallTextConfig, SmallTextEncoder, train_vocabulary
 
 CAPTIONS = ["a plain red circle moving left", "a dotted blue bar growing"]

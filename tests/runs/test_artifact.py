@@ -21,8 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import walt_pl
+from walt_pl.files import file_sha256
 from walt_pl.runs import artifact
-from walt_pl.runs.artifact import ArtifactError, file_sha256, load, save_artifact, verify_artifact
+from walt_pl.runs.artifact import ArtifactError, load, verify_artifact
+from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.runs.finite import NonFiniteError
 
 ROOT = Path(__file__).parents[2]

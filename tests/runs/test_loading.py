@@ -13,7 +13,7 @@ import torch
 
 from tests.conftest import ROOT
 from walt_pl.models.vae import VAE, VAEConfig
-from walt_pl.runs.artifact import save_artifact
+from walt_pl.runs.artifact_writing import save_artifact
 
 ABSENT = ("lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torchmetrics", "deepspeed")
 REFUSE = f"""

@@ -23,19 +23,12 @@ from rich.console import Console
 from torch import nn
 
 from walt_pl.runs import artifact, manifest
-from walt_pl.runs.artifact import ArtifactError, save_artifact
-from walt_pl.runs.manifest import (
-    ChangedStage,
-    LockedManifest,
-    Manifest,
-    ManifestError,
-    MissingStage,
-    StaleStage,
-    parents_of,
-    render_status,
-    status_rows,
-    verify_run,
-)
+from walt_pl.runs.artifact import ArtifactError
+from walt_pl.runs.artifact_writing import save_artifact
+from walt_pl.runs.lock import LockedManifest
+from walt_pl.runs.manifest import ChangedStage, Manifest, MissingStage, StaleStage
+from walt_pl.runs.stage_names import ManifestError, parents_of
+from walt_pl.runs.status import render_status, status_rows, verify_run
 
 
 @dataclass(frozen=True)

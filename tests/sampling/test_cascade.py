@@ -19,8 +19,10 @@ from walt_pl.data.transforms import to_square
 from walt_pl.diffusion.ddim import Guidance
 from walt_pl.media.video import MediaError, read_video, write_image, write_video
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
-from walt_pl.runs.artifact import Artifact, load, save_artifact
-from walt_pl.runs.manifest import Finished, Manifest, Stage, kind_of
+from walt_pl.runs.artifact import Artifact, load
+from walt_pl.runs.artifact_writing import save_artifact
+from walt_pl.runs.manifest import Finished, Manifest, Stage
+from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, Request, Sampling
 
 

@@ -19,7 +19,7 @@ from walt_pl.diffusion.ddim import Guidance
 from walt_pl.media.video import read_video, write_video
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.vae import VAE, VAEConfig
-from walt_pl.runs.artifact import save_artifact
+from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.runs.manifest import Manifest
 from walt_pl.sampling.cascade import Cascade
 

@@ -15,7 +15,8 @@ from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.models.vae import VAE, VAEConfig
-from walt_pl.runs.artifact import load, save_artifact
+from walt_pl.runs.artifact import load
+from walt_pl.runs.artifact_writing import save_artifact
 
 MEAN, STD = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.25])
 

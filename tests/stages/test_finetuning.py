@@ -20,7 +20,8 @@ from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.discriminator import DiscriminatorConfig
 from walt_pl.models.vae import VAE, VAEConfig
 from walt_pl.models.weight_inflation import weights_for
-from walt_pl.runs.artifact import Artifact, load, save_artifact
+from walt_pl.runs.artifact import Artifact, load
+from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.runs.manifest import Manifest
 from walt_pl.text.small_encoder import SmallTextConfig, SmallTextEncoder, train_vocabulary
 from walt_pl.training.callbacks.ema import EMA

@@ -14,7 +14,8 @@ from tests.stages.test_stages import SMALL, sgd
 from walt_pl.data.index import Index
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.models.vae import VAE, VAEConfig
-from walt_pl.runs.artifact import load, save_artifact
+from walt_pl.runs.artifact import load
+from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.runs.checkpoint import read_state
 from walt_pl.runs.manifest import Manifest
 from walt_pl.sampling.cascade import Cascade, Request, Sampling

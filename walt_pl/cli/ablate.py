@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from walt_pl.data.index import Index
-from walt_pl.runs.artifact import read_card, write_whole
+from walt_pl.files import write_whole
+from walt_pl.runs.artifact import read_card
 from walt_pl.runs.manifest import Manifest
 from walt_pl.sampling.cascade import Cascade, Sampling
 from walt_pl.shapes.evaluation import STEPS, machine, score_base

@@ -26,7 +26,9 @@ from walt_pl.indexing.sample_videos import fetch_clips
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet, to_uint8
 from walt_pl.media.video import read_image, read_last_frames, write_gif, write_video
 from walt_pl.runs.artifact import TRAIN
-from walt_pl.runs.manifest import Manifest, kind_of, render_status, verify_run
+from walt_pl.runs.manifest import Manifest
+from walt_pl.runs.stage_names import kind_of
+from walt_pl.runs.status import render_status, verify_run
 from walt_pl.runs.stored_config import clip_arguments, stored_index
 from walt_pl.sampling.cascade import Cascade, Request, Sampling
 from walt_pl.sampling.defaults import GuidanceName, frame_count, guidance_of_stages, rate_of

@@ -14,7 +14,8 @@ import torch
 from datamodules.joint import JointData
 from stages.vae import latent_statistics, latent_sums, training_latents
 from walt_pl.models.vae import VAE
-from walt_pl.runs.artifact import check_replaceable, save_artifact, section_config, section_states
+from walt_pl.runs.artifact import section_config
+from walt_pl.runs.artifact_writing import check_replaceable, save_artifact, section_states
 from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, read_state, way_back
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.stored_config import clip_arguments, in_bfloat16, statistics_batches

@@ -29,7 +29,8 @@ from walt_pl.blocks.compute import compute_dtype, trainer_precision
 from walt_pl.cli.commands import COMMANDS
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import STATE, Checkpoint
-from walt_pl.runs.manifest import NAMES, Manifest, ManifestError, kind_of, parents_of
+from walt_pl.runs.manifest import Manifest
+from walt_pl.runs.stage_names import NAMES, ManifestError, kind_of, parents_of
 from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.callbacks.export import Export

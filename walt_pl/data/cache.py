@@ -17,7 +17,6 @@ worker of every rank. `python -m walt_pl cache` compares the SHA-256 of every sh
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 import zlib
@@ -39,6 +38,7 @@ from walt_pl.data.batch import DataError, Draw, JointBatch, Kind, Sample, Source
 from walt_pl.data.index import Entry
 from walt_pl.data.transforms import Framing
 from walt_pl.data.workers import Answer, Workers
+from walt_pl.files import file_sha256, write_whole
 
 SHARD_ROWS = 256
 _FORMAT = 2
@@ -126,7 +126,7 @@ class LatentCache:
         missing = [number for number, shard in enumerate(self.shards) if shard is None or self._is_free_again(shard, skip)]
         if self._items is not None and not self._has_items():
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write_whole(self.folder / "items.i64", _item_bytes(self._items))
+            _write(self.folder / "items.i64", _item_bytes(self._items))
         if not missing:
             return
         for number in missing:
@@ -260,8 +260,7 @@ class LatentCache:
             return False
         if not verify:
             return True
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(path, fresh=True)
         if found != sha256:
             warnings.warn(
                 f"{path}: SHA-256 {found[:12]}..., but meta.json says {sha256[:12]}...: damaged, this shard is rebuilt",
@@ -283,7 +282,7 @@ class LatentCache:
             raise DataError("\n  ".join([f"{self.folder}: none of the first {len(rows)} files can be read:", *reasons]))
         self.shape = rows.shape[1:]
         data = rows.tobytes() + np.array([zlib.crc32(row) for row in rows], _CRC).tobytes()
-        _write_whole(self._file(number), data)
+        _write(self._file(number), data)
         self.shards[number] = Shard(hashlib.sha256(data).hexdigest(), broken)
         self._write_meta()
 
@@ -297,7 +296,7 @@ class LatentCache:
     def _write_meta(self) -> None:
         shards = [None if shard is None else {"sha256": shard.sha256, "broken": shard.broken} for shard in self.shards]
         meta = {"key": self.key, "shape": self.shape, "shards": shards}
-        _write_whole(self.folder / "meta.json", json.dumps(meta, indent=1).encode())
+        _write(self.folder / "meta.json", json.dumps(meta, indent=1).encode())
 
 
 class _Skipping:
@@ -346,22 +345,20 @@ def _item_bytes(items: NDArray[np.int64]) -> bytes:
     return items.astype(_ITEM).tobytes()
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+def _write(path: Path, data: bytes) -> None:
+    """Write a file of a cache whole.
+
+    Raises:
+        OSError: the disk is full; says what was to be written and what is free.
+    """
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_whole(path, data)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free >> 20
         raise OSError(
             f"{path}: cannot write {len(data) >> 20} MiB of latents ({error}; {free} MiB free). Make room, or set "
             "data.cache_dir to another disk; the same command goes on from here"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class LatentDataset(Dataset[Sample]):

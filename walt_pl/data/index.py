@@ -10,10 +10,9 @@ Rows are sorted by (split, kind), and otherwise stay in the order in which they 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -23,6 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from walt_pl.files import file_sha256, whole_file
 
 SCHEMA = pa.schema(
     [
@@ -260,12 +261,9 @@ def write_table(table: pa.Table, path: Path) -> None:
     """
     table, slices = _arranged(_conforming(table, path))
     path.parent.mkdir(parents=True, exist_ok=True)
-
-    def write(file: Path) -> None:
+    with whole_file(path) as file:
         # Without Arrow's own schema, which would call the strings large.
         pq.write_table(table, file, store_schema=False)
-
-    _write_whole(path, write)
     _write_mapped(table, slices, _sha256(path), path.with_suffix(".arrow"))
 
 
@@ -378,26 +376,10 @@ def _write_mapped(table: pa.Table, slices: Mapping[str, object], sha256: str, pa
     columns = [table[name].combine_chunks() for name in _LARGE.names]
     # combine_chunks leaves a chunked array where there is no chunk at all, or where one would be too long.
     arrays = [column.chunk(0) if isinstance(column, pa.ChunkedArray) else column for column in columns]
-
-    def write(file: Path) -> None:
-        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-            writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
-
-    _write_whole(path, write)
-
-
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file, pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
 
 
 def _sha256(path: Path) -> str:
     _check_there(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path, fresh=True)

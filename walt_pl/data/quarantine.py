@@ -10,7 +10,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from walt_pl.data.index import Entries, Place
+from walt_pl.files import write_whole
 
 FINDINGS = ("missing", "corrupt", "truncated", "hang", "crash", "duplicate")
 """First words of the reasons that are the doctor's."""
@@ -102,15 +102,7 @@ class Quarantine:
         if not self.reasons:
             self.path.unlink(missing_ok=True)
             return
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8", newline="") as file:
-                file.write(self._text())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(self.path, self._text().encode())
 
     def _text(self) -> str:
         text = io.StringIO(newline="")

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from walt_pl.data.index import SCHEMA, Place, places_of, read_table, write_table
 from walt_pl.data.quarantine import Quarantine, finding_of
+from walt_pl.files import write_whole
 from walt_pl.indexing.dataset_layouts import Item, Listing
 from walt_pl.indexing.isolated_pool import Lost, run_apart
 from walt_pl.indexing.probe_file import Facts, Medium, examine, medium_of
@@ -260,9 +261,7 @@ def _numbers(listing: Listing | None, out: Path) -> dict[str, int]:
     order = [*(listing.classes if listing and fresh else []), *sorted(fresh)]
     more = [name for name in dict.fromkeys(order) if name not in known]
     if more:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text("".join(f"{name}\n" for name in [*names, *more]), encoding="utf-8")
-        os.replace(temporary, path)
+        write_whole(path, "".join(f"{name}\n" for name in [*names, *more]).encode())
     return {name: number for number, name in enumerate([*names, *more])}
 
 

@@ -8,7 +8,6 @@ row for each finding, and for an experiment `NAME.EXPERIMENT.csv`, with a row fo
 from __future__ import annotations
 
 import csv
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from walt_pl.data.batch import Kind
 from walt_pl.data.index import KINDS, Entries, Index, Place, places_of, read_table
 from walt_pl.data.quarantine import FINDINGS, Quarantine, finding_of
 from walt_pl.data.selection import QUARANTINED, REASONS, USED, Bucket, Selection
+from walt_pl.files import whole_file
 from walt_pl.indexing.build_index import Built, Options, limit, progress
 from walt_pl.indexing.dataset_layouts import Listing
 from walt_pl.indexing.isolated_pool import Lost, run_apart
@@ -189,15 +189,10 @@ def _used(index: Path, selections: Mapping[str, Mapping[Kind, Selection]], bucke
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
     """Write a CSV whole or not at all, and return its path."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            table = csv.writer(file, lineterminator="\n")
-            table.writerow(columns)
-            table.writerows(rows)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(columns)
+        table.writerows(rows)
     return path
 
 

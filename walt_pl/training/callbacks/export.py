@@ -8,7 +8,7 @@ from typing import Any, Protocol, cast
 import lightning as L
 from torch import Tensor, nn
 
-from walt_pl.runs.artifact import save_artifact, section_states
+from walt_pl.runs.artifact_writing import save_artifact, section_states
 from walt_pl.runs.checkpoint import way_back
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.manifest import Manifest

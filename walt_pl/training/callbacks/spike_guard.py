@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from walt_pl.data.batch import JointBatch
-from walt_pl.runs.artifact import write_whole
+from walt_pl.files import write_whole
 from walt_pl.runs.checkpoint import Checkpoint
 from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA

@@ -1,0 +1,270 @@
+"""Write an artifact: whole or not at all, in the place of an older one of ours and of nothing else.
+
+The card is written last, so a folder that has a card is whole. `walt_pl.runs.artifact` says what is in the folder, and reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from walt_pl.files import file_sha256, is_temporary_of, kind_of_entry, replace_folder, sync, write_whole
+from walt_pl.runs.artifact import (
+    CARD,
+    CONFIG,
+    EXTRA,
+    FORMAT,
+    SECTIONS,
+    TRAIN,
+    WEIGHTS,
+    ArtifactError,
+    card_text,
+    file_problem,
+    new_folder,
+    old_folder,
+    read_card,
+    restore,
+)
+from walt_pl.runs.finite import NonFiniteError, non_finite_entry, non_finite_weights
+
+OWN = (CARD, WEIGHTS, CONFIG, TRAIN, *EXTRA)
+"""All files that `save_artifact` writes and replaces; the card is the first to go, so that a part is never taken for a whole."""
+
+# What the caller knows about a training run, and what the card says where the caller says nothing.
+GIVEN: dict[str, Any] = {"parents": {}, "index": {}, "latents": None, "steps": 0, "samples": 0, "metrics": {}}
+
+PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "transformers", "lightning", "deepspeed", "decord", "av")
+
+ModelOrState: TypeAlias = nn.Module | tuple[Mapping[str, Tensor], Any]
+
+
+def save_artifact(
+    folder: str | Path,
+    *,
+    kind: str,
+    models: Mapping[str, ModelOrState],
+    settings: Mapping[str, Any],
+    card: Mapping[str, Any],
+    train_config: str,
+    files: Mapping[str, bytes] | None = None,
+) -> str:
+    """Write an artifact whole or not at all; an older one at the same place stays until the new one is on disk.
+
+    Args:
+        folder: where; it may only hold an older artifact, which is replaced, see `check_replaceable`.
+        kind: what was trained: "vae", "base", "super_resolution".
+        models: section name (see SECTIONS) -> a module with a `.config`, or a pair (state dict, config dataclass).
+        settings: other plain sections of model.yaml, such as {"diffusion": {...}}.
+        card: what the caller knows (see GIVEN): parents {stage: sha256}, index {sha256 and counts}, latents {mean, std
+            per channel} of an autoencoder, steps, samples seen, metrics with their protocol.
+        train_config: text of train.yaml.
+        files: extra files, name (one of EXTRA) -> bytes.
+
+    Returns the sha256 of the weights. Raises ValueError for sections, card keys and names that are not allowed,
+    NonFiniteError for weights or numbers of the card that are nan or infinite, ArtifactError where the folder holds
+    something else, OSError with what was needed and what is free on a full disk.
+    """
+    folder = Path(folder).resolve()
+    restore(folder)
+    check_replaceable(folder)
+    sections, weights = _plain(models)
+    config = yaml.safe_dump(_merged(sections, settings), sort_keys=False)
+    small = {CONFIG: config.encode(), TRAIN: train_config.encode(), **_extra(files or {})}
+    found = non_finite_weights(weights) or non_finite_entry(card)
+    if found:
+        raise NonFiniteError(f"{folder} is not written: {found}")
+    described = _described(kind, card)
+    needed = sum(tensor.nbytes for tensor in weights.values()) + sum(map(len, small.values()))
+
+    new = new_folder(folder)
+    _remove(new)
+    _remove(old_folder(folder))
+    try:
+        new.mkdir(parents=True)
+        digest = _write(new, weights, small, described)
+        replace_folder(new, folder, old_folder(folder))
+        _remove(old_folder(folder))
+    except BaseException as error:
+        _remove(new)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(error.errno, folder, needed) from error
+        raise
+    return digest
+
+
+def section_states(state: Mapping[str, Tensor], sections: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+    """State dict of each section's model from that of a stage, which names its models as sections are named."""
+    return {
+        section: {key.removeprefix(f"{section}."): value for key, value in state.items() if key.startswith(f"{section}.")}
+        for section in sections
+    }
+
+
+def check_replaceable(folder: str | Path) -> None:
+    """Raise ArtifactError where `save_artifact` would remove or change anything but an artifact as this program wrote it.
+
+    An empty folder may be replaced, and so may an artifact that lacks files. So may what a crash of `save_artifact` left beside the folder.
+    Weights are compared by size, all other files by hash.
+    """
+    folder = Path(folder).resolve()
+    for left in (new_folder(folder), old_folder(folder)):
+        _check_own(left, card_left_over=True)
+    _check_own(folder)
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    try:
+        files = read_card(folder)["files"]
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"{folder} is no artifact that could be replaced ({error}); move the folder away, or name another one"
+        ) from error
+    for path in sorted(folder.iterdir()):
+        record = {"sha256": "none", "bytes": 0, **files.get(path.name, {})}
+        if path.name != CARD and (problem := file_problem(path, record["sha256"], record["bytes"], hashed=path.name != WEIGHTS)):
+            raise ArtifactError(f"{folder} is not replaced, {path.name} is not the file that its card lists ({problem}): move it away")
+
+
+def _check_own(folder: Path, card_left_over: bool = False) -> None:
+    """Raise ArtifactError where something lies in a folder that is no plain file with the name of one of ours."""
+    if not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise ArtifactError(f"{folder} is {kind_of_entry(folder)}; an artifact is a folder: move it away")
+    for path in sorted(folder.iterdir()):
+        found = kind_of_entry(path)
+        own = path.name in OWN or (card_left_over and is_temporary_of(path.name, CARD))
+        if not own or found != "a file":
+            raise ArtifactError(
+                f"{folder} holds {path.name} ({found}), which is no file of an artifact, and the folder would be replaced: move "
+                f"{path.name} away, or name another folder"
+            )
+
+
+def _plain(models: Mapping[str, ModelOrState]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Plain fields of each section's config, and all weights under their section's name."""
+    sections: dict[str, Any] = {}
+    weights: dict[str, Tensor] = {}
+    storages: set[int] = set()
+    for section, model in models.items():
+        if section not in SECTIONS:
+            raise ValueError(f'models: unknown section "{section}" (sections: {", ".join(SECTIONS)})')
+        state, config = (model.state_dict(), model.config) if isinstance(model, nn.Module) else model
+        sections[section] = dataclasses.asdict(config)  # type: ignore[arg-type]  # Module types every attribute as Tensor | Module
+        for key, value in state.items():
+            value = value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).contiguous()
+            # safetensors refuses tensors that share memory (tied weights, views of a sharded optimiser's flat buffer).
+            storage = value.untyped_storage().data_ptr()
+            weights[f"{section}.{key}"] = value.clone() if storage in storages else value
+            storages.add(storage)
+    return sections, weights
+
+
+def _merged(sections: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    clash = sorted(set(settings) & set(SECTIONS))
+    if clash:
+        raise ValueError(f"settings: {', '.join(clash)} are sections of models; give them in `models`")
+    return {**sections, **settings}
+
+
+def _extra(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    for name in files:
+        if name not in EXTRA:
+            raise ValueError(f'files: "{name}" is not one of the further files that an artifact may have ({", ".join(EXTRA)})')
+    return dict(files)
+
+
+def _described(kind: str, card: Mapping[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(card) - set(GIVEN))
+    if unknown:
+        raise ValueError(f"card: unknown keys {', '.join(unknown)} (known: {', '.join(GIVEN)})")
+    described = {
+        "format": FORMAT,
+        "kind": kind,
+        **GIVEN,
+        **card,
+        "code": _revision(),
+        "packages": _versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    # Through JSON and back: what is not plain fails here, before anything is written.
+    return dict(json.loads(json.dumps(described)))
+
+
+@functools.lru_cache(maxsize=1)
+def _revision() -> str | None:
+    """Commit of the checkout this file lies in, with "-dirty" where it was changed; None outside of git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def _write(new: Path, weights: dict[str, Tensor], small: Mapping[str, bytes], card: dict[str, Any]) -> str:
+    """Every file of the artifact to the disk, the card last; returns the hash of the weights."""
+    for name, data in small.items():
+        write_whole(new / name, data)
+    _save_weights(new / WEIGHTS, weights)
+    shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors lets nobody but the owner read it
+    paths = [new / name for name in (WEIGHTS, *small)]
+    files = {path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in paths}
+    digest = str(files[WEIGHTS]["sha256"])
+    write_whole(new / CARD, card_text({**card, "sha256": digest, "files": files}).encode())
+    return digest
+
+
+def _save_weights(path: Path, weights: dict[str, Tensor]) -> None:
+    try:
+        save_file(weights, path)
+    except SafetensorError as error:
+        # The library wraps what the system said; callers know a full disk by its number.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), str(error), str(path)) from error
+    sync(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove the files of an artifact, and the folder unless something else lies in it."""
+    with contextlib.suppress(OSError):
+        for path in (*(folder / name for name in OWN), *(path for path in folder.iterdir() if is_temporary_of(path.name, CARD))):
+            path.unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def _full(number: int, folder: Path, needed: int) -> OSError:
+    free = shutil.disk_usage(next(p for p in folder.parents if p.exists())).free
+    return OSError(
+        number,
+        f"the disk is full: artifact {folder} needs {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free; "
+        "nothing was changed: make room and give the same command again",
+    )

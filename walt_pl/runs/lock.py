@@ -1,0 +1,116 @@
+"""The lock of a run's manifest. It names its holder, so that nobody waits for a process that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import platform
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from walt_pl.runs.stage_names import ManifestError
+
+LOCK_WAIT = 10.0
+"""Seconds to wait for another process that is writing the manifest; writing takes milliseconds."""
+
+
+class LockedManifest(ManifestError):
+    """Another process holds the manifest, or trains the stage."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process that holds the lock or trains a stage."""
+
+    host: str
+    pid: int
+    born: int | None
+    """Its start in clock ticks since boot, since containers use the same few numbers again. None without /proc."""
+    time: str
+    """Since when, UTC."""
+
+    @classmethod
+    def here(cls) -> Holder:
+        """This process, now."""
+        return cls(platform.node(), os.getpid(), _born(os.getpid()), now())
+
+    def alive(self) -> bool | None:
+        """Whether the process still runs; None on another host, where nobody can tell from here."""
+        if self.host != platform.node():
+            return None
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass  # somebody else's, and alive
+        return self.born is None or self.born == _born(self.pid)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} (since {self.time})"
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    deadline = time.monotonic() + LOCK_WAIT
+    while (holder := _take(path)) is not None:
+        if time.monotonic() > deadline:
+            raise LockedManifest(f"{path} is held by {holder}: wait for it, or remove the file if that process is gone")
+        time.sleep(0.05)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _take(path: Path) -> Holder | str | None:
+    """Try to take the lock once: None if it is ours now, else who holds it."""
+    mine = json.dumps(dataclasses.asdict(Holder.here()))
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(mine)
+        return None
+    except FileExistsError:
+        pass
+    try:
+        with path.open("r+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # two that find the same dead holder take over one after the other
+            holder = _holder(file.read())
+            dead = holder.alive() is False if holder else time.time() - os.fstat(file.fileno()).st_mtime > 1.0
+            if not dead or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return holder or "a process that has not said its name yet"
+            told = f"{path} was held by {holder or 'a process without a name'}, which is gone: taken over"
+            warnings.warn(told, RuntimeWarning, stacklevel=2)
+            file.seek(0)
+            file.truncate()
+            file.write(mine)
+        return None
+    except FileNotFoundError:
+        return "a process that let go of it just now"
+
+
+def _holder(text: str) -> Holder | None:
+    try:
+        return Holder(**json.loads(text))
+    except (ValueError, TypeError):
+        return None
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _born(pid: int) -> int | None:
+    """Start of a process in clock ticks since boot; None for one that has ended, and where there is no /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])

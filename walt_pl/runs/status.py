@@ -1,0 +1,89 @@
+"""Look at a run: the state of its stages, and whether every byte is as its stage left it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from walt_pl.runs.manifest import RUNS, Manifest, Stage, State, stale_reason
+from walt_pl.runs.stage_names import ManifestError, in_order, kind_of
+
+
+@dataclass(frozen=True)
+class StatusRow:
+    """One stage as `status` shows it."""
+
+    stage: str
+    kind: str
+    state: State
+    sha256: str | None
+    """Of the weights; None where there are none."""
+    parents: dict[str, str]
+    time: str | None
+    """When it was finished, or since when it is in training."""
+    command: str
+    """What to type next; empty where nothing is to be done."""
+
+
+def status_rows(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) -> list[StatusRow]:
+    """State of the stages of a run, in order: those of the manifest, and those of `stages` that are not there yet; any base is a base.
+
+    Reads no weights.
+    """
+    manifest = Manifest.open(run_dir)
+    found = manifest.stages()
+    rows = []
+    kinds = {kind_of(name) for name in found}
+    for name in in_order([*found, *(name for name in stages if name not in found and (kind_of(name) != "base" or "base" not in kinds))]):
+        stage = found.get(name, Stage(name, kind_of(name)))
+        state = manifest.state_in(name, found)
+        done = stage.artifact if state != "missing" else None
+        when = stage.training.holder.time if stage.training else done.finished if done else None
+        command = "" if state == "done" else manifest.command(name)
+        sha256, parents = (done.sha256, done.parents) if done else (None, {})
+        rows.append(StatusRow(name, stage.kind, state, sha256, parents, when, command))
+    return rows
+
+
+def render_status(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) -> Table:
+    """`status_rows` as a table for the terminal."""
+    colours = {"missing": "dim", "training": "cyan", "done": "green", "stale": "yellow"}
+    table = Table(title=f"{run_dir}", title_justify="left")
+    for column in ("stage", "kind", "state", "weights", "trained from", "time (UTC)", "next"):
+        table.add_column(column)
+    for row in status_rows(run_dir, stages):
+        parents = ", ".join(f"{parent} {sha256[:12]}" for parent, sha256 in row.parents.items())
+        state = f"[{colours[row.state]}]{row.state}[/]"
+        table.add_row(row.stage, row.kind, state, (row.sha256 or "")[:12], parents, (row.time or "")[:19], row.command)
+    return table
+
+
+def verify_run(run_dir: str | Path) -> list[str]:
+    """Read every byte of every artifact of a run and follow the chain; one sentence a problem, none: all is well.
+
+    Raises ManifestError where there is no run.
+    """
+    manifest = Manifest.open(run_dir)
+    if not manifest.path.is_file():
+        runs = sorted({str(path.parent) for folder in (manifest.run_dir.parent, RUNS) for path in folder.glob("*/manifest.json")})
+        raise ManifestError(
+            f"{manifest.run_dir} is no run, it has no manifest.json; there are: {', '.join(runs) or 'none'}. "
+            "Type: python -m walt_pl verify --run RUN (make verify EXP=shapes)"
+        )
+    stages = manifest.stages()
+    problems: list[str] = []
+    for name, stage in stages.items():
+        if stage.artifact is None:
+            continue
+        if not manifest.has_artifact(stage.artifact):
+            problems.append(f'stage "{name}" has no artifact in {manifest.run_dir / stage.artifact.path}: {manifest.command(name)}')
+            continue
+        changed, _ = manifest.compare(stage.artifact, fresh=True)
+        problems += [f'stage "{name}": {problem}: restore the file, or {manifest.command(name, fresh=True)}' for problem in changed]
+        reason = stale_reason(name, stages)
+        if reason:
+            problems.append(f'stage "{name}" is stale because {reason}: {manifest.command(name)}')
+    return problems
