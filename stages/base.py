@@ -8,6 +8,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import nn
 
 from stages.latent_diffusion import LatentDiffusion
+from stages.optimisation import LRSchedule
+from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.files import write_whole
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.text.features import described
@@ -20,8 +22,8 @@ class BaseStage(LatentDiffusion):
     """Trains the base denoiser, and with it a small text encoder where the config asks for one.
 
     Args:
+        denoiser: see `LatentDiffusion`, as for all arguments that are not explained here.
         text: size of a small text encoder to be trained, or which frozen one to use; null for models without text.
-        denoiser: see LatentDiffusion, as for all further arguments.
     """
 
     def __init__(
@@ -29,9 +31,29 @@ class BaseStage(LatentDiffusion):
         denoiser: DenoiserConfig,
         optimizer: OptimizerCallable,
         text: SmallTextConfig | FrozenTextConfig | None = None,
-        **kwargs: Any,
+        vae: str | None = None,
+        diffusion: DiffusionConfig = DiffusionConfig(),
+        warmup_steps: int = 1000,
+        lr_schedule: LRSchedule = "cosine",
+        condition_dropout: float = 0.1,
+        gradient_clip_val: float | None = 1.0,
+        seed: int = 0,
+        preview_steps: int = 20,
+        compile: bool = False,
     ) -> None:
-        super().__init__(denoiser, optimizer, **kwargs)
+        super().__init__(
+            denoiser,
+            optimizer,
+            vae,
+            diffusion,
+            warmup_steps,
+            lr_schedule,
+            condition_dropout,
+            gradient_clip_val,
+            seed,
+            preview_steps,
+            compile,
+        )
         if (text.width if text else None) != denoiser.text_width:
             raise ValueError(
                 f"denoiser.text_width is {denoiser.text_width}, text.width {text.width if text else None}; they must be the same"

@@ -1,29 +1,28 @@
 """What the base and the super-resolution stages share: one training step of latent diffusion (SPEC sections 1 and 3)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from stages.optimisation import GROUPS, Decay, check_groups, clip_gradients, group_sizes, learning_rate, parameter_groups
+from stages.optimisation import GROUPS, LRSchedule, check_groups, clip_gradients, group_sizes, learning_rate, parameter_groups
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch, Space
 from walt_pl.diffusion.condition import Condition
-from walt_pl.diffusion.ddim import Guidance, ddim, guided
-from walt_pl.diffusion.objective import Draws, velocity_error
+from walt_pl.diffusion.config import DiffusionConfig
+from walt_pl.diffusion.objective import Draws, denoising_error
 from walt_pl.diffusion.rng import Chance, mix
-from walt_pl.diffusion.schedule import Schedule
+from walt_pl.models.autoencoder import Autoencoder
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.latent_normalizer import LatentScale
-from walt_pl.models.vae import VAE
 from walt_pl.runs.artifact import Artifact, load
 from walt_pl.runs.checkpoint import read_state
+from walt_pl.sampling.stage_sampler import StageSampler, text_condition
 from walt_pl.text.features import HASHES, CachedTextEncoder, identity
 from walt_pl.text.small_encoder import FrozenTextConfig, TextEncoder
 from walt_pl.training.strategies.zero import Zero
@@ -33,28 +32,23 @@ VALIDATION_LEVELS = range(50, 1000, 100)
 
 
 class LatentDiffusion(L.LightningModule):
-    """Trains a denoiser on joint batches of latents.
+    """Train a denoiser on joint batches of latents.
 
     The parents are given as artifact folders; the program fills them in from the run. They are frozen, so they stay out of the module's
     parameters and checkpoints.
 
     Args:
-        denoiser: size and inputs of the network.
+        denoiser: size and inputs of the network; its probabilities of self-conditioning and frame prediction are those of training. With
+            frame prediction of probability 1 (Kinetics-600) validation gets the context frames, too.
         optimizer: over everything this stage trains (see stages/optimisation.py).
         vae: artifact of the autoencoder.
-        warmup: steps of linear warm-up.
-        decay: what follows the warm-up.
-        drop_condition: probability of dropping a sample's caption or label (for guidance).
-        self_conditioning: probability of the first pass, per sample.
-        frame_prediction: probability that a video's past is given, for denoisers with frame_prediction; 1 for pure frame prediction
-            (Kinetics-600), which is validated with its past, too.
-        past_frames: how many latent frames are given then, one of these: 1 is an image, 2 the end of a clip.
-        zero_terminal_snr: rescale the schedule so that the last level is pure noise.
-        normalise_latents: zero mean and unit variance per channel.
-        clip: largest gradient norm; null for none.
+        diffusion: schedule, objective and defaults of sampling; the artifact keeps it.
+        warmup_steps: steps of linear warm-up.
+        lr_schedule: what follows the warm-up.
+        condition_dropout: probability of dropping a sample's caption or label (for guidance).
+        gradient_clip_val: largest gradient norm; null for none.
         seed: of every random draw of the training.
         preview_steps: sampling steps of the previews.
-        guidance: classifier-free guidance of the previews, and of sampling where nothing else is asked for: the artifact keeps it.
         compile: torch.compile the denoiser's layers: slow at first, and it needs a C++ compiler.
     """
 
@@ -65,46 +59,37 @@ class LatentDiffusion(L.LightningModule):
         denoiser: DenoiserConfig,
         optimizer: OptimizerCallable,
         vae: str | None = None,
-        warmup: int = 1000,
-        decay: Decay = "cosine",
-        drop_condition: float = 0.1,
-        self_conditioning: float = 0.9,
-        frame_prediction: float = 0.1,
-        past_frames: tuple[int, ...] = (1, 2),
-        zero_terminal_snr: bool = True,
-        normalise_latents: bool = True,
-        clip: float | None = 1.0,
+        diffusion: DiffusionConfig = DiffusionConfig(),
+        warmup_steps: int = 1000,
+        lr_schedule: LRSchedule = "cosine",
+        condition_dropout: float = 0.1,
+        gradient_clip_val: float | None = 1.0,
         seed: int = 0,
         preview_steps: int = 20,
-        guidance: Guidance = Guidance(),
         compile: bool = False,
     ) -> None:
         super().__init__()
+        if denoiser.frame_prediction == 1 and diffusion.guidance.scale != 1:
+            raise ValueError(
+                f"model.diffusion.guidance.scale is {diffusion.guidance.scale:g}, but with model.denoiser.frame_prediction 1 no step "
+                "trains the unconditional branch, which has no context: set the scale to 1, or model.denoiser.frame_prediction below 1"
+            )
         self.denoiser = Denoiser(denoiser)
         if compile:
             # Layer by layer, so that equal layers share their code; in place, so that checkpoints and artifacts keep their keys.
             for block in self.denoiser.blocks:
                 block.compile()
-        self.optimizer, self.warmup, self.decay, self.clip = optimizer, warmup, decay, clip
-        self.drop_condition, self.self_conditioning = (
-            drop_condition,
-            self_conditioning if denoiser.self_conditioning else 0.0,
-        )
-        if not 0 <= frame_prediction <= 1:
-            raise ValueError(f"model.frame_prediction is a probability, 0 .. 1, got {frame_prediction}")
-        if not past_frames or not set(past_frames) <= {1, 2}:
-            raise ValueError(f"model.past_frames: 1 latent frame (an image), 2 (the end of a clip) or [1, 2], got {list(past_frames)}")
-        self.frame_prediction, self.past_frames = frame_prediction if denoiser.frame_prediction else 0.0, past_frames
-        if self.frame_prediction == 1 and guidance.scale != 1:
-            raise ValueError(
-                f"model.guidance.scale is {guidance.scale:g}, but with model.frame_prediction 1 no step trains the unconditional branch, "
-                "which has no past: set the scale to 1, or model.frame_prediction below 1"
-            )
-        self.schedule = Schedule(zero_terminal_snr=zero_terminal_snr)
-        self.zero_terminal_snr, self.normalise_latents = zero_terminal_snr, normalise_latents
-        self.seed, self.preview_steps, self.guidance = seed, preview_steps, guidance
+        self.diffusion = diffusion
+        self.path = diffusion.path()
+        self.optimizer = optimizer
+        self.warmup_steps = warmup_steps
+        self.lr_schedule = lr_schedule
+        self.condition_dropout = condition_dropout
+        self.gradient_clip_val = gradient_clip_val
+        self.seed = seed
+        self.preview_steps = preview_steps
         self.vae_path = vae
-        self._vae: list[VAE] = []
+        self._vae: list[Autoencoder] = []
         self._scale = LatentScale.identity(denoiser.latent_channels)
         self.cached_text: CachedTextEncoder | None = None
 
@@ -116,19 +101,19 @@ class LatentDiffusion(L.LightningModule):
         if not self._vae:
             artifact = load(self.vae_path)
             self._check_latents(artifact)
-            self._vae = [artifact.models["vae"]]  # type: ignore[list-item]
-            if self.normalise_latents:
+            self._vae = [cast(Autoencoder, artifact.models["vae"])]
+            if self.diffusion.normalize_latents:
                 self._scale = LatentScale.of(artifact.card)
 
     def _check_latents(self, artifact: Artifact) -> None:
-        channels = artifact.config["vae"]["latent_channels"]
+        channels = cast(Autoencoder, artifact.models["vae"]).latent_channels
         if channels != self.denoiser.config.latent_channels:
             raise ValueError(
                 f"denoiser.latent_channels is {self.denoiser.config.latent_channels}, but {artifact.path} has {channels}; they must agree"
             )
 
     @property
-    def vae(self) -> VAE:
+    def vae(self) -> Autoencoder:
         """The frozen autoencoder, on this module's device."""
         return self._vae[0].to(self.device)
 
@@ -178,7 +163,7 @@ class LatentDiffusion(L.LightningModule):
         x0, layout = self.latents(batch.videos, batch.images, batch.space)
         condition = self.condition(batch, x0, layout, chance)
         draws = self.draws(x0, layout, chance)
-        error = velocity_error(self.denoiser, self.schedule, x0, condition, draws)
+        error = denoising_error(self.denoiser, self.path, x0, condition, draws)
         weight = self.frame_weight(batch, condition)
         self._log_kinds("train", error, weight, layout)
         loss = self._mean(error, weight)
@@ -194,7 +179,7 @@ class LatentDiffusion(L.LightningModule):
 
     @torch.no_grad()
     def _encode(self, x: Tensor) -> Tensor:
-        factors = self.vae.config.factors
+        factors = self.vae.factors
         if not len(x):
             t, h, w = x.shape[2:]
             return x.new_zeros(0, self.denoiser.config.latent_channels, 1 + (t - 1) // factors[0], h // factors[1], w // factors[2])
@@ -202,18 +187,19 @@ class LatentDiffusion(L.LightningModule):
 
     def draws(self, x0: Tensor, layout: Layout, chance: Chance) -> Draws:
         """Noise level, noise and self-conditioning of a step."""
-        shapes = [(layout.frames, *x0.shape[1:])] * layout.videos + [(1, *x0.shape[1:])] * layout.images
-        step = chance.integers(self.schedule.steps)
-        noise = torch.cat(chance.normal(shapes))
-        return Draws(step, noise, chance.happens(self.self_conditioning) if self.self_conditioning else None)
+        step = chance.integers(self.path.num_timesteps)
+        noise = chance.frame_noise(layout, x0.shape[1:])
+        probability = self.denoiser.config.self_conditioning
+        return Draws(step, noise, chance.happens(probability) if probability else None)
 
     def condition(self, batch: JointBatch, x0: Tensor, layout: Layout, chance: Chance) -> Condition:
         """What the denoiser is told of a training batch whose latents are ``x0``."""
-        keep = ~chance.happens(self.drop_condition)
+        keep = ~chance.happens(self.condition_dropout)
         condition = self.described(batch.captions, batch.labels, layout, keep)
         if self.denoiser.config.frame_prediction:
-            given = chance.happens(self.frame_prediction)
-            count = torch.tensor(self.past_frames, device=given.device)[chance.integers(len(self.past_frames))]
+            given = chance.happens(self.denoiser.config.frame_prediction)
+            options = self.diffusion.context_frames
+            count = torch.tensor(options, device=given.device)[chance.integers(len(options))]
             condition = condition.with_past(x0, torch.where(given, count, 0))
         return condition
 
@@ -222,11 +208,7 @@ class LatentDiffusion(L.LightningModule):
         classes = self.denoiser.config.classes
         if classes and not bool(((labels >= 0) & (labels < classes)).all()):
             raise ValueError(f"labels must be 0 .. {classes - 1} (denoiser.classes), got {labels.tolist()}; see the index column label")
-        if self.text_encoder is None:
-            return Condition(layout, keep, labels=labels)
-        known = torch.tensor([bool(caption.strip()) for caption in captions], dtype=torch.bool, device=keep.device)
-        text, mask = self.text_encoder.encode(captions)
-        return Condition(layout, keep & known, text=text, text_mask=mask, labels=labels)
+        return text_condition(self.text_encoder, captions, labels, layout, keep)
 
     def frame_weight(self, batch: JointBatch, condition: Condition) -> Tensor:
         """How much each frame counts, [f]: not at all where the sample could not be read or the frame was given."""
@@ -255,14 +237,15 @@ class LatentDiffusion(L.LightningModule):
                 )
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
-        if not isinstance(self.trainer.strategy, Zero):  # whose engine clips at self.clip, and knows the norm of all shards together
-            self.log("train/gradient_norm", clip_gradients(self.parameters(), self.clip))
+        # ZeRO's engine clips at `gradient_clip_val` itself: it knows the norm of all shards together.
+        if not isinstance(self.trainer.strategy, Zero):
+            self.log("train/gradient_norm", clip_gradients(self.parameters(), self.gradient_clip_val))
 
     def configure_optimizers(self) -> Any:
         # Here, and not where Lightning hands over the checkpoint: DeepSpeed has restored the optimiser by then, or failed to.
         check_groups(self.trainer.ckpt_path, [self])
         optimizer = self.optimizer(parameter_groups(self))
-        schedule = learning_rate(optimizer, self.warmup, int(self.trainer.max_steps), self.decay)
+        schedule = learning_rate(optimizer, self.warmup_steps, int(self.trainer.max_steps), self.lr_schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     # ---- Validation and previews ------------------------------------------------------------------------------------
@@ -276,7 +259,7 @@ class LatentDiffusion(L.LightningModule):
             condition = self.validation_condition(batch, x0, layout, chance)
             draws = self.draws(x0, layout, chance)
             step = torch.full_like(draws.step, level)
-            error = velocity_error(self.denoiser, self.schedule, x0, condition, Draws(step, draws.noise, None))
+            error = denoising_error(self.denoiser, self.path, x0, condition, Draws(step, draws.noise, None))
             errors.append(self._mean(error, self.frame_weight(batch, condition)))
             self.log(f"val/loss_{level:03d}", errors[-1], batch_size=layout.total, sync_dist=True)
         self.log("val/loss", torch.stack(errors).mean(), batch_size=layout.total, sync_dist=True, prog_bar=True)
@@ -285,9 +268,9 @@ class LatentDiffusion(L.LightningModule):
         """The condition of a validation batch: everything told, and nothing of the past unless it is always given."""
         keep = torch.ones(layout.samples, dtype=torch.bool, device=batch.videos.device)
         condition = self.described(batch.captions, batch.labels, layout, keep)
-        if self.frame_prediction < 1:
+        if self.denoiser.config.frame_prediction < 1:
             return condition
-        return condition.with_past(x0, torch.full((layout.samples,), max(self.past_frames), device=x0.device))
+        return condition.with_past(x0, torch.full((layout.samples,), max(self.diffusion.context_frames), device=x0.device))
 
     def preview_samples(self, batch: JointBatch, count: int = 8) -> tuple[Tensor, list[str]]:
         """Clips sampled for the first captions of a batch from fixed noise, [b 3 t h w], and the captions."""
@@ -295,11 +278,9 @@ class LatentDiffusion(L.LightningModule):
         x0, layout = self.latents(batch.videos, batch.images, batch.space)
         chance = Chance(self.seed, 0, batch.slots)
         condition = self.validation_condition(batch, x0, layout, chance)
-        c = self.denoiser.config
-        noise = torch.cat(chance.normal([(layout.frames, c.latent_channels, *c.size[1:])] * layout.videos))
-        denoise = guided(self.denoiser, self.guidance, self.schedule, Condition.without_text)
-        latents = ddim(denoise, self.schedule, noise, condition, self.preview_steps)
-        videos, _ = layout.split(self._scale.denormalise(latents))
+        noise = chance.frame_noise(layout, x0.shape[1:])
+        sampler = StageSampler(self.denoiser, self.diffusion, self._scale)
+        videos = sampler.sample(condition, noise, self.preview_steps, self.diffusion.guidance)
         return self.vae.decode(videos).clamp(-1, 1), batch.captions
 
     def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
@@ -314,13 +295,7 @@ class LatentDiffusion(L.LightningModule):
 
     def settings(self) -> dict[str, Any]:
         """What sampling must know beside the models."""
-        settings: dict[str, Any] = {
-            "diffusion": {"zero_terminal_snr": self.zero_terminal_snr, "normalise_latents": self.normalise_latents},
-            "guidance": asdict(self.guidance),
-        }
-        if self.frame_prediction:
-            settings["frame_prediction"] = {"past_frames": list(self.past_frames), "always": self.frame_prediction == 1}
-        return settings
+        return {"diffusion": self.diffusion.to_plain()}
 
     def files(self) -> dict[str, bytes]:
         """Further files of the artifact."""

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from walt_pl.blocks.modulation import AdaLN
 from walt_pl.runs.checkpoint import STATE, CheckpointError, read_state
 
-Decay = Literal["cosine", "constant"]
+LRSchedule = Literal["cosine", "constant"]
 
 DECAYED: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Linear: ("weight",),
@@ -85,23 +85,24 @@ def check_groups(checkpoint: str | Path | None, modules: Sequence[nn.Module]) ->
         )
 
 
-def learning_rate(optimizer: Optimizer, warmup: int, total: int, decay: Decay) -> LambdaLR:
-    """Linear warm-up over ``warmup`` steps, then cosine to zero at ``total`` steps, or constant.
+def learning_rate(optimizer: Optimizer, warmup_steps: int, total: int, lr_schedule: LRSchedule) -> LambdaLR:
+    """Return linear warm-up over ``warmup_steps``, then cosine to zero at ``total`` steps, or constant.
 
     Raises:
         ValueError: a cosine without an end.
     """
-    if decay == "cosine" and total <= warmup:
+    if lr_schedule == "cosine" and total <= warmup_steps:
         raise ValueError(
-            f"model.decay: cosine wants trainer.max_steps above model.warmup ({warmup}), got {total}; set it or choose constant"
+            f"model.lr_schedule: cosine wants trainer.max_steps above model.warmup_steps ({warmup_steps}), got {total}; set it or choose "
+            "constant"
         )
 
     def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / (warmup + 1)
-        if decay == "constant":
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        if lr_schedule == "constant":
             return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / (total - warmup))))
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / (total - warmup_steps))))
 
     return LambdaLR(optimizer, factor)
 

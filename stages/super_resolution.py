@@ -1,19 +1,20 @@
 """Stages three and four: twice the size, from a noised latent of half the size (SPEC section 4)."""
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from stages.latent_diffusion import LatentDiffusion, artifact_at, first_videos
+from stages.optimisation import LRSchedule
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch, Space
 from walt_pl.diffusion.condition import Condition
+from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.rng import Chance
 from walt_pl.models.denoiser import DenoiserConfig
+from walt_pl.sampling.stage_sampler import with_low_res
 from walt_pl.text.features import recorded
 from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder
 
@@ -22,11 +23,9 @@ class SuperResolutionStage(LatentDiffusion):
     """Trains a denoiser that is given the same clip at half the size.
 
     Args:
+        denoiser: see `LatentDiffusion`, as for all arguments that are not explained here. `diffusion` has the noise augmentation.
         base: artifact of the base model, for its frozen text encoder; needed when the denoiser takes text.
         text_path: where a pretrained text encoder lies, if not where the base's training found it.
-        low_noise_max: the low-resolution latent is noised at a level drawn from 0 .. this.
-        low_noise_sampling: the fixed level at sampling.
-        denoiser: see LatentDiffusion, as for all further arguments.
     """
 
     kind = "super_resolution"
@@ -37,15 +36,33 @@ class SuperResolutionStage(LatentDiffusion):
         optimizer: OptimizerCallable,
         base: str | None = None,
         text_path: str | None = None,
-        low_noise_max: int = 350,
-        low_noise_sampling: int = 50,
-        **kwargs: Any,
+        vae: str | None = None,
+        diffusion: DiffusionConfig = DiffusionConfig(),
+        warmup_steps: int = 1000,
+        lr_schedule: LRSchedule = "cosine",
+        condition_dropout: float = 0.1,
+        gradient_clip_val: float | None = 1.0,
+        seed: int = 0,
+        preview_steps: int = 20,
+        compile: bool = False,
     ) -> None:
-        super().__init__(denoiser, optimizer, **kwargs)
+        super().__init__(
+            denoiser,
+            optimizer,
+            vae,
+            diffusion,
+            warmup_steps,
+            lr_schedule,
+            condition_dropout,
+            gradient_clip_val,
+            seed,
+            preview_steps,
+            compile,
+        )
         if not denoiser.super_resolution:
             raise ValueError("denoiser.super_resolution is false; a super-resolution stage needs it true")
-        self.base_path, self.text_path = base, text_path
-        self.low_noise_max, self.low_noise_sampling = low_noise_max, low_noise_sampling
+        self.base_path = base
+        self.text_path = text_path
         self._text: list[SmallTextEncoder] = []
 
     def setup(self, stage: str) -> None:
@@ -67,11 +84,11 @@ class SuperResolutionStage(LatentDiffusion):
 
     def condition(self, batch: JointBatch, x0: Tensor, layout: Layout, chance: Chance) -> Condition:
         condition = super().condition(batch, x0, layout, chance)
-        return self.with_low(condition, batch, chance.integers(self.low_noise_max), chance)
+        return self.with_low(condition, batch, chance.integers(self.diffusion.noise_aug_max), chance)
 
     def validation_condition(self, batch: JointBatch, x0: Tensor, layout: Layout, chance: Chance) -> Condition:
         condition = super().validation_condition(batch, x0, layout, chance)
-        return self.with_low(condition, batch, torch.full_like(batch.slots, self.low_noise_sampling), chance)
+        return self.with_low(condition, batch, torch.full_like(batch.slots, self.diffusion.noise_aug_level), chance)
 
     def with_low(self, condition: Condition, batch: JointBatch, step: Tensor, chance: Chance) -> Condition:
         """Add the low-resolution latent, noised at ``step`` [s] before it is upscaled."""
@@ -83,9 +100,7 @@ class SuperResolutionStage(LatentDiffusion):
             raise ValueError(
                 f"data.low_size gives latents of {tuple(low.shape[2:])}, the denoiser wants {wanted}; set it to half of data.size"
             )
-        shapes = [(layout.frames, *low.shape[1:])] * layout.videos + [(1, *low.shape[1:])] * layout.images
-        noise = torch.cat(chance.normal(shapes))
-        return replace(condition, low=self.schedule.add_noise(low, noise, layout.per_frame(step)), low_step=step)
+        return with_low_res(condition, self.path, low, chance.frame_noise(layout, low.shape[1:]), step)
 
     def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
         batch = first_videos(batch, 4)
@@ -101,7 +116,3 @@ class SuperResolutionStage(LatentDiffusion):
         """What the autoencoder makes of clips of a batch, [v 3 t h w]."""
         latents, layout = self.latents(videos, images, space)
         return self.vae.decode(layout.split(self._scale.denormalise(latents))[0]).clamp(-1, 1)
-
-    def settings(self) -> dict[str, Any]:
-        settings = super().settings()
-        return {**settings, "super_resolution": {"low_noise": self.low_noise_sampling}}

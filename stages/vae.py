@@ -10,10 +10,20 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from stages.optimisation import GROUPS, Decay, check_groups, clip_gradients, gradient_norm, group_sizes, learning_rate, parameter_groups
+from stages.optimisation import (
+    GROUPS,
+    LRSchedule,
+    check_groups,
+    clip_gradients,
+    gradient_norm,
+    group_sizes,
+    learning_rate,
+    parameter_groups,
+)
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.rng import Chance
 from walt_pl.metrics.frames import psnr
+from walt_pl.models.autoencoder import Autoencoder
 from walt_pl.models.discriminator import Discriminator, DiscriminatorConfig
 from walt_pl.models.losses import (
     Balance,
@@ -54,8 +64,8 @@ class VAEStage(L.LightningModule):
         discriminator: size of the discriminator; its `size` is that of the clips trained on.
         optimizer: of the autoencoder.
         discriminator_optimizer: of the discriminator; null for the same kind as the autoencoder's.
-        warmup: steps of linear warm-up.
-        decay: what follows the warm-up.
+        warmup_steps: steps of linear warm-up.
+        lr_schedule: what follows the warm-up.
         reconstruction_weight: of the mean squared error, of pixels in 0..1.
         kl_weight: of the KL divergence to N(0, 1), summed over the latent and divided by the number of pixel values.
         perceptual: distance on frames: lpips, or none.
@@ -70,11 +80,11 @@ class VAEStage(L.LightningModule):
         r1_weight: cost of the gradient penalty on real clips, of pixels in 0..1 and summed over a clip's: the same number restrains small
             clips more than large ones.
         r1_every: steps between gradient penalties, each weighted by that number.
-        discriminator_clip: largest gradient norm of the discriminator; null for none. A limit makes the penalty, which comes seldom and is
-            large, all but nothing.
+        discriminator_gradient_clip_val: largest gradient norm of the discriminator; null for none. A limit makes the penalty, which comes
+            seldom and is large, all but nothing.
         lecam_weight: of the LeCAM regulariser.
         lecam_decay: of its running means of the logits.
-        clip: largest gradient norm of the autoencoder; null for none.
+        gradient_clip_val: largest gradient norm of the autoencoder; null for none.
         seed: of every random draw of the training.
         statistics_batches: training batches that the latent statistics are measured on at the end.
         compile: torch.compile encoder and decoder: slow at first, and it needs a C++ compiler.
@@ -88,8 +98,8 @@ class VAEStage(L.LightningModule):
         optimizer: OptimizerCallable,
         discriminator: DiscriminatorConfig = DiscriminatorConfig(),
         discriminator_optimizer: OptimizerCallable | None = None,
-        warmup: int = 1000,
-        decay: Decay = "cosine",
+        warmup_steps: int = 1000,
+        lr_schedule: LRSchedule = "cosine",
         reconstruction_weight: float = 5.0,
         kl_weight: float = 1e-6,
         perceptual: PerceptualName = "none",
@@ -103,10 +113,10 @@ class VAEStage(L.LightningModule):
         discriminator_resume: float = 0.85,
         r1_weight: float = 10.0,
         r1_every: int = 16,
-        discriminator_clip: float | None = None,
+        discriminator_gradient_clip_val: float | None = None,
         lecam_weight: float = 0.001,
         lecam_decay: float = 0.999,
-        clip: float | None = 1.0,
+        gradient_clip_val: float | None = 1.0,
         seed: int = 0,
         statistics_batches: int = 64,
         compile: bool = False,
@@ -124,20 +134,26 @@ class VAEStage(L.LightningModule):
         self.balance = Balance(discriminator_pause, discriminator_resume)
         # Frozen, so kept out of the module's parameters and checkpoints.
         self._perceptual: list[nn.Module | None] = [None]
-        self.perceptual, self.perceptual_weights = perceptual, perceptual_weights
-        self.optimizer, self.warmup, self.decay, self.clip = optimizer, warmup, decay, clip
-        self.discriminator_optimizer = discriminator_optimizer or optimizer
-        self.discriminator_clip = discriminator_clip
-        self.reconstruction_weight, self.kl_weight, self.perceptual_weight = (
-            reconstruction_weight,
-            kl_weight,
-            perceptual_weight,
-        )
+        self.perceptual = perceptual
+        self.perceptual_weights = perceptual_weights
+        self.perceptual_weight = perceptual_weight
         self.perceptual_frames = perceptual_frames
-        self.adversarial_weight, self.adversarial_start = adversarial_weight, adversarial_start
+        self.optimizer = optimizer
+        self.discriminator_optimizer = discriminator_optimizer or optimizer
+        self.warmup_steps = warmup_steps
+        self.lr_schedule = lr_schedule
+        self.gradient_clip_val = gradient_clip_val
+        self.discriminator_gradient_clip_val = discriminator_gradient_clip_val
+        self.reconstruction_weight = reconstruction_weight
+        self.kl_weight = kl_weight
+        self.adversarial_weight = adversarial_weight
+        self.adversarial_start = adversarial_start
         self.adversarial_warmup = adversarial_warmup
-        self.r1_weight, self.r1_every, self.lecam_weight = r1_weight, r1_every, lecam_weight
-        self.seed, self.statistics_batches = seed, statistics_batches
+        self.r1_weight = r1_weight
+        self.r1_every = r1_every
+        self.lecam_weight = lecam_weight
+        self.seed = seed
+        self.statistics_batches = statistics_batches
 
     def setup(self, stage: str) -> None:
         # Not in the constructor: a plan is made without the weight file.
@@ -176,7 +192,7 @@ class VAEStage(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         # Here, where callbacks have seen the gradients as they were.
-        self.log("train/gradient_norm", clip_gradients(self.vae.parameters(), self.clip))
+        self.log("train/gradient_norm", clip_gradients(self.vae.parameters(), self.gradient_clip_val))
 
     def _adversarial_weight(self, step: int) -> float:
         """Grows from its start: a discriminator that knows nothing yet has no say."""
@@ -281,7 +297,7 @@ class VAEStage(L.LightningModule):
             self.log("train/discriminator_gradient_norm_with_r1", gradient_norm(self.discriminator.parameters()))
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning does it for the optimiser that counts steps
             callback.on_before_optimizer_step(self.trainer, self, optimizer.optimizer)
-        norm = clip_gradients(self.discriminator.parameters(), self.discriminator_clip)
+        norm = clip_gradients(self.discriminator.parameters(), self.discriminator_gradient_clip_val)
         if 0 < norm < math.inf:  # on one rank as on all: gradients are averaged; 0 where the guard has let them go
             self.lecam.update(self._global_mean(real.detach(), weight), self._global_mean(fake.detach(), weight))
             # Past Lightning's wrapper: its step counts, and one batch is to be one step.
@@ -300,7 +316,7 @@ class VAEStage(L.LightningModule):
         kinds = (self.optimizer, self.discriminator_optimizer)
         optimizers = [kind(parameter_groups(network)) for kind, network in zip(kinds, self._networks, strict=False)]
         total = int(self.trainer.max_steps)
-        return optimizers, [learning_rate(optimizer, self.warmup, total, self.decay) for optimizer in optimizers]
+        return optimizers, [learning_rate(optimizer, self.warmup_steps, total, self.lr_schedule) for optimizer in optimizers]
 
     @property
     def _networks(self) -> list[nn.Module]:
@@ -352,7 +368,7 @@ class VAEStage(L.LightningModule):
 
     def facts(self) -> dict[str, Any]:
         """What the card says beside provenance: mean and standard deviation of each latent channel on the training data of all ranks."""
-        sums = latent_sums(self._training_latents(), self.vae.config.latent_channels)
+        sums = latent_sums(self._training_latents(), self.vae.latent_channels)
         return {"latents": latent_statistics(self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu())}
 
     def _training_latents(self) -> Iterator[Tensor]:
@@ -361,7 +377,7 @@ class VAEStage(L.LightningModule):
 
 
 @torch.no_grad()
-def training_latents(vae: VAE, loader: Iterable[JointBatch], batches: int, device: torch.device) -> Iterator[Tensor]:
+def training_latents(vae: Autoencoder, loader: Iterable[JointBatch], batches: int, device: torch.device) -> Iterator[Tensor]:
     """Posterior means of the first training batches, images as one-frame clips beside the videos, a few clips at a time."""
     for _, batch in zip(range(batches), loader, strict=False):
         cut = len(batch.videos)

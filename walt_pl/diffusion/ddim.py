@@ -10,7 +10,7 @@ from torch import Tensor
 
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.objective import Denoise
-from walt_pl.diffusion.schedule import Schedule
+from walt_pl.diffusion.path import ProbabilityPath, alpha_sigma_like, trailing_timesteps
 
 
 @dataclass(frozen=True)
@@ -37,33 +37,35 @@ class Guidance:
         return 1 + (self.scale - 1) * (1 - math.cos(math.pi * (1 - n / steps) ** self.power)) / 2
 
 
-def guided(denoise: Denoise, guidance: Guidance, schedule: Schedule, null: Callable[[Condition], Condition]) -> Denoise:
+def classifier_free_guidance(
+    denoise: Denoise, guidance: Guidance, path: ProbabilityPath, unconditional: Callable[[Condition], Condition]
+) -> Denoise:
     """Wrap a denoiser in guidance.
 
     Args:
         denoise: the network.
         guidance: strength and shape.
-        schedule: whose number of levels the power-cosine needs.
-        null: makes the unconditional condition of a condition, e.g. ``Condition.without_text``.
+        path: whose number of timesteps the power-cosine needs.
+        unconditional: makes the unconditional branch's condition of a condition, e.g. ``Condition.without_text``.
     """
     if guidance.scale == 1:
         return denoise
 
     def wrapped(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
         # All samples of a batch are at the same level while sampling.
-        w = guidance.weight(int(step[0]), schedule.steps)
-        told = denoise(x, step, condition, estimate)
+        w = guidance.weight(int(step[0]), path.num_timesteps)
+        conditional = denoise(x, step, condition, estimate)
         if w == 1:
-            return told
-        v = torch.lerp(denoise(x, step, null(condition), estimate), told, w)
+            return conditional
+        v = torch.lerp(denoise(x, step, unconditional(condition), estimate), conditional, w)
         if guidance.rescale:
-            v = _rescaled(v, told, condition, guidance.rescale)
+            v = _rescale(v, conditional, condition, guidance.rescale)
         return v
 
     return wrapped
 
 
-def _rescaled(v: Tensor, told: Tensor, condition: Condition, phi: float) -> Tensor:
+def _rescale(v: Tensor, conditional: Tensor, condition: Condition, phi: float) -> Tensor:
     """Bring the spread of each sample's guided v back towards that of the conditional one, over the frames that are not given."""
     layout = condition.layout
     counts = torch.ones_like(v[:, 0, 0, 0]) if condition.past_mask is None else 1 - condition.past_mask[:, 0, 0, 0]
@@ -75,13 +77,13 @@ def _rescaled(v: Tensor, told: Tensor, condition: Condition, phi: float) -> Tens
         square = mean(value.square()) - mean(value).square()
         return layout.per_frame(square.clamp(min=1e-12).sqrt())[:, None, None, None]
 
-    return phi * (v * spread(told) / spread(v)) + (1 - phi) * v
+    return phi * (v * spread(conditional) / spread(v)) + (1 - phi) * v
 
 
 @torch.no_grad()
 def ddim(
     denoise: Denoise,
-    schedule: Schedule,
+    path: ProbabilityPath,
     noise: Tensor,
     condition: Condition,
     steps: int = 50,
@@ -93,7 +95,7 @@ def ddim(
 
     Args:
         denoise: a denoiser, guided or not.
-        schedule: forward process; levels are spaced "trailing", the last update goes to abar = 1.
+        path: from clean latents to noise; timesteps are spaced "trailing", the last update goes to the clean latent.
         noise: starting point, standard normal [f c h w].
         condition: what is known. Given frames come back as given, and on the way the network sees them as in training, with the noise of
             the level: nothing is learnt about v there. A network without frame prediction learns of its past by this alone (the
@@ -107,29 +109,29 @@ def ddim(
         x_0, float32 [f c h w].
     """
     x, estimate = noise.float(), None
-    levels = schedule.trailing(steps)
+    levels = trailing_timesteps(path, steps)
     for level, following in zip(levels, [*levels[1:], None], strict=True):
         step = torch.full((condition.layout.samples,), level, dtype=torch.int64, device=x.device)
         n = condition.layout.per_frame(step)
         v = denoise(x, step, condition, estimate).float()
-        x0, eps = _clean_and_noise(schedule, x, v, n, condition)
-        x = x0 if following is None else _ddim_update(schedule, x0, eps, level, following, eta, fresh_noise)
+        x0, eps = _predict(path, x, v, n, condition)
+        x = x0 if following is None else _ddim_update(path, x0, eps, level, following, eta, fresh_noise)
         estimate = x0
         each_step()
     return x
 
 
-def _clean_and_noise(schedule: Schedule, x: Tensor, v: Tensor, n: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-    """x_0 and eps of x as v has them; in given frames x_0 is known, and eps follows from it."""
-    x0, eps = condition.known(schedule.clean(x, v, n)), schedule.noise(x, v, n)
+def _predict(path: ProbabilityPath, x: Tensor, output: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
+    """Return x_0 and eps as the network's output has them; in given frames x_0 is known, and eps follows from it."""
+    x0, eps = condition.known(path.predict_x0(x, output, t)), path.predict_eps(x, output, t)
     if condition.past_mask is None:
         return x0, eps
-    a, s = schedule.roots(n, x)
+    a, s = alpha_sigma_like(path, t, x)
     return x0, torch.where(condition.past_mask.bool(), (x - a * x0) / s, eps)
 
 
 def _ddim_update(
-    schedule: Schedule,
+    path: ProbabilityPath,
     x0: Tensor,
     eps: Tensor,
     level: int,
@@ -137,10 +139,10 @@ def _ddim_update(
     eta: float,
     fresh_noise: Callable[[], Tensor] | None,
 ) -> Tensor:
-    """Equations 12 and 16 of arXiv 2010.02502."""
-    now, then = float(schedule.abar[level]), float(schedule.abar[following])
-    sigma = eta * math.sqrt((1 - then) / (1 - now)) * math.sqrt(1 - now / then)
-    x = math.sqrt(then) * x0 + math.sqrt(max(1 - then - sigma**2, 0)) * eps
-    if sigma:
-        x = x + sigma * (torch.randn_like(x) if fresh_noise is None else fresh_noise().to(x))
-    return x
+    """Return x at the following timestep (equations 12 and 16 of arXiv 2010.02502)."""
+    alphas, sigmas = (values.tolist() for values in path.alpha_sigma(torch.tensor([level, following])))
+    deviation = eta * sigmas[1] / sigmas[0] * math.sqrt(1 - (alphas[0] / alphas[1]) ** 2)
+    if not deviation:
+        return alphas[1] * x0 + sigmas[1] * eps
+    x = alphas[1] * x0 + math.sqrt(max(sigmas[1] ** 2 - deviation**2, 0)) * eps
+    return x + deviation * (torch.randn_like(x) if fresh_noise is None else fresh_noise().to(x))

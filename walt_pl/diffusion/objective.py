@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from walt_pl.diffusion.condition import Condition
-from walt_pl.diffusion.schedule import Schedule
+from walt_pl.diffusion.path import ProbabilityPath, add_noise
 
 Denoise = Callable[[Tensor, Tensor, Condition, Tensor | None], Tensor]
 """(x_t [f c h w], step [s], condition, estimate [f c h w] or None) -> v [f c h w]."""
@@ -25,29 +25,29 @@ class Draws:
     """[s] bool: whether the sample gets a first pass; None where no sample ever does."""
 
 
-def velocity_error(denoise: Denoise, schedule: Schedule, x0: Tensor, condition: Condition, draws: Draws) -> Tensor:
-    """Squared error of v, meaned over channels and places: one number for each frame, float32 [f].
+def denoising_error(denoise: Denoise, path: ProbabilityPath, x0: Tensor, condition: Condition, draws: Draws) -> Tensor:
+    """Return the squared error of the prediction, averaged over channels and places, float32 [f].
 
     Args:
         denoise: the network.
-        schedule: forward process.
+        path: from clean latents to noise.
         x0: clean normalised latents [f c h w], float32.
         condition: what the network is told; its layout says what the frames are.
         draws: noise level, noise and self-conditioning of this step.
     """
     n = condition.layout.per_frame(draws.step)
-    xt = schedule.add_noise(x0, draws.noise, n)
-    estimate = first_estimate(denoise, schedule, xt, condition, draws)
+    xt = add_noise(path, x0, draws.noise, n)
+    estimate = self_conditioning_pass(denoise, path, xt, condition, draws)
     v = denoise(xt, draws.step, condition, estimate)
-    return (v.float() - schedule.velocity(x0, draws.noise, n)).square().mean(dim=(1, 2, 3))
+    return (v.float() - path.target(x0, draws.noise, n)).square().mean(dim=(1, 2, 3))
 
 
 @torch.no_grad()
-def first_estimate(denoise: Denoise, schedule: Schedule, xt: Tensor, condition: Condition, draws: Draws) -> Tensor | None:
-    """The clean latent as a first pass sees it, in the rows that were drawn; zeros in the others; None without self-conditioning.
+def self_conditioning_pass(denoise: Denoise, path: ProbabilityPath, xt: Tensor, condition: Condition, draws: Draws) -> Tensor | None:
+    """Return the clean latent that a first pass predicts for the selected samples, zeros for the others; None without self-conditioning.
 
-    Only the drawn rows are run; and of a kind, videos or images, of which none was drawn, the first one, for nothing: all ranks of a
-    sharded model must gather the same weights in the same order, and videos need other ones than images.
+    Run only the selected samples. If no video (or no image) was selected, run one and discard the result: under ZeRO-3 all ranks must
+    gather the same weights in the same order, and videos need other ones than images.
     """
     if draws.self_condition is None:
         return None
@@ -60,6 +60,6 @@ def first_estimate(denoise: Denoise, schedule: Schedule, xt: Tensor, condition: 
     told = condition.select(rows)
     v = denoise(xt[frames], draws.step[rows], told, None)
     estimate = torch.zeros_like(xt)
-    estimate[frames] = told.known(schedule.clean(xt[frames], v.float(), layout.per_frame(draws.step)[frames]))
+    estimate[frames] = told.known(path.predict_x0(xt[frames], v.float(), layout.per_frame(draws.step)[frames]))
     estimate[~layout.per_frame(draws.self_condition)] = 0
     return estimate

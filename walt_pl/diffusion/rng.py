@@ -9,6 +9,8 @@ from copy import copy
 import torch
 from torch import Tensor
 
+from walt_pl.blocks.frames import Layout
+
 _MASK = (1 << 64) - 1
 
 
@@ -69,6 +71,11 @@ class Chance:
         """Standard normal noise of a shape for each sample, float32."""
         pairs = zip(self._generators, shapes, strict=True)
         return [torch.randn(tuple(shape), generator=g, dtype=torch.float32).to(self.device) for g, shape in pairs]
+
+    def frame_noise(self, layout: Layout, shape: Sequence[int]) -> Tensor:
+        """Standard normal noise for every frame of the samples, float32 [f c h w], where ``shape`` is [c h w]."""
+        frames = [layout.frames] * layout.videos + [1] * layout.images
+        return torch.cat(self.normal([(count, *shape) for count in frames]))
 
     def _stack(self, draw: Callable[[torch.Generator], Tensor], dtype: torch.dtype) -> Tensor:
         if not self._generators:

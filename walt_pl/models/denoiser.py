@@ -43,10 +43,11 @@ class DenoiserConfig:
     """Rank of AdaLN-LoRA; null gives every layer a modulation of its own ("separate")."""
     qk_norm: NormName = "layer"
     """Norm of queries and keys per head."""
-    self_conditioning: bool = True
-    """Channels for the previous estimate of the clean latent."""
-    frame_prediction: bool = False
-    """Channels for known past latents and their mask."""
+    self_conditioning: float = 0.9
+    """Probability in training, per sample, of a first pass whose estimate of the clean latent the network is given; 0: it has no such
+    input channels."""
+    frame_prediction: float = 0.0
+    """Probability in training that a video's first latents are given; 1 for pure frame prediction; 0: it has no such input channels."""
     classes: int | None = None
     """Number of classes, for class-conditional models."""
     text_width: int | None = None
@@ -70,6 +71,9 @@ class DenoiserConfig:
             raise ValueError(
                 f"denoiser.window must divide the {tokens} tokens of a video (size {self.size}, patch {self.patch}), got {self.window}"
             )
+        for name in ("self_conditioning", "frame_prediction"):
+            if isinstance(getattr(self, name), bool) or not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"denoiser.{name} is a probability, 0 .. 1 (0: no input channels for it), got {getattr(self, name)}")
         if self.frame_prediction and self.size[0] < 3:
             raise ValueError(f"denoiser.frame_prediction: two latent frames are given, size must have three or more, got {self.size[0]}")
         if self.super_resolution and (self.size[1] % 2 or self.size[2] % 2):
@@ -89,7 +93,7 @@ class DenoiserConfig:
     def in_channels(self) -> int:
         """Noisy latent, and what else is concatenated to it."""
         c = self.latent_channels
-        return c + c * self.self_conditioning + (c + 1) * self.frame_prediction + c * self.super_resolution
+        return c + c * (self.self_conditioning > 0) + (c + 1) * (self.frame_prediction > 0) + c * self.super_resolution
 
     def window_of(self, layer: int) -> Window:
         """The attention window of a layer: SW in even layers, STW in odd ones."""

@@ -178,6 +178,16 @@ class VAE(nn.Module):
         self.decoder = Decoder(config)
         self.to(memory_format=torch.channels_last_3d)
 
+    @property
+    def factors(self) -> Strides:
+        """By how much time, rows and columns shrink."""
+        return self.config.factors
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return self.config.latent_channels
+
     def encode(self, x: Tensor, chunk: int | None = None) -> Posterior:
         """Pixels [b 3 1+T H W] in -1..1 to the latent's distribution.
 

@@ -5,25 +5,26 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.transforms import to_size
 from walt_pl.diffusion.condition import Condition
-from walt_pl.diffusion.ddim import Guidance, ddim, guided
+from walt_pl.diffusion.config import DiffusionConfig
+from walt_pl.diffusion.ddim import Guidance
 from walt_pl.diffusion.rng import Chance
-from walt_pl.diffusion.schedule import Schedule
 from walt_pl.media.video import Frames
-from walt_pl.models.denoiser import Denoiser
+from walt_pl.models.autoencoder import Autoencoder
+from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.latent_normalizer import LatentScale
-from walt_pl.models.vae import VAE
 from walt_pl.runs.artifact import Artifact, load
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import in_order, kind_of
+from walt_pl.sampling.stage_sampler import StageSampler, text_condition, unconditional, with_context, with_low_res
 from walt_pl.text.features import HASHES, recorded
 from walt_pl.text.pretrained_encoder import FrozenTextEncoder
 from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder
@@ -105,9 +106,10 @@ class Cascade:
         self.dtype = dtype or compute_dtype(self.device)
         self.stages = [stage for stage in in_order(list(folders)) if stage != VAE_STAGE]
         artifacts = {stage: load(folder, self.device) for stage, folder in folders.items()}
-        self.vae: VAE = artifacts[VAE_STAGE].models["vae"]  # type: ignore[assignment]
+        self.vae = cast(Autoencoder, artifacts[VAE_STAGE].models["vae"])
         self.card = artifacts[VAE_STAGE].card
         self.artifacts = {stage: artifacts[stage] for stage in self.stages}
+        self.samplers = {stage: self._sampler(stage) for stage in self.stages}
         self.base = next((stage for stage in self.stages if kind_of(stage) == "base"), BASE)
         self.text = _text_encoder(self.artifacts[self.base], self.device, text_encoder) if self.base in self.artifacts else None
         self._check_chain()
@@ -143,6 +145,12 @@ class Cascade:
             raise ValueError(f"stages run from {base} upwards without a gap: {' '.join(known)}; got {' '.join(wanted)}")
         return cls(manifest.usable([VAE_STAGE, *wanted], allow_stale), device, dtype, text_encoder)
 
+    def _sampler(self, stage: str) -> StageSampler:
+        artifact = self.artifacts[stage]
+        denoiser, config = cast(Denoiser, artifact.models["denoiser"]), DiffusionConfig.from_plain(artifact.config["diffusion"])
+        channels = denoiser.config.latent_channels
+        return StageSampler(denoiser, config, LatentScale.of(self.card) if config.normalize_latents else LatentScale.identity(channels))
+
     def _check_chain(self) -> None:
         """Super-resolution doubles the size of the stage before, and was trained with the text encoder of the run's ``base``."""
         for low, high in itertools.pairwise(self.stages):
@@ -158,12 +166,12 @@ class Cascade:
     @property
     def clip_frames(self) -> int:
         """Pixel frames that the base model makes at once."""
-        return 1 + (self._denoiser(self.base).config.size[0] - 1) * self.vae.config.factors[0]
+        return 1 + (self._denoiser(self.base).config.size[0] - 1) * self.vae.factors[0]
 
     @property
     def overlap(self) -> int:
         """Pixel frames that two latents stand for: what the next piece of a long video is given."""
-        return 1 + self.vae.config.factors[0]
+        return 1 + self.vae.factors[0]
 
     @property
     def frame_rates(self) -> dict[str, float]:
@@ -201,7 +209,7 @@ class Cascade:
         Raises:
             ValueError: pictures of another aspect (a hundredth of a side is let go), where ``crop`` is not set.
         """
-        sizes = {stage: self._pixels(stage) for stage in self.stages}
+        sizes = {stage: self.pixels(stage) for stage in self.stages}
         height, width = pictures.shape[1:3]
         rows, columns = sizes[self.base]
         kept = min(rows * width, columns * height) / max(rows * width, columns * height)
@@ -214,8 +222,8 @@ class Cascade:
         return {stage: self.encode(to_size(pictures, *sizes[stage])[None]) for stage in fitting}
 
     def guidance(self, stage: str, sampling: Sampling = Sampling()) -> Guidance:
-        """Return the guidance of a stage: that of ``sampling``, else that of the artifact, else none (scale 1)."""
-        return sampling.guidance.get(stage) or Guidance(**self.artifacts[stage].config.get("guidance", {}))
+        """Return the guidance of a stage: that of ``sampling``, else that of the artifact."""
+        return sampling.guidance.get(stage) or self.samplers[stage].config.guidance
 
     def check(self, request: Request, sampling: Sampling, frames: int) -> None:
         """Compare what is asked of the stages with the past that they were given in training.
@@ -225,31 +233,34 @@ class Cascade:
         """
         longer = {2} if frames > self.clip_frames else set()
         given = {stage: {past.shape[2]} for stage, past in request.past.items()}
-        trained = self.artifacts[self.base].config.get("frame_prediction")
-        if trained is None and (longer or self.base in given):
+        trained = self._denoiser(self.base).config.frame_prediction
+        if not trained and (longer or self.base in given):
             raise ValueError(
                 f'stage "{self.base}" was trained without frame prediction: it can neither go on from an image or a clip nor make more '
                 f"than {self.clip_frames} frames; train it as experiments/shapes/frame_prediction.yaml does"
             )
         for stage in self.stages:
-            known = self.artifacts[stage].config.get("frame_prediction")
-            past_frames = known["past_frames"] if known else list(KNOWN)  # a stage without it sees the past as its own frames
-            untrained = (given.get(stage, set()) | longer) - set(past_frames)
+            able = self._context_frames(stage)
+            untrained = (given.get(stage, set()) | longer) - set(able)
             if untrained:
-                able = " or ".join(KNOWN[count] for count in past_frames)
+                known = " or ".join(KNOWN[count] for count in able)
                 asked = " or ".join(KNOWN[count] for count in sorted(untrained))
                 raise ValueError(
-                    f'stage "{stage}" was trained to go on from {able}, not from {asked}: train it with model.past_frames [1, 2]'
+                    f'stage "{stage}" was trained to go on from {known}, not from {asked}: train it with '
+                    "model.diffusion.context_frames [1, 2]"
                 )
-        if trained is None:
-            return
-        if trained["always"] and self.base not in given:
-            options = " or ".join({1: "--image", 2: "--continue"}[known] for known in trained["past_frames"])
+        if trained == 1 and self.base not in given:
+            options = " or ".join({1: "--image", 2: "--continue"}[count] for count in self._context_frames(self.base))
             raise ValueError(f'stage "{self.base}" was given a past in every step of its training: give it one with {options}')
-        if trained["always"] and self.guidance(self.base, sampling).scale != 1:
+        if trained == 1 and self.guidance(self.base, sampling).scale != 1:
             raise ValueError(
                 f'stage "{self.base}" was given a past in every step of its training, so guidance has no null: leave out --guidance'
             )
+
+    def _context_frames(self, stage: str) -> Sequence[int]:
+        """Numbers of latent frames that a stage can go on from; one without frame prediction sees them as its own frames."""
+        sampler = self.samplers[stage]
+        return sampler.config.context_frames if sampler.denoiser.config.frame_prediction else list(KNOWN)
 
     @torch.no_grad()
     def video(self, request: Request, sampling: Sampling, frames: int, each_step: Callable[[], None] = lambda: None) -> Tensor:
@@ -324,12 +335,8 @@ class Cascade:
         Returns:
             raw latents [b c t h w].
         """
-        artifact = self.artifacts[stage]
-        denoiser = self._denoiser(stage)
-        settings = artifact.config["diffusion"]
-        scale = LatentScale.of(self.card) if settings["normalise_latents"] else LatentScale.identity(denoiser.config.latent_channels)
-        schedule = Schedule(zero_terminal_snr=settings["zero_terminal_snr"])
-        c = denoiser.config
+        sampler = self.samplers[stage]
+        c = sampler.denoiser.config
         layout = Layout(len(request), c.size[0], 0)
         chances = [Chance(seed, number, torch.tensor([request.round])) for seed in request.seeds]
 
@@ -338,18 +345,19 @@ class Cascade:
             return torch.cat([chance.normal([shape])[0] for chance in chances]).to(self.device)
 
         noise = fresh_noise()
-        condition = self._condition(denoiser, request, layout)
+        condition = self._condition(c, request, layout)
         if c.super_resolution:
             if low is None:
                 raise ValueError(f'stage "{stage}" makes clips larger; it wants the latents of the stage before')
-            level = int(artifact.config["super_resolution"]["low_noise"])
-            condition = self._with_low(condition, layout.join(scale.normalise_clips(low), low[:0]), level, schedule, chances)
+            frames = layout.join(sampler.normalizer.normalise_clips(low), low[:0])
+            low_noise = torch.cat([chance.normal([(layout.frames, *frames.shape[1:])])[0] for chance in chances]).to(self.device)
+            level = torch.full((layout.samples,), sampler.config.noise_aug_level, dtype=torch.int64, device=self.device)
+            condition = with_low_res(condition, sampler.path, frames, low_noise, level)
         if stage in request.past:
-            condition = _with_past(condition, scale.normalise_clips(request.past[stage].to(self.device)))
-        denoise = guided(denoiser, self.guidance(stage, sampling), schedule, self._null(request, denoiser))
+            condition = with_context(condition, sampler.normalizer.normalise_clips(request.past[stage].to(self.device)))
+        steps, guidance, null = sampling.steps_of(stage), self.guidance(stage, sampling), self._unconditional(request, c)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            latents = ddim(denoise, schedule, noise, condition, sampling.steps_of(stage), sampling.eta, fresh_noise, each_step)
-        return layout.split(scale.denormalise(latents))[0]
+            return sampler.sample(condition, noise, steps, guidance, sampling.eta, null, fresh_noise, each_step)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, sampling: Sampling = Sampling()) -> Tensor:
@@ -365,55 +373,31 @@ class Cascade:
             return torch.cat([self.vae.encode(clip.to(self.device)).mean for clip in clips.split(1)])
 
     def _denoiser(self, stage: str) -> Denoiser:
-        return self.artifacts[stage].models["denoiser"]  # type: ignore[return-value]
+        return self.samplers[stage].denoiser
 
-    def _pixels(self, stage: str) -> tuple[int, int]:
+    def pixels(self, stage: str) -> tuple[int, int]:
         """Rows and columns of pixels that a stage makes."""
-        size, factors = self._denoiser(stage).config.size, self.vae.config.factors
+        size, factors = self._denoiser(stage).config.size, self.vae.factors
         return size[1] * factors[1], size[2] * factors[2]
 
-    def _condition(self, denoiser: Denoiser, request: Request, layout: Layout) -> Condition:
-        keep = torch.ones(layout.samples, dtype=torch.bool, device=self.device)
-        labels, classes = None, denoiser.config.classes
+    def _condition(self, config: DenoiserConfig, request: Request, layout: Layout) -> Condition:
+        labels, classes = None, config.classes
         if classes:
             if not request.labels or max(request.labels) >= classes or min(request.labels) < 0:
                 raise ValueError(f"this run makes clips of a class: give --label 0 .. {classes - 1}")
             labels = torch.tensor(request.labels, device=self.device)
-        if not denoiser.config.text_width:
-            return Condition(layout, keep, labels=labels)
-        assert self.text is not None
-        if len(request.prompts) != len(request):
+        if config.text_width and len(request.prompts) != len(request):
             raise ValueError("this run makes clips from text: give --prompt or --prompts")
-        text, mask = self.text.encode(request.prompts)
-        known = torch.tensor([bool(prompt.strip()) for prompt in request.prompts], device=self.device)
-        return Condition(layout, keep & known, text=text, text_mask=mask, labels=labels)
+        keep = torch.ones(layout.samples, dtype=torch.bool, device=self.device)
+        return text_condition(self.text if config.text_width else None, request.prompts, labels, layout, keep)
 
-    def _null(self, request: Request, denoiser: Denoiser) -> Callable[[Condition], Condition]:
-        """The unconditional branch: the learned null, or the negative prompt, and nothing of the past.
-
-        Text and past are one condition with one scale. Training drops them independently, so it has seen this null often (no text, no past:
-        9 % of the samples) and the one that keeps the past hardly (1 %). Two scales (InstructPix2Pix, arXiv 2211.09800) would lean on that
-        rare branch and take three evaluations a step; Stable Video Diffusion drops its image and all else at once, too.
-        """
-        if not request.negative_prompt or not denoiser.config.text_width:
-            return lambda condition: condition.without_text().without_past()
+    def _unconditional(self, request: Request, config: DenoiserConfig) -> Callable[[Condition], Condition]:
+        """Return what makes the unconditional branch's condition: the learned null, or the negative prompt in its place."""
+        if not request.negative_prompt or not config.text_width:
+            return unconditional
         assert self.text is not None
         text, mask = self.text.encode([request.negative_prompt] * len(request))
         return lambda condition: replace(condition.without_past(), text=text, text_mask=mask, keep=torch.ones_like(condition.keep))
-
-    def _with_low(self, condition: Condition, low: Tensor, level: int, schedule: Schedule, chances: Sequence[Chance]) -> Condition:
-        """The low-resolution latents [f c h w], noised at the level the stage samples with."""
-        layout = condition.layout
-        noise = torch.cat([chance.normal([(layout.frames, *low.shape[1:])])[0] for chance in chances]).to(self.device)
-        step = torch.full((layout.samples,), level, dtype=torch.int64, device=self.device)
-        return replace(condition, low=schedule.add_noise(low, noise, layout.per_frame(step)), low_step=step)
-
-
-def _with_past(condition: Condition, past: Tensor) -> Condition:
-    """Normalised latents [b c 1|2 h w] as the first frames of the clips."""
-    layout, count = condition.layout, past.shape[2]
-    clips = F.pad(past, (0, 0, 0, 0, 0, layout.frames - count))
-    return condition.with_past(layout.join(clips, clips[:0]), torch.full((layout.samples,), count, device=past.device))
 
 
 def _text_encoder(artifact: Artifact, device: torch.device, path: str | None) -> TextEncoder | None:

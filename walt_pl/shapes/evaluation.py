@@ -19,20 +19,19 @@ from walt_pl.data.transforms import PixelDataset, to_square
 from walt_pl.files import write_whole
 from walt_pl.media.video import read_video
 from walt_pl.metrics.frames import high_frequency_energy, psnr
+from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, Request, Sampling
-from walt_pl.shapes.dataset import parse_caption
+from walt_pl.shapes.dataset import SIZE, parse_caption
 from walt_pl.shapes.scorer import score
 
-SIZES = {"base": 32, "sr1": 64, "sr2": 128}
-"""Side in pixels that each stage of the embedded set makes."""
 RECONSTRUCTED = 64
 """Validation clips that the autoencoder is scored on."""
 UPSCALED = 64
 """Validation clips that each super-resolution stage is scored on."""
 CONTINUED = 120
 """Validation clips whose beginning the base model goes on from, where it was trained with frame prediction."""
-STEPS = {"base": 10, "sr1": 2, "sr2": 2}
-"""Sampling steps by stage. Few for super-resolution, whose answer is determined: sr2 had 30.4 dB with 1 or 2 steps and 29.6 dB with 4."""
+STEPS = {"base": 10, "super_resolution": 2}
+"""Sampling steps by kind of stage. Few for super-resolution, whose answer is determined: sr2 had 30.4 dB with 1 or 2 and 29.6 dB with 4."""
 
 
 def evaluate_run(
@@ -40,38 +39,54 @@ def evaluate_run(
     index: Path,
     prompts: int,
     unseen: int,
-    steps: int | Mapping[str, int],
     seed: int,
+    steps: int | Mapping[str, int] | None = None,
     stages: Sequence[str] | None = None,
     allow_stale: bool = False,
 ) -> dict[str, Any]:
     """Score the finished stages of a run, or those named, each with the guidance of its artifact.
 
+    Args:
+        run: folder of the run.
+        index: of the embedded set.
+        prompts: validation captions that the base model is scored on.
+        unseen: captions with a pair of shape and colour that no training video has.
+        seed: of the noise.
+        steps: sampling steps, of every stage or by stage; `default_steps` where not given.
+        stages: to score; all finished ones when not given.
+        allow_stale: score although a parent was trained again.
+
     Returns:
-        what summary.json holds beside times: shares right as 0..1, PSNR in dB.
+        What summary.json holds beside times. "scores" has the figures of each stage: shares right as 0..1, PSNR in dB.
     """
     cascade = Cascade.open(run, stages, allow_stale)
-    steps = steps if isinstance(steps, int) else {**STEPS, **steps}
-    sampling = Sampling(steps)
+    sampling = Sampling(steps if isinstance(steps, int) else {**default_steps(cascade), **(steps or {})})
     clips = Index(index, "val").videos
-    summary: dict[str, Any] = {"vae": score_autoencoder(cascade, clips[:RECONSTRUCTED])}
-    summary["base"] = score_base(cascade, [entry.caption for entry in clips[:prompts]], sampling, seed)
+    sizes = sorted({SIZE, *(min(cascade.pixels(stage)) for stage in cascade.stages)})
+    scores = {"vae": score_autoencoder(cascade, clips[:RECONSTRUCTED], sizes)}
+    base = score_base(cascade, [entry.caption for entry in clips[:prompts]], sampling, seed)
     pairs = [entry.caption for entry in Index(index, "unseen").videos[:unseen]]
-    summary["base"]["unseen_pairs"] = score_base(cascade, pairs, sampling, seed + prompts)["pair"]
+    base["unseen_pairs"] = score_base(cascade, pairs, sampling, seed + prompts)["pair"]
     counts = {"vae": RECONSTRUCTED, "base": prompts, "unseen_pairs": unseen, "sr": UPSCALED}
-    if "frame_prediction" in cascade.artifacts["base"].config:
-        summary["base"] |= score_continuation(cascade, clips[:CONTINUED], sampling, seed)
+    if cascade.samplers[cascade.base].denoiser.config.frame_prediction:
+        base |= score_continuation(cascade, clips[:CONTINUED], sampling, seed)
         counts["continued"] = len(clips[:CONTINUED])
+    scores[cascade.base] = base
     for stage in cascade.stages[1:]:
-        summary[stage] = score_upscaling(cascade, stage, clips[:UPSCALED], sampling, seed)
-    summary |= {
+        scores[stage] = score_upscaling(cascade, stage, clips[:UPSCALED], sampling, seed)
+    return {
+        "scores": scores,
         "seed": seed,
-        "steps": steps,
+        "steps": {stage: sampling.steps_of(stage) for stage in cascade.stages},
         "guidance": {stage: asdict(cascade.guidance(stage)) for stage in cascade.stages},
         "counts": counts,
         "machine": machine(),
     }
-    return summary
+
+
+def default_steps(cascade: Cascade) -> dict[str, int]:
+    """Return the sampling steps of each stage that its scores are measured with."""
+    return {stage: STEPS[kind_of(stage)] for stage in cascade.stages}
 
 
 def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Sequence[int]) -> tuple[dict[str, Any], Tensor, list[str]]:
@@ -106,8 +121,9 @@ def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Sequence
     scores["high_frequency"] = high_frequency_share(torch.cat(shown[1::2]), torch.cat(shown[::2]))
     entries = source.videos[:RECONSTRUCTED]
     if all(is_of_shapes(entry.caption) for entry in entries):
-        scores |= {f"shapes_{name}": value for name, value in score_autoencoder(cascade, entries).items()}
-    return {"vae": scores, "counts": {"vae": len(figures)}, "machine": machine()}, torch.cat(shown), lines
+        sizes = sorted({SIZE, *source.framing.all_sizes})
+        scores |= {f"shapes_{name}": value for name, value in score_autoencoder(cascade, entries, sizes).items()}
+    return {"scores": {"vae": scores}, "counts": {"vae": len(figures)}, "machine": machine()}, torch.cat(shown), lines
 
 
 def is_of_shapes(caption: str) -> bool:
@@ -124,26 +140,23 @@ def read_clips(entries: Sequence[Entry], size: int) -> Tensor:
     return torch.stack([to_square(read_video(entry.path, entry.frames), size) for entry in entries])
 
 
-def score_autoencoder(cascade: Cascade, entries: Sequence[Entry]) -> dict[str, float]:
-    """PSNR at 64 px; colour, motion and shape of reconstructions at 32 px, texture at 128 px; high-frequency energy at each size."""
+def score_autoencoder(cascade: Cascade, entries: Sequence[Entry], sizes: Sequence[int]) -> dict[str, float]:
+    """Score reconstructions of clips at several sizes in pixels, ascending.
+
+    Returns:
+        Colour, motion and shape at the smallest size, texture at the largest; PSNR and high-frequency energy at each.
+    """
     captions = [entry.caption for entry in entries]
-    read = {}
-    for size in SIZES.values():
+    words: dict[int, dict[str, float]] = {}
+    figures: dict[str, float] = {}
+    for size in sizes:
         clips = read_clips(entries, size)
         rebuilt = cascade.decode(cascade.encode(clips))
-        read[size] = {
-            **score(rebuilt, captions),
-            "psnr": float(psnr(rebuilt, clips).mean()),
-            "high_frequency": high_frequency_share(rebuilt, clips),
-        }
-    coarse = {word: read[32][word] for word in ("colour", "motion", "shape")}
-    return {
-        "psnr": read[64]["psnr"],
-        **coarse,
-        "texture": read[128]["texture"],
-        **{f"psnr_{size}": read[size]["psnr"] for size in (32, 128)},
-        **{f"high_frequency_{size}": read[size]["high_frequency"] for size in SIZES.values()},
-    }
+        words[size] = score(rebuilt, captions)
+        figures[f"psnr_{size}"] = float(psnr(rebuilt, clips).mean())
+        figures[f"high_frequency_{size}"] = high_frequency_share(rebuilt, clips)
+    coarse = {word: words[sizes[0]][word] for word in ("colour", "motion", "shape")}
+    return {**coarse, "texture": words[sizes[-1]]["texture"], **figures}
 
 
 def high_frequency_share(rebuilt: Tensor, clips: Tensor) -> float:
@@ -154,7 +167,7 @@ def high_frequency_share(rebuilt: Tensor, clips: Tensor) -> float:
 def score_base(cascade: Cascade, captions: Sequence[str], sampling: Sampling, seed: int, batch: int = 32) -> dict[str, float]:
     """Colour, motion, shape, all three, and shape with colour (``pair``) of samples for these captions."""
     request = Request(prompts=captions, seeds=[seed + i for i in range(len(captions))])
-    made = [cascade.decode(cascade.refine("base", request.part(start, batch), sampling)) for start in range(0, len(captions), batch)]
+    made = [cascade.decode(cascade.refine(cascade.base, request.part(start, batch), sampling)) for start in range(0, len(captions), batch)]
     shares = score(torch.cat(made), captions)
     return {word: shares[word] for word in ("colour", "motion", "shape", "all", "pair")}
 
@@ -165,13 +178,15 @@ def score_continuation(cascade: Cascade, entries: Sequence[Entry], sampling: Sam
     The first 5 of 17 true frames are given; the motion is read from the 12 others.
     """
     captions = [entry.caption for entry in entries]
-    given = cascade.encode(read_clips(entries, SIZES["base"])[:, :, : cascade.overlap])
+    given = cascade.encode(read_clips(entries, min(cascade.pixels(cascade.base)))[:, :, : cascade.overlap])
     request = Request(prompts=[""] * len(captions), seeds=[seed + i for i in range(len(captions))])
-    pasts: dict[str, dict[str, Tensor]] = {"motion_continued": {"base": given}, "motion_without_past": {}}
+    pasts: dict[str, dict[str, Tensor]] = {"motion_continued": {cascade.base: given}, "motion_without_past": {}}
     shares = {}
     for figure, past in pasts.items():
         whole = replace(request, past=past)
-        made = [cascade.decode(cascade.refine("base", whole.part(start, batch), sampling)) for start in range(0, len(captions), batch)]
+        made = [
+            cascade.decode(cascade.refine(cascade.base, whole.part(start, batch), sampling)) for start in range(0, len(captions), batch)
+        ]
         shares[figure] = score(torch.cat(made)[:, :, cascade.overlap :], captions)["motion"]
     return shares
 
@@ -180,7 +195,7 @@ def score_upscaling(
     cascade: Cascade, stage: str, entries: Sequence[Entry], sampling: Sampling, seed: int, batch: int = 16
 ) -> dict[str, float]:
     """One super-resolution stage from the true clip's latents one size below, beside bicubic upscaling of those latents decoded."""
-    size = SIZES[stage]
+    size = min(cascade.pixels(stage))
     captions = [entry.caption for entry in entries]
     clips = read_clips(entries, size)
     low = cascade.encode(read_clips(entries, size // 2))
@@ -226,7 +241,7 @@ def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
 def render_summary(summary: Mapping[str, Any]) -> Table:
     """The figures as a table."""
     table = Table("stage", "figure", "value")
-    for stage in ("vae", *SIZES):
-        for figure, value in summary.get(stage, {}).items():
+    for stage, figures in summary["scores"].items():
+        for figure, value in figures.items():
             table.add_row(stage, figure, f"{value:.2f} dB" if "psnr" in figure else f"{value:.1%}")
     return table

@@ -1,0 +1,58 @@
+"""What training and sampling of a diffusion model must agree on; an artifact keeps it in the section `diffusion` of model.yaml."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal
+
+from walt_pl.diffusion.ddim import Guidance
+from walt_pl.diffusion.path import ProbabilityPath
+from walt_pl.diffusion.schedule import NoiseSchedule
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """How latents are noised, what the network predicts, and how it is sampled where nothing else is asked for."""
+
+    objective: Literal["v"] = "v"
+    """What the network predicts: the velocity (Salimans & Ho, arXiv 2202.00512)."""
+    zero_terminal_snr: bool = True
+    """Rescale the schedule so that the last timestep is pure noise (arXiv 2305.08891)."""
+    normalize_latents: bool = True
+    """Normalise latents to zero mean and unit variance per channel."""
+    noise_aug_max: int = 350
+    """Super-resolution: the low-resolution latent is noised in training at a timestep drawn from 0 .. this - 1."""
+    noise_aug_level: int = 50
+    """Super-resolution: the fixed timestep at which it is noised in sampling."""
+    context_frames: tuple[int, ...] = (1, 2)
+    """Frame prediction: how many latent frames are given, one of these: 1 is an image, 2 the end of a clip."""
+    guidance: Guidance = field(default_factory=Guidance)
+    """Classifier-free guidance of previews, and of sampling where nothing else is asked for."""
+
+    def __post_init__(self) -> None:
+        if not self.context_frames or not set(self.context_frames) <= {1, 2}:
+            found = list(self.context_frames)
+            raise ValueError(f"model.diffusion.context_frames: 1 latent frame (an image), 2 (the end of a clip) or [1, 2], got {found}")
+        for name, value in (("noise_aug_max", self.noise_aug_max), ("noise_aug_level", self.noise_aug_level + 1)):
+            if not 1 <= value <= 1000:
+                raise ValueError(f"model.diffusion.{name} is a timestep of 1000, got {getattr(self, name)}")
+
+    def path(self) -> ProbabilityPath:
+        """Return the probability path."""
+        return NoiseSchedule(zero_terminal_snr=self.zero_terminal_snr)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the plain values that model.yaml keeps."""
+        return {**asdict(self), "context_frames": list(self.context_frames)}
+
+    @classmethod
+    def from_plain(cls, plain: Mapping[str, Any]) -> "DiffusionConfig":
+        """Rebuild a config from the plain values of model.yaml.
+
+        Raises:
+            ValueError: a key is unknown, or a value does not fit.
+        """
+        unknown = sorted(set(plain) - {one.name for one in fields(cls)})
+        if unknown:
+            raise ValueError(f"section diffusion of model.yaml has unknown keys: {', '.join(unknown)}; use the version that wrote it")
+        guidance, context = plain.get("guidance", {}), plain.get("context_frames", (1, 2))
+        return cls(**{**plain, "guidance": Guidance(**guidance), "context_frames": tuple(context)})

@@ -1,0 +1,114 @@
+"""From a condition and noise to latents: the one way in which a trained denoiser is sampled.
+
+Conditions are built here, too, for training and for sampling: both must give the network the same inputs.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from walt_pl.blocks.frames import Layout
+from walt_pl.diffusion.condition import Condition
+from walt_pl.diffusion.config import DiffusionConfig
+from walt_pl.diffusion.ddim import Guidance, classifier_free_guidance, ddim
+from walt_pl.diffusion.path import ProbabilityPath, add_noise
+from walt_pl.models.denoiser import Denoiser
+from walt_pl.models.latent_normalizer import LatentScale
+from walt_pl.text.small_encoder import TextEncoder
+
+
+def text_condition(
+    encoder: TextEncoder | None, captions: Sequence[str], labels: Tensor | None, layout: Layout, condition_kept: Tensor
+) -> Condition:
+    """Return captions and labels as a condition; an empty caption is the null.
+
+    Args:
+        encoder: of the captions; None for models without text.
+        captions: one for each sample.
+        labels: classes [s], where the model has them.
+        layout: of the samples.
+        condition_kept: [s] bool, false where caption and label are dropped.
+    """
+    if encoder is None:
+        return Condition(layout, condition_kept, labels=labels)
+    known = torch.tensor([bool(caption.strip()) for caption in captions], dtype=torch.bool, device=condition_kept.device)
+    text, mask = encoder.encode(captions)
+    return Condition(layout, condition_kept & known, text=text, text_mask=mask, labels=labels)
+
+
+def with_low_res(condition: Condition, path: ProbabilityPath, low_res: Tensor, noise: Tensor, level: Tensor) -> Condition:
+    """Return the condition with low-resolution latents, noised before they are upscaled (noise augmentation).
+
+    Args:
+        condition: of the samples.
+        path: from clean latents to noise.
+        low_res: normalised latents of half the size [f c h w].
+        noise: standard normal [f c h w].
+        level: timestep of the noise for each sample, int64 [s].
+    """
+    return replace(condition, low=add_noise(path, low_res, noise, condition.layout.per_frame(level)), low_step=level)
+
+
+def with_context(condition: Condition, latents: Tensor) -> Condition:
+    """Return the condition with normalised latents [b c 1|2 h w] as the first frames of its clips."""
+    layout, count = condition.layout, latents.shape[2]
+    clips = F.pad(latents, (0, 0, 0, 0, 0, layout.frames - count))
+    return condition.with_past(layout.join(clips, clips[:0]), torch.full((layout.samples,), count, device=latents.device))
+
+
+def unconditional(condition: Condition) -> Condition:
+    """Return the condition of guidance's unconditional branch, without text, label and context frames.
+
+    Text and context are one condition with one scale. Training drops them independently, so it has seen this null often (no text, no
+    context: 9 % of the samples) and the one that keeps the context hardly (1 %). Two scales (InstructPix2Pix, arXiv 2211.09800) would lean
+    on that rare branch and take three evaluations a step; Stable Video Diffusion drops its image and all else at once, too.
+    """
+    return condition.without_text().without_past()
+
+
+@dataclass(frozen=True)
+class StageSampler:
+    """A trained denoiser and what sampling from it takes."""
+
+    denoiser: Denoiser
+    config: DiffusionConfig
+    normalizer: LatentScale
+
+    @cached_property
+    def path(self) -> ProbabilityPath:
+        """The probability path that the denoiser was trained on."""
+        return self.config.path()
+
+    def sample(
+        self,
+        condition: Condition,
+        noise: Tensor,
+        steps: int,
+        guidance: Guidance,
+        eta: float = 0.0,
+        unconditional: Callable[[Condition], Condition] = unconditional,
+        fresh_noise: Callable[[], Tensor] | None = None,
+        each_step: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Sample clips with DDIM and classifier-free guidance.
+
+        Args:
+            condition: what is known of the clips.
+            noise: standard normal [f c h w].
+            steps: sampling steps.
+            guidance: strength and shape.
+            eta: 0 is deterministic, 1 is ancestral.
+            unconditional: makes the unconditional branch's condition.
+            fresh_noise: gives the noise that each step adds when eta > 0.
+            each_step: called after every step, for progress.
+
+        Returns:
+            Raw (not normalised) latents of the videos [v c t h w], float32.
+        """
+        denoise = classifier_free_guidance(self.denoiser, guidance, self.path, unconditional)
+        latents = ddim(denoise, self.path, noise, condition, steps, eta, fresh_noise, each_step)
+        return condition.layout.split(self.normalizer.denormalise(latents))[0]
