@@ -8,6 +8,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "walt_pl.files": 0,
+    "walt_pl.processes": 0,
     "walt_pl.blocks": 0,
     "walt_pl.diffusion": 0,
     "walt_pl.media": 1,
