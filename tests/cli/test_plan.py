@@ -28,7 +28,8 @@ from stages.super_resolution import SuperResolutionStage
 from stages.vae import VAEStage
 from tests.conftest import ROOT
 from walt_pl.blocks.frames import Layout
-from walt_pl.cli.fit import Program, beneath
+from walt_pl.cli.config_files import beneath
+from walt_pl.cli.fit import Program
 from walt_pl.cli.plan import BUCKET, USABLE, Plan, Share, autoencoder_cost, diffusion_cost, engine_bytes, moment_bytes
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition

@@ -9,7 +9,7 @@ import yaml
 from stages.latent_diffusion import LatentDiffusion
 from stages.vae import VAEStage
 from tests.conftest import ROOT
-from walt_pl.cli.fit import beneath
+from walt_pl.cli.config_files import beneath
 
 ADAM, ADAMW, ADAFACTOR = "torch.optim.Adam", "torch.optim.AdamW", "timm.optim.AdafactorBigVision"
 PUBLISHED: dict[str, tuple[str, float, str, float]] = {

@@ -41,6 +41,7 @@ from stages.latent_diffusion import LatentDiffusion
 from stages.vae import VAEStage
 from walt_pl.blocks.frames import Layout
 from walt_pl.cli.fit import Program
+from walt_pl.cli.fit_checks import check_engine, check_precision
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.losses import discriminator_loss, generator_loss, pick_frames, r1_penalty
@@ -488,9 +489,9 @@ class Plan(Program):
 
     def before_instantiate_classes(self) -> None:
         self._name()
-        self._check_precision()
+        check_precision(self.options.trainer)
         self._fill_parents()
-        self._check_engine()
+        check_engine(self.stage, self.options)
 
     def instantiate_classes(self) -> None:
         with torch.device("meta"):
