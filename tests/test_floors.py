@@ -1,19 +1,34 @@
-"""The floors of the house: imports point down only, and stages and data modules never meet."""
+"""The floors of the house: imports point down only, nothing goes in a circle, and each room keeps to its own libraries."""
 
-import ast
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.helpers.house_rules import (
+    FOLDERS,
+    find_circle,
+    floor_of,
+    importers,
+    imports_of,
+    is_within,
+    long_files,
+    long_functions,
+    module_of,
+    modules,
+    upward_imports,
+)
+
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "walt_pl.files": 0,
+    "walt_pl.processes": 0,
     "walt_pl.blocks": 0,
     "walt_pl.diffusion": 0,
     "walt_pl.media": 1,
     "walt_pl.runs": 1,
     "walt_pl.data": 1,
-    "walt_pl.indexing": 1,
+    "walt_pl.indexing": 2,
     "walt_pl.models": 2,
     "walt_pl.text": 2,
     "walt_pl.metrics": 2,
@@ -26,52 +41,150 @@ FLOORS = {
     "walt_pl.cli": 5,
     "walt_pl.__main__": 6,
 }
-FILES = sorted(path for folder in ("walt_pl", "stages", "datamodules") for path in (ROOT / folder).rglob("*.py"))
+CLI_WITH_LIGHTNING = ("walt_pl.cli.fit", "walt_pl.cli.fit_checks", "walt_pl.cli.plan", "walt_pl.cli.cache")
+"""Modules of the program that import Lightning."""
+LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
+WITH_LIGHTNING = ("walt_pl.training", "walt_pl.strategies", "stages", "datamodules")
+MEDIA = ("av", "decord", "PIL")
+"""Libraries that read and write videos and images."""
+FILE_LINES, FUNCTION_LINES = 450, 60
+
+FILES = sorted(modules(ROOT).values())
 
 
-def module_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+def name_of(path: Path) -> str:
+    return module_of(path, ROOT)
 
 
-def floor_of(module: str) -> int | None:
-    """The floor of one of our modules; None for other people's, and for `walt_pl` itself, which may be imported anywhere."""
-    names = [name for name in FLOORS if module == name or module.startswith(name + ".")]
-    return FLOORS[max(names, key=len)] if names else None
-
-
-def imports_of(path: Path) -> set[str]:
-    """Every module a file imports, also inside functions."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
-    return found
-
-
-@pytest.mark.parametrize("path", FILES, ids=module_of)
+@pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_imports_point_down_only(path: Path) -> None:
-    module = module_of(path)
-    if module == "walt_pl":
+    if name_of(path) == "walt_pl":
         return
-    own = floor_of(module)
-    assert own is not None, f"{module} has no floor: give it one in this test and in the README's map"
-    up = {name for name in imports_of(path) if (floor_of(name) or 0) > own}
-    assert not up, f"{module} (floor {own}) imports from above: {sorted(up)}"
+    assert not upward_imports(path, ROOT, FLOORS), f"{name_of(path)} imports from above"
+
+
+def test_floors_are_of_rooms_that_there_are() -> None:
+    assert not [name for name in FLOORS if not any(is_within(module, [name]) for module in modules(ROOT))]
 
 
 @pytest.mark.parametrize("folder, forbidden", [("stages", "datamodules"), ("datamodules", "stages")])
 def test_stages_and_data_modules_never_import_each_other(folder: str, forbidden: str) -> None:
-    for path in (ROOT / folder).rglob("*.py"):
-        assert not {name for name in imports_of(path) if name.split(".")[0] == forbidden}, path
+    assert not importers(ROOT, [forbidden], [], [folder])
 
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in FILES if module_of(path).startswith(("walt_pl.models", "walt_pl.blocks", "walt_pl.diffusion"))],
-    ids=module_of,
+    [path for path in FILES if is_within(name_of(path), ("walt_pl.models", "walt_pl.blocks", "walt_pl.diffusion"))],
+    ids=name_of,
 )
 def test_models_know_no_lightning(path: Path) -> None:
-    assert not {name for name in imports_of(path) if name.split(".")[0] in ("lightning", "deepspeed")}
+    assert not [name for name in imports_of(path, ROOT) if is_within(name, (*LIGHTNING, "deepspeed"))]
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    assert not find_circle(ROOT)
+
+
+@pytest.mark.parametrize("room", ["stages", "datamodules"])
+def test_stages_and_datamodules_are_imported_by_the_program_alone(room: str) -> None:
+    assert not importers(ROOT, [room], ["walt_pl.cli", room])
+
+
+def test_lightning_is_imported_by_training_stages_and_few_commands() -> None:
+    assert not importers(ROOT, LIGHTNING, [*WITH_LIGHTNING, *CLI_WITH_LIGHTNING])
+    assert set(importers(ROOT, LIGHTNING, WITH_LIGHTNING)) == set(CLI_WITH_LIGHTNING), "a module of the list imports none"
+
+
+def test_cli_is_imported_by_itself_and_main_alone() -> None:
+    assert not importers(ROOT, ["walt_pl.cli"], ["walt_pl.cli", "walt_pl.__main__"], [*FOLDERS, "benchmarks"])
+
+
+def test_decoders_and_encoders_are_imported_by_media_alone() -> None:
+    assert not importers(ROOT, MEDIA, ["walt_pl.media"])
+
+
+def test_files_are_short() -> None:
+    assert not long_files(ROOT, FILE_LINES)
+
+
+def test_functions_are_short() -> None:
+    assert not long_functions(ROOT, FUNCTION_LINES)
+
+
+# ---- The rules see a planted fault -------------------------------------------------------------------------------------
+
+
+def plant(root: Path, files: Mapping[str, str]) -> Path:
+    """Write a tree of sources."""
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_upward_imports_are_found_in_every_form(tmp_path: Path) -> None:
+    forms = ["import walt_pl.cli.fit", "from walt_pl import cli", "from ..cli import fit", "def f():\n    from walt_pl.cli.fit import x"]
+    for form in forms:
+        root = plant(tmp_path, {"walt_pl/data/index.py": f"{form}\n", "walt_pl/cli/fit.py": ""})
+        assert upward_imports(root / "walt_pl/data/index.py", root, FLOORS), form
+    assert not upward_imports(root / "walt_pl/cli/fit.py", root, FLOORS)
+
+
+def test_upward_imports_want_a_floor_for_every_module(tmp_path: Path) -> None:
+    root = plant(tmp_path, {"walt_pl/loft.py": ""})
+    with pytest.raises(ValueError, match=r"walt_pl\.loft has no floor"):
+        upward_imports(root / "walt_pl/loft.py", root, FLOORS)
+    assert floor_of("walt_pl", FLOORS) is None and floor_of("walt_pl.cli_tools", FLOORS) is None
+
+
+def test_find_circle_counts_imports_inside_functions(tmp_path: Path) -> None:
+    files = {"walt_pl/a.py": "import walt_pl.b\n", "walt_pl/b.py": "from walt_pl.c import x\n", "walt_pl/c.py": "x = 1\n"}
+    assert find_circle(plant(tmp_path, files)) == []
+    circle = find_circle(plant(tmp_path, {"walt_pl/c.py": "def f():\n    from walt_pl import a\n"}))
+    assert set(circle) == {"walt_pl.a", "walt_pl.b", "walt_pl.c"} and circle[0] == circle[-1]
+
+
+@pytest.mark.parametrize("test", ["TYPE_CHECKING", "typing.TYPE_CHECKING"])
+def test_find_circle_leaves_out_what_only_type_checkers_import(test: str, tmp_path: Path) -> None:
+    only = f"if {test}:\n    import walt_pl.a\nelse:\n    import {{}}\n"
+    root = plant(tmp_path, {"walt_pl/a.py": "import walt_pl.b\n", "walt_pl/b.py": only.format("sys")})
+    assert find_circle(root) == [] and "walt_pl.a" in imports_of(root / "walt_pl/b.py", root)
+    assert find_circle(plant(root, {"walt_pl/b.py": only.format("walt_pl.a")}))
+
+
+@pytest.mark.parametrize(
+    ("source", "names", "allowed"),
+    [
+        ("from stages.vae import VAEStage", ["stages"], ["walt_pl.cli", "stages"]),
+        ("import datamodules.joint", ["datamodules"], ["walt_pl.cli", "datamodules"]),
+        ("from lightning.pytorch import Trainer", LIGHTNING, [*WITH_LIGHTNING, *CLI_WITH_LIGHTNING]),
+        ("def f():\n    import lightning as L", LIGHTNING, [*WITH_LIGHTNING, *CLI_WITH_LIGHTNING]),
+        ("from walt_pl.cli.fit import Program", ["walt_pl.cli"], ["walt_pl.cli", "walt_pl.__main__"]),
+        ("from importlib import import_module\nimport_module('walt_pl.cli.fit')", ["walt_pl.cli"], ["walt_pl.cli"]),
+        ("from PIL import Image", MEDIA, ["walt_pl.media"]),
+        ("def f():\n    from av.video import frame", MEDIA, ["walt_pl.media"]),
+    ],
+)
+def test_importers_are_found_outside_of_what_is_allowed(source: str, names: list[str], allowed: list[str], tmp_path: Path) -> None:
+    inside = f"{allowed[0].replace('.', '/')}/x.py"
+    root = plant(tmp_path, {"walt_pl/sampling/cascade.py": source, inside: source, "walt_pl/cli/plan_costs.py": "import average"})
+    assert importers(root, names, allowed) == ["walt_pl.sampling.cascade"]
+
+
+def test_importers_take_an_allowed_module_by_its_whole_name(tmp_path: Path) -> None:
+    files = {"walt_pl/cli/plan.py": "import lightning", "walt_pl/cli/plan_costs.py": "import lightning"}
+    assert importers(plant(tmp_path, files), LIGHTNING, CLI_WITH_LIGHTNING) == ["walt_pl.cli.plan_costs"]
+
+
+def test_long_files_and_functions_are_counted_without_signature_and_docstring(tmp_path: Path) -> None:
+    head = 'def f(\n    a: int,\n) -> int:\n    """Say.\n\n    More.\n    """\n'
+    three = f"{head}    a += 1\n    a += 1\n    return a\n"
+    root = plant(tmp_path, {"walt_pl/a.py": three, "walt_pl/b.py": 'async def g():\n    """Only words."""\n'})
+    assert long_functions(root, 3) == {} and long_functions(root, 2) == {"walt_pl.a.f": 3}
+    assert long_files(root, 10) == {} and long_files(root, 9) == {"walt_pl.a": 10}
+
+
+def test_modules_are_never_none_at_all(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no Python file"):
+        modules(tmp_path)

@@ -6,7 +6,7 @@ from walt_pl.data.batch import DataError
 from walt_pl.media.video import MediaError
 
 if __name__ == "__main__":
-    from walt_pl.cli.fit import main
+    from walt_pl.cli.main import main
 
     try:
         main()

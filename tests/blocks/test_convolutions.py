@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stages.vae import VAEStage
-from tests.cli.test_plan import FILES, planned
+from tests.helpers.experiments import FILES, planned
 from tests.helpers.poison import poisoned_memory
-from walt_pl.cli.plan import Share, autoencoder_cost, diffusion_cost
+from walt_pl.cli.plan_costs import Share, autoencoder_cost, diffusion_cost
 from walt_pl.models.discriminator import Conv3x3x3
 from walt_pl.runs.stage_names import STAGES
 

@@ -14,8 +14,8 @@ from webdataset.tariterators import tarfile_samples
 
 from tests.helpers.starts import fit, start
 from tests.training.test_resume import arguments
-from walt_pl.cli import commands
-from walt_pl.cli import fit as cli
+from walt_pl.cli import evaluate
+from walt_pl.cli import main as cli
 from walt_pl.cli.export import export_checkpoint
 from walt_pl.runs.artifact import ArtifactError, load
 from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, UnsafePickle, read_state
@@ -157,13 +157,13 @@ def test_evaluate_opens_nothing_that_an_artifact_names(
     changed, mark = planted(what, tmp_path, monkeypatch)
     train, plain = tmp_path / "train.yaml", yaml.safe_load((run / "vae" / "train.yaml").read_text())
     train.write_text(yaml.safe_dump(merged(plain, changed)))
-    data = commands._trained_on(train, str(painted))
+    data = evaluate._trained_on(train, str(painted))
     assert data.selection("val")["video"].used and data.shards is None and data.vae is None
     if what == "paths":
         with pytest.raises(ValueError, match=r"no index pipe:.*name it with --index FILE.parquet"):
-            commands._trained_on(train, None)
+            evaluate._trained_on(train, None)
     else:
-        assert commands._trained_on(train, None).index == plain["data"]["index"]
+        assert evaluate._trained_on(train, None).index == plain["data"]["index"]
     assert not mark.exists() and "strangers_module" not in sys.modules
 
 

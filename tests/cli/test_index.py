@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, Walt
-from walt_pl.cli.commands import COMMANDS
-from walt_pl.cli.fit import _typed, data_of, main
+from walt_pl.cli.experiment_data import data_of
+from walt_pl.cli.main import main
 from walt_pl.data.index import write_index
 
 CONFIG = ROOT / "experiments" / "shapes" / "vae.yaml"
@@ -28,27 +28,6 @@ def test_the_doctor_reports_and_says_what_an_experiment_uses(walt: Walt, painted
     used = {row["path"]: row for row in csv.DictReader((out.parent / "mine.shapes-vae.csv").open())}
     assert len(used) == 36 and used["../clips/videos/00003.mp4"]["reason"].startswith("quarantined: corrupt: ")
     assert {row["bucket"] for row in used.values() if row["used"] == "yes"} == {"64 x 64"}
-
-
-@pytest.mark.parametrize(
-    ("words", "typed"),
-    [
-        ([], []),
-        (["clips", "--report"], ["clips", "--report=true"]),
-        (["--report", "clips", "--config", "a.yaml"], ["--report=true", "clips", "--config", "a.yaml"]),
-        (["clips", "--report", "false", "--config=a.yaml"], ["clips", "--report", "false", "--config=a.yaml"]),
-    ],
-)
-def test_switches_need_no_value(words: list[str], typed: list[str]) -> None:
-    assert _typed(words, COMMANDS["index"]) == typed
-
-
-def test_help_names_what_is_typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys, "argv", ["walt_pl", "index", "--help"])
-    with pytest.raises(SystemExit):
-        main()
-    text = capsys.readouterr().out
-    assert "--config CONFIG" in text and "--config_" not in text
 
 
 def test_where_nothing_can_be_used_the_reasons_are_written_all_the_same(

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
-from walt_pl.cli import fit as cli
+from walt_pl.cli import main as cli
 from walt_pl.cli.plan import Plan
 
 LOW = ["bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"]

@@ -287,7 +287,7 @@ def test_the_adversarial_term_trains_through_the_program(walt: Walt, painted: Pa
 
 
 def test_layers_of_configurations_reach_fit(walt: Walt) -> None:
-    """tests/cli/test_plan.py parses every file of experiments/ in the combinations that its first lines document."""
+    """tests/experiments/test_documented_commands.py parses every file of experiments/ in the combinations that its first lines document."""
     layers = ["experiments/ucf101/base_l_separate.yaml", "experiments/ucf101/rank_4.yaml"]
     said = walt("fit", *(word for layer in layers for word in ("--config", layer)), "--print_config").said
     config = yaml.safe_load(said)

@@ -9,7 +9,9 @@ import yaml
 from stages.latent_diffusion import LatentDiffusion
 from stages.vae import VAEStage
 from tests.conftest import ROOT
-from walt_pl.cli.fit import beneath
+from tests.helpers.experiments import EXPERIMENTS, of
+from walt_pl.cli.config_files import beneath
+from walt_pl.diffusion.ddim import Guidance
 
 ADAM, ADAMW, ADAFACTOR = "torch.optim.Adam", "torch.optim.AdamW", "timm.optim.AdafactorBigVision"
 PUBLISHED: dict[str, tuple[str, float, str, float]] = {
@@ -90,3 +92,50 @@ def test_experiment_of_super_resolution_noises_up_to_350_with_the_text_encoder_o
     text = settings("text_to_video/base")["model"]["init_args"]["text"]
     assert (text["kind"], text["path"], text["width"]) == ("t5", "google/t5-v1_1-xl", 2048)
     assert settings("text_to_video/sr1")["model"]["init_args"]["denoiser"]["text_width"] == 2048
+
+
+# SPEC section 6: steps, or passes over a set of so many clips in batches of so many (UCF-101 has 9,537 training clips, Kinetics-600
+# 392,622, ImageNet 1,281,167 pictures).
+DURATIONS: list[tuple[str, float]] = [
+    ("imagenet/vae", 270 * 1_281_167 / 256),
+    ("imagenet/base", 350 * 1_281_167 / 1024),
+    ("ucf101/vae", 2000 * 9_537 / 256),
+    ("ucf101/base_l", 60_000),
+    *((f"ucf101/rank_{rank}", 35_000) for rank in (4, 16, 64, 256)),
+    ("kinetics600/vae", 270_000),
+    ("kinetics600/base", 360 * 392_622 / 512),
+    ("text_to_video/vae", 1_000_000),
+    ("text_to_video/base", 550_000),
+    ("text_to_video/sr1", 675_000),
+    ("text_to_video/sr2", 275_000),
+]
+
+
+@pytest.mark.parametrize(("config", "steps"), DURATIONS)
+def test_stages_train_for_the_published_durations(config: str, steps: float) -> None:
+    assert yaml.safe_load((EXPERIMENTS / f"{config}.yaml").read_text())["trainer"]["max_steps"] == pytest.approx(steps, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("config", "guidance"),
+    [
+        ("text_to_video/base", Guidance(7.5, rescale=0.7)),
+        ("text_to_video/base_l", Guidance(7.5, rescale=0.7)),
+        ("text_to_video/base_9x16", Guidance(7.5, rescale=0.7)),
+        ("text_to_video/sr1", Guidance(3.0, rescale=0.7)),
+        ("text_to_video/sr2", Guidance(3.0, rescale=0.7)),
+        ("shapes/base", Guidance(2.0)),
+        ("shapes/sr1", Guidance()),
+        ("imagenet/base", Guidance()),
+        ("kinetics600/base", Guidance()),
+        ("ucf101/base_l", Guidance()),
+        ("ucf101/base_xl", Guidance()),
+    ],
+)
+def test_guidance_of_experiments_is_on_where_table_8_has_it(config: str, guidance: Guidance) -> None:
+    assert of(config).model.guidance == guidance
+
+
+@pytest.mark.parametrize("stage", ["vae", "base", "base_l", "base_9x16", "sr1", "sr2"])
+def test_text_to_video_takes_8_frames_a_second(stage: str) -> None:
+    assert of(f"text_to_video/{stage}").datamodule.framing.fps == 8

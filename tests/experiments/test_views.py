@@ -15,9 +15,9 @@ import yaml
 from torch import Tensor, nn
 
 from datamodules.joint import JointData
-from tests.cli.test_plan import COMMANDS, FILES, opening, planned, typed
 from tests.conftest import ROOT
-from walt_pl.cli.fit import beneath
+from tests.helpers.experiments import COMMANDS, FILES, opening, planned, typed
+from walt_pl.cli.config_files import beneath
 from walt_pl.data import transforms
 from walt_pl.data.cache import LatentCache
 from walt_pl.data.index import Entry, write_index

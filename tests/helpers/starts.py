@@ -63,7 +63,7 @@ def launch(work: Callable[..., None], *arguments: object, ranks: int = 1, termin
     """Start a function of a module on so many ranks."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["tests.helpers.starts", "walt_pl.cli.fit", "walt_pl.data.batch", "torch.utils.tensorboard", "timm.optim", "deepspeed"],
+        ["tests.helpers.starts", "walt_pl.cli.main", "walt_pl.data.batch", "torch.utils.tensorboard", "timm.optim", "deepspeed"],
     )
     handle, log = tempfile.mkstemp(suffix=".log")
     os.close(handle)

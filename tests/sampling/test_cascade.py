@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.conftest import ROOT
 from tests.helpers.tiny_stages import CAPTIONS, write_stages
-from walt_pl.cli.commands import sample
+from walt_pl.cli.sample import sample
 from walt_pl.data.transforms import to_square
 from walt_pl.diffusion.ddim import Guidance
 from walt_pl.media.video import MediaError, read_video, write_image, write_video

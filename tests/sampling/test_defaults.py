@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from tests.conftest import Walt
-from walt_pl.cli.commands import sample
+from walt_pl.cli.sample import sample
 from walt_pl.diffusion.ddim import Guidance
 from walt_pl.media.video import read_video, write_video
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig

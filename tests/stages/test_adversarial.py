@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages.vae import Reconstruction, VAEStage
-from tests.cli.test_plan import FULL_SIZE, planned
+from tests.helpers.experiments import FULL_SIZE, planned
 from tests.helpers.tiny_vae import frozen, tiny_batch, tiny_stage, train
 from walt_pl.diffusion.rng import Chance
 from walt_pl.models.losses import Balance, discriminator_accuracy, r1_penalty

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from stages.base import BaseStage
 from stages.finetuning import take_weights
 from stages.vae import VAEStage
-from walt_pl.cli.commands import sample
+from walt_pl.cli.sample import sample
 from walt_pl.data.batch import JointBatch
 from walt_pl.media.video import read_video
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig

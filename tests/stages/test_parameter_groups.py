@@ -17,11 +17,11 @@ from stages.base import BaseStage
 from stages.optimisation import GROUPS, parameter_groups
 from stages.super_resolution import SuperResolutionStage
 from stages.vae import VAEStage
-from tests.cli.test_plan import COMMANDS, typed
 from tests.conftest import ROOT
+from tests.helpers.experiments import COMMANDS, typed
 from tests.helpers.starts import fit, start
 from tests.helpers.training import ADAMW, SHARDED, arguments, copy_parents
-from walt_pl.cli.fit import beneath
+from walt_pl.cli.config_files import beneath
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.discriminator import DiscriminatorConfig
 from walt_pl.models.vae import VAEConfig

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -15,7 +14,8 @@ import torch
 from rich.console import Console
 
 from walt_pl.blocks.compute import compute_dtype
-from walt_pl.cli.commands import make_clips
+from walt_pl.cli.run_fit import run_fit
+from walt_pl.cli.sample import make_clips
 from walt_pl.data.frame_rate import DEFAULT_FPS
 from walt_pl.data.index import Index
 from walt_pl.files import write_whole
@@ -31,6 +31,19 @@ SEED = 1
 REFERENCE_MINUTES = 23.5
 REFERENCE_PRODUCTS_PER_SECOND = 153.0
 """What the machine that the minutes were measured on does of `_products_per_second`."""
+
+
+def demo(run: str = "runs/shapes", experiment: str = "experiments/shapes", data: str = "data/shapes") -> None:
+    """Everything on the embedded set: paint it, train four stages, sample 16 prompts, score, and show one picture.
+
+    Interrupted, the same command goes on from the stage and step where it was.
+
+    Args:
+        run: folder of the run.
+        experiment: folder with vae.yaml, base.yaml, sr1.yaml and sr2.yaml.
+        data: folder of the embedded set.
+    """
+    run_demo(Path(run), Path(experiment), Path(data))
 
 
 def run_demo(run: Path, experiment: Path, data: Path) -> None:
@@ -94,11 +107,9 @@ class Clock:
 
 def _train(run: Path, config: Path) -> None:
     """One stage as its user would train it, in a process of its own."""
-    command = [sys.executable, "-m", "walt_pl", "fit", "--config", str(config), "--run", str(run)]
-    print(f"demo: {' '.join(command[1:])}", flush=True)
-    code = subprocess.run(command, check=False).returncode
-    if code:
-        raise SystemExit(f"demo: the stage of {config} stopped (exit code {code}); the same command goes on from there")
+    words = ["--config", str(config), "--run", str(run)]
+    print(f"demo: -m walt_pl fit {' '.join(words)}", flush=True)
+    run_fit(words, f"demo: the stage of {config}")
 
 
 def _show(run: Path, index: Path, out: Path) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from datamodules.joint import JointData
-from stages.vae import latent_statistics, latent_sums, training_latents
 from walt_pl.models.vae import VAE
 from walt_pl.runs.artifact import section_config
 from walt_pl.runs.artifact_writing import check_replaceable, save_artifact, section_states
@@ -21,6 +20,20 @@ from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.stored_config import clip_arguments, in_bfloat16, statistics_batches
 from walt_pl.runs.whole_weights import weights
 from walt_pl.training.callbacks.export import DESCRIPTION
+
+
+def export(checkpoint: str, out: str = "artifact", ema: bool = True, index: str | None = None) -> None:
+    """Make an artifact of a checkpoint of any strategy: one safetensors file and what it takes to load it (walt_pl.load).
+
+    Args:
+        checkpoint: its folder, or the folder of several, of which the newest is taken.
+        out: folder of the artifact.
+        ema: the averaged weights, where there are averages; false for the weights as they train.
+        index: of an autoencoder's training data: its latent statistics are measured on it. Without it the artifact has none.
+    """
+    found, sha256 = export_checkpoint(Path(checkpoint), Path(out), ema, Path(index) if index else None)
+    kind = "averaged weights" if ema and found.ema is not None else "weights"
+    print(f"{out}: {kind} of step {found.step} ({found.strategy}, {found.world_size} ranks), sha256 {sha256[:12]}")
 
 
 def export_checkpoint(path: Path, out: Path, ema: bool = True, index: Path | None = None) -> tuple[Checkpoint, str]:
@@ -95,6 +108,9 @@ def _check_index(index: Path | None, kind: str) -> None:
 
 def _latents(model: tuple[dict[str, torch.Tensor], Any], described: dict[str, Any], index: Path, state: Path) -> dict[str, list[float]]:
     """Statistics on an index, as the training measures them at its end: of its description, only numbers are used."""
+    # Imported here: the help of `fit` lists every stage that is already imported.
+    from stages.vae import latent_statistics, latent_sums, training_latents
+
     config, where = described["train_config"], str(state)
     data = JointData(index=str(index), **clip_arguments(config, where))
     if data.index_sha256 != described["index"]["sha256"]:

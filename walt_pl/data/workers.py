@@ -24,6 +24,7 @@ import torch
 import torch.multiprocessing  # teaches pipes to carry tensors
 
 from walt_pl.data.batch import DataError, Draw, Failure, JointBatch, Kind, Source, collate
+from walt_pl.processes import exit_reason
 
 AHEAD = 2
 """Batches that each worker has before it: one being read, one waiting."""
@@ -145,7 +146,7 @@ class Workers:
         """Puts a new worker in the place of one that hangs (for a reason) or has died, and gives it the same batches."""
         _end(worker)
         number, place = (int(value) for value in worker.reading[:2])
-        reason = reason or f"its worker was killed by {_cause(worker.process.exitcode)}"
+        reason = reason or f"its worker was killed by {exit_reason(worker.process.exitcode)}"
         task = next((task for task in worker.tasks if task.number == number), None)
         if place >= 0 and task is not None and task.draws:
             self._blame(task.draws[place], reason)
@@ -176,10 +177,6 @@ def _end(worker: _Worker) -> None:
     worker.process.kill()  # it holds no lock and no file but its own
     worker.process.join(5)  # not for ever: what waits for a disk that is gone cannot be killed
     worker.connection.close()
-
-
-def _cause(exitcode: int | None) -> str:
-    return f"exit code {exitcode}" if exitcode is None or exitcode >= 0 else signal.Signals(-exitcode).name
 
 
 def forkserver() -> Any:

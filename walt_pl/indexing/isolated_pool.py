@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+from walt_pl.processes import exit_reason
+
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
@@ -141,10 +143,8 @@ class _Worker(Generic[Job, Result]):
 
 
 def _cause(code: int | None) -> str:
-    if code is None or code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name
-    return f"{name} (out of memory?)" if name == "SIGKILL" else name
+    reason = exit_reason(code)
+    return f"{reason} (out of memory?)" if reason == "SIGKILL" else reason
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from tests.helpers.engine_training import start
 from tests.helpers.guarded_training import SLOT, Guarded, run
-from walt_pl.cli.plan import checkpoint_bytes
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import Checkpoint
 from walt_pl.runs.whole_weights import weights
 from walt_pl.training.callbacks.spike_guard import Guard
+from walt_pl.training.engine_memory import checkpoint_bytes
 
 NAN, SPIKE = float("nan"), 1e4
 BAD = {3: NAN, 8: SPIKE}

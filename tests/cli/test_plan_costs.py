@@ -1,0 +1,161 @@
+"""Costs of training steps: FLOPs against the stages' own steps, bytes against a real model."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from datamodules.joint import JointData
+from stages.base import BaseStage
+from stages.latent_diffusion import LatentDiffusion
+from stages.super_resolution import SuperResolutionStage
+from stages.vae import VAEStage
+from walt_pl.blocks.frames import Layout
+from walt_pl.cli.plan_costs import Share, autoencoder_cost, diffusion_cost
+from walt_pl.data.batch import JointBatch
+from walt_pl.diffusion.condition import Condition
+from walt_pl.models.denoiser import Denoiser, DenoiserConfig
+from walt_pl.models.discriminator import DiscriminatorConfig
+from walt_pl.models.vae import VAEConfig
+
+# ---- FLOPs -----------------------------------------------------------------------------------------------------------
+
+SMALL = DenoiserConfig(16, 6, 2, size=(3, 4, 4), window=(3, 2, 2), attention="plain", frame_prediction=True, classes=5)
+MEDIUM = DenoiserConfig(64, 7, 4, size=(3, 8, 8), window=(3, 4, 4), attention="plain")
+SHARE = Share(videos=2, images=3)
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters)
+
+
+def latent_batch() -> JointBatch:
+    return JointBatch(
+        videos=torch.randn(2, 8, 3, 4, 4),
+        images=torch.randn(3, 8, 1, 4, 4),
+        captions=[""] * 5,
+        labels=torch.arange(5),
+        weight=torch.ones(5),
+        slots=torch.arange(5),
+        low_videos=torch.randn(2, 8, 3, 2, 2),
+        low_images=torch.randn(3, 8, 1, 2, 2),
+        space="latents",
+        paths=[""] * 5,
+    )
+
+
+class NoModules:
+    """In place of the counter's way to follow modules, which autograd.grad refuses."""
+
+    parents = ("Global",)
+
+    def __enter__(self) -> "NoModules":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def trained(stage: L.LightningModule, batch: JointBatch) -> int:
+    """FLOPs of one step of the stage's own training, as FlopCounterMode counts them."""
+    stage.setup = lambda stage: None  # type: ignore[method-assign]  # the parents: latents come ready
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(accelerator="cpu", devices=1, max_steps=1, **quiet)  # type: ignore[arg-type]
+    counter = FlopCounterMode(display=False)
+    counter.mod_tracker = NoModules()  # type: ignore[assignment]
+    with counter:
+        trainer.fit(stage, torch.utils.data.DataLoader([batch], batch_size=None))
+    return counter.get_total_flops()
+
+
+def on_meta(stage: LatentDiffusion) -> int:
+    return round(sum(diffusion_cost(stage, stage.denoiser.config, SHARE, 1, torch.float32, None).flops.values()))
+
+
+@pytest.mark.parametrize("p", [0.0, 1.0])
+def test_flops_are_those_of_a_training_step_of_the_base(p: float) -> None:
+    stage = BaseStage(SMALL, adamw, warmup=0, decay="constant", self_conditioning=p, frame_prediction=1.0)
+    assert on_meta(stage) == trained(stage, latent_batch()) > 0
+
+
+def test_flops_are_those_of_a_training_step_of_super_resolution() -> None:
+    config = DenoiserConfig(16, 2, 2, size=(3, 4, 4), window=(3, 2, 2), attention="plain", super_resolution=True)
+    stage = SuperResolutionStage(config, adamw, warmup=0, decay="constant", self_conditioning=1.0)
+    assert on_meta(stage) == trained(stage, latent_batch()) > 0
+
+
+TINY_VAE = VAEConfig(width=8, multipliers=(1, 1), strides=((2, 2, 2),), blocks=(0, 1), middle_blocks=0, norm="layer", latent_channels=2)
+TINY_CRITIC = DiscriminatorConfig(width=4, multipliers=(2,), size=(8, 8))
+
+
+@pytest.mark.parametrize("critic", [{"adversarial_weight": 0.0}, {"r1_weight": 0.0}, {"r1_every": 1}])
+def test_flops_are_those_of_a_training_step_of_the_autoencoder_and_its_critic(critic: Mapping[str, Any]) -> None:
+    def stage() -> VAEStage:
+        return VAEStage(TINY_VAE, adamw, TINY_CRITIC, warmup=0, decay="constant", **critic)
+
+    data = JointData("x.parquet", size=8, frames=5)
+    batch = latent_batch()
+    batch.videos, batch.images, batch.space = torch.randn(2, 3, 5, 8, 8), torch.randn(3, 3, 1, 8, 8), "pixels"
+    with torch.device("meta"):
+        cost = autoencoder_cost(stage(), data, SHARE, None)
+    assert round(sum(cost.flops.values())) == trained(stage(), batch) > 0
+
+
+def test_checkpointing_costs_one_more_forward_pass_of_the_layers_and_far_less_memory() -> None:
+    stage = BaseStage(MEDIUM, adamw, self_conditioning=0.0)
+    configs = [replace(MEDIUM, layers=24, checkpointing=checkpointing) for checkpointing in (False, True)]
+    kept, recomputed = (diffusion_cost(stage, config, SHARE, 1, torch.float32, torch.bfloat16) for config in configs)
+    assert sum(kept.flops.values()) < sum(recomputed.flops.values()) < 4 / 3 * sum(kept.flops.values())
+    assert recomputed.peak < kept.peak / 3
+
+
+# ---- Bytes -----------------------------------------------------------------------------------------------------------
+
+LAYOUT = Layout(videos=4, frames=3, images=6)
+
+
+def on_a_cpu() -> tuple[Denoiser, tuple[Tensor, Tensor, Condition, Tensor]]:
+    condition = Condition(LAYOUT, torch.ones(10, dtype=torch.bool))
+    x = torch.randn(LAYOUT.total, 8, 8, 8)
+    return Denoiser(MEDIUM), (x, torch.arange(10), condition, torch.randn_like(x))
+
+
+def medium_cost() -> Any:
+    return diffusion_cost(BaseStage(MEDIUM, adamw, self_conditioning=0.0), MEDIUM, Share(4, 6), 1, torch.float32, None)
+
+
+def test_what_autograd_keeps_is_what_a_real_model_saves() -> None:
+    denoiser, inputs = on_a_cpu()
+    own = {p.untyped_storage().data_ptr() for p in [*denoiser.parameters(), *denoiser.buffers()]}
+    saved: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = denoiser(*inputs).square().mean()
+    assert loss.requires_grad
+    assert medium_cost().kept == pytest.approx(sum(saved.values()), rel=0.001)
+
+
+def test_peak_is_what_a_real_step_allocates_at_most() -> None:
+    denoiser, inputs = on_a_cpu()
+    for p in denoiser.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        denoiser(*inputs).square().mean().backward()
+    now = peak = 0
+    for event in profiler.profiler.kineto_results.events():  # type: ignore[union-attr]
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    assert medium_cost().peak == pytest.approx(peak, rel=0.001)

@@ -1,0 +1,56 @@
+"""The experiments have the numbers of parameters that the paper gives (SPEC section 5)."""
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+from tests.conftest import ROOT
+from tests.helpers.experiments import of
+
+# SPEC section 5.
+PUBLISHED: list[tuple[str, str | None, float, float]] = [
+    ("ucf101/base_l", None, 313e6, 0.01),
+    ("ucf101/base_l", "ucf101/rank_4", 314e6, 0.01),
+    ("ucf101/base_l", "ucf101/rank_16", 316e6, 0.01),
+    ("ucf101/base_l", "ucf101/rank_64", 324e6, 0.01),
+    ("ucf101/base_l", "ucf101/rank_256", 357e6, 0.01),
+    ("ucf101/base_l_separate", None, 458e6, 0.01),
+    ("ucf101/base_xl", None, 460e6, 0.01),
+    ("kinetics600/base", None, 313e6, 0.01),
+    ("imagenet/base", None, 460e6, 0.02),
+    ("text_to_video/base_l", None, 419e6, 0.02),
+    ("text_to_video/base", None, 3e9, 0.04),
+    ("text_to_video/sr1", None, 1.3e9, 0.02),
+    ("text_to_video/sr2", None, 419e6, 0.02),
+]
+
+
+@pytest.mark.parametrize(("config", "overlay", "published", "tolerance"), PUBLISHED)
+def test_published_sizes_have_the_published_number_of_parameters(
+    config: str, overlay: str | None, published: float, tolerance: float
+) -> None:
+    parameters = of(config, overlay).parameters()
+    assert parameters["total"] == sum(parameters["parts"].values()) == pytest.approx(published, rel=tolerance)
+    name = f"`{config}`" + (f" + `{Path(overlay).name}`" if overlay else "")
+    row = f"| {name} | {published / 1e6:,.0f} M | {parameters['total'] / 1e6:,.1f} M | {parameters['total'] / published - 1:+.1%} |"
+    assert row in (ROOT / "docs" / "FIDELITY.md").read_text(encoding="utf-8").splitlines()
+
+
+def test_the_autoencoder_has_our_count_and_its_critic_stands_beside() -> None:
+    parameters = of("ucf101/vae").parameters()
+    assert parameters["total"] == pytest.approx(370e6, rel=0.01)
+    assert parameters["parts"]["encoder"] == pytest.approx(145e6, rel=0.01)
+    assert 61e6 <= parameters["beside"]["discriminator"] <= 68e6
+    count = {part: f"{number / 1e6:.1f}" for part, number in (parameters["parts"] | parameters["beside"]).items()}
+    page = (ROOT / "docs" / "FIDELITY.md").read_text(encoding="utf-8")
+    assert f"| {parameters['total'] / 1e6:.1f} M ({count['encoder']} + {count['decoder']}) |" in page
+    assert f"| its discriminator | not given | {count['discriminator']} M |" in page
+
+
+def test_the_autoencoder_of_images_is_2d_and_has_a_third_of_the_weights() -> None:
+    plan, cube = of("imagenet/vae"), of("imagenet/vae", None, "--model.vae.time_kernel", "3")
+    kernels = [m for m in plan.model.vae.modules() if isinstance(m, nn.Conv3d)]
+    assert kernels and all(kernel.weight.shape[2] == 1 for kernel in kernels)
+    assert plan.parameters()["total"] == pytest.approx(103e6, rel=0.01)
+    assert cube.parameters()["total"] == pytest.approx(307e6, rel=0.01)

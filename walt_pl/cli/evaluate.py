@@ -1,0 +1,91 @@
+"""Score the stages of a run: ``python -m walt_pl evaluate``."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from datamodules.joint import JointData
+from walt_pl.data.frame_rate import DEFAULT_FPS, trained_rate
+from walt_pl.data.index import Index
+from walt_pl.data.transforms import PixelDataset
+from walt_pl.media.contact_sheet import captioned_grid, contact_sheet
+from walt_pl.media.video import write_gif
+from walt_pl.runs.artifact import TRAIN
+from walt_pl.runs.manifest import Manifest
+from walt_pl.runs.stage_names import kind_of
+from walt_pl.runs.stored_config import clip_arguments, stored_index
+from walt_pl.shapes.evaluation import STEPS, evaluate_autoencoder, evaluate_run, render_summary
+
+SHOWN = 8
+"""Clips in the picture of an autoencoder's reconstructions."""
+
+
+def evaluate(
+    run: str = "runs/shapes",
+    index: str | None = None,
+    prompts: int = 256,
+    unseen: int = 64,
+    steps: int | dict[str, int] | None = None,
+    seed: int = 0,
+    stages: str | None = None,
+    allow_stale: bool = False,
+) -> None:
+    """Score every stage of a run on the embedded set with its analytic scorer, and print the table.
+
+    A run that has an autoencoder alone, or --stages vae, is scored on whatever it was trained on: PSNR of held-out clips, and the first of
+    them beside their reconstructions in reconstructions.png and .gif in the run's folder.
+
+    Args:
+        run: folder of the run.
+        index: index of the embedded set; for an autoencoder alone the one that it was trained on when not given.
+        prompts: validation captions the base model is scored on.
+        unseen: captions with a shape and colour that no training video has together.
+        steps: sampling steps, of every stage or by stage; those of the demo when not given.
+        seed: of the noise.
+        stages: stages to score, e.g. base; all finished ones when not given.
+        allow_stale: score although a parent was trained again.
+    """
+    wanted = stages.split(",") if stages else None
+    scored = wanted or [name for name, stage in Manifest.open(run).stages().items() if stage.artifact is not None]
+    if scored and all(kind_of(stage) == "vae" for stage in scored):
+        _evaluate_autoencoder(Path(run), scored[0], index, allow_stale)
+        return
+    path = Path(index or "data/shapes/index.parquet")
+    summary = evaluate_run(Path(run), path, prompts, unseen, STEPS if steps is None else steps, seed, wanted, allow_stale)
+    Console().print(render_summary(summary))
+
+
+def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale: bool) -> None:
+    """The figures and the pictures of an autoencoder, on the clips that its training was validated on, whole."""
+    folder = Manifest.open(run).usable([stage], allow_stale)[stage]
+    data = _trained_on(folder / TRAIN, index)
+    framing = replace(data.framing, crop=None, sizes=(), flip=False)
+    videos = Index(data.index, "val").videos
+    source = PixelDataset(videos, (), framing)
+    selected = data.selection("val").get("video")
+    if selected is None:
+        raise ValueError(f"{folder}: trained on images alone, and videos are scored")
+    summary, clips, lines = evaluate_autoencoder(folder, source, list(selected.positions()))
+    Console().print(render_summary(summary))
+    clips, lines = clips[: 2 * SHOWN], lines[: 2 * SHOWN]
+    out = run / "reconstructions.png"
+    contact_sheet(clips, lines).save(out)
+    fps = trained_rate(videos, selected.positions(), framing) or DEFAULT_FPS
+    write_gif(out.with_suffix(".gif"), captioned_grid(clips, lines, columns=2), fps)
+    print(f"{summary['counts']['vae']} held-out clips; look at {out}, {out.with_suffix('.gif')}")
+
+
+def _trained_on(train_config: Path, index: str | None) -> JointData:
+    """The data of a training, of whose configuration only numbers are used, and the index where the person names none.
+
+    Raises:
+        ValueError: there is no such index on this machine.
+    """
+    text, where = train_config.read_text(encoding="utf-8"), str(train_config)
+    found = Path(index or stored_index(text, where))
+    if not found.is_file():
+        raise ValueError(
+            f"evaluate: there is no index {found}{'' if index else f', which {where} names'}; name it with --index FILE.parquet"
+        )
+    return JointData(index=str(found), **clip_arguments(text, where))

@@ -1,0 +1,27 @@
+"""The data module of an experiment's stage, for commands that train nothing."""
+
+import sys
+from pathlib import Path
+
+from datamodules.joint import JointData
+from walt_pl.cli.fit import Program
+
+
+class _Data(Program):
+    """The data that a config describes; nothing else of it is made."""
+
+    def __init__(self) -> None:
+        super().__init__(run=False)
+
+    def before_instantiate_classes(self) -> None:
+        self._name()
+        self._fill_parents()
+
+    def instantiate_classes(self) -> None:
+        self.datamodule = JointData(**self.options.data.as_dict())
+
+
+def data_of(config: Path, index: Path) -> JointData:
+    """The data module of an experiment's stage, with another index in place of its own. Classes that the config names are imported."""
+    sys.argv = [sys.argv[0], "--config", str(config), "--data.index", str(index)]
+    return _Data().datamodule

@@ -1,0 +1,94 @@
+"""Checks of a stage's precision and engine, before anything is read or written down."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import StrategyRegistry
+
+from walt_pl.blocks.compute import trainer_precision
+from walt_pl.runs.checkpoint import STATE, Checkpoint
+from walt_pl.runs.stage_names import kind_of
+
+ZERO = "walt_pl.strategies.Zero"
+"""Class path of the strategy that shards."""
+
+
+def check_precision(trainer: Any) -> None:
+    """Replace the precision of the trainer's options by its full name; None stays.
+
+    Raises:
+        ValueError: the weights that train would not be float32.
+    """
+    trainer.precision = None if trainer.precision is None else trainer_precision(trainer.precision)
+
+
+def check_engine(stage: str, options: Any) -> None:
+    """Refuse strategies and settings that the stage cannot train with; give the autoencoder its variant of DDP.
+
+    The autoencoder has two optimisers that take turns.
+
+    Args:
+        stage: name of the stage.
+        options: parsed arguments; `trainer.strategy` may change.
+
+    Raises:
+        ValueError: strategy, clipping, optimiser or precision do not fit; the message says what to type.
+    """
+    trainer, name = options.trainer, _strategy_name(options.trainer.strategy)
+    overlays = sorted(path.stem for path in Path("experiments/strategy").glob("*.yaml"))
+    lay_over = f"add --config experiments/strategy/NAME.yaml (NAME: {', '.join(overlays)})"
+    sharded = name == ZERO
+    if kind_of(stage) == "vae" and (sharded or "deepspeed" in name.lower()):
+        raise ValueError(
+            "trainer.strategy: DeepSpeed takes one optimiser, the autoencoder and its discriminator have two that take turns; leave it "
+            "out, or add --config experiments/strategy/ddp.yaml (the autoencoder is small: DDP fits every card it trains on)"
+        )
+    if not sharded and "deepspeed" in name.lower():
+        raise ValueError(f"trainer.strategy: {name} resumes and averages nothing here; for ZeRO {lay_over}")
+    if name != "auto" and "." not in name and name not in StrategyRegistry:
+        raise ValueError(f"trainer.strategy: no strategy {name!r}; leave it out for one device or DDP, or {lay_over}")
+    if trainer.gradient_clip_val is not None:
+        raise ValueError(
+            f"trainer.gradient_clip_val: the stages clip and log the norm; type --model.clip {trainer.gradient_clip_val} instead"
+        )
+    optimizer = str(options.model.init_args.optimizer.class_path)
+    if sharded and re.search("adafactor|muon", optimizer, re.IGNORECASE):
+        raise ValueError(
+            f"model.optimizer: ZeRO flattens the weights, and {optimizer} looks at their shapes; give "
+            "--model.optimizer torch.optim.AdamW (text_to_video: --config experiments/text_to_video/adamw.yaml)"
+        )
+    if kind_of(stage) != "vae":
+        return
+    if trainer.precision == "16-mixed":
+        raise ValueError("trainer.precision: the autoencoder's two optimisers cannot share a gradient scaler; choose bf16-mixed or 32-true")
+    processes = torch.cuda.device_count() if trainer.devices == "auto" else trainer.devices
+    several = processes not in (0, 1, "1") or trainer.num_nodes > 1
+    if name == "ddp" or (name == "auto" and several):
+        trainer.strategy = "ddp_find_unused_parameters_true"
+
+
+def check_shards(restored: Path | None, trainer: Any) -> None:
+    """Refuse to go on from shards of ZeRO with another strategy; the strategy itself knows which shards it reads.
+
+    Args:
+        restored: file or folder that the trainer restores from.
+        trainer: its options.
+
+    Raises:
+        ValueError: the checkpoint needs another strategy.
+    """
+    if restored is None or restored.name != STATE:
+        return
+    written = Checkpoint.at(restored.parent).strategy
+    if written.startswith("zero") and _strategy_name(trainer.strategy) != ZERO:
+        raise ValueError(
+            f"{restored.parent} was written with {written}: add --config experiments/strategy/{written}.yaml "
+            f"(make: STRATEGY={written}) to go on, or start over with --fresh true"
+        )
+
+
+def _strategy_name(strategy: Any) -> str:
+    """A strategy as it was typed: a name of Lightning's, or a class path."""
+    return str(strategy.class_path) if hasattr(strategy, "class_path") else str(strategy)

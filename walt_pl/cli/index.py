@@ -1,0 +1,99 @@
+"""Build and check a data index: ``python -m walt_pl index SOURCE``."""
+
+import os
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from datamodules.joint import JointData
+from walt_pl.cli.experiment_data import data_of
+from walt_pl.data.batch import Kind
+from walt_pl.data.selection import Selection, described
+from walt_pl.indexing import doctor
+from walt_pl.indexing.build_index import Options, build_index
+from walt_pl.indexing.dataset_layouts import Layout, list_source
+from walt_pl.shapes.dataset import write_set
+
+
+def index(
+    source: str,
+    out: str | None = None,
+    layout: Layout = "auto",
+    root: str | None = None,
+    split: str = "",
+    val: float = 0.0,
+    fold: int = 1,
+    workers: int = 0,
+    seconds: float = 60.0,
+    report: bool = False,
+    config: str | None = None,
+    videos: int = 2000,
+    images: int = 1000,
+    validation: int = 300,
+    seed: int = 0,
+) -> None:
+    """List a data set in an index, examine its files, and report on them. The same command adds what is new, and goes on where it stopped.
+
+    Args:
+        source: folder, .csv, .jsonl, tar shards ("train-{000..099}.tar"), an index (.parquet) alone, or shapes, the embedded set.
+        out: the index; data/NAME.parquet when not given. For shapes the folder of the set; the index is index.parquet in it.
+        layout: how the source is laid out (docs/DATA.md); auto looks.
+        root: folder that the paths of a table are relative to; its own when not given.
+        split: split of what the source gives none; train when empty.
+        val: share of the training split that is held out as val, from 0 to 1.
+        fold: which of UCF-101's three official splits.
+        workers: processes that decode; as many as there are processors when 0.
+        seconds: time limit of a file (as much again for every 10 MB).
+        report: the doctor: decode every file again, and list what is broken, copied, short, of variable rate or without words.
+        config: experiments/EXP/STAGE.yaml: also list which clips it uses, in which bucket, and why not the others.
+        videos: training videos of shapes.
+        images: training images of shapes.
+        validation: validation videos of shapes.
+        seed: of the pictures of shapes.
+    """
+    options = Options(report, split, val, workers or os.cpu_count() or 1, seconds)
+    if source == "shapes":
+        path = write_set(Path(out or "data/shapes"), videos, images, validation, seed)
+        if not report and config is None:
+            print(path)
+            return
+        listing = None
+    elif source.endswith(".parquet"):
+        path, listing = Path(out or source), None
+        if not path.is_file():
+            raise ValueError(f"{path}: no such index; name a source to make it of, and --out {path}")
+    else:
+        name = re.split(r"[.{*?]", Path(source).resolve().name)[0].rstrip("-_")
+        path = Path(out or f"data/{name or 'index'}.parquet")
+        listing = list_source(source, layout, root, fold, options.workers)
+    # What is wrong with a config is told before the work.
+    report_use = None if config is None else _use_report(path, Path(config))
+    built = build_index(listing, path, options)
+    doctor.show(doctor.told(built, listing, path))
+    if report:
+        findings = doctor.diagnose(path, options, built.changed)
+        doctor.show(doctor.rendered(findings, path))
+        print(f"every finding: {doctor.write_report(findings, path)}")
+    if report_use is not None:
+        report_use()
+
+
+def _use_report(path: Path, config: Path) -> Callable[[], None]:
+    """What tells which clips and images an experiment takes of an index."""
+    name = f"{config.resolve().parent.name}-{config.stem}"
+    return partial(_report_use, path, name, data_of(config, path))
+
+
+def _report_use(path: Path, name: str, data: JointData) -> None:
+    selections: dict[str, dict[Kind, Selection]] = {}
+    problems: list[str] = []
+    for split in ["train", "val"] if data.val_videos else ["train"]:
+        try:
+            selections[split] = data.choice(split)
+            print("\n".join(described(split, data.selection(split), data.buckets, data.framing)))
+        except ValueError as error:
+            problems.append(str(error))
+    print(f"every clip and image: {doctor.write_use(path, name, selections, data.buckets)}")
+    if problems:
+        raise ValueError("\n".join(["training would stop with:", *problems]))

@@ -1,0 +1,164 @@
+"""Costs of the training steps of the stages, on one GPU's share of a batch."""
+
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from datamodules.joint import JointData
+from stages.latent_diffusion import LatentDiffusion
+from stages.vae import VAEStage
+from walt_pl.blocks.frames import Layout
+from walt_pl.diffusion.condition import Condition
+from walt_pl.models.denoiser import Denoiser, DenoiserConfig
+from walt_pl.models.losses import discriminator_loss, generator_loss, pick_frames, r1_penalty
+from walt_pl.training.step_cost import Cost, cost_of, sum_flops
+
+
+@dataclass(frozen=True)
+class Share:
+    """One GPU's part of a batch."""
+
+    videos: int
+    images: int
+
+    @classmethod
+    def of(cls, data: JointData, gpus: int) -> "Share":
+        """What each of ``gpus`` gets. Raises ValueError where they do not divide the batch."""
+        for name in ("videos_per_batch", "image_stacks_per_batch"):
+            if getattr(data, name) % gpus:
+                raise ValueError(
+                    f"data.{name} counts the global batch and must be a multiple of the {gpus} GPUs, got {getattr(data, name)}"
+                )
+        return cls(data.videos_per_batch // gpus, data.images_per_batch // gpus)
+
+
+def diffusion_cost(
+    stage: LatentDiffusion, config: DenoiserConfig, share: Share, caption: int, dtype: torch.dtype, low: torch.dtype | None
+) -> Cost:
+    """A step of the base or a super-resolution stage, `LatentDiffusion.training_step`.
+
+    A pair of layers, spatial and spatiotemporal, costs what the pair before it does: a deep model is run with few, and the rest is added.
+
+    Args:
+        stage: built on the meta device.
+        config: of its denoiser, perhaps with checkpointing.
+        share: of the batch.
+        caption: tokens of a caption.
+        dtype: of weights and latents.
+        low: dtype of autocast.
+    """
+    few = 2 + config.layers % 2
+    if config.layers <= few + 2:
+        return _diffusion_cost(stage, config, share, caption, dtype, low)
+    short, long = (_diffusion_cost(stage, replace(config, layers=layers), share, caption, dtype, low) for layers in (few, few + 2))
+    pairs = (config.layers - few) // 2
+    return Cost(
+        sum_flops((1 - pairs, short.flops), (pairs, long.flops)),
+        sum_flops((1 - pairs, short.forward), (pairs, long.forward)),
+        short.kept + pairs * (long.kept - short.kept),
+        short.peak + pairs * (long.peak - short.peak),
+    )
+
+
+def _diffusion_cost(
+    stage: LatentDiffusion, config: DenoiserConfig, share: Share, caption: int, dtype: torch.dtype, low: torch.dtype | None
+) -> Cost:
+    c, layout = config, Layout(share.videos, config.size[0], share.images)
+    with torch.device("meta"):
+        denoiser = Denoiser(config).to(dtype)
+    encoder = getattr(stage, "text", None)
+    modules = [denoiser] if encoder is None else [denoiser, encoder.to(dtype)]
+
+    def words() -> Tensor:
+        if encoder is None:
+            return torch.empty(layout.samples, caption, c.text_width or 0, dtype=dtype)
+        ids, mask = (torch.zeros(layout.samples, caption, dtype=kind) for kind in (torch.int64, torch.bool))
+        text: Tensor = encoder(ids, mask)
+        return text
+
+    def forward() -> Tensor:
+        step, mask = torch.zeros(layout.samples, dtype=torch.int64), torch.ones(layout.samples, caption, dtype=torch.bool)
+        text = words() if c.text_width else None
+        x = torch.empty(layout.total, c.latent_channels, *c.size[1:], dtype=dtype)
+        small = torch.empty(layout.total, c.latent_channels, c.size[1] // 2, c.size[2] // 2, dtype=dtype)
+        past = torch.empty_like(x[:, :1])
+        condition = Condition(layout, mask[:, 0], text, mask, labels=step, past=x, past_mask=past, low=small, low_step=step)
+        v = denoiser(x, step, condition, torch.empty_like(x) if c.self_conditioning else None)
+        return (v - torch.empty_like(v)).square().mean()
+
+    whole = cost_of(forward, modules, low)
+    with torch.no_grad():
+        text = cost_of(words, modules, low)
+    # The first pass of self-conditioning is a forward pass over its share of the rows; the text is encoded once for both.
+    p = stage.self_conditioning
+    return replace(whole, flops=sum_flops((1, whole.flops), (p, whole.forward), (-p, text.flops)))
+
+
+def picture_size(data: JointData) -> tuple[int, int]:
+    """Rows and columns of what the autoencoder is trained on."""
+    crop = data.framing.crop
+    return (crop, crop) if crop else data.framing.shape(data.framing.size)
+
+
+def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, low: torch.dtype | None) -> Cost:
+    """A step of the autoencoder and one of its critic, `VAEStage.training_step`; the gradient penalty as often as it comes."""
+    picture, dtype = picture_size(data), next(stage.parameters()).dtype
+    shapes = [(share.videos, 3, data.framing.frames, *picture), (share.images, 3, 1, *picture)]
+    shapes = [shape for shape in shapes if shape[0]]
+    metric = _perceptual() if stage.perceptual == "lpips" else None
+    critic = stage.discriminator
+    modules = [module for module in (stage, metric) if module is not None]
+
+    def clips() -> list[Tensor]:
+        return [torch.empty(shape, dtype=dtype) for shape in shapes]
+
+    def generator() -> Tensor:
+        reals, fakes, losses = clips(), [], []
+        for x in reals:
+            posterior = stage.vae.encode(x)
+            fakes.append(stage.vae.decode(posterior.sample(torch.empty_like(posterior.mean))))
+            losses += [(x - fakes[-1]).square().sum(), posterior.kl().sum()]
+        if metric is not None:
+            for y, x in zip(fakes, reals, strict=True):
+                frames = min(x.shape[2], stage.perceptual_frames or x.shape[2])
+                chosen = torch.arange(frames).expand(len(x), frames)
+                losses.append(metric(pick_frames(y, chosen), pick_frames(x, chosen)).mean())
+        if critic is not None:
+            losses.append(generator_loss(torch.cat([critic(y) for y in fakes])).mean())
+        return torch.stack(losses).sum()
+
+    def judge(penalised: bool) -> Tensor:
+        assert critic is not None
+        real, fake = (torch.cat([critic(x) for x in side]) for side in (clips(), clips()))
+        loss = discriminator_loss(real, fake).mean()
+        if penalised:
+            loss = loss + torch.cat([r1_penalty(x, critic(x)) for x in (x.requires_grad_() for x in clips())]).mean()
+        return loss
+
+    if critic is None:
+        return cost_of(generator, modules, low)
+    critic.requires_grad_(False)  # the turns of training_step
+    reconstruct = cost_of(generator, modules, low)
+    critic.requires_grad_(True)
+    plain, penalised = (cost_of(partial(judge, penalised), modules, low) for penalised in (False, True))
+    often = 1 / stage.r1_every if stage.r1_weight else 0.0
+    turns = [reconstruct, plain, penalised] if often else [reconstruct, plain]
+    return Cost(
+        sum_flops((1, reconstruct.flops), (1 - often, plain.flops), (often, penalised.flops)),
+        sum_flops((1, reconstruct.forward), (1 - often, plain.forward), (often, penalised.forward)),
+        max(turn.kept for turn in turns),
+        max(turn.peak for turn in turns),
+    )
+
+
+def _perceptual() -> nn.Module:
+    """LPIPS without its weights."""
+    import lpips
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torchvision's, about the way lpips calls it
+        metric: nn.Module = lpips.LPIPS(net="vgg", pnet_rand=True, pretrained=False, verbose=False)
+    return metric.requires_grad_(False).to("meta")

@@ -1,0 +1,20 @@
+"""Run `fit` in a process of its own, for the commands that train several stages."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+
+
+def run_fit(words: Sequence[str], name: str) -> None:
+    """Train one stage as its user would.
+
+    Args:
+        words: what is typed after `fit`.
+        name: command and stage, in front of the error.
+
+    Raises:
+        SystemExit: `fit` ended with an error.
+    """
+    code = subprocess.run([sys.executable, "-m", "walt_pl", "fit", *words], check=False).returncode
+    if code:
+        raise SystemExit(f"{name} stopped (exit code {code}); the same command goes on from there")

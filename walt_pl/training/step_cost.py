@@ -1,0 +1,167 @@
+"""Operations and bytes of a training step, counted on the meta device, where tensors have shapes and no bytes.
+
+Operations are counted by PyTorch's own formulas (torch.utils.flop_counter). Activations are counted by following every tensor from its
+birth to its end.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import _engine_run_backward
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+
+class Arithmetic(TorchFunctionMode):
+    """What a GPU does and the meta device does not: autocast, and the attention kernel that never writes its scores down.
+
+    Args:
+        low: dtype of autocast (its lists of functions are PyTorch's); None computes in the dtype of the tensors.
+    """
+
+    LOW = ("linear", "matmul", "bmm", "conv2d", "conv3d", "scaled_dot_product_attention")
+    FLOAT32 = ("layer_norm", "group_norm", "softmax", "softplus")
+
+    def __init__(self, low: torch.dtype | None) -> None:
+        super().__init__()
+        self.low = low
+        self._weights: dict[nn.Parameter, Tensor] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if self.low is not None and name in self.LOW + self.FLOAT32:
+            dtype = self.low if name in self.LOW else torch.float32
+            args = [self._cast(value, dtype) for value in args]
+            kwargs = {key: self._cast(value, dtype) for key, value in kwargs.items()}
+        return _attention(*args, **kwargs) if name == "scaled_dot_product_attention" else func(*args, **kwargs)
+
+    def _cast(self, value: Any, dtype: torch.dtype) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
+            return value
+        if isinstance(value, nn.Parameter) and dtype == self.low:
+            # Autocast keeps its copies of the weights until the forward pass is over.
+            if value not in self._weights:
+                self._weights[value] = value.to(dtype)
+            return self._weights[value]
+        return value.to(dtype)
+
+    def forget(self) -> None:
+        """The forward pass is over."""
+        self._weights.clear()
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """The memory-efficient kernel: what GPUs take for a bias with a gradient."""
+    bias = None if attn_mask is None else attn_mask.expand(*q.shape[:-1], k.shape[-2])
+    out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, torch.is_grad_enabled())[0]
+    return out
+
+
+class Meter(TorchDispatchMode):
+    """Counts every operation, and follows the storage of every tensor that one makes.
+
+    Not FlopCounterMode itself: it follows modules as well, which fails in the gradient penalty's autograd.grad.
+
+    Args:
+        known: tensors whose bytes do not count.
+    """
+
+    def __init__(self, known: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self.flops: Counter[str] = Counter({"attention": 0, "matrices": 0, "convolutions": 0})
+        self._known = {tensor.untyped_storage()._cdata: tensor.untyped_storage() for tensor in known}
+        self._living: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        operation = func._overloadpacket
+        if operation in flop_registry:
+            self.flops[_kind(str(operation))] += flop_registry[operation](*args, **kwargs, out_val=out)
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._follow(tensor.untyped_storage())
+        return out
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key in self._known or key in self._living:
+            return
+        self._living.add(key)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._end, key, storage.nbytes())
+
+    def _end(self, key: int, size: int) -> None:
+        self._living.discard(key)
+        self.now -= size
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a pass takes."""
+
+    flops: Mapping[str, float]
+    """By kind: attention, matrices, convolutions. A multiplication and an addition are two."""
+    forward: Mapping[str, float]
+    """Those of the forward pass alone."""
+    kept: int
+    """Bytes that are alive when the forward pass is over."""
+    peak: int
+    """Bytes that are alive at most, without parameters and their gradients."""
+
+
+def cost_of(step: Callable[[], Tensor], modules: Iterable[nn.Module], low: torch.dtype | None = None) -> Cost:
+    """Run ``step`` on the meta device, and the backward pass from the loss that it returns, if that has one.
+
+    Args:
+        step: a forward pass.
+        modules: whose parameters and buffers are counted elsewhere.
+        low: dtype of autocast.
+    """
+    modules = list(modules)
+    parameters = [p for module in modules for p in module.parameters()]
+    with _without_gradients(parameters):
+        meter = Meter([*parameters, *(b for module in modules for b in module.buffers())])
+        with torch.device("meta"), meter, (arithmetic := Arithmetic(low)):
+            loss = step()
+            arithmetic.forget()
+            forward, kept = dict(meter.flops), meter.now
+            if loss.requires_grad:
+                # loss.backward() is a function to the modes, which are off inside it; but layers are recomputed there.
+                _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
+    return Cost(dict(meter.flops), forward, kept, meter.peak)
+
+
+@contextmanager
+def _without_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Each gradient is let go of as soon as it is there: gradients are counted apart."""
+
+    def drop(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    hooks = [p.register_post_accumulate_grad_hook(drop) for p in parameters if p.requires_grad]
+    yield
+    for hook in hooks:
+        hook.remove()
+
+
+def _kind(operation: str) -> str:
+    """Products of batches of matrices are attention's; a thousandth of them is the correction of AdaLN-LoRA."""
+    if "convolution" in operation:
+        return "convolutions"
+    return "attention" if "attention" in operation or "bmm" in operation else "matrices"
+
+
+def sum_flops(*parts: tuple[float, Mapping[str, float]]) -> dict[str, float]:
+    """Operations of passes, each so often in a step."""
+    return {kind: sum(times * flops[kind] for times, flops in parts) for kind in parts[0][1]}
