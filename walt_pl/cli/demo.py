@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from walt_pl.blocks.compute import compute_dtype
+from walt_pl.cli.config_files import stages_of
 from walt_pl.cli.run_fit import run_fit
 from walt_pl.cli.sample import make_clips
 from walt_pl.data.frame_rate import DEFAULT_FPS
@@ -21,11 +22,11 @@ from walt_pl.data.index import Index
 from walt_pl.files import write_whole
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet
 from walt_pl.media.video import write_gif
+from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, Request, Sampling
 from walt_pl.shapes.dataset import write_set
-from walt_pl.shapes.evaluation import STEPS, evaluate_run, machine, render_summary, write_summary
+from walt_pl.shapes.evaluation import default_steps, evaluate_run, machine, render_summary, write_summary
 
-STAGES = ("vae", "base", "sr1", "sr2")
 SHOWN_SEEN, SHOWN_UNSEEN = 12, 4
 SEED = 1
 REFERENCE_MINUTES = 23.5
@@ -40,7 +41,7 @@ def demo(run: str = "runs/shapes", experiment: str = "experiments/shapes", data:
 
     Args:
         run: folder of the run.
-        experiment: folder with vae.yaml, base.yaml, sr1.yaml and sr2.yaml.
+        experiment: folder with vae.yaml, base.yaml, and sr1.yaml, sr2.yaml, ...
         data: folder of the embedded set.
     """
     run_demo(Path(run), Path(experiment), Path(data))
@@ -64,13 +65,14 @@ def run_demo(run: Path, experiment: Path, data: Path) -> None:
     print(f"demo: about {_expected_minutes(dtype):.0f} minutes on this machine when nothing else runs", flush=True)
     with clock.counts("data"):
         index = write_set(data)
-    for stage in STAGES:
+    stages = stages_of(experiment)
+    for stage in stages:
         with clock.counts(stage):
             _train(run, experiment / f"{stage}.yaml")
     with clock.counts("samples"):
-        count = _show(run, index, out)
+        count = _show(run, stages, index, out)
     with clock.counts("scores"):
-        figures = evaluate_run(run, index, prompts=256, unseen=64, steps=STEPS, seed=SEED)
+        figures = evaluate_run(run, index, prompts=256, unseen=64, seed=SEED)
     summary = {"minutes": clock.minutes, **figures, "load": load, "samples": count, "seconds": clock.seconds}
     write_summary(out / "summary.json", summary)
     Console().print(render_summary(summary))
@@ -112,14 +114,14 @@ def _train(run: Path, config: Path) -> None:
     run_fit(words, f"demo: the stage of {config}")
 
 
-def _show(run: Path, index: Path, out: Path) -> int:
+def _show(run: Path, stages: Sequence[str], index: Path, out: Path) -> int:
     """Sample prompts through the whole cascade, some with pairs that no training video shows, into one picture."""
     seen = [entry.caption for entry in Index(index, "val").videos[:SHOWN_SEEN]]
     unseen = [entry.caption for entry in Index(index, "unseen").videos[:SHOWN_UNSEEN]]
     prompts = seen + unseen
-    cascade = Cascade.open(run, STAGES[1:])
+    cascade = Cascade.open(run, [stage for stage in stages if kind_of(stage) != "vae"])
     request = Request(prompts=prompts, seeds=[SEED + i for i in range(len(prompts))])
-    clips = torch.cat(list(make_clips(cascade, request, Sampling(STEPS), batch=16)))
+    clips = torch.cat(list(make_clips(cascade, request, Sampling(default_steps(cascade)), batch=16)))
     captions = seen + [f"{caption} (pair never seen in videos)" for caption in unseen]
     contact_sheet(clips, captions).save(out / "samples.png")
     write_gif(out / "samples.gif", captioned_grid(clips, captions), cascade.fps or DEFAULT_FPS)

@@ -15,7 +15,7 @@ from walt_pl.runs.artifact import TRAIN
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import kind_of
 from walt_pl.runs.stored_config import clip_arguments, stored_index
-from walt_pl.shapes.evaluation import STEPS, evaluate_autoencoder, evaluate_run, render_summary
+from walt_pl.shapes.evaluation import evaluate_autoencoder, evaluate_run, render_summary
 
 SHOWN = 8
 """Clips in the picture of an autoencoder's reconstructions."""
@@ -52,7 +52,7 @@ def evaluate(
         _evaluate_autoencoder(Path(run), scored[0], index, allow_stale)
         return
     path = Path(index or "data/shapes/index.parquet")
-    summary = evaluate_run(Path(run), path, prompts, unseen, STEPS if steps is None else steps, seed, wanted, allow_stale)
+    summary = evaluate_run(Path(run), path, prompts, unseen, seed, steps, wanted, allow_stale)
     Console().print(render_summary(summary))
 
 
