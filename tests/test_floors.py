@@ -10,7 +10,7 @@ FLOORS = {
     "walt_pl.files": 0,
     "walt_pl.blocks": 0,
     "walt_pl.diffusion": 0,
-    "walt_pl.media": 1,
+    "walt_pl.media": 0,
     "walt_pl.runs": 1,
     "walt_pl.data": 1,
     "walt_pl.indexing": 1,
@@ -75,3 +75,8 @@ def test_stages_and_data_modules_never_import_each_other(folder: str, forbidden:
 )
 def test_models_know_no_lightning(path: Path) -> None:
     assert not {name for name in imports_of(path) if name.split(".")[0] in ("lightning", "deepspeed")}
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if not module_of(path).startswith("walt_pl.media")], ids=module_of)
+def test_only_media_imports_decoders_and_encoders(path: Path) -> None:
+    assert not {name for name in imports_of(path) if name.split(".")[0] in ("av", "decord", "PIL")}

@@ -24,7 +24,8 @@ from walt_pl.indexing.build_index import Options, build_index
 from walt_pl.indexing.dataset_layouts import Layout, list_source
 from walt_pl.indexing.sample_videos import fetch_clips
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet, to_uint8
-from walt_pl.media.video import read_image, read_last_frames, write_gif, write_video
+from walt_pl.media.reading import read_image, read_last_frames
+from walt_pl.media.writing import write_gif, write_video
 from walt_pl.runs.artifact import TRAIN
 from walt_pl.runs.manifest import Manifest, kind_of, render_status, verify_run
 from walt_pl.runs.stored_config import clip_arguments, stored_index

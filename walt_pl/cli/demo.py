@@ -19,7 +19,7 @@ from walt_pl.cli.commands import make_clips
 from walt_pl.data.frame_rate import DEFAULT_FPS
 from walt_pl.data.index import Index
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet
-from walt_pl.media.video import write_gif
+from walt_pl.media.writing import write_gif
 from walt_pl.runs.artifact import write_whole
 from walt_pl.sampling.cascade import Cascade, Request, Sampling
 from walt_pl.shapes.dataset import write_set

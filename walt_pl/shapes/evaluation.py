@@ -16,7 +16,7 @@ from torch import Tensor
 from walt_pl.data.batch import DataError, Draw
 from walt_pl.data.index import Entry, Index
 from walt_pl.data.transforms import PixelDataset, to_square
-from walt_pl.media.video import read_video
+from walt_pl.media.reading import read_video
 from walt_pl.metrics.frames import high_frequency_energy, psnr
 from walt_pl.runs.artifact import write_whole
 from walt_pl.sampling.cascade import Cascade, Request, Sampling
