@@ -21,8 +21,9 @@ import numpy as np
 from tests.helpers.clips import B_FRAMES, OPEN, VP9, counting_clip, encode, textured_clip
 from walt_pl.data.batch import JointBatch
 from walt_pl.data.index import Entry, Index
+from walt_pl.data.loader import JointLoader
 from walt_pl.data.quarantine import FINDINGS
-from walt_pl.data.sampler import JointLoader, JointSampler
+from walt_pl.data.sampler import JointSampler
 from walt_pl.data.transforms import Framing, PixelDataset
 from walt_pl.indexing.build_index import Options, build_index
 from walt_pl.indexing.dataset_layouts import list_source

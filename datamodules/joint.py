@@ -19,8 +19,9 @@ from walt_pl.data.batch import Bucketed, Kind, Source
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
 from walt_pl.data.frame_rate import trained_rate
 from walt_pl.data.index import Entries, Index
+from walt_pl.data.loader import BatchLoader, JointLoader
 from walt_pl.data.quarantine import Quarantine
-from walt_pl.data.sampler import BatchLoader, Items, JointLoader, JointSampler, SequentialSampler
+from walt_pl.data.sampler import Items, JointSampler, SequentialSampler
 from walt_pl.data.selection import Bucket, Selection, check_buckets, described, select
 from walt_pl.data.transforms import Framing, PixelDataset
 from walt_pl.data.webdataset_loader import Reading, Shards, StreamLoader
