@@ -13,7 +13,7 @@ FLOORS = {
     "walt_pl.media": 0,
     "walt_pl.runs": 1,
     "walt_pl.data": 1,
-    "walt_pl.indexing": 1,
+    "walt_pl.indexing": 2,
     "walt_pl.models": 2,
     "walt_pl.text": 2,
     "walt_pl.metrics": 2,

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.indexing.test_dataset_layouts import shard
+from tests.helpers.sources import shard
 from walt_pl.data.index import Index, Place
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.indexing import build_index as building

@@ -21,7 +21,8 @@ from walt_pl.data.selection import Selection, described
 from walt_pl.data.transforms import PixelDataset
 from walt_pl.indexing import doctor
 from walt_pl.indexing.build_index import Options, build_index
-from walt_pl.indexing.dataset_layouts import Layout, list_source
+from walt_pl.indexing.dataset_layouts import list_source
+from walt_pl.indexing.listing import Layout
 from walt_pl.indexing.sample_videos import fetch_clips
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet, to_uint8
 from walt_pl.media.reading import read_image, read_last_frames
