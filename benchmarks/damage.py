@@ -21,13 +21,16 @@ import numpy as np
 from tests.helpers.clips import B_FRAMES, OPEN, VP9, counting_clip, encode, textured_clip
 from walt_pl.data.batch import JointBatch
 from walt_pl.data.index import Entry, Index
+from walt_pl.data.loader import JointLoader
 from walt_pl.data.quarantine import FINDINGS
-from walt_pl.data.sampler import JointLoader, JointSampler
+from walt_pl.data.sampler import JointSampler
 from walt_pl.data.transforms import Framing, PixelDataset
 from walt_pl.indexing.build_index import Options, build_index
 from walt_pl.indexing.dataset_layouts import list_source
 from walt_pl.indexing.doctor import diagnose
-from walt_pl.media.video import MediaError, Span, read_clip
+from walt_pl.media.reading import read_clip
+from walt_pl.media.spans import Span
+from walt_pl.media.types import MediaError
 
 FRAMES, SIDE, BATCH = 17, 64, 12
 ROOT = Path(__file__).parents[1]

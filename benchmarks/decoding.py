@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import resize
 from walt_pl.data.batch import Draw
 from walt_pl.data.index import Entry
 from walt_pl.data.transforms import Framing, PixelDataset, view_of
-from walt_pl.media.video import probe
+from walt_pl.media.probing import probe
 
 FILES, LENGTH, SIDE = 4, 300, 256
 FRAMES, SIZE, BATCH = 17, 128, 8

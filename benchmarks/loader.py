@@ -18,9 +18,10 @@ from datamodules.joint import JointData
 from walt_pl.data.batch import JointBatch, Source
 from walt_pl.data.cache import LatentCache, LatentDataset
 from walt_pl.data.index import SCHEMA, Index, write_table
-from walt_pl.data.sampler import JointLoader, JointSampler
+from walt_pl.data.loader import JointLoader
+from walt_pl.data.sampler import JointSampler
 from walt_pl.data.transforms import Framing, PixelDataset
-from walt_pl.media.video import write_video
+from walt_pl.media.writing import write_video
 from walt_pl.models.vae import VAE, VAEConfig
 
 FRAMES, SIDE, BATCH = 17, 128, 8

@@ -1,6 +1,5 @@
 """Joint batches of videos and unrelated images for every stage: as pixels, or as latents of a trained autoencoder."""
 
-import hashlib
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,16 +10,17 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from numpy.typing import NDArray
 from torch import Tensor
 
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.data.batch import Bucketed, Kind, Source
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
+from walt_pl.data.cache_layout import bucket_caches, bucket_sizes, cache_key, cache_name, whole_framing
 from walt_pl.data.frame_rate import trained_rate
 from walt_pl.data.index import Entries, Index
+from walt_pl.data.loader import BatchLoader, JointLoader
 from walt_pl.data.quarantine import Quarantine
-from walt_pl.data.sampler import BatchLoader, Items, JointLoader, JointSampler, SequentialSampler
+from walt_pl.data.sampler import Items, JointSampler, SequentialSampler
 from walt_pl.data.selection import Bucket, Selection, check_buckets, described, select
 from walt_pl.data.transforms import Framing, PixelDataset
 from walt_pl.data.webdataset_loader import Reading, Shards, StreamLoader
@@ -146,10 +146,6 @@ class JointData(L.LightningDataModule):
         self._indices: dict[str, Index] = {}
         self._choices: dict[str, dict[Kind, Selection]] = {}
         self._loaders: list[BatchLoader] = []
-
-    @property
-    def _low(self) -> int:
-        return self.framing.low_size or self.framing.size
 
     # What there is
 
@@ -282,41 +278,18 @@ class JointData(L.LightningDataModule):
         return skipped
 
     def _sizes(self, number: int) -> list[tuple[int, int]]:
-        """Rows and columns at which a bucket's pictures are looked at, the smallest first."""
-        rows, columns = self.buckets[number]
-        low = (rows * self._low // self.framing.size, columns * self._low // self.framing.size)
-        return [(rows, columns)] if self.framing.low_size is None else [low, (rows, columns)]
+        return bucket_sizes(self.buckets[number], self.framing)
 
     def _whole_framing(self, split: str, rows: int, columns: int) -> Framing:
-        views = 1 if split == VALIDATION else self.framing.views
-        # A first view is never mirrored.
-        return replace(self.framing, size=rows, aspect=columns / rows, low_size=None, views=views, flip=self.framing.flip and views > 1)
+        return whole_framing(self.framing, rows, columns, views=1 if split == VALIDATION else self.framing.views)
 
     def _caches(self, split: str, number: int, framing: Framing) -> dict[Kind, LatentCache]:
-        """Gives the cache of each kind that a bucket has; stages that look at the same pictures share them."""
+        """Gives the cache of each kind that a bucket has."""
         assert self.vae is not None
-        rows, columns = framing.shape(framing.size)
-        rate = f"-{framing.fps:g}fps" if framing.fps else f"-every{framing.stride}" if framing.stride > 1 else ""
-        name = f"{split}-{rows}x{columns}-{framing.frames}f{rate}-{framing.views}v-{self._limit(split) or 'all'}"
-        key = {
-            "vae": artifact.read_card(self.vae)["sha256"],
-            "index": self._index(split).sha256,
-            "split": split,
-            "transform": "bicubic antialias until it covers the picture, centre or view",
-            "size": [rows, columns],
-            "computed_in": str(compute_dtype(self._device())),
-            **{name: getattr(framing, name) for name in ("fps", "stride", "flip") if getattr(framing, name) != getattr(Framing, name)},
-        }
-        frames: dict[Kind, int] = {"video": framing.frames, "image": 1}
-        caches: dict[Kind, LatentCache] = {}
-        for kind, selection in self.selection(split).items():
-            places = np.flatnonzero(selection.bucket == number)
-            if not len(places):
-                continue
-            items = None if places[-1] == len(places) - 1 else places
-            folder = self.cache_dir / (name if items is None else f"{name}-{_short_hash(items)}") / f"{kind}s"
-            caches[kind] = LatentCache(folder, {**key, "frames": frames[kind]}, len(places), framing.views, items)
-        return caches
+        vae_sha256, index_sha256 = artifact.read_card(self.vae)["sha256"], self._index(split).sha256
+        key = cache_key(framing, split, vae_sha256, index_sha256, compute_dtype(self._device()))
+        folder = self.cache_dir / cache_name(framing, split, self._limit(split))
+        return bucket_caches(folder, key, framing, self.selection(split), number)
 
     def _limit(self, split: str) -> int:
         return self.val_videos if split == VALIDATION else self.cache_clips
@@ -452,7 +425,3 @@ def _first(items: Items, unit: int) -> Items:
     """As many of those that are used as make whole units."""
     used = np.delete(np.asarray(items.positions, np.int64), items.left_out)
     return Items(used[: len(used) // unit * unit])
-
-
-def _short_hash(items: NDArray[np.int64]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(items).data).hexdigest()[:8]

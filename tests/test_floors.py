@@ -25,7 +25,7 @@ FLOORS = {
     "walt_pl.processes": 0,
     "walt_pl.blocks": 0,
     "walt_pl.diffusion": 0,
-    "walt_pl.media": 1,
+    "walt_pl.media": 0,
     "walt_pl.runs": 1,
     "walt_pl.data": 1,
     "walt_pl.indexing": 2,

@@ -3,7 +3,7 @@
 import sys
 
 from walt_pl.data.batch import DataError
-from walt_pl.media.video import MediaError
+from walt_pl.media.types import MediaError
 
 if __name__ == "__main__":
     from walt_pl.cli.main import main

@@ -11,9 +11,9 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.conftest import ROOT, Walt
-from walt_pl import load
-from walt_pl.media.video import read_video
+from walt_pl.media.reading import read_video
 from walt_pl.models.vae import VAE
+from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import Checkpoint
 
 EXPERIMENT = ROOT / "experiments" / "shapes"

@@ -17,7 +17,7 @@ from walt_pl.data.batch import Draw, Kind, Sample
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
 from walt_pl.data.index import Entry, Index, write_index
 from walt_pl.data.transforms import Framing, PixelDataset
-from walt_pl.media.video import write_image, write_video
+from walt_pl.media.writing import write_image, write_video
 
 FRAMES, VIDEOS, IMAGES = 5, 7, 3
 FRAMING = Framing(16, FRAMES, views=2)

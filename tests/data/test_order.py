@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from walt_pl.data.batch import Draw, Kind
-from walt_pl.data.sampler import EndlessPermutation, Items, JointSampler, SequentialSampler
+from walt_pl.data.sampler import Items, JointSampler, SequentialSampler
 
 KINDS: tuple[Kind, Kind] = ("video", "image")
 
@@ -195,11 +195,3 @@ def test_a_bucket_that_lacks_a_kind_never_comes() -> None:
     assert {draw.bucket for step in islice(JointSampler(videos, images, 1, 1).steps(), 30) for draw in step} == {0}
     with pytest.raises(ValueError, match="no bucket has both"):
         JointSampler([videos[0], images[1]], images[::-1], 1, 1)
-
-
-def test_left_out_numbers_do_not_disturb_the_others() -> None:
-    whole, part = EndlessPermutation(9, 1), EndlessPermutation(9, 1, left_out=np.array([2, 7]))
-    orders = [[sequence.index(n)[0] for n in range(sequence.used)] for sequence in (whole, part)]
-    assert [number for number in orders[0] if number not in (2, 7)] == orders[1]
-    for position in range(20):
-        assert part.position(*part.mark(position)) == position

@@ -12,7 +12,7 @@ from tests.helpers.clips import B_FRAMES, FRAMES, UNEVEN, Case, encode, entry_of
 from walt_pl.data.batch import Draw
 from walt_pl.data.index import Entry
 from walt_pl.data.transforms import Framing, PixelDataset, random_crop, to_size, to_square, view_of
-from walt_pl.media.video import read_clip
+from walt_pl.media.reading import read_clip
 
 
 def noise(*shape: int) -> np.ndarray:

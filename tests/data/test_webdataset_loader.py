@@ -16,7 +16,7 @@ import webdataset
 from walt_pl.data.batch import DataError, JointBatch, Kind
 from walt_pl.data.transforms import Framing
 from walt_pl.data.webdataset_loader import Place, Reading, Shards, StreamLoader
-from walt_pl.media.video import write_image, write_video
+from walt_pl.media.writing import write_image, write_video
 
 FRAMING = Framing(16, frames=3)
 SIZES = (3, 5, 2, 4, 3, 1)  # samples of the shards

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from walt_pl.data.batch import DataError, Draw, JointBatch, Sample
-from walt_pl.data.sampler import JointLoader, JointSampler
+from walt_pl.data.loader import JointLoader
+from walt_pl.data.sampler import JointSampler
 from walt_pl.data.workers import Workers
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*unreadable files")

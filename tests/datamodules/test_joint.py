@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from datamodules.joint import JointData
 from walt_pl.data.batch import JointBatch
 from walt_pl.data.index import write_index
-from walt_pl.media.video import write_image, write_video
+from walt_pl.media.writing import write_image, write_video
 from walt_pl.runs import artifact
 
 pytestmark = [

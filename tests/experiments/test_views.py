@@ -21,7 +21,9 @@ from walt_pl.cli.config_files import beneath
 from walt_pl.data import transforms
 from walt_pl.data.cache import LatentCache
 from walt_pl.data.index import Entry, write_index
-from walt_pl.media.video import Frames, Size, Span, covering
+from walt_pl.media.resizing import covering
+from walt_pl.media.spans import Span
+from walt_pl.media.types import Frames, Size
 from walt_pl.runs import artifact
 
 ROW = {"caption": "a clip", "bytes": 1, "fps": 0.0, "width": 340, "height": 256}

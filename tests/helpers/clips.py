@@ -11,7 +11,9 @@ import av
 import numpy as np
 
 from walt_pl.data.index import Entry
-from walt_pl.media.video import Frames, Probe, probe
+from walt_pl.media.probing import Probe, probe
+from walt_pl.media.types import Frames
+from walt_pl.media.writing import write_video
 
 FRAMES = 64
 KEYS = 12
@@ -168,3 +170,9 @@ def entry_of(path: Path, found: Probe | None = None, **changes: object) -> Entry
         "variable_rate": found.variable_rate,
     }
     return Entry(**(fields | changes))  # type: ignore[arg-type]
+
+
+def film(path: Path, frames: int = 60) -> Path:
+    """Write a film of 10 frames a second, every frame with its number."""
+    write_video(path, counting_clip(frames, 64, 64), fps=10)
+    return path

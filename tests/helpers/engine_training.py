@@ -19,7 +19,8 @@ from torch.utils.data import Dataset
 from stages.base import BaseStage
 from tests.helpers.starts import launch
 from walt_pl.data.batch import Draw, Sample
-from walt_pl.data.sampler import JointLoader, JointSampler, SequentialSampler
+from walt_pl.data.loader import JointLoader
+from walt_pl.data.sampler import JointSampler, SequentialSampler
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.text.small_encoder import SmallTextConfig, train_vocabulary
 from walt_pl.training.callbacks.ema import EMA

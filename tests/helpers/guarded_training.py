@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from tests.helpers.engine_training import Latents, average, stage, strategy
 from walt_pl.data.batch import JointBatch
-from walt_pl.data.sampler import JointLoader, JointSampler
+from walt_pl.data.loader import JointLoader
+from walt_pl.data.sampler import JointSampler
 from walt_pl.runs.checkpoint import CARD, Checkpoint, read_state, write_state
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.training.callbacks.checkpoints import Checkpoints

@@ -17,7 +17,10 @@ CHILD = """
 import faulthandler, json, sys
 from pathlib import Path
 from tests.helpers.clips import entry_of
-from walt_pl.media.video import MediaError, Probe, Span, probe, read_clip
+from walt_pl.media.probing import Probe, probe
+from walt_pl.media.reading import read_clip
+from walt_pl.media.spans import Span
+from walt_pl.media.types import MediaError
 
 for path in map(Path, sys.argv[1:]):
     faulthandler.dump_traceback_later(60, exit=True)

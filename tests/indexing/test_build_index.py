@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.indexing.test_dataset_layouts import shard
+from tests.helpers.sources import shard
 from walt_pl.data.index import Index, Place
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.indexing import build_index as building
@@ -22,7 +22,8 @@ from walt_pl.indexing.build_index import Built, Options, build_index
 from walt_pl.indexing.dataset_layouts import list_source
 from walt_pl.indexing.doctor import diagnose, rendered, show, write_report
 from walt_pl.indexing.probe_file import Facts, Medium, examine
-from walt_pl.media.video import Frames, write_image, write_video
+from walt_pl.media.types import Frames
+from walt_pl.media.writing import write_image, write_video
 
 
 def noise(frames: int, seed: int = 0) -> Frames:

@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tarfile
 from pathlib import Path
 
 import pytest
 
-from walt_pl.indexing.dataset_layouts import Item, expand, layout_of, list_shard, list_source
-
-
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(b"x")
+from tests.helpers.sources import touch
+from walt_pl.indexing.dataset_layouts import layout_of, list_source
+from walt_pl.indexing.listing import Item
 
 
 def listed(source: Path | str, **options: object) -> dict[str, Item]:
@@ -42,51 +35,6 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "set" / "link").symlink_to(tmp_path / "far")
     (tmp_path / "far" / "back").symlink_to(tmp_path / "set")
     assert len(list_source(str(tmp_path / "set")).items) == 1
-
-
-def test_a_csv_gives_captions_and_labels_whatever_is_in_them(tmp_path: Path) -> None:
-    text = '\ufeffpath,Caption,label,split,likes\na.mp4,"red, ""quick""\nfox",3,val,5\nsub/b.png,x\u2028y,0,,\n'
-    (tmp_path / "clips.csv").write_text(text, encoding="utf-8")
-    listing = list_source(str(tmp_path / "clips.csv"))
-    assert listing.layout == "table" and listing.notes == ["columns not used: likes"]
-    first, second = listing.items
-    assert (first.file, first.kind, first.caption, first.label, first.split) == (
-        str(tmp_path / "a.mp4"),
-        "video",
-        'red, "quick" fox',
-        3,
-        "val",
-    )
-    assert (second.file, second.caption, second.label, second.split) == (str(tmp_path / "sub/b.png"), "x y", 0, "")
-    elsewhere = list_source(str(tmp_path / "clips.csv"), root=str(tmp_path / "media"))
-    assert elsewhere.items[0].file == str(tmp_path / "media" / "a.mp4")
-
-
-def test_a_jsonl_file_is_the_same_table(tmp_path: Path) -> None:
-    rows = [{"file_name": "a.mp4", "text": "one", "label": "walk"}, {"path": "b.bin", "kind": "video", "caption": None, "label": "7"}]
-    (tmp_path / "clips.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
-    items = list_source(str(tmp_path / "clips.jsonl")).items
-    assert [(item.kind, item.caption, item.label) for item in items] == [("video", "one", "walk"), ("video", "", "7")], (
-        "names, once one is a name"
-    )
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
-        ("a.csv", "path,caption\na.mp4,x\n,y\n", r'a\.csv:3: no "path" \(found: caption\)'),
-        ("a.csv", "path,caption\na.mp4,one, two\n", r"a\.csv:2: more fields than columns"),
-        ("a.csv", "path\na.xyz\n", r"a\.csv:2: a\.xyz is neither video nor image"),
-        ("a.csv", "path\n", r"a\.csv: no video or image in it"),
-        ("a.jsonl", '{"path": "a.mp4"}\n{"path": \n', r"a\.jsonl:2: not JSON"),
-        ("a.jsonl", '["a.mp4"]\n', r"a\.jsonl:1: wanted an object"),
-        ("a.xlsx", "PK", r"wanted a folder, a \.csv, a \.jsonl or a \.tar, found a file \.xlsx"),
-    ],
-)
-def test_wrong_tables_name_the_line(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=message):
-        list_source(str(tmp_path / name))
 
 
 def test_an_empty_folder_says_what_was_found(tmp_path: Path) -> None:
@@ -163,75 +111,3 @@ def test_imagenet_folders_are_classes_and_the_mapping_names_them(tmp_path: Path)
     assert layout_of(str(tmp_path / "mine")) == "folder", "folders are classes only where it is said or certain"
     mine = listed(tmp_path / "mine", layout="classes")
     assert {item.label: item.caption for item in mine.values()} == {"cat_food": "cat food", "Dog": "dog"}
-
-
-def shard(path: Path, members: dict[str, bytes]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
-
-
-def test_shards_give_the_place_of_every_member(tmp_path: Path) -> None:
-    members = {
-        "a/0.mp4": b"first clip",
-        "a/0.txt": b"a dog\n",
-        "a/0.json": b'{"caption": "less than the text file", "label": 4}',
-        "1.left.jpg": b"picture",
-        "1.cls": b"12",
-        "2.json": b"{broken",
-        "2.png": b"png" * 300,
-    }
-    path = shard(tmp_path / "set-val-0001.tar", members)
-    items, broken = list_shard(str(path))
-    content = path.read_bytes()
-    assert [content[item.offset : item.offset + item.bytes] for item in items] == [
-        members[name] for name in ("a/0.mp4", "1.left.jpg", "2.png")
-    ]
-    assert [(item.kind, item.caption, item.label, item.split) for item in items] == [
-        ("video", "a dog", 4, "val"),
-        ("image", "", 12, "val"),
-        ("image", "", -1, "val"),
-    ]
-    assert broken == ""
-
-
-def test_webdataset_reads_the_same_samples(tmp_path: Path) -> None:
-    wds = pytest.importorskip("webdataset")
-    members = {f"{key}.{ending}": f"{key} {ending}".encode() for key in ("x/000", "x/001.5", "002") for ending in ("mp4", "txt")}
-    path = shard(tmp_path / "a.tar", members)
-    content = path.read_bytes()
-    ours = [(content[item.offset : item.offset + item.bytes], item.caption) for item in list_shard(str(path))[0]]
-    samples = list(wds.WebDataset(str(path), shardshuffle=False))
-    theirs = [
-        (sample[name], sample.get(name.replace("mp4", "txt"), b"").decode())
-        for sample in samples
-        for name in sample
-        if name.endswith("mp4")
-    ]
-    assert [content for content, _ in ours] == [content for content, _ in theirs]
-    assert ours[0] == theirs[0] == (b"x/000 mp4", "x/000 txt")
-
-
-def test_a_cut_shard_gives_what_is_whole_and_says_so(tmp_path: Path) -> None:
-    path = shard(tmp_path / "a.tar", {f"{number}.jpg": bytes(2000) for number in range(5)})
-    path.write_bytes(path.read_bytes()[:6000])
-    listing = list_source(str(path))
-    assert 2 <= len(listing.items) <= 3 and "can be read as far as" in listing.notes[0]
-
-
-def test_patterns_of_shards_are_expanded_and_missing_ones_named(tmp_path: Path) -> None:
-    assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
-    assert expand("{0..1}/{1..2}.tar") == ["0/1.tar", "0/2.tar", "1/1.tar", "1/2.tar"]
-    shard(tmp_path / "train" / "0.tar", {"a.jpg": b"x"})
-    shard(tmp_path / "train" / "1.tar", {"b.jpg": b"x"})
-    assert [item.split for item in list_source(str(tmp_path / "train")).items] == ["train", "train"]
-    assert len(list_source(f"{tmp_path}/train/*.tar").items) == 2
-    with pytest.raises(ValueError, match=r"1 of 3 shards are not there, the first: .*2\.tar"):
-        list_source(f"{tmp_path}/train/{{0..2}}.tar")
-    touch(tmp_path / "packed", "a.tar.gz")
-    with pytest.raises(ValueError, match=r"unpack them first: gunzip .*a\.tar\.gz"):
-        list_source(str(tmp_path / "packed"), layout="webdataset")

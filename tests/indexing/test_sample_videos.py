@@ -18,7 +18,8 @@ from walt_pl.indexing import sample_videos as clips
 from walt_pl.indexing.build_index import build_index
 from walt_pl.indexing.dataset_layouts import list_source
 from walt_pl.indexing.sample_videos import PACKAGES, PIECES, Package, fetch_clips
-from walt_pl.media.video import Span, read_clip
+from walt_pl.media.reading import read_clip
+from walt_pl.media.spans import Span
 
 CONTENT = {"tiny/data/a.mp4": b"a film" * 999, "tiny/data/b.mpg": b"another one"}
 

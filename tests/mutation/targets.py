@@ -18,7 +18,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "stages": ("stages/**/*.py",),
     "sampling": ("walt_pl/sampling/**/*.py",),
     "strategies": ("walt_pl/**/strategies/**/*.py",),
-    "order": ("walt_pl/data/*sampler*.py",),
+    "order": ("walt_pl/data/*sampler*.py", "walt_pl/data/permutation.py", "walt_pl/data/loader.py"),
 }
 """Files of each group, as patterns. Every pattern must match; a file belongs to the last group that names it."""
 SMALLEST_TREE = 150

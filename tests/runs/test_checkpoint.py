@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.conftest import Bomb, full_disk
-from walt_pl import load
 from walt_pl.models.losses import perceptual_term
+from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import (
     Checkpoint,
     CheckpointError,

@@ -17,7 +17,9 @@ from tests.helpers.tiny_stages import CAPTIONS, write_stages
 from walt_pl.cli.sample import sample
 from walt_pl.data.transforms import to_square
 from walt_pl.diffusion.ddim import Guidance
-from walt_pl.media.video import MediaError, read_video, write_image, write_video
+from walt_pl.media.reading import read_video
+from walt_pl.media.types import MediaError
+from walt_pl.media.writing import write_image, write_video
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.runs.artifact import Artifact, load
 from walt_pl.runs.artifact_writing import save_artifact

@@ -16,7 +16,8 @@ from torch import nn
 from tests.conftest import Walt
 from walt_pl.cli.sample import sample
 from walt_pl.diffusion.ddim import Guidance
-from walt_pl.media.video import read_video, write_video
+from walt_pl.media.reading import read_video
+from walt_pl.media.writing import write_video
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.vae import VAE, VAEConfig
 from walt_pl.runs.artifact_writing import save_artifact

@@ -17,7 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 from walt_pl.data.index import Index
-from walt_pl.media.video import Frames, read_image, read_video
+from walt_pl.media.reading import read_image, read_video
+from walt_pl.media.types import Frames
 from walt_pl.shapes import dataset as shapes
 from walt_pl.shapes.dataset import (
     COLOURS,

@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from walt_pl.media.video import Frames, read_video, write_video
+from walt_pl.media.reading import read_video
+from walt_pl.media.types import Frames
+from walt_pl.media.writing import write_video
 from walt_pl.shapes.dataset import COLOURS, MOTIONS, SHAPES, TEXTURES, paint, parse_caption, sample_scene
 from walt_pl.shapes.scorer import Reading, read_clip, score
 

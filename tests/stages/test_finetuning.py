@@ -15,7 +15,7 @@ from stages.finetuning import take_weights
 from stages.vae import VAEStage
 from walt_pl.cli.sample import sample
 from walt_pl.data.batch import JointBatch
-from walt_pl.media.video import read_video
+from walt_pl.media.reading import read_video
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.discriminator import DiscriminatorConfig
 from walt_pl.models.vae import VAE, VAEConfig

@@ -2,12 +2,13 @@
 
 import argparse
 import glob
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from walt_pl.runs.stage_names import NAMES, ManifestError, kind_of
+from walt_pl.runs.stage_names import NAMES, ManifestError, in_order, kind_of
 
 
 def beneath_first_config(arguments: list[str]) -> list[str]:
@@ -32,6 +33,11 @@ def beneath_first_config(arguments: list[str]) -> list[str]:
                 f"(--config STAGE.yaml --config {first.name}), or give --stage NAME"
             ) from error
     return [glob.escape(str(path)) for path in beneath(first)]
+
+
+def stages_of(experiment: Path) -> list[str]:
+    """Return the stages of an experiment's main chain in their order: vae, base, sr1, sr2, ... without variants such as base_l."""
+    return in_order([path.stem for path in experiment.glob("*.yaml") if re.fullmatch(r"vae|base|sr\d+", path.stem)])
 
 
 def _plain(config: Path) -> dict[str, Any]:

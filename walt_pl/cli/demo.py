@@ -21,7 +21,7 @@ from walt_pl.data.frame_rate import DEFAULT_FPS
 from walt_pl.data.index import Index
 from walt_pl.files import write_whole
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet
-from walt_pl.media.video import write_gif
+from walt_pl.media.writing import write_gif, write_image
 from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, Request, Sampling
 from walt_pl.shapes.dataset import write_set
@@ -123,7 +123,7 @@ def _show(run: Path, stages: Sequence[str], index: Path, out: Path) -> int:
     request = Request(prompts=prompts, seeds=[SEED + i for i in range(len(prompts))])
     clips = torch.cat(list(make_clips(cascade, request, Sampling(default_steps(cascade)), batch=16)))
     captions = seen + [f"{caption} (pair never seen in videos)" for caption in unseen]
-    contact_sheet(clips, captions).save(out / "samples.png")
+    write_image(out / "samples.png", contact_sheet(clips, captions))
     write_gif(out / "samples.gif", captioned_grid(clips, captions), cascade.fps or DEFAULT_FPS)
     return len(prompts)
 

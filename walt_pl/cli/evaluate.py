@@ -10,7 +10,7 @@ from walt_pl.data.frame_rate import DEFAULT_FPS, trained_rate
 from walt_pl.data.index import Index
 from walt_pl.data.transforms import PixelDataset
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet
-from walt_pl.media.video import write_gif
+from walt_pl.media.writing import write_gif, write_image
 from walt_pl.runs.artifact import TRAIN
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import kind_of
@@ -70,7 +70,7 @@ def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale:
     Console().print(render_summary(summary))
     clips, lines = clips[: 2 * SHOWN], lines[: 2 * SHOWN]
     out = run / "reconstructions.png"
-    contact_sheet(clips, lines).save(out)
+    write_image(out, contact_sheet(clips, lines))
     fps = trained_rate(videos, selected.positions(), framing) or DEFAULT_FPS
     write_gif(out.with_suffix(".gif"), captioned_grid(clips, lines, columns=2), fps)
     print(f"{summary['counts']['vae']} held-out clips; look at {out}, {out.with_suffix('.gif')}")

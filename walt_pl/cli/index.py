@@ -12,7 +12,8 @@ from walt_pl.data.batch import Kind
 from walt_pl.data.selection import Selection, described
 from walt_pl.indexing import doctor
 from walt_pl.indexing.build_index import Options, build_index
-from walt_pl.indexing.dataset_layouts import Layout, list_source
+from walt_pl.indexing.dataset_layouts import list_source
+from walt_pl.indexing.listing import Layout
 from walt_pl.shapes.dataset import write_set
 
 

@@ -93,7 +93,7 @@ def _diffusion_cost(
     with torch.no_grad():
         text = cost_of(words, modules, low)
     # The first pass of self-conditioning is a forward pass over its share of the rows; the text is encoded once for both.
-    p = stage.self_conditioning
+    p = stage.denoiser.config.self_conditioning
     return replace(whole, flops=sum_flops((1, whole.flops), (p, whole.forward), (-p, text.flops)))
 
 

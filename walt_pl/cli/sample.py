@@ -9,7 +9,8 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet, to_uint8
-from walt_pl.media.video import read_image, read_last_frames, write_gif, write_video
+from walt_pl.media.reading import read_image, read_last_frames
+from walt_pl.media.writing import write_gif, write_image, write_video
 from walt_pl.sampling.cascade import Cascade, Request, Sampling
 from walt_pl.sampling.defaults import GuidanceName, frame_count, guidance_of_stages, rate_of
 
@@ -61,7 +62,7 @@ def sample(
         steps: sampling steps, of every stage or by stage, e.g. '{"base": 50, "sr1": 8}'.
         eta: 0 is deterministic DDIM, 1 ancestral sampling.
         guidance: scale of classifier-free guidance, for every stage or by stage, e.g. '{"base": 3, "sr1": 1}'; where it, the shape or the
-            rescale is not given, each stage takes that of its artifact (model.guidance in its training).
+            rescale is not given, each stage takes that of its artifact (model.diffusion.guidance in its training).
         guidance_shape: constant, or power-cosine (none at pure noise).
         guidance_rescale: phi, how much of the prediction's spread is restored.
         stages: stages to run, e.g. base or base,sr1; all finished ones when not given.
@@ -165,5 +166,5 @@ def _write_clips(out: Path, batches: Iterable[torch.Tensor], captions: Sequence[
         made.extend(batch)
     clips = torch.stack(made)
     write_gif(out.with_suffix(".gif"), captioned_grid(clips, captions), fps)
-    contact_sheet(clips, captions).save(out.with_suffix(".png"))
+    write_image(out.with_suffix(".png"), contact_sheet(clips, captions))
     print(f"{names[0]}{f' .. {names[-1].name}' if len(names) > 1 else ''}, {out.with_suffix('.gif')}, {out.with_suffix('.png')}")

@@ -1,108 +1,20 @@
-"""Which samples come next: endless permutations, split over ranks, that resume exactly; and the loader around them."""
+"""Choose the samples of every step: split over ranks, in an order that resumes exactly."""
 
 import hashlib
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from walt_pl.data.batch import DataError, Draw, JointBatch, Kind, Source, collate
-from walt_pl.data.workers import Answer, Workers
+from walt_pl.data.batch import Draw, Kind
+from walt_pl.data.permutation import NOTHING, BucketOrder, EndlessPermutation
 
-_BATCHES_THAT_MAY_FAIL = 3
 _KINDS: tuple[Kind, Kind] = ("video", "image")
-_NOTHING: NDArray[np.int64] = np.empty(0, np.int64)
-
-
-class EndlessPermutation:
-    """The numbers 0..count-1, each once per pass, every pass in a new order given by (seed, pass).
-
-    Numbers can be left out without disturbing the order of the others. Only the order of the pass last asked for is kept, as
-    an array.
-
-    Args:
-        count: How many items there are.
-        seed: A number, or several, at least 0.
-        left_out: Numbers that do not come, ascending.
-    """
-
-    def __init__(self, count: int, *seed: int, left_out: NDArray[np.int64] = _NOTHING) -> None:
-        self.count = count
-        self.used = count - len(left_out)
-        self.seed = seed
-        self._left_out = left_out
-        self._pass = -1
-        self._order = np.empty(0, dtype=np.int64)
-
-    def index(self, position: int) -> tuple[int, int]:
-        """Gives the item at a position of the endless sequence and the pass it belongs to."""
-        pass_number, place = divmod(position, self.used)
-        if pass_number != self._pass:
-            self._order = self._whole(pass_number)
-            if len(self._left_out):
-                self._order = self._order[self._comes(self._order)]
-            self._pass = pass_number
-        return int(self._order[place]), pass_number
-
-    def mark(self, position: int) -> tuple[int, int]:
-        """Gives the pass of a position, and how much of the order of all numbers, those left out too, lies behind it."""
-        pass_number, place = divmod(position, self.used)
-        if place and len(self._left_out):
-            place = int(np.flatnonzero(self._comes(self._whole(pass_number)))[place - 1]) + 1
-        return pass_number, place
-
-    def position(self, pass_number: int, place: int) -> int:
-        """Gives the position of a mark, also of one that was made while other numbers were left out."""
-        if place and len(self._left_out):
-            place = int(self._comes(self._whole(pass_number)[:place]).sum())
-        return pass_number * self.used + place
-
-    def _whole(self, pass_number: int) -> NDArray[np.int64]:
-        return np.random.default_rng([*self.seed, pass_number]).permutation(self.count)
-
-    def _comes(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
-        comes = np.ones(self.count, np.bool_)
-        comes[self._left_out] = False
-        return comes[numbers]
-
-
-class BucketOrder:
-    """Which bucket every step is of: as often as its share of the samples says, in an order given by (seed, step).
-
-    Within a round of `steps` steps a bucket of share p comes p * steps times, rounded up or down by chance.
-
-    Args:
-        shares: Of each bucket, at least 0 and not all 0; of any unit.
-        steps: Steps of a round.
-        seed: At least 0.
-    """
-
-    def __init__(self, shares: Sequence[int], steps: int, seed: int) -> None:
-        self._ends = np.cumsum(shares) / sum(shares)
-        self._only = next(number for number, share in enumerate(shares) if share) if np.count_nonzero(shares) == 1 else None
-        self._steps, self._seed = steps, seed
-        # The loader looks ahead of where the training stands.
-        self._round = lru_cache(maxsize=2)(self._draw_round)
-
-    def __getitem__(self, step: int) -> int:
-        """The bucket of a step."""
-        if self._only is not None:
-            return self._only
-        number, place = divmod(step, self._steps)
-        return int(self._round(number)[place])
-
-    def _draw_round(self, number: int) -> NDArray[np.int64]:
-        rng = np.random.default_rng([self._seed, 2, number])
-        # Systematic sampling: evenly spaced points, moved together, in a random order.
-        points = (rng.permutation(self._steps) + rng.random()) / self._steps
-        return np.searchsorted(self._ends, points, side="right")
 
 
 @dataclass(frozen=True)
@@ -111,7 +23,7 @@ class Items:
 
     positions: NDArray[np.int64] | range
     """Where they stand in the list of their kind, ascending."""
-    left_out: NDArray[np.int64] = field(default_factory=_NOTHING.copy)
+    left_out: NDArray[np.int64] = field(default_factory=NOTHING.copy)
     """Which of these do not come because they are quarantined: numbers into `positions`, ascending."""
 
     @property
@@ -395,135 +307,3 @@ class SequentialSampler:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Nothing to restore."""
-
-
-class BatchLoader(ABC):
-    """What hands batches to the training loop: an epoch's number of them, again and again, with a state in between.
-
-    Lightning saves and restores it by itself, because it has `state_dict`, `load_state_dict` and a length. (Without a
-    length Lightning fetches a batch ahead, and one batch is lost on resuming.)
-
-    A file that cannot be read keeps its slot with weight 0 and is warned about once, with its reason.
-    """
-
-    endless: bool
-    """Whether an iteration goes on where the last one stopped."""
-
-    def __init__(self) -> None:
-        self.failures: dict[str, str] = {}
-        self._handed_out = 0
-        self._usable = 0
-        self._stream: Generator[Answer, None, None] | None = None
-
-    @abstractmethod
-    def __len__(self) -> int:
-        """Batches of an epoch."""
-
-    @abstractmethod
-    def _answers(self) -> Generator[Answer, None, None]:
-        """Gives batches from where the state stands. Each one that is taken counts as handed out."""
-
-    @abstractmethod
-    def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands."""
-
-    @abstractmethod
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state."""
-
-    def __iter__(self) -> Iterator[JointBatch]:
-        """Gives an epoch's batches.
-
-        A generator on purpose: Lightning calls `iter` before it restores, and workers must not start before that.
-
-        Raises:
-            RuntimeError: If not one sample of the first batches can be read.
-        """
-        if not self.endless:
-            self.restart()
-        if self._stream is None:
-            self._stream = self._answers()
-        for batch, failures in islice(self._stream, len(self)):
-            self._handed_out += 1
-            self._usable += len(batch.paths) - len(failures)
-            for failure in failures:
-                self._note(failure.path, failure.reason)
-            # A rank's share of a validation may be one clip, which is no reason to stop.
-            if self.endless and not self._usable and self._handed_out >= min(_BATCHES_THAT_MAY_FAIL, len(self)):
-                raise DataError(self._nothing_readable())
-            yield batch.pin_memory() if torch.cuda.is_available() else batch
-
-    def restart(self) -> None:
-        """Forgets what has been read ahead."""
-        if self._stream is not None:
-            self._stream.close()
-        self._stream = None
-
-    def close(self) -> None:
-        """Ends the workers; iterating again starts new ones."""
-        self.restart()
-
-    def _note(self, path: str, reason: str) -> None:
-        if path in self.failures:
-            return
-        self.failures[path] = reason
-        warnings.warn(
-            f"{reason} (unreadable files so far: {len(self.failures)}; each keeps its slot with weight 0)",
-            stacklevel=2,
-        )
-
-    def _nothing_readable(self) -> str:
-        reasons = list(self.failures.values())
-        more = [f"... and {len(reasons) - 10} more"] if len(reasons) > 10 else []
-        head = f"none of the samples of the first {self._handed_out} batches can be read:"
-        return "\n  ".join([head, *reasons[:10], *more])
-
-
-class JointLoader(BatchLoader):
-    """Loads joint batches in the order of a sampler and resumes exactly, in the middle of an epoch too.
-
-    What counts as consumed is a batch that was handed out, not one that a worker has read ahead. An iteration gives
-    `len(loader)` batches from where the sampler stands; what workers have read ahead at its end is kept for the next one.
-
-    With workers, a file that kills its reader or takes longer than `patience`, each twice, counts as one that cannot be read.
-
-    Args:
-        source: Reads a sample by its `Draw`.
-        sampler: Gives this rank's draws.
-        workers: Worker processes; 0 reads in this process, which a crash of a decoder then ends.
-        patience: Seconds that a worker may spend on one file.
-    """
-
-    def __init__(self, source: Source, sampler: Sampler, workers: int = 0, patience: float = 60.0) -> None:
-        super().__init__()
-        # Not `sampler`: Lightning takes whatever has that attribute for a torch DataLoader and looks for the rest.
-        self._sampler = sampler
-        self._source = source
-        self._workers = Workers(source, workers, patience) if workers else None
-        self.endless = sampler.endless
-
-    def __len__(self) -> int:
-        return len(self._sampler)
-
-    def _answers(self) -> Generator[Answer, None, None]:
-        steps = self._sampler.steps()
-        for answer in map(self._read, steps) if self._workers is None else self._workers.read(steps):
-            self._sampler.advance()
-            yield answer
-
-    def _read(self, draws: Sequence[Draw]) -> Answer:
-        return collate([self._source[draw] for draw in draws])
-
-    def close(self) -> None:
-        super().close()
-        if self._workers is not None:
-            self._workers.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, see the sampler."""
-        return self._sampler.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state; the number of ranks and workers may differ."""
-        self._sampler.load_state_dict(state)
-        self.restart()

@@ -13,7 +13,10 @@ from torch.utils.data import Dataset
 
 from walt_pl.data.batch import Draw, Kind, Sample
 from walt_pl.data.index import Entry
-from walt_pl.media.video import EARLY, Frames, MediaError, Size, Span, covering, picture_sizes, read_sizes
+from walt_pl.media.reading import picture_sizes, read_sizes
+from walt_pl.media.resizing import covering
+from walt_pl.media.spans import EARLY, Span
+from walt_pl.media.types import Frames, MediaError, Size
 
 _KIND_NUMBER: dict[Kind, int] = {"video": 0, "image": 1}
 

@@ -30,10 +30,10 @@ from webdataset.tariterators import tarfile_samples
 
 from walt_pl.data.batch import DataError, Draw, Kind, Sample, collate
 from walt_pl.data.index import Entry
-from walt_pl.data.sampler import BatchLoader
+from walt_pl.data.loader import BatchLoader
 from walt_pl.data.transforms import Framing, PixelDataset
 from walt_pl.data.workers import Answer, end_with_training, forkserver
-from walt_pl.indexing.dataset_layouts import IMAGES, VIDEOS
+from walt_pl.media.extensions import IMAGES, VIDEOS
 
 EPOCH = 1000
 """Steps that are called an epoch: nobody knows how many samples there are."""

@@ -23,8 +23,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from walt_pl.data.index import SCHEMA, Place, places_of, read_table, write_table
 from walt_pl.data.quarantine import Quarantine, finding_of
 from walt_pl.files import write_whole
-from walt_pl.indexing.dataset_layouts import Item, Listing
 from walt_pl.indexing.isolated_pool import Lost, run_apart
+from walt_pl.indexing.listing import Item, Listing
 from walt_pl.indexing.probe_file import Facts, Medium, examine, medium_of
 
 _MEASURED = [column.name for column in fields(Facts) if column.name in SCHEMA.names]

@@ -26,8 +26,8 @@ from walt_pl.data.quarantine import FINDINGS, Quarantine, finding_of
 from walt_pl.data.selection import QUARANTINED, REASONS, USED, Bucket, Selection
 from walt_pl.files import whole_file
 from walt_pl.indexing.build_index import Built, Options, limit, progress
-from walt_pl.indexing.dataset_layouts import Listing
 from walt_pl.indexing.isolated_pool import Lost, run_apart
+from walt_pl.indexing.listing import Listing
 from walt_pl.indexing.probe_file import Medium, digest, medium_of
 
 SHORT = 17

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from walt_pl.media.video import Probe, probe, probe_picture
+from walt_pl.media.probing import Probe, probe, probe_picture
 
 
 @dataclass(frozen=True, slots=True)

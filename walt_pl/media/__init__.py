@@ -1,0 +1,1 @@
+"""Video and image files. No other package imports decord, PyAV or Pillow."""

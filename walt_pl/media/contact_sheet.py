@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from einops import rearrange
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-Frames = np.ndarray[Any, np.dtype[np.uint8]]
+from walt_pl.media.types import Frames
+
 _LINE = 14
 """Height in pixels of a line of Pillow's built-in font with its margin."""
 
@@ -33,12 +33,13 @@ def captioned_grid(clips: Tensor, captions: Sequence[str], columns: int | None =
     return rearrange(cells, "(r c) t h w x -> t (r h) (c w) x", c=columns)
 
 
-def contact_sheet(clips: Tensor, captions: Sequence[str], shown: int = 5) -> Image.Image:
-    """One picture of clips [b 3 t h w]: a row of ``shown`` frames from first to last for each, two clips abreast."""
+def contact_sheet(clips: Tensor, captions: Sequence[str], shown: int = 5) -> Frames:
+    """Return one picture of clips [b 3 t h w], uint8 [h w 3]: a row of ``shown`` frames from first to last for each, two clips abreast."""
     t = clips.shape[2]
     picked = clips[:, :, [round(i * (t - 1) / (shown - 1)) for i in range(shown)]]
     strips = rearrange(picked, "b c t h w -> b c 1 h (t w)")
-    return Image.fromarray(captioned_grid(strips, captions, columns=min(2, len(clips)), side=1)[0])
+    sheet: Frames = captioned_grid(strips, captions, columns=min(2, len(clips)), side=1)[0]
+    return sheet
 
 
 def _caption(text: str, width: int) -> Frames:

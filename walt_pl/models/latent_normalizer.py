@@ -26,7 +26,7 @@ class LatentScale:
         if not latents:
             raise ValueError(
                 "the autoencoder's card.json has no latent statistics; train it to its end, export its checkpoint again with "
-                "--index FILE.parquet, or set normalise_latents: false"
+                "--index FILE.parquet, or set model.diffusion.normalize_latents to false"
             )
         mean, std = (torch.tensor(latents[name], dtype=torch.float32) for name in ("mean", "std"))
         return cls(mean, std)

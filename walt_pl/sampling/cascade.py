@@ -17,7 +17,7 @@ from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.ddim import Guidance
 from walt_pl.diffusion.rng import Chance
-from walt_pl.media.video import Frames
+from walt_pl.media.types import Frames
 from walt_pl.models.autoencoder import Autoencoder
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.latent_normalizer import LatentScale

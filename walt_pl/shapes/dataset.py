@@ -29,7 +29,8 @@ from rich.progress import track
 
 from walt_pl.data.index import write_index
 from walt_pl.files import write_whole
-from walt_pl.media.video import Frames, write_image, write_video
+from walt_pl.media.types import Frames
+from walt_pl.media.writing import write_image, write_video
 
 Array = NDArray[np.float32]
 

@@ -17,7 +17,7 @@ from walt_pl.data.batch import DataError, Draw
 from walt_pl.data.index import Entry, Index
 from walt_pl.data.transforms import PixelDataset, to_square
 from walt_pl.files import write_whole
-from walt_pl.media.video import read_video
+from walt_pl.media.reading import read_video
 from walt_pl.metrics.frames import high_frequency_energy, psnr
 from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, Request, Sampling

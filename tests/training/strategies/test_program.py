@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.helpers.starts import fit
-from walt_pl import load
 from walt_pl.cli.plan import Plan
+from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import Checkpoint
 from walt_pl.training.strategies.zero import Zero
 

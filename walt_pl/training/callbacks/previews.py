@@ -11,7 +11,7 @@ from torch import Tensor
 from walt_pl.data.batch import JointBatch
 from walt_pl.data.frame_rate import DEFAULT_FPS
 from walt_pl.media.contact_sheet import captioned_grid
-from walt_pl.media.video import gif_bytes
+from walt_pl.media.writing import gif_bytes
 from walt_pl.training.logger import Curves
 
 

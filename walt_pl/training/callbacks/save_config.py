@@ -4,6 +4,8 @@ from pathlib import Path
 
 import lightning as L
 
+from walt_pl.files import write_whole
+
 
 class Versions(L.Callback):
     """Writes the resolved configuration of a start into the folder of its logs: logs/version_3/config.yaml.
@@ -21,4 +23,4 @@ class Versions(L.Callback):
             return
         folder.mkdir(parents=True, exist_ok=True)
         number = len(list(folder.glob("config*.yaml")))  # without a logger all starts share a folder
-        (folder / f"config{f'_{number}' if number else ''}.yaml").write_text(self.config, encoding="utf-8")
+        write_whole(folder / f"config{f'_{number}' if number else ''}.yaml", self.config.encode())

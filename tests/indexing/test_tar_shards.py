@@ -1,0 +1,74 @@
+"""List tar shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.sources import shard, touch
+from walt_pl.indexing.dataset_layouts import list_source
+from walt_pl.indexing.shard_names import expand
+from walt_pl.indexing.tar_shards import list_shard
+
+
+def test_shards_give_the_place_of_every_member(tmp_path: Path) -> None:
+    members = {
+        "a/0.mp4": b"first clip",
+        "a/0.txt": b"a dog\n",
+        "a/0.json": b'{"caption": "less than the text file", "label": 4}',
+        "1.left.jpg": b"picture",
+        "1.cls": b"12",
+        "2.json": b"{broken",
+        "2.png": b"png" * 300,
+    }
+    path = shard(tmp_path / "set-val-0001.tar", members)
+    items, broken = list_shard(str(path))
+    content = path.read_bytes()
+    assert [content[item.offset : item.offset + item.bytes] for item in items] == [
+        members[name] for name in ("a/0.mp4", "1.left.jpg", "2.png")
+    ]
+    assert [(item.kind, item.caption, item.label, item.split) for item in items] == [
+        ("video", "a dog", 4, "val"),
+        ("image", "", 12, "val"),
+        ("image", "", -1, "val"),
+    ]
+    assert broken == ""
+
+
+def test_webdataset_reads_the_same_samples(tmp_path: Path) -> None:
+    wds = pytest.importorskip("webdataset")
+    members = {f"{key}.{ending}": f"{key} {ending}".encode() for key in ("x/000", "x/001.5", "002") for ending in ("mp4", "txt")}
+    path = shard(tmp_path / "a.tar", members)
+    content = path.read_bytes()
+    ours = [(content[item.offset : item.offset + item.bytes], item.caption) for item in list_shard(str(path))[0]]
+    samples = list(wds.WebDataset(str(path), shardshuffle=False))
+    theirs = [
+        (sample[name], sample.get(name.replace("mp4", "txt"), b"").decode())
+        for sample in samples
+        for name in sample
+        if name.endswith("mp4")
+    ]
+    assert [content for content, _ in ours] == [content for content, _ in theirs]
+    assert ours[0] == theirs[0] == (b"x/000 mp4", "x/000 txt")
+
+
+def test_a_cut_shard_gives_what_is_whole_and_says_so(tmp_path: Path) -> None:
+    path = shard(tmp_path / "a.tar", {f"{number}.jpg": bytes(2000) for number in range(5)})
+    path.write_bytes(path.read_bytes()[:6000])
+    listing = list_source(str(path))
+    assert 2 <= len(listing.items) <= 3 and "can be read as far as" in listing.notes[0]
+
+
+def test_patterns_of_shards_are_expanded_and_missing_ones_named(tmp_path: Path) -> None:
+    assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
+    assert expand("{0..1}/{1..2}.tar") == ["0/1.tar", "0/2.tar", "1/1.tar", "1/2.tar"]
+    shard(tmp_path / "train" / "0.tar", {"a.jpg": b"x"})
+    shard(tmp_path / "train" / "1.tar", {"b.jpg": b"x"})
+    assert [item.split for item in list_source(str(tmp_path / "train")).items] == ["train", "train"]
+    assert len(list_source(f"{tmp_path}/train/*.tar").items) == 2
+    with pytest.raises(ValueError, match=r"1 of 3 shards are not there, the first: .*2\.tar"):
+        list_source(f"{tmp_path}/train/{{0..2}}.tar")
+    touch(tmp_path / "packed", "a.tar.gz")
+    with pytest.raises(ValueError, match=r"unpack them first: gunzip .*a\.tar\.gz"):
+        list_source(str(tmp_path / "packed"), layout="webdataset")

@@ -1,0 +1,86 @@
+"""Layout of the caches of latents: the sizes, the key and the folder of each bucket's caches."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from walt_pl.data.batch import Kind
+from walt_pl.data.cache import LatentCache
+from walt_pl.data.selection import Bucket, Selection
+from walt_pl.data.transforms import Framing
+
+
+def bucket_sizes(bucket: Bucket, framing: Framing) -> list[tuple[int, int]]:
+    """Return rows and columns of each resolution at which a bucket's pictures are read, the smallest first."""
+    rows, columns = bucket
+    if framing.low_size is None:
+        return [(rows, columns)]
+    low = (rows * framing.low_size // framing.size, columns * framing.low_size // framing.size)
+    return [low, (rows, columns)]
+
+
+def whole_framing(framing: Framing, rows: int, columns: int, views: int) -> Framing:
+    """Return the framing of whole pictures of one resolution, in so many views."""
+    # A first view is never mirrored.
+    return replace(framing, size=rows, aspect=columns / rows, low_size=None, views=views, flip=framing.flip and views > 1)
+
+
+def cache_name(framing: Framing, split: str, limit: int) -> str:
+    """Return the name of the folder of a split's caches; `limit` 0 stands for all clips."""
+    rows, columns = framing.shape(framing.size)
+    rate = f"-{framing.fps:g}fps" if framing.fps else f"-every{framing.stride}" if framing.stride > 1 else ""
+    return f"{split}-{rows}x{columns}-{framing.frames}f{rate}-{framing.views}v-{limit or 'all'}"
+
+
+def cache_key(framing: Framing, split: str, vae_sha256: str, index_sha256: str, dtype: torch.dtype) -> dict[str, object]:
+    """Return all that the latents of a split depend on, as plain values.
+
+    Args:
+        framing: A framing of whole pictures.
+        split: Part of the data set.
+        vae_sha256: Hash of the autoencoder's weights.
+        index_sha256: Hash of the index file.
+        dtype: Type in which the autoencoder computes.
+    """
+    return {
+        "vae": vae_sha256,
+        "index": index_sha256,
+        "split": split,
+        "transform": "bicubic antialias until it covers the picture, centre or view",
+        "size": list(framing.shape(framing.size)),
+        "computed_in": str(dtype),
+        **{name: getattr(framing, name) for name in ("fps", "stride", "flip") if getattr(framing, name) != getattr(Framing, name)},
+    }
+
+
+def bucket_caches(
+    folder: Path, key: Mapping[str, object], framing: Framing, selections: Mapping[Kind, Selection], number: int
+) -> dict[Kind, LatentCache]:
+    """Return the cache of each kind that a bucket has; stages that read equal pictures share them.
+
+    Args:
+        folder: Folder of the split's caches.
+        key: All that the latents depend on, but the frames.
+        framing: A framing of whole pictures.
+        selections: Clips and images of the split that are used.
+        number: Number of the bucket.
+    """
+    frames: dict[Kind, int] = {"video": framing.frames, "image": 1}
+    caches: dict[Kind, LatentCache] = {}
+    for kind, selection in selections.items():
+        places = np.flatnonzero(selection.bucket == number)
+        if not len(places):
+            continue
+        items = None if places[-1] == len(places) - 1 else places
+        of_bucket = folder if items is None else folder.with_name(f"{folder.name}-{_short_hash(items)}")
+        caches[kind] = LatentCache(of_bucket / f"{kind}s", {**key, "frames": frames[kind]}, len(places), framing.views, items)
+    return caches
+
+
+def _short_hash(items: NDArray[np.int64]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(items).data).hexdigest()[:8]

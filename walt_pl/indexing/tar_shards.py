@@ -1,0 +1,99 @@
+"""Tar shards as webdataset writes them, listed with the place of every clip and image."""
+
+import json
+import re
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from walt_pl.indexing.isolated_pool import Lost, run_apart
+from walt_pl.indexing.listing import Item, Listing, split_of
+from walt_pl.indexing.shard_names import expand
+from walt_pl.media.extensions import kind_of
+
+_SHARD_SECONDS = 3600.0  # to list one shard: a large one on a slow network disk
+
+
+def list_shards(source: str, workers: int) -> Listing:
+    """Samples of webdataset shards: members that share their name up to the first dot of the last part."""
+    path = Path(source)
+    names = [str(shard) for shard in sorted(path.rglob("*.tar"))] if path.is_dir() else expand(source)
+    if packed := [str(shard) for ending in ("*.tar.gz", "*.tgz", "*.tar.zst") for shard in path.glob(ending)] if path.is_dir() else []:
+        raise ValueError(f"{packed[0]}: packed shards cannot be read at random places; unpack them first: gunzip {packed[0]}")
+    if missing := [name for name in names if not Path(name).is_file()]:
+        raise ValueError(f"{source}: {len(missing)} of {len(names)} shards are not there, the first: {missing[0]}")
+    found: dict[str, list[Item]] = {}
+    notes: list[str] = []
+    for name, shard in run_apart(list_shard, names, min(workers, max(1, len(names))), lambda name: _SHARD_SECONDS):
+        if isinstance(shard, Lost):
+            notes.append(f"{name}: {shard.finding}: {shard.reason}")
+            continue
+        found[name], broken = shard
+        notes += [f"{name}: {broken}"] if broken else []
+    return Listing("webdataset", [item for name in names for item in found.get(name, [])], sorted(notes))
+
+
+def list_shard(name: str) -> tuple[list[Item], str]:
+    """The clips and images in a tar shard, each with the place of its bytes; and why the rest of the shard could not be read, if so.
+
+    Of a sample, `.txt` (or "caption" or "text" of its `.json`) is the caption, `.cls` (or "label" of its `.json`) the class. The shard's
+    name or folder may say the split: "train-0001.tar", "val/0001.tar".
+    """
+    split = split_of([*Path(name).parts[-2:-1], *re.split(r"[^A-Za-z]+", Path(name).stem)])
+    media: list[tuple[str, tarfile.TarInfo]] = []
+    said: dict[str, dict[str, Any]] = {}
+    broken = ""
+    try:
+        with tarfile.open(name, "r:") as shard:
+            for member in shard:
+                key, ending = _sample(member.name)
+                if not member.isreg() or member.issparse() or key.endswith("/"):
+                    continue
+                if kind_of(ending):
+                    media.append((key, member))
+                elif ending in ("txt", "cls", "json"):
+                    new, known = _said(shard, member, ending), said.get(key, {})
+                    said[key] = {**new, **known} if ending == "json" else {**known, **new}
+    except (tarfile.TarError, OSError, EOFError) as error:
+        broken = f"can be read as far as {len(media)} clips and images: {error}"
+    items = []
+    for key, member in media:
+        words = said.get(key, {})
+        item = Item(name, kind_of(member.name) or "", words.get("caption", ""), words.get("label", -1), words.get("split", "") or split)
+        items.append(replace(item, offset=member.offset_data, bytes=member.size, family=f"{Path(name).name}/{key}"))
+    return items, broken
+
+
+def _sample(member: str) -> tuple[str, str]:
+    """Key and ending of a member, as webdataset cuts them: "a/b.c.jpg" is ("a/b", "c.jpg")."""
+    folder, _, name = member.rpartition("/")
+    stem, _, ending = name.partition(".")
+    return f"{folder}/{stem}", ending.lower()
+
+
+def _said(shard: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> dict[str, Any]:
+    """What a small member says of its sample."""
+    file = shard.extractfile(member)
+    assert file is not None
+    text = file.read().decode("utf-8", errors="replace").strip()
+    if ending == "txt":
+        return {"caption": " ".join(text.split())}
+    if ending == "cls":
+        return {"label": _label(text)}
+    try:
+        row = json.loads(text)
+    except ValueError:
+        return {}
+    row = row if isinstance(row, dict) else {}
+    caption = " ".join(str(row.get("caption") or row.get("text") or "").split())
+    label, split = row.get("label"), str(row.get("split") or "")
+    return (
+        ({"caption": caption} if caption else {})
+        | ({} if label is None else {"label": _label(str(label))})
+        | ({"split": split} if split else {})
+    )
+
+
+def _label(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"-?\d+", text) else text or -1

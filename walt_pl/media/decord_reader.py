@@ -1,0 +1,37 @@
+"""Read the files in which `probe` found decord right everywhere.
+
+decord loads native code, so it is imported where it is used: in the worker that reads, never before a fork.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from walt_pl.media.media_file import Media
+from walt_pl.media.resizing import resized, target
+from walt_pl.media.spans import Clock, Span, frame_numbers
+from walt_pl.media.types import Frames, Size
+
+
+def read_decord(media: Media, span: Span, clock: Clock, sizes: Sequence[Size | None], of: int | None = None) -> list[Frames] | None:
+    """The clip at each size; None where decord is missing, cannot read the file, or finds too few (or not `of`) frames."""
+    numbers = frame_numbers(span, clock)
+    try:
+        import decord
+    except ImportError:  # no wheel for this platform
+        return None
+    if numbers is None or len(numbers) < span.frames:
+        return None
+    decord.logging.set_level(decord.logging.QUIET)  # what it cannot read, PyAV reads or explains
+    try:
+        reader = decord.VideoReader(media.url if media.offset >= 0 else str(media.path), ctx=decord.cpu(0), num_threads=1)
+        if len(reader) <= numbers[-1] or len(reader) != (of or len(reader)):
+            return None
+        once, places = np.unique(numbers, return_inverse=True)
+        clip: Frames = reader.get_batch(once).asnumpy()
+    # DECORDError is a RuntimeError or a ValueError by release; a damaged index raises IndexError.
+    except (decord.DECORDError, RuntimeError, ValueError, IndexError, OSError):
+        return None
+    if clip.shape[-1] != 3:  # it misreads the rows of some widths
+        return None
+    return [resized(clip, target(clip, size))[places] for size in sizes]

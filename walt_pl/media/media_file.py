@@ -1,0 +1,40 @@
+"""A file that holds a video or an image: by itself, or as a member of a tar shard."""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from walt_pl.media.types import MediaError
+
+
+@dataclass(frozen=True)
+class Media:
+    """A file, or a member of a tar shard."""
+
+    path: Path
+    offset: int = -1
+    length: int = 0
+
+    def __str__(self) -> str:
+        return str(self.path) if self.offset < 0 else f"{self.path}, member at byte {self.offset}"
+
+    @property
+    def url(self) -> str:
+        """FFmpeg's name for it."""
+        return f"file:{self.path}" if self.offset < 0 else f"subfile,,start,{self.offset},end,{self.offset + self.length},,:{self.path}"
+
+    def check(self) -> int:
+        """Size of the file. Raises MediaError where there is nothing to read."""
+        if not self.path.is_file():
+            raise MediaError(f"{self}: no such file")
+        size = self.path.stat().st_size
+        if size == 0 or (self.offset >= 0 and self.length <= 0):
+            raise MediaError(f"{self}: the file is empty")
+        if self.offset >= 0 and self.offset + self.length > size:
+            raise MediaError(f"{self}: truncated: the shard ends {self.offset + self.length - size} bytes before the member does")
+        return size
+
+    def opened(self) -> io.BytesIO:
+        with open(self.path, "rb") as file:
+            file.seek(max(0, self.offset))
+            return io.BytesIO(file.read(self.length if self.offset >= 0 else -1))

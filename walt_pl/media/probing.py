@@ -1,0 +1,186 @@
+"""Decode a whole file, and find the decoder that reads it rightly."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from walt_pl.media.decord_reader import read_decord
+from walt_pl.media.media_file import Media
+from walt_pl.media.pillow_reader import read_pillow
+from walt_pl.media.pyav import Turn, opened_av, pictures
+from walt_pl.media.seeking import begin_time, by_number, is_counted
+from walt_pl.media.spans import EARLY, Clock, Span
+from walt_pl.media.types import Frames, MediaError, Size, reason
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What there is in a file, after all of it has been decoded."""
+
+    frames: int = 0
+    """Frames that were really decoded."""
+    fps: float = 0.0
+    """Frames per second on average, 0 for an image."""
+    width: int = 0
+    """Columns of pixels, upright."""
+    height: int = 0
+    """Rows of pixels, upright."""
+    duration: float = 0.0
+    """Seconds from the first frame to the end of the last one, 0 for an image."""
+    variable_rate: bool = False
+    """Whether the frames are not evenly spaced in time."""
+    decoder: str = ""
+    """"decord", "pyav" or "pillow": what reads the file rightly."""
+    reason: str = ""
+    """Why the file is unusable; empty: it is sound."""
+    times: tuple[float, ...] = field(default=(), repr=False)
+    """Of a file of variable rate, the second of each frame."""
+
+    def piece(self, begin: float, end: float) -> Probe:
+        """The same for a piece of the file: the frames whose times lie from `begin` on and before `end` (0: to the end), in seconds.
+
+        A time up to 0.3 of the mean interval before either counts as there: lists of scenes round. So pieces that follow on each other
+        share no frame and lose none. `fps` and `variable_rate` stay those of the file.
+        """
+        clock = Clock(float(np.float32(self.fps)), self.variable_rate, begin, end or math.inf)  # float32 as in the index
+        if self.reason or not clock.cut:
+            return self
+        if clock.even:
+            first, stop = (int(min(number, self.frames)) for number in clock.numbers())
+            return replace(self, frames=stop - first, duration=(stop - first) / self.fps)
+        first, stop = np.searchsorted(self.times, np.array([begin, clock.end]) - clock.early).tolist()
+        limits = (*self.times, self.times[0] + self.duration)
+        return replace(self, frames=stop - first, duration=limits[stop] - limits[first], times=())
+
+
+def probe(path: Path, offset: int = -1, length: int | None = None, decord: bool = True) -> Probe:
+    """Decodes a whole video and finds the decoder that reads it rightly.
+
+    PyAV is right where it finds the frames again by seeking that it found by decoding from the start; decord where it finds
+    as many frames, and the same ones.
+    Never raises for what is in the file: `Probe.reason` says what is wrong with it. Native decoders may crash or hang on
+    a broken file, so call it in a process of its own, with a time limit.
+
+    Args:
+        path: The file, or the tar shard.
+        offset: Where the member begins in the shard; -1: the file itself.
+        length: Bytes of the member.
+        decord: Whether decord is tried (after a crash, call again without).
+    """
+    media = Media(path, offset, length or 0)
+    try:
+        media.check()
+        found, keys, marks = _examine(media)
+        return replace(found, decoder=_right_decoder(media, found, keys, marks, decord))
+    except MediaError as error:
+        return Probe(reason=str(error).removeprefix(f"{media}: "))
+
+
+def probe_picture(path: Path, offset: int = -1, length: int | None = None) -> Probe:
+    """The same for an image: decodes it with Pillow."""
+    media = Media(path, offset, length or 0)
+    try:
+        height, width = read_pillow(media).shape[1:3]
+    except MediaError as error:
+        return Probe(reason=str(error).removeprefix(f"{media}: "))
+    return Probe(frames=1, width=width, height=height, decoder="pillow")
+
+
+def _examine(media: Media) -> tuple[Probe, list[int], list[int]]:
+    """What PyAV finds from the first frame to the last, the numbers of the key frames, and a mark of each frame."""
+    times: list[Fraction | None] = []
+    keys: list[int] = []
+    marks: list[int] = []
+    size: Size | None = None
+    damage = ""
+    with opened_av(media) as (container, stream):
+        packets, end = 0, 0.0
+        counted = is_counted(container, stream)
+        for packet in container.demux(stream, *container.streams.audio):
+            if packet.pts is not None:
+                end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream is not stream:
+                continue
+            packets += packet.size > 0
+            try:
+                frames = [] if damage else packet.decode()
+            except (OSError, ValueError) as error:  # FFmpegError is one or the other
+                frames, damage = [], f"damaged behind frame {len(times)}: {reason(error)}"
+            for frame in frames:
+                upright = Turn.of(frame).upright(frame.height, frame.width)
+                if size not in (None, upright):
+                    raise MediaError(f"{media}: the size changes from {size} to {upright} at frame {len(times)}")
+                if frame.is_corrupt:
+                    damage = damage or f"frame {len(times)} is damaged"
+                if frame.key_frame:
+                    keys.append(len(times))
+                size = upright
+                marks.append(_mark(frame))
+                times.append(None if frame.pts is None or counted else frame.pts * stream.time_base)
+        # The last piece of a file that was cut off is damaged too: first the cause.
+        _check_end(media, container, stream, packets, end)
+        if damage or size is None:
+            raise MediaError(f"{media}: {damage or 'no frame in it'}")
+        usual = 1 / (stream.average_rate or 25)
+        begin = 0 if counted else begin_time(container, stream) * stream.time_base
+        last = (frame.duration or 0) * stream.time_base
+    seconds = np.array([float(number * usual if time is None else time - begin) for number, time in enumerate(times)])
+    interval = (seconds[-1] - seconds[0]) / (len(seconds) - 1) if len(seconds) > 1 else float(usual)
+    if interval <= 0:
+        raise MediaError(f"{media}: all frames have the same time")
+    uneven = bool(np.abs(seconds - np.arange(len(seconds)) * interval).max() > EARLY * interval)
+    # The last frame of an uneven file is as long as it says, as far as that can be believed.
+    held = min(float(last) or interval, np.diff(seconds).max()) if uneven and len(seconds) > 1 else interval
+    duration = float(seconds[-1] - seconds[0] + held)
+    found = Probe(len(seconds), float(1 / interval), size[1], size[0], duration, uneven, times=tuple(seconds.tolist()) if uneven else ())
+    return found, keys, marks
+
+
+def _check_end(media: Media, container: Any, stream: Any, packets: int, end: float) -> None:
+    """Compare what was found with what the file's header says; demuxers take a file that was cut off as a shorter one."""
+    formats = container.format.name
+    if "mov" in formats and packets < stream.frames:
+        raise MediaError(f"{media}: truncated: {packets} of {stream.frames} frames are there")
+    # Others guess their length from the size of the file.
+    if not any(name in formats for name in ("mov", "matroska", "avi", "asf", "flv")) or not container.duration:
+        return
+    claimed = container.duration / 1_000_000
+    slack = 0.5 if len(container.streams) > 1 else 2.5 / float(stream.average_rate or 25)
+    if end < claimed - slack:
+        raise MediaError(f"{media}: truncated: it ends after {end:.2f} of {claimed:.2f} seconds")
+
+
+def _right_decoder(media: Media, found: Probe, keys: list[int], marks: list[int], decord: bool) -> str:
+    """Reads at both ends, and before, on and behind some key frames, as a loader would."""
+    chosen = [keys[number] for number in sorted({1, len(keys) // 2, len(keys) - 1}) if 0 < number < len(keys)]
+    starts = {0, found.frames - 4, *(key + offset for key in chosen for offset in (-2, 0, 5))}
+    clock = Clock(found.fps, found.variable_rate)
+    for start in sorted(start for start in starts if 0 <= start < found.frames):
+        span = Span(min(4, found.frames - start), start=start)
+        with opened_av(media) as (container, stream):
+            frames = list(by_number(container, stream, start + np.arange(span.frames), clock))
+            if [_mark(frame) for frame in frames] != marks[start : start + span.frames]:
+                raise MediaError(f"{media}: its frames cannot be found again by their times; write it anew, e.g. as mp4")
+            (ours,) = pictures(frames, (None,))
+        theirs = read_decord(media, span, clock, (None,), of=found.frames) if decord else None
+        # Another colour matrix, or the picture beside it, is more than half a level off.
+        decord = theirs is not None and theirs[0].shape == ours.shape and bool(_distance(theirs[0], ours).max() <= 0.5)
+    return "decord" if decord else "pyav"
+
+
+def _distance(a: Frames, b: Frames) -> NDArray[np.float64]:
+    return np.abs(a.astype(np.int16) - b).mean((1, 2, 3))
+
+
+def _mark(frame: Any) -> int:
+    """A checksum of the first plane, without what is beyond the width of the picture."""
+    plane = frame.planes[0]
+    return zlib.crc32(np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width].tobytes())

@@ -1,0 +1,95 @@
+"""Open videos with PyAV, and turn its frames into upright pictures.
+
+PyAV loads native code, so it is imported where it is used: in the worker that reads, never before a fork.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+
+from walt_pl.media.media_file import Media
+from walt_pl.media.resizing import resized, target
+from walt_pl.media.types import Frames, MediaError, Size, reason
+
+GROUP = 8
+"""Frames that are scaled at once: one by one takes twice as long."""
+
+
+def import_av() -> Any:
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("PyAV reads and writes video: pip install av (or: make setup)") from error
+    return av
+
+
+@contextmanager
+def opened_av(media: Media) -> Iterator[tuple[Any, Any]]:
+    """PyAV's container and its first video stream; what goes wrong while they are read is a MediaError."""
+    av = import_av()
+    try:
+        # No file may send us to another one, or to the network.
+        with av.open(media.url, options={"protocol_whitelist": "file,subfile"}) as container:
+            stream = container.streams.best("video")
+            if stream is None or stream.codec_context is None or not stream.time_base:
+                raise MediaError(f"{media}: no video stream in it that can be decoded")
+            stream.codec_context.thread_count = 1
+            yield container, stream
+    # FFmpegError is one of these by kind. NumPy raises ValueError where the size changes on the way; absurd times and sizes in a
+    # damaged header end in the last two.
+    except (av.error.FFmpegError, RuntimeError, LookupError, ValueError, OSError, ArithmeticError, MemoryError) as error:
+        if isinstance(error, MediaError):
+            raise
+        raise MediaError(f"{media}: not a video that can be read: {reason(error)}") from error
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How the pictures of a file are turned upright; cameras write that beside the frames."""
+
+    transposed: bool = False
+    up_down: bool = False
+    left_right: bool = False
+
+    @classmethod
+    def of(cls, frame: Any) -> Turn:
+        """The display matrix: a pixel at (x, y) is shown at (a x + c y, b x + d y)."""
+        matrix = next((bytes(data)[:36] for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
+        if matrix is None:
+            return cls()
+        a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+        return cls(True, b < 0, c < 0) if abs(b) > abs(a) else cls(False, d < 0, a < 0)
+
+    def upright(self, height: int, width: int) -> Size:
+        return (width, height) if self.transposed else (height, width)
+
+    def __call__(self, clip: Frames) -> Frames:
+        turned = clip.transpose(0, 2, 1, 3) if self.transposed else clip
+        turned = turned[:, ::-1] if self.up_down else turned
+        return np.ascontiguousarray(turned[:, :, ::-1] if self.left_right else turned)
+
+
+def pictures(frames: Iterable[Any], sizes: Sequence[Size | None]) -> list[Frames]:
+    """PyAV's frames as clips of each size, upright; [0 0 0 3] where there are none."""
+    from av.video.reformatter import VideoReformatter
+
+    frames = iter(frames)
+    first = next(frames, None)
+    if first is None:
+        return [np.zeros((0, 0, 0, 3), np.uint8) for _ in sizes]
+    turn = Turn.of(first)
+    lying = [None if size is None else turn.upright(*size) for size in sizes]
+    converter = VideoReformatter()  # one for the whole clip: setting it up takes as long as a frame
+    pictures = (converter.reformat(frame, format="rgb24", threads=1).to_ndarray() for frame in chain([first], frames))
+    clips: list[list[Frames]] = [[] for _ in sizes]
+    while group := list(islice(pictures, GROUP)):
+        together: Frames = np.stack(group)
+        for clip, size in zip(clips, lying, strict=True):
+            clip.append(resized(together, target(together, size)))
+    return [turn(np.concatenate(clip)) for clip in clips]

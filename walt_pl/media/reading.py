@@ -1,0 +1,119 @@
+"""Read clips and images: of an index, or of any file.
+
+Measured on decord 0.6.0: after a seek it gives wrong frames, silently, on open GOPs (x265's default), does not open AV1 and
+Theora, and drifts where one reader serves several samples. So it reads only the files in which `probe` found it right
+everywhere, with a reader of its own for each sample, and from their first frame on: behind a seek PyAV gives the same frames, and
+faster, as it decodes none that no other depends on (benchmarks/data.py). PyAV reads all else, and seeks by time.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from walt_pl.media.decord_reader import read_decord
+from walt_pl.media.media_file import Media
+from walt_pl.media.pillow_reader import read_pillow
+from walt_pl.media.pyav import opened_av, pictures
+from walt_pl.media.resizing import resized, target
+from walt_pl.media.seeking import by_number, by_time, last_by_time, picked, timed
+from walt_pl.media.spans import Clock, Span, counts, frame_numbers
+from walt_pl.media.types import Frames, MediaEntry, MediaError, Size
+
+
+def read_clip(entry: MediaEntry, span: Span, size: Size | None = None) -> Frames:
+    """The frames of `span`, uint8 [t h w 3], upright.
+
+    Reads files, members of tar shards (`entry.offset`) and pieces of either (`entry.begin`, `entry.end`), never beyond the piece.
+    Where the index names decord it reads what begins with the first frame of the file; PyAV reads all else, and files that were
+    not examined or have another size than when they were indexed.
+
+    Args:
+        entry: A video of the index.
+        span: Which frames.
+        size: Rows and columns that the pictures must cover; larger ones are scaled down until they just do.
+
+    Raises MediaError, with the path, where the file is missing, broken or too short.
+    """
+    return read_sizes(entry, span, (size,))[0]
+
+
+def read_sizes(entry: MediaEntry, span: Span, sizes: Sequence[Size | None]) -> list[Frames]:
+    """The same clip at several sizes from one decoding; each is what `read_clip` gives for that size."""
+    media = Media(entry.path, entry.offset, entry.bytes)
+    unchanged = media.check() == entry.bytes or entry.offset >= 0
+    known = (entry.fps, entry.variable_rate) if entry.decoder and unchanged else (0.0, False)
+    clock = Clock(*known, entry.begin, entry.end or math.inf)
+    first = not span.start and not entry.begin
+    if entry.decoder == "decord" and unchanged and first and (clips := read_decord(media, span, clock, sizes)) is not None:
+        return clips
+    return _read_av(media, span, clock, sizes)
+
+
+def read_picture(entry: MediaEntry, size: Size | None = None) -> Frames:
+    """An image of the index as a one-frame video, uint8 [1 h w 3]; the rest as `read_clip`."""
+    return picture_sizes(entry, (size,))[0]
+
+
+def picture_sizes(entry: MediaEntry, sizes: Sequence[Size | None]) -> list[Frames]:
+    """The same image at several sizes from one decoding."""
+    picture = read_pillow(Media(entry.path, entry.offset, entry.bytes))
+    return [resized(picture, target(picture, size)) for size in sizes]
+
+
+def read_video(path: Path, frames: int, start: int = 0) -> Frames:
+    """Exactly `frames` frames of any video file from frame `start` on, uint8 [t h w 3], upright.
+
+    Frames are counted in the order of display; with `start` above 0 the place is found by time, at the average frame
+    rate of the file.
+
+    Raises MediaError where the file is missing, is no video, or is too short.
+    """
+    media = Media(path)
+    media.check()
+    return _read_av(media, Span(frames, start=start), Clock(), (None,))[0]
+
+
+def read_last_frames(path: Path, frames: int, fps: float | None = None) -> Frames:
+    """The last `frames` frames of a video, or all of a shorter one, uint8 [t h w 3], upright.
+
+    The whole file is decoded: containers tell their number of frames wrongly, or not at all.
+
+    Args:
+        path: The file.
+        frames: How many are taken.
+        fps: Frames taken per second of the video, whatever its own rate, as a `Span` takes them; None: the frames of the file.
+
+    Raises MediaError where the file is missing or is no video.
+    """
+    media = Media(path)
+    media.check()
+    with opened_av(media) as (container, stream):
+        taken = deque(container.decode(stream), maxlen=frames) if fps is None else last_by_time(container, stream, frames, fps)
+        return pictures(taken, (None,))[0]
+
+
+def read_image(path: Path) -> Frames:
+    """An image as a one-frame video, uint8 [1 h w 3], turned upright as its EXIF data say.
+
+    Raises MediaError where the file is missing or is no image.
+    """
+    return read_pillow(Media(path))
+
+
+def _read_av(media: Media, span: Span, clock: Clock, sizes: Sequence[Size | None]) -> list[Frames]:
+    """The clip at each size."""
+    numbers = frame_numbers(span, clock)
+    with opened_av(media) as (container, stream):
+        if numbers is not None:
+            found = by_number(container, stream, numbers, clock)
+        elif span.fps is None:
+            found = picked((frame for frame, _, _ in timed(container, stream, clock, clock.begin)), counts(span))
+        else:
+            found = by_time(container, stream, span, span.fps, clock)
+        clips = pictures(found, sizes)
+    if len(clips[0]) != span.frames:
+        start = f"frame {span.start:g}" if span.fps is None else f"second {span.start:g}"
+        piece = f" of the piece from {clock.begin:g} to {clock.end:g} s" if clock.cut else ""
+        raise MediaError(f"{media}: found {len(clips[0])} frames from {start} on{piece}, wanted {span.frames}")
+    return clips

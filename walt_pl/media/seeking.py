@@ -1,0 +1,160 @@
+"""Find frames in a video that PyAV has opened: by number, or by time."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from walt_pl.media.spans import EARLY, Clock, Span
+
+
+def by_number(container: Any, stream: Any, numbers: NDArray[np.int64], clock: Clock) -> Iterator[Any]:
+    """Frames by their numbers in the file (ascending) in the order of display."""
+    if not len(numbers):
+        return
+    first = int(numbers[0])
+    rate = clock.rate or float(stream.average_rate or 0)
+    number, begins, frames = 0, -np.inf, None
+    if is_counted(container, stream):
+        frames = container.decode(stream)
+    elif first and clock.uneven:
+        times = sorted(packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None and not packet.is_discard)
+        if first >= len(times):
+            return
+        number, begins = first, (times[first - 1] + times[first]) / 2
+        frames = _from(container, stream, times[first], min(np.diff(times[first - 1 : first + 2])) / 2)
+    elif first and rate:
+        step = 1 / (rate * float(stream.time_base))
+        target = begin_time(container, stream) + first * step
+        # Half a frame early: times are rounded to the stream's units.
+        number, begins = first, target - step / 2
+        frames = _from(container, stream, target, step / 2)
+    frames = container.decode(stream) if frames is None else frames
+    yield from picked((frame for frame in frames if frame.pts is None or frame.pts >= begins), numbers - number)
+
+
+def picked(frames: Iterable[Any], numbers: NDArray[np.int64]) -> Iterator[Any]:
+    """Those of some frames that have these numbers (ascending, each as often as it is named), counted from 0."""
+    wanted = deque(numbers.tolist())
+    for number, frame in enumerate(frames):
+        while wanted and wanted[0] == number:
+            yield frame
+            wanted.popleft()
+        if not wanted:
+            return
+
+
+def by_time(container: Any, stream: Any, span: Span, fps: float, clock: Clock) -> Iterator[Any]:
+    """The frame that is shown at `span.start`, and those shown at equal distances from its time on."""
+    taken, origin, target = 0, 0.0, clock.begin + span.start
+    for frame, since, until in _shown(timed(container, stream, clock, target), EARLY * _interval(stream, clock)):
+        while target < until:
+            if taken == 0:
+                origin = since
+            yield frame
+            taken += 1
+            target = origin + taken / fps
+            if taken == span.frames:
+                return
+
+
+def last_by_time(container: Any, stream: Any, count: int, fps: float) -> list[Any]:
+    """The last frame, and those shown at equal distances before its time, in the order of display; fewer where the video is shorter."""
+    clock, shown = Clock(), deque[tuple[float, Any]]()
+    for frame, time, _ in timed(container, stream, clock, 0.0):
+        shown.append((time, frame))
+        while len(shown) > 1 and shown[1][0] <= time - (count - 1) / fps:
+            shown.popleft()
+    times = np.array([time for time, _ in shown])
+    targets = times[-1:] - np.arange(count)[::-1] / fps
+    numbers = np.searchsorted(times - EARLY * _interval(stream, clock), targets, side="right") - 1
+    return [shown[number][1] for number in numbers if number >= 0]
+
+
+def _interval(stream: Any, clock: Clock) -> float:
+    """Mean seconds from frame to frame."""
+    return 1 / (clock.rate or float(stream.average_rate or 25))
+
+
+def timed(container: Any, stream: Any, clock: Clock, start: float) -> Iterator[tuple[Any, float, float]]:
+    """The frames of the piece, with their times and durations in seconds, from one shown at second `start` of the file or before on."""
+    interval = _interval(stream, clock)
+    early, unit = EARLY * interval, float(stream.time_base)
+    if is_counted(container, stream):
+        timed = ((frame, number * interval, interval) for number, frame in enumerate(container.decode(stream)))
+    else:
+        begin = begin_time(container, stream)
+        frames = _from(container, stream, begin + start / unit, early / unit, every=True)
+        timed = ((frame, (frame.pts - begin) * unit, (frame.duration or 0) * unit or interval) for frame in frames)
+    for frame, time, duration in timed:
+        if time >= clock.end - early:
+            return
+        if time >= clock.begin - early:
+            yield frame, time, duration
+
+
+def _shown(timed: Iterable[tuple[Any, float, float]], early: float) -> Iterator[tuple[Any, float, float]]:
+    """From frames with time and duration: each with its time and the one until which it is shown, in seconds."""
+    last: tuple[Any, float, float] | None = None
+    for frame, since, duration in timed:
+        if last is not None:
+            yield last[0], last[1], since - early
+        last = frame, since, duration
+    if last is not None:
+        yield last[0], last[1], last[1] + last[2] + early
+
+
+def is_counted(container: Any, stream: Any) -> bool:
+    """Whether frames can only be found by counting them from the first one on: what has no times, or loses them when seeking."""
+    formats = ("mpeg", "mpegvideo", "h264", "hevc", "m4v")
+    return container.format.name in formats or (container.format.name == "avi" and stream.codec_context.has_b_frames)
+
+
+def begin_time(container: Any, stream: Any) -> int:
+    """Time of the first frame, in the stream's units."""
+    if container.format.name == "avi":  # it has decoding times only, and FFmpeg guesses the others
+        container.seek(0, stream=stream)
+        first = next(container.decode(stream), None)
+        return 0 if first is None or first.pts is None else int(first.pts)
+    return int(stream.start_time or 0)
+
+
+def _from(container: Any, stream: Any, target: float, slack: float, every: bool = False) -> Iterator[Any]:
+    """Frames in the order of display, from one at or before `target` (in the stream's units; `slack`: how inexact it is) on.
+
+    Without `every`, those before the target may be left out.
+    """
+    start = min(0, stream.start_time or 0)  # a transport stream that is sent to its own start time comes out behind it
+    margin = 0.0
+    while True:
+        place = max(start, int(target + slack - margin))
+        container.seek(place, stream=stream, backward=True, any_frame=False)
+        frames = _decoded(container, stream, -np.inf if every else target - slack)
+        key, frame = next(frames, (None, None))
+        # Seeking goes by decoding time, which runs ahead of display; and the frames that an open GOP shows before its
+        # key frame are lost where it is the first one. Then an earlier key frame is needed.
+        reached = frame is not None and None not in (key, frame.pts) and max(key, frame.pts) <= target + slack
+        if reached or place == start:
+            break
+        margin = max(4 * margin, 1 / float(stream.time_base))
+    if frame is not None:
+        yield frame
+        yield from (frame for _, frame in frames)
+
+
+def _decoded(container: Any, stream: Any, unneeded: float) -> Iterator[tuple[int | None, Any]]:
+    """Frames, each with the time of the key frame that decoding began with; none that no other depends on before `unneeded`."""
+    key, skipping = None, False
+    stream.codec_context.skip_frame = "DEFAULT"
+    if stream.codec_context.name not in ("h264", "hevc"):  # libdav1d, for one, cannot change its mind
+        unneeded = -np.inf
+    for packet in container.demux(stream):
+        if key is None and packet.is_keyframe:
+            key = packet.pts
+        if skipping != (packet.pts is not None and packet.pts < unneeded):
+            skipping = not skipping
+            stream.codec_context.skip_frame = "NONREF" if skipping else "DEFAULT"
+        for frame in packet.decode():
+            yield key, frame

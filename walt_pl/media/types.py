@@ -1,0 +1,63 @@
+"""Types of the package: frames, sizes, an entry that can be read, and the error of a file that cannot."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]
+Size = tuple[int, int]
+"""Rows and columns."""
+
+
+class MediaError(RuntimeError):
+    """A file that cannot be read or written. The message starts with its path."""
+
+
+class MediaEntry(Protocol):
+    """A video or image of an index, as far as reading it goes: a file, a member of a tar shard, or a piece of either."""
+
+    @property
+    def path(self) -> Path:
+        """Path of the file, or of the tar shard."""
+        ...
+
+    @property
+    def offset(self) -> int:
+        """Byte of the tar shard at which the member begins; -1: `path` is the file itself."""
+        ...
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file or member when it was indexed."""
+        ...
+
+    @property
+    def begin(self) -> float:
+        """Second of the file at which the piece begins."""
+        ...
+
+    @property
+    def end(self) -> float:
+        """Second of the file before which the piece ends; 0: with the file."""
+        ...
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the file on average; 0 for an image."""
+        ...
+
+    @property
+    def variable_rate(self) -> bool:
+        """Say whether the frames of the file are not evenly spaced in time."""
+        ...
+
+    @property
+    def decoder(self) -> str:
+        """Return "decord", "pyav" or "pillow", whichever reads the file rightly; empty: not examined."""
+        ...
+
+
+def reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error)

@@ -1,0 +1,94 @@
+"""Write videos with PyAV, and images and GIFs with Pillow, each whole or not at all."""
+
+import io
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from walt_pl.files import whole_file
+from walt_pl.media.pyav import import_av
+from walt_pl.media.types import Frames, MediaError, reason
+
+
+def write_video(path: Path, frames: Frames, fps: float, crf: int = 18) -> None:
+    """Write uint8 [t h w 3] as H.264 yuv420p in mp4, whole or not at all.
+
+    GOPs are closed, so that every decoder may seek in the file; the same frames give the same bytes.
+
+    Raises ValueError for other arrays or odd sizes (yuv420p halves both), MediaError where the file cannot be written.
+    """
+    _check_frames(path, frames)
+    if frames.shape[1] % 2 or frames.shape[2] % 2:
+        raise ValueError(f"{path}: height and width must be even, got {frames.shape[1]} x {frames.shape[2]}")
+    _write_whole(path, lambda file: _encode(file, frames, fps, crf))
+
+
+def write_image(path: Path, frame: Frames) -> None:
+    """Write uint8 [h w 3] as JPEG or PNG, by the name's ending, whole or not at all.
+
+    Raises ValueError for other arrays or endings, MediaError where the file cannot be written.
+    """
+    _check_frames(path, frame[None])
+    options: dict[str, dict[str, Any]] = {
+        ".png": {"format": "PNG"},
+        ".jpg": {"format": "JPEG", "quality": 95, "subsampling": 0},
+    }
+    if path.suffix not in options:
+        raise ValueError(f'{path}: an image file must end in {" or ".join(options)}, got "{path.suffix}"')
+    _write_whole(path, lambda file: Image.fromarray(frame).save(file, **options[path.suffix]))
+
+
+def write_gif(path: Path, frames: Frames, fps: float) -> None:
+    """Write uint8 [t h w 3] as a GIF that plays for ever, whole or not at all.
+
+    Raises ValueError for other arrays, MediaError where the file cannot be written.
+    """
+    _check_frames(path, frames)
+    content = gif_bytes(frames, fps)
+    _write_whole(path, lambda file: file.write_bytes(content))
+
+
+def gif_bytes(frames: Frames, fps: float) -> bytes:
+    """uint8 [t h w 3] as the bytes of a GIF that plays for ever; GIF keeps time in hundredths of a second."""
+    pictures = [Image.fromarray(frame) for frame in frames]
+    file = io.BytesIO()
+    duration = max(20, round(1000 / fps))  # browsers slow down below 20 ms
+    pictures[0].save(file, format="GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+    return file.getvalue()
+
+
+def _encode(file: Path, frames: Frames, fps: float, crf: int) -> None:
+    av = import_av()
+    from av.video.reformatter import VideoReformatter
+
+    with av.open(str(file), mode="w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        # One thread: the order of work, and with it the bytes, must not depend on the machine.
+        stream.codec_context.thread_count = 1
+        stream.options = {"crf": str(crf), "preset": "veryfast", "x264-params": "open-gop=0:keyint=48:threads=1"}
+        converter = VideoReformatter()
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(converter.reformat(picture, format="yuv420p", threads=1)))
+        container.mux(stream.encode())
+
+
+def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then rename it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary:
+            write(temporary)
+    except (OSError, ValueError) as error:  # FFmpegError is one or the other; a full disk reaches us as one
+        raise MediaError(f"{path}: cannot be written: {reason(error)}") from error
+
+
+def _check_frames(path: Path, frames: Frames) -> None:
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or len(frames) == 0:
+        raise ValueError(f"{path}: wanted uint8 frames [t h w 3], got {frames.dtype} {list(frames.shape)}")
