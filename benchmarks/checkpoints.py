@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None, help="on the disk that is asked about; a temporary one by default")
     asked = parser.parse_args()
     config = DenoiserConfig(width=asked.width, layers=asked.layers, heads=4, size=(5, 8, 8), window=(5, 4, 4))
-    stage = Stage(config, lambda parameters: AdamW(parameters, lr=1e-4), decay="constant", warmup=0)
+    stage = Stage(config, lambda parameters: AdamW(parameters, lr=1e-4), lr_schedule="constant", warmup_steps=0)
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         clock, checkpoints = Clock(asked.turn), InTurns(Path(folder), asked.turn)
         trainer = L.Trainer(

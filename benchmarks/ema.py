@@ -51,9 +51,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     denoiser = DenoiserConfig(
-        width=192, layers=6, heads=3, self_conditioning=False, size=(5, 8, 8), patch=2, window=(5, 4, 4), attention="plain"
+        width=192, layers=6, heads=3, self_conditioning=0, size=(5, 8, 8), patch=2, window=(5, 4, 4), attention="plain"
     )
-    module = Bare(denoiser, lambda parameters: torch.optim.AdamW(parameters, lr=1e-4), warmup=1)
+    module = Bare(denoiser, lambda parameters: torch.optim.AdamW(parameters, lr=1e-4), warmup_steps=1)
     ema = EveryOther(arguments.cpu)
     trainer = L.Trainer(
         devices=1,

@@ -80,7 +80,7 @@ def train(engine: str, millions: int) -> None:
     width, layers = SHAPES[millions]
     torch.manual_seed(0)
     denoiser = DenoiserConfig(width=width, layers=layers, heads=width // 64, size=(3, 2, 2), window=(3, 2, 2))
-    module = Bare(denoiser, lambda parameters: torch.optim.AdamW(parameters, lr=1e-4), warmup=1)
+    module = Bare(denoiser, lambda parameters: torch.optim.AdamW(parameters, lr=1e-4), warmup_steps=1)
     weights = [p.numel() for p in module.parameters()]
     ema = EMA(0.9)
     watch = Weigh(ema)

@@ -81,13 +81,13 @@ def on_meta(stage: LatentDiffusion) -> int:
 
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_flops_are_those_of_a_training_step_of_the_base(p: float) -> None:
-    stage = BaseStage(SMALL, adamw, warmup=0, decay="constant", self_conditioning=p, frame_prediction=1.0)
+    stage = BaseStage(replace(SMALL, self_conditioning=p, frame_prediction=1.0), adamw, warmup_steps=0, lr_schedule="constant")
     assert on_meta(stage) == trained(stage, latent_batch()) > 0
 
 
 def test_flops_are_those_of_a_training_step_of_super_resolution() -> None:
-    config = DenoiserConfig(16, 2, 2, size=(3, 4, 4), window=(3, 2, 2), attention="plain", super_resolution=True)
-    stage = SuperResolutionStage(config, adamw, warmup=0, decay="constant", self_conditioning=1.0)
+    config = DenoiserConfig(16, 2, 2, size=(3, 4, 4), window=(3, 2, 2), attention="plain", super_resolution=True, self_conditioning=1.0)
+    stage = SuperResolutionStage(config, adamw, warmup_steps=0, lr_schedule="constant")
     assert on_meta(stage) == trained(stage, latent_batch()) > 0
 
 
@@ -98,7 +98,7 @@ TINY_CRITIC = DiscriminatorConfig(width=4, multipliers=(2,), size=(8, 8))
 @pytest.mark.parametrize("critic", [{"adversarial_weight": 0.0}, {"r1_weight": 0.0}, {"r1_every": 1}])
 def test_flops_are_those_of_a_training_step_of_the_autoencoder_and_its_critic(critic: Mapping[str, Any]) -> None:
     def stage() -> VAEStage:
-        return VAEStage(TINY_VAE, adamw, TINY_CRITIC, warmup=0, decay="constant", **critic)
+        return VAEStage(TINY_VAE, adamw, TINY_CRITIC, warmup_steps=0, lr_schedule="constant", **critic)
 
     data = JointData("x.parquet", size=8, frames=5)
     batch = latent_batch()
@@ -109,7 +109,7 @@ def test_flops_are_those_of_a_training_step_of_the_autoencoder_and_its_critic(cr
 
 
 def test_checkpointing_costs_one_more_forward_pass_of_the_layers_and_far_less_memory() -> None:
-    stage = BaseStage(MEDIUM, adamw, self_conditioning=0.0)
+    stage = BaseStage(MEDIUM, adamw)
     configs = [replace(MEDIUM, layers=24, checkpointing=checkpointing) for checkpointing in (False, True)]
     kept, recomputed = (diffusion_cost(stage, config, SHARE, 1, torch.float32, torch.bfloat16) for config in configs)
     assert sum(kept.flops.values()) < sum(recomputed.flops.values()) < 4 / 3 * sum(kept.flops.values())
@@ -128,7 +128,7 @@ def on_a_cpu() -> tuple[Denoiser, tuple[Tensor, Tensor, Condition, Tensor]]:
 
 
 def medium_cost() -> Any:
-    return diffusion_cost(BaseStage(MEDIUM, adamw, self_conditioning=0.0), MEDIUM, Share(4, 6), 1, torch.float32, None)
+    return diffusion_cost(BaseStage(MEDIUM, adamw), MEDIUM, Share(4, 6), 1, torch.float32, None)
 
 
 def test_what_autograd_keeps_is_what_a_real_model_saves() -> None:

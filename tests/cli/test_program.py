@@ -26,7 +26,7 @@ TINY = {
     "sr2": [*SMALL_DENOISER, "--data.videos_per_batch", "2"],
 }
 TWO_STEPS = [
-    *["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--model.warmup", "1", "--data.val_videos", "4"],
+    *["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--model.warmup_steps", "1", "--data.val_videos", "4"],
     *["--data.workers", "0", "--data.image_stacks_per_batch", "1", "--trainer.precision", "32-true"],
 ]
 
@@ -62,7 +62,7 @@ def test_every_stage_trains_two_steps_and_leaves_an_artifact_that_loads(run: Pat
 
 
 def test_artifact_keeps_the_guidance_of_its_configuration(run: Path) -> None:
-    kept = {stage: load(run / stage).config["guidance"] for stage in ("base", "sr1", "sr2")}
+    kept = {stage: load(run / stage).config["diffusion"]["guidance"] for stage in ("base", "sr1", "sr2")}
     others = {"shape": "constant", "power": 4.0, "rescale": 0.0}
     assert kept == {"base": {"scale": 2.0, **others}, "sr1": {"scale": 1.0, **others}, "sr2": {"scale": 1.0, **others}}
 

@@ -12,13 +12,14 @@ from torch import Tensor
 from tests.conftest import SetDtype
 from walt_pl.blocks.frames import Layout
 from walt_pl.diffusion.condition import Condition
-from walt_pl.diffusion.ddim import Guidance, ddim, guided
+from walt_pl.diffusion.ddim import Guidance, classifier_free_guidance, ddim
 from walt_pl.diffusion.objective import Denoise
-from walt_pl.diffusion.schedule import Schedule
+from walt_pl.diffusion.path import alpha_sigma_like
+from walt_pl.diffusion.schedule import NoiseSchedule
 
 LAYOUT = Layout(videos=2, frames=3, images=1)
 SHAPE = (LAYOUT.total, 2, 4, 4)
-SCHEDULE = Schedule()
+SCHEDULE = NoiseSchedule()
 CONDITION = Condition(LAYOUT, torch.ones(3, dtype=torch.bool))
 
 
@@ -38,8 +39,8 @@ def perfect(x0: Tensor) -> Denoise:
 
     def denoise(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
         n = condition.layout.per_frame(step)
-        a, s = SCHEDULE.roots(n, x)
-        return SCHEDULE.velocity(x0, (x - a * x0) / s, n)
+        a, s = alpha_sigma_like(SCHEDULE, n, x)
+        return SCHEDULE.target(x0, (x - a * x0) / s, n)
 
     return denoise
 
@@ -80,7 +81,7 @@ def test_ddim_is_that_of_diffusers(steps: int, zero_terminal_snr: bool) -> None:
     x = noise()
     for n in reference.timesteps:
         x = reference.step(network(x, n.expand(3), CONDITION, None), n, x, eta=0.0).prev_sample
-    ours = ddim(network, Schedule(zero_terminal_snr=zero_terminal_snr), noise(), CONDITION, steps)
+    ours = ddim(network, NoiseSchedule(zero_terminal_snr=zero_terminal_snr), noise(), CONDITION, steps)
     torch.testing.assert_close(ours, x, atol=2e-3, rtol=2e-3)
 
 
@@ -104,7 +105,7 @@ def test_ancestral_step_is_that_of_diffusers(steps: int) -> None:
         x = reference.step(network(x, n.expand(3), CONDITION, None), n, x, eta=1.0, variance_noise=added).prev_sample
     # diffusers adds noise after its last step, too; ours ends on the clean latent.
     last = int(reference.timesteps[-1])
-    want = SCHEDULE.clean(x, network(x, torch.full((3,), last), CONDITION, None), torch.full((LAYOUT.total,), last))
+    want = SCHEDULE.predict_x0(x, network(x, torch.full((3,), last), CONDITION, None), torch.full((LAYOUT.total,), last))
     ours = ddim(network, SCHEDULE, noise(), CONDITION, steps, eta=1.0, fresh_noise=lambda: added)
     torch.testing.assert_close(ours, want, atol=1e-3, rtol=1e-3)
 
@@ -126,7 +127,7 @@ def test_sampling_is_self_conditioned_on_the_step_before() -> None:
     assert [int(step[0]) for _, step, _ in seen] == [999, 749, 499, 249]
     assert all(step.shape == (3,) and step.dtype == torch.int64 for _, step, _ in seen)
     assert seen[0][2] is None, "zeros at the first step"
-    clean = [SCHEDULE.clean(x, network(x, step, CONDITION, None), LAYOUT.per_frame(step)) for x, step, _ in seen]
+    clean = [SCHEDULE.predict_x0(x, network(x, step, CONDITION, None), LAYOUT.per_frame(step)) for x, step, _ in seen]
     for before, (_, _, estimate) in zip(clean, seen[1:], strict=False):
         assert estimate is not None and torch.equal(estimate, before)
     assert torch.equal(out, clean[-1])
@@ -139,12 +140,14 @@ def test_guided_estimate_is_shared_by_both_branches() -> None:
         seen.append((bool(condition.keep.all()), estimate, x))
         return network(x, step, condition, estimate)
 
-    denoise = guided(spy, Guidance(3.0), SCHEDULE, Condition.without_text)
+    denoise = classifier_free_guidance(spy, Guidance(3.0), SCHEDULE, Condition.without_text)
     ddim(denoise, SCHEDULE, noise(), CONDITION, 2)
     assert [known for known, _, _ in seen] == [True, False, True, False]
     assert seen[2][1] is not None and seen[2][1] is seen[3][1]
-    first = guided(network, Guidance(3.0), SCHEDULE, Condition.without_text)(noise(), torch.full((3,), 999), CONDITION, None)
-    assert torch.equal(seen[2][1], SCHEDULE.clean(noise(), first, torch.full((LAYOUT.total,), 999)))
+    first = classifier_free_guidance(network, Guidance(3.0), SCHEDULE, Condition.without_text)(
+        noise(), torch.full((3,), 999), CONDITION, None
+    )
+    assert torch.equal(seen[2][1], SCHEDULE.predict_x0(noise(), first, torch.full((LAYOUT.total,), 999)))
 
 
 def test_known_past_comes_back_as_given() -> None:
@@ -171,7 +174,7 @@ def test_given_frames_are_seen_with_the_noise_of_each_level(eta: float) -> None:
     known = [0, 1, 3]
     assert torch.equal(out[known], past[known]) and not torch.equal(out[2], past[2])
     for x, step, estimate in seen:
-        a, s = SCHEDULE.roots(LAYOUT.per_frame(step), x)
+        a, s = alpha_sigma_like(SCHEDULE, LAYOUT.per_frame(step), x)
         eps = ((x - a * past) / s)[known]
         if eta == 0:
             torch.testing.assert_close(eps, noise()[known], atol=1e-4, rtol=1e-4)
@@ -184,7 +187,7 @@ def of_two(told: bool) -> Denoise:
 
     def denoise(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
         n = condition.layout.per_frame(step)
-        a, s = SCHEDULE.roots(n, x)
+        a, s = alpha_sigma_like(SCHEDULE, n, x)
         x0 = torch.empty_like(x)
         for rows in (slice(0, 3), slice(3, 6), slice(6, 7)):
             odds = []
@@ -195,7 +198,7 @@ def of_two(told: bool) -> Denoise:
                 odds.append(-distance.squeeze())
             share = torch.softmax(torch.stack(odds), 0)
             x0[rows] = share[0] * TWO[0][rows] + share[1] * TWO[1][rows]
-        return SCHEDULE.velocity(x0, (x - a * x0) / s, n)
+        return SCHEDULE.target(x0, (x - a * x0) / s, n)
 
     return denoise
 
@@ -221,9 +224,9 @@ def test_guidance_over_the_past_leads_away_from_not_knowing_it() -> None:
     given = CONDITION.with_past(noise(7), torch.ones(3, dtype=torch.int64))
     step = torch.full((3,), 500)
     u, c = network(noise(), step, CONDITION, None), network(noise(), step, given, None)
-    one = guided(network, Guidance(1.0), SCHEDULE, Condition.without_past)
+    one = classifier_free_guidance(network, Guidance(1.0), SCHEDULE, Condition.without_past)
     assert torch.equal(one(noise(), step, given, None), c)
-    three = guided(network, Guidance(3.0), SCHEDULE, Condition.without_past)
+    three = classifier_free_guidance(network, Guidance(3.0), SCHEDULE, Condition.without_past)
     torch.testing.assert_close(three(noise(), step, given, None), u + 3 * (c - u), atol=1e-5, rtol=1e-5)
 
 
@@ -238,7 +241,9 @@ def test_rescaling_does_not_look_at_given_frames() -> None:
 
     step = torch.full((3,), 700)
     guidance = Guidance(6.0, rescale=1.0)
-    tame, loud = (guided(net, guidance, SCHEDULE, Condition.without_text)(noise(), step, given, None) for net in (network, wild))
+    tame, loud = (
+        classifier_free_guidance(net, guidance, SCHEDULE, Condition.without_text)(noise(), step, given, None) for net in (network, wild)
+    )
     rest = ~mask[:, 0, 0, 0].bool()
     torch.testing.assert_close(tame[rest], loud[rest], atol=1e-4, rtol=1e-4)
 
@@ -259,7 +264,7 @@ def test_guidance_of_one_is_the_conditional_model() -> None:
     def never(condition: Condition) -> Condition:
         raise AssertionError("the unconditional branch was run")
 
-    one = guided(network, Guidance(1.0), SCHEDULE, never)
+    one = classifier_free_guidance(network, Guidance(1.0), SCHEDULE, never)
     step = torch.full((3,), 400)
     assert torch.equal(one(noise(), step, CONDITION, None), network(noise(), step, CONDITION, None))
     assert torch.equal(ddim(one, SCHEDULE, noise(), CONDITION, 3), ddim(network, SCHEDULE, noise(), CONDITION, 3))
@@ -269,7 +274,7 @@ def test_guidance_of_one_is_the_conditional_model() -> None:
 def test_guidance_is_mixed_on_the_velocity(scale: float) -> None:
     step = torch.full((3,), 999)
     u, c = network(noise(), step, CONDITION.without_text(), None), network(noise(), step, CONDITION, None)
-    mixed = guided(network, Guidance(scale), SCHEDULE, Condition.without_text)(noise(), step, CONDITION, None)
+    mixed = classifier_free_guidance(network, Guidance(scale), SCHEDULE, Condition.without_text)(noise(), step, CONDITION, None)
     torch.testing.assert_close(mixed, u + scale * (c - u), atol=1e-5, rtol=1e-5)
 
 
@@ -277,8 +282,10 @@ def test_guidance_is_mixed_on_the_velocity(scale: float) -> None:
 def test_rescaled_guidance_restores_the_spread_of_each_sample(phi: float) -> None:
     step = torch.full((3,), 700)
     told = network(noise(), step, CONDITION, None)
-    plain = guided(network, Guidance(6.0), SCHEDULE, Condition.without_text)(noise(), step, CONDITION, None)
-    rescaled = guided(network, Guidance(6.0, rescale=phi), SCHEDULE, Condition.without_text)(noise(), step, CONDITION, None)
+    plain = classifier_free_guidance(network, Guidance(6.0), SCHEDULE, Condition.without_text)(noise(), step, CONDITION, None)
+    rescaled = classifier_free_guidance(network, Guidance(6.0, rescale=phi), SCHEDULE, Condition.without_text)(
+        noise(), step, CONDITION, None
+    )
     for frames in (slice(0, 3), slice(3, 6), slice(6, 7)):  # two videos, an image
         want, before = told[frames].std(correction=0), plain[frames].std(correction=0)
         assert not math.isclose(float(want), float(before), rel_tol=0.05)
@@ -303,7 +310,7 @@ def test_constant_guidance_is_constant() -> None:
 
 def test_power_cosine_reaches_the_network_by_level() -> None:
     guidance = Guidance(3.8, "power-cosine")
-    denoise = guided(network, guidance, SCHEDULE, Condition.without_text)
+    denoise = classifier_free_guidance(network, guidance, SCHEDULE, Condition.without_text)
     for n in (999, 500, 19):
         step = torch.full((3,), n)
         u, c = network(noise(), step, CONDITION.without_text(), None), network(noise(), step, CONDITION, None)

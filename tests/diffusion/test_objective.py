@@ -10,13 +10,14 @@ from stages.latent_diffusion import LatentDiffusion
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
-from walt_pl.diffusion.objective import Draws, first_estimate, velocity_error
-from walt_pl.diffusion.schedule import Schedule
+from walt_pl.diffusion.objective import Draws, denoising_error, self_conditioning_pass
+from walt_pl.diffusion.path import add_noise
+from walt_pl.diffusion.schedule import NoiseSchedule
 from walt_pl.models.denoiser import DenoiserConfig
 
 LAYOUT = Layout(videos=2, frames=3, images=2)
 SHAPE = (LAYOUT.total, 2, 4, 4)
-SCHEDULE = Schedule()
+SCHEDULE = NoiseSchedule()
 STEP = torch.tensor([999, 400, 20, 700])
 NOBODY = torch.zeros(4, dtype=torch.bool)
 
@@ -56,10 +57,10 @@ class FakeDenoiser:
 
 def test_error_is_the_square_of_the_velocity_of_each_frame() -> None:
     x0, eps = noise(0), noise(1)
-    error = velocity_error(FakeDenoiser(torch.tensor(0.0)), SCHEDULE, x0, condition(), draws())
+    error = denoising_error(FakeDenoiser(torch.tensor(0.0)), SCHEDULE, x0, condition(), draws())
     assert error.shape == (LAYOUT.total,) and error.dtype == torch.float32
     for frame, sample in enumerate([0, 0, 0, 1, 1, 1, 2, 3]):
-        g = SCHEDULE.abar[STEP[sample]]
+        g = SCHEDULE.alphas_cumprod[STEP[sample]]
         v = g.sqrt() * eps[frame] - (1 - g).sqrt() * x0[frame]
         assert float(error[frame]) == pytest.approx(float(v.square().mean()), rel=1e-5)
 
@@ -68,17 +69,17 @@ def test_perfect_denoiser_has_no_error() -> None:
     x0, eps = noise(0), noise(1)
 
     def perfect(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        return SCHEDULE.velocity(x0, eps, condition.layout.per_frame(step))
+        return SCHEDULE.target(x0, eps, condition.layout.per_frame(step))
 
-    assert torch.equal(velocity_error(perfect, SCHEDULE, x0, condition(), draws()), torch.zeros(LAYOUT.total))
+    assert torch.equal(denoising_error(perfect, SCHEDULE, x0, condition(), draws()), torch.zeros(LAYOUT.total))
 
 
 def test_network_sees_the_noisy_latent_and_the_level_of_each_sample() -> None:
     fake = FakeDenoiser()
-    velocity_error(fake, SCHEDULE, noise(0), condition(), draws())
+    denoising_error(fake, SCHEDULE, noise(0), condition(), draws())
     (call,) = fake.calls
     assert torch.equal(call.step, STEP) and call.estimate is None
-    assert torch.equal(call.x, SCHEDULE.add_noise(noise(0), noise(1), LAYOUT.per_frame(STEP)))
+    assert torch.equal(call.x, add_noise(SCHEDULE, noise(0), noise(1), LAYOUT.per_frame(STEP)))
     assert torch.equal(call.x[:3], noise(1)[:3]), "level 999 is pure noise"
 
 
@@ -89,7 +90,7 @@ def test_self_conditioning_passes_only_where_drawn(drawn: list[bool]) -> None:
     # Of videos and of images at least one is run.
     run = torch.tensor([drawn[0] or not any(drawn[:2]), drawn[1], drawn[2] or not any(drawn[2:]), drawn[3]])
     fake = FakeDenoiser()
-    velocity_error(fake, SCHEDULE, noise(0), condition(), draws(rows))
+    denoising_error(fake, SCHEDULE, noise(0), condition(), draws(rows))
     first, second = fake.calls
     xt = second.x
     # The first pass: those rows alone, at the same level, with zeros as estimate.
@@ -100,14 +101,14 @@ def test_self_conditioning_passes_only_where_drawn(drawn: list[bool]) -> None:
     # The second: everything, with the clean latent of the first where it was drawn and zeros elsewhere.
     assert second.condition.layout == LAYOUT and second.estimate is not None
     assert torch.equal(second.estimate[~frames], torch.zeros_like(xt[~frames]))
-    clean = SCHEDULE.clean(xt[frames], 0.5 * xt[frames], LAYOUT.per_frame(STEP)[frames])
+    clean = SCHEDULE.predict_x0(xt[frames], 0.5 * xt[frames], LAYOUT.per_frame(STEP)[frames])
     assert torch.equal(second.estimate[frames], clean)
 
 
 def test_given_frames_need_no_estimate() -> None:
     fake, past = FakeDenoiser(), noise(7)
     given = condition().with_past(past, torch.tensor([2, 1, 0, 0]))
-    estimate = first_estimate(fake, SCHEDULE, noise(5), given, draws(torch.tensor([True, False, True, False])))
+    estimate = self_conditioning_pass(fake, SCHEDULE, noise(5), given, draws(torch.tensor([True, False, True, False])))
     assert estimate is not None
     assert torch.equal(estimate[:2], past[:2]), "known, in a row that was drawn"
     assert not estimate[3:6].any(), "a row that was not drawn is zeros, as at the first step of sampling"
@@ -116,15 +117,15 @@ def test_given_frames_need_no_estimate() -> None:
 
 def test_without_self_conditioning_there_is_no_first_pass() -> None:
     fake = FakeDenoiser()
-    assert first_estimate(fake, SCHEDULE, noise(0), condition(), draws()) is None
-    velocity_error(fake, SCHEDULE, noise(0), condition(), draws())
+    assert self_conditioning_pass(fake, SCHEDULE, noise(0), condition(), draws()) is None
+    denoising_error(fake, SCHEDULE, noise(0), condition(), draws())
     assert len(fake.calls) == 1 and fake.calls[0].estimate is None
 
 
 def test_where_nobody_is_drawn_a_video_and_an_image_run_for_nothing() -> None:
     """All ranks of a sharded model make the same passes: ZeRO 3 gathers other weights for videos than for images."""
     fake = FakeDenoiser()
-    velocity_error(fake, SCHEDULE, noise(0), condition(), draws(NOBODY))
+    denoising_error(fake, SCHEDULE, noise(0), condition(), draws(NOBODY))
     assert len(fake.calls) == 2 and fake.calls[0].condition.layout == Layout(videos=1, frames=3, images=1)
     estimate = fake.calls[1].estimate
     assert estimate is not None and not estimate.any()
@@ -135,7 +136,7 @@ def test_where_nobody_is_drawn_a_video_and_an_image_run_for_nothing() -> None:
 def test_first_estimate_of_one_kind_runs_one_sample_for_nothing(layout: Layout) -> None:
     fake, nobody = FakeDenoiser(), torch.zeros(2, dtype=torch.bool)
     given = Condition(layout, torch.ones(2, dtype=torch.bool))
-    estimate = first_estimate(fake, SCHEDULE, noise(5)[: layout.total], given, Draws(STEP[:2], noise(1)[: layout.total], nobody))
+    estimate = self_conditioning_pass(fake, SCHEDULE, noise(5)[: layout.total], given, Draws(STEP[:2], noise(1)[: layout.total], nobody))
     assert [call.condition.layout.samples for call in fake.calls] == [1]
     assert estimate is not None and not estimate.any()
 
@@ -143,12 +144,12 @@ def test_first_estimate_of_one_kind_runs_one_sample_for_nothing(layout: Layout) 
 def test_gradient_does_not_flow_through_the_first_pass() -> None:
     gain = torch.tensor(0.5, requires_grad=True)
     fake = FakeDenoiser(gain)
-    velocity_error(fake, SCHEDULE, noise(0), condition(), draws(~NOBODY)).sum().backward()
+    denoising_error(fake, SCHEDULE, noise(0), condition(), draws(~NOBODY)).sum().backward()
     estimate = fake.calls[1].estimate
     assert estimate is not None and not estimate.requires_grad
     assert gain.grad is not None
     xt, n = fake.calls[1].x, LAYOUT.per_frame(STEP)
-    residual = 0.5 * xt + 0.25 * estimate - SCHEDULE.velocity(noise(0), noise(1), n)
+    residual = 0.5 * xt + 0.25 * estimate - SCHEDULE.target(noise(0), noise(1), n)
     by_hand = (2 * residual * xt).mean(dim=(1, 2, 3)).sum()  # as if the estimate were a constant
     torch.testing.assert_close(gain.grad, by_hand)
 

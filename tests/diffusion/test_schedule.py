@@ -5,7 +5,8 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler, rescale_zero_terminal_snr
 from torch import Tensor
 
-from walt_pl.diffusion.schedule import Schedule
+from walt_pl.diffusion.path import add_noise, alpha_sigma_like, trailing_timesteps
+from walt_pl.diffusion.schedule import NoiseSchedule
 
 LEVELS = torch.tensor([0, 1, 19, 350, 500, 998, 999])
 
@@ -16,25 +17,25 @@ def pair() -> tuple[Tensor, Tensor]:
 
 
 def test_terminal_snr_is_exactly_zero() -> None:
-    schedule = Schedule()
-    assert schedule.abar.dtype == torch.float64
-    assert float(schedule.abar[-1]) == 0.0
+    schedule = NoiseSchedule()
+    assert schedule.alphas_cumprod.dtype == torch.float64
+    assert float(schedule.alphas_cumprod[-1]) == 0.0
     x0, eps = pair()
-    assert torch.equal(schedule.add_noise(x0, eps, torch.full((7,), 999)), eps)
+    assert torch.equal(add_noise(schedule, x0, eps, torch.full((7,), 999)), eps)
 
 
 def test_without_rescaling_a_little_signal_is_left() -> None:
-    assert float(Schedule(zero_terminal_snr=False).abar[-1]) == pytest.approx(4.036e-5, rel=1e-3)
+    assert float(NoiseSchedule(zero_terminal_snr=False).alphas_cumprod[-1]) == pytest.approx(4.036e-5, rel=1e-3)
 
 
 def test_rescaling_keeps_the_first_level() -> None:
-    assert float(Schedule().abar[0]) == pytest.approx(1 - 1e-4, abs=1e-12)
-    assert bool((Schedule().abar.diff() < 0).all())
+    assert float(NoiseSchedule().alphas_cumprod[0]) == pytest.approx(1 - 1e-4, abs=1e-12)
+    assert bool((NoiseSchedule().alphas_cumprod.diff() < 0).all())
 
 
 def test_rescaled_betas_are_those_of_diffusers() -> None:
     betas = rescale_zero_terminal_snr(torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64))
-    abar = Schedule().abar
+    abar = NoiseSchedule().alphas_cumprod
     ours = 1 - torch.cat([abar[:1], abar[1:] / abar[:-1]])
     torch.testing.assert_close(ours, betas, atol=1e-9, rtol=1e-7)
     reference = DDIMScheduler(1000, 1e-4, 0.02, "linear", rescale_betas_zero_snr=True)
@@ -42,50 +43,50 @@ def test_rescaled_betas_are_those_of_diffusers() -> None:
 
 
 def test_noise_and_velocity_are_those_of_diffusers() -> None:
-    schedule, (x0, eps) = Schedule(), pair()
+    schedule, (x0, eps) = NoiseSchedule(), pair()
     reference = DDIMScheduler(1000, 1e-4, 0.02, "linear", rescale_betas_zero_snr=True)
     want = reference.add_noise(x0, eps, LEVELS)
-    torch.testing.assert_close(schedule.add_noise(x0, eps, LEVELS), want, atol=1e-4, rtol=0)
+    torch.testing.assert_close(add_noise(schedule, x0, eps, LEVELS), want, atol=1e-4, rtol=0)
     want = reference.get_velocity(x0, eps, LEVELS)
-    torch.testing.assert_close(schedule.velocity(x0, eps, LEVELS), want, atol=1e-4, rtol=0)
+    torch.testing.assert_close(schedule.target(x0, eps, LEVELS), want, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("zero_terminal_snr", [True, False])
 def test_velocity_and_noisy_latent_give_back_what_they_were_made_of(zero_terminal_snr: bool) -> None:
-    schedule, (x0, eps) = Schedule(zero_terminal_snr=zero_terminal_snr), pair()
-    xt, v = schedule.add_noise(x0, eps, LEVELS), schedule.velocity(x0, eps, LEVELS)
-    torch.testing.assert_close(schedule.clean(xt, v, LEVELS), x0, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(schedule.noise(xt, v, LEVELS), eps, atol=1e-5, rtol=1e-5)
-    again = schedule.clean(xt, v, LEVELS), schedule.noise(xt, v, LEVELS)
-    torch.testing.assert_close(schedule.add_noise(*again, LEVELS), xt, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(schedule.velocity(*again, LEVELS), v, atol=1e-5, rtol=1e-5)
+    schedule, (x0, eps) = NoiseSchedule(zero_terminal_snr=zero_terminal_snr), pair()
+    xt, v = add_noise(schedule, x0, eps, LEVELS), schedule.target(x0, eps, LEVELS)
+    torch.testing.assert_close(schedule.predict_x0(xt, v, LEVELS), x0, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(schedule.predict_eps(xt, v, LEVELS), eps, atol=1e-5, rtol=1e-5)
+    again = schedule.predict_x0(xt, v, LEVELS), schedule.predict_eps(xt, v, LEVELS)
+    torch.testing.assert_close(add_noise(schedule, *again, LEVELS), xt, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(schedule.target(*again, LEVELS), v, atol=1e-5, rtol=1e-5)
 
 
 def test_velocity_at_pure_noise_is_the_clean_latent_with_a_minus() -> None:
     x0, eps = pair()
-    assert torch.equal(Schedule().velocity(x0, eps, torch.full((7,), 999)), -x0)
+    assert torch.equal(NoiseSchedule().target(x0, eps, torch.full((7,), 999)), -x0)
 
 
 def test_variance_is_preserved() -> None:
-    a, s = Schedule().roots(torch.arange(1000), torch.zeros(1000, 1))
+    a, s = alpha_sigma_like(NoiseSchedule(), torch.arange(1000), torch.zeros(1000, 1))
     assert a.dtype == s.dtype == torch.float32 and a.shape == (1000, 1)
     torch.testing.assert_close(a.square() + s.square(), torch.ones(1000, 1))
 
 
 def test_trailing_levels_include_the_last() -> None:
-    assert Schedule().trailing(50) == list(range(999, 0, -20))
-    assert Schedule().trailing(1) == [999]
-    assert Schedule().trailing(1000) == list(range(999, -1, -1))
+    assert trailing_timesteps(NoiseSchedule(), 50) == list(range(999, 0, -20))
+    assert trailing_timesteps(NoiseSchedule(), 1) == [999]
+    assert trailing_timesteps(NoiseSchedule(), 1000) == list(range(999, -1, -1))
 
 
 @pytest.mark.parametrize("count", [1, 4, 10, 20, 50, 1000])
 def test_trailing_levels_are_those_of_diffusers(count: int) -> None:
     reference = DDIMScheduler(1000, timestep_spacing="trailing")
     reference.set_timesteps(count)
-    assert Schedule().trailing(count) == reference.timesteps.tolist()
+    assert trailing_timesteps(NoiseSchedule(), count) == reference.timesteps.tolist()
 
 
 @pytest.mark.parametrize("count", [0, -1, 1001])
 def test_impossible_number_of_sampling_steps_is_refused(count: int) -> None:
     with pytest.raises(ValueError, match=r"1 \.\. 1000"):
-        Schedule().trailing(count)
+        trailing_timesteps(NoiseSchedule(), count)

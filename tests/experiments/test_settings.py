@@ -55,8 +55,8 @@ def test_experiment_has_the_published_optimiser_rate_decay_and_ema(name: str) ->
     if optimizer == ADAM:
         assert found["init_args"]["betas"] == [0.0, 0.99]
     stage = VAEStage if name.endswith("vae") else LatentDiffusion
-    default = inspect.signature(stage).parameters["decay"].default
-    assert model.get("decay", default) == decay and config["ema"]["decay"] == ema
+    default = inspect.signature(stage).parameters["lr_schedule"].default
+    assert model.get("lr_schedule", default) == decay and config["ema"]["decay"] == ema
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name.endswith("vae")])
@@ -82,13 +82,13 @@ def test_experiment_of_another_aspect_scales_its_windows(name: str, size: list[i
 
 def test_experiment_of_kinetics_is_given_two_frames_always_and_text_to_video_sometimes() -> None:
     kinetics = settings("kinetics600/base")["model"]["init_args"]
-    assert (kinetics["frame_prediction"], kinetics["past_frames"]) == (1.0, [2])
+    assert (kinetics["denoiser"]["frame_prediction"], kinetics["diffusion"]["context_frames"]) == (1.0, [2])
     video = settings("text_to_video/base")["model"]["init_args"]
-    assert video["denoiser"]["frame_prediction"] is True and "frame_prediction" not in video
+    assert video["denoiser"]["frame_prediction"] == 0.1 and "context_frames" not in video["diffusion"]
 
 
 def test_experiment_of_super_resolution_noises_up_to_350_with_the_text_encoder_of_its_base() -> None:
-    assert settings("text_to_video/sr1")["model"]["init_args"]["low_noise_max"] == 350
+    assert settings("text_to_video/sr1")["model"]["init_args"]["diffusion"]["noise_aug_max"] == 350
     text = settings("text_to_video/base")["model"]["init_args"]["text"]
     assert (text["kind"], text["path"], text["width"]) == ("t5", "google/t5-v1_1-xl", 2048)
     assert settings("text_to_video/sr1")["model"]["init_args"]["denoiser"]["text_width"] == 2048
@@ -133,7 +133,7 @@ def test_stages_train_for_the_published_durations(config: str, steps: float) -> 
     ],
 )
 def test_guidance_of_experiments_is_on_where_table_8_has_it(config: str, guidance: Guidance) -> None:
-    assert of(config).model.guidance == guidance
+    assert of(config).model.diffusion.guidance == guidance
 
 
 @pytest.mark.parametrize("stage", ["vae", "base", "base_l", "base_9x16", "sr1", "sr2"])

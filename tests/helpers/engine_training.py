@@ -87,12 +87,12 @@ def stage(checkpointing: bool = False) -> Stage:
         latent_channels=CHANNELS,
         size=SIZE,
         window=(3, 2, 2),
-        frame_prediction=True,
+        frame_prediction=0.5,
         text_width=16,
         checkpointing=checkpointing,
     )
     text = SmallTextConfig(width=16, layers=1, heads=2, vocabulary=64, length=8)
-    return Stage(denoiser, adamw, text, warmup=2, frame_prediction=0.5, clip=0.3)
+    return Stage(denoiser, adamw, text, warmup_steps=2, gradient_clip_val=0.3)
 
 
 class Watch(L.Callback):

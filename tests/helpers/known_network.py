@@ -1,6 +1,6 @@
 """A network whose error is known by hand, in the place of a denoiser, and batches of latents for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +13,12 @@ from stages.latent_diffusion import LatentDiffusion
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
-from walt_pl.diffusion.schedule import Schedule
+from walt_pl.diffusion.config import DiffusionConfig
+from walt_pl.diffusion.path import alpha_sigma_like
+from walt_pl.diffusion.schedule import NoiseSchedule
 from walt_pl.models.denoiser import DenoiserConfig
 
-CONFIG = DenoiserConfig(width=8, layers=1, heads=2, latent_channels=2, size=(3, 4, 4), window=(3, 2, 2), frame_prediction=True)
+CONFIG = DenoiserConfig(width=8, layers=1, heads=2, latent_channels=2, size=(3, 4, 4), window=(3, 2, 2), frame_prediction=0.1)
 LAYOUT = Layout(videos=3, frames=3, images=2)
 OWNER = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4])
 """Sample of each of the 11 frames of LAYOUT."""
@@ -51,7 +53,7 @@ class KnownNetwork(nn.Module):
         self.x0 = x0
         self.layout = layout
         self.error = torch.zeros(layout.total) if error is None else error
-        self.schedule = Schedule(zero_terminal_snr=zero_terminal_snr)
+        self.schedule = NoiseSchedule(zero_terminal_snr=zero_terminal_snr)
         self.calls: list[Call] = []
 
     def forward(self, x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None = None) -> Tensor:
@@ -60,12 +62,12 @@ class KnownNetwork(nn.Module):
         if condition.labels is not None:
             rows = torch.isin(torch.arange(self.layout.samples), condition.labels)
         frames = self.layout.per_frame(rows)
-        alpha, sigma = self.schedule.roots(condition.layout.per_frame(step), x)
+        alpha, sigma = alpha_sigma_like(self.schedule, condition.layout.per_frame(step), x)
         return (alpha * x - self.x0[frames]) / sigma + self.error[frames, None, None, None]
 
     def eps(self, call: Call) -> Tensor:
         """Return the noise in the input of a call on the whole batch."""
-        alpha, sigma = self.schedule.roots(call.condition.layout.per_frame(call.step), call.x)
+        alpha, sigma = alpha_sigma_like(self.schedule, call.condition.layout.per_frame(call.step), call.x)
         return (call.x - alpha * self.x0) / sigma
 
 
@@ -123,9 +125,17 @@ def joint_batch(layout: Layout = LAYOUT, side: int = 4, weight: Tensor | None = 
     )
 
 
+def build_stage(kind: Any, config: DenoiserConfig = CONFIG, optimizer: Any = sgd, **settings: Any) -> Any:
+    """Build a diffusion stage, its settings sorted: probabilities to the denoiser's config, others to the diffusion config or the stage."""
+    probabilities = {name: settings.pop(name) for name in ("self_conditioning", "frame_prediction") if name in settings}
+    names = {field.name for field in fields(DiffusionConfig)}
+    diffusion = DiffusionConfig(**{name: settings.pop(name) for name in sorted(names & set(settings))})
+    return kind(replace(config, **probabilities), optimizer, diffusion=diffusion, **settings)
+
+
 def take_network(stage: LatentDiffusion, batch: JointBatch, error: Tensor | None = None) -> KnownNetwork:
     """Give a stage a network that leads to the latents of ``batch``."""
     x0, layout = stage.latents(batch.videos, batch.images, batch.space)
-    network = KnownNetwork(stage.denoiser.config, x0, layout, error, stage.zero_terminal_snr)
+    network = KnownNetwork(stage.denoiser.config, x0, layout, error, stage.diffusion.zero_terminal_snr)
     stage.denoiser = network  # type: ignore[assignment]
     return network

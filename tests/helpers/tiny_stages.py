@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.vae import VAE, VAEConfig
 from walt_pl.runs.artifact_writing import save_artifact
@@ -20,7 +21,7 @@ def write_stages(root: Path, **diffusion: Any) -> dict[str, Path]:
 
     Args:
         root: folder for the artifacts.
-        diffusion: settings in place of zero_terminal_snr and normalise_latents, which are true otherwise.
+        diffusion: settings in place of the default `DiffusionConfig`.
 
     Returns:
         stage name -> artifact folder.
@@ -36,12 +37,11 @@ def write_stages(root: Path, **diffusion: Any) -> dict[str, Path]:
         for p in model.parameters():
             nn.init.normal_(p, std=0.2)
     latents = {"mean": [MEAN] * 8, "std": [STD] * 8}
-    settings = {"diffusion": {"zero_terminal_snr": True, "normalise_latents": True, **diffusion}}
-    sr = {**settings, "super_resolution": {"low_noise": LOW_NOISE}}
+    settings = {"diffusion": DiffusionConfig(noise_aug_level=LOW_NOISE, **diffusion).to_plain()}
     save_artifact(root / "vae", kind="vae", models={"vae": vae}, settings={}, card={"latents": latents}, train_config="")
     words = {"tokenizer.model": text.vocabulary}
     save_artifact(
         root / "base", kind="base", models={"denoiser": base, "text": text}, settings=settings, card={}, train_config="", files=words
     )
-    save_artifact(root / "sr1", kind="super_resolution", models={"denoiser": larger}, settings=sr, card={}, train_config="")
+    save_artifact(root / "sr1", kind="super_resolution", models={"denoiser": larger}, settings=settings, card={}, train_config="")
     return {stage: root / stage for stage in ("vae", "base", "sr1")}

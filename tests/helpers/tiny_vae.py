@@ -32,7 +32,7 @@ def frozen(parameters: Any) -> torch.optim.Optimizer:
 
 def tiny_stage(optimizer: Any = adam, **settings: Any) -> VAEStage:
     torch.manual_seed(0)
-    return VAEStage(SIZE, optimizer, DISCRIMINATOR, warmup=0, decay="constant", **settings)
+    return VAEStage(SIZE, optimizer, DISCRIMINATOR, warmup_steps=0, lr_schedule="constant", **settings)
 
 
 def tiny_batch(scale: float = 1.0, videos: int = 2, images: int = 3, seed: int = 0) -> JointBatch:

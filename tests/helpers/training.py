@@ -19,8 +19,8 @@ SMALL = {
         *["--data.crop", "16", "--data.size", "32", "--data.sizes", "[16, 32]"],
     ],
     # Every draw that a step makes: self-conditioning, dropped captions, given frames.
-    "base": [*DENOISER, "--model.denoiser.frame_prediction", "true", "--model.denoiser.self_conditioning", "true"],
-    "sr1": [*DENOISER, "--model.denoiser.self_conditioning", "true"],
+    "base": [*DENOISER, "--model.denoiser.frame_prediction", "0.1", "--model.denoiser.self_conditioning", "0.9"],
+    "sr1": [*DENOISER, "--model.denoiser.self_conditioning", "0.9"],
 }
 
 
@@ -28,7 +28,7 @@ def arguments(stage: str, run: Path, index: Path, *more: str) -> list[str]:
     """16 clips by 2: an epoch has 8 steps. It is validated in the middle and at the edge."""
     return [
         *["--config", str(ROOT / "experiments" / "shapes" / f"{stage}.yaml"), "--run", str(run), "--data.index", str(index)],
-        *[*SMALL[stage], "--model.warmup", "2", "--trainer.max_steps", str(STEPS), "--trainer.precision", "32-true"],
+        *[*SMALL[stage], "--model.warmup_steps", "2", "--trainer.max_steps", str(STEPS), "--trainer.precision", "32-true"],
         *["--data.videos_per_batch", "2", "--data.image_stacks_per_batch", "2", "--data.images_per_stack", "1", "--data.val_videos", "2"],
         *["--data.workers", "0", "--trainer.val_check_interval", "4", "--trainer.log_every_n_steps", "1", "--previews.every", "0"],
         *["--trainer.accelerator", "cpu", "--trainer.devices", "1", *more],

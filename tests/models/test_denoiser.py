@@ -21,7 +21,7 @@ TINY = DenoiserConfig(
     size=(3, 8, 12),
     patch=2,
     window=(3, 2, 3),
-    frame_prediction=True,
+    frame_prediction=0.1,
     classes=5,
     text_width=6,
     super_resolution=True,
@@ -75,7 +75,7 @@ VARIANTS = {
     "everything": TINY,
     "plain attention": replace(TINY, attention="plain"),
     "rms, separate": replace(TINY, qk_norm="rms", lora_rank=None),
-    "class only": replace(TINY, text_width=None, super_resolution=False, frame_prediction=False, self_conditioning=False),
+    "class only": replace(TINY, text_width=None, super_resolution=False, frame_prediction=0, self_conditioning=0),
     "spatial only": replace(TINY, window=(1, 4, 6)),
 }
 
@@ -318,11 +318,11 @@ def test_config_that_does_not_fit_is_refused(change: dict[str, object], message:
 
 
 def test_input_channels_are_those_of_the_inputs() -> None:
-    base = DenoiserConfig(self_conditioning=False)
+    base = DenoiserConfig(self_conditioning=0)
     assert base.in_channels == 8
-    assert replace(base, self_conditioning=True).in_channels == 16
-    assert replace(base, self_conditioning=True, frame_prediction=True).in_channels == 25
-    assert replace(base, self_conditioning=True, frame_prediction=True, super_resolution=True).in_channels == 33
+    assert replace(base, self_conditioning=0.9).in_channels == 16
+    assert replace(base, self_conditioning=0.9, frame_prediction=0.1).in_channels == 25
+    assert replace(base, self_conditioning=0.9, frame_prediction=0.1, super_resolution=True).in_channels == 33
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 from tests.helpers.tiny_stages import CAPTIONS, write_stages
 from walt_pl.cli.sample import sample
 from walt_pl.data.transforms import to_square
+from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.ddim import Guidance
 from walt_pl.media.reading import read_video
 from walt_pl.media.types import MediaError
@@ -80,8 +81,8 @@ def test_a_negative_prompt_takes_the_place_of_the_null(folders: dict[str, Path])
 def going_on(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Cascade:
     """The same with a base model of 4 px and 1 + 4 x 2 = 9 frames that knows frame prediction."""
     folder = tmp_path_factory.mktemp("past") / "base"
-    denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=True)
-    save_past(folder, denoiser, {"past_frames": [1, 2], "always": False}, text=load(folders["base"]))
+    denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=0.1)
+    save_base(folder, denoiser, text=load(folders["base"]))
     return Cascade({**folders, "base": folder}, dtype=torch.float32)
 
 
@@ -93,15 +94,8 @@ def random_denoiser(**config: Any) -> Denoiser:
     return denoiser
 
 
-def save_past(
-    folder: Path,
-    denoiser: Denoiser,
-    trained: dict[str, Any],
-    text: Artifact | None,
-    parents: dict[str, str] | None = None,
-    more: dict[str, Any] | None = None,
-) -> None:
-    settings = {"diffusion": {"zero_terminal_snr": True, "normalise_latents": True}, "frame_prediction": trained, **(more or {})}
+def save_base(folder: Path, denoiser: Denoiser, text: Artifact | None, parents: dict[str, str] | None = None, **diffusion: Any) -> None:
+    settings = {"diffusion": DiffusionConfig(**diffusion).to_plain()}
     models = {"denoiser": denoiser, **({"text": text.models["text"]} if text else {})}
     files = {"tokenizer.model": text.read("tokenizer.model")} if text else {}
     save_artifact(folder, kind="base", models=models, settings=settings, card={"parents": parents or {}}, train_config="", files=files)
@@ -209,8 +203,8 @@ def test_clips_are_as_long_as_the_latents_of_the_autoencoder(going_on: Cascade) 
 
 
 def test_kinetics_goes_on_without_text_and_guidance_and_wants_a_past(folders: dict[str, Path], tmp_path: Path) -> None:
-    denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=True, text_width=None)
-    save_past(tmp_path / "base", denoiser, {"past_frames": [2], "always": True}, text=None)
+    denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=1.0, text_width=None)
+    save_base(tmp_path / "base", denoiser, None, context_frames=(2,))
     cascade = Cascade({"vae": folders["vae"], "base": tmp_path / "base"}, dtype=torch.float32)
     alone = Request(prompts=[""], seeds=[0])
     given = replace(alone, past={"base": latents(2, clips=1)})
@@ -226,7 +220,10 @@ def test_kinetics_goes_on_without_text_and_guidance_and_wants_a_past(folders: di
 
 def test_super_resolution_is_not_given_a_past_that_it_never_saw(going_on: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = going_on.stages[-1]
-    monkeypatch.setitem(going_on.artifacts[stage].config, "frame_prediction", {"past_frames": [2], "always": False})
+    sampler = going_on.samplers[stage]
+    network = SimpleNamespace(config=replace(sampler.denoiser.config, frame_prediction=0.1))
+    config = replace(sampler.config, context_frames=(2,))
+    monkeypatch.setitem(going_on.samplers, stage, replace(sampler, denoiser=network, config=config))
     image = Request(prompts=CAPTIONS[:1], seeds=[0], past={"base": latents(1, clips=1), stage: latents(1, clips=1)})
     with pytest.raises(ValueError, match=f'stage "{stage}" was trained to go on from the end of a clip, not from an image'):
         going_on.check(image, Sampling(steps=1), 9)
@@ -234,8 +231,8 @@ def test_super_resolution_is_not_given_a_past_that_it_never_saw(going_on: Cascad
 
 
 def test_a_class_model_goes_on(folders: dict[str, Path], tmp_path: Path) -> None:
-    denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=True, text_width=None, classes=3)
-    save_past(tmp_path / "base", denoiser, {"past_frames": [1], "always": False}, text=None)
+    denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=0.1, text_width=None, classes=3)
+    save_base(tmp_path / "base", denoiser, None, context_frames=(1,))
     cascade = Cascade({"vae": folders["vae"], "base": tmp_path / "base"}, dtype=torch.float32)
     request = Request(labels=[0, 2], seeds=[0, 1], past={"base": latents(1)})
     assert cascade.video(request, Sampling(steps=2, guidance={"base": Guidance(2.0)}), 9).shape[:3] == (2, 3, 9)
@@ -274,9 +271,8 @@ def run(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
     manifest.finish("vae", run / "vae")
     parents = {"vae": load(run / "vae").sha256}
     manifest.start("base", parents)
-    denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=True)
-    settings = {"guidance": {"scale": 2.0}}
-    save_past(run / "base", denoiser, {"past_frames": [1, 2], "always": False}, load(folders["base"]), parents, settings)
+    denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=0.1)
+    save_base(run / "base", denoiser, load(folders["base"]), parents, guidance=Guidance(2.0))
     manifest.finish("base", run / "base")
     return run
 

@@ -12,6 +12,7 @@ from tests.helpers.known_network import Call, KnownNetwork
 from tests.helpers.tiny_stages import CAPTIONS, LOW_NOISE, MEAN, STD, write_stages
 from walt_pl.blocks.frames import Layout
 from walt_pl.diffusion.ddim import Guidance
+from walt_pl.diffusion.path import alpha_sigma_like, trailing_timesteps
 from walt_pl.sampling.cascade import Cascade, Request, Sampling
 
 SIDES = {"base": 4, "sr1": 8}
@@ -30,13 +31,14 @@ class Known:
     def __init__(self, root: Path, **diffusion: Any) -> None:
         self.cascade = Cascade(write_stages(root, **diffusion), dtype=torch.float32)
         self.networks: dict[str, KnownNetwork] = {}
-        normalised = diffusion.get("normalise_latents", True)
+        normalised = diffusion.get("normalize_latents", True)
         for stage, artifact in self.cascade.artifacts.items():
             clips = raw_latents(stage)
             x0 = LAYOUT.join((clips - MEAN) / STD if normalised else clips, clips[:0])
             config = artifact.models["denoiser"].config
             network = KnownNetwork(config, x0, LAYOUT, None, diffusion.get("zero_terminal_snr", True))
-            artifact.models["denoiser"] = self.networks[stage] = network  # type: ignore[index]
+            self.networks[stage] = network
+            self.cascade.samplers[stage] = replace(self.cascade.samplers[stage], denoiser=network)  # type: ignore[arg-type]
 
     def calls(self, stage: str, request: Request = REQUEST, sampling: Sampling = Sampling(steps=2), **more: Any) -> list[Call]:
         self.networks[stage].calls.clear()
@@ -49,7 +51,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
     return Known(tmp_path_factory.mktemp("known"))
 
 
-@pytest.mark.parametrize("diffusion", [{}, {"zero_terminal_snr": False}, {"normalise_latents": False}])
+@pytest.mark.parametrize("diffusion", [{}, {"zero_terminal_snr": False}, {"normalize_latents": False}])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_cascade_samples_with_the_schedule_and_the_latents_of_the_artifact(tmp_path: Path, diffusion: dict[str, bool], steps: int) -> None:
     made = Known(tmp_path, **diffusion).cascade.sample(REQUEST, Sampling(steps=steps))
@@ -60,13 +62,13 @@ def test_cascade_samples_with_the_schedule_and_the_latents_of_the_artifact(tmp_p
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("rescaled", [True, False])
 def test_cascade_noises_the_low_latents_at_the_level_of_the_artifact(tmp_path: Path, normalised: bool, rescaled: bool) -> None:
-    known = Known(tmp_path, normalise_latents=normalised, zero_terminal_snr=rescaled)
+    known = Known(tmp_path, normalize_latents=normalised, zero_terminal_snr=rescaled)
     known.cascade.sample(REQUEST, Sampling(steps=2))
     clean, schedule = known.networks["base"].x0, known.networks["sr1"].schedule
     for call in known.networks["sr1"].calls:
         assert call.condition.low is not None and call.condition.low_step is not None
         assert call.condition.low_step.tolist() == [LOW_NOISE] * 2
-        alpha, sigma = schedule.roots(torch.tensor([LOW_NOISE]), clean)
+        alpha, sigma = alpha_sigma_like(schedule, torch.tensor([LOW_NOISE]), clean)
         eps = (call.condition.low - alpha * clean) / sigma
         assert float(eps.std()) == pytest.approx(1, abs=0.1) and float(eps.mean()) == pytest.approx(0, abs=0.1)
         assert float(torch.corrcoef(eps.view(2, -1))[0, 1].abs()) < 0.15
@@ -82,7 +84,7 @@ def test_cascade_low_noise_is_that_of_the_schedule_of_the_artifact(tmp_path: Pat
         clean = scale * known.networks["base"].x0
         clips = STD * clean.view(2, 3, 8, 4, 4).transpose(1, 2) + MEAN
         low = known.calls("sr1", low=clips)[0].condition.low
-        alpha, sigma = known.networks["sr1"].schedule.roots(torch.tensor([LOW_NOISE]), clean)
+        alpha, sigma = alpha_sigma_like(known.networks["sr1"].schedule, torch.tensor([LOW_NOISE]), clean)
         found.append((low - alpha * clean) / sigma)
     torch.testing.assert_close(found[0], found[1], atol=0.05, rtol=0)
 
@@ -191,8 +193,8 @@ def test_cascade_ancestral_noise_of_a_clip_does_not_depend_on_the_others(known: 
     swapped = [call.x.view(2, -1) for call in known.calls("base", replace(REQUEST, seeds=[4, 3]), sampling)]
     clean = known.networks["base"].x0.view(2, -1)
     schedule = known.networks["base"].schedule
-    for level, mine, theirs in zip(schedule.trailing(3), x, swapped, strict=True):
-        alpha, sigma = schedule.roots(torch.tensor([level]), clean)
+    for level, mine, theirs in zip(trailing_timesteps(schedule, 3), x, swapped, strict=True):
+        alpha, sigma = alpha_sigma_like(schedule, torch.tensor([level]), clean)
         torch.testing.assert_close((mine - alpha * clean) / sigma, (theirs - alpha * clean).flip(0) / sigma, atol=1e-3, rtol=1e-3)
 
 

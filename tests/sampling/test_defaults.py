@@ -1,7 +1,6 @@
 """Guidance and rate of `sample` where the command line does not say: those that the artifacts keep."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import nn
 
 from tests.conftest import Walt
 from walt_pl.cli.sample import sample
+from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.ddim import Guidance
 from walt_pl.media.reading import read_video
 from walt_pl.media.writing import write_video
@@ -36,17 +36,13 @@ def make_run(tmp_path: Path) -> MakeRun:
         torch.manual_seed(0)
         run = tmp_path / "run"
         manifest = Manifest.open(run)
-        small = {"width": 16, "layers": 2, "heads": 2, "window": (3, 2, 2), "classes": 3, "frame_prediction": True}
+        small = {"width": 16, "layers": 2, "heads": 2, "window": (3, 2, 2), "classes": 3, "frame_prediction": 0.1}
         models: dict[str, nn.Module] = {
             "vae": VAE(VAEConfig(8, (1, 1, 1), ((2, 2, 2), (2, 2, 2)), (0, 1, 1), 0, norm="layer")),
             "base": Denoiser(DenoiserConfig(size=(3, 4, 4), **small)),  # type: ignore[arg-type]
             "sr1": Denoiser(DenoiserConfig(size=(3, 8, 8), patch=2, super_resolution=True, **small)),  # type: ignore[arg-type]
         }
-        always = {
-            "diffusion": {"zero_terminal_snr": True, "normalise_latents": True},
-            "frame_prediction": {"past_frames": [1, 2], "always": False},
-            "super_resolution": {"low_noise": 20},
-        }
+        always = {"diffusion": DiffusionConfig(noise_aug_level=20).to_plain()}
         hashes: dict[str, str] = {}
         for stage, model in models.items():
             if stage != "vae":
@@ -82,7 +78,8 @@ def sampled(walt: Walt, tmp_path: Path) -> Callable[..., bytes]:
 
 def test_sample_guidance_default_is_that_of_each_stages_artifact(make_run: MakeRun, sampled: Callable[..., bytes]) -> None:
     # The power of 2 cannot be typed: these flags change what they name, and nothing else of the artifact's guidance.
-    run = make_run(base={"guidance": asdict(BASE)}, sr1={"guidance": asdict(SR1)})
+    guides = {"base": BASE, "sr1": SR1}
+    run = make_run(**{stage: {"diffusion": DiffusionConfig(noise_aug_level=20, guidance=g).to_plain()} for stage, g in guides.items()})
     default = sampled(run)
     scales = '{"base": 4, "sr1": 2}'
     assert sampled(run, "--guidance", scales) == sampled(run, "--guidance", '{"base": 4}') == default

@@ -92,7 +92,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="soak-"))
     index = write_set(folder / "shapes", videos=16, images=20, validation=6, seed=3)
-    fit(*arguments("vae", folder / "parents", index, "--trainer.max_steps", "2", "--model.warmup", "1"))
+    fit(*arguments("vae", folder / "parents", index, "--trainer.max_steps", "2", "--model.warmup_steps", "1"))
     trainings = {
         "one process": ([], 1, asked.kills),
         "ZeRO 2 on two ranks": ([*SHARDED, *ADAMW], 2, asked.kills // 5),

@@ -172,7 +172,7 @@ def slope(clip: float | None, steps: int = 96) -> float:
 def test_discriminator_clip_is_off_so_that_lazy_r1_holds() -> None:
     """A limit on the gradient norm leaves next to nothing of a penalty that comes at one step in sixteen, weighted sixteen times."""
     assert tiny_stage().discriminator_clip is None
-    assert slope(clip=None) < slope(clip=1.0) / 10
+    assert slope(gradient_clip_val=None) < slope(gradient_clip_val=1.0) / 10
 
 
 def test_discriminator_gradient_norm_is_limited_where_asked() -> None:

@@ -9,7 +9,18 @@ import torch
 from torch import Tensor
 
 from stages.latent_diffusion import LatentDiffusion
-from tests.helpers.known_network import CONFIG, ERROR, LAYOUT, OWNER, KnownNetwork, joint_batch, sgd, take_network, train_without_loop
+from tests.helpers.known_network import (
+    CONFIG,
+    ERROR,
+    LAYOUT,
+    OWNER,
+    KnownNetwork,
+    build_stage,
+    joint_batch,
+    sgd,
+    take_network,
+    train_without_loop,
+)
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
@@ -33,7 +44,7 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def ready(vae: str, config: DenoiserConfig = CONFIG, **settings: Any) -> LatentDiffusion:
-    stage = LatentDiffusion(config, sgd, vae=vae, **settings)
+    stage = build_stage(LatentDiffusion, config, vae=vae, **settings)
     stage.setup("fit")
     return stage
 
@@ -45,7 +56,7 @@ def shaped(statistic: Tensor) -> Tensor:
 @pytest.mark.parametrize("space", ["latents", "pixels"])
 @pytest.mark.parametrize("normalised", [True, False])
 def test_latents_are_normalised_by_the_statistics_of_the_autoencoder(vae: str, space: str, normalised: bool) -> None:
-    stage, batch = ready(vae, normalise_latents=normalised), joint_batch()
+    stage, batch = ready(vae, normalize_latents=normalised), joint_batch()
     raw = LAYOUT.join(batch.videos, batch.images)
     if space == "pixels":
         batch.videos, batch.images, batch.space = torch.randn(3, 3, 5, 8, 8), torch.randn(2, 3, 1, 8, 8), "pixels"
@@ -72,10 +83,10 @@ def test_latents_of_another_number_of_channels_are_refused(vae: str) -> None:
 
 @pytest.mark.parametrize("rescaled", [True, False])
 def test_schedule_of_a_stage_is_the_one_it_was_asked_for(rescaled: bool) -> None:
-    stage = LatentDiffusion(CONFIG, sgd, zero_terminal_snr=rescaled)
-    assert (float(stage.schedule.abar[-1]) == 0) is rescaled
-    assert stage.settings()["diffusion"] == {"zero_terminal_snr": rescaled, "normalise_latents": True}
-    assert LatentDiffusion(CONFIG, sgd, normalise_latents=False).settings()["diffusion"]["normalise_latents"] is False
+    stage = build_stage(LatentDiffusion, CONFIG, zero_terminal_snr=rescaled)
+    assert (float(stage.path.alpha_sigma(torch.tensor([999]))[0]) == 0) is rescaled
+    assert stage.settings()["diffusion"]["zero_terminal_snr"] is rescaled
+    assert build_stage(LatentDiffusion, CONFIG, normalize_latents=False).settings()["diffusion"]["normalize_latents"] is False
 
 
 class CountedWords:
@@ -104,7 +115,7 @@ def told(stage: LatentDiffusion, batch: JointBatch, step: str = "training_step")
 def test_condition_holds_the_captions_and_labels_of_their_samples(step: str) -> None:
     batch = joint_batch()
     batch.captions[1], batch.captions[4] = "", "  "
-    condition = told(LatentDiffusion(CONFIG, sgd, drop_condition=0.0), batch, step)
+    condition = told(build_stage(LatentDiffusion, CONFIG, condition_dropout=0.0), batch, step)
     assert condition.text is not None and condition.text_mask is not None and condition.labels is not None
     assert condition.keep.tolist() == [True, False, True, True, False], "an empty caption is the null"
     assert condition.text[:, 0, 0].tolist() == [0, -1, 2, 3, -1]
@@ -113,10 +124,10 @@ def test_condition_holds_the_captions_and_labels_of_their_samples(step: str) -> 
 
 
 def test_condition_that_is_always_dropped_is_dropped_in_training_only() -> None:
-    batch, settings = joint_batch(), {"drop_condition": 1.0, "frame_prediction": 1.0}
-    condition = told(LatentDiffusion(CONFIG, sgd, **settings), batch)
+    batch, settings = joint_batch(), {"condition_dropout": 1.0, "frame_prediction": 1.0}
+    condition = told(build_stage(LatentDiffusion, CONFIG, **settings), batch)
     assert not condition.keep.any() and condition.past_mask is not None and condition.past_mask.any(), "the past is drawn apart"
-    assert told(LatentDiffusion(CONFIG, sgd, **settings), batch, "validation_step").keep.all()
+    assert told(build_stage(LatentDiffusion, CONFIG, **settings), batch, "validation_step").keep.all()
 
 
 @pytest.mark.parametrize("label", [-1, 5])
@@ -139,7 +150,7 @@ class WorseByLevel(KnownNetwork):
 
 
 def validated(batch: JointBatch, batch_idx: int = 0, trained: int = 0, **settings: Any) -> tuple[dict[str, Any], WorseByLevel]:
-    stage = LatentDiffusion(CONFIG, sgd, **settings)
+    stage = build_stage(LatentDiffusion, CONFIG, **settings)
     x0, layout = stage.latents(batch.videos, batch.images, batch.space)
     network = WorseByLevel(CONFIG, x0, layout, ERROR)
     stage.denoiser = network  # type: ignore[assignment]
@@ -164,7 +175,7 @@ def test_validation_loss_is_the_mean_over_ten_timesteps_of_the_frames_that_count
 
 
 def test_validation_runs_without_self_conditioning_and_with_every_condition() -> None:
-    _, network = validated(joint_batch(), self_conditioning=1.0, drop_condition=1.0, frame_prediction=0.9)
+    _, network = validated(joint_batch(), self_conditioning=1.0, condition_dropout=1.0, frame_prediction=0.9)
     assert all(call.estimate is None and bool(call.condition.keep.all()) and call.condition.past is None for call in network.calls)
 
 
@@ -185,11 +196,13 @@ def test_validation_noise_is_that_of_every_validation_and_of_each_batch_and_time
 # ---- Previews ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("settings", [{}, {"zero_terminal_snr": False}, {"normalise_latents": False}, {"frame_prediction": 1.0}])
+@pytest.mark.parametrize("settings", [{}, {"zero_terminal_snr": False}, {"normalize_latents": False}, {"frame_prediction": 1.0}])
 def test_preview_of_the_right_network_shows_the_clips_themselves(vae: str, settings: dict[str, Any]) -> None:
     stage, batch = ready(vae, preview_steps=2, **settings), joint_batch()
     videos = Layout(3, 3, 0)
-    network = KnownNetwork(CONFIG, stage.latents(batch.videos, batch.images[:0], "latents")[0], videos, None, stage.zero_terminal_snr)
+    network = KnownNetwork(
+        CONFIG, stage.latents(batch.videos, batch.images[:0], "latents")[0], videos, None, stage.diffusion.zero_terminal_snr
+    )
     stage.denoiser = network  # type: ignore[assignment]
     shown, captions = stage.preview_samples(batch)
     assert captions == ["circle 0", "circle 1", "circle 2"]

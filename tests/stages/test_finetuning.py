@@ -90,7 +90,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, square: Artifact) -> Path:
     latents = {"mean": [0.0] * 4, "std": [1.0] * 4}
     save_artifact(run / "vae", kind="vae", models={"vae": VAE(VAE_CONFIG)}, settings={}, card={"latents": latents}, train_config="")
     manifest.finish("vae", run / "vae")
-    stage = BaseStage(WIDE, partial(torch.optim.SGD, lr=1e-4), text=TEXT, vae=str(run / "vae"), warmup=1, decay="constant")  # type: ignore[arg-type]
+    stage = BaseStage(WIDE, partial(torch.optim.SGD, lr=1e-4), text=TEXT, vae=str(run / "vae"), warmup_steps=1, lr_schedule="constant")  # type: ignore[arg-type]
     take_weights(stage.sections(), square)
     trainer = L.Trainer(
         max_steps=2,

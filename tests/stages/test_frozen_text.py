@@ -26,7 +26,7 @@ EXPERIMENT = ROOT / "experiments" / "shapes"
 SIZE = {"width": 32, "layers": 2, "heads": 2, "text_width": 16}
 DENOISER = [word for name, value in SIZE.items() for word in (f"--model.denoiser.{name}", str(value))]
 TWO_STEPS = [
-    *["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--model.warmup", "1", "--data.val_videos", "2"],
+    *["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--model.warmup_steps", "1", "--data.val_videos", "2"],
     *["--data.videos_per_batch", "2", "--data.image_stacks_per_batch", "1", "--trainer.precision", "32-true"],
 ]
 

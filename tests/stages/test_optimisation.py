@@ -94,7 +94,7 @@ def test_optimiser_goes_on_from_a_checkpoint_bit_for_bit(name: str) -> None:
 
 def test_constant_rate_warms_up_and_stays() -> None:
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    schedule = learning_rate(optimizer, warmup=3, total=-1, decay="constant")
+    schedule = learning_rate(optimizer, warmup_steps=3, total=-1, lr_schedule="constant")
     rates = []
     for _ in range(8):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -106,7 +106,7 @@ def test_constant_rate_warms_up_and_stays() -> None:
 def test_cosine_is_that_of_torch_after_the_warm_up() -> None:
     ours, theirs = (SGD([torch.zeros(1, requires_grad=True)], lr=1.0) for _ in range(2))
     schedules = (
-        learning_rate(ours, warmup=0, total=10, decay="cosine"),
+        learning_rate(ours, warmup_steps=0, total=10, lr_schedule="cosine"),
         torch.optim.lr_scheduler.CosineAnnealingLR(theirs, T_max=10),
     )
     for _ in range(10):

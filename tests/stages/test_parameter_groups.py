@@ -29,7 +29,7 @@ from walt_pl.runs.checkpoint import Checkpoint, read_state
 from walt_pl.text.small_encoder import SmallTextConfig
 
 DENOISER = DenoiserConfig(
-    width=16, layers=2, heads=2, size=(3, 4, 4), window=(3, 2, 2), classes=3, text_width=8, frame_prediction=True, super_resolution=True
+    width=16, layers=2, heads=2, size=(3, 4, 4), window=(3, 2, 2), classes=3, text_width=8, frame_prediction=0.1, super_resolution=True
 )
 TABLES = {
     "denoiser.position.space",
@@ -168,7 +168,7 @@ def test_shipped_stage_writes_its_weight_decay(command: str) -> None:
 def parents(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an autoencoder of two steps."""
     run = tmp_path_factory.mktemp("parents")
-    fit(*arguments("vae", run, painted, "--trainer.max_steps", "2", "--model.warmup", "1", "--data.val_videos", "0"))
+    fit(*arguments("vae", run, painted, "--trainer.max_steps", "2", "--model.warmup_steps", "1", "--data.val_videos", "0"))
     return run
 
 

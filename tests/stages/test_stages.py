@@ -1,6 +1,7 @@
 """What the stages compute beside the training loop."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import lightning as L
 import pytest
@@ -17,8 +18,10 @@ from tests.conftest import SetDtype
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
+from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.ddim import Guidance
 from walt_pl.diffusion.objective import Denoise
+from walt_pl.diffusion.path import alpha_sigma_like
 from walt_pl.diffusion.rng import Chance
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.models.latent_normalizer import LatentScale
@@ -50,7 +53,7 @@ def latent_batch(videos: int = 2, images: int = 3) -> JointBatch:
 
 
 def test_given_frames_and_lost_samples_do_not_count() -> None:
-    stage = BaseStage(DenoiserConfig(**SMALL, frame_prediction=True), sgd)  # type: ignore[arg-type]
+    stage = BaseStage(DenoiserConfig(**SMALL, frame_prediction=0.1), sgd)  # type: ignore[arg-type]
     batch = latent_batch()
     batch.weight[1] = 0
     layout = Layout(2, 3, 3)
@@ -84,7 +87,7 @@ def given_frames(stage: BaseStage, batch: JointBatch, step: int = 0) -> tuple[Co
 
 
 def test_one_video_in_ten_is_given_one_or_two_clean_frames() -> None:
-    stage = BaseStage(DenoiserConfig(**SMALL, frame_prediction=True), sgd)  # type: ignore[arg-type]
+    stage = BaseStage(DenoiserConfig(**SMALL, frame_prediction=0.1), sgd)  # type: ignore[arg-type]
     batch = clips_of(1000)
     condition, x0, counts = given_frames(stage, batch)
     shares = [float((counts == number).float().mean()) for number in (0, 1, 2, 3)]
@@ -97,26 +100,26 @@ def test_one_video_in_ten_is_given_one_or_two_clean_frames() -> None:
 
 
 def test_kinetics_is_always_given_two_frames() -> None:
-    config = DenoiserConfig(**SMALL, frame_prediction=True)  # type: ignore[arg-type]
-    stage = BaseStage(config, sgd, frame_prediction=1.0, past_frames=(2,))
+    config = DenoiserConfig(**SMALL, frame_prediction=1.0)  # type: ignore[arg-type]
+    stage = BaseStage(config, sgd, diffusion=DiffusionConfig(context_frames=(2,)))
     batch = clips_of(20)
     for step in range(3):
         assert given_frames(stage, batch, step)[2].tolist() == [2] * 20
     x0, layout = stage.latents(batch.videos, batch.images, "latents")
     condition = stage.validation_condition(batch, x0, layout, Chance(0, 0, batch.slots))
     assert stage.frame_weight(batch, condition).tolist() == [0, 0, 1] * 20 + [1, 1], "and validated so"
-    assert stage.settings()["frame_prediction"] == {"past_frames": [2], "always": True}
-    sometimes = BaseStage(config, sgd)
+    assert stage.settings()["diffusion"]["context_frames"] == [2]
+    sometimes = BaseStage(replace(config, frame_prediction=0.9), sgd)
     assert sometimes.validation_condition(batch, x0, layout, Chance(0, 0, batch.slots)).past is None
-    assert sometimes.settings()["frame_prediction"] == {"past_frames": [1, 2], "always": False}
+    assert sometimes.settings()["diffusion"]["context_frames"] == [1, 2]
 
 
 def test_without_the_channels_no_past_is_given() -> None:
-    stage = BaseStage(DenoiserConfig(**SMALL), sgd, frame_prediction=1.0)  # type: ignore[arg-type]
+    stage = BaseStage(DenoiserConfig(**SMALL), sgd)  # type: ignore[arg-type]
     batch = clips_of(3)
     x0, layout = stage.latents(batch.videos, batch.images, "latents")
     assert stage.condition(batch, x0, layout, Chance(0, 0, batch.slots)).past is None
-    assert "frame_prediction" not in stage.settings()
+    assert stage.denoiser.config.in_channels == 2 * 8, "noisy latent and self-conditioning"
 
 
 def test_guidance_of_a_stage_is_that_of_its_previews_and_its_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,21 +129,23 @@ def test_guidance_of_a_stage_is_that_of_its_previews_and_its_artifact(monkeypatc
         asked.append(guidance)
         return denoise
 
-    monkeypatch.setattr("stages.latent_diffusion.guided", spy)
-    stage = BaseStage(DenoiserConfig(**SMALL), sgd, guidance=Guidance(3.0, rescale=0.5), preview_steps=1)  # type: ignore[arg-type]
+    monkeypatch.setattr("walt_pl.sampling.stage_sampler.classifier_free_guidance", spy)
+    diffusion = DiffusionConfig(guidance=Guidance(3.0, rescale=0.5))
+    stage = BaseStage(DenoiserConfig(**SMALL), sgd, diffusion=diffusion, preview_steps=1)  # type: ignore[arg-type]
     stage._vae = [VAE(VAEConfig(8, (1, 1, 1), ((2, 2, 2), (2, 2, 2)), (0, 1, 1), 0, norm="layer"))]
     stage.preview_samples(latent_batch())
-    assert asked == [Guidance(**stage.settings()["guidance"])] == [Guidance(3.0, rescale=0.5)]
+    assert asked == [DiffusionConfig.from_plain(stage.settings()["diffusion"]).guidance] == [Guidance(3.0, rescale=0.5)]
 
 
 def test_guidance_is_refused_where_the_past_is_always_given() -> None:
-    config = DenoiserConfig(**SMALL, frame_prediction=True)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"model.guidance.scale is 2, but with model.frame_prediction 1 .*: set the scale to 1"):
-        BaseStage(config, sgd, frame_prediction=1.0, guidance=Guidance(2.0))
+    config = DenoiserConfig(**SMALL, frame_prediction=1.0)  # type: ignore[arg-type]
+    said = r"model.diffusion.guidance.scale is 2, but with model.denoiser.frame_prediction 1 .*: set the scale to 1"
+    with pytest.raises(ValueError, match=said):
+        BaseStage(config, sgd, diffusion=DiffusionConfig(guidance=Guidance(2.0)))
 
 
 def test_low_latents_are_noised_at_their_level_and_the_level_is_told() -> None:
-    stage = SuperResolutionStage(DenoiserConfig(**SMALL, super_resolution=True), sgd, low_noise_max=350)  # type: ignore[arg-type]
+    stage = SuperResolutionStage(DenoiserConfig(**SMALL, super_resolution=True), sgd)  # type: ignore[arg-type]
     batch = latent_batch()
     x0, layout = stage.latents(batch.videos, batch.images, "latents")
     condition = stage.condition(batch, x0, layout, Chance(0, 0, batch.slots))
@@ -148,7 +153,7 @@ def test_low_latents_are_noised_at_their_level_and_the_level_is_told() -> None:
     assert condition.low.shape == (9, 8, 2, 2)
     assert int(condition.low_step.min()) >= 0 and int(condition.low_step.max()) < 350
     clean = layout.join(batch.low_videos, batch.low_images)
-    a, s = stage.schedule.roots(layout.per_frame(condition.low_step), clean)
+    a, s = alpha_sigma_like(stage.path, layout.per_frame(condition.low_step), clean)
     noise = (condition.low - a * clean) / s
     assert 0.8 < float(noise.std()) < 1.2
 
@@ -166,8 +171,8 @@ def test_draws_of_a_sample_do_not_depend_on_its_rank() -> None:
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
 def test_a_step_draws_the_same_whatever_the_default_dtype(default: torch.dtype, default_dtype: SetDtype) -> None:
     """Latents by their statistics, levels, noise, given pasts and the noised smaller latent."""
-    denoiser = DenoiserConfig(**SMALL, frame_prediction=True, super_resolution=True)  # type: ignore[arg-type]
-    stage, batch, steps = SuperResolutionStage(denoiser, sgd, frame_prediction=0.5), latent_batch(), []
+    denoiser = DenoiserConfig(**SMALL, frame_prediction=0.5, super_resolution=True)  # type: ignore[arg-type]
+    stage, batch, steps = SuperResolutionStage(denoiser, sgd), latent_batch(), []
     for dtype in (torch.float32, default):
         default_dtype(dtype)
         stage._scale = LatentScale.of({"latents": {"mean": [0.3] * 8, "std": [1.7] * 8}})
@@ -202,8 +207,11 @@ def test_statistics_are_those_of_all_training_latents_of_all_ranks() -> None:
     [
         (lambda: BaseStage(DenoiserConfig(**SMALL, text_width=8), sgd, text=SmallTextConfig(width=16)), "text_width"),  # type: ignore[arg-type]
         (lambda: SuperResolutionStage(DenoiserConfig(**SMALL), sgd), "super_resolution"),  # type: ignore[arg-type]
-        (lambda: BaseStage(DenoiserConfig(**SMALL), sgd, past_frames=(1, 3)), "past_frames"),  # type: ignore[arg-type]
-        (lambda: BaseStage(DenoiserConfig(**SMALL), sgd, frame_prediction=1.5), "frame_prediction"),  # type: ignore[arg-type]
+        (lambda: DiffusionConfig(context_frames=(1, 3)), "context_frames"),
+        (lambda: DiffusionConfig(noise_aug_level=1000), "noise_aug_level"),
+        (lambda: DiffusionConfig(noise_aug_max=0), "noise_aug_max"),
+        (lambda: DenoiserConfig(**SMALL, frame_prediction=1.5), "frame_prediction"),  # type: ignore[arg-type]
+        (lambda: DenoiserConfig(**SMALL, self_conditioning=True), "self_conditioning"),  # type: ignore[arg-type]
     ],
 )
 def test_configs_that_contradict_each_other_are_refused(build: Callable[[], object], named: str) -> None:
@@ -213,7 +221,7 @@ def test_configs_that_contradict_each_other_are_refused(build: Callable[[], obje
 
 def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    schedule = learning_rate(optimizer, warmup=4, total=10, decay="cosine")
+    schedule = learning_rate(optimizer, warmup_steps=4, total=10, lr_schedule="cosine")
     rates = []
     for _ in range(10):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -223,7 +231,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[5:] == sorted(rates[5:], reverse=True)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-9)
     with pytest.raises(ValueError, match="max_steps"):
-        learning_rate(optimizer, warmup=4, total=4, decay="cosine")
+        learning_rate(optimizer, warmup_steps=4, total=4, lr_schedule="cosine")
 
 
 def test_a_validation_batch_that_is_all_lost_counts_for_nothing() -> None:

@@ -9,9 +9,21 @@ from scipy import stats
 from torch import Tensor
 
 from stages.super_resolution import SuperResolutionStage
-from tests.helpers.known_network import CONFIG, ERROR, LAYOUT, Call, KnownNetwork, joint_batch, sgd, take_network, train_without_loop
+from tests.helpers.known_network import (
+    CONFIG,
+    ERROR,
+    LAYOUT,
+    Call,
+    KnownNetwork,
+    build_stage,
+    joint_batch,
+    sgd,
+    take_network,
+    train_without_loop,
+)
 from walt_pl.blocks.frames import Layout
 from walt_pl.data.batch import JointBatch
+from walt_pl.diffusion.path import alpha_sigma_like
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.models.latent_normalizer import LatentScale
 
@@ -20,7 +32,7 @@ SCALE = LatentScale(torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.25]))
 
 
 def stage_of(batch: JointBatch, config: DenoiserConfig = LARGER, **settings: Any) -> tuple[SuperResolutionStage, KnownNetwork]:
-    stage = SuperResolutionStage(config, sgd, **settings)
+    stage = build_stage(SuperResolutionStage, config, **settings)
     stage._scale = SCALE
     return stage, take_network(stage, batch, ERROR if len(batch.slots) == LAYOUT.samples else None)
 
@@ -31,7 +43,7 @@ def low_eps(network: KnownNetwork, call: Call, batch: JointBatch) -> Tensor:
     assert batch.low_videos is not None and batch.low_images is not None
     layout = call.condition.layout
     clean = SCALE.normalise(layout.join(batch.low_videos, batch.low_images))
-    alpha, sigma = network.schedule.roots(layout.per_frame(call.condition.low_step), clean)
+    alpha, sigma = alpha_sigma_like(network.schedule, layout.per_frame(call.condition.low_step), clean)
     return (call.condition.low - alpha * clean) / sigma
 
 
@@ -99,7 +111,7 @@ def test_super_resolution_first_pass_sees_the_same_low_latent() -> None:
 @pytest.mark.parametrize("level", [50, 7])
 def test_super_resolution_validates_at_the_level_that_it_samples_at(level: int) -> None:
     batch = joint_batch()
-    stage, network = stage_of(batch, low_noise_sampling=level)
+    stage, network = stage_of(batch, noise_aug_level=level)
     train_without_loop(stage)
     stage.validation_step(batch, 0)
     assert len(network.calls) == 10
@@ -107,16 +119,16 @@ def test_super_resolution_validates_at_the_level_that_it_samples_at(level: int) 
         assert call.condition.low_step is not None and call.condition.low_step.tolist() == [level] * 5
         assert float(low_eps(network, call, batch).std()) == pytest.approx(1, abs=0.25)
         assert call.condition.past is None and bool(call.condition.keep.all())
-    assert stage.settings()["super_resolution"] == {"low_noise": level}
+    assert stage.settings()["diffusion"]["noise_aug_level"] == level
 
 
 def test_super_resolution_level_is_fifty_at_sampling_unless_told() -> None:
-    assert SuperResolutionStage(LARGER, sgd).settings()["super_resolution"] == {"low_noise": 50}
+    assert SuperResolutionStage(LARGER, sgd).settings()["diffusion"]["noise_aug_level"] == 50
 
 
 def test_super_resolution_keeps_the_past_and_drops_captions_as_the_base_does() -> None:
     batch = joint_batch()
-    stage, network = stage_of(batch, drop_condition=1.0, frame_prediction=1.0)
+    stage, network = stage_of(batch, condition_dropout=1.0, frame_prediction=1.0)
     train_without_loop(stage)
     stage.training_step(batch, 0)
     condition = network.calls[-1].condition

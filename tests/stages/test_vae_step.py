@@ -67,7 +67,9 @@ def discriminating_stage(**settings: Any) -> Any:
 
 
 def test_vae_step_moves_the_autoencoder_by_the_written_out_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = discriminating_stage(optimizer=sgd, discriminator_optimizer=frozen, clip=None, kl_weight=0.5, adversarial_weight=0.3)
+    stage = discriminating_stage(
+        optimizer=sgd, discriminator_optimizer=frozen, gradient_clip_val=None, kl_weight=0.5, adversarial_weight=0.3
+    )
     monkeypatch.setattr(stage, "setup", lambda stage: None)
     stage._perceptual = [Distance()]
     batch, before = tiny_batch(0.5), weights_of(stage.vae)
@@ -156,7 +158,7 @@ def test_lost_clips_count_for_nothing_in_either_network() -> None:
     short.slots, short.weight, short.captions, short.paths = torch.tensor([0, 2, 3]), torch.ones(3), [""] * 3, [""] * 3
     moved = []
     for one in (batch, short):
-        stage = discriminating_stage(optimizer=sgd, clip=None, lecam_weight=0.2)
+        stage = discriminating_stage(optimizer=sgd, gradient_clip_val=None, lecam_weight=0.2)
         before = weights_of(stage)
         logged = train(stage, [one]).logged[0]
         moved.append((movement(stage, before), logged, stage.lecam.real, stage.lecam.fake))

@@ -98,7 +98,7 @@ def parents(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an autoencoder and a base model, two steps each."""
     run = tmp_path_factory.mktemp("parents")
     for stage in ("vae", "base"):
-        fit(*arguments(stage, run, painted, "--trainer.max_steps", "2", "--model.warmup", "1", "--trainer.val_check_interval", "2"))
+        fit(*arguments(stage, run, painted, "--trainer.max_steps", "2", "--model.warmup_steps", "1", "--trainer.val_check_interval", "2"))
     return run
 
 
@@ -204,7 +204,11 @@ def test_what_a_checkpoint_holds_does_not_win_over_the_command_line(painted: Pat
     foreign = tmp_path / "foreign.ckpt"
     torch.save({**state, "hyper_parameters": {"_class_path": "stages.vae.VAEStage", "clip": 77.0, "kl_weight": 9.0}}, foreign)
     for checkpoint in (foreign, last.path):
-        fit(*arguments("vae", run, painted, "--ckpt_path", str(checkpoint), "--model.decay", "constant", "--model.optimizer.lr", "0.5"))
+        fit(
+            *arguments(
+                "vae", run, painted, "--ckpt_path", str(checkpoint), "--model.lr_schedule", "constant", "--model.optimizer.lr", "0.5"
+            )
+        )
         newest = Checkpoint.newest(run / "training" / "vae" / "checkpoints")
         assert newest is not None and newest.step == STEPS
         groups = [group for optimizer in read_state(newest.state)["optimizer_states"] for group in optimizer["param_groups"]]

@@ -77,7 +77,8 @@ def export_checkpoint(path: Path, out: Path, ema: bool = True, index: Path | Non
     elif described["kind"] == "vae":
         warnings.warn(
             "no latent statistics, which are measured on training data: no stage can be trained on this autoencoder unless with "
-            f"--model.diffusion.normalize_latents false; to measure them, type: python -m walt_pl export {path} --out {out} --index FILE.parquet",
+            f"--model.diffusion.normalize_latents false; to measure them, type: python -m walt_pl export {path} --out {out} "
+            "--index FILE.parquet",
             stacklevel=2,
         )
     try:

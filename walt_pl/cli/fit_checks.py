@@ -51,7 +51,8 @@ def check_engine(stage: str, options: Any) -> None:
         raise ValueError(f"trainer.strategy: no strategy {name!r}; leave it out for one device or DDP, or {lay_over}")
     if trainer.gradient_clip_val is not None:
         raise ValueError(
-            f"trainer.gradient_clip_val: the stages clip and log the norm; type --model.gradient_clip_val {trainer.gradient_clip_val} instead"
+            "trainer.gradient_clip_val: the stages clip and log the norm; type "
+            f"--model.gradient_clip_val {trainer.gradient_clip_val} instead"
         )
     optimizer = str(options.model.init_args.optimizer.class_path)
     if sharded and re.search("adafactor|muon", optimizer, re.IGNORECASE):

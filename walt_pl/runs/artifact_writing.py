@@ -35,6 +35,7 @@ from walt_pl.runs.artifact import (
     FORMAT,
     SECTIONS,
     TRAIN,
+    WEIGHTS,
     ArtifactError,
     card_text,
     file_problem,
@@ -44,7 +45,6 @@ from walt_pl.runs.artifact import (
     restore,
 )
 from walt_pl.runs.finite import NonFiniteError, non_finite_entry, non_finite_weights
-from walt_pl.text.pretrained_encoder import WEIGHTS
 
 OWN = (CARD, WEIGHTS, CONFIG, TRAIN, *EXTRA)
 """All files that `save_artifact` writes and replaces; the card is the first to go, so that a part is never taken for a whole."""

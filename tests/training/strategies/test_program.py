@@ -32,7 +32,7 @@ SMALL = {
 def command(stage: str, run: Path, painted: Path, *more: str) -> list[str]:
     return [
         *["--config", str(ROOT / "experiments" / "shapes" / f"{stage}.yaml"), "--run", str(run), "--data.index", str(painted)],
-        *[*SMALL[stage], "--model.warmup", "1", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2"],
+        *[*SMALL[stage], "--model.warmup_steps", "1", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2"],
         *["--data.videos_per_batch", "2", "--data.image_stacks_per_batch", "2", "--data.images_per_stack", "1", "--data.val_videos", "4"],
         *["--data.workers", "0", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu", *more],
     ]
@@ -94,7 +94,7 @@ def test_lightning_starts_the_second_process_by_itself(run: Path, painted: Path,
         ("shapes/base", ["--trainer.strategy", "zero2"], "no strategy 'zero2'.*--config experiments/strategy/NAME.yaml .*zero2"),
         ("shapes/base", ["--trainer.strategy", "deepspeed_stage_3"], "--config experiments/strategy/NAME.yaml .*zero3"),
         ("text_to_video/base", ["--config", "experiments/strategy/zero3.yaml"], "flattens the weights.*AdafactorBigVision.*adamw.yaml"),
-        ("shapes/base", ["--trainer.gradient_clip_val", "0.5"], "--model.clip 0.5"),
+        ("shapes/base", ["--trainer.gradient_clip_val", "0.5"], "--model.gradient_clip_val 0.5"),
         ("shapes/vae", ["--trainer.precision", "16-mixed"], "cannot share a gradient scaler"),
     ],
 )

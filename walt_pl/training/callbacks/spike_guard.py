@@ -146,8 +146,8 @@ class Guard(L.Callback):
         if over:
             raise Diverged(
                 f"{said}: {len(self._incidents)} incidents within {self.window} steps, guard.most is {self.most}. The same command goes on "
-                "from the last checkpoint and meets the same batches: lower model.optimizer.init_args.lr or model.gradient_clip_val, look at the files "
-                "named there, or raise guard.deviations where the steps were sound"
+                "from the last checkpoint and meets the same batches: lower model.optimizer.init_args.lr or model.gradient_clip_val, look "
+                "at the files named there, or raise guard.deviations where the steps were sound"
             )
         rank_zero_warn(said)
 
