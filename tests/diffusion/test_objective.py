@@ -186,10 +186,10 @@ def stage() -> LatentDiffusion:
         size=(3, 4, 4),
         window=(3, 2, 2),
         classes=4,
-        frame_prediction=True,
-        self_conditioning=False,
+        frame_prediction=0.1,
+        self_conditioning=0,
     )
-    return LatentDiffusion(tiny, lambda parameters: torch.optim.SGD(parameters, lr=0.1), self_conditioning=0.9)
+    return LatentDiffusion(tiny, lambda parameters: torch.optim.SGD(parameters, lr=0.1))
 
 
 def batch(weight: tuple[float, ...] = (1, 1, 1, 1)) -> JointBatch:
@@ -225,7 +225,3 @@ def test_given_frames_are_clean_and_images_are_never_given() -> None:
     assert given.past_mask.shape == (8, 1, 4, 4)
     assert given.past_mask[:, 0, 0, 0].tolist() == [1, 0, 0, 1, 1, 0, 0, 0]
     assert torch.equal(given.past, noise(0))
-
-
-def test_no_first_pass_for_a_network_without_the_channels(stage: LatentDiffusion) -> None:
-    assert stage.self_conditioning == 0

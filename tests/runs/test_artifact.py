@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 import walt_pl
 from walt_pl.files import file_sha256
-from walt_pl.runs import artifact
+from walt_pl.runs import artifact, artifact_writing
 from walt_pl.runs.artifact import ArtifactError, load, verify_artifact
-from walt_pl.runs.artifact_writing import save_artifact
+from walt_pl.runs.artifact_writing import check_replaceable, save_artifact
 from walt_pl.runs.finite import NonFiniteError
 
 ROOT = Path(__file__).parents[2]
@@ -220,7 +220,7 @@ tests.save(tests.Path(sys.argv[2]))
 def test_kill_at_any_moment_leaves_one_whole_artifact(tmp_path: Path, folders_changed: int, whole: str) -> None:
     folder = tmp_path / "vae"
     old = save(folder)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
     killed = subprocess.run([sys.executable, "-c", KILLED, paths, str(folder), str(folders_changed)], timeout=120)
     assert killed.returncode == 9
     assert siblings(folder) != ["vae"]
@@ -254,7 +254,7 @@ def full_fsync(_: int) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize(("where", "name", "full"), [(artifact, "save_file", full_save_file), (os, "fsync", full_fsync)])
+@pytest.mark.parametrize(("where", "name", "full"), [(artifact_writing, "save_file", full_save_file), (os, "fsync", full_fsync)])
 def test_full_disk_keeps_the_old_artifact_and_says_how_much_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, full: Callable[..., None]
 ) -> None:
@@ -352,7 +352,7 @@ def test_save_artifact_removes_nothing_foreign(tmp_path: Path, case: str) -> Non
         save(folder, Tiny(TinyConfig(width=6)))
     assert "move" in str(error.value) and tree(tmp_path) == before
     with pytest.raises(ArtifactError, match=re.escape(named)):
-        artifact.check_replaceable(folder)
+        check_replaceable(folder)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.yaml", "train.yaml", "card.json", "tokenizer.model"])
@@ -379,13 +379,13 @@ def test_save_artifact_replaces_its_own(tmp_path: Path) -> None:
 
 def test_save_artifact_keeps_what_comes_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "vae")
-    write = artifact._write
+    write = artifact_writing._write
 
     def someone_saves_too(*arguments: Any) -> str:
         (tmp_path / "vae" / "thesis.txt").write_text("mine")
         return write(*arguments)
 
-    monkeypatch.setattr(artifact, "_write", someone_saves_too)
+    monkeypatch.setattr(artifact_writing, "_write", someone_saves_too)
     save(tmp_path / "vae")
     assert [path.read_text() for path in tmp_path.rglob("thesis.txt")] == ["mine"]
     with pytest.raises(ArtifactError, match=r"\.vae\.old holds thesis.txt"):
@@ -434,7 +434,7 @@ def test_load_refuses_a_card_that_lists_files_elsewhere(tmp_path: Path, name: st
 def rewrite_card(folder: Path, **changes: Any) -> None:
     card = json.loads((folder / "card.json").read_text())
     del card["checksum"]
-    (folder / "card.json").write_text(artifact._card_text({**card, **changes}))
+    (folder / "card.json").write_text(artifact.card_text({**card, **changes}))
 
 
 def with_config(folder: Path, text: str) -> None:

@@ -22,12 +22,13 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from walt_pl.runs import artifact, manifest
+from walt_pl.runs import artifact
+from walt_pl.runs import lock as lock_module
 from walt_pl.runs.artifact import ArtifactError
 from walt_pl.runs.artifact_writing import save_artifact
-from walt_pl.runs.lock import LockedManifest
+from walt_pl.runs.lock import Holder, LockedManifest
 from walt_pl.runs.manifest import ChangedStage, Manifest, MissingStage, StaleStage
-from walt_pl.runs.stage_names import ManifestError, parents_of
+from walt_pl.runs.stage_names import ManifestError, kind_of, parents_of
 from walt_pl.runs.status import render_status, status_rows, verify_run
 
 
@@ -67,7 +68,7 @@ def export(run_dir: Path, stage: str, parents: Mapping[str, str]) -> Path:
     section = "vae" if stage == "vae" else "denoiser"
     save_artifact(
         run_dir / stage,
-        kind=manifest.kind_of(stage),
+        kind=kind_of(stage),
         models={section: Tiny(TinyConfig())},
         settings={},
         card={"parents": dict(parents)},
@@ -96,13 +97,13 @@ def flip(path: Path) -> None:
     path.write_bytes(data)
 
 
-def dead_process() -> manifest.Holder:
+def dead_process() -> Holder:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    return manifest.Holder(platform.node(), ended.pid, 1, "2025-01-01T00:00:00+00:00")
+    return Holder(platform.node(), ended.pid, 1, "2025-01-01T00:00:00+00:00")
 
 
-def write_lock(run_dir: Path, holder: manifest.Holder) -> Path:
+def write_lock(run_dir: Path, holder: Holder) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "manifest.lock").write_text(json.dumps(vars(holder)))
     return run_dir / "manifest.lock"
@@ -152,7 +153,7 @@ def test_missing_parent_is_named_with_the_command_that_makes_it(
 def test_base_models_stand_beside_each_other_in_one_run(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base_xl", "base_l_separate", "base_l")
     assert list(chain.stages()) == ["vae", "base_l", "base_xl", "base_l_separate"]
-    assert parents_of("base_xl") == ("vae",) and manifest.kind_of("base_xl") == "base"
+    assert parents_of("base_xl") == ("vae",) and kind_of("base_xl") == "base"
     assert [row.stage for row in status_rows(run_dir)] == ["vae", "base_l", "base_xl", "base_l_separate"]
     with pytest.raises(MissingStage, match='"sr1" needs stage "base"'):
         chain.check_parents("sr1")
@@ -299,7 +300,7 @@ def test_two_trainings_of_one_stage_are_refused_and_a_killed_one_goes_on(run_dir
     holder = plain["stages"]["vae"]["training"]["holder"]
     with subprocess.Popen(["sleep", "30"]) as other:
         try:
-            holder.update(pid=other.pid, born=manifest._born(other.pid))
+            holder.update(pid=other.pid, born=lock_module._born(other.pid))
             path.write_text(json.dumps(plain))
             with pytest.raises(LockedManifest, match=rf'"vae".*in training by process {other.pid}'):
                 chain.start("vae", {})
@@ -336,16 +337,16 @@ def test_manifest_that_cannot_be_read_is_named(run_dir: Path) -> None:
 
 
 def test_lock_of_a_living_process_is_an_error_that_names_it(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "LOCK_WAIT", 0.1)
-    lock = write_lock(run_dir, manifest.Holder.here())
+    monkeypatch.setattr(lock_module, "LOCK_WAIT", 0.1)
+    lock = write_lock(run_dir, Holder.here())
     with pytest.raises(LockedManifest, match=f"manifest.lock is held by process {os.getpid()} on {platform.node()}"):
         Manifest.open(run_dir).start("vae", {})
     assert lock.exists()
 
 
 def test_lock_of_another_host_is_never_taken_over(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "LOCK_WAIT", 0.1)
-    write_lock(run_dir, manifest.Holder("elsewhere", 1, None, "2025-01-01T00:00:00+00:00"))
+    monkeypatch.setattr(lock_module, "LOCK_WAIT", 0.1)
+    write_lock(run_dir, Holder("elsewhere", 1, None, "2025-01-01T00:00:00+00:00"))
     with pytest.raises(LockedManifest, match="process 1 on elsewhere"):
         Manifest.open(run_dir).start("vae", {})
 
@@ -360,8 +361,8 @@ def test_lock_of_a_dead_process_is_taken_over_with_a_warning(run_dir: Path) -> N
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are told apart by /proc")
 def test_lock_of_a_dead_process_whose_number_came_again_is_taken_over(run_dir: Path) -> None:
-    here = manifest.Holder.here()
-    write_lock(run_dir, manifest.Holder(here.host, here.pid, 1, here.time))
+    here = Holder.here()
+    write_lock(run_dir, Holder(here.host, here.pid, 1, here.time))
     with pytest.warns(RuntimeWarning, match="taken over"):
         Manifest.open(run_dir).start("vae", {})
 
@@ -376,7 +377,7 @@ def test_lock_without_a_name_is_taken_over_once_it_is_old(run_dir: Path) -> None
 
 
 def test_lock_of_a_dead_process_is_taken_over_by_one_only(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest, "LOCK_WAIT", 0.1)
+    monkeypatch.setattr(lock_module, "LOCK_WAIT", 0.1)
     lock = write_lock(run_dir, dead_process())
     with ThreadPoolExecutor(1) as pool, lock.open("r+") as first:
         fcntl.flock(first, fcntl.LOCK_EX)  # the first has read the name of the dead, and not yet written its own
@@ -384,7 +385,7 @@ def test_lock_of_a_dead_process_is_taken_over_by_one_only(run_dir: Path, monkeyp
         time.sleep(0.3)
         assert not second.done()
         first.truncate()
-        first.write(json.dumps(vars(manifest.Holder.here())))
+        first.write(json.dumps(vars(Holder.here())))
         first.close()
         with pytest.raises(LockedManifest, match=f"process {os.getpid()}"):
             second.result(timeout=30)
@@ -395,10 +396,10 @@ import sys, time, warnings
 warnings.simplefilter("ignore")
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from walt_pl.runs.manifest import _locked
+from walt_pl.runs.lock import locked
 counter = Path(sys.argv[2]) / "counter"
 for _ in range(25):
-    with _locked(Path(sys.argv[2]) / "manifest.lock"):
+    with locked(Path(sys.argv[2]) / "manifest.lock"):
         counter.write_text(str(int(counter.read_text()) + 1))
     time.sleep(0.01)
 """
@@ -420,7 +421,7 @@ def test_run_that_may_not_be_written_can_still_be_used(run_dir: Path, monkeypatc
     def read_only(_: Path) -> None:
         raise PermissionError("read-only file system")
 
-    monkeypatch.setattr(manifest, "_take", read_only)
+    monkeypatch.setattr(lock_module, "_take", read_only)
     assert chain.usable(["vae"]) == {"vae": run_dir / "vae"}
 
 

@@ -152,7 +152,7 @@ class WorseByLevel(KnownNetwork):
 def validated(batch: JointBatch, batch_idx: int = 0, trained: int = 0, **settings: Any) -> tuple[dict[str, Any], WorseByLevel]:
     stage = build_stage(LatentDiffusion, CONFIG, **settings)
     x0, layout = stage.latents(batch.videos, batch.images, batch.space)
-    network = WorseByLevel(CONFIG, x0, layout, ERROR)
+    network = WorseByLevel(stage.denoiser.config, x0, layout, ERROR)
     stage.denoiser = network  # type: ignore[assignment]
     logged = train_without_loop(stage, trained)
     stage.validation_step(batch, batch_idx)
@@ -200,9 +200,8 @@ def test_validation_noise_is_that_of_every_validation_and_of_each_batch_and_time
 def test_preview_of_the_right_network_shows_the_clips_themselves(vae: str, settings: dict[str, Any]) -> None:
     stage, batch = ready(vae, preview_steps=2, **settings), joint_batch()
     videos = Layout(3, 3, 0)
-    network = KnownNetwork(
-        CONFIG, stage.latents(batch.videos, batch.images[:0], "latents")[0], videos, None, stage.diffusion.zero_terminal_snr
-    )
+    x0, _ = stage.latents(batch.videos, batch.images[:0], "latents")
+    network = KnownNetwork(stage.denoiser.config, x0, videos, None, stage.diffusion.zero_terminal_snr)
     stage.denoiser = network  # type: ignore[assignment]
     shown, captions = stage.preview_samples(batch)
     assert captions == ["circle 0", "circle 1", "circle 2"]
