@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -205,14 +206,14 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(path: Path, tmp_path: Pa
 
     path.with_suffix(".arrow").unlink()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    write = module._write_whole
+    write = module.whole_file
 
-    def refuse(file: Path, *arguments: object) -> None:
+    def refuse(file: Path) -> AbstractContextManager[Path]:
         if file.parent == path.parent:
             raise PermissionError(13, "Permission denied", str(file))
-        write(file, *arguments)  # type: ignore[arg-type]
+        return write(file)
 
-    monkeypatch.setattr(module, "_write_whole", refuse)
+    monkeypatch.setattr(module, "whole_file", refuse)
     for _ in range(2):
         assert [entry.caption for entry in Index(path, "val").videos] == ["clip 2"]
         monkeypatch.setattr(module, "read_table", None)  # the second time it is mapped from the cache

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from walt_pl.data.batch import Draw, JointBatch, Sample
 from walt_pl.data.loader import JointLoader
-from walt_pl.data.sampler import JointSampler
+from walt_pl.data.sampler import JointSampler, SequentialSampler
 
 
 class Numbers(Dataset[Sample]):
@@ -121,3 +121,29 @@ def test_a_batch_without_images_has_room_for_none() -> None:
     assert batch.videos.shape == (2, 1, 3, 1, 1)
     assert batch.images.shape == (0, 1, 1, 1, 1)
     assert batch.low_videos is None
+
+
+def test_joint_loader_keeps_what_is_read_ahead_from_epoch_to_epoch() -> None:
+    loader = make_loader(workers=0)
+    run(loader, steps=len(loader))
+    ahead = loader._stream
+    iterator = iter(loader)
+    next(iterator)
+    assert ahead is not None and loader._stream is ahead
+
+
+def test_joint_loader_of_a_validation_begins_anew_each_time() -> None:
+    MADE.append(JointLoader(Numbers(), SequentialSampler(6, 3, 2, 1)))
+    whole = [told(batch) for batch in MADE[-1]]
+    next(iter(MADE[-1]))  # a validation that was cut short
+    assert [told(batch) for batch in MADE[-1]] == whole and len(whole) == 3
+
+
+def test_joint_loader_goes_on_from_a_state_in_the_middle_of_reading() -> None:
+    first, second = make_loader(workers=0), make_loader(workers=0)
+    wanted = run(first, steps=5)[4:]
+    start = make_loader(workers=0)
+    run(start, steps=4)
+    run(second, steps=2)
+    second.load_state_dict(start.state_dict())
+    assert run(second, steps=1) == wanted

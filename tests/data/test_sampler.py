@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from walt_pl.data.batch import Draw
+from walt_pl.data.permutation import EndlessPermutation
 from walt_pl.data.sampler import JointSampler, SequentialSampler
 
 
@@ -95,3 +96,18 @@ def test_validation_goes_through_everything_once_in_order(ranks: int) -> None:
     for kind, count in (("video", 10), ("image", 6)):
         assert sorted(draw.item for draw in draws if draw.kind == kind) == list(range(count))
     assert {draw.pass_number for draw in draws} == {0}
+
+
+def test_joint_sampler_begins_new_passes_where_the_items_have_changed() -> None:
+    sampler = JointSampler(7, 11, 4, 2, seed=3)
+    for _ in range(5):  # 20 videos are 2 passes and 6 of the third, 10 images are none and 10 of the first
+        sampler.advance()
+    changed = JointSampler(8, 11, 4, 2, seed=3)
+    with pytest.warns(UserWarning, match="have changed since the checkpoint"):
+        changed.load_state_dict(sampler.state_dict())
+    videos, images = EndlessPermutation(8, 3, 0), EndlessPermutation(11, 3, 1)
+    draws = next(iter(changed))
+    assert [(draw.item, draw.pass_number) for draw in draws] == [
+        *(videos.index(3 * 8 + place) for place in range(4)),
+        *(images.index(11 + place) for place in range(2)),
+    ]

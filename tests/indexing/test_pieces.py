@@ -14,12 +14,12 @@ import pytest
 from tests.helpers.clips import film, numbers
 from walt_pl.data.index import Index, Place, write_index
 from walt_pl.data.quarantine import Quarantine
-from walt_pl.data.selection import QUARANTINED, USED, Bucket, select
+from walt_pl.data.selection import QUARANTINED, SHORT, USED, Bucket, select
 from walt_pl.data.transforms import Framing
 from walt_pl.indexing import build_index as building
 from walt_pl.indexing.build_index import Built, Options, build_index
 from walt_pl.indexing.dataset_layouts import list_source
-from walt_pl.indexing.doctor import SHORT, diagnose, write_report
+from walt_pl.indexing.doctor import diagnose, write_report
 from walt_pl.indexing.probe_file import Facts, Medium
 from walt_pl.media.reading import read_clip
 from walt_pl.media.spans import Span

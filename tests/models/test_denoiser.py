@@ -330,3 +330,24 @@ def seeded() -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
+
+
+def test_block_adds_window_attention_text_attention_and_feed_forward() -> None:
+    """The block against its equations, with the modulation of one sample for all."""
+    torch.manual_seed(0)
+    config = replace(TINY, qk_norm="none")
+    block, layout = Block(config, 0), Layout(videos=1, frames=TINY.size[0], images=0)
+    for p in block.parameters():
+        nn.init.normal_(p, std=0.3)
+    tokens, text = noise(layout.total, config.grid[0] * config.grid[1], config.width), noise(1, 4, config.width, seed=2)
+    mask, modulation = torch.ones(1, 4, dtype=torch.bool), noise(1, 6, config.width, seed=3)
+    shift1, scale1, gate1, shift2, scale2, gate2 = modulation[0]
+
+    def normalised(x: Tensor) -> Tensor:
+        return nn.functional.layer_norm(x, (config.width,), eps=1e-6)
+
+    assert block.text is not None and block.text_norm is not None
+    wanted = tokens + gate1 * block.attention(normalised(tokens) * (1 + scale1) + shift1, layout, config.grid)
+    wanted = wanted + block.text(block.text_norm(wanted), text, mask, layout, config.grid)
+    wanted = wanted + gate2 * block.mlp(normalised(wanted) * (1 + scale2) + shift2)
+    close(block(tokens, modulation, layout, text, mask), wanted)

@@ -256,3 +256,11 @@ def test_kl_is_that_of_torch_distributions() -> None:
 def test_config_that_cannot_be_built_is_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VAEConfig(**change)  # type: ignore[arg-type]
+
+
+def test_vae_encode_gives_mean_and_clamped_log_variance() -> None:
+    model, x = vae("layer"), clip()
+    mean, logvar = model.encoder(x).chunk(2, dim=1)
+    found = model.encode(x)
+    assert torch.equal(found.mean, mean) and torch.equal(found.logvar, logvar.clamp(-30, 20))
+    assert not torch.allclose(mean, logvar)

@@ -186,7 +186,7 @@ def test_a_long_video_counts_on_without_a_gap(
         first = request.past["base"][0, 0, 0, 0, 0] if request.past else torch.tensor(0.0)
         return {stage: first + torch.zeros(1, 1, 5, 1, 1) for stage in ("base", "sr1")}
 
-    monkeypatch.setattr(going_on, "vae", SimpleNamespace(config=SimpleNamespace(factors=(factor, 8, 8))))
+    monkeypatch.setattr(going_on, "vae", SimpleNamespace(factors=(factor, 8, 8)))
     monkeypatch.setattr(Cascade, "clip_frames", length)
     monkeypatch.setattr(going_on, "sample", sample)
     monkeypatch.setattr(going_on, "decode", lambda z, _: z[:, :, :1] + torch.arange(length)[:, None, None])

@@ -161,7 +161,10 @@ def test_adversarial_start_is_no_spike(tmp_path: Path) -> None:
 def slope(clip: float | None, steps: int = 96) -> float:
     """Mean squared slope of a discriminator at real clips after training against a network that does not learn."""
     stage = tiny_stage(
-        frozen, discriminator_optimizer=lambda p: torch.optim.Adam(p, lr=2e-3, betas=(0.0, 0.99)), r1_weight=10.0, discriminator_clip=clip
+        frozen,
+        discriminator_optimizer=lambda p: torch.optim.Adam(p, lr=2e-3, betas=(0.0, 0.99)),
+        r1_weight=10.0,
+        discriminator_gradient_clip_val=clip,
     )
     train(stage, [tiny_batch(0.5, seed=seed) for seed in range(steps)])
     assert stage.discriminator is not None
@@ -171,13 +174,13 @@ def slope(clip: float | None, steps: int = 96) -> float:
 
 def test_discriminator_clip_is_off_so_that_lazy_r1_holds() -> None:
     """A limit on the gradient norm leaves next to nothing of a penalty that comes at one step in sixteen, weighted sixteen times."""
-    assert tiny_stage().discriminator_clip is None
-    assert slope(gradient_clip_val=None) < slope(gradient_clip_val=1.0) / 10
+    assert tiny_stage().discriminator_gradient_clip_val is None
+    assert slope(clip=None) < slope(clip=1.0) / 10
 
 
 def test_discriminator_gradient_norm_is_limited_where_asked() -> None:
-    seen = train(tiny_stage(discriminator_clip=1e-12), [tiny_batch()])
-    stage = tiny_stage(discriminator_clip=1e-3)
+    seen = train(tiny_stage(discriminator_gradient_clip_val=1e-12), [tiny_batch()])
+    stage = tiny_stage(discriminator_gradient_clip_val=1e-3)
     stage.discriminator_optimizer = lambda p: torch.optim.SGD(p, lr=1.0)
     before = [p.detach().clone() for p in stage.discriminator.parameters()]  # type: ignore[union-attr]
     train(stage, [tiny_batch()])
@@ -200,8 +203,8 @@ def test_published_autoencoders_have_the_published_weights() -> None:
         "r1_every": 16,
         "lecam_weight": 0.001,
         "kl_weight": 1e-6,
-        "clip": 1.0,
-        "discriminator_clip": None,
+        "gradient_clip_val": 1.0,
+        "discriminator_gradient_clip_val": None,
         "warmup": 1000,
         "decay": "cosine",
     }

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor
 
 from stages.latent_diffusion import LatentDiffusion
+from stages.optimisation import gradient_norm
 from tests.helpers.known_network import (
     CONFIG,
     ERROR,
@@ -28,6 +31,7 @@ from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.models.vae import VAE, VAEConfig
 from walt_pl.runs.artifact import load
 from walt_pl.runs.artifact_writing import save_artifact
+from walt_pl.training.strategies.zero import Zero
 
 MEAN, STD = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.25])
 
@@ -229,3 +233,23 @@ def test_preview_noise_is_fixed_and_a_clips_own(vae: str) -> None:
     assert torch.equal(start(), noise) and torch.equal(start(2), noise[:6])
     assert not torch.allclose(start(seed=1), noise)
     assert float(noise.std()) == pytest.approx(1, abs=0.15) and float(torch.corrcoef(noise.view(3, -1)).triu(1).abs().max()) < 0.5
+
+
+def test_latents_of_no_clip_have_the_shape_of_the_autoencoder() -> None:
+    stage = build_stage(LatentDiffusion, CONFIG)
+    stage._vae = [SimpleNamespace(to=lambda device: SimpleNamespace(factors=(4, 8, 2)))]
+    assert stage._encode(torch.zeros(0, 3, 17, 32, 6)).shape == (0, 2, 5, 4, 3)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_gradients_are_clipped_by_the_stage_unless_zero_does_it(sharded: bool) -> None:
+    stage = build_stage(LatentDiffusion, CONFIG, gradient_clip_val=0.5)
+    logged = train_without_loop(stage)
+    stage._trainer.strategy = object.__new__(Zero) if sharded else SingleDeviceStrategy()
+    for p in stage.parameters():
+        p.grad = torch.ones_like(p)
+    before = float(gradient_norm(stage.parameters()))
+    stage.configure_gradient_clipping(None)
+    after = float(gradient_norm(stage.parameters()))
+    assert after == pytest.approx(before if sharded else 0.5, rel=1e-3) and before > 1
+    assert (logged == {}) if sharded else logged["train/gradient_norm"].value == pytest.approx(before)

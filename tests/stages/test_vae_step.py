@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.vae import training_latents
 from tests.helpers.tiny_vae import frozen, sgd, tiny_batch, tiny_stage, train
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.rng import Chance
@@ -201,7 +202,7 @@ def test_lecam_follows_the_logits_of_the_global_batch() -> None:
 @pytest.mark.parametrize("clip", [None, 1e-3])
 def test_autoencoder_gradient_norm_is_limited_to_one(clip: float | None) -> None:
     """By default; and to what is asked for."""
-    settings = {} if clip is None else {"clip": clip}
+    settings = {} if clip is None else {"gradient_clip_val": clip}
     stage = tiny_stage(optimizer=sgd, adversarial_start=9, reconstruction_weight=1e4, **settings)
     before = weights_of(stage.vae)
     assert train(stage, [tiny_batch(0.5)]).logged[0]["train/gradient_norm"] > 10
@@ -231,3 +232,13 @@ def test_vae_previews_show_each_of_four_clips_beside_its_reconstruction() -> Non
     assert torch.equal(rows[::2], batch.videos[:4])
     torch.testing.assert_close(rows[1::2], wanted.clamp(-1, 1))
     assert float(wanted.abs().max()) > 0
+
+
+@pytest.mark.parametrize("images", [3, 0])
+def test_training_latents_are_the_means_of_what_could_be_read(images: int) -> None:
+    stage, batch = tiny_stage(), tiny_batch(videos=5, images=images)
+    batch.weight[1] = 0
+    found = list(training_latents(stage.vae, [batch, batch], 1, torch.device("cpu")))
+    assert [len(z) for z in found] == [4, *([images] if images else [])], "a few clips at a time, videos and images apart"
+    with torch.no_grad():
+        torch.testing.assert_close(found[0], stage.vae.encode(batch.videos[[0, 2, 3, 4]]).mean)

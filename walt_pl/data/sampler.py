@@ -189,10 +189,6 @@ class JointSampler:
         Raises:
             ValueError: If the state is of another number of buckets.
         """
-        if "step" not in state:  # written before there were buckets: plain counts of samples
-            state = {"step": state[f"{self._leading}s"] // self._per_batch[self._leading]} | {
-                f"{kind}s": [divmod(state[f"{kind}s"], max(1, len(self._items[kind][0].positions)))] for kind in _KINDS
-            }
         for kind in _KINDS:
             marks = state[f"{kind}s"]
             if len(marks) != len(self._items[kind]):
