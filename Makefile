@@ -9,7 +9,7 @@ WALT := $(PYTHON) -m walt_pl
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n logical --maxprocesses 8 --dist worksteal
 # FRESH=1 trains a finished or interrupted stage again; ARGS go to the program as they are, e.g. ARGS="--trainer.max_steps 2000".
 # DEVICES=8 NODES=4 STRATEGY=zero3: processes of each machine, machines, a file of experiments/strategy (docs/SCALING.md).
-FIT = $(WALT) fit $(if $(FRESH),--fresh true) --config $(1) $(RANKS) $(ARGS)
+FIT = $(WALT) fit $(if $(FRESH),--from_scratch true) --config $(1) $(RANKS) $(ARGS)
 RANKS = $(if $(STRATEGY),--config $(call STRATEGY_FILE,experiments/strategy/$(STRATEGY).yaml)) $(if $(DEVICES),--trainer.devices $(DEVICES)) $(if $(NODES),--trainer.num_nodes $(NODES))
 STRATEGY_FILE = $(or $(wildcard $(1)),$(error no $(1); there are: $(notdir $(basename $(wildcard experiments/strategy/*.yaml)))))
 # STAGE=base_xl chooses among several configurations of a kind; without it vae.yaml, and base.yaml or the first base_*.yaml.

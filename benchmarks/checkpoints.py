@@ -38,9 +38,9 @@ class Latents(Dataset[JointBatch]):
             captions=[""] * videos,
             labels=torch.zeros(videos, dtype=torch.int64),
             weight=torch.ones(videos),
-            slots=torch.arange(videos),
-            low_videos=None,
-            low_images=None,
+            global_batch_index=torch.arange(videos),
+            low_res_videos=None,
+            low_res_images=None,
             space="latents",
             paths=[""] * videos,
         )
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=8)
     parser.add_argument("--folder", type=Path, default=None, help="on the disk that is asked about; a temporary one by default")
     asked = parser.parse_args()
-    config = DenoiserConfig(width=asked.width, layers=asked.layers, heads=4, size=(5, 8, 8), window=(5, 4, 4))
+    config = DenoiserConfig(width=asked.width, depth=asked.layers, num_heads=4, size=(5, 8, 8), window=(5, 4, 4))
     stage = Stage(config, lambda parameters: AdamW(parameters, lr=1e-4), lr_schedule="constant", warmup_steps=0)
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         clock, checkpoints = Clock(asked.turn), InTurns(Path(folder), asked.turn)
@@ -131,11 +131,11 @@ def main() -> None:
     # The first turn warms up; it and every second one after it write nothing.
     step = statistics.median(clock.turns[2::2]) / asked.turn
     more = [one - other for one, other in zip(clock.turns[1::2], clock.turns[2::2], strict=False)]
-    low, cost, high = statistics.quantiles(more, n=4)
+    low_res, cost, high = statistics.quantiles(more, n=4)
     weights, took = sum(p.numel() for p in stage.parameters()), statistics.median(checkpoints.took)
     print(f"{weights / 1e6:.1f} million weights, {size / 1e6:.0f} MB a checkpoint, {torch.get_num_threads()} threads")
     print(f"a step takes {step * 1e3:.1f} ms, a checkpoint {took:.3f} s (median of {len(checkpoints.took)})")
-    print(f"a turn with a checkpoint takes {cost:.3f} s more (median of {len(more)}; half of them between {low:.3f} and {high:.3f})")
+    print(f"a turn with a checkpoint takes {cost:.3f} s more (median of {len(more)}; half of them between {low_res:.3f} and {high:.3f})")
     print(f"a checkpoint every {asked.every} steps: {1 + cost / (asked.every * step):.4f} x the time of a training without")
 
 

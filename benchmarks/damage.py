@@ -20,16 +20,16 @@ import numpy as np
 
 from tests.helpers.clips import B_FRAMES, OPEN, VP9, counting_clip, encode, textured_clip
 from walt_pl.data.batch import JointBatch
-from walt_pl.data.index import Entry, Index
+from walt_pl.data.index import Index, IndexEntry
 from walt_pl.data.loader import JointLoader
 from walt_pl.data.quarantine import FINDINGS
 from walt_pl.data.sampler import JointSampler
-from walt_pl.data.transforms import Framing, PixelDataset
-from walt_pl.indexing.build_index import Options, build_index
+from walt_pl.data.transforms import ClipTransform, PixelDataset
+from walt_pl.indexing.build_index import IndexOptions, build_index
 from walt_pl.indexing.dataset_layouts import list_source
 from walt_pl.indexing.doctor import diagnose
 from walt_pl.media.reading import read_clip
-from walt_pl.media.spans import Span
+from walt_pl.media.spans import FrameRange
 from walt_pl.media.types import MediaError
 
 FRAMES, SIDE, BATCH = 17, 64, 12
@@ -98,7 +98,7 @@ EXPERIMENT = """
 model:
   class_path: stages.vae.VAEStage
   init_args:
-    vae: {{width: 8, multipliers: [1, 1, 2], strides: [[2, 2, 2], [2, 2, 2]], blocks: [0, 1, 1], middle_blocks: 1, norm: layer}}
+    vae: {{width: 8, channel_multipliers: [1, 1, 2], strides: [[2, 2, 2], [2, 2, 2]], blocks: [0, 1, 1], middle_blocks: 1, norm: layer}}
     optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 1.0e-3}}}}
     warmup: 1
     decay: constant
@@ -211,7 +211,7 @@ def mutated(folder: Path, count: int) -> dict[str, Any]:
     (folder / "clips").mkdir()
     for path, source in wholes.items():
         shutil.copy(source, path)
-    out, options = folder / "set.parquet", Options(workers=2, seconds=20)
+    out, options = folder / "set.parquet", IndexOptions(workers=2, seconds=20)
     before = build_index(list_source(str(folder / "clips")), out, options)
     assert (before.rows, before.quarantined) == (count, 0), before
     for path, source in wholes.items():
@@ -221,7 +221,7 @@ def mutated(folder: Path, count: int) -> dict[str, Any]:
         path.write_bytes(damaged)
     entries = list(Index(out, "train").videos)
     failed, killed = one_pass(entries)
-    built = build_index(None, out, Options(again=True, workers=2, seconds=20))
+    built = build_index(None, out, IndexOptions(again=True, workers=2, seconds=20))
     findings = diagnose(out, options, built.changed)
     named = {Path(finding.place.path).name: finding.finding for finding in reversed(findings) if finding.finding in (*FINDINGS, "changed")}
     usable = {path.name for path in wholes if named.get(path.name) == "changed"}
@@ -238,9 +238,9 @@ def mutated(folder: Path, count: int) -> dict[str, Any]:
     }
 
 
-def one_pass(entries: list[Entry]) -> tuple[dict[str, str], int]:
+def one_pass(entries: list[IndexEntry]) -> tuple[dict[str, str], int]:
     """Each file once, in two workers: the reasons of those that failed by path, and how many workers had to be replaced."""
-    source = PixelDataset(entries, (), Framing(32, FRAMES))
+    source = PixelDataset(entries, (), ClipTransform(32, FRAMES))
     loader = JointLoader(source, JointSampler(len(entries), 0, BATCH, 0), workers=2, patience=20)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -252,8 +252,8 @@ def one_pass(entries: list[Entry]) -> tuple[dict[str, str], int]:
 
 def same(path: Path, wholes: dict[Path, Path]) -> bool:
     def frames(file: Path) -> Any:
-        entry = Entry(file, "video", 40, 8.0, 96, 64, "", -1, "train", 0)
-        return read_clip(entry, Span(40))
+        entry = IndexEntry(file, "video", 40, 8.0, 96, 64, "", -1, "train", 0)
+        return read_clip(entry, FrameRange(40))
 
     try:
         return bool(np.array_equal(frames(path), frames(wholes[path])))

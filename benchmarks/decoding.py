@@ -19,15 +19,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2.functional import resize
 
-from walt_pl.data.batch import Draw
-from walt_pl.data.index import Entry
-from walt_pl.data.transforms import Framing, PixelDataset, view_of
+from walt_pl.data.batch import SampleRef
+from walt_pl.data.index import IndexEntry
+from walt_pl.data.transforms import ClipTransform, PixelDataset, draw_view
 from walt_pl.media.probing import probe
 
 FILES, LENGTH, SIDE = 4, 300, 256
 FRAMES, SIZE, BATCH = 17, 128, 8
 SPARE = LENGTH - FRAMES
-Read = Callable[[Draw], Tensor]
+Read = Callable[[SampleRef], Tensor]
 
 
 def paint(path: Path, seed: int) -> None:
@@ -36,18 +36,18 @@ def paint(path: Path, seed: int) -> None:
     spots = Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8))
     scene = np.asarray(spots.resize((2 * SIDE, 2 * SIDE), Image.Resampling.BICUBIC)).astype(np.int16)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=30)
-        stream.height, stream.width, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+        cache = container.add_stream("libx264", rate=30)
+        cache.height, cache.width, cache.pix_fmt = SIDE, SIDE, "yuv420p"
         for number in range(LENGTH):
             top, left = (int(SIDE * (0.5 + 0.4 * wave(number / 40 + seed))) for wave in (np.sin, np.cos))
             picture = scene[top : top + SIDE, left : left + SIDE] + rng.normal(0, 3, (SIDE, SIDE, 1)).astype(np.int16)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24")))
-        container.mux(stream.encode())
+            container.mux(cache.encode(av.VideoFrame.from_ndarray(picture.clip(0, 255).astype(np.uint8), format="rgb24")))
+        container.mux(cache.encode())
 
 
-def start_of(draw: Draw) -> int:
+def start_of(draw: SampleRef) -> int:
     """The first frame that PixelDataset takes for this draw."""
-    return view_of("video", draw.item, draw.pass_number, SPARE).start
+    return draw_view("video", draw.item, draw.epoch, SPARE).start
 
 
 def resized(frames: Tensor) -> Tensor:
@@ -55,11 +55,11 @@ def resized(frames: Tensor) -> Tensor:
     return resize(frames, [SIZE, SIZE], antialias=True).permute(1, 0, 2, 3).contiguous().float().div_(127.5).sub_(1)
 
 
-def with_ours(dataset: PixelDataset, draw: Draw) -> Tensor:
+def with_ours(dataset: PixelDataset, draw: SampleRef) -> Tensor:
     return dataset[draw].content
 
 
-def with_decord(entries: list[Entry], draw: Draw) -> Tensor:
+def with_decord(entries: list[IndexEntry], draw: SampleRef) -> Tensor:
     """The plain loop."""
     import decord
 
@@ -68,7 +68,7 @@ def with_decord(entries: list[Entry], draw: Draw) -> Tensor:
     return resized(torch.from_numpy(reader.get_batch(range(start, start + FRAMES)).asnumpy()).permute(0, 3, 1, 2))
 
 
-def with_torchcodec(entries: list[Entry], draw: Draw, itself: bool = False) -> Tensor:
+def with_torchcodec(entries: list[IndexEntry], draw: SampleRef, itself: bool = False) -> Tensor:
     """The plain loop, with the fastest way to seek that torchcodec has; it can resize while it decodes, itself."""
     from torchcodec.decoders import VideoDecoder
     from torchcodec.transforms import Resize
@@ -82,7 +82,7 @@ def with_torchcodec(entries: list[Entry], draw: Draw, itself: bool = False) -> T
 class Timed(Dataset[Tensor]):
     """Processor time that each reader takes for each clip."""
 
-    def __init__(self, readers: list[Read], draws: list[Draw]) -> None:
+    def __init__(self, readers: list[Read], draws: list[SampleRef]) -> None:
         self.readers = readers
         self.draws = draws
 
@@ -101,7 +101,7 @@ class Timed(Dataset[Tensor]):
         return seconds
 
 
-def painted(folder: Path) -> list[Entry]:
+def painted(folder: Path) -> list[IndexEntry]:
     """Clips of ten seconds, as the index would have them."""
     entries = []
     for number in range(FILES):
@@ -110,17 +110,17 @@ def painted(folder: Path) -> list[Entry]:
         found = probe(path)
         assert found.frames == LENGTH, found
         shape = (found.frames, found.fps, found.width, found.height)
-        entries.append(Entry(path, "video", *shape, "", -1, "train", path.stat().st_size, found.duration, found.decoder))
+        entries.append(IndexEntry(path, "video", *shape, "", -1, "train", path.stat().st_size, found.duration, found.decoder))
     return entries
 
 
 def decoding(folder: Path, clips: int, rounds: int) -> dict[str, object]:
     """Clips per second of ours and of the others."""
     entries = painted(folder)
-    draws = [Draw("video", n % FILES, 1 + n // FILES, n % BATCH) for n in range(clips)]
-    framing = Framing(SIZE, FRAMES, views=2 + clips // FILES)
+    draws = [SampleRef("video", n % FILES, 1 + n // FILES, n % BATCH) for n in range(clips)]
+    clip_transform = ClipTransform(SIZE, FRAMES, views=2 + clips // FILES)
     readers: dict[str, Read] = {
-        "walt_pl": partial(with_ours, PixelDataset(entries, [], framing)),
+        "walt_pl": partial(with_ours, PixelDataset(entries, [], clip_transform)),
         "decord": partial(with_decord, entries),
     }
     try:

@@ -13,7 +13,7 @@ import time
 import torch
 
 from walt_pl.blocks.compute import compute_dtype
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.shapes.evaluation import machine
@@ -43,13 +43,13 @@ def main() -> None:
     dtype, attention = compute_dtype(device), "sdpa" if device.type == "cuda" else "plain"
     torch.manual_seed(0)
     models = {
-        name: Denoiser(DenoiserConfig(classes=101, window=window, attention=attention)).to(device)  # type: ignore[arg-type]
+        name: Denoiser(DenoiserConfig(num_classes=101, window=window, attention=attention)).to(device)  # type: ignore[arg-type]
         for name, window in WINDOWS.items()
     }
-    layout = Layout(arguments.batch, 5, 0)
+    layout = FrameLayout(arguments.batch, 5, 0)
     labels = torch.zeros(arguments.batch, dtype=torch.int64, device=device)
     condition = Condition(layout, torch.ones_like(labels, dtype=torch.bool), labels=labels)
-    x = torch.randn(layout.total, 8, 16, 16, device=device)
+    x = torch.randn(layout.total_frames, 8, 16, 16, device=device)
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for number in range(arguments.rounds + 1):
         for name, model in models.items():

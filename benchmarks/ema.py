@@ -51,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     denoiser = DenoiserConfig(
-        width=192, layers=6, heads=3, self_conditioning=0, size=(5, 8, 8), patch=2, window=(5, 4, 4), attention="plain"
+        width=192, depth=6, num_heads=3, self_conditioning=0, size=(5, 8, 8), patch=2, window=(5, 4, 4), attention="plain"
     )
     module = Bare(denoiser, lambda parameters: torch.optim.AdamW(parameters, lr=1e-4), warmup_steps=1)
     ema = EveryOther(arguments.cpu)
@@ -65,9 +65,11 @@ def main() -> None:
         enable_model_summary=False,
     )
     video, image = (torch.randn(count, 8, frames, 8, 8) for count, frames in ((VIDEOS, 5), (IMAGES, 1)))
-    slots = torch.arange(VIDEOS + IMAGES)
-    names = [""] * len(slots)
-    batch = JointBatch(video, image, names, slots, torch.ones(len(slots)), slots, None, None, "latents", names)
+    global_batch_index = torch.arange(VIDEOS + IMAGES)
+    names = [""] * len(global_batch_index)
+    batch = JointBatch(
+        video, image, names, global_batch_index, torch.ones(len(global_batch_index)), global_batch_index, None, None, "latents", names
+    )
     trainer.fit(module, DataLoader([batch] * arguments.steps, collate_fn=lambda batches: batches[0]))
     medians = {averaged: statistics.median(seconds) for averaged, seconds in ema.seconds.items()}
     figures = {

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from walt_pl.data.index import SCHEMA, Entries, Index, write_table
+from walt_pl.data.index import SCHEMA, Index, IndexEntries, write_table
 
 READS = 20_000
 
@@ -57,7 +57,7 @@ def memory() -> dict[str, int]:
 def worker(connection: Connection) -> None:
     """Takes entries, reads READS of them, and says what it cost."""
     begin = memory()
-    entries: Entries = connection.recv()
+    entries: IndexEntries = connection.recv()
     places = np.random.default_rng(1).integers(len(entries), size=READS)
     start = time.perf_counter()
     for place in places:

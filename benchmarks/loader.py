@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from datamodules.joint import JointData
-from walt_pl.data.batch import JointBatch, Source
+from walt_pl.data.batch import JointBatch, SampleSource
 from walt_pl.data.cache import LatentCache, LatentDataset
 from walt_pl.data.index import SCHEMA, Index, write_table
 from walt_pl.data.loader import JointLoader
 from walt_pl.data.sampler import JointSampler
-from walt_pl.data.transforms import Framing, PixelDataset
+from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.media.writing import write_video
 from walt_pl.models.vae import VAE, VAEConfig
 
 FRAMES, SIDE, BATCH = 17, 128, 8
 SHAPES_VAE = VAEConfig(
-    width=32, multipliers=(1, 1, 3), strides=((2, 2, 2), (2, 2, 2)), blocks=(0, 1, 1), middle_blocks=1, norm="layer"
+    width=32, channel_multipliers=(1, 1, 3), strides=((2, 2, 2), (2, 2, 2)), num_res_blocks=(0, 1, 1), num_middle_blocks=1, norm="layer"
 )  # experiments/shapes/vae.yaml
 
 
@@ -139,7 +139,7 @@ def first_batch(folder: Path, rows: int) -> dict[str, object]:
 def cache(folder: Path, rounds: int = 3, batches: int = 40) -> dict[str, object]:
     """Latents from disk against pixels through the encoder of experiments/shapes, alternately, with one worker each."""
     index = Index(index_of(folder, paint(folder, 40), 160), "train")
-    pixels = PixelDataset(index.videos, (), Framing(SIDE, FRAMES))
+    pixels = PixelDataset(index.videos, (), ClipTransform(SIDE, FRAMES))
     vae = VAE(SHAPES_VAE).eval()
 
     @torch.inference_mode()
@@ -149,15 +149,15 @@ def cache(folder: Path, rounds: int = 3, batches: int = 40) -> dict[str, object]
     latents = LatentCache(folder / "cache", {}, len(index.videos))
     latents.build(pixels, "video", lambda: encode, BATCH, readers=1)
     latents.open()
-    sources: dict[str, Source] = {"cached": LatentDataset(index.videos, (), {"video": latents}), "pixels": pixels}
+    sources: dict[str, SampleSource] = {"cached": LatentDataset(index.videos, (), {"video": latents}), "pixels": pixels}
     loaders = {name: JointLoader(source, JointSampler(len(index.videos), 0, BATCH, 0), workers=1) for name, source in sources.items()}
     seconds: dict[str, list[float]] = {name: [] for name in loaders}
     for number in range(rounds + 1):
         for name, loader in loaders.items():
             count = batches if name == "cached" else 5
-            began, stream = time.perf_counter(), endless(loader)
+            began, cache = time.perf_counter(), endless(loader)
             for _ in range(count):
-                batch = next(stream)
+                batch = next(cache)
                 if name == "pixels":
                     encode(batch.videos)
             if number:  # the first round starts the workers

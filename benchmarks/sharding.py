@@ -26,7 +26,7 @@ from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.shapes.evaluation import machine
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.engine_memory import engine_bytes
-from walt_pl.training.strategies.zero import Zero
+from walt_pl.training.strategies.zero import ZeROStrategy
 
 SHAPES = {20: (384, 10), 200: (1024, 15)}
 """Width and layers for so many millions of parameters."""
@@ -67,7 +67,7 @@ class Weigh(L.Callback):
 
 
 def _engine_optimizer(trainer: L.Trainer) -> Any:
-    return trainer.strategy.deepspeed_engine.optimizer if isinstance(trainer.strategy, Zero) else None
+    return trainer.strategy.deepspeed_engine.optimizer if isinstance(trainer.strategy, ZeROStrategy) else None
 
 
 def weigh(tensors: Iterable[Tensor]) -> int:
@@ -79,7 +79,7 @@ def train(engine: str, millions: int) -> None:
     """Two steps on every rank; rank zero prints what each holds."""
     width, layers = SHAPES[millions]
     torch.manual_seed(0)
-    denoiser = DenoiserConfig(width=width, layers=layers, heads=width // 64, size=(3, 2, 2), window=(3, 2, 2))
+    denoiser = DenoiserConfig(width=width, depth=layers, num_heads=width // 64, size=(3, 2, 2), window=(3, 2, 2))
     module = Bare(denoiser, lambda parameters: torch.optim.AdamW(parameters, lr=1e-4), warmup_steps=1)
     weights = [p.numel() for p in module.parameters()]
     ema = EMA(0.9)
@@ -88,7 +88,7 @@ def train(engine: str, millions: int) -> None:
     trainer = L.Trainer(
         accelerator="cpu",
         devices=RANKS,
-        strategy=Zero(int(engine[4]), bucket=2_000_000, keep_whole=0) if zero else engine,  # type: ignore[arg-type]
+        strategy=ZeROStrategy(int(engine[4]), bucket=2_000_000, keep_whole=0) if zero else engine,  # type: ignore[arg-type]
         max_steps=2,
         callbacks=[ema, watch],
         logger=False,
@@ -98,8 +98,10 @@ def train(engine: str, millions: int) -> None:
         enable_model_summary=False,
     )
     video = torch.randn(1, denoiser.latent_channels, *denoiser.size)
-    slots = torch.tensor([int(os.environ.get("LOCAL_RANK", 0))])
-    batch = JointBatch(video, video[:0, :, :1], [""], slots - 1, torch.ones(1), slots, None, None, "latents", [""])
+    global_batch_index = torch.tensor([int(os.environ.get("LOCAL_RANK", 0))])
+    batch = JointBatch(
+        video, video[:0, :, :1], [""], global_batch_index - 1, torch.ones(1), global_batch_index, None, None, "latents", [""]
+    )
     trainer.fit(module, DataLoader([batch, batch], collate_fn=lambda batches: batches[0]))
     everyones: list[Any] = [None] * RANKS
     dist.all_gather_object(everyones, watch.bytes)

@@ -13,17 +13,17 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from walt_pl.blocks.compute import compute_dtype
-from walt_pl.data.batch import Bucketed, Kind, Source
+from walt_pl.data.batch import BucketedSource, Kind, SampleSource
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
-from walt_pl.data.cache_layout import bucket_caches, bucket_sizes, cache_key, cache_name, whole_framing
+from walt_pl.data.cache_layout import bucket_caches, bucket_sizes, cache_key, cache_name, whole_transform
 from walt_pl.data.frame_rate import trained_rate
-from walt_pl.data.index import Entries, Index
+from walt_pl.data.index import Index, IndexEntries
 from walt_pl.data.loader import BatchLoader, JointLoader
 from walt_pl.data.quarantine import Quarantine
-from walt_pl.data.sampler import Items, JointSampler, SequentialSampler
+from walt_pl.data.sampler import BucketItems, JointSampler, SequentialSampler
 from walt_pl.data.selection import Bucket, Selection, check_buckets, described, select
-from walt_pl.data.transforms import Framing, PixelDataset
-from walt_pl.data.webdataset_loader import Reading, Shards, StreamLoader
+from walt_pl.data.transforms import ClipTransform, PixelDataset
+from walt_pl.data.webdataset_loader import ShardStream, StreamConfig, StreamLoader
 from walt_pl.runs import artifact
 
 TRAIN, VALIDATION = "train", "val"
@@ -79,7 +79,7 @@ class JointData(L.LightningDataModule):
         images_per_stack: int = 5,
         aspect: float = 1.0,
         buckets: tuple[tuple[int, int], ...] = (),
-        low_size: int | None = None,
+        low_res_size: int | None = None,
         fps: float | None = None,
         stride: int = 1,
         flip: bool = False,
@@ -117,10 +117,10 @@ class JointData(L.LightningDataModule):
             raise ValueError("data.cache_clips limits the cache of latents and needs data.vae")
         if not patience > 0:
             raise ValueError(f"data.patience is in seconds and must be above 0, got {patience:g}")
-        self.framing = Framing(size, frames, low_size, views, tuple(sizes), crop, seed, aspect, fps, stride, flip)
-        self.buckets = [Bucket(*bucket) for bucket in buckets] or [Bucket(*self.framing.shape(size))]
+        self.clip_transform = ClipTransform(size, frames, low_res_size, views, tuple(sizes), crop, seed, aspect, fps, stride, flip)
+        self.buckets = [Bucket(*bucket) for bucket in buckets] or [Bucket(*self.clip_transform.shape(size))]
         if buckets:
-            check_buckets(self.buckets, self.framing)
+            check_buckets(self.buckets, self.clip_transform)
         if shards is not None:
             wanted = {"video": videos_per_batch, "image": image_stacks_per_batch}
             if buckets or set(shards) != {kind for kind, per_batch in wanted.items() if per_batch}:
@@ -162,11 +162,11 @@ class JointData(L.LightningDataModule):
 
     def frame_rate(self) -> float | None:
         """Gives the frames a second of the videos that are trained on; None for images alone, and where it is not known."""
-        if not self.videos_per_batch or self.framing.frames == 1:
+        if not self.videos_per_batch or self.clip_transform.frames == 1:
             return None
         if self.shards is not None:  # whose files nobody has examined
-            return self.framing.fps
-        return trained_rate(self._entries(TRAIN)["video"], self.selection(TRAIN)["video"].positions(), self.framing)
+            return self.clip_transform.fps
+        return trained_rate(self._entries(TRAIN)["video"], self.selection(TRAIN)["video"].positions(), self.clip_transform)
 
     def captions(self, validation: bool = False) -> Iterator[str]:
         """Gives the captions that are trained on, for the vocabulary of a text encoder of our own; and those validated on, if wanted."""
@@ -187,7 +187,7 @@ class JointData(L.LightningDataModule):
         useless = [kind for kind, selection in found.items() if not selection.used]
         # No batch of validation has to have both kinds.
         if useless if split == TRAIN else len(useless) == len(found):
-            lines = described(split, found, self.buckets, self.framing)
+            lines = described(split, found, self.buckets, self.clip_transform)
             found_in = f'{self.index}: no {" and no ".join(useless)} of split "{split}" can be used:'
             ask = f"file by file: python -m walt_pl index {self.index} --report --config experiments/EXP/STAGE.yaml"
             raise ValueError("\n  ".join([found_in, *lines, ask]))
@@ -207,10 +207,10 @@ class JointData(L.LightningDataModule):
         entries = self._entries(split)
         quarantined = {kind: self.quarantine.positions(listed) for kind, listed in entries.items()}
         if split == TRAIN:
-            return select(entries, self.framing, self.buckets, quarantined, self.cache_clips)
+            return select(entries, self.clip_transform, self.buckets, quarantined, self.cache_clips)
         found: dict[Kind, Selection] = {}
         for kind, listed in entries.items():  # kind by kind, as the batches of validation
-            found |= select({kind: listed}, self.framing, self.buckets, quarantined, self.val_videos)
+            found |= select({kind: listed}, self.clip_transform, self.buckets, quarantined, self.val_videos)
         return found
 
     @cached_property
@@ -227,10 +227,10 @@ class JointData(L.LightningDataModule):
         trained = [TRAIN] if self.shards is None else []
         return [*trained, VALIDATION] if self.val_videos else trained
 
-    def _entries(self, split: str) -> dict[Kind, Entries]:
+    def _entries(self, split: str) -> dict[Kind, IndexEntries]:
         """Gives all clips and images of a split, of the kinds that a batch has."""
         index = self._index(split)
-        listed: dict[Kind, tuple[Entries, int]] = {
+        listed: dict[Kind, tuple[IndexEntries, int]] = {
             "video": (index.videos, self.videos_per_batch),
             "image": (index.images, self.images_per_batch),
         }
@@ -262,10 +262,10 @@ class JointData(L.LightningDataModule):
             entries, skip = self._entries(split), self._skipped(split)
             for number in range(len(self.buckets)):
                 for rows, columns in self._sizes(number):
-                    framing = self._whole_framing(split, rows, columns)
-                    source = PixelDataset(entries.get("video", ()), entries.get("image", ()), framing)
-                    for kind, cache in self._caches(split, number, framing).items():
-                        batch_size, readers = encode_batch_size(framing, kind), max(1, self.workers)
+                    clip_transform = self._whole_framing(split, rows, columns)
+                    source = PixelDataset(entries.get("video", ()), entries.get("image", ()), clip_transform)
+                    for kind, cache in self._caches(split, number, clip_transform).items():
+                        batch_size, readers = encode_batch_size(clip_transform, kind), max(1, self.workers)
                         cache.build(source, kind, self._encoder, batch_size, readers, skip[kind], verify, self.patience)
 
     def _skipped(self, split: str) -> dict[Kind, dict[int, str]]:
@@ -278,18 +278,18 @@ class JointData(L.LightningDataModule):
         return skipped
 
     def _sizes(self, number: int) -> list[tuple[int, int]]:
-        return bucket_sizes(self.buckets[number], self.framing)
+        return bucket_sizes(self.buckets[number], self.clip_transform)
 
-    def _whole_framing(self, split: str, rows: int, columns: int) -> Framing:
-        return whole_framing(self.framing, rows, columns, views=1 if split == VALIDATION else self.framing.views)
+    def _whole_framing(self, split: str, rows: int, columns: int) -> ClipTransform:
+        return whole_transform(self.clip_transform, rows, columns, views=1 if split == VALIDATION else self.clip_transform.views)
 
-    def _caches(self, split: str, number: int, framing: Framing) -> dict[Kind, LatentCache]:
+    def _caches(self, split: str, number: int, clip_transform: ClipTransform) -> dict[Kind, LatentCache]:
         """Gives the cache of each kind that a bucket has."""
         assert self.vae is not None
         vae_sha256, index_sha256 = artifact.read_card(self.vae)["sha256"], self._index(split).sha256
-        key = cache_key(framing, split, vae_sha256, index_sha256, compute_dtype(self._device()))
-        folder = self.cache_dir / cache_name(framing, split, self._limit(split))
-        return bucket_caches(folder, key, framing, self.selection(split), number)
+        key = cache_key(clip_transform, split, vae_sha256, index_sha256, compute_dtype(self._device()))
+        folder = self.cache_dir / cache_name(clip_transform, split, self._limit(split))
+        return bucket_caches(folder, key, clip_transform, self.selection(split), number)
 
     def _limit(self, split: str) -> int:
         return self.val_videos if split == VALIDATION else self.cache_clips
@@ -341,16 +341,16 @@ class JointData(L.LightningDataModule):
         for kind, pattern in (self.shards or {}).items():
             print(f"{TRAIN}: {kind}s streamed from {pattern}", flush=True)
         for split in self._splits():
-            print("\n".join(described(split, self.selection(split), self.buckets, self.framing)), flush=True)
+            print("\n".join(described(split, self.selection(split), self.buckets, self.clip_transform)), flush=True)
 
     def train_dataloader(self) -> BatchLoader:
         """Gives this rank's endless, resumable stream of batches."""
         rank, ranks = self._ranks()
         if self.shards is not None:
-            streamed = {kind: Shards(kind, pattern, self.seed) for kind, pattern in self.shards.items()}
+            streamed = {kind: ShardStream(kind, pattern, self.seed) for kind, pattern in self.shards.items()}
             per_batch: dict[Kind, int] = {"video": self.videos_per_batch, "image": self.images_per_batch}
             given = {kind: per_batch[kind] for kind in streamed}
-            return self._kept(StreamLoader(Reading(streamed, given, self.framing, rank, ranks, self.workers)))
+            return self._kept(StreamLoader(StreamConfig(streamed, given, self.clip_transform, rank, ranks, self.workers)))
         items = self._items(TRAIN)
         sampler = JointSampler(items["video"], items["image"], self.videos_per_batch, self.images_per_batch, rank, ranks, self.seed)
         return self._loader(TRAIN, sampler)
@@ -389,39 +389,41 @@ class JointData(L.LightningDataModule):
                 "\n  ".join([f"{len(failures)} files could not be read and counted for nothing:", *failures.values()]), stacklevel=2
             )
 
-    def _items(self, split: str) -> dict[Kind, list[Items]]:
+    def _items(self, split: str) -> dict[Kind, list[BucketItems]]:
         """What each bucket has of each kind."""
         selections, buckets = self.selection(split), range(len(self.buckets))
         kinds: tuple[Kind, Kind] = ("video", "image")
-        return {kind: [selections[kind].items(b) if kind in selections else Items(range(0)) for b in buckets] for kind in kinds}
+        return {kind: [selections[kind].items(b) if kind in selections else BucketItems(range(0)) for b in buckets] for kind in kinds}
 
     def _loader(self, split: str, sampler: JointSampler | SequentialSampler) -> BatchLoader:
-        source = Bucketed([self._source(split, number) for number in range(len(self.buckets))])
+        source = BucketedSource([self._source(split, number) for number in range(len(self.buckets))])
         return self._kept(JointLoader(source, sampler, self.workers, self.patience))
 
     def _kept(self, loader: BatchLoader) -> BatchLoader:
         self._loaders.append(loader)
         return loader
 
-    def _source(self, split: str, number: int) -> Source:
+    def _source(self, split: str, number: int) -> SampleSource:
         """Reads the clips and images of a bucket."""
         entries, sizes = self._entries(split), self._sizes(number)
         videos, images = entries.get("video", ()), entries.get("image", ())
         if self.vae is None:
             rows, columns = self.buckets[number]
-            low = None if self.framing.low_size is None else sizes[0][0]
-            framing = replace(self.framing, size=rows, aspect=columns / rows, low_size=low, first_view=split == VALIDATION)
-            return PixelDataset(videos, images, framing)
+            low_res = None if self.clip_transform.low_res_size is None else sizes[0][0]
+            clip_transform = replace(
+                self.clip_transform, size=rows, aspect=columns / rows, low_res_size=low_res, first_view=split == VALIDATION
+            )
+            return PixelDataset(videos, images, clip_transform)
         caches = [self._caches(split, number, self._whole_framing(split, *size)) for size in sizes]
         for cache in [cache for of_size in caches for cache in of_size.values()]:
             cache.open()
-        return LatentDataset(videos, images, caches[-1], None if self.framing.low_size is None else caches[0])
+        return LatentDataset(videos, images, caches[-1], None if self.clip_transform.low_res_size is None else caches[0])
 
     def _ranks(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
 
-def _first(items: Items, unit: int) -> Items:
+def _first(items: BucketItems, unit: int) -> BucketItems:
     """As many of those that are used as make whole units."""
     used = np.delete(np.asarray(items.positions, np.int64), items.left_out)
-    return Items(used[: len(used) // unit * unit])
+    return BucketItems(used[: len(used) // unit * unit])

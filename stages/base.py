@@ -12,8 +12,8 @@ from stages.optimisation import LRSchedule
 from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.files import write_whole
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.text.features import described
-from walt_pl.text.small_encoder import FrozenTextConfig, SmallTextConfig, SmallTextEncoder, TextEncoder, train_vocabulary
+from walt_pl.text.features import encoder_section
+from walt_pl.text.small_encoder import PretrainedTextConfig, SmallTextConfig, SmallTextEncoder, TextEncoder, train_vocabulary
 
 VOCABULARY = "tokenizer.model"
 
@@ -30,7 +30,7 @@ class BaseStage(LatentDiffusion):
         self,
         denoiser: DenoiserConfig,
         optimizer: OptimizerCallable,
-        text: SmallTextConfig | FrozenTextConfig | None = None,
+        text: SmallTextConfig | PretrainedTextConfig | None = None,
         vae: str | None = None,
         diffusion: DiffusionConfig = DiffusionConfig(),
         warmup_steps: int = 1000,
@@ -59,21 +59,21 @@ class BaseStage(LatentDiffusion):
                 f"denoiser.text_width is {denoiser.text_width}, text.width {text.width if text else None}; they must be the same"
             )
         self.text = SmallTextEncoder(text) if isinstance(text, SmallTextConfig) else None
-        self.frozen_text = text if isinstance(text, FrozenTextConfig) else None
+        self.pretrained_text = text if isinstance(text, PretrainedTextConfig) else None
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if self.text is not None:
             self.text.load_vocabulary(self._vocabulary(self.text))
-        if self.frozen_text is not None:
-            self.use_frozen_text(self.frozen_text, stage)
+        if self.pretrained_text is not None:
+            self.use_pretrained_text(self.pretrained_text, stage)
 
     def _vocabulary(self, text: SmallTextEncoder) -> bytes:
         """The run's sentencepiece model: that of the weights it starts from (--init), or learnt from the training captions."""
         path = Path(self.trainer.default_root_dir) / VOCABULARY
         if self.trainer.is_global_zero and (self.trainer.ckpt_path is None or not path.exists()):
             captions = self.trainer.datamodule.captions  # type: ignore[attr-defined]
-            vocabulary = text.vocabulary or train_vocabulary(captions(), text.config.vocabulary)
+            vocabulary = text.vocabulary or train_vocabulary(captions(), text.config.vocab_size)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, vocabulary)
         self.trainer.strategy.barrier("vocabulary")
@@ -83,12 +83,12 @@ class BaseStage(LatentDiffusion):
     def text_encoder(self) -> TextEncoder | None:
         return self.text if self.text is not None else super().text_encoder
 
-    def sections(self) -> Mapping[str, nn.Module]:
+    def components(self) -> Mapping[str, nn.Module]:
         return {"denoiser": self.denoiser, **({"text": self.text} if self.text is not None else {})}
 
-    def settings(self) -> dict[str, Any]:
+    def sampling_config(self) -> dict[str, Any]:
         text = self.cached_text
-        return {**super().settings(), **(described(text.config, text.sha256) if text is not None else {})}
+        return {**super().sampling_config(), **(encoder_section(text.config, text.sha256) if text is not None else {})}
 
-    def files(self) -> dict[str, bytes]:
+    def extra_files(self) -> dict[str, bytes]:
         return {VOCABULARY: self.text.vocabulary} if self.text is not None else {}

@@ -11,21 +11,21 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from stages.optimisation import GROUPS, LRSchedule, check_groups, clip_gradients, group_sizes, learning_rate, parameter_groups
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.data.batch import JointBatch, Space
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
-from walt_pl.diffusion.objective import Draws, denoising_error
-from walt_pl.diffusion.rng import Chance, mix
+from walt_pl.diffusion.objective import TrainingDraws, denoising_error
+from walt_pl.diffusion.rng import PerSampleRNG, splitmix64
 from walt_pl.models.autoencoder import Autoencoder
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
-from walt_pl.models.latent_normalizer import LatentScale
+from walt_pl.models.latent_normalizer import LatentNormalizer
 from walt_pl.runs.artifact import Artifact, load
 from walt_pl.runs.checkpoint import read_state
 from walt_pl.sampling.stage_sampler import StageSampler, text_condition
-from walt_pl.text.features import HASHES, CachedTextEncoder, identity
-from walt_pl.text.small_encoder import FrozenTextConfig, TextEncoder
-from walt_pl.training.strategies.zero import Zero
+from walt_pl.text.features import HASHES, CachedTextEncoder, encoder_sha256
+from walt_pl.text.small_encoder import PretrainedTextConfig, TextEncoder
+from walt_pl.training.strategies.zero import ZeROStrategy
 
 VALIDATION_LEVELS = range(50, 1000, 100)
 """The ten noise levels of the validation loss."""
@@ -90,7 +90,7 @@ class LatentDiffusion(L.LightningModule):
         self.preview_steps = preview_steps
         self.vae_path = vae
         self._vae: list[Autoencoder] = []
-        self._scale = LatentScale.identity(denoiser.latent_channels)
+        self._normalizer = LatentNormalizer.identity(denoiser.latent_channels)
         self.cached_text: CachedTextEncoder | None = None
 
     # ---- Parents ----------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class LatentDiffusion(L.LightningModule):
             self._check_latents(artifact)
             self._vae = [cast(Autoencoder, artifact.models["vae"])]
             if self.diffusion.normalize_latents:
-                self._scale = LatentScale.of(artifact.card)
+                self._normalizer = LatentNormalizer.from_card(artifact.card)
 
     def _check_latents(self, artifact: Artifact) -> None:
         channels = cast(Autoencoder, artifact.models["vae"]).latent_channels
@@ -122,15 +122,15 @@ class LatentDiffusion(L.LightningModule):
         """What turns captions into tokens; None for models without text."""
         return self.cached_text.to(self.device) if self.cached_text is not None else None
 
-    def use_frozen_text(self, config: FrozenTextConfig, stage: str) -> None:
+    def use_pretrained_text(self, config: PretrainedTextConfig, stage: str) -> None:
         """Take captions' tokens from a frozen encoder; before training, compute those that are not on disk yet."""
         if self.cached_text is not None:
             return
         trainer, data = self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero:
-            identity(config, self.text_hashes)  # remembered, so that the other ranks need not read the weights
+            encoder_sha256(config, self.text_hashes)  # remembered, so that the other ranks need not read the weights
         trainer.strategy.barrier("text encoder")
-        self.cached_text = CachedTextEncoder(config, identity(config, self.text_hashes), data.cache_dir, trainer.strategy.root_device)
+        self.cached_text = CachedTextEncoder(config, encoder_sha256(config, self.text_hashes), data.cache_dir, trainer.strategy.root_device)
         if stage == "fit":
             if trainer.ckpt_path is not None:  # before hours of another encoder's features
                 self.on_load_checkpoint(read_state(trainer.ckpt_path, mapped=True))
@@ -153,16 +153,16 @@ class LatentDiffusion(L.LightningModule):
         if text is not None and wanted not in (None, text.sha256):
             raise ValueError(
                 f"the text encoder {text.config.path} is not the one that training began with (found {text.sha256[:12]}, wanted "
-                f"{wanted[:12]}): restore its files, or start over with --fresh true"
+                f"{wanted[:12]}): restore its files, or start over with --from_scratch true"
             )
 
     # ---- Training ---------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: JointBatch, batch_idx: int) -> Tensor:
-        chance = Chance(self.seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, batch.slots)
+        rng = PerSampleRNG(self.seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, batch.global_batch_index)
         x0, layout = self.latents(batch.videos, batch.images, batch.space)
-        condition = self.condition(batch, x0, layout, chance)
-        draws = self.draws(x0, layout, chance)
+        condition = self.condition(batch, x0, layout, rng)
+        draws = self.draws(x0, layout, rng)
         error = denoising_error(self.denoiser, self.path, x0, condition, draws)
         weight = self.frame_weight(batch, condition)
         self._log_kinds("train", error, weight, layout)
@@ -170,12 +170,12 @@ class LatentDiffusion(L.LightningModule):
         self.log("train/loss", loss, prog_bar=True, sync_dist=True)  # of the global batch
         return loss
 
-    def latents(self, videos: Tensor, images: Tensor, space: Space) -> tuple[Tensor, Layout]:
+    def latents(self, videos: Tensor, images: Tensor, space: Space) -> tuple[Tensor, FrameLayout]:
         """Pixels or raw latents of a batch to normalised latents as frames [f c h w], float32, and their layout."""
         if space == "pixels":
             videos, images = (self._encode(x) for x in (videos, images))
-        layout = Layout(len(videos), videos.shape[2], len(images))
-        return self._scale.normalise(layout.join(videos.float(), images.float())), layout
+        layout = FrameLayout(len(videos), videos.shape[2], len(images))
+        return self._normalizer.normalize(layout.join(videos.float(), images.float())), layout
 
     @torch.no_grad()
     def _encode(self, x: Tensor) -> Tensor:
@@ -185,36 +185,36 @@ class LatentDiffusion(L.LightningModule):
             return x.new_zeros(0, self.denoiser.config.latent_channels, 1 + (t - 1) // factors[0], h // factors[1], w // factors[2])
         return self.vae.encode(x).mean
 
-    def draws(self, x0: Tensor, layout: Layout, chance: Chance) -> Draws:
+    def draws(self, x0: Tensor, layout: FrameLayout, rng: PerSampleRNG) -> TrainingDraws:
         """Noise level, noise and self-conditioning of a step."""
-        step = chance.integers(self.path.num_timesteps)
-        noise = chance.frame_noise(layout, x0.shape[1:])
+        step = rng.randint(self.path.num_timesteps)
+        noise = rng.randn_frames(layout, x0.shape[1:])
         probability = self.denoiser.config.self_conditioning
-        return Draws(step, noise, chance.happens(probability) if probability else None)
+        return TrainingDraws(step, noise, rng.bernoulli(probability) if probability else None)
 
-    def condition(self, batch: JointBatch, x0: Tensor, layout: Layout, chance: Chance) -> Condition:
+    def condition(self, batch: JointBatch, x0: Tensor, layout: FrameLayout, rng: PerSampleRNG) -> Condition:
         """What the denoiser is told of a training batch whose latents are ``x0``."""
-        keep = ~chance.happens(self.condition_dropout)
-        condition = self.described(batch.captions, batch.labels, layout, keep)
+        condition_kept = ~rng.bernoulli(self.condition_dropout)
+        condition = self.described(batch.captions, batch.labels, layout, condition_kept)
         if self.denoiser.config.frame_prediction:
-            given = chance.happens(self.denoiser.config.frame_prediction)
+            given = rng.bernoulli(self.denoiser.config.frame_prediction)
             options = self.diffusion.context_frames
-            count = torch.tensor(options, device=given.device)[chance.integers(len(options))]
-            condition = condition.with_past(x0, torch.where(given, count, 0))
+            count = torch.tensor(options, device=given.device)[rng.randint(len(options))]
+            condition = condition.with_context(x0, torch.where(given, count, 0))
         return condition
 
-    def described(self, captions: Sequence[str], labels: Tensor, layout: Layout, keep: Tensor) -> Condition:
+    def described(self, captions: Sequence[str], labels: Tensor, layout: FrameLayout, condition_kept: Tensor) -> Condition:
         """Captions and labels as a condition; an empty caption is the null."""
-        classes = self.denoiser.config.classes
+        classes = self.denoiser.config.num_classes
         if classes and not bool(((labels >= 0) & (labels < classes)).all()):
-            raise ValueError(f"labels must be 0 .. {classes - 1} (denoiser.classes), got {labels.tolist()}; see the index column label")
-        return text_condition(self.text_encoder, captions, labels, layout, keep)
+            raise ValueError(f"labels must be 0 .. {classes - 1} (denoiser.num_classes), got {labels.tolist()}; see the index column label")
+        return text_condition(self.text_encoder, captions, labels, layout, condition_kept)
 
     def frame_weight(self, batch: JointBatch, condition: Condition) -> Tensor:
         """How much each frame counts, [f]: not at all where the sample could not be read or the frame was given."""
         weight = condition.layout.per_frame(batch.weight)
-        if condition.past_mask is not None:
-            weight = weight * (1 - condition.past_mask[:, 0, 0, 0])
+        if condition.context_mask is not None:
+            weight = weight * (1 - condition.context_mask[:, 0, 0, 0])
         return weight
 
     def _mean(self, error: Tensor, weight: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ class LatentDiffusion(L.LightningModule):
         count = self.trainer.strategy.reduce(weight.sum(), reduce_op="mean").clamp(min=1 / self.trainer.world_size)
         return (error * weight).sum() / count
 
-    def _log_kinds(self, phase: str, error: Tensor, weight: Tensor, layout: Layout) -> None:
+    def _log_kinds(self, phase: str, error: Tensor, weight: Tensor, layout: FrameLayout) -> None:
         cut = layout.video_frames
         for name, part in (("video", slice(0, cut)), ("image", slice(cut, None))):
             if len(error[part]):
@@ -238,7 +238,7 @@ class LatentDiffusion(L.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
         # ZeRO's engine clips at `gradient_clip_val` itself: it knows the norm of all shards together.
-        if not isinstance(self.trainer.strategy, Zero):
+        if not isinstance(self.trainer.strategy, ZeROStrategy):
             self.log("train/gradient_norm", clip_gradients(self.parameters(), self.gradient_clip_val))
 
     def configure_optimizers(self) -> Any:
@@ -255,31 +255,31 @@ class LatentDiffusion(L.LightningModule):
         errors = []
         for level in VALIDATION_LEVELS:
             # The same noise at every validation: only the weights change between two values of this loss.
-            chance = Chance(self.seed, mix(level, batch_idx), batch.slots)
-            condition = self.validation_condition(batch, x0, layout, chance)
-            draws = self.draws(x0, layout, chance)
-            step = torch.full_like(draws.step, level)
-            error = denoising_error(self.denoiser, self.path, x0, condition, Draws(step, draws.noise, None))
+            rng = PerSampleRNG(self.seed, splitmix64(level, batch_idx), batch.global_batch_index)
+            condition = self.validation_condition(batch, x0, layout, rng)
+            draws = self.draws(x0, layout, rng)
+            step = torch.full_like(draws.timestep, level)
+            error = denoising_error(self.denoiser, self.path, x0, condition, TrainingDraws(step, draws.noise, None))
             errors.append(self._mean(error, self.frame_weight(batch, condition)))
-            self.log(f"val/loss_{level:03d}", errors[-1], batch_size=layout.total, sync_dist=True)
-        self.log("val/loss", torch.stack(errors).mean(), batch_size=layout.total, sync_dist=True, prog_bar=True)
+            self.log(f"val/loss_{level:03d}", errors[-1], batch_size=layout.total_frames, sync_dist=True)
+        self.log("val/loss", torch.stack(errors).mean(), batch_size=layout.total_frames, sync_dist=True, prog_bar=True)
 
-    def validation_condition(self, batch: JointBatch, x0: Tensor, layout: Layout, chance: Chance) -> Condition:
+    def validation_condition(self, batch: JointBatch, x0: Tensor, layout: FrameLayout, rng: PerSampleRNG) -> Condition:
         """The condition of a validation batch: everything told, and nothing of the past unless it is always given."""
-        keep = torch.ones(layout.samples, dtype=torch.bool, device=batch.videos.device)
-        condition = self.described(batch.captions, batch.labels, layout, keep)
+        condition_kept = torch.ones(layout.num_samples, dtype=torch.bool, device=batch.videos.device)
+        condition = self.described(batch.captions, batch.labels, layout, condition_kept)
         if self.denoiser.config.frame_prediction < 1:
             return condition
-        return condition.with_past(x0, torch.full((layout.samples,), max(self.diffusion.context_frames), device=x0.device))
+        return condition.with_context(x0, torch.full((layout.num_samples,), max(self.diffusion.context_frames), device=x0.device))
 
     def preview_samples(self, batch: JointBatch, count: int = 8) -> tuple[Tensor, list[str]]:
         """Clips sampled for the first captions of a batch from fixed noise, [b 3 t h w], and the captions."""
         batch = first_videos(batch, count)
         x0, layout = self.latents(batch.videos, batch.images, batch.space)
-        chance = Chance(self.seed, 0, batch.slots)
-        condition = self.validation_condition(batch, x0, layout, chance)
-        noise = chance.frame_noise(layout, x0.shape[1:])
-        sampler = StageSampler(self.denoiser, self.diffusion, self._scale)
+        rng = PerSampleRNG(self.seed, 0, batch.global_batch_index)
+        condition = self.validation_condition(batch, x0, layout, rng)
+        noise = rng.randn_frames(layout, x0.shape[1:])
+        sampler = StageSampler(self.denoiser, self.diffusion, self._normalizer)
         videos = sampler.sample(condition, noise, self.preview_steps, self.diffusion.guidance)
         return self.vae.decode(videos).clamp(-1, 1), batch.captions
 
@@ -289,19 +289,19 @@ class LatentDiffusion(L.LightningModule):
 
     # ---- Artifact ---------------------------------------------------------------------------------------------------
 
-    def sections(self) -> Mapping[str, nn.Module]:
+    def components(self) -> Mapping[str, nn.Module]:
         """The models of the artifact by section name."""
         return {"denoiser": self.denoiser}
 
-    def settings(self) -> dict[str, Any]:
+    def sampling_config(self) -> dict[str, Any]:
         """What sampling must know beside the models."""
         return {"diffusion": self.diffusion.to_plain()}
 
-    def files(self) -> dict[str, bytes]:
+    def extra_files(self) -> dict[str, bytes]:
         """Further files of the artifact."""
         return {}
 
-    def facts(self) -> dict[str, Any]:
+    def card_entries(self) -> dict[str, Any]:
         """What the card says beside provenance."""
         return {}
 
@@ -315,9 +315,9 @@ def first_videos(batch: JointBatch, count: int) -> JointBatch:
         captions=batch.captions[:v],
         labels=batch.labels[:v],
         weight=batch.weight[:v],
-        slots=batch.slots[:v],
-        low_videos=None if batch.low_videos is None else batch.low_videos[:v],
-        low_images=None if batch.low_images is None else batch.low_images[:0],
+        global_batch_index=batch.global_batch_index[:v],
+        low_res_videos=None if batch.low_res_videos is None else batch.low_res_videos[:v],
+        low_res_images=None if batch.low_res_images is None else batch.low_res_images[:0],
         space=batch.space,
         paths=batch.paths[:v],
     )

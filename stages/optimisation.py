@@ -81,7 +81,7 @@ def check_groups(checkpoint: str | Path | None, modules: Sequence[nn.Module]) ->
             f"{path}: the optimiser's groups have {found or 'no record (one group, as older programs wrote)'}, wanted {wanted} weights: "
             "weight decay leaves out norms, biases, tables and embeddings, which are a group of their own. Go on with the program that "
             f"wrote it; or keep the weights and start the optimiser anew: python -m walt_pl export {folder} --out DIR, then your command "
-            "with --fresh true --init DIR"
+            "with --from_scratch true --init DIR"
         )
 
 

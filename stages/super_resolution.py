@@ -8,14 +8,14 @@ from torch import Tensor
 
 from stages.latent_diffusion import LatentDiffusion, artifact_at, first_videos
 from stages.optimisation import LRSchedule
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.data.batch import JointBatch, Space
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
-from walt_pl.diffusion.rng import Chance
+from walt_pl.diffusion.rng import PerSampleRNG
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.sampling.stage_sampler import with_low_res
-from walt_pl.text.features import recorded
+from walt_pl.text.features import recorded_encoder
 from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder
 
 
@@ -69,9 +69,9 @@ class SuperResolutionStage(LatentDiffusion):
         super().setup(stage)
         if self.denoiser.config.text_width and self.text_encoder is None:
             artifact = artifact_at(self.base_path, "base")
-            frozen = recorded(artifact, self.text_path, "--model.text_path", self.text_hashes)
+            frozen = recorded_encoder(artifact, self.text_path, "--model.text_path", self.text_hashes)
             if frozen is not None:
-                self.use_frozen_text(frozen, stage)
+                self.use_pretrained_text(frozen, stage)
                 return
             text = artifact.models["text"]
             assert isinstance(text, SmallTextEncoder)
@@ -82,37 +82,37 @@ class SuperResolutionStage(LatentDiffusion):
     def text_encoder(self) -> TextEncoder | None:
         return self._text[0].to(self.device) if self._text else super().text_encoder
 
-    def condition(self, batch: JointBatch, x0: Tensor, layout: Layout, chance: Chance) -> Condition:
-        condition = super().condition(batch, x0, layout, chance)
-        return self.with_low(condition, batch, chance.integers(self.diffusion.noise_aug_max), chance)
+    def condition(self, batch: JointBatch, x0: Tensor, layout: FrameLayout, rng: PerSampleRNG) -> Condition:
+        condition = super().condition(batch, x0, layout, rng)
+        return self.add_low_res(condition, batch, rng.randint(self.diffusion.noise_aug_max), rng)
 
-    def validation_condition(self, batch: JointBatch, x0: Tensor, layout: Layout, chance: Chance) -> Condition:
-        condition = super().validation_condition(batch, x0, layout, chance)
-        return self.with_low(condition, batch, torch.full_like(batch.slots, self.diffusion.noise_aug_level), chance)
+    def validation_condition(self, batch: JointBatch, x0: Tensor, layout: FrameLayout, rng: PerSampleRNG) -> Condition:
+        condition = super().validation_condition(batch, x0, layout, rng)
+        return self.add_low_res(condition, batch, torch.full_like(batch.global_batch_index, self.diffusion.noise_aug_level), rng)
 
-    def with_low(self, condition: Condition, batch: JointBatch, step: Tensor, chance: Chance) -> Condition:
+    def add_low_res(self, condition: Condition, batch: JointBatch, step: Tensor, rng: PerSampleRNG) -> Condition:
         """Add the low-resolution latent, noised at ``step`` [s] before it is upscaled."""
-        if batch.low_videos is None or batch.low_images is None:
-            raise ValueError("data.low_size is not set; a super-resolution stage wants half of data.size")
-        low, layout = self.latents(batch.low_videos, batch.low_images, batch.space)
+        if batch.low_res_videos is None or batch.low_res_images is None:
+            raise ValueError("data.low_res_size is not set; a super-resolution stage wants half of data.size")
+        low_res, layout = self.latents(batch.low_res_videos, batch.low_res_images, batch.space)
         wanted = tuple(side // 2 for side in self.denoiser.config.size[1:])
-        if low.shape[2:] != wanted:
+        if low_res.shape[2:] != wanted:
             raise ValueError(
-                f"data.low_size gives latents of {tuple(low.shape[2:])}, the denoiser wants {wanted}; set it to half of data.size"
+                f"data.low_res_size gives latents of {tuple(low_res.shape[2:])}, the denoiser wants {wanted}; set it to half of data.size"
             )
-        return with_low_res(condition, self.path, low, chance.frame_noise(layout, low.shape[1:]), step)
+        return with_low_res(condition, self.path, low_res, rng.randn_frames(layout, low_res.shape[1:]), step)
 
     def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
         batch = first_videos(batch, 4)
-        assert batch.low_videos is not None and batch.low_images is not None
+        assert batch.low_res_videos is not None and batch.low_res_images is not None
         samples, captions = self.preview_samples(batch, 4)
         original = self._shown(batch.videos, batch.images, batch.space)
-        low = self._shown(batch.low_videos, batch.low_images, batch.space)
-        low = low.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
-        rows = torch.stack([low, samples, original], dim=1).flatten(0, 1)
+        low_res = self._shown(batch.low_res_videos, batch.low_res_images, batch.space)
+        low_res = low_res.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
+        rows = torch.stack([low_res, samples, original], dim=1).flatten(0, 1)
         return {"super_resolution": (rows, [c for caption in captions for c in ("low", caption, "original")], 3)}
 
     def _shown(self, videos: Tensor, images: Tensor, space: Space) -> Tensor:
         """What the autoencoder makes of clips of a batch, [v 3 t h w]."""
         latents, layout = self.latents(videos, images, space)
-        return self.vae.decode(layout.split(self._scale.denormalise(latents))[0]).clamp(-1, 1)
+        return self.vae.decode(layout.split(self._normalizer.denormalize(latents))[0]).clamp(-1, 1)

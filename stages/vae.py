@@ -21,20 +21,20 @@ from stages.optimisation import (
     parameter_groups,
 )
 from walt_pl.data.batch import JointBatch
-from walt_pl.diffusion.rng import Chance
+from walt_pl.diffusion.rng import PerSampleRNG
 from walt_pl.metrics.frames import psnr
 from walt_pl.models.autoencoder import Autoencoder
 from walt_pl.models.discriminator import Discriminator, DiscriminatorConfig
 from walt_pl.models.losses import (
-    Balance,
+    DiscriminatorPause,
     LeCam,
     PerceptualName,
     discriminator_accuracy,
     discriminator_loss,
     generator_loss,
     perceptual_term,
-    pick_frames,
     r1_penalty,
+    select_frames,
     squared_error,
 )
 from walt_pl.models.vae import VAE, Posterior, VAEConfig
@@ -131,7 +131,7 @@ class VAEStage(L.LightningModule):
             self.vae.decoder.compile()
         self.discriminator = Discriminator(discriminator) if adversarial_weight else None
         self.lecam = LeCam(lecam_decay)
-        self.balance = Balance(discriminator_pause, discriminator_resume)
+        self.balance = DiscriminatorPause(discriminator_pause, discriminator_resume)
         # Frozen, so kept out of the module's parameters and checkpoints.
         self._perceptual: list[nn.Module | None] = [None]
         self.perceptual = perceptual
@@ -165,7 +165,7 @@ class VAEStage(L.LightningModule):
         step = self.global_step
         optimizers = self._optimizers()
         use_discriminator = self.discriminator is not None and step >= self.adversarial_start
-        rng = Chance(self.seed, step, batch.slots)
+        rng = PerSampleRNG(self.seed, step, batch.global_batch_index)
         weight = self._frame_weight(batch)
         reconstructions = self._reconstruct(batch, rng)
         self.toggle_optimizer(optimizers[0])
@@ -209,7 +209,7 @@ class VAEStage(L.LightningModule):
         total = self.trainer.strategy.reduce(frames.sum(), reduce_op="mean")
         return frames / total.clamp(min=1 / self.trainer.world_size)
 
-    def _reconstruct(self, batch: JointBatch, rng: Chance) -> list[Reconstruction]:
+    def _reconstruct(self, batch: JointBatch, rng: PerSampleRNG) -> list[Reconstruction]:
         """Encode, sample and decode the videos, then the images; samples that could not be read, too: all ranks make the same passes."""
         parts, start = [], 0
         for x in (batch.videos, batch.images):
@@ -218,11 +218,11 @@ class VAEStage(L.LightningModule):
             if not len(x):
                 continue
             posterior = self.vae.encode(x)
-            noise = torch.stack(rng.rows(rows).normal([posterior.mean.shape[1:]] * len(x)))
+            noise = torch.stack(rng.select(rows).randn([posterior.mean.shape[1:]] * len(x)))
             parts.append(Reconstruction(x, self.vae.decode(posterior.sample(noise)), posterior))
         return parts
 
-    def _autoencoder_loss(self, reconstructions: list[Reconstruction], weight: Tensor, rng: Chance) -> Tensor:
+    def _autoencoder_loss(self, reconstructions: list[Reconstruction], weight: Tensor, rng: PerSampleRNG) -> Tensor:
         """Everything but the adversarial term."""
         errors = [squared_error(part.x, part.y) / part.x[0].numel() for part in reconstructions]
         kl = torch.cat([part.posterior.kl().flatten(1).sum(dim=1) / part.x[0].numel() for part in reconstructions])
@@ -238,14 +238,14 @@ class VAEStage(L.LightningModule):
         self.log_dict(terms)
         return loss
 
-    def _perceptual_distance(self, metric: nn.Module, reconstructions: list[Reconstruction], rng: Chance) -> Tensor:
+    def _perceptual_distance(self, metric: nn.Module, reconstructions: list[Reconstruction], rng: PerSampleRNG) -> Tensor:
         """Mean over the frames of each sample, all or those drawn for this step, [s]."""
         distances, start = [], 0
         for part in reconstructions:
-            rows = rng.rows(slice(start, start + len(part.x)))
+            rows = rng.select(slice(start, start + len(part.x)))
             start += len(part.x)
-            chosen = None if self.perceptual_frames is None else rows.subset(part.x.shape[2], self.perceptual_frames)
-            distance: Tensor = metric(pick_frames(part.y, chosen), pick_frames(part.x, chosen))
+            chosen = None if self.perceptual_frames is None else rows.randperm(part.x.shape[2], self.perceptual_frames)
+            distance: Tensor = metric(select_frames(part.y, chosen), select_frames(part.x, chosen))
             distances.append(distance.unflatten(0, (len(part.x), -1)).mean(dim=1))
         return torch.cat(distances)
 
@@ -354,19 +354,19 @@ class VAEStage(L.LightningModule):
         rows = torch.stack([x, y], dim=1).flatten(0, 1)
         return {"reconstruction": (rows, [c for caption in captions for c in (caption, "reconstruction")], 2)}
 
-    def sections(self) -> Mapping[str, nn.Module]:
+    def components(self) -> Mapping[str, nn.Module]:
         """The models of the artifact by section name."""
         return {"vae": self.vae}
 
-    def settings(self) -> dict[str, Any]:
+    def sampling_config(self) -> dict[str, Any]:
         """Further plain sections of model.yaml."""
         return {}
 
-    def files(self) -> dict[str, bytes]:
+    def extra_files(self) -> dict[str, bytes]:
         """Further files of the artifact."""
         return {}
 
-    def facts(self) -> dict[str, Any]:
+    def card_entries(self) -> dict[str, Any]:
         """What the card says beside provenance: mean and standard deviation of each latent channel on the training data of all ranks."""
         sums = latent_sums(self._training_latents(), self.vae.latent_channels)
         return {"latents": latent_statistics(self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu())}

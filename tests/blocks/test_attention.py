@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 from walt_pl.blocks.attention import (
     AttentionName,
+    CrossAttention,
     NormName,
-    RelativeBias,
-    TextAttention,
+    RelativePositionBias,
     Window,
     WindowAttention,
     attend,
-    cut_windows,
-    join_windows,
+    window_partition,
+    window_reverse,
 )
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 
 Drawn = TypeVar("Drawn", bound=nn.Module)
 
 GRID = (4, 6)
 STW: Window = (3, 2, 3)
-LAYOUT = Layout(videos=2, frames=3, images=4)
+LAYOUT = FrameLayout(videos=2, frames=3, images=4)
 WIDTH = 16
 
 
@@ -48,14 +48,14 @@ def randomised(module: Drawn) -> Drawn:
 @pytest.mark.parametrize("window", [(1, 4, 6), (3, 2, 3), (3, 4, 6), (1, 1, 1), (3, 1, 2)])
 def test_windows_cut_and_joined_come_back_unchanged(window: Window) -> None:
     x = noise(2 * 3, 24, WIDTH)
-    windows = cut_windows(x, 3, GRID, window)
+    windows = window_partition(x, 3, GRID, window)
     assert windows.shape[1] == window[0] * window[1] * window[2]
-    assert torch.equal(join_windows(windows, 3, GRID, window), x)
+    assert torch.equal(window_reverse(windows, 3, GRID, window), x)
 
 
 def test_a_window_holds_the_tokens_of_its_own_box() -> None:
     places = torch.tensor(list(itertools.product(range(2), range(3), range(4), range(6))))  # video, frame, row, column
-    windows = cut_windows(places.view(6, 24, 4), 3, GRID, STW)
+    windows = window_partition(places.view(6, 24, 4), 3, GRID, STW)
     boxes = set()
     for window in windows:
         assert len(set(map(tuple, window.tolist()))) == 18
@@ -68,7 +68,7 @@ def test_a_window_holds_the_tokens_of_its_own_box() -> None:
 
 @pytest.mark.parametrize("window", [(1, 3, 4), (2, 2, 3), (3, 1, 1)])
 def test_relative_bias_is_a_table_of_offsets(window: Window) -> None:
-    bias = RelativeBias(window, heads=2)
+    bias = RelativePositionBias(window, num_heads=2)
     t, h, w = window
     assert bias.table.shape == (2, (2 * t - 1) * (2 * h - 1) * (2 * w - 1))
     nn.init.normal_(bias.table)
@@ -82,7 +82,7 @@ def test_relative_bias_is_a_table_of_offsets(window: Window) -> None:
 
 
 def test_relative_bias_index_stays_out_of_the_checkpoint() -> None:
-    assert list(RelativeBias((1, 2, 2), 1).state_dict()) == ["table"]
+    assert list(RelativePositionBias((1, 2, 2), 1).state_dict()) == ["table"]
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -98,7 +98,7 @@ def test_sdpa_is_plain_attention(biased: bool) -> None:
 @pytest.mark.parametrize("qk_norm", ["layer", "rms", "none"])
 @torch.no_grad()
 def test_fused_and_plain_layers_agree(window: Window, qk_norm: NormName) -> None:
-    x = noise(LAYOUT.total, 24, WIDTH)
+    x = noise(LAYOUT.total_frames, 24, WIDTH)
     fused, plain = layer(window, "sdpa", qk_norm), layer(window, "plain", qk_norm)
     torch.testing.assert_close(fused(x, LAYOUT, GRID), plain(x, LAYOUT, GRID), atol=1e-5, rtol=1e-4)
 
@@ -106,7 +106,7 @@ def test_fused_and_plain_layers_agree(window: Window, qk_norm: NormName) -> None
 @torch.no_grad()
 def test_image_tokens_pass_a_spatiotemporal_layer_as_their_own_value() -> None:
     attention = layer(STW)
-    x = noise(LAYOUT.total, 24, WIDTH)
+    x = noise(LAYOUT.total_frames, 24, WIDTH)
     y = attention(x, LAYOUT, GRID)
     images = x[LAYOUT.video_frames :]
     values = attention.qkv(images)[..., 2 * WIDTH :]
@@ -121,14 +121,14 @@ def test_identity_mask_is_what_images_meet() -> None:
     q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
     mask = torch.full((24, 24), -torch.inf).fill_diagonal_(0.0)
     masked = attend(attention.q_norm(q), attention.k_norm(k), v, mask, "plain").transpose(1, 2).flatten(2)
-    torch.testing.assert_close(attention(x, Layout(0, 3, 4), GRID), attention.out(masked), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(attention(x, FrameLayout(0, 3, 4), GRID), attention.out(masked), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
 def test_image_token_depends_on_itself_alone_in_a_spatiotemporal_layer() -> None:
     attention = layer(STW)
-    x = noise(LAYOUT.total, 24, WIDTH)
-    changed = noise(LAYOUT.total, 24, WIDTH, seed=9)
+    x = noise(LAYOUT.total_frames, 24, WIDTH)
+    changed = noise(LAYOUT.total_frames, 24, WIDTH, seed=9)
     changed[7, 5] = x[7, 5]
     torch.testing.assert_close(attention(changed, LAYOUT, GRID)[7, 5], attention(x, LAYOUT, GRID)[7, 5])
 
@@ -137,8 +137,8 @@ def test_image_token_depends_on_itself_alone_in_a_spatiotemporal_layer() -> None
 @torch.no_grad()
 def test_joint_batch_is_videos_and_images_apart(window: Window) -> None:
     attention = layer(window)
-    x = noise(LAYOUT.total, 24, WIDTH)
-    apart = [attention(x[:6], Layout(2, 3, 0), GRID), attention(x[6:], Layout(0, 3, 4), GRID)]
+    x = noise(LAYOUT.total_frames, 24, WIDTH)
+    apart = [attention(x[:6], FrameLayout(2, 3, 0), GRID), attention(x[6:], FrameLayout(0, 3, 4), GRID)]
     torch.testing.assert_close(attention(x, LAYOUT, GRID), torch.cat(apart), atol=1e-5, rtol=1e-4)
 
 
@@ -146,7 +146,7 @@ def test_joint_batch_is_videos_and_images_apart(window: Window) -> None:
 @torch.no_grad()
 def test_tokens_see_their_window_and_nothing_else(window: Window) -> None:
     attention = layer(window)
-    layout = Layout(1, 3, 0)
+    layout = FrameLayout(1, 3, 0)
     x = noise(3, 24, WIDTH)
     y = attention(x, layout, GRID)
     x[1, 0] += 1  # frame 1, row 0, column 0
@@ -161,7 +161,7 @@ def test_tokens_see_their_window_and_nothing_else(window: Window) -> None:
 
 def test_every_parameter_of_a_spatiotemporal_layer_gets_a_gradient_from_images_alone() -> None:
     attention = layer(STW)
-    attention(noise(4, 24, WIDTH), Layout(0, 3, 4), GRID).sum().backward()
+    attention(noise(4, 24, WIDTH), FrameLayout(0, 3, 4), GRID).sum().backward()
     assert all(p.grad is not None for p in attention.parameters())
 
 
@@ -171,16 +171,16 @@ def test_qk_norm_bounds_the_logits() -> None:
     attention = layer((1, *GRID), qk_norm="rms")
     nn.init.zeros_(attention.qkv.bias)
     x = noise(4, 24, WIDTH)
-    before = attention(x, Layout(0, 3, 4), GRID)
+    before = attention(x, FrameLayout(0, 3, 4), GRID)
     attention.qkv.weight[: 2 * WIDTH] *= 1000
-    torch.testing.assert_close(attention(x, Layout(0, 3, 4), GRID), before, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(attention(x, FrameLayout(0, 3, 4), GRID), before, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "plain"])
 @torch.no_grad()
 def test_padding_of_the_text_does_not_matter(attention: AttentionName) -> None:
-    text_layer = randomised(TextAttention(WIDTH, 2, (1, *GRID), "layer", attention))
-    x, text = noise(LAYOUT.total, 24, WIDTH), noise(6, 5, WIDTH, seed=1)
+    text_layer = randomised(CrossAttention(WIDTH, 2, (1, *GRID), "layer", attention))
+    x, text = noise(LAYOUT.total_frames, 24, WIDTH), noise(6, 5, WIDTH, seed=1)
     mask = torch.arange(5) < torch.tensor([1, 2, 3, 4, 5, 3])[:, None]
     y = text_layer(x, text, mask, LAYOUT, GRID)
     garbage = torch.where(mask[..., None], text, 100 * noise(6, 5, WIDTH, seed=2))
@@ -193,8 +193,8 @@ def test_padding_of_the_text_does_not_matter(attention: AttentionName) -> None:
 
 @torch.no_grad()
 def test_text_attention_looks_at_the_frame_itself_and_its_own_caption() -> None:
-    text_layer = randomised(TextAttention(WIDTH, 2, (1, *GRID), "layer", "plain"))
-    x, text = noise(LAYOUT.total, 24, WIDTH), noise(6, 5, WIDTH, seed=1)
+    text_layer = randomised(CrossAttention(WIDTH, 2, (1, *GRID), "layer", "plain"))
+    x, text = noise(LAYOUT.total_frames, 24, WIDTH), noise(6, 5, WIDTH, seed=1)
     mask = torch.ones(6, 5, dtype=torch.bool)
     mask[4, 3:] = False
     y = text_layer(x, text, mask, LAYOUT, GRID)
@@ -211,9 +211,9 @@ def test_text_attention_looks_at_the_frame_itself_and_its_own_caption() -> None:
 @pytest.mark.parametrize("attention", ["sdpa", "plain"])
 @torch.no_grad()
 def test_text_attention_of_a_spatiotemporal_window_looks_at_the_window_and_its_caption(attention: AttentionName) -> None:
-    text_layer = randomised(TextAttention(WIDTH, 2, STW, "layer", attention))
-    layout = Layout(videos=2, frames=3, images=0)
-    x, text = noise(layout.total, 24, WIDTH), noise(2, 5, WIDTH, seed=1)
+    text_layer = randomised(CrossAttention(WIDTH, 2, STW, "layer", attention))
+    layout = FrameLayout(videos=2, frames=3, images=0)
+    x, text = noise(layout.total_frames, 24, WIDTH), noise(2, 5, WIDTH, seed=1)
     mask = torch.arange(5) < torch.tensor([5, 3])[:, None]
     y = text_layer(x, text, mask, layout, GRID)
     for video, row, column in itertools.product(range(2), range(2), range(2)):

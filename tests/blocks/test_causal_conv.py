@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from walt_pl.blocks.causal_conv import (
     CausalConv3d,
+    CausalConvCache,
     ChannelLayerNorm,
     FrameGroupNorm,
-    LatentNorm,
     NormName,
     ResBlock,
-    Stream,
+    SpatialNorm,
     Strides,
     Upsample,
     make_norm,
@@ -103,7 +103,7 @@ def test_one_frame_fast_path_is_the_3d_convolution(kernel: int, stride: Strides)
     whole = F.conv3d(x.expand(-1, -1, kernel, -1, -1), layer.weight, layer.bias, stride, layer.padding)
     torch.testing.assert_close(layer(x), whole, atol=1e-5, rtol=1e-5)
     # A stream switches the fast path off: what is left is the layer's own 3D convolution.
-    torch.testing.assert_close(layer(x), layer(x, Stream()), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(layer(x), layer(x, CausalConvCache()), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -119,7 +119,7 @@ def test_frames_are_normalised_apart(norm: NormName) -> None:
 @pytest.mark.parametrize("factors", [(1, 1, 1), (2, 2, 2), (4, 2, 2)])
 @torch.no_grad()
 def test_latent_norm_gives_each_latent_to_its_own_frames(norm: NormName, factors: Strides) -> None:
-    layer = randomised(LatentNorm(32, 4, norm))
+    layer = randomised(SpatialNorm(32, 4, norm))
     x, z = clip(1 + 3 * factors[0], 32, 4), clip(4, 4, 4 // factors[1])
     y = layer(x, z, factors)
     scale, shift = layer.modulation(z).chunk(2, dim=1)
@@ -136,7 +136,7 @@ def test_latent_norm_gives_each_latent_to_its_own_frames(norm: NormName, factors
 @pytest.mark.parametrize("norm", NORMS)
 @torch.no_grad()
 def test_latent_norm_does_not_show_later_latents_to_earlier_frames(norm: NormName) -> None:
-    layer = randomised(LatentNorm(32, 4, norm))
+    layer = randomised(SpatialNorm(32, 4, norm))
     x, z = clip(13), clip(4, 4)
     y = layer(x, z, (4, 1, 1))
     for j in range(1, 4):
@@ -146,7 +146,7 @@ def test_latent_norm_does_not_show_later_latents_to_earlier_frames(norm: NormNam
 
 
 def test_latent_norm_starts_as_a_plain_norm() -> None:
-    layer = LatentNorm(32, 4, "group")
+    layer = SpatialNorm(32, 4, "group")
     x = clip(3)
     assert torch.equal(layer(x, clip(3, 4), (1, 1, 1)), layer.norm(x))
 
@@ -174,10 +174,10 @@ def test_upsample_is_causal_and_keeps_the_width(factors: Strides) -> None:
 def test_a_convolution_in_chunks_is_the_convolution(stride: Strides, sizes: tuple[int, ...]) -> None:
     layer = CausalConv3d(8, 8, stride=stride)
     x = clip(13, 8)
-    stream = Stream()
-    parts = [layer(part, stream) for part in x.split(sizes, dim=2)]
+    cache = CausalConvCache()
+    parts = [layer(part, cache) for part in x.split(sizes, dim=2)]
     torch.testing.assert_close(torch.cat(parts, dim=2), layer(x), atol=1e-5, rtol=1e-5)
-    assert stream.tails[layer].shape[2] == 3 - stride[0], "the memory of a stream does not grow"
+    assert cache.inputs[layer].shape[2] == 3 - stride[0], "the memory of a stream does not grow"
 
 
 @pytest.mark.parametrize("norm", [FrameGroupNorm, ChannelLayerNorm])

@@ -116,9 +116,9 @@ def test_discriminator_convolution_in_bfloat16_is_that_of_float32(frames: int) -
     exact = F.conv3d(x, convolution.weight, convolution.bias, padding=1)
     torch.testing.assert_close(convolution(x), exact)
     with poisoned_memory(), torch.autocast("cpu", torch.bfloat16):
-        low = convolution(x)
-    assert low.dtype == torch.bfloat16
-    torch.testing.assert_close(low.float(), exact, rtol=0.02, atol=0.03)
+        low_res = convolution(x)
+    assert low_res.dtype == torch.bfloat16
+    torch.testing.assert_close(low_res.float(), exact, rtol=0.02, atol=0.03)
 
 
 @pytest.mark.parametrize("frames", [1, 5])

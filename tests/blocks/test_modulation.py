@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.blocks.modulation import AdaLN, FinalModulation, modulate
 from walt_pl.models.denoiser import Block, DenoiserConfig
 
@@ -24,10 +24,10 @@ def cond() -> Tensor:
 @pytest.mark.parametrize("rank", [2, None])
 @pytest.mark.parametrize("layer", [0, 1])
 def test_blocks_start_as_the_identity(rank: int | None, layer: int) -> None:
-    config = DenoiserConfig(WIDTH, LAYERS, heads=2, size=(2, 4, 4), window=(2, 2, 2), lora_rank=rank, text_width=6)
-    layout = Layout(1, 2, 3)
+    config = DenoiserConfig(WIDTH, LAYERS, num_heads=2, size=(2, 4, 4), window=(2, 2, 2), lora_rank=rank, text_width=6)
+    layout = FrameLayout(1, 2, 3)
     modulation = AdaLN(WIDTH, LAYERS, rank)(cond())[layer]
-    x, text = torch.randn(layout.total, 16, WIDTH), torch.randn(4, 3, WIDTH)
+    x, text = torch.randn(layout.total_frames, 16, WIDTH), torch.randn(4, 3, WIDTH)
     assert torch.equal(Block(config, layer)(x, modulation, layout, text, torch.ones(4, 3, dtype=torch.bool)), x)
 
 

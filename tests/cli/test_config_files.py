@@ -8,8 +8,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.helpers.experiments import EXPERIMENTS, of, planned
-from walt_pl.cli.fit import Program
-from walt_pl.cli.plan import Plan
+from walt_pl.cli.fit import WaltCLI
+from walt_pl.cli.plan import PlanCLI
 
 
 def test_an_overlay_in_the_place_of_a_stage_is_named(tmp_path: Path) -> None:
@@ -20,23 +20,23 @@ def test_an_overlay_in_the_place_of_a_stage_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=wanted):
         planned("--config", "experiments/ucf101/rank_16.yaml", "--config", "experiments/ucf101/base_l.yaml")
     mine = tmp_path / "mine.yaml"  # any name will do where the stage is said
-    mine.write_text(f"over: [{EXPERIMENTS}/ucf101/base_l.yaml]\n")
+    mine.write_text(f"extends: [{EXPERIMENTS}/ucf101/base_l.yaml]\n")
     assert planned("--config", str(mine), "--stage", "base_mine").stage == "base_mine"
-    mine.write_text(f"over: [{EXPERIMENTS}/ucf101/base_l.yaml]\nstage: base_mine\n")
+    mine.write_text(f"extends: [{EXPERIMENTS}/ucf101/base_l.yaml]\nstage: base_mine\n")
     assert planned("--config", str(mine)).stage == "base_mine"
 
 
 def test_a_file_lies_over_those_it_names_and_a_further_config_over_that(tmp_path: Path) -> None:
-    small = {"width": 16, "layers": 2, "heads": 2, "size": [3, 4, 4], "window": [3, 2, 2]}
+    small = {"width": 16, "depth": 2, "num_heads": 2, "size": [3, 4, 4], "window": [3, 2, 2]}
     model = {"class_path": "stages.base.BaseStage", "init_args": {"denoiser": small, "optimizer": {"class_path": "torch.optim.AdamW"}}}
     below = {"model": model, "data": {"index": "x.parquet", "size": 32}, "ema": {"decay": 0.5}}
     own = {"over": ["deep/below.yaml"], "model": {"init_args": {"denoiser": {"width": 32}}}, "ema": {"decay": 0.7}}
     (tmp_path / "deep").mkdir()
-    for name, content in (("deep/below", below), ("base_x", own), ("overlay", {"model": {"init_args": {"denoiser": {"heads": 4}}}})):
+    for name, content in (("deep/below", below), ("base_x", own), ("overlay", {"model": {"init_args": {"denoiser": {"num_heads": 4}}}})):
         (tmp_path / f"{name}.yaml").write_text(json.dumps(content))
     plan = planned("--config", str(tmp_path / "base_x.yaml"), "--config", str(tmp_path / "overlay.yaml"))
     config = plan.model.denoiser.config
-    assert (config.width, config.heads, config.layers, plan.options.ema.decay) == (32, 4, 2, 0.7)
+    assert (config.width, config.num_heads, config.depth, plan.options.ema.decay) == (32, 4, 2, 0.7)
     assert (plan.stage, plan.run_dir) == ("base_x", Path("runs") / tmp_path.name)
     (tmp_path / "deep/below.yaml").unlink()
     with pytest.raises(ValueError, match=r"base_x.yaml: over names deep/below.yaml, but there is no"):
@@ -52,7 +52,7 @@ def test_a_wrong_key_gives_the_message_of_fit(capsys: pytest.CaptureFixture[str]
     monkeypatch.chdir(ROOT)
     wrong = ["--config", "experiments/shapes/base.yaml", "--model.denoiser.widht", "8"]
     said = []
-    for program, arguments in ((Plan, wrong), (Program, ["fit", *wrong])):
+    for program, arguments in ((PlanCLI, wrong), (WaltCLI, ["fit", *wrong])):
         monkeypatch.setattr(sys, "argv", ["walt_pl", *arguments])
         with pytest.raises(SystemExit):
             program()

@@ -35,7 +35,7 @@ def test_where_nothing_can_be_used_the_reasons_are_written_all_the_same(
 ) -> None:
     index = Path(shutil.copy(painted, tmp_path / "set.parquet"))
     (tmp_path / "long").mkdir()
-    (tmp_path / "long" / "vae.yaml").write_text(f"over: [{CONFIG}]\ndata: {{frames: 33}}\n")
+    (tmp_path / "long" / "vae.yaml").write_text(f"extends: [{CONFIG}]\ndata: {{frames: 33}}\n")
     monkeypatch.setattr(sys, "argv", ["walt_pl", "index", str(index), "--config", str(tmp_path / "long" / "vae.yaml")])
     used = r'no video of split "train" can be used.*16 too short \(fewer than 33 frames\)'
     with pytest.raises(ValueError, match=f"(?s)would stop.*{used}.*file by file: python -m walt_pl index {index} --report --config"):

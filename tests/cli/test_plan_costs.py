@@ -17,7 +17,7 @@ from stages.base import BaseStage
 from stages.latent_diffusion import LatentDiffusion
 from stages.super_resolution import SuperResolutionStage
 from stages.vae import VAEStage
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.cli.plan_costs import Share, autoencoder_cost, diffusion_cost
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
@@ -27,7 +27,7 @@ from walt_pl.models.vae import VAEConfig
 
 # ---- FLOPs -----------------------------------------------------------------------------------------------------------
 
-SMALL = DenoiserConfig(16, 6, 2, size=(3, 4, 4), window=(3, 2, 2), attention="plain", frame_prediction=True, classes=5)
+SMALL = DenoiserConfig(16, 6, 2, size=(3, 4, 4), window=(3, 2, 2), attention="plain", frame_prediction=True, num_classes=5)
 MEDIUM = DenoiserConfig(64, 7, 4, size=(3, 8, 8), window=(3, 4, 4), attention="plain")
 SHARE = Share(videos=2, images=3)
 
@@ -43,9 +43,9 @@ def latent_batch() -> JointBatch:
         captions=[""] * 5,
         labels=torch.arange(5),
         weight=torch.ones(5),
-        slots=torch.arange(5),
-        low_videos=torch.randn(2, 8, 3, 2, 2),
-        low_images=torch.randn(3, 8, 1, 2, 2),
+        global_batch_index=torch.arange(5),
+        low_res_videos=torch.randn(2, 8, 3, 2, 2),
+        low_res_images=torch.randn(3, 8, 1, 2, 2),
         space="latents",
         paths=[""] * 5,
     )
@@ -91,8 +91,10 @@ def test_flops_are_those_of_a_training_step_of_super_resolution() -> None:
     assert on_meta(stage) == trained(stage, latent_batch()) > 0
 
 
-TINY_VAE = VAEConfig(width=8, multipliers=(1, 1), strides=((2, 2, 2),), blocks=(0, 1), middle_blocks=0, norm="layer", latent_channels=2)
-TINY_CRITIC = DiscriminatorConfig(width=4, multipliers=(2,), size=(8, 8))
+TINY_VAE = VAEConfig(
+    width=8, channel_multipliers=(1, 1), strides=((2, 2, 2),), num_res_blocks=(0, 1), num_middle_blocks=0, norm="layer", latent_channels=2
+)
+TINY_CRITIC = DiscriminatorConfig(width=4, channel_multipliers=(2,), size=(8, 8))
 
 
 @pytest.mark.parametrize("critic", [{"adversarial_weight": 0.0}, {"r1_weight": 0.0}, {"r1_every": 1}])
@@ -110,7 +112,7 @@ def test_flops_are_those_of_a_training_step_of_the_autoencoder_and_its_critic(cr
 
 def test_checkpointing_costs_one_more_forward_pass_of_the_layers_and_far_less_memory() -> None:
     stage = BaseStage(MEDIUM, adamw)
-    configs = [replace(MEDIUM, layers=24, checkpointing=checkpointing) for checkpointing in (False, True)]
+    configs = [replace(MEDIUM, depth=24, activation_checkpointing=activation_checkpointing) for activation_checkpointing in (False, True)]
     kept, recomputed = (diffusion_cost(stage, config, SHARE, 1, torch.float32, torch.bfloat16) for config in configs)
     assert sum(kept.flops.values()) < sum(recomputed.flops.values()) < 4 / 3 * sum(kept.flops.values())
     assert recomputed.peak < kept.peak / 3
@@ -118,12 +120,12 @@ def test_checkpointing_costs_one_more_forward_pass_of_the_layers_and_far_less_me
 
 # ---- Bytes -----------------------------------------------------------------------------------------------------------
 
-LAYOUT = Layout(videos=4, frames=3, images=6)
+LAYOUT = FrameLayout(videos=4, frames=3, images=6)
 
 
 def on_a_cpu() -> tuple[Denoiser, tuple[Tensor, Tensor, Condition, Tensor]]:
     condition = Condition(LAYOUT, torch.ones(10, dtype=torch.bool))
-    x = torch.randn(LAYOUT.total, 8, 8, 8)
+    x = torch.randn(LAYOUT.total_frames, 8, 8, 8)
     return Denoiser(MEDIUM), (x, torch.arange(10), condition, torch.randn_like(x))
 
 

@@ -8,7 +8,7 @@ import yaml
 
 from tests.conftest import ROOT
 from walt_pl.cli import main as cli
-from walt_pl.cli.plan import Plan
+from walt_pl.cli.plan import PlanCLI
 
 LOW = ["bf16-true", "16-true", "transformer-engine", "transformer-engine-float16"]
 
@@ -54,4 +54,4 @@ def test_precision_of_float64_is_refused(precision: str, tmp_path: Path, monkeyp
 def test_precision_of_float32_weights_is_taken_under_its_full_name(short: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["walt_pl plan", "--config", "experiments/shapes/base.yaml", "--trainer.precision", short])
-    assert Plan().options.trainer.precision == name
+    assert PlanCLI().options.trainer.precision == name

@@ -17,8 +17,8 @@ from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import Checkpoint
 
 EXPERIMENT = ROOT / "experiments" / "shapes"
-SMALL_VAE = ["--model.vae.width", "8", "--model.vae.multipliers", "[1, 1, 2]"]
-SMALL_DENOISER = ["--model.denoiser.width", "32", "--model.denoiser.layers", "2", "--model.denoiser.heads", "2"]
+SMALL_VAE = ["--model.vae.width", "8", "--model.vae.channel_multipliers", "[1, 1, 2]"]
+SMALL_DENOISER = ["--model.denoiser.width", "32", "--model.denoiser.depth", "2", "--model.denoiser.num_heads", "2"]
 TINY = {
     "vae": [*SMALL_VAE, "--data.crop", "16", "--data.size", "32", "--data.sizes", "[]", "--data.videos_per_batch", "2"],
     "base": [*SMALL_DENOISER, "--data.videos_per_batch", "2"],
@@ -31,7 +31,7 @@ TWO_STEPS = [
 ]
 
 
-def rate_of(clip: Path) -> float:
+def sampling_fps(clip: Path) -> float:
     with av.open(str(clip)) as container:
         return float(container.streams.video[0].average_rate or 0)
 
@@ -72,13 +72,13 @@ def test_artifact_and_checkpoint_keep_the_rate_of_the_training_videos_and_sample
 ) -> None:
     assert [load(run / stage).config["video"] for stage in TINY] == [{"fps": 8.0}] * 4, "that of the painted files"
     other = Path(shutil.copytree(run, tmp_path / "other"))
-    fit(walt, "base", other, painted, "--data.fps", "16", "--fresh", "true")
+    fit(walt, "base", other, painted, "--data.fps", "16", "--from_scratch", "true")
     walt("export", str(other / "training" / "base" / "checkpoints"), "--out", str(tmp_path / "exported"))
     assert load(other / "base").config["video"] == load(tmp_path / "exported").config["video"] == {"fps": 16.0}
     clip = tmp_path / "clip.mp4"
     prompt = ["--prompt", "a plain red circle moving left", "--steps", "1", "--stages", "base"]
     walt("sample", "--run", str(other), *prompt, "--seconds", "0.5", "--out", str(clip))
-    assert (rate_of(clip), len(read_video(clip, 8))) == (16, 8)
+    assert (sampling_fps(clip), len(read_video(clip, 8))) == (16, 8)
 
 
 def test_reloaded_artifact_gives_the_outputs_of_the_average_that_was_trained(run: Path) -> None:
@@ -94,7 +94,7 @@ def test_reloaded_artifact_gives_the_outputs_of_the_average_that_was_trained(run
 
 def test_a_finished_stage_is_not_trained_again(walt: Walt, run: Path, painted: Path) -> None:
     said = fit(walt, "vae", run, painted)
-    assert "is done; nothing was trained. To train it again add --fresh true to the command you typed (make: FRESH=1)" in said
+    assert "is done; nothing was trained. To train it again add --from_scratch true to the command you typed (make: FRESH=1)" in said
 
 
 def test_only_what_a_stage_has_steps_for_can_be_typed(walt: Walt) -> None:
@@ -170,7 +170,7 @@ def test_frame_prediction_trains_and_goes_on_from_pictures_and_clips(walt: Walt,
     assert "without frame prediction" in refused.said and "Traceback" not in refused.said
     assert not list(tmp_path.iterdir())
     shutil.copytree(run, tmp_path / "past")
-    fit(walt, "base", tmp_path / "past", painted, "--config", str(EXPERIMENT / "frame_prediction.yaml"), "--fresh", "true")
+    fit(walt, "base", tmp_path / "past", painted, "--config", str(EXPERIMENT / "frame_prediction.yaml"), "--from_scratch", "true")
     walt(*sample, "--run", str(tmp_path / "past"), "--image", str(image), "--out", str(clip))
     walt(*sample, "--run", str(tmp_path / "past"), "--continue", str(clip), "--seconds", "3", "--guidance", "2", "--out", str(long))
     assert len(read_video(clip, 17)) == 17
@@ -200,13 +200,13 @@ def test_a_missing_parent_is_one_sentence_with_the_command(walt: Walt, painted: 
 def test_a_parent_made_by_hand_is_recorded_and_sampled_with(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
     raw, own = tmp_path / "raw", tmp_path / "own"
     walt("export", str(run / "training" / "vae" / "checkpoints"), "--out", str(raw), "--ema", "false", "--index", str(painted))
-    refused = fit(walt, "base", run, painted, "--model.vae", str(raw), "--fresh", "true", check=False)
+    refused = fit(walt, "base", run, painted, "--model.vae", str(raw), "--from_scratch", "true", check=False)
     assert f"is not the vae of {run}, which has trained its own ({load(run / 'vae').sha256[:12]})" in refused
     assert "Traceback" not in refused
     fit(walt, "base", own, painted, "--model.vae", str(raw))
     assert load(own / "base").card["parents"] == {"vae": load(raw).sha256}
     assert "is done" in fit(walt, "base", own, painted)
-    mixed = fit(walt, "base", own, painted, "--data.vae", str(run / "vae"), "--fresh", "true", check=False)
+    mixed = fit(walt, "base", own, painted, "--data.vae", str(run / "vae"), "--from_scratch", "true", check=False)
     assert "leave data.vae out" in mixed and "Traceback" not in mixed
     # Those that come after find it without being told.
     fit(walt, "sr1", own, painted)
@@ -222,13 +222,14 @@ def test_a_parent_that_changed_under_an_interrupted_stage_is_named(walt: Walt, r
     (copy / "manifest.json").write_text(json.dumps(manifest))
     said = fit(walt, "base", copy, painted, check=False)
     assert (
-        f'changed since: "vae" (now {load(copy / "vae").sha256[:12]}, training began with 0123456789ab); to start over add --fresh' in said
+        f'changed since: "vae" (now {load(copy / "vae").sha256[:12]}, training began with 0123456789ab); to start over add --from_scratch'
+        in said
     )
     assert "Traceback" not in said
 
 
 def test_a_retrained_parent_makes_its_children_stale(walt: Walt, run: Path, painted: Path) -> None:
-    fit(walt, "vae", run, painted, "--fresh", "true", "--seed_everything", "5")
+    fit(walt, "vae", run, painted, "--from_scratch", "true", "--seed_everything", "5")
     sample = [
         "sample",
         "--run",
@@ -267,7 +268,9 @@ def test_a_wrong_key_or_value_is_named(walt: Walt, painted: Path, tmp_path: Path
 
 
 def test_windows_that_do_not_fit_are_named(walt: Walt, painted: Path, run: Path) -> None:
-    said = fit(walt, "sr1", run, painted, "--model.denoiser.window", "[5, 3, 3]", "--allow_stale", "true", "--fresh", "true", check=False)
+    said = fit(
+        walt, "sr1", run, painted, "--model.denoiser.window", "[5, 3, 3]", "--allow_stale", "true", "--from_scratch", "true", check=False
+    )
     assert "denoiser.window must divide" in said
     assert "Traceback" not in said
 

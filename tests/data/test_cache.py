@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from walt_pl.data import cache as cache_module
-from walt_pl.data.batch import Draw, Kind, Sample
+from walt_pl.data.batch import Kind, Sample, SampleRef
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
-from walt_pl.data.index import Entry, Index, write_index
-from walt_pl.data.transforms import Framing, PixelDataset
+from walt_pl.data.index import Index, IndexEntry, write_index
+from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.media.writing import write_image, write_video
 
 FRAMES, VIDEOS, IMAGES = 5, 7, 3
-FRAMING = Framing(16, FRAMES, views=2)
+FRAMING = ClipTransform(16, FRAMES, views=2)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def build(cache: LatentCache, pixels: PixelDataset, stop_after: int = 10**9, kin
     return encoder.clips
 
 
-def entries_of(index: Index) -> tuple[list[Entry], list[Entry]]:
+def entries_of(index: Index) -> tuple[list[IndexEntry], list[IndexEntry]]:
     return list(index.videos), list(index.images)
 
 
@@ -96,14 +96,14 @@ def test_cache_and_pixels_give_the_same_latents(kind: Kind, pixels: PixelDataset
     encode = CountingEncoder()
     seen = []
     for item in range(VIDEOS if kind == "video" else IMAGES):
-        for pass_number in range(3):
-            draw = Draw(kind, item, pass_number, slot=9)
+        for epoch in range(3):
+            draw = SampleRef(kind, item, epoch, global_batch_index=9)
             cached, direct = latents[draw], pixels[draw]
             wanted = encode(direct.content[None])[0].half().float()
             assert cached.failure == direct.failure
             assert cached.content.dtype == torch.float32 and cached.space == "latents"
             assert torch.equal(cached.content, torch.zeros_like(wanted) if direct.failure else wanted)
-            assert cached.low is not None and torch.equal(cached.content, cached.low)
+            assert cached.low_res is not None and torch.equal(cached.content, cached.low_res)
             assert (cached.caption, cached.label, cached.path) == (direct.caption, direct.label, direct.path)
             seen.append(cached.content)
     assert seen[0].shape == (1, 3 if kind == "video" else 1, 4, 4)
@@ -116,7 +116,7 @@ def test_latents_with_channels_last_are_kept_as_they_are(pixels: PixelDataset, t
 
     cache = make(tmp_path)
     cache.build(pixels, "video", lambda: encode, batch_size=3)
-    wanted = encode(pixels[Draw("video", 1, 0, 0)].content[None])[0].half().float()
+    wanted = encode(pixels[SampleRef("video", 1, 0, 0)].content[None])[0].half().float()
     assert torch.equal(cache.read(1, 0)[0], wanted)
 
 
@@ -223,7 +223,7 @@ def test_a_cache_of_some_items_holds_theirs(pixels: PixelDataset, index: Index, 
     encode = CountingEncoder()
     for item in (6, 1, 3):
         for view in range(2):
-            wanted = encode(pixels[Draw("video", item, view, 0)].content[None])[0].half().float()
+            wanted = encode(pixels[SampleRef("video", item, view, 0)].content[None])[0].half().float()
             assert torch.equal(cache.read(item, view)[0], wanted)
     with pytest.raises(AssertionError, match="item 2 is not in"):
         cache.read(2, 0)
@@ -260,18 +260,18 @@ class Forbidden:
     def __init__(self, pixels: PixelDataset, items: set[int]) -> None:
         self.pixels, self.items = pixels, items
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: SampleRef) -> Sample:
         assert draw.item not in self.items
         return self.pixels[draw]
 
-    def failed(self, draw: Draw, reason: str) -> Sample:
+    def failed(self, draw: SampleRef, reason: str) -> Sample:
         return self.pixels.failed(draw, reason)
 
 
 class Deadly(Forbidden):
     """Clips of which some kill whoever reads them."""
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: SampleRef) -> Sample:
         if draw.item in self.items:
             os.kill(os.getpid(), signal.SIGKILL)
         return self.pixels[draw]
@@ -334,6 +334,6 @@ def test_latents_beyond_float16_are_refused(pixels: PixelDataset, tmp_path: Path
 
 
 def test_batches_of_the_encoder_shrink_as_clips_grow() -> None:
-    sizes = [encode_batch_size(Framing(size), "video") for size in (32, 64, 128, 512)]
+    sizes = [encode_batch_size(ClipTransform(size), "video") for size in (32, 64, 128, 512)]
     assert sizes == [16, 4, 1, 1]
-    assert encode_batch_size(Framing(32), "image") == 256
+    assert encode_batch_size(ClipTransform(32), "image") == 256

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.index_memory import measure, synthetic
-from walt_pl.data.index import SCHEMA, Entries, Index, write_index, write_table
+from walt_pl.data.index import SCHEMA, Index, IndexEntries, write_index, write_table
 
 
 def row(number: int, **changes: object) -> dict[str, object]:
@@ -249,7 +249,7 @@ def test_opening_reads_no_rows_into_memory(tmp_path: Path) -> None:
     Index(many(tmp_path, 50_000), "train")
     before = pa.total_allocated_bytes()
     index = Index(tmp_path / "many.parquet", "train")
-    assert isinstance(index.videos, Entries) and index.videos[49_999].bytes == 49_999
+    assert isinstance(index.videos, IndexEntries) and index.videos[49_999].bytes == 49_999
     assert pa.total_allocated_bytes() - before < 100_000
 
 

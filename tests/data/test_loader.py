@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from walt_pl.data.batch import Draw, JointBatch, Sample
+from walt_pl.data.batch import JointBatch, Sample, SampleRef
 from walt_pl.data.loader import JointLoader
 from walt_pl.data.sampler import JointSampler, SequentialSampler
 
@@ -18,15 +18,15 @@ class Numbers(Dataset[Sample]):
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
         self.broken = broken
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: SampleRef) -> Sample:
         failure = f"{draw.kind}-{draw.item}: broken" if draw.item in self.broken else ""
         content = torch.full((1, 3 if draw.kind == "video" else 1, 1, 1), 0.0 if failure else draw.item + 1.0)
         path = f"{draw.kind}-{draw.item}"
-        return Sample(draw, content, None, str(draw.pass_number), draw.item, path, failure, "pixels")
+        return Sample(draw, content, None, str(draw.epoch), draw.item, path, failure, "pixels")
 
 
 def told(batch: JointBatch) -> tuple[list[str], list[int], list[str]]:
-    return batch.paths, batch.slots.tolist(), batch.captions
+    return batch.paths, batch.global_batch_index.tolist(), batch.captions
 
 
 MADE: list[JointLoader] = []
@@ -99,7 +99,7 @@ def test_a_broken_sample_keeps_its_slot_with_weight_0_and_is_told_once(workers: 
         warnings.simplefilter("always")
         batches = [batch for _ in range(3) for batch in loader]
     for batch in batches:
-        assert batch.slots.tolist() == list(range(6))
+        assert batch.global_batch_index.tolist() == list(range(6))
         bad = torch.tensor([path.endswith("-3") for path in batch.paths])
         assert torch.equal(batch.weight == 0, bad)
         contents = torch.cat([batch.videos[:, 0, 0, 0, 0], batch.images[:, 0, 0, 0, 0]])
@@ -120,7 +120,7 @@ def test_a_batch_without_images_has_room_for_none() -> None:
     batch = next(iter(JointLoader(Numbers(), JointSampler(5, 0, 2, 0))))
     assert batch.videos.shape == (2, 1, 3, 1, 1)
     assert batch.images.shape == (0, 1, 1, 1, 1)
-    assert batch.low_videos is None
+    assert batch.low_res_videos is None
 
 
 def test_joint_loader_keeps_what_is_read_ahead_from_epoch_to_epoch() -> None:

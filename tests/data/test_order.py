@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from walt_pl.data.batch import Draw, Kind
-from walt_pl.data.sampler import Items, JointSampler, SequentialSampler
+from walt_pl.data.batch import Kind, SampleRef
+from walt_pl.data.sampler import BucketItems, JointSampler, SequentialSampler
 
 KINDS: tuple[Kind, Kind] = ("video", "image")
 
@@ -25,18 +25,18 @@ class Case:
     ranks: int
     seed: int
 
-    def items(self, kind: Kind) -> list[Items]:
+    def items(self, kind: Kind) -> list[BucketItems]:
         """Buckets take turns through the list, as clips of several shapes do."""
         numbers = [bucket for bucket, count in enumerate(self.counts[kind]) for _ in range(count)]
         shuffled = np.random.default_rng(0).permutation(numbers)
         places = [np.flatnonzero(shuffled == bucket) for bucket in range(len(self.counts[kind]))]
-        return [Items(of, np.flatnonzero(np.isin(of, list(self.quarantined[kind])))) for of in places]
+        return [BucketItems(of, np.flatnonzero(np.isin(of, list(self.quarantined[kind])))) for of in places]
 
     def sampler(self, rank: int = 0, ranks: int | None = None) -> JointSampler:
         per_batch = [self.per_rank[kind] * self.ranks for kind in KINDS]
         return JointSampler(*map(self.items, KINDS), *per_batch, rank=rank, ranks=ranks or self.ranks, seed=self.seed)
 
-    def steps(self, count: int, rank: int = 0, ranks: int | None = None) -> list[list[Draw]]:
+    def steps(self, count: int, rank: int = 0, ranks: int | None = None) -> list[list[SampleRef]]:
         return list(islice(self.sampler(rank, ranks).steps(), count))
 
 
@@ -63,15 +63,15 @@ quick = settings(max_examples=60, deadline=None)
 def test_in_every_bucket_nothing_comes_twice_in_a_pass_and_nothing_is_left_out(case: Case) -> None:
     seen: Counter[tuple[Kind, int, int, int]] = Counter()
     for draws in case.steps(40, ranks=1):
-        seen.update((draw.kind, draw.bucket, draw.pass_number, draw.item) for draw in draws)
+        seen.update((draw.kind, draw.bucket, draw.epoch, draw.item) for draw in draws)
     assert set(seen.values()) <= {1}
     for kind in KINDS:
         assert not case.quarantined[kind] & {item for found, _, _, item in seen if found == kind}
         for bucket, items in enumerate(case.items(kind)):
             drawn = [(number, item) for found, place, number, item in seen if (found, place) == (kind, bucket)]
             wanted = set(items.positions) - case.quarantined[kind]
-            for pass_number in range(len(drawn) // items.used):
-                assert {item for number, item in drawn if number == pass_number} == wanted
+            for epoch in range(len(drawn) // items.used):
+                assert {item for number, item in drawn if number == epoch} == wanted
 
 
 @quick
@@ -82,8 +82,8 @@ def test_ranks_are_disjoint_and_in_step_and_every_batch_has_one_bucket_and_the_e
     for step, shares in enumerate(zip(*by_rank, strict=True)):
         assert all(Counter(draw.kind for draw in share) == Counter(case.per_rank) for share in shares)
         assert len({draw.bucket for share in shares for draw in share}) == 1
-        assert sorted((draw for share in shares for draw in share), key=lambda draw: draw.slot) == whole[step]
-        assert [draw.slot for draw in whole[step]] == list(range(sum(case.per_rank.values()) * case.ranks))
+        assert sorted((draw for share in shares for draw in share), key=lambda draw: draw.global_batch_index) == whole[step]
+        assert [draw.global_batch_index for draw in whole[step]] == list(range(sum(case.per_rank.values()) * case.ranks))
 
 
 @quick
@@ -120,7 +120,7 @@ def test_under_another_quarantine_all_others_come_in_the_order_they_would_have(c
     assert [step[0].bucket for step in ahead[0]] == [step[0].bucket for step in ahead[1]], "the buckets come in the same order"
     touched = case.quarantined[kind] ^ other.quarantined[kind]
     for bucket in range(len(case.counts[kind])):
-        of = [[(d.pass_number, d.item) for step in steps for d in step if (d.kind, d.bucket) == (kind, bucket)] for steps in ahead]
+        of = [[(d.epoch, d.item) for step in steps for d in step if (d.kind, d.bucket) == (kind, bucket)] for steps in ahead]
         same = [[draw for draw in draws if draw[1] not in touched] for draws in of]
         shorter = min(map(len, same))
         assert same[0][:shorter] == same[1][:shorter]
@@ -144,8 +144,8 @@ def test_buckets_come_in_proportion_to_what_they_hold(case: Case) -> None:
 @quick
 @given(cases())
 def test_validation_takes_everything_once_bucket_by_bucket(case: Case) -> None:
-    def whole(kind: Kind) -> list[Items]:
-        return [Items(items.positions[: len(items.positions) // case.ranks * case.ranks]) for items in case.items(kind)]
+    def whole(kind: Kind) -> list[BucketItems]:
+        return [BucketItems(items.positions[: len(items.positions) // case.ranks * case.ranks]) for items in case.items(kind)]
 
     samplers = [
         SequentialSampler(*map(whole, KINDS), *[case.per_rank[kind] * case.ranks for kind in KINDS], rank, case.ranks)
@@ -180,18 +180,18 @@ def test_another_index_is_told_and_begins_new_passes() -> None:
     sampler.advance()
     with pytest.warns(UserWarning, match="the interrupted passes are not finished"):
         grown.load_state_dict(sampler.state_dict())
-    assert {draw.pass_number for draw in next(iter(grown))} == {1}
+    assert {draw.epoch for draw in next(iter(grown))} == {1}
 
 
 def test_another_number_of_buckets_is_refused() -> None:
-    two = [Items(np.arange(3)), Items(np.arange(3, 6))]
+    two = [BucketItems(np.arange(3)), BucketItems(np.arange(3, 6))]
     sampler = JointSampler(two, two, 2, 0)
     with pytest.raises(ValueError, match=r"data\.buckets has 1 sizes, but the checkpoint was written with 2"):
         JointSampler(6, 6, 2, 0).load_state_dict(sampler.state_dict())
 
 
 def test_a_bucket_that_lacks_a_kind_never_comes() -> None:
-    videos, images = [Items(np.arange(3)), Items(np.arange(3, 9))], [Items(np.arange(3)), Items(np.arange(0))]
+    videos, images = [BucketItems(np.arange(3)), BucketItems(np.arange(3, 9))], [BucketItems(np.arange(3)), BucketItems(np.arange(0))]
     assert {draw.bucket for step in islice(JointSampler(videos, images, 1, 1).steps(), 30) for draw in step} == {0}
     with pytest.raises(ValueError, match="no bucket has both"):
         JointSampler([videos[0], images[1]], images[::-1], 1, 1)

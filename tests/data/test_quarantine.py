@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from walt_pl.data.index import Index, Place, write_index
+from walt_pl.data.index import Index, MediaKey, write_index
 from walt_pl.data.quarantine import Quarantine
 
 
@@ -21,10 +21,10 @@ def test_what_was_written_is_read_and_hashes_alike_in_any_order(tmp_path: Path) 
     one, two = (Quarantine.beside(tmp_path / name) for name in ("one.parquet", "two.parquet"))
     assert one.path == tmp_path / "one.quarantine.csv" and len(one) == 0
     reasons = {
-        Place("c, d.mp4"): 'corrupt: says "no"',
-        Place("s.tar", 512): "hang: 60 s",
-        Place("a.mp4"): "a watermark\nover it",
-        Place("f.mp4", -1, 0.1, 1 / 3): "a logo",
+        MediaKey("c, d.mp4"): 'corrupt: says "no"',
+        MediaKey("s.tar", 512): "hang: 60 s",
+        MediaKey("a.mp4"): "a watermark\nover it",
+        MediaKey("f.mp4", -1, 0.1, 1 / 3): "a logo",
     }
     for place, reason in reasons.items():
         one.add(place, reason)
@@ -42,7 +42,14 @@ def test_positions_are_those_in_the_list_that_is_asked(tmp_path: Path) -> None:
     entries = Index(tmp_path / "i.parquet", "train").videos
     quarantine = Quarantine.beside(tmp_path / "i.parquet")
     assert quarantine.positions(entries).tolist() == []
-    for place in (Place("d.mp4"), Place("b.mp4"), Place("s.tar", 1024), Place("s.tar", 9), Place("a.mp4", 512), Place("not in it.mp4")):
+    for place in (
+        MediaKey("d.mp4"),
+        MediaKey("b.mp4"),
+        MediaKey("s.tar", 1024),
+        MediaKey("s.tar", 9),
+        MediaKey("a.mp4", 512),
+        MediaKey("not in it.mp4"),
+    ):
         quarantine.add(place, "corrupt: x")
     assert quarantine.positions(entries).tolist() == [1, 3, 5]
     assert quarantine.positions(entries[3:]).tolist() == [0, 2]
@@ -51,21 +58,21 @@ def test_positions_are_those_in_the_list_that_is_asked(tmp_path: Path) -> None:
 
 def test_the_doctor_releases_only_its_own(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path / "q.csv")
-    quarantine.add(Place("a.mp4"), "corrupt: x")
-    quarantine.add(Place("b.mp4"), "shows my face")
+    quarantine.add(MediaKey("a.mp4"), "corrupt: x")
+    quarantine.add(MediaKey("b.mp4"), "shows my face")
     for name in ("a.mp4", "b.mp4"):
-        quarantine.admit(Place(name), "truncated", "9 frames of 17")
-    assert quarantine.reasons == {Place("a.mp4"): "truncated: 9 frames of 17", Place("b.mp4"): "shows my face"}
+        quarantine.admit(MediaKey(name), "truncated", "9 frames of 17")
+    assert quarantine.reasons == {MediaKey("a.mp4"): "truncated: 9 frames of 17", MediaKey("b.mp4"): "shows my face"}
     for name in ("a.mp4", "b.mp4", "c.mp4"):
-        quarantine.release(Place(name))
-    assert list(quarantine.reasons) == [Place("b.mp4")]
+        quarantine.release(MediaKey(name))
+    assert list(quarantine.reasons) == [MediaKey("b.mp4")]
 
 
 def test_an_empty_list_leaves_no_file(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path / "q.csv")
-    quarantine.add(Place("a.mp4"), "corrupt: x")
+    quarantine.add(MediaKey("a.mp4"), "corrupt: x")
     quarantine.write()
-    quarantine.release(Place("a.mp4"))
+    quarantine.release(MediaKey("a.mp4"))
     quarantine.write()
     assert not list(tmp_path.iterdir())
 
@@ -93,10 +100,10 @@ def test_a_row_without_a_piece_stands_for_every_piece_of_its_file(tmp_path: Path
     quarantine = Quarantine.beside(tmp_path / "i.parquet")
     assert quarantine.positions(entries).tolist() == [0, 1, 2, 4]
     assert [quarantine.reason(place) for place in entries.places(np.array([2, 3, 4]))] == ["mine", None, "too dark"]
-    quarantine.release(Place("a.mp4", -1, 2.0, 4.0))
+    quarantine.release(MediaKey("a.mp4", -1, 2.0, 4.0))
     assert quarantine.positions(entries).tolist() == [0, 1, 2, 4], "the row of the file stays"
 
 
 def test_people_may_leave_the_offset_empty(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("path,offset,reason\na.mp4,,mine\n")
-    assert Quarantine(tmp_path / "q.csv").reasons == {Place("a.mp4"): "mine"}
+    assert Quarantine(tmp_path / "q.csv").reasons == {MediaKey("a.mp4"): "mine"}

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from walt_pl.data.batch import Draw
+from walt_pl.data.batch import SampleRef
 from walt_pl.data.permutation import EndlessPermutation
 from walt_pl.data.sampler import JointSampler, SequentialSampler
 
@@ -25,9 +25,9 @@ def random_case(rng: np.random.Generator) -> dict[str, int]:
     }
 
 
-def steps_of(case: dict[str, int], rank: int, steps: int) -> list[list[Draw]]:
+def steps_of(case: dict[str, int], rank: int, steps: int) -> list[list[SampleRef]]:
     sampler = JointSampler(**case, rank=rank)
-    found: list[list[Draw]] = []
+    found: list[list[SampleRef]] = []
     while len(found) < steps:
         for draws in sampler:
             sampler.advance()
@@ -44,13 +44,13 @@ def test_every_pass_has_every_item_once(case: dict[str, int]) -> None:
     for rank in range(case["ranks"]):
         for draws in steps_of(case, rank, steps=50):
             for draw in draws:
-                seen[draw.kind][draw.pass_number, draw.item] += 1
+                seen[draw.kind][draw.epoch, draw.item] += 1
     for kind, times in seen.items():
         count, per_batch = case[f"{kind}s"], case[f"{kind}s_per_batch"]
         assert sum(times.values()) == 50 * per_batch
         assert set(times.values()) <= {1}
         whole_passes = 50 * per_batch // count
-        wanted = {(pass_number, item) for pass_number in range(whole_passes) for item in range(count)}
+        wanted = {(epoch, item) for epoch in range(whole_passes) for item in range(count)}
         assert {key for key in times if key[0] < whole_passes} == wanted
 
 
@@ -61,9 +61,9 @@ def test_ranks_are_disjoint_in_step_and_keep_the_ratio(case: dict[str, int]) -> 
     for step, shares in enumerate(zip(*by_rank, strict=True)):
         makeup = {tuple(Counter(draw.kind for draw in share).items()) for share in shares}
         assert len(makeup) == 1
-        together = sorted((draw for share in shares for draw in share), key=lambda draw: draw.slot)
+        together = sorted((draw for share in shares for draw in share), key=lambda draw: draw.global_batch_index)
         assert together == whole[step]
-        assert [draw.slot for draw in together] == list(range(case["videos_per_batch"] + case["images_per_batch"]))
+        assert [draw.global_batch_index for draw in together] == list(range(case["videos_per_batch"] + case["images_per_batch"]))
         assert sum(draw.kind == "video" for draw in together) == case["videos_per_batch"]
 
 
@@ -95,7 +95,7 @@ def test_validation_goes_through_everything_once_in_order(ranks: int) -> None:
     draws = [draw for step in zip(*by_rank, strict=True) for share in step for draw in share]
     for kind, count in (("video", 10), ("image", 6)):
         assert sorted(draw.item for draw in draws if draw.kind == kind) == list(range(count))
-    assert {draw.pass_number for draw in draws} == {0}
+    assert {draw.epoch for draw in draws} == {0}
 
 
 def test_joint_sampler_begins_new_passes_where_the_items_have_changed() -> None:
@@ -107,7 +107,7 @@ def test_joint_sampler_begins_new_passes_where_the_items_have_changed() -> None:
         changed.load_state_dict(sampler.state_dict())
     videos, images = EndlessPermutation(8, 3, 0), EndlessPermutation(11, 3, 1)
     draws = next(iter(changed))
-    assert [(draw.item, draw.pass_number) for draw in draws] == [
+    assert [(draw.item, draw.epoch) for draw in draws] == [
         *(videos.index(3 * 8 + place) for place in range(4)),
         *(images.index(11 + place) for place in range(2)),
     ]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from walt_pl.data.selection import Bucket, described, select
-from walt_pl.data.transforms import Framing
+from walt_pl.data.transforms import ClipTransform
 
-FRAMING = Framing(128, frames=17)
+FRAMING = ClipTransform(128, frames=17)
 BUCKETS = [Bucket(128, 128), Bucket(128, 224), Bucket(224, 128), Bucket(64, 64)]
 
 
@@ -117,11 +117,11 @@ def test_kinds_that_share_no_size_are_told_so() -> None:
 
 
 def test_length_is_counted_in_seconds_where_clips_are_sampled_by_time() -> None:
-    framing = Framing(128, frames=17, fps=4.0)  # 16 steps of a quarter of a second: from frame 0 to frame 32 at 8 fps
+    clip_transform = ClipTransform(128, frames=17, fps=4.0)  # 16 steps of a quarter of a second: from frame 0 to frame 32 at 8 fps
     listed = clips([(240, 320)] * 2, frames=[32, 33])
-    found = select({"video": listed}, framing, BUCKETS, {"video": np.empty(0, np.int64)})["video"]  # type: ignore[dict-item]
+    found = select({"video": listed}, clip_transform, BUCKETS, {"video": np.empty(0, np.int64)})["video"]  # type: ignore[dict-item]
     assert found.left_out() == {"too short": 1} and found.positions().tolist() == [1]
-    assert "fewer than 17 frames at 4 a second" in described("train", {"video": found}, BUCKETS, framing)[0]
+    assert "fewer than 17 frames at 4 a second" in described("train", {"video": found}, BUCKETS, clip_transform)[0]
 
 
 def test_a_million_rows_take_less_than_a_few_seconds() -> None:

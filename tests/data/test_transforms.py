@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from tests.helpers.clips import B_FRAMES, FRAMES, UNEVEN, Case, encode, entry_of, numbers, textured_clip
-from walt_pl.data.batch import Draw
-from walt_pl.data.index import Entry
-from walt_pl.data.transforms import Framing, PixelDataset, random_crop, to_size, to_square, view_of
+from walt_pl.data.batch import SampleRef
+from walt_pl.data.index import IndexEntry
+from walt_pl.data.transforms import ClipTransform, PixelDataset, draw_view, random_crop, to_size, to_square
 from walt_pl.media.reading import read_clip
 
 
@@ -65,17 +65,17 @@ def test_a_crop_is_the_same_place_in_all_frames() -> None:
 
 
 def test_view_0_is_the_centre_of_the_first_frames_and_the_others_are_fixed() -> None:
-    assert view_of("video", 5, 0, spare_frames=9).start == 0
-    assert view_of("video", 5, 0, spare_frames=9).place == (0.5, 0.5)
-    assert view_of("video", 5, 1, spare_frames=9) == view_of("video", 5, 1, spare_frames=9)
-    assert view_of("video", 5, 1, spare_frames=9) != view_of("video", 5, 2, spare_frames=9)
-    assert {view_of("video", item, 1, spare_frames=2).start for item in range(40)} == {0, 1, 2}
+    assert draw_view("video", 5, 0, spare_frames=9).start == 0
+    assert draw_view("video", 5, 0, spare_frames=9).place == (0.5, 0.5)
+    assert draw_view("video", 5, 1, spare_frames=9) == draw_view("video", 5, 1, spare_frames=9)
+    assert draw_view("video", 5, 1, spare_frames=9) != draw_view("video", 5, 2, spare_frames=9)
+    assert {draw_view("video", item, 1, spare_frames=2).start for item in range(40)} == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"low_size": 32}, "data.low_size must lie"),
+        ({"low_res_size": 32}, "data.low_res_size must lie"),
         ({"sizes": (64,)}, "data.sizes needs data.crop"),
         ({"sizes": (16,), "crop": 32}, "smallest side 16, got 32"),
         ({"aspect": 0.5, "crop": 32}, "smallest side 16, got 32"),
@@ -91,7 +91,7 @@ def test_view_0_is_the_centre_of_the_first_frames_and_the_others_are_fixed() -> 
 )
 def test_settings_that_do_not_fit_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Framing(32, **settings)  # type: ignore[arg-type]
+        ClipTransform(32, **settings)  # type: ignore[arg-type]
 
 
 def test_a_mirrored_picture_is_the_same_region_left_for_right() -> None:
@@ -99,70 +99,72 @@ def test_a_mirrored_picture_is_the_same_region_left_for_right() -> None:
     assert torch.equal(to_size(clip, 8, 12, (0.3, 0.9), mirrored=True), to_size(clip, 8, 12, (0.3, 0.9)).flip(-1))
 
 
-def entry(frames: int, fps: float, duration: float = 0.0, kind: str = "video") -> Entry:
-    return Entry(Path("a.mp4"), kind, frames, fps, 64, 64, "", -1, "train", 1, duration)
+def entry(frames: int, fps: float, duration: float = 0.0, kind: str = "video") -> IndexEntry:
+    return IndexEntry(Path("a.mp4"), kind, frames, fps, 64, 64, "", -1, "train", 1, duration)
 
 
 @pytest.mark.parametrize(
-    ("framing", "clip", "needed"),
+    ("clip_transform", "clip", "needed"),
     [
-        (Framing(8, 17), (30, 25.0), 17),
-        (Framing(8, 17, stride=3), (30, 25.0), 49),
-        (Framing(8, 17, fps=25.0), (30, 25.0), 17),
-        (Framing(8, 17, fps=8.0), (90, 24.0), 49),
-        (Framing(8, 17, fps=10.0), (90, 24.0), 39),
-        (Framing(8, 17, fps=16.0), (30, 8.0), 9),
-        (Framing(8, 17, fps=8.0), (24, 8.0, 6.0), 9),
-        (Framing(8, 17, fps=8.0), (24, 0.0), np.inf),
-        (Framing(8, 1, fps=8.0), (1, 24.0), 1),
+        (ClipTransform(8, 17), (30, 25.0), 17),
+        (ClipTransform(8, 17, stride=3), (30, 25.0), 49),
+        (ClipTransform(8, 17, fps=25.0), (30, 25.0), 17),
+        (ClipTransform(8, 17, fps=8.0), (90, 24.0), 49),
+        (ClipTransform(8, 17, fps=10.0), (90, 24.0), 39),
+        (ClipTransform(8, 17, fps=16.0), (30, 8.0), 9),
+        (ClipTransform(8, 17, fps=8.0), (24, 8.0, 6.0), 9),
+        (ClipTransform(8, 17, fps=8.0), (24, 0.0), np.inf),
+        (ClipTransform(8, 1, fps=8.0), (1, 24.0), 1),
     ],
 )
-def test_frames_that_a_clip_must_have(framing: Framing, clip: tuple[int, float], needed: float) -> None:
+def test_frames_that_a_clip_must_have(clip_transform: ClipTransform, clip: tuple[int, float], needed: float) -> None:
     one = entry(*clip)
-    assert framing.needs(one.frames, one.fps, one.duration) == needed
+    assert clip_transform.needs(one.frames, one.fps, one.duration) == needed
     columns = (np.array([column] * 3) for column in (one.frames, one.fps, one.duration))
-    assert framing.needs(*columns).tolist() == [needed] * 3
-    assert framing.spare(one) == max(0, one.frames - needed)
+    assert clip_transform.needs(*columns).tolist() == [needed] * 3
+    assert clip_transform.spare(one) == max(0, one.frames - needed)
 
 
-@pytest.mark.parametrize("framing", [Framing(32, 7, views=40), Framing(32, 7, stride=3, views=40), Framing(32, 7, fps=3.0, views=40)])
-def test_every_view_of_a_clip_can_be_read_and_they_reach_its_end(tmp_path: Path, framing: Framing) -> None:
+@pytest.mark.parametrize(
+    "clip_transform", [ClipTransform(32, 7, views=40), ClipTransform(32, 7, stride=3, views=40), ClipTransform(32, 7, fps=3.0, views=40)]
+)
+def test_every_view_of_a_clip_can_be_read_and_they_reach_its_end(tmp_path: Path, clip_transform: ClipTransform) -> None:
     clips = {"even.mp4": Case("even.mp4", "libx264", B_FRAMES), "uneven.mkv": Case("uneven.mkv", "libx264", B_FRAMES, times=tuple(UNEVEN))}
     for name, case in clips.items():
         listed = entry_of(case.write(tmp_path))
-        dataset = PixelDataset([listed], [], framing)
+        dataset = PixelDataset([listed], [], clip_transform)
         shown = []
-        for view in range(framing.views):
-            sample = dataset[Draw("video", 0, view, 0)]
+        for view in range(clip_transform.views):
+            sample = dataset[SampleRef("video", 0, view, 0)]
             assert sample.failure == ""
-            start = view_of("video", 0, view, framing.spare(listed)).start
-            shown.append(numbers(read_clip(listed, framing.span(listed, start))))
+            start = draw_view("video", 0, view, clip_transform.spare(listed)).start
+            shown.append(numbers(read_clip(listed, clip_transform.frame_range(listed, start))))
         assert min(frames[0] for frames in shown) == 0 and max(frames[-1] for frames in shown) >= FRAMES - 4, name
-        if framing.fps is None:
-            assert {frame - before for frames in shown for before, frame in pairwise(frames)} == {framing.stride}
+        if clip_transform.fps is None:
+            assert {frame - before for frames in shown for before, frame in pairwise(frames)} == {clip_transform.stride}
 
 
 def test_twins_are_the_same_moment_at_two_sizes_and_equal_to_each_alone(tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", textured_clip(30, 192, 192), "libx264", **B_FRAMES)
     listed = entry_of(tmp_path / "a.mp4")
-    both = Framing(96, 5, low_size=32, views=4)
+    both = ClipTransform(96, 5, low_res_size=32, views=4)
     for view in range(4):
-        draw = Draw("video", 0, view, 0)
+        draw = SampleRef("video", 0, view, 0)
         sample = PixelDataset([listed], [], both)[draw]
-        assert sample.low is not None and sample.content.shape == (3, 5, 96, 96) and sample.low.shape == (3, 5, 32, 32)
-        assert torch.equal(sample.content, PixelDataset([listed], [], Framing(96, 5, views=4))[draw].content)
-        assert torch.equal(sample.low, PixelDataset([listed], [], Framing(32, 5, views=4))[draw].content)
+        assert sample.low_res is not None and sample.content.shape == (3, 5, 96, 96) and sample.low_res.shape == (3, 5, 32, 32)
+        assert torch.equal(sample.content, PixelDataset([listed], [], ClipTransform(96, 5, views=4))[draw].content)
+        assert torch.equal(sample.low_res, PixelDataset([listed], [], ClipTransform(32, 5, views=4))[draw].content)
         shrunk = F.interpolate(sample.content.transpose(0, 1), size=(32, 32), mode="bicubic", antialias=True)
-        assert (shrunk.transpose(0, 1) - sample.low).abs().mean() < 0.02
+        assert (shrunk.transpose(0, 1) - sample.low_res).abs().mean() < 0.02
 
 
 def test_flip_mirrors_about_half_of_the_views_and_never_the_first(tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", textured_clip(5, 64, 64), "libx264", **B_FRAMES)
     listed = entry_of(tmp_path / "a.mp4")
-    plain, flipped = (PixelDataset([listed], [], Framing(64, 5, views=30, flip=flip)) for flip in (False, True))
+    plain, flipped = (PixelDataset([listed], [], ClipTransform(64, 5, views=30, flip=flip)) for flip in (False, True))
     mirrored = 0
     for view in range(30):
-        draw = Draw("video", 0, view, 0)
+        draw = SampleRef("video", 0, view, 0)
         a, b = plain[draw].content, flipped[draw].content
         assert torch.equal(a, b) or (view and torch.equal(a.flip(-1), b)), "the whole clip or nothing of it"
         mirrored += not torch.equal(a, b)

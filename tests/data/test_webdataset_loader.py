@@ -14,11 +14,11 @@ import pytest
 import webdataset
 
 from walt_pl.data.batch import DataError, JointBatch, Kind
-from walt_pl.data.transforms import Framing
-from walt_pl.data.webdataset_loader import Place, Reading, Shards, StreamLoader
+from walt_pl.data.transforms import ClipTransform
+from walt_pl.data.webdataset_loader import ShardStream, StreamConfig, StreamLoader, StreamPosition
 from walt_pl.media.writing import write_image, write_video
 
-FRAMING = Framing(16, frames=3)
+FRAMING = ClipTransform(16, frames=3)
 SIZES = (3, 5, 2, 4, 3, 1)  # samples of the shards
 
 
@@ -43,7 +43,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, str]:
     return {"video": f"{folder}/clips-{{0..5}}.tar", "image": f"{folder}/pictures-{{0..5}}.tar"}
 
 
-def read(shards: Shards, reader: int, readers: int, count: int, place: Place = Place()) -> list[tuple[int, Place]]:
+def read(
+    shards: ShardStream, reader: int, readers: int, count: int, place: StreamPosition = StreamPosition()
+) -> list[tuple[int, StreamPosition]]:
     return [(member.label, after) for member, after in islice(shards.read(reader, readers, place), count)]
 
 
@@ -51,27 +53,27 @@ def read(shards: Shards, reader: int, readers: int, count: int, place: Place = P
 def test_the_readers_of_a_pass_read_everything_once(readers: int, shards: dict[Kind, str]) -> None:
     found: Counter[tuple[int, int]] = Counter()
     for reader in range(readers):
-        labels = read(Shards("video", shards["video"], seed=1), reader, readers, 60)
-        found.update((after.pass_number, label) for label, after in labels)
+        labels = read(ShardStream("video", shards["video"], seed=1), reader, readers, 60)
+        found.update((after.epoch, label) for label, after in labels)
     assert set(found.values()) == {1}
-    for pass_number in range(2):
-        assert {label for number, label in found if number == pass_number} == set(range(sum(SIZES)))
+    for epoch in range(2):
+        assert {label for number, label in found if number == epoch} == set(range(sum(SIZES)))
 
 
 def test_shards_come_in_another_order_in_every_pass_and_for_every_seed(shards: dict[Kind, str]) -> None:
-    orders = [[label for label, _ in read(Shards("video", shards["video"], seed), 0, 1, 36)] for seed in (1, 2)]
+    orders = [[label for label, _ in read(ShardStream("video", shards["video"], seed), 0, 1, 36)] for seed in (1, 2)]
     assert orders[0][:18] != orders[0][18:] and orders[0] != orders[1]
 
 
 @pytest.mark.parametrize("stop", range(1, 20))
 def test_a_reader_goes_on_from_any_place(stop: int, shards: dict[Kind, str]) -> None:
-    of = Shards("video", shards["video"], seed=1)
+    of = ShardStream("video", shards["video"], seed=1)
     whole = read(of, 0, 2, 30)
     assert read(of, 0, 2, 30 - stop, whole[stop - 1][1]) == whole[stop:]
 
 
 def test_samples_are_those_that_webdataset_reads(shards: dict[Kind, str]) -> None:
-    ours = islice(Shards("image", shards["image"], seed=1).read(0, 1, Place()), sum(SIZES))
+    ours = islice(ShardStream("image", shards["image"], seed=1).read(0, 1, StreamPosition()), sum(SIZES))
     theirs = webdataset.WebDataset(shards["image"], shardshuffle=False, empty_check=False)
     wanted = {int(sample["cls"]): (sample["png"], sample["txt"].decode()) for sample in theirs}
     assert {member.label: (member.content, member.caption) for member, _ in ours} == wanted
@@ -83,9 +85,9 @@ def test_a_shard_that_breaks_off_is_told_and_the_next_is_read(shards: dict[Kind,
     with tarfile.open(first) as tar:
         end = tar.getmembers()[7].offset_data + 10  # inside of the third sample
     cut.write_bytes(first.read_bytes()[:end])
-    of = Shards("video", f"{cut}::{second}", seed=0)
+    of = ShardStream("video", f"{cut}::{second}", seed=0)
     with pytest.warns(UserWarning, match=r"cut\.tar: could be read as far as 2 videos"):
-        labels = {label for label, after in read(of, 0, 1, 8) if after.pass_number == 0}
+        labels = {label for label, after in read(of, 0, 1, 8) if after.epoch == 0}
     assert labels >= {0, 1, 2} and 3 in labels and 6 not in labels
 
 
@@ -93,16 +95,19 @@ def test_shards_without_anything_end_the_training(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "none.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("0.txt"), io.BytesIO())
     with pytest.raises(DataError, match=r"no video in .*none\.tar"):
-        next(Shards("video", str(tmp_path / "none.tar"), 0).read(0, 1, Place()))
+        next(ShardStream("video", str(tmp_path / "none.tar"), 0).read(0, 1, StreamPosition()))
 
 
 # The loader
 
 
-def reading(shards: dict[Kind, str], rank: int = 0, ranks: int = 1, workers: int = 0, **changes: Any) -> Reading:
-    of = {kind: Shards(kind, pattern, 3) for kind, pattern in shards.items()}
-    return Reading(
-        **{"shards": of, "per_batch": {"video": 2, "image": 4}, "framing": FRAMING, **changes}, rank=rank, ranks=ranks, workers=workers
+def reading(shards: dict[Kind, str], rank: int = 0, ranks: int = 1, workers: int = 0, **changes: Any) -> StreamConfig:
+    of = {kind: ShardStream(kind, pattern, 3) for kind, pattern in shards.items()}
+    return StreamConfig(
+        **{"shards": of, "per_batch": {"video": 2, "image": 4}, "clip_transform": FRAMING, **changes},
+        rank=rank,
+        ranks=ranks,
+        workers=workers,
     )
 
 
@@ -115,7 +120,7 @@ def loaders() -> Iterator[list[StreamLoader]]:
 
 
 def told(batches: list[JointBatch]) -> list[tuple[list[int], list[int], list[str]]]:
-    return [(batch.labels.tolist(), batch.slots.tolist(), batch.captions) for batch in batches]
+    return [(batch.labels.tolist(), batch.global_batch_index.tolist(), batch.captions) for batch in batches]
 
 
 def test_every_batch_has_the_exact_ratio_and_ranks_share_the_slots(shards: dict[Kind, str]) -> None:
@@ -123,7 +128,7 @@ def test_every_batch_has_the_exact_ratio_and_ranks_share_the_slots(shards: dict[
     for left, right in zip(*pair, strict=True):
         assert left.videos.shape == right.videos.shape == (1, 3, 3, 16, 16)
         assert left.images.shape == right.images.shape == (2, 3, 1, 16, 16)
-        assert left.slots.tolist() == [0, 2, 3] and right.slots.tolist() == [1, 4, 5]
+        assert left.global_batch_index.tolist() == [0, 2, 3] and right.global_batch_index.tolist() == [1, 4, 5]
         assert left.weight.all() and right.weight.all()
         shown = (left.videos[0].mean() + 1) * 127.5
         assert abs(float(shown) - 5 * int(left.labels[0])) < 4, "a caption stays with its pixels"
@@ -147,7 +152,7 @@ def test_another_number_of_readers_is_told_and_begins_new_passes(shards: dict[Ki
     with pytest.warns(UserWarning, match="new ones begin. An index of the shards"):
         two.load_state_dict(one.state_dict())
     next(iter(two))
-    assert {place["video"].pass_number for place in two._places.values()} == {2}
+    assert {place["video"].epoch for place in two._places.values()} == {2}
 
 
 def test_more_readers_than_shards_are_refused(shards: dict[Kind, str]) -> None:

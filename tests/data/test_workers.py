@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from walt_pl.data.batch import DataError, Draw, JointBatch, Sample
+from walt_pl.data.batch import DataError, JointBatch, Sample, SampleRef
 from walt_pl.data.loader import JointLoader
 from walt_pl.data.sampler import JointSampler
 from walt_pl.data.workers import Workers
@@ -28,7 +28,7 @@ class Treacherous:
     def __init__(self, deeds: dict[int, str], once: Path | None = None) -> None:
         self.deeds, self.once = deeds, once
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: SampleRef) -> Sample:
         deed = self.deeds.get(draw.item, "")
         if deed and self.once is not None:
             mark = self.once / str(draw.item)
@@ -48,11 +48,11 @@ class Treacherous:
             return self.failed(draw, f"clip-{draw.item}: broken")
         return self._sample(draw, float(draw.item + 1), "")
 
-    def failed(self, draw: Draw, reason: str) -> Sample:
+    def failed(self, draw: SampleRef, reason: str) -> Sample:
         return self._sample(draw, 0.0, reason)
 
-    def _sample(self, draw: Draw, value: float, failure: str) -> Sample:
-        return Sample(draw, torch.full((1, 2, 1, 1), value), None, str(draw.pass_number), draw.item, f"clip-{draw.item}", failure, "pixels")
+    def _sample(self, draw: SampleRef, value: float, failure: str) -> Sample:
+        return Sample(draw, torch.full((1, 2, 1, 1), value), None, str(draw.epoch), draw.item, f"clip-{draw.item}", failure, "pixels")
 
 
 @pytest.fixture
@@ -177,10 +177,10 @@ def test_no_worker_is_left_when_the_loader_is_closed(loaders: list[JointLoader])
 def test_reading_ahead_is_bounded_while_one_file_hangs() -> None:
     asked: list[int] = []
 
-    def steps() -> Iterator[list[Draw]]:
+    def steps() -> Iterator[list[SampleRef]]:
         for number in range(100):
             asked.append(number)
-            yield [Draw("video", number, 0, 0)]
+            yield [SampleRef("video", number, 0, 0)]
 
     workers = Workers(Treacherous({0: "hang"}), 2, patience=1)
     try:

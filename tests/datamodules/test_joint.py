@@ -109,12 +109,12 @@ def test_frame_rate_is_unknown_for_images_alone_and_for_streams(index: str) -> N
 
 
 def test_a_batch_holds_what_the_contract_says(index: str) -> None:
-    batch = next(iter(make(index, low_size=8).train_dataloader()))
+    batch = next(iter(make(index, low_res_size=8).train_dataloader()))
     assert batch.videos.shape == (4, 3, 5, 16, 16) and batch.images.shape == (4, 3, 1, 16, 16)
-    assert batch.low_videos is not None and batch.low_videos.shape == (4, 3, 5, 8, 8)
-    assert batch.low_images is not None and batch.low_images.shape == (4, 3, 1, 8, 8)
+    assert batch.low_res_videos is not None and batch.low_res_videos.shape == (4, 3, 5, 8, 8)
+    assert batch.low_res_images is not None and batch.low_res_images.shape == (4, 3, 1, 8, 8)
     assert batch.videos.dtype == torch.float32 and batch.videos.abs().max() <= 1
-    assert batch.slots.tolist() == list(range(8)) and batch.space == "pixels"
+    assert batch.global_batch_index.tolist() == list(range(8)) and batch.space == "pixels"
     assert [caption.split()[0] for caption in batch.captions] == ["video"] * 4 + ["image"] * 4
     assert [int(caption.split()[1]) for caption in batch.captions] == batch.labels.tolist()
     assert all(Path(path).is_absolute() for path in batch.paths)
@@ -125,7 +125,7 @@ def test_lightning_and_plain_torch_move_a_batch(index: str) -> None:
     for moved in (move_data_to_device(batch, "meta"), batch.to("meta")):
         assert isinstance(moved, JointBatch)
         assert {moved.videos.device.type, moved.images.device.type, moved.weight.device.type} == {"meta"}
-        assert moved.captions == batch.captions and moved.low_videos is None
+        assert moved.captions == batch.captions and moved.low_res_videos is None
     assert batch.videos.device.type == "cpu"
 
 
@@ -190,15 +190,15 @@ def test_validation_of_windows_is_frame_0_and_the_centre(index: str) -> None:
 @pytest.mark.filterwarnings("ignore:.*unreadable files")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_training_from_cache_and_from_pixels_gives_the_same_latents(index: str, vae: str, workers: int) -> None:
-    settings: dict[str, Any] = {"views": 2, "low_size": 8, "seed": 4}
+    settings: dict[str, Any] = {"views": 2, "low_res_size": 8, "seed": 4}
     cached = make(index, vae=vae, workers=workers, **settings)
     cached.prepare_data()
     cached_loader, pixel_loader = cached.train_dataloader(), make(index, **settings).train_dataloader()
     for _ in range(2):
         for latents, pixels in zip(cached_loader, pixel_loader, strict=True):
             assert latents.space == "latents" and latents.captions == pixels.captions
-            assert torch.equal(latents.weight, pixels.weight) and torch.equal(latents.slots, pixels.slots)
-            for name in ("videos", "images", "low_videos", "low_images"):
+            assert torch.equal(latents.weight, pixels.weight) and torch.equal(latents.global_batch_index, pixels.global_batch_index)
+            for name in ("videos", "images", "low_res_videos", "low_res_images"):
                 mean = FakeVAE().encode(getattr(pixels, name)).mean
                 keep = pixels.weight[:4] if "videos" in name else pixels.weight[4:]
                 wanted = mean.half().float() * keep.view(-1, 1, 1, 1, 1)
@@ -209,22 +209,22 @@ def test_stages_share_caches_of_the_same_size(index: str, vae: str) -> None:
     make(index, vae=vae).prepare_data()
     encoded = FakeVAE.clips
     assert encoded == 10 + 11 + 4 + 4
-    make(index, vae=vae, size=32, low_size=16).prepare_data()
+    make(index, vae=vae, size=32, low_res_size=16).prepare_data()
     assert FakeVAE.clips == 2 * encoded
-    make(index, vae=vae, size=32, low_size=16).prepare_data()
+    make(index, vae=vae, size=32, low_res_size=16).prepare_data()
     assert FakeVAE.clips == 2 * encoded
 
 
 @pytest.mark.parametrize("aspect", [1.5, 0.75])
 def test_wide_and_tall_pictures_and_their_latents_and_twins(index: str, vae: str, aspect: float) -> None:
-    settings: dict[str, Any] = {"low_size": 16, "size": 32, "aspect": aspect}
+    settings: dict[str, Any] = {"low_res_size": 16, "size": 32, "aspect": aspect}
     pixels, cached = make(index, **settings), make(index, vae=vae, **settings)
     cached.prepare_data()
     for data, unit in ((pixels, 1), (cached, 4)):
         batch = next(iter(data.train_dataloader()))
         rows, columns = 32 // unit, int(32 * aspect) // unit
         assert batch.videos.shape[3:] == batch.images.shape[3:] == (rows, columns)
-        assert batch.low_videos is not None and batch.low_videos.shape[3:] == (rows // 2, columns // 2)
+        assert batch.low_res_videos is not None and batch.low_res_videos.shape[3:] == (rows // 2, columns // 2)
 
 
 def test_a_new_autoencoder_makes_the_cache_stale(index: str, vae: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,12 +292,12 @@ def quarantined(shapes: str) -> Iterator[Callable[..., None]]:
 
 
 def test_every_batch_has_one_size_and_its_clips_their_own_shape(shapes: str) -> None:
-    loader = make_buckets(shapes, low_size=8).train_dataloader()
+    loader = make_buckets(shapes, low_res_size=8).train_dataloader()
     seen = set()
     for batch in [batch for _ in range(3) for batch in loader]:
         rows, columns = batch.videos.shape[3:]
         assert batch.images.shape[3:] == (rows, columns)
-        assert batch.low_videos is not None and batch.low_videos.shape[3:] == (rows // 2, columns // 2)
+        assert batch.low_res_videos is not None and batch.low_res_videos.shape[3:] == (rows // 2, columns // 2)
         assert {SHAPES[label % 3] for label in batch.labels.tolist()} == {SHAPES[BUCKETS.index((rows, columns))]}
         assert batch.weight.all()
         seen.add((rows, columns))
@@ -354,7 +354,7 @@ def test_a_split_with_nothing_usable_stops_with_the_reasons(settings: dict[str, 
         ({"aspect": 1.5}, r"leave out data\.aspect"),
         ({"buckets": [(16, 16), (16, 16)]}, "names a size twice: 16 x 16"),
         ({"buckets": [(0, 16), (16, 16)]}, "at least 1, got 0 x 16"),
-        ({"low_size": 5}, "16 x 24 times .* is no number of pixels"),
+        ({"low_res_size": 5}, "16 x 24 times .* is no number of pixels"),
     ],
 )
 def test_buckets_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -399,7 +399,7 @@ def test_the_cache_of_every_bucket_gives_the_latents_of_its_pixels(
     workers: int, shapes: str, vae: str, quarantined: Callable[..., None]
 ) -> None:
     quarantined(2)
-    settings: dict[str, Any] = {"views": 2, "size": 32, "buckets": [(32, 48), (48, 32), (32, 32)], "low_size": 16, "val_videos": 0}
+    settings: dict[str, Any] = {"views": 2, "size": 32, "buckets": [(32, 48), (48, 32), (32, 32)], "low_res_size": 16, "val_videos": 0}
     cached = make_buckets(shapes, vae=vae, workers=workers, **settings)
     cached.prepare_data()
     read = 2 * 2 * (12 - 2 - 1 + 9)  # two sizes and two views of what is neither short nor quarantined; zeros for the quarantined one
@@ -407,7 +407,7 @@ def test_the_cache_of_every_bucket_gives_the_latents_of_its_pixels(
     pixels = make_buckets(shapes, **settings).train_dataloader()
     for latents, seen in zip(cached.train_dataloader(), pixels, strict=True):
         assert latents.paths == seen.paths and latents.weight.all()
-        for name in ("videos", "images", "low_videos", "low_images"):
+        for name in ("videos", "images", "low_res_videos", "low_res_images"):
             assert torch.equal(getattr(latents, name), FakeVAE().encode(getattr(seen, name)).mean.half().float()), name
     cached.teardown("fit")
     before = FakeVAE.clips
@@ -536,7 +536,7 @@ def test_two_ranks_share_the_batch_and_one_goes_on(index: str) -> None:
     for number, (left, right) in enumerate(zip(*pair, strict=True)):
         assert torch.equal(torch.cat([left.videos, right.videos]), whole[number].videos)
         assert torch.equal(torch.cat([left.images, right.images]), whole[number].images)
-        assert torch.equal(torch.cat([left.slots, right.slots]).sort().values, whole[number].slots)
+        assert torch.equal(torch.cat([left.global_batch_index, right.global_batch_index]).sort().values, whole[number].global_batch_index)
     alone = make(index).train_dataloader()
     alone.load_state_dict(pair[0].state_dict())
     assert next(iter(alone)).paths == whole[3].paths

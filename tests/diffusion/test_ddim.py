@@ -10,15 +10,15 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 from tests.conftest import SetDtype
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.ddim import Guidance, classifier_free_guidance, ddim
 from walt_pl.diffusion.objective import Denoise
 from walt_pl.diffusion.path import alpha_sigma_like
 from walt_pl.diffusion.schedule import NoiseSchedule
 
-LAYOUT = Layout(videos=2, frames=3, images=1)
-SHAPE = (LAYOUT.total, 2, 4, 4)
+LAYOUT = FrameLayout(videos=2, frames=3, images=1)
+SHAPE = (LAYOUT.total_frames, 2, 4, 4)
 SCHEDULE = NoiseSchedule()
 CONDITION = Condition(LAYOUT, torch.ones(3, dtype=torch.bool))
 
@@ -27,18 +27,18 @@ def noise(seed: int = 0) -> Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def network(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+def network(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
     """Something smooth that depends on the latent, the level and the condition."""
-    n = condition.layout.per_frame(step)[:, None, None, None].float() / 1000
-    known = condition.layout.per_frame(condition.keep)[:, None, None, None].float()
+    n = condition.layout.per_frame(timestep)[:, None, None, None].float() / 1000
+    known = condition.layout.per_frame(condition.condition_kept)[:, None, None, None].float()
     return torch.tanh(x.roll(1, dims=-1) * (0.3 + known) - n) + 0.1 * known
 
 
 def perfect(x0: Tensor) -> Denoise:
     """The denoiser of a data set whose only element is x0."""
 
-    def denoise(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        n = condition.layout.per_frame(step)
+    def denoise(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        n = condition.layout.per_frame(timestep)
         a, s = alpha_sigma_like(SCHEDULE, n, x)
         return SCHEDULE.target(x0, (x - a * x0) / s, n)
 
@@ -105,7 +105,7 @@ def test_ancestral_step_is_that_of_diffusers(steps: int) -> None:
         x = reference.step(network(x, n.expand(3), CONDITION, None), n, x, eta=1.0, variance_noise=added).prev_sample
     # diffusers adds noise after its last step, too; ours ends on the clean latent.
     last = int(reference.timesteps[-1])
-    want = SCHEDULE.predict_x0(x, network(x, torch.full((3,), last), CONDITION, None), torch.full((LAYOUT.total,), last))
+    want = SCHEDULE.predict_x0(x, network(x, torch.full((3,), last), CONDITION, None), torch.full((LAYOUT.total_frames,), last))
     ours = ddim(network, SCHEDULE, noise(), CONDITION, steps, eta=1.0, fresh_noise=lambda: added)
     torch.testing.assert_close(ours, want, atol=1e-3, rtol=1e-3)
 
@@ -119,15 +119,15 @@ def test_sampling_is_reproducible() -> None:
 def test_sampling_is_self_conditioned_on_the_step_before() -> None:
     seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
-    def spy(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        seen.append((x, step, estimate))
-        return network(x, step, condition, estimate)
+    def spy(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        seen.append((x, timestep, estimate))
+        return network(x, timestep, condition, estimate)
 
     out = ddim(spy, SCHEDULE, noise(), CONDITION, 4)
-    assert [int(step[0]) for _, step, _ in seen] == [999, 749, 499, 249]
-    assert all(step.shape == (3,) and step.dtype == torch.int64 for _, step, _ in seen)
+    assert [int(timestep[0]) for _, timestep, _ in seen] == [999, 749, 499, 249]
+    assert all(timestep.shape == (3,) and timestep.dtype == torch.int64 for _, timestep, _ in seen)
     assert seen[0][2] is None, "zeros at the first step"
-    clean = [SCHEDULE.predict_x0(x, network(x, step, CONDITION, None), LAYOUT.per_frame(step)) for x, step, _ in seen]
+    clean = [SCHEDULE.predict_x0(x, network(x, timestep, CONDITION, None), LAYOUT.per_frame(timestep)) for x, timestep, _ in seen]
     for before, (_, _, estimate) in zip(clean, seen[1:], strict=False):
         assert estimate is not None and torch.equal(estimate, before)
     assert torch.equal(out, clean[-1])
@@ -136,9 +136,9 @@ def test_sampling_is_self_conditioned_on_the_step_before() -> None:
 def test_guided_estimate_is_shared_by_both_branches() -> None:
     seen: list[tuple[bool, Tensor | None, Tensor]] = []
 
-    def spy(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        seen.append((bool(condition.keep.all()), estimate, x))
-        return network(x, step, condition, estimate)
+    def spy(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        seen.append((bool(condition.condition_kept.all()), estimate, x))
+        return network(x, timestep, condition, estimate)
 
     denoise = classifier_free_guidance(spy, Guidance(3.0), SCHEDULE, Condition.without_text)
     ddim(denoise, SCHEDULE, noise(), CONDITION, 2)
@@ -147,54 +147,54 @@ def test_guided_estimate_is_shared_by_both_branches() -> None:
     first = classifier_free_guidance(network, Guidance(3.0), SCHEDULE, Condition.without_text)(
         noise(), torch.full((3,), 999), CONDITION, None
     )
-    assert torch.equal(seen[2][1], SCHEDULE.predict_x0(noise(), first, torch.full((LAYOUT.total,), 999)))
+    assert torch.equal(seen[2][1], SCHEDULE.predict_x0(noise(), first, torch.full((LAYOUT.total_frames,), 999)))
 
 
 def test_known_past_comes_back_as_given() -> None:
-    mask = torch.zeros(LAYOUT.total, 1, 4, 4)
+    mask = torch.zeros(LAYOUT.total_frames, 1, 4, 4)
     mask[0] = 1
     given = CONDITION.given(noise(7), mask)
     out = ddim(network, SCHEDULE, noise(), given, 3)
     assert torch.equal(out[0], noise(7)[0])
     assert torch.equal(out[1:], ddim(network, SCHEDULE, noise(), CONDITION, 3)[1:])
-    assert given.without_past() == CONDITION
+    assert given.without_context() == CONDITION
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 def test_given_frames_are_seen_with_the_noise_of_each_level(eta: float) -> None:
     """In training the network sees given frames noised like all others, and learns nothing about their v."""
-    past, seen, seeds = noise(7), [], count(100)
+    context_latents, seen, seeds = noise(7), [], count(100)
 
-    def spy(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        seen.append((x, step, estimate))
+    def spy(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        seen.append((x, timestep, estimate))
         return torch.full_like(x, 1e3)
 
-    given = CONDITION.with_past(past, torch.tensor([2, 1, 1]))
+    given = CONDITION.with_context(context_latents, torch.tensor([2, 1, 1]))
     out = ddim(spy, SCHEDULE, noise(), given, 5, eta, fresh_noise=lambda: noise(next(seeds)))
     known = [0, 1, 3]
-    assert torch.equal(out[known], past[known]) and not torch.equal(out[2], past[2])
-    for x, step, estimate in seen:
-        a, s = alpha_sigma_like(SCHEDULE, LAYOUT.per_frame(step), x)
-        eps = ((x - a * past) / s)[known]
+    assert torch.equal(out[known], context_latents[known]) and not torch.equal(out[2], context_latents[2])
+    for x, timestep, estimate in seen:
+        a, s = alpha_sigma_like(SCHEDULE, LAYOUT.per_frame(timestep), x)
+        eps = ((x - a * context_latents) / s)[known]
         if eta == 0:
             torch.testing.assert_close(eps, noise()[known], atol=1e-4, rtol=1e-4)
         assert 0.5 < float(eps.std()) < 1.5, "the garbage that is said about given frames never gets into them"
-        assert estimate is None or torch.equal(estimate[known], past[known])
+        assert estimate is None or torch.equal(estimate[known], context_latents[known])
 
 
 def of_two(told: bool) -> Denoise:
     """The right denoiser of a data set of two clips; knowing the past rules one of them out, if it is ``told``."""
 
-    def denoise(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        n = condition.layout.per_frame(step)
+    def denoise(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        n = condition.layout.per_frame(timestep)
         a, s = alpha_sigma_like(SCHEDULE, n, x)
         x0 = torch.empty_like(x)
         for rows in (slice(0, 3), slice(3, 6), slice(6, 7)):
             odds = []
             for clip in TWO:
                 distance = (x[rows] - a[rows] * clip[rows]).square().sum() / (2 * s[rows][0] ** 2)
-                if told and condition.past is not None and condition.past_mask is not None:
-                    distance = distance + 1e6 * ((condition.past - clip)[rows].abs() * condition.past_mask[rows]).sum()
+                if told and condition.context_latents is not None and condition.context_mask is not None:
+                    distance = distance + 1e6 * ((condition.context_latents - clip)[rows].abs() * condition.context_mask[rows]).sum()
                 odds.append(-distance.squeeze())
             share = torch.softmax(torch.stack(odds), 0)
             x0[rows] = share[0] * TWO[0][rows] + share[1] * TWO[1][rows]
@@ -212,37 +212,37 @@ def test_the_right_denoiser_goes_on_as_the_past_did(told: bool, frames: int) -> 
     """Told of it, or by the noisy frames alone, as a super-resolution stage without frame prediction is."""
     videos = LAYOUT.video_frames
     for clip in TWO:
-        given = CONDITION.with_past(clip, torch.full((3,), frames))
+        given = CONDITION.with_context(clip, torch.full((3,), frames))
         out = ddim(of_two(told), SCHEDULE, noise(3), given, 20)
         torch.testing.assert_close(out[:videos], clip[:videos], atol=1e-3, rtol=1e-3)
 
 
 def test_guidance_over_the_past_leads_away_from_not_knowing_it() -> None:
-    def network(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        return torch.tanh(x) if condition.past is None else torch.tanh(x + condition.past.roll(1, 0))
+    def network(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        return torch.tanh(x) if condition.context_latents is None else torch.tanh(x + condition.context_latents.roll(1, 0))
 
-    given = CONDITION.with_past(noise(7), torch.ones(3, dtype=torch.int64))
-    step = torch.full((3,), 500)
-    u, c = network(noise(), step, CONDITION, None), network(noise(), step, given, None)
-    one = classifier_free_guidance(network, Guidance(1.0), SCHEDULE, Condition.without_past)
-    assert torch.equal(one(noise(), step, given, None), c)
-    three = classifier_free_guidance(network, Guidance(3.0), SCHEDULE, Condition.without_past)
-    torch.testing.assert_close(three(noise(), step, given, None), u + 3 * (c - u), atol=1e-5, rtol=1e-5)
+    given = CONDITION.with_context(noise(7), torch.ones(3, dtype=torch.int64))
+    timestep = torch.full((3,), 500)
+    u, c = network(noise(), timestep, CONDITION, None), network(noise(), timestep, given, None)
+    one = classifier_free_guidance(network, Guidance(1.0), SCHEDULE, Condition.without_context)
+    assert torch.equal(one(noise(), timestep, given, None), c)
+    three = classifier_free_guidance(network, Guidance(3.0), SCHEDULE, Condition.without_context)
+    torch.testing.assert_close(three(noise(), timestep, given, None), u + 3 * (c - u), atol=1e-5, rtol=1e-5)
 
 
 def test_rescaling_does_not_look_at_given_frames() -> None:
     """Nothing is learnt about their v, so it must not decide how strong the others are."""
-    given = CONDITION.with_past(noise(7), torch.tensor([1, 2, 0]))
-    mask = given.past_mask
+    given = CONDITION.with_context(noise(7), torch.tensor([1, 2, 0]))
+    mask = given.context_mask
     assert mask is not None
 
-    def wild(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        return network(x, step, condition, estimate) + 50 * mask * x
+    def wild(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        return network(x, timestep, condition, estimate) + 50 * mask * x
 
-    step = torch.full((3,), 700)
+    timestep = torch.full((3,), 700)
     guidance = Guidance(6.0, rescale=1.0)
     tame, loud = (
-        classifier_free_guidance(net, guidance, SCHEDULE, Condition.without_text)(noise(), step, given, None) for net in (network, wild)
+        classifier_free_guidance(net, guidance, SCHEDULE, Condition.without_text)(noise(), timestep, given, None) for net in (network, wild)
     )
     rest = ~mask[:, 0, 0, 0].bool()
     torch.testing.assert_close(tame[rest], loud[rest], atol=1e-4, rtol=1e-4)
@@ -265,26 +265,26 @@ def test_guidance_of_one_is_the_conditional_model() -> None:
         raise AssertionError("the unconditional branch was run")
 
     one = classifier_free_guidance(network, Guidance(1.0), SCHEDULE, never)
-    step = torch.full((3,), 400)
-    assert torch.equal(one(noise(), step, CONDITION, None), network(noise(), step, CONDITION, None))
+    timestep = torch.full((3,), 400)
+    assert torch.equal(one(noise(), timestep, CONDITION, None), network(noise(), timestep, CONDITION, None))
     assert torch.equal(ddim(one, SCHEDULE, noise(), CONDITION, 3), ddim(network, SCHEDULE, noise(), CONDITION, 3))
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.5, 4.0])
 def test_guidance_is_mixed_on_the_velocity(scale: float) -> None:
-    step = torch.full((3,), 999)
-    u, c = network(noise(), step, CONDITION.without_text(), None), network(noise(), step, CONDITION, None)
-    mixed = classifier_free_guidance(network, Guidance(scale), SCHEDULE, Condition.without_text)(noise(), step, CONDITION, None)
+    timestep = torch.full((3,), 999)
+    u, c = network(noise(), timestep, CONDITION.without_text(), None), network(noise(), timestep, CONDITION, None)
+    mixed = classifier_free_guidance(network, Guidance(scale), SCHEDULE, Condition.without_text)(noise(), timestep, CONDITION, None)
     torch.testing.assert_close(mixed, u + scale * (c - u), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("phi", [0.5, 1.0])
 def test_rescaled_guidance_restores_the_spread_of_each_sample(phi: float) -> None:
-    step = torch.full((3,), 700)
-    told = network(noise(), step, CONDITION, None)
-    plain = classifier_free_guidance(network, Guidance(6.0), SCHEDULE, Condition.without_text)(noise(), step, CONDITION, None)
+    timestep = torch.full((3,), 700)
+    told = network(noise(), timestep, CONDITION, None)
+    plain = classifier_free_guidance(network, Guidance(6.0), SCHEDULE, Condition.without_text)(noise(), timestep, CONDITION, None)
     rescaled = classifier_free_guidance(network, Guidance(6.0, rescale=phi), SCHEDULE, Condition.without_text)(
-        noise(), step, CONDITION, None
+        noise(), timestep, CONDITION, None
     )
     for frames in (slice(0, 3), slice(3, 6), slice(6, 7)):  # two videos, an image
         want, before = told[frames].std(correction=0), plain[frames].std(correction=0)
@@ -312,7 +312,7 @@ def test_power_cosine_reaches_the_network_by_level() -> None:
     guidance = Guidance(3.8, "power-cosine")
     denoise = classifier_free_guidance(network, guidance, SCHEDULE, Condition.without_text)
     for n in (999, 500, 19):
-        step = torch.full((3,), n)
-        u, c = network(noise(), step, CONDITION.without_text(), None), network(noise(), step, CONDITION, None)
+        timestep = torch.full((3,), n)
+        u, c = network(noise(), timestep, CONDITION.without_text(), None), network(noise(), timestep, CONDITION, None)
         want = u + guidance.weight(n, 1000) * (c - u)
-        torch.testing.assert_close(denoise(noise(), step, CONDITION, None), want, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(denoise(noise(), timestep, CONDITION, None), want, atol=1e-5, rtol=1e-5)

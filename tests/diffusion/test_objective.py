@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from stages.latent_diffusion import LatentDiffusion
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
-from walt_pl.diffusion.objective import Draws, denoising_error, self_conditioning_pass
+from walt_pl.diffusion.objective import TrainingDraws, denoising_error, self_conditioning_pass
 from walt_pl.diffusion.path import add_noise
 from walt_pl.diffusion.schedule import NoiseSchedule
 from walt_pl.models.denoiser import DenoiserConfig
 
-LAYOUT = Layout(videos=2, frames=3, images=2)
-SHAPE = (LAYOUT.total, 2, 4, 4)
+LAYOUT = FrameLayout(videos=2, frames=3, images=2)
+SHAPE = (LAYOUT.total_frames, 2, 4, 4)
 SCHEDULE = NoiseSchedule()
 STEP = torch.tensor([999, 400, 20, 700])
 NOBODY = torch.zeros(4, dtype=torch.bool)
@@ -30,14 +30,14 @@ def condition() -> Condition:
     return Condition(LAYOUT, torch.ones(4, dtype=torch.bool), labels=torch.arange(4))
 
 
-def draws(self_condition: Tensor | None = None) -> Draws:
-    return Draws(STEP, noise(1), self_condition)
+def draws(self_condition: Tensor | None = None) -> TrainingDraws:
+    return TrainingDraws(STEP, noise(1), self_condition)
 
 
 @dataclass
 class Call:
     x: Tensor
-    step: Tensor
+    timestep: Tensor
     condition: Condition
     estimate: Tensor | None
 
@@ -50,15 +50,15 @@ class FakeDenoiser:
     share: float = 0.25
     calls: list[Call] = field(default_factory=list)
 
-    def __call__(self, x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        self.calls.append(Call(x, step, condition, estimate))
+    def __call__(self, x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        self.calls.append(Call(x, timestep, condition, estimate))
         return self.gain * x + (0 if estimate is None else self.share * estimate)
 
 
 def test_error_is_the_square_of_the_velocity_of_each_frame() -> None:
     x0, eps = noise(0), noise(1)
     error = denoising_error(FakeDenoiser(torch.tensor(0.0)), SCHEDULE, x0, condition(), draws())
-    assert error.shape == (LAYOUT.total,) and error.dtype == torch.float32
+    assert error.shape == (LAYOUT.total_frames,) and error.dtype == torch.float32
     for frame, sample in enumerate([0, 0, 0, 1, 1, 1, 2, 3]):
         g = SCHEDULE.alphas_cumprod[STEP[sample]]
         v = g.sqrt() * eps[frame] - (1 - g).sqrt() * x0[frame]
@@ -68,17 +68,17 @@ def test_error_is_the_square_of_the_velocity_of_each_frame() -> None:
 def test_perfect_denoiser_has_no_error() -> None:
     x0, eps = noise(0), noise(1)
 
-    def perfect(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        return SCHEDULE.target(x0, eps, condition.layout.per_frame(step))
+    def perfect(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        return SCHEDULE.target(x0, eps, condition.layout.per_frame(timestep))
 
-    assert torch.equal(denoising_error(perfect, SCHEDULE, x0, condition(), draws()), torch.zeros(LAYOUT.total))
+    assert torch.equal(denoising_error(perfect, SCHEDULE, x0, condition(), draws()), torch.zeros(LAYOUT.total_frames))
 
 
 def test_network_sees_the_noisy_latent_and_the_level_of_each_sample() -> None:
     fake = FakeDenoiser()
     denoising_error(fake, SCHEDULE, noise(0), condition(), draws())
     (call,) = fake.calls
-    assert torch.equal(call.step, STEP) and call.estimate is None
+    assert torch.equal(call.timestep, STEP) and call.estimate is None
     assert torch.equal(call.x, add_noise(SCHEDULE, noise(0), noise(1), LAYOUT.per_frame(STEP)))
     assert torch.equal(call.x[:3], noise(1)[:3]), "level 999 is pure noise"
 
@@ -95,7 +95,7 @@ def test_self_conditioning_passes_only_where_drawn(drawn: list[bool]) -> None:
     xt = second.x
     # The first pass: those rows alone, at the same level, with zeros as estimate.
     assert first.estimate is None
-    assert torch.equal(first.x, xt[LAYOUT.per_frame(run)]) and torch.equal(first.step, STEP[run])
+    assert torch.equal(first.x, xt[LAYOUT.per_frame(run)]) and torch.equal(first.timestep, STEP[run])
     assert first.condition.layout == LAYOUT.select(run)
     assert first.condition.labels is not None and torch.equal(first.condition.labels, torch.arange(4)[run])
     # The second: everything, with the clean latent of the first where it was drawn and zeros elsewhere.
@@ -106,13 +106,13 @@ def test_self_conditioning_passes_only_where_drawn(drawn: list[bool]) -> None:
 
 
 def test_given_frames_need_no_estimate() -> None:
-    fake, past = FakeDenoiser(), noise(7)
-    given = condition().with_past(past, torch.tensor([2, 1, 0, 0]))
+    fake, context_latents = FakeDenoiser(), noise(7)
+    given = condition().with_context(context_latents, torch.tensor([2, 1, 0, 0]))
     estimate = self_conditioning_pass(fake, SCHEDULE, noise(5), given, draws(torch.tensor([True, False, True, False])))
     assert estimate is not None
-    assert torch.equal(estimate[:2], past[:2]), "known, in a row that was drawn"
+    assert torch.equal(estimate[:2], context_latents[:2]), "known, in a row that was drawn"
     assert not estimate[3:6].any(), "a row that was not drawn is zeros, as at the first step of sampling"
-    assert not torch.equal(estimate[2], past[2])
+    assert not torch.equal(estimate[2], context_latents[2])
 
 
 def test_without_self_conditioning_there_is_no_first_pass() -> None:
@@ -126,18 +126,20 @@ def test_where_nobody_is_drawn_a_video_and_an_image_run_for_nothing() -> None:
     """All ranks of a sharded model make the same passes: ZeRO 3 gathers other weights for videos than for images."""
     fake = FakeDenoiser()
     denoising_error(fake, SCHEDULE, noise(0), condition(), draws(NOBODY))
-    assert len(fake.calls) == 2 and fake.calls[0].condition.layout == Layout(videos=1, frames=3, images=1)
+    assert len(fake.calls) == 2 and fake.calls[0].condition.layout == FrameLayout(videos=1, frames=3, images=1)
     estimate = fake.calls[1].estimate
     assert estimate is not None and not estimate.any()
     assert not NOBODY.any(), "the draws themselves stay as they are"
 
 
-@pytest.mark.parametrize("layout", [Layout(2, 3, 0), Layout(0, 3, 2)], ids=["videos", "images"])
-def test_first_estimate_of_one_kind_runs_one_sample_for_nothing(layout: Layout) -> None:
+@pytest.mark.parametrize("layout", [FrameLayout(2, 3, 0), FrameLayout(0, 3, 2)], ids=["videos", "images"])
+def test_first_estimate_of_one_kind_runs_one_sample_for_nothing(layout: FrameLayout) -> None:
     fake, nobody = FakeDenoiser(), torch.zeros(2, dtype=torch.bool)
     given = Condition(layout, torch.ones(2, dtype=torch.bool))
-    estimate = self_conditioning_pass(fake, SCHEDULE, noise(5)[: layout.total], given, Draws(STEP[:2], noise(1)[: layout.total], nobody))
-    assert [call.condition.layout.samples for call in fake.calls] == [1]
+    estimate = self_conditioning_pass(
+        fake, SCHEDULE, noise(5)[: layout.total_frames], given, TrainingDraws(STEP[:2], noise(1)[: layout.total_frames], nobody)
+    )
+    assert [call.condition.layout.num_samples for call in fake.calls] == [1]
     assert estimate is not None and not estimate.any()
 
 
@@ -159,20 +161,20 @@ def test_drawn_rows_take_their_conditions_with_them() -> None:
     frames = LAYOUT.per_frame(rows)
     full = Condition(
         LAYOUT,
-        keep=torch.tensor([True, False, True, False]),
+        condition_kept=torch.tensor([True, False, True, False]),
         text=torch.randn(4, 5, 6),
         text_mask=torch.rand(4, 5) < 0.5,
         labels=torch.arange(4),
-        past=noise(2),
-        past_mask=noise(3)[:, :1],
-        low=noise(4)[:, :, :2, :2],
-        low_step=torch.arange(4) * 10,
+        context_latents=noise(2),
+        context_mask=noise(3)[:, :1],
+        low_res=noise(4)[:, :, :2, :2],
+        noise_aug_level=torch.arange(4) * 10,
     )
     picked = full.select(rows)
-    assert picked.layout == Layout(1, 3, 1)
-    for name in ("keep", "text", "text_mask", "labels", "low_step"):
+    assert picked.layout == FrameLayout(1, 3, 1)
+    for name in ("keep", "text", "text_mask", "labels", "noise_aug_level"):
         assert torch.equal(getattr(picked, name), getattr(full, name)[rows]), name
-    for name in ("past", "past_mask", "low"):
+    for name in ("past", "context_mask", "low"):
         assert torch.equal(getattr(picked, name), getattr(full, name)[frames]), name
 
 
@@ -181,11 +183,11 @@ def stage() -> LatentDiffusion:
     tiny = DenoiserConfig(
         8,
         2,
-        heads=2,
+        num_heads=2,
         latent_channels=2,
         size=(3, 4, 4),
         window=(3, 2, 2),
-        classes=4,
+        num_classes=4,
         frame_prediction=0.1,
         self_conditioning=0,
     )
@@ -200,28 +202,28 @@ def batch(weight: tuple[float, ...] = (1, 1, 1, 1)) -> JointBatch:
         captions=[""] * 4,
         labels=torch.arange(4),
         weight=torch.tensor(weight, dtype=torch.float32),
-        slots=torch.arange(4),
-        low_videos=None,
-        low_images=None,
+        global_batch_index=torch.arange(4),
+        low_res_videos=None,
+        low_res_images=None,
         space="latents",
         paths=[""] * 4,
     )
 
 
 def test_given_frames_do_not_count(stage: LatentDiffusion) -> None:
-    given = condition().with_past(noise(0), torch.tensor([2, 1, 2, 1]))
+    given = condition().with_context(noise(0), torch.tensor([2, 1, 2, 1]))
     assert stage.frame_weight(batch(), given).tolist() == [0, 0, 1, 0, 1, 1, 1, 1]
     assert stage.frame_weight(batch(), condition()).tolist() == [1] * 8
 
 
 def test_unreadable_samples_do_not_count(stage: LatentDiffusion) -> None:
-    given = condition().with_past(noise(0), torch.tensor([1, 1, 0, 0]))
+    given = condition().with_context(noise(0), torch.tensor([1, 1, 0, 0]))
     assert stage.frame_weight(batch((0, 1, 1, 0)), given).tolist() == [0, 0, 0, 0, 1, 1, 1, 0]
 
 
 def test_given_frames_are_clean_and_images_are_never_given() -> None:
-    given = condition().with_past(noise(0), torch.tensor([1, 2, 2, 1]))
-    assert given.past is not None and given.past_mask is not None
-    assert given.past_mask.shape == (8, 1, 4, 4)
-    assert given.past_mask[:, 0, 0, 0].tolist() == [1, 0, 0, 1, 1, 0, 0, 0]
-    assert torch.equal(given.past, noise(0))
+    given = condition().with_context(noise(0), torch.tensor([1, 2, 2, 1]))
+    assert given.context_latents is not None and given.context_mask is not None
+    assert given.context_mask.shape == (8, 1, 4, 4)
+    assert given.context_mask[:, 0, 0, 0].tolist() == [1, 0, 0, 1, 1, 0, 0, 0]
+    assert torch.equal(given.context_latents, noise(0))

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from tests.conftest import SetDtype
-from walt_pl.diffusion.rng import Chance, generator, mix
+from walt_pl.diffusion.rng import PerSampleRNG, seeded_generator, splitmix64
 
-DRAWS: dict[str, Callable[[Chance], Tensor]] = {
-    "uniform": Chance.uniform,
-    "subset": lambda chance: chance.subset(50, 20),
-    "integers": lambda chance: chance.integers(1 << 40),
-    "normal": lambda chance: torch.stack(chance.normal([(2, 3)] * len(chance.uniform()))),
+DRAWS: dict[str, Callable[[PerSampleRNG], Tensor]] = {
+    "rand": PerSampleRNG.rand,
+    "randperm": lambda rng: rng.randperm(50, 20),
+    "randint": lambda rng: rng.randint(1 << 40),
+    "randn": lambda rng: torch.stack(rng.randn([(2, 3)] * len(rng.rand()))),
 }
 
 
@@ -24,52 +24,52 @@ DRAWS: dict[str, Callable[[Chance], Tensor]] = {
 )
 def test_draws_do_not_depend_on_how_the_batch_is_split(name: str, split: list[list[int]]) -> None:
     draw = DRAWS[name]
-    whole = draw(Chance(1, 2, torch.arange(8)))
-    for slots in split:
-        assert torch.equal(draw(Chance(1, 2, torch.tensor(list(slots)))), whole[torch.tensor(list(slots))])
+    whole = draw(PerSampleRNG(1, 2, torch.arange(8)))
+    for global_batch_index in split:
+        assert torch.equal(draw(PerSampleRNG(1, 2, torch.tensor(list(global_batch_index)))), whole[torch.tensor(list(global_batch_index))])
 
 
 @pytest.mark.parametrize("name", DRAWS)
 def test_seeds_steps_and_slots_draw_apart(name: str) -> None:
-    rows = [DRAWS[name](Chance(seed, step, torch.arange(6))) for seed in range(3) for step in range(5)]
+    rows = [DRAWS[name](PerSampleRNG(seed, step, torch.arange(6))) for seed in range(3) for step in range(5)]
     values = torch.stack(rows).flatten(0, 1).flatten(1).tolist() if rows[0].dim() > 1 else torch.cat(rows)[:, None].tolist()
     assert len({tuple(value) for value in values}) == 3 * 5 * 6
 
 
 def test_one_draw_after_another_differs() -> None:
-    chance = Chance(0, 0, torch.arange(4))
-    assert not torch.equal(chance.uniform(), chance.uniform())
+    rng = PerSampleRNG(0, 0, torch.arange(4))
+    assert not torch.equal(rng.rand(), rng.rand())
 
 
 def test_a_video_and_an_image_can_draw_noise_of_their_own_shape() -> None:
-    chance = Chance(0, 0, torch.arange(2))
-    video, image = chance.normal([(5, 2, 4, 4), (1, 2, 4, 4)])
+    rng = PerSampleRNG(0, 0, torch.arange(2))
+    video, image = rng.randn([(5, 2, 4, 4), (1, 2, 4, 4)])
     assert video.shape == (5, 2, 4, 4) and image.shape == (1, 2, 4, 4)
     with pytest.raises(ValueError):
-        chance.normal([(1,)])
+        rng.randn([(1,)])
 
 
 def test_chosen_rows_draw_what_they_would_have_drawn() -> None:
-    whole = Chance(1, 2, torch.arange(8)).uniform()
-    part = Chance(1, 2, torch.arange(8)).rows(slice(4, 8))
-    assert torch.equal(part.uniform(), whole[4:8])
+    whole = PerSampleRNG(1, 2, torch.arange(8)).rand()
+    part = PerSampleRNG(1, 2, torch.arange(8)).select(slice(4, 8))
+    assert torch.equal(part.rand(), whole[4:8])
 
 
 def test_no_rows_draw_nothing() -> None:
-    assert Chance(0, 0, torch.arange(0)).uniform().shape == (0,)
-    assert Chance(0, 0, torch.arange(0)).normal([]) == []
+    assert PerSampleRNG(0, 0, torch.arange(0)).rand().shape == (0,)
+    assert PerSampleRNG(0, 0, torch.arange(0)).randn([]) == []
 
 
 def test_draws_have_their_distributions() -> None:
-    chance = Chance(3, 4, torch.arange(2000))
-    uniform = chance.uniform()
+    rng = PerSampleRNG(3, 4, torch.arange(2000))
+    uniform = rng.rand()
     assert uniform.dtype == torch.float32 and float(uniform.min()) >= 0 and float(uniform.max()) < 1
     assert float(uniform.mean()) == pytest.approx(0.5, abs=0.03)
-    levels = chance.integers(10)
+    levels = rng.randint(10)
     assert levels.dtype == torch.int64 and torch.bincount(levels, minlength=10).min() > 140
-    assert float(chance.happens(0.9).float().mean()) == pytest.approx(0.9, abs=0.03)
-    assert bool(chance.happens(1.0).all()) and not bool(chance.happens(0.0).any())
-    normal = torch.cat(chance.normal([(8,)] * 2000))
+    assert float(rng.bernoulli(0.9).float().mean()) == pytest.approx(0.9, abs=0.03)
+    assert bool(rng.bernoulli(1.0).all()) and not bool(rng.bernoulli(0.0).any())
+    normal = torch.cat(rng.randn([(8,)] * 2000))
     assert float(normal.mean()) == pytest.approx(0, abs=0.03) and float(normal.std()) == pytest.approx(1, abs=0.03)
 
 
@@ -78,26 +78,26 @@ def test_draws_have_their_distributions() -> None:
 def test_draws_are_the_same_whatever_the_default_dtype(name: str, default: torch.dtype, default_dtype: SetDtype) -> None:
     """An engine of another precision sets torch's default; a step must not draw other numbers for it."""
     draw = DRAWS[name]
-    wanted, none = draw(Chance(1, 2, torch.arange(8))), DRAWS["uniform"](Chance(1, 2, torch.arange(0)))
+    wanted, none = draw(PerSampleRNG(1, 2, torch.arange(8))), DRAWS["rand"](PerSampleRNG(1, 2, torch.arange(0)))
     default_dtype(default)
-    assert draw(Chance(1, 2, torch.arange(8))).dtype == wanted.dtype
-    assert torch.equal(draw(Chance(1, 2, torch.arange(8))), wanted)
-    assert DRAWS["uniform"](Chance(1, 2, torch.arange(0))).dtype == none.dtype
+    assert draw(PerSampleRNG(1, 2, torch.arange(8))).dtype == wanted.dtype
+    assert torch.equal(draw(PerSampleRNG(1, 2, torch.arange(8))), wanted)
+    assert DRAWS["rand"](PerSampleRNG(1, 2, torch.arange(0))).dtype == none.dtype
 
 
 def test_no_rows_draw_integers() -> None:
-    assert Chance(0, 0, torch.arange(0)).integers(5).dtype == torch.int64
+    assert PerSampleRNG(0, 0, torch.arange(0)).randint(5).dtype == torch.int64
 
 
 def test_hash_spreads_near_inputs() -> None:
-    assert len({mix(a, b, c) for a in range(8) for b in range(8) for c in range(8)}) == 512
-    assert mix(1, 2) != mix(2, 1) and mix(0) != mix(0, 0)
-    assert 0 <= mix(-1, 1 << 70) < 1 << 64
-    flips = [bin(mix(0, i) ^ mix(0, i + 1)).count("1") for i in range(64)]
+    assert len({splitmix64(a, b, c) for a in range(8) for b in range(8) for c in range(8)}) == 512
+    assert splitmix64(1, 2) != splitmix64(2, 1) and splitmix64(0) != splitmix64(0, 0)
+    assert 0 <= splitmix64(-1, 1 << 70) < 1 << 64
+    flips = [bin(splitmix64(0, i) ^ splitmix64(0, i + 1)).count("1") for i in range(64)]
     assert 24 < sum(flips) / 64 < 40
 
 
 def test_hash_of_one_number_is_the_first_output_of_splitmix64() -> None:
     """The published generator, seeded with 0: a resumed run meets the same numbers in every version of this code."""
-    assert mix(0) == 0xE220A8397B1DCDAF
-    assert generator(0).initial_seed() % (1 << 64) == mix(0)
+    assert splitmix64(0) == 0xE220A8397B1DCDAF
+    assert seeded_generator(0).initial_seed() % (1 << 64) == splitmix64(0)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.helpers.experiments import COMMANDS, FILES, RUN, documented, opening, planned, typed
-from walt_pl.cli.config_files import beneath
+from walt_pl.cli.config_files import extended_files
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -27,7 +27,7 @@ def test_every_file_is_part_of_a_documented_command() -> None:
     for command in COMMANDS:
         for arguments in typed(command):
             configs = [ROOT / name for word, name in itertools.pairwise(arguments) if word == "--config"]
-            used |= {path.resolve() for path in [*configs, *beneath(configs[0])]}
+            used |= {path.resolve() for path in [*configs, *extended_files(configs[0])]}
     assert set(FILES) - used == set()
 
 

@@ -10,7 +10,7 @@ from stages.latent_diffusion import LatentDiffusion
 from stages.vae import VAEStage
 from tests.conftest import ROOT
 from tests.helpers.experiments import EXPERIMENTS, of
-from walt_pl.cli.config_files import beneath
+from walt_pl.cli.config_files import extended_files
 from walt_pl.diffusion.ddim import Guidance
 
 ADAM, ADAMW, ADAFACTOR = "torch.optim.Adam", "torch.optim.AdamW", "timm.optim.AdafactorBigVision"
@@ -40,7 +40,7 @@ def settings(name: str) -> dict[str, Any]:
     """The keys of a configuration and of the files it lies over."""
     file = ROOT / "experiments" / f"{name}.yaml"
     found: dict[str, Any] = {}
-    for path in [*beneath(file), file]:
+    for path in [*extended_files(file), file]:
         found = merged(yaml.safe_load(path.read_text(encoding="utf-8")), found)
     return found
 
@@ -138,4 +138,4 @@ def test_guidance_of_experiments_is_on_where_table_8_has_it(config: str, guidanc
 
 @pytest.mark.parametrize("stage", ["vae", "base", "base_l", "base_9x16", "sr1", "sr2"])
 def test_text_to_video_takes_8_frames_a_second(stage: str) -> None:
-    assert of(f"text_to_video/{stage}").datamodule.framing.fps == 8
+    assert of(f"text_to_video/{stage}").datamodule.clip_transform.fps == 8

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from datamodules.joint import JointData
 from tests.conftest import ROOT
 from tests.helpers.experiments import COMMANDS, FILES, opening, planned, typed
-from walt_pl.cli.config_files import beneath
+from walt_pl.cli.config_files import extended_files
 from walt_pl.data import transforms
 from walt_pl.data.cache import LatentCache
-from walt_pl.data.index import Entry, write_index
+from walt_pl.data.index import IndexEntry, write_index
 from walt_pl.media.resizing import covering
-from walt_pl.media.spans import Span
+from walt_pl.media.spans import FrameRange
 from walt_pl.media.types import Frames, Size
 from walt_pl.runs import artifact
 
@@ -41,7 +41,7 @@ class Seen(NamedTuple):
     mirrored: bool
 
 
-def sentinel(entry: Entry, start: int, size: Size) -> Frames:
+def sentinel(entry: IndexEntry, start: int, size: Size) -> Frames:
     """A picture that covers `size` and says where it is from: red is the first frame, green grows down, blue to the right."""
     rows, columns = covering(entry.height, entry.width, *size)
     clip = np.zeros((1, rows, columns, 3), np.uint8)
@@ -69,9 +69,9 @@ class MeanOfPatches(nn.Module):
 def sentinels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are not decoded, and the autoencoder needs no training."""
 
-    def video(entry: Entry, span: Span, sizes: Sequence[Size]) -> list[Frames]:
-        start = span.start if span.fps is None else span.start * entry.fps  # a number, or seconds
-        return [sentinel(entry, round(start), size).repeat(span.frames, axis=0) for size in sizes]
+    def video(entry: IndexEntry, frame_range: FrameRange, sizes: Sequence[Size]) -> list[Frames]:
+        start = frame_range.start if frame_range.fps is None else frame_range.start * entry.fps  # a number, or seconds
+        return [sentinel(entry, round(start), size).repeat(frame_range.frames, axis=0) for size in sizes]
 
     monkeypatch.setattr(transforms, "read_sizes", video)
     monkeypatch.setattr(transforms, "picture_sizes", lambda entry, sizes: [sentinel(entry, 0, size) for size in sizes])
@@ -111,17 +111,17 @@ def seen(data: JointData, kind: str) -> dict[int, list[Seen]]:
     """Return the first two clips (or images) as training gets them, in all passes that differ."""
     data.prepare_data()
     source = data._source("train", 0)
-    passes = PASSES if data.framing.crop else data.framing.views
+    passes = PASSES if data.clip_transform.crop else data.clip_transform.views
     found: dict[int, list[Seen]] = defaultdict(list)
     for item in range(2):
         for number in range(passes):
-            sample = source[transforms.Draw(kind, item, number, 0)]  # type: ignore[arg-type]
+            sample = source[transforms.SampleRef(kind, item, number, 0)]  # type: ignore[arg-type]
             assert not sample.failure
             found[item].append(what_is_seen(sample.content))
-            if sample.low is not None:
-                low = what_is_seen(sample.low)
-                assert low.start == found[item][-1].start and low.mirrored == found[item][-1].mirrored
-                assert low.place == pytest.approx(found[item][-1].place, abs=MARGIN), "low and high resolution of one crop"
+            if sample.low_res is not None:
+                low_res = what_is_seen(sample.low_res)
+                assert low_res.start == found[item][-1].start and low_res.mirrored == found[item][-1].mirrored
+                assert low_res.place == pytest.approx(found[item][-1].place, abs=MARGIN), "low and high resolution of one crop"
     return found
 
 
@@ -129,7 +129,7 @@ def data_section(arguments: Sequence[str]) -> dict[str, Any]:
     """The key `data` of a command line: of its config files, one over the other, and of its words."""
     configs = [ROOT / name for word, name in pairwise(arguments) if word == "--config"]
     section: dict[str, Any] = {}
-    for path in [*beneath(configs[0]), *configs]:
+    for path in [*extended_files(configs[0]), *configs]:
         section |= yaml.safe_load(path.read_text(encoding="utf-8")).get("data", {})
     return section | {word.removeprefix("--data."): value for word, value in pairwise(arguments) if word.startswith("--data.")}
 
@@ -152,10 +152,10 @@ def test_shipped_stage_sees_more_than_one_start_and_crop_of_each_clip(
     if not data.videos_per_batch:
         pytest.skip("sees images alone")
     entries = data._entries("train")["video"]
-    rows, columns = data.framing.shape(data.framing.size)
+    rows, columns = data.clip_transform.shape(data.clip_transform.size)
     for item, views in seen(data, "video").items():
         starts, places = ({getattr(view, name) for view in views} for name in ("start", "place"))
-        assert len(starts) > 1 or data.framing.spare(entries[item]) == 0
+        assert len(starts) > 1 or data.clip_transform.spare(entries[item]) == 0
         covered = covering(entries[item].height, entries[item].width, rows, columns)
         assert len(places) > 1 or covered == (rows, columns)
 
@@ -169,9 +169,9 @@ def test_imagenet_is_cropped_and_mirrored(config: str, data_of: Callable[[Sequen
 
 def test_text_to_video_reads_eight_frames_a_second_and_mirrors_nothing() -> None:
     """Its captions say left and right."""
-    sections = [data_section(arguments) for arguments in LINES if "text_to_video" in " ".join(arguments)]
-    assert len(sections) > 6
-    assert not [section for section in sections if section.get("fps") != 8 or section.get("flip")]
+    components = [data_section(arguments) for arguments in LINES if "text_to_video" in " ".join(arguments)]
+    assert len(components) > 6
+    assert not [section for section in components if section.get("fps") != 8 or section.get("flip")]
 
 
 CACHED = re.compile(r"(?:for|same|Its) (\d+) views.*?([\d.,]+) GB(?: for (a million) clips)?, ([\d,]+) bytes each")
@@ -191,7 +191,7 @@ def test_disk_of_cached_views_is_what_the_file_says(config: Path) -> None:
     plan = planned("--config", str(config.relative_to(ROOT)))
     c = plan.model.denoiser.config
     clips = 1e6 if million else number(re.search(r"views \(.*?\) of ([\d,]+)", text)[1])  # type: ignore[index]
-    assert int(views) == plan.datamodule.framing.views
+    assert int(views) == plan.datamodule.clip_transform.views
     assert number(size) == c.latent_channels * np.prod(c.size) * 2 + 4
     assert number(gigabytes) == pytest.approx(clips * int(views) * number(size) / 1e9, rel=0.02)
 

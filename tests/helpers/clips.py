@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from walt_pl.data.index import Entry
+from walt_pl.data.index import IndexEntry
 from walt_pl.media.probing import Probe, probe
 from walt_pl.media.types import Frames
 from walt_pl.media.writing import write_video
@@ -150,7 +150,7 @@ CASES = [
 ]
 
 
-def entry_of(path: Path, found: Probe | None = None, **changes: object) -> Entry:
+def entry_of(path: Path, found: Probe | None = None, **changes: object) -> IndexEntry:
     """The file as the index would have it."""
     found = found or probe(path)
     assert not found.reason, found.reason
@@ -169,7 +169,7 @@ def entry_of(path: Path, found: Probe | None = None, **changes: object) -> Entry
         "decoder": found.decoder,
         "variable_rate": found.variable_rate,
     }
-    return Entry(**(fields | changes))  # type: ignore[arg-type]
+    return IndexEntry(**(fields | changes))  # type: ignore[arg-type]
 
 
 def film(path: Path, frames: int = 60) -> Path:

@@ -18,14 +18,14 @@ from torch.utils.data import Dataset
 
 from stages.base import BaseStage
 from tests.helpers.starts import launch
-from walt_pl.data.batch import Draw, Sample
+from walt_pl.data.batch import Sample, SampleRef
 from walt_pl.data.loader import JointLoader
 from walt_pl.data.sampler import JointSampler, SequentialSampler
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.text.small_encoder import SmallTextConfig, train_vocabulary
 from walt_pl.training.callbacks.ema import EMA
-from walt_pl.training.strategies.shards import piece_of, trained, whole
-from walt_pl.training.strategies.zero import Zero
+from walt_pl.training.strategies.shards import gather, local_shard, trainable_parameters
+from walt_pl.training.strategies.zero import ZeROStrategy
 
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "blue", "green") for shape in ("circle", "square", "bar")]
 SIZE = (3, 4, 4)
@@ -49,17 +49,17 @@ class Job:
     """Do not train: validate what `resume` holds."""
     precision: str = "32-true"
     accumulate: int = 1
-    checkpointing: bool = False
+    activation_checkpointing: bool = False
     cpu_average: bool = False
 
 
 class Latents(Dataset[Sample]):
     """Noise by item, every so many of them lost."""
 
-    def __getitem__(self, draw: Draw) -> Sample:  # type: ignore[override]
-        chance = torch.Generator().manual_seed(2 * draw.item + (draw.kind == "image"))
+    def __getitem__(self, draw: SampleRef) -> Sample:  # type: ignore[override]
+        rng = torch.Generator().manual_seed(2 * draw.item + (draw.kind == "image"))
         frames = SIZE[0] if draw.kind == "video" else 1
-        content = torch.randn(CHANNELS, frames, *SIZE[1:], generator=chance)
+        content = torch.randn(CHANNELS, frames, *SIZE[1:], generator=rng)
         lost = "lost" if draw.item % LOST == 0 else ""
         caption = CAPTIONS[draw.item % len(CAPTIONS)]
         return Sample(draw, content * (not lost), None, caption, -1, f"{draw.kind}{draw.item}", lost, "latents")
@@ -77,21 +77,21 @@ def adamw(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
 
 
-def stage(checkpointing: bool = False) -> Stage:
+def stage(activation_checkpointing: bool = False) -> Stage:
     """The same weights on every rank and engine; a clip that every step goes over."""
     torch.manual_seed(0)
     denoiser = DenoiserConfig(
         width=32,
-        layers=2,
-        heads=2,
+        depth=2,
+        num_heads=2,
         latent_channels=CHANNELS,
         size=SIZE,
         window=(3, 2, 2),
         frame_prediction=0.5,
         text_width=16,
-        checkpointing=checkpointing,
+        activation_checkpointing=activation_checkpointing,
     )
-    text = SmallTextConfig(width=16, layers=1, heads=2, vocabulary=64, length=8)
+    text = SmallTextConfig(width=16, depth=1, num_heads=2, vocab_size=64, max_length=8)
     return Stage(denoiser, adamw, text, warmup_steps=2, gradient_clip_val=0.3)
 
 
@@ -125,13 +125,13 @@ def strategy(engine: str) -> Any:
     """As the overlays of experiments/strategy give it; small buckets, and nothing that stays whole."""
     if not engine.startswith("zero"):
         return {"single": "auto", "ddp": "ddp"}[engine]
-    return Zero(int(engine[4]), offload=engine.endswith("_offload"), bucket=5000, keep_whole=0)  # type: ignore[arg-type]
+    return ZeROStrategy(int(engine[4]), offload=engine.endswith("_offload"), bucket=5000, keep_whole=0)  # type: ignore[arg-type]
 
 
 def run(job: Job, folder: Path, rank: int, ranks: int) -> None:
     """Train and write the results."""
     watch, ema = Watch(job, folder), EMA(0.5, cpu=job.cpu_average)
-    module = stage(job.checkpointing)
+    module = stage(job.activation_checkpointing)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=ranks,
@@ -157,7 +157,7 @@ def run(job: Job, folder: Path, rank: int, ranks: int) -> None:
         trainer.validate(module, validation, ckpt_path=state, verbose=False, weights_only=True)
     else:
         trainer.fit(module, training, validation, ckpt_path=state, weights_only=True)
-    weights = {name: whole(p, piece_of(p)).detach().clone() for name, p in trained(module)}
+    weights = {name: gather(p, local_shard(p)).detach().clone() for name, p in trainable_parameters(module)}
     averages = ema.whole(module)
     held = {
         "weights": sum(p.ds_tensor.numel() if hasattr(p, "ds_tensor") else p.numel() for p in module.parameters()),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from walt_pl.cli.plan import Plan
+from walt_pl.cli.plan import PlanCLI
 
 EXPERIMENTS = ROOT / "experiments"
 OURS = ("clips", "common", "imagenet", "kinetics600", "shapes", "strategy", "text_to_video", "ucf101")
@@ -17,14 +17,14 @@ OURS = ("clips", "common", "imagenet", "kinetics600", "shapes", "strategy", "tex
 FILES = sorted(path for name in OURS for path in (EXPERIMENTS / name).rglob("*.yaml"))
 
 
-def planned(*arguments: str) -> Plan:
+def planned(*arguments: str) -> PlanCLI:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["walt_pl plan", *arguments])
         patch.chdir(ROOT)
-        return Plan()
+        return PlanCLI()
 
 
-def of(name: str, overlay: str | None = None, *more: str) -> Plan:
+def of(name: str, overlay: str | None = None, *more: str) -> PlanCLI:
     configs = [name, overlay] if overlay else [name]
     return planned(*(word for config in configs for word in ("--config", f"experiments/{config}.yaml")), *more)
 

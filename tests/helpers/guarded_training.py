@@ -19,9 +19,9 @@ from walt_pl.runs.checkpoint import CARD, Checkpoint, read_state, write_state
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA
-from walt_pl.training.callbacks.export import Export
-from walt_pl.training.callbacks.spike_guard import Diverged, Guard, Policy
-from walt_pl.training.strategies.shards import piece_of, trained, whole
+from walt_pl.training.callbacks.export import ExportArtifact
+from walt_pl.training.callbacks.spike_guard import Diverged, Policy, SpikeGuard
+from walt_pl.training.strategies.shards import gather, local_shard, trainable_parameters
 
 POISONED = "denoiser.patches_out.weight"
 SLOT = 3
@@ -74,7 +74,7 @@ class Spoil(L.Callback):
         self.factors = factors
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: JointBatch, batch_idx: int) -> None:
-        rows = batch.slots[: len(batch.videos)] == SLOT
+        rows = batch.global_batch_index[: len(batch.videos)] == SLOT
         if rows.any() and trainer.global_step in self.factors:
             batch.videos[rows] = self.factors[trainer.global_step] * torch.ones_like(batch.videos[rows])
             batch.weight[: len(batch.videos)][rows] = 1.0
@@ -96,7 +96,7 @@ class Poison(L.Callback):
     @staticmethod
     @torch.no_grad()
     def poison(trainer: L.Trainer, pl_module: L.LightningModule, what: str) -> None:
-        weights = {name: piece for name, p in trained(pl_module) if (piece := piece_of(p)) is not None}
+        weights = {name: piece for name, p in trainable_parameters(pl_module) if (piece := local_shard(p)) is not None}
         pieces = {"weights": weights, "average": average(trainer)._average}.get(what, {})
         if POISONED in pieces:
             pieces[POISONED].fill_(torch.nan)
@@ -121,7 +121,7 @@ class Watch(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         moments = [value for state in trainer.optimizers[0].state.values() for value in state.values() if torch.is_tensor(value)]
-        self.seen["weights"].append(_mark([piece for _, p in trained(pl_module) if (piece := piece_of(p)) is not None]))
+        self.seen["weights"].append(_mark([piece for _, p in trainable_parameters(pl_module) if (piece := local_shard(p)) is not None]))
         self.seen["moments"].append(_mark(moments))
         self.seen["average"].append(_mark(list(average(trainer)._average.values())))
         self.seen["rate"].append(trainer.optimizers[0].param_groups[0]["lr"])
@@ -143,11 +143,11 @@ def run(job: Guarded, folder: Path, rank: int, ranks: int) -> None:
         max_steps=job.steps,
         callbacks=[
             ema,
-            Guard(job.policy, deviations=30, window=job.window, most=job.most),
+            SpikeGuard(job.policy, deviations=30, window=job.window, most=job.most),
             Spoil(job.spoil),
             Poison(job.poison),
             watch,
-            Export(folder / "run", "base", {}, "seed_everything: 0\n"),
+            ExportArtifact(folder / "run", "base", {}, "seed_everything: 0\n"),
             writer,
         ],
         default_root_dir=folder,
@@ -164,7 +164,7 @@ def run(job: Guarded, folder: Path, rank: int, ranks: int) -> None:
         trainer.ckpt_path = str(Checkpoint.at(start).state)  # as the program does it, before anything is set up
     try:
         trainer.fit(module, datamodule=Data(), weights_only=True)
-        weights = {name: whole(p, piece_of(p)).detach().clone() for name, p in trained(module)}
+        weights = {name: gather(p, local_shard(p)).detach().clone() for name, p in trainable_parameters(module)}
         if rank == 0:
             save_file(weights, folder / "weights.safetensors")
     except (Diverged, NonFiniteError) as error:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from stages.latent_diffusion import LatentDiffusion
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
@@ -18,8 +18,8 @@ from walt_pl.diffusion.path import alpha_sigma_like
 from walt_pl.diffusion.schedule import NoiseSchedule
 from walt_pl.models.denoiser import DenoiserConfig
 
-CONFIG = DenoiserConfig(width=8, layers=1, heads=2, latent_channels=2, size=(3, 4, 4), window=(3, 2, 2), frame_prediction=0.1)
-LAYOUT = Layout(videos=3, frames=3, images=2)
+CONFIG = DenoiserConfig(width=8, depth=1, num_heads=2, latent_channels=2, size=(3, 4, 4), window=(3, 2, 2), frame_prediction=0.1)
+LAYOUT = FrameLayout(videos=3, frames=3, images=2)
 OWNER = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4])
 """Sample of each of the 11 frames of LAYOUT."""
 ERROR = torch.arange(1.0, 12.0)
@@ -31,7 +31,7 @@ class Call:
     """One evaluation of a network."""
 
     x: Tensor
-    step: Tensor
+    timestep: Tensor
     condition: Condition
     estimate: Tensor | None
 
@@ -47,27 +47,27 @@ class KnownNetwork(nn.Module):
         zero_terminal_snr: of the schedule that made the input.
     """
 
-    def __init__(self, config: Any, x0: Tensor, layout: Layout, error: Tensor | None = None, zero_terminal_snr: bool = True) -> None:
+    def __init__(self, config: Any, x0: Tensor, layout: FrameLayout, error: Tensor | None = None, zero_terminal_snr: bool = True) -> None:
         super().__init__()
         self.config = config
         self.x0 = x0
         self.layout = layout
-        self.error = torch.zeros(layout.total) if error is None else error
+        self.error = torch.zeros(layout.total_frames) if error is None else error
         self.schedule = NoiseSchedule(zero_terminal_snr=zero_terminal_snr)
         self.calls: list[Call] = []
 
-    def forward(self, x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None = None) -> Tensor:
-        self.calls.append(Call(x, step, condition, estimate))
-        rows = torch.ones(self.layout.samples, dtype=torch.bool)
+    def forward(self, x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None = None) -> Tensor:
+        self.calls.append(Call(x, timestep, condition, estimate))
+        rows = torch.ones(self.layout.num_samples, dtype=torch.bool)
         if condition.labels is not None:
-            rows = torch.isin(torch.arange(self.layout.samples), condition.labels)
+            rows = torch.isin(torch.arange(self.layout.num_samples), condition.labels)
         frames = self.layout.per_frame(rows)
-        alpha, sigma = alpha_sigma_like(self.schedule, condition.layout.per_frame(step), x)
+        alpha, sigma = alpha_sigma_like(self.schedule, condition.layout.per_frame(timestep), x)
         return (alpha * x - self.x0[frames]) / sigma + self.error[frames, None, None, None]
 
     def eps(self, call: Call) -> Tensor:
         """Return the noise in the input of a call on the whole batch."""
-        alpha, sigma = alpha_sigma_like(self.schedule, call.condition.layout.per_frame(call.step), call.x)
+        alpha, sigma = alpha_sigma_like(self.schedule, call.condition.layout.per_frame(call.timestep), call.x)
         return (call.x - alpha * self.x0) / sigma
 
 
@@ -104,7 +104,7 @@ def sgd(parameters: object) -> Optimizer:
     return SGD(parameters, lr=0.1)  # type: ignore[arg-type]
 
 
-def joint_batch(layout: Layout = LAYOUT, side: int = 4, weight: Tensor | None = None) -> JointBatch:
+def joint_batch(layout: FrameLayout = LAYOUT, side: int = 4, weight: Tensor | None = None) -> JointBatch:
     """Return raw latents of 2 channels. Labels number the samples, so that a network knows which ones it sees."""
     generator = torch.Generator().manual_seed(0)
 
@@ -114,14 +114,14 @@ def joint_batch(layout: Layout = LAYOUT, side: int = 4, weight: Tensor | None = 
     return JointBatch(
         videos=latents(layout.videos, layout.frames, side),
         images=latents(layout.images, 1, side),
-        captions=[f"circle {sample}" for sample in range(layout.samples)],
-        labels=torch.arange(layout.samples),
-        weight=torch.ones(layout.samples) if weight is None else weight,
-        slots=torch.arange(layout.samples),
-        low_videos=latents(layout.videos, layout.frames, max(1, side // 2)),
-        low_images=latents(layout.images, 1, max(1, side // 2)),
+        captions=[f"circle {sample}" for sample in range(layout.num_samples)],
+        labels=torch.arange(layout.num_samples),
+        weight=torch.ones(layout.num_samples) if weight is None else weight,
+        global_batch_index=torch.arange(layout.num_samples),
+        low_res_videos=latents(layout.videos, layout.frames, max(1, side // 2)),
+        low_res_images=latents(layout.images, 1, max(1, side // 2)),
         space="latents",
-        paths=["x"] * layout.samples,
+        paths=["x"] * layout.num_samples,
     )
 
 

@@ -27,10 +27,19 @@ def write_stages(root: Path, **diffusion: Any) -> dict[str, Path]:
         stage name -> artifact folder.
     """
     torch.manual_seed(0)
-    vae = VAE(VAEConfig(width=8, multipliers=(1, 1, 1), strides=((2, 2, 2), (2, 2, 2)), blocks=(0, 1, 1), middle_blocks=0, norm="layer"))
-    text = SmallTextEncoder(SmallTextConfig(width=16, layers=1, heads=2, vocabulary=64, length=12))
+    vae = VAE(
+        VAEConfig(
+            width=8,
+            channel_multipliers=(1, 1, 1),
+            strides=((2, 2, 2), (2, 2, 2)),
+            num_res_blocks=(0, 1, 1),
+            num_middle_blocks=0,
+            norm="layer",
+        )
+    )
+    text = SmallTextEncoder(SmallTextConfig(width=16, depth=1, num_heads=2, vocab_size=64, max_length=12))
     text.load_vocabulary(train_vocabulary(CAPTIONS, 64))
-    small = {"width": 16, "layers": 2, "heads": 2, "text_width": 16, "window": (3, 2, 2)}
+    small = {"width": 16, "depth": 2, "num_heads": 2, "text_width": 16, "window": (3, 2, 2)}
     base = Denoiser(DenoiserConfig(size=(3, 4, 4), **small))  # type: ignore[arg-type]
     larger = Denoiser(DenoiserConfig(size=(3, 8, 8), patch=2, super_resolution=True, **small))  # type: ignore[arg-type]
     for model in (base, larger):
@@ -38,10 +47,10 @@ def write_stages(root: Path, **diffusion: Any) -> dict[str, Path]:
             nn.init.normal_(p, std=0.2)
     latents = {"mean": [MEAN] * 8, "std": [STD] * 8}
     settings = {"diffusion": DiffusionConfig(noise_aug_level=LOW_NOISE, **diffusion).to_plain()}
-    save_artifact(root / "vae", kind="vae", models={"vae": vae}, settings={}, card={"latents": latents}, train_config="")
+    save_artifact(root / "vae", kind="vae", models={"vae": vae}, sampling_config={}, card={"latents": latents}, train_config="")
     words = {"tokenizer.model": text.vocabulary}
     save_artifact(
-        root / "base", kind="base", models={"denoiser": base, "text": text}, settings=settings, card={}, train_config="", files=words
+        root / "base", kind="base", models={"denoiser": base, "text": text}, sampling_config=settings, card={}, train_config="", files=words
     )
-    save_artifact(root / "sr1", kind="super_resolution", models={"denoiser": larger}, settings=settings, card={}, train_config="")
+    save_artifact(root / "sr1", kind="super_resolution", models={"denoiser": larger}, sampling_config=settings, card={}, train_config="")
     return {stage: root / stage for stage in ("vae", "base", "sr1")}

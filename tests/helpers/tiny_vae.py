@@ -12,8 +12,10 @@ from walt_pl.data.batch import JointBatch
 from walt_pl.models.discriminator import DiscriminatorConfig
 from walt_pl.models.vae import VAEConfig
 
-SIZE = VAEConfig(width=8, multipliers=(1, 1), strides=((2, 2, 2),), blocks=(0, 1), middle_blocks=0, norm="layer", latent_channels=2)
-DISCRIMINATOR = DiscriminatorConfig(width=4, multipliers=(2,), size=(8, 8))
+SIZE = VAEConfig(
+    width=8, channel_multipliers=(1, 1), strides=((2, 2, 2),), num_res_blocks=(0, 1), num_middle_blocks=0, norm="layer", latent_channels=2
+)
+DISCRIMINATOR = DiscriminatorConfig(width=4, channel_multipliers=(2,), size=(8, 8))
 
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
@@ -44,9 +46,9 @@ def tiny_batch(scale: float = 1.0, videos: int = 2, images: int = 3, seed: int =
         captions=[""] * samples,
         labels=torch.arange(samples),
         weight=torch.ones(samples),
-        slots=torch.arange(samples),
-        low_videos=None,
-        low_images=None,
+        global_batch_index=torch.arange(samples),
+        low_res_videos=None,
+        low_res_images=None,
         space="pixels",
         paths=[""] * samples,
     )

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 from tests.helpers.sources import shard
-from walt_pl.data.index import Index, Place
+from walt_pl.data.index import Index, MediaKey
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.indexing import build_index as building
-from walt_pl.indexing.build_index import Built, Options, build_index
+from walt_pl.indexing.build_index import BuildReport, IndexOptions, build_index
 from walt_pl.indexing.dataset_layouts import list_source
-from walt_pl.indexing.doctor import diagnose, rendered, show, write_report
-from walt_pl.indexing.probe_file import Facts, Medium, examine
+from walt_pl.indexing.doctor import diagnose, render_findings, show, write_report
+from walt_pl.indexing.probe_file import MediaFacts, MediaFile, probe_media_file
 from walt_pl.media.types import Frames
 from walt_pl.media.writing import write_image, write_video
 
@@ -78,15 +78,15 @@ def folder(ward: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(ward, tmp_path / "clips"))
 
 
-Examine = Callable[[Medium], Facts]
+Examine = Callable[[MediaFile], MediaFacts]
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> list[Medium]:
+def here(monkeypatch: pytest.MonkeyPatch) -> list[MediaFile]:
     """Examines in this process, and notes what."""
-    seen: list[Medium] = []
+    seen: list[MediaFile] = []
 
-    def run(function: Examine, jobs: Iterable[Medium], *rest: object) -> Iterator[tuple[Medium, Facts]]:
+    def run(function: Examine, jobs: Iterable[MediaFile], *rest: object) -> Iterator[tuple[MediaFile, MediaFacts]]:
         for job in jobs:
             seen.append(job)
             yield job, function(job)
@@ -95,11 +95,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[Medium]:
     return seen
 
 
-def build(folder: Path, out: Path, **options: object) -> Built:
-    return build_index(list_source(str(folder)), out, Options(**options))  # type: ignore[arg-type]
+def build(folder: Path, out: Path, **options: object) -> BuildReport:
+    return build_index(list_source(str(folder)), out, IndexOptions(**options))  # type: ignore[arg-type]
 
 
-def names(reasons: Iterable[Place]) -> set[str]:
+def names(reasons: Iterable[MediaKey]) -> set[str]:
     return {Path(place.path).name for place in reasons}
 
 
@@ -133,8 +133,8 @@ def test_the_doctor_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, ca
     build(folder, out, workers=2)
     (folder / "a.mp4").unlink()
     os.utime(folder / "b.mp4", (0, 0))
-    changed = build_index(None, out, Options(again=True, workers=2)).changed
-    findings = diagnose(out, Options(workers=2), changed)
+    changed = build_index(None, out, IndexOptions(again=True, workers=2)).changed
+    findings = diagnose(out, IndexOptions(workers=2), changed)
     found = {(Path(finding.place.path).name, finding.finding) for finding in findings}
     for name, words in {
         "a.mp4": {"missing"},
@@ -154,8 +154,8 @@ def test_the_doctor_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, ca
     assert not [finding for finding in findings if Path(finding.place.path).name == "c.mp4"], "the held-out original stays"
     assert ("b.mp4", "written again since it was indexed, with as many bytes") in {(Path(f.place.path).name, f.detail) for f in findings}
     rows = list(csv.DictReader(write_report(findings, out).open()))
-    assert len(rows) == len(findings) and {*Place._fields, "split", "kind", "finding", "detail"} == set(rows[0])
-    show(rendered(findings, out))
+    assert len(rows) == len(findings) and {*MediaKey._fields, "split", "kind", "finding", "detail"} == set(rows[0])
+    show(render_findings(findings, out))
     text = capsys.readouterr().out
     assert "truncated" in text and "clips/copy.mp4: the same bytes as clips/val/c.mp4" in text
     train = Index(out, "train").videos
@@ -166,7 +166,7 @@ def test_the_doctor_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, ca
     }
 
 
-def test_a_second_run_examines_only_what_is_new(folder: Path, tmp_path: Path, here: list[Medium]) -> None:
+def test_a_second_run_examines_only_what_is_new(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
     out = tmp_path / "set.parquet"
     (folder / "b.mp4").rename(tmp_path / "b.mp4")
     build(folder, out)
@@ -176,7 +176,7 @@ def test_a_second_run_examines_only_what_is_new(folder: Path, tmp_path: Path, he
     (tmp_path / "b.mp4").rename(folder / "b.mp4")
     os.utime(folder / "p.png", ns=(1, 1))
     built = build(folder, out)
-    assert names(Place(medium.file) for medium in here) == {"b.mp4", "p.png"} and built.added == 1
+    assert names(MediaKey(medium.file) for medium in here) == {"b.mp4", "p.png"} and built.added == 1
     build(folder, tmp_path / "once.parquet")
     assert (tmp_path / "once.parquet").read_bytes() == out.read_bytes(), "as if it had been built in one go"
 
@@ -185,7 +185,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder: Path, tmp_path: Pat
     out = tmp_path / "set.parquet"
     seen: list[str] = []
 
-    def interrupted(function: Examine, jobs: Iterable[Medium], *rest: object) -> Iterator[tuple[Medium, Facts]]:
+    def interrupted(function: Examine, jobs: Iterable[MediaFile], *rest: object) -> Iterator[tuple[MediaFile, MediaFacts]]:
         for number, job in enumerate(jobs):
             if number == 6 and len(seen) == 6:
                 raise KeyboardInterrupt
@@ -206,7 +206,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder: Path, tmp_path: Pat
     assert (tmp_path / "once.parquet").read_bytes() == out.read_bytes()
 
 
-def test_damage_after_indexing_is_found_and_forgiven_when_mended(folder: Path, tmp_path: Path, here: list[Medium]) -> None:
+def test_damage_after_indexing_is_found_and_forgiven_when_mended(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
     out = tmp_path / "set.parquet"
     (folder / "raw.avi").write_bytes(b"")
     with av.open(str(folder / "raw.avi"), "w") as container:  # frames of their own: what is cut off is just missing
@@ -217,7 +217,7 @@ def test_damage_after_indexing_is_found_and_forgiven_when_mended(folder: Path, t
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     build(folder, out)
-    key = Place("clips/raw.avi")
+    key = MediaKey("clips/raw.avi")
     assert key not in Quarantine.beside(out).reasons
     whole, row = (folder / "raw.avi").read_bytes(), pq.read_table(out).to_pylist()
     cut(folder / "raw.avi", folder / "raw.avi", 0.6)
@@ -231,8 +231,8 @@ def test_damage_after_indexing_is_found_and_forgiven_when_mended(folder: Path, t
     assert {new["path"]: new["frames"] for new in pq.read_table(out).to_pylist()} == frames
 
 
-def test_a_file_that_became_shorter_is_truncated_though_it_decodes(folder: Path, tmp_path: Path, here: list[Medium]) -> None:
-    out, key = tmp_path / "set.parquet", Place("clips/b.mp4")
+def test_a_file_that_became_shorter_is_truncated_though_it_decodes(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
+    out, key = tmp_path / "set.parquet", MediaKey("clips/b.mp4")
     build(folder, out)
     whole, index = (folder / "b.mp4").read_bytes(), out.read_bytes()
     state = (folder / "b.mp4").stat()
@@ -246,7 +246,7 @@ def test_a_file_that_became_shorter_is_truncated_though_it_decodes(folder: Path,
     assert key not in Quarantine.beside(out).reasons and out.read_bytes() == index
 
 
-def test_rows_of_other_sources_and_deleted_files_stay(folder: Path, tmp_path: Path, here: list[Medium]) -> None:
+def test_rows_of_other_sources_and_deleted_files_stay(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
     out = tmp_path / "set.parquet"
     build(folder / "val", out)
     (tmp_path / "more.csv").write_text("path,caption,label\nclips/a.mp4,one,walk\nclips/a.mp4,two,run\nclips/gone.mp4,x,run\n")
@@ -258,11 +258,11 @@ def test_rows_of_other_sources_and_deleted_files_stay(folder: Path, tmp_path: Pa
         ("clips/gone.mp4", "x", 0, 0),
         ("clips/val/c.mp4", "clip val/c.mp4", -1, 18),
     ]
-    assert Quarantine.beside(out).reasons == {Place("clips/gone.mp4"): "missing: no such file"}
+    assert Quarantine.beside(out).reasons == {MediaKey("clips/gone.mp4"): "missing: no such file"}
     assert len(here) == 3, "a file with two captions is examined once"
 
 
-def test_class_numbers_never_change(folder: Path, tmp_path: Path, here: list[Medium]) -> None:
+def test_class_numbers_never_change(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
     out = tmp_path / "set.parquet"
     for names_, wanted in ((("walk", "jump"), ["jump", "walk"]), (("walk", "climb"), ["jump", "walk", "climb"])):
         (tmp_path / "a.csv").write_text("path,label\n" + "".join(f"clips/{f}.mp4,{n}\n" for f, n in zip("ab", names_, strict=True)))
@@ -279,7 +279,7 @@ def test_members_of_shards_are_examined_in_place(folder: Path, tmp_path: Path) -
         "2.mp4": b"words" * 99,
     }
     shard(tmp_path / "s.tar", members)
-    built = build_index(list_source(str(tmp_path / "s.tar")), tmp_path / "set.parquet", Options(workers=2))
+    built = build_index(list_source(str(tmp_path / "s.tar")), tmp_path / "set.parquet", IndexOptions(workers=2))
     index = Index(tmp_path / "set.parquet", "train")
     clip = next(entry for entry in index.videos if entry.frames)
     assert (clip.frames, clip.caption, clip.bytes, clip.path) == (20, "a clip", len(members["0.mp4"]), tmp_path / "s.tar")
@@ -288,7 +288,7 @@ def test_members_of_shards_are_examined_in_place(folder: Path, tmp_path: Path) -
     assert Quarantine.beside(tmp_path / "set.parquet").positions(index.videos).tolist() == [1]
 
 
-def test_the_held_out_share_depends_on_names_alone(tmp_path: Path, here: list[Medium]) -> None:
+def test_the_held_out_share_depends_on_names_alone(tmp_path: Path, here: list[MediaFile]) -> None:
     (tmp_path / "pictures").mkdir()
     for number in range(60):
         Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / f"{number}.png")
@@ -302,7 +302,7 @@ def test_the_held_out_share_depends_on_names_alone(tmp_path: Path, here: list[Me
     assert held == {name for name in again if int(name[:-4]) < 60}
 
 
-def test_paths_lead_through_linked_folders(folder: Path, tmp_path: Path, here: list[Medium]) -> None:
+def test_paths_lead_through_linked_folders(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
     (tmp_path / "disk" / "deep").mkdir(parents=True)
     (tmp_path / "data").symlink_to(tmp_path / "disk" / "deep")
     shutil.copytree(folder / "val", tmp_path / "disk" / "val")
@@ -311,7 +311,7 @@ def test_paths_lead_through_linked_folders(folder: Path, tmp_path: Path, here: l
         assert Index(tmp_path / "data" / f"{where.parent.name}.parquet", "train").videos[0].path.samefile(where / "c.mp4")
 
 
-def test_names_that_are_no_utf8_are_left_out_and_said(tmp_path: Path, here: list[Medium]) -> None:
+def test_names_that_are_no_utf8_are_left_out_and_said(tmp_path: Path, here: list[MediaFile]) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     shutil.copy(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
     built = build(tmp_path, tmp_path / "set.parquet")
@@ -324,10 +324,10 @@ def test_an_examination_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr("walt_pl.indexing.probe_file.probe", explode)
     (tmp_path / "a.mp4").write_bytes(b"x")
-    assert examine(building.medium_of(str(tmp_path / "a.mp4"), "video"))[0].reason == "MemoryError: 9 GiB"
-    assert examine(building.medium_of(str(tmp_path / "b.mp4"), "video"))[0].finding == "missing"
-    beyond = Medium(str(tmp_path / "a.mp4"), "video", 0, 500, 1, 100)
-    (found,) = examine(beyond)
+    assert probe_media_file(building.stat_media_file(str(tmp_path / "a.mp4"), "video"))[0].reason == "MemoryError: 9 GiB"
+    assert probe_media_file(building.stat_media_file(str(tmp_path / "b.mp4"), "video"))[0].finding == "missing"
+    beyond = MediaFile(str(tmp_path / "a.mp4"), "video", 0, 500, 1, 100)
+    (found,) = probe_media_file(beyond)
     assert (found.finding, found.reason) == ("truncated", "the shard ends 400 bytes before it does")
 
 
@@ -337,4 +337,4 @@ def test_an_examination_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_wrong_options_are_named(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Options(**options)  # type: ignore[arg-type]
+        IndexOptions(**options)  # type: ignore[arg-type]

@@ -8,10 +8,10 @@ import pytest
 
 from tests.helpers.sources import touch
 from walt_pl.indexing.dataset_layouts import layout_of, list_source
-from walt_pl.indexing.listing import Item
+from walt_pl.indexing.listing import SourceItem
 
 
-def listed(source: Path | str, **options: object) -> dict[str, Item]:
+def listed(source: Path | str, **options: object) -> dict[str, SourceItem]:
     listing = list_source(str(source), **options)  # type: ignore[arg-type]
     return {f"{Path(item.file).name}{'' if item.offset < 0 else f'@{item.offset}'}": item for item in listing.items}
 

@@ -7,13 +7,13 @@ import time
 
 import pytest
 
-from walt_pl.indexing.isolated_pool import Lost, run_apart
+from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 
 SLEEP, ABORT = "__import__('time').sleep(300)", "__import__('os').abort()"
 
 
 def outcomes(jobs: list[str], workers: int = 2, seconds: float = 30.0, **options: object) -> dict[str, object]:
-    return dict(run_apart(eval, jobs, workers, lambda job: 1.0 if job == SLEEP else seconds, **options))  # type: ignore[arg-type]
+    return dict(run_isolated(eval, jobs, workers, lambda job: 1.0 if job == SLEEP else seconds, **options))  # type: ignore[arg-type]
 
 
 def test_a_hang_and_a_crash_take_nothing_with_them() -> None:
@@ -29,8 +29,8 @@ def test_a_hang_and_a_crash_take_nothing_with_them() -> None:
     found = outcomes(jobs)
     assert time.monotonic() - started < 30
     assert set(found) == set(jobs) and found["2 + 2"] == 4 and found["19 * 1"] == 19
-    assert found[SLEEP] == Lost("hang", "not decoded within 1 seconds")
-    crashes = {job: outcome for job, outcome in found.items() if isinstance(outcome, Lost) and outcome.finding == "crash"}
+    assert found[SLEEP] == LostJob("hang", "not decoded within 1 seconds")
+    crashes = {job: outcome for job, outcome in found.items() if isinstance(outcome, LostJob) and outcome.finding == "crash"}
     assert {lost.reason.split("with ")[1] for lost in crashes.values()} == {"SIGABRT", "SIGKILL (out of memory?)"}
 
 
@@ -49,7 +49,7 @@ def test_a_damaged_header_cannot_ask_for_all_the_memory() -> None:
 
 
 def test_processes_end_with_the_caller() -> None:
-    running = run_apart(eval, ["__import__('os').getpid()", SLEEP], 2, lambda job: 60.0)
+    running = run_isolated(eval, ["__import__('os').getpid()", SLEEP], 2, lambda job: 60.0)
     _, process = next(running)
     running.close()  # type: ignore[attr-defined]
     with pytest.raises(ProcessLookupError):

@@ -12,25 +12,27 @@ import numpy as np
 import pytest
 
 from tests.helpers.clips import film, numbers
-from walt_pl.data.index import Index, Place, write_index
+from walt_pl.data.index import Index, MediaKey, write_index
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.data.selection import QUARANTINED, SHORT, USED, Bucket, select
-from walt_pl.data.transforms import Framing
+from walt_pl.data.transforms import ClipTransform
 from walt_pl.indexing import build_index as building
-from walt_pl.indexing.build_index import Built, Options, build_index
+from walt_pl.indexing.build_index import BuildReport, IndexOptions, build_index
 from walt_pl.indexing.dataset_layouts import list_source
 from walt_pl.indexing.doctor import diagnose, write_report
-from walt_pl.indexing.probe_file import Facts, Medium
+from walt_pl.indexing.probe_file import MediaFacts, MediaFile
 from walt_pl.media.reading import read_clip
-from walt_pl.media.spans import Span
+from walt_pl.media.spans import FrameRange
 
 
 @pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Medium]:
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[MediaFile]:
     """Examines in this process, which is faster, and notes what."""
-    seen: list[Medium] = []
+    seen: list[MediaFile] = []
 
-    def run(function: Callable[[Medium], list[Facts]], media: list[Medium], *rest: object) -> Iterator[tuple[Medium, list[Facts]]]:
+    def run(
+        function: Callable[[MediaFile], list[MediaFacts]], media: list[MediaFile], *rest: object
+    ) -> Iterator[tuple[MediaFile, list[MediaFacts]]]:
         for medium in media:
             seen.append(medium)
             yield medium, function(medium)
@@ -39,12 +41,12 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[Medium]:
     return seen
 
 
-def build(folder: Path, text: str, again: bool = False) -> Built:
+def build(folder: Path, text: str, again: bool = False) -> BuildReport:
     (folder / "list.csv").write_text(text)
-    return build_index(list_source(str(folder / "list.csv")), folder / "i.parquet", Options(again))
+    return build_index(list_source(str(folder / "list.csv")), folder / "i.parquet", IndexOptions(again))
 
 
-def test_scene_lists_become_pieces(tmp_path: Path, jobs: list[Medium]) -> None:
+def test_scene_lists_become_pieces(tmp_path: Path, jobs: list[MediaFile]) -> None:
     film(tmp_path / "film.mp4")
     built = build(
         tmp_path,
@@ -63,9 +65,9 @@ def test_scene_lists_become_pieces(tmp_path: Path, jobs: list[Medium]) -> None:
         ("three", 4.0, 0.0, 20, 2.0, 10.0),
         ("all", 0.0, 0.0, 60, 6.0, 10.0),
     ]
-    assert [numbers(read_clip(entry, Span(2))) for entry in (*train, *val, *test)] == [[0, 1], [25, 26], [40, 41], [0, 1]]
+    assert [numbers(read_clip(entry, FrameRange(2))) for entry in (*train, *val, *test)] == [[0, 1], [25, 26], [40, 41], [0, 1]]
     assert str(val[0].place) == f"{tmp_path}/film.mp4, from second 2.5 to 4"
-    (selection,) = select({"video": val}, Framing(64, frames=17), [Bucket(64, 64)], {"video": np.array([], np.int64)}).values()
+    (selection,) = select({"video": val}, ClipTransform(64, frames=17), [Bucket(64, 64)], {"video": np.array([], np.int64)}).values()
     assert selection.reason.tolist() == [SHORT, USED], "long enough is what the piece has"
 
 
@@ -103,7 +105,7 @@ def test_an_index_with_an_impossible_piece_is_refused(tmp_path: Path) -> None:
 
 
 def test_only_new_pieces_are_examined_and_an_interrupted_index_goes_on(
-    tmp_path: Path, jobs: list[Medium], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, jobs: list[MediaFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     film(tmp_path / "film.mp4")
     film(tmp_path / "other.mp4", 30)
@@ -128,37 +130,37 @@ def test_only_new_pieces_are_examined_and_an_interrupted_index_goes_on(
     assert (tmp_path / "i.parquet").read_bytes() == first_bytes
 
 
-def test_the_quarantine_tells_pieces_apart(tmp_path: Path, jobs: list[Medium]) -> None:
+def test_the_quarantine_tells_pieces_apart(tmp_path: Path, jobs: list[MediaFile]) -> None:
     film(tmp_path / "film.mp4")
     text = "path,begin,end\nfilm.mp4,0,2\nfilm.mp4,2,4\nfilm.mp4,5,7\nfilm.mp4,7,9\n"
     built = build(tmp_path, text)
     quarantine = Quarantine.beside(tmp_path / "i.parquet")
-    beyond = Place("film.mp4", -1, 7.0, 9.0)
+    beyond = MediaKey("film.mp4", -1, 7.0, 9.0)
     assert quarantine.reasons == {beyond: "truncated: no frame from 7 to 9 s: the file has 6.00 s"} and built.quarantined == 1
-    quarantine.add(Place("film.mp4", -1, 2.0, 4.0), "a logo")
+    quarantine.add(MediaKey("film.mp4", -1, 2.0, 4.0), "a logo")
     quarantine.write()
     entries = Index(tmp_path / "i.parquet", "train").videos
-    (selection,) = select({"video": entries}, Framing(64), [Bucket(64, 64)], {"video": quarantine.positions(entries)}).values()
+    (selection,) = select({"video": entries}, ClipTransform(64), [Bucket(64, 64)], {"video": quarantine.positions(entries)}).values()
     assert selection.reason.tolist() == [USED, QUARANTINED, SHORT, QUARANTINED]
     (tmp_path / "film.mp4").write_bytes(b"words " * 99)
     assert build(tmp_path, text).quarantined == 4
     film(tmp_path / "film.mp4")
     build(tmp_path, text)
-    assert list(Quarantine.beside(tmp_path / "i.parquet").reasons) == [Place("film.mp4", -1, 2.0, 4.0), beyond]
+    assert list(Quarantine.beside(tmp_path / "i.parquet").reasons) == [MediaKey("film.mp4", -1, 2.0, 4.0), beyond]
 
 
-def test_copies_are_the_same_piece_of_the_same_bytes(tmp_path: Path, jobs: list[Medium], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_the_same_piece_of_the_same_bytes(tmp_path: Path, jobs: list[MediaFile], monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(film(tmp_path / "a.mp4"), tmp_path / "b.mp4")
     build(
         tmp_path,
         "path,begin,end,split\na.mp4,0,2,val\na.mp4,2,4,train\na.mp4,4,6,train\nb.mp4,0,2,train\nb.mp4,2.0,4,train\nb.mp4,3,5,train\n",
     )
-    monkeypatch.setattr("walt_pl.indexing.doctor.run_apart", building.run_apart)
-    findings = diagnose(tmp_path / "i.parquet", Options(), {})
+    monkeypatch.setattr("walt_pl.indexing.doctor.run_isolated", building.run_isolated)
+    findings = diagnose(tmp_path / "i.parquet", IndexOptions(), {})
     copies = {finding.place: finding.detail for finding in findings if finding.finding == "duplicate"}
     assert copies == {
-        Place("b.mp4", -1, 0.0, 2.0): "the same bytes as a.mp4, from second 0 to 2",
-        Place("b.mp4", -1, 2.0, 4.0): "the same bytes as a.mp4, from second 2 to 4",
+        MediaKey("b.mp4", -1, 0.0, 2.0): "the same bytes as a.mp4, from second 0 to 2",
+        MediaKey("b.mp4", -1, 2.0, 4.0): "the same bytes as a.mp4, from second 2 to 4",
     }
     report = list(csv.DictReader(write_report(findings, tmp_path / "i.parquet").open()))
     assert {(row["path"], row["begin"], row["end"]) for row in report if row["finding"] == "duplicate"} == {

@@ -19,7 +19,7 @@ from walt_pl.indexing.build_index import build_index
 from walt_pl.indexing.dataset_layouts import list_source
 from walt_pl.indexing.sample_videos import PACKAGES, PIECES, Package, fetch_clips
 from walt_pl.media.reading import read_clip
-from walt_pl.media.spans import Span
+from walt_pl.media.spans import FrameRange
 
 CONTENT = {"tiny/data/a.mp4": b"a film" * 999, "tiny/data/b.mpg": b"another one"}
 
@@ -109,7 +109,7 @@ def test_the_real_films_are_indexed_with_the_decoder_that_is_right(tmp_path: Pat
             whole = [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(video=0)]
         seen: list[int] = []
         for entry in (entry for entry in entries if entry.path == path):
-            clip = read_clip(entry, Span(entry.frames))
+            clip = read_clip(entry, FrameRange(entry.frames))
             first = round(entry.begin * entry.fps)
             # decord's colours are half a level off at most; neighbouring frames of these films differ more.
             assert np.abs(clip.astype(np.int16) - np.stack(whole[first : first + entry.frames])).mean((1, 2, 3)).max() < 0.6

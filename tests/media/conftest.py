@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.clips import CASES, counting_clip, entry_of
-from walt_pl.data.index import Entry
+from walt_pl.data.index import IndexEntry
 from walt_pl.media.probing import Probe, probe
 from walt_pl.media.writing import write_video
 
@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def probes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Entry, Probe]]:
+def probes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[IndexEntry, Probe]]:
     """A file of every kind, and what probe finds in it."""
     folder = tmp_path_factory.mktemp("videos")
     found = {}

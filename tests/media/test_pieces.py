@@ -12,13 +12,13 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.helpers.clips import CASES, FRAMES, RATE, UNEVEN, Case, entry_of, film, numbers
-from walt_pl.data.batch import Draw
-from walt_pl.data.index import Entry
-from walt_pl.data.transforms import Framing, PixelDataset
+from walt_pl.data.batch import SampleRef
+from walt_pl.data.index import IndexEntry
+from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.media.contact_sheet import to_uint8
 from walt_pl.media.probing import Probe, probe
 from walt_pl.media.reading import read_clip
-from walt_pl.media.spans import Span
+from walt_pl.media.spans import FrameRange
 from walt_pl.media.types import Frames, MediaError
 
 # Kinds of files that are sought in each another way: by number, by time, by counting.
@@ -28,10 +28,10 @@ CUTS = (0.0, 1.0, 1.31, 2.875, 2.876, 4.001, 5.5, 7.9)
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Entry, Probe, list[Frames]]]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[IndexEntry, Probe, list[Frames]]]:
     """A file of each kind, what probe finds in it, and all of its frames as PyAV decodes them."""
     folder = tmp_path_factory.mktemp("videos")
-    found: dict[str, tuple[Entry, Probe, list[Frames]]] = {}
+    found: dict[str, tuple[IndexEntry, Probe, list[Frames]]] = {}
     for case in CASES:
         if case.name in KINDS:
             path = case.write(folder)
@@ -61,7 +61,7 @@ def pieces_of(case: Case) -> list[tuple[float, float, list[int]]]:
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in KINDS], ids=lambda case: case.name)
 def test_a_piece_has_exactly_the_frames_of_the_whole_file_that_lie_in_it(
-    case: Case, files: dict[str, tuple[Entry, Probe, list[Frames]]]
+    case: Case, files: dict[str, tuple[IndexEntry, Probe, list[Frames]]]
 ) -> None:
     entry, found, whole = files[case.name]
     pieces = pieces_of(case)
@@ -76,15 +76,15 @@ def test_a_piece_has_exactly_the_frames_of_the_whole_file_that_lie_in_it(
             for start, stride in ((0, 1), (len(inside) // 2, 1), (1, 3)):
                 wanted = inside[start::stride]
                 if wanted:
-                    clip = read_clip(known, Span(len(wanted), stride=stride, start=start))
+                    clip = read_clip(known, FrameRange(len(wanted), stride=stride, start=start))
                     assert numbers(clip) == wanted, (known.decoder, begin, end, start, stride)
                     assert known.decoder == "decord" or np.array_equal(clip, np.stack([whole[number] for number in wanted]))
                 with pytest.raises(MediaError, match=f"of the piece from {begin:g} to .*, wanted {len(wanted) + 1}"):
-                    read_clip(known, Span(len(wanted) + 1, stride=stride, start=start))
+                    read_clip(known, FrameRange(len(wanted) + 1, stride=stride, start=start))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in KINDS], ids=lambda case: case.name)
-def test_sampling_by_time_stays_in_the_piece(case: Case, files: dict[str, tuple[Entry, Probe, list[Frames]]]) -> None:
+def test_sampling_by_time_stays_in_the_piece(case: Case, files: dict[str, tuple[IndexEntry, Probe, list[Frames]]]) -> None:
     entry, fps = files[case.name][0], case.rate * 0.4
     times, early = times_of(case), 0.3 / entry.fps
     for begin, end, inside in pieces_of(case):
@@ -95,10 +95,10 @@ def test_sampling_by_time_stays_in_the_piece(case: Case, files: dict[str, tuple[
         for start in (0.0, 2.2 / case.rate):
             first = max(0, int(np.searchsorted(here, (begin if case.times else here[0]) + start + early, side="right")) - 1)
             places = [int(np.searchsorted(here, here[first] + k / fps + early, side="right")) - 1 for k in range(3)]
-            assert numbers(read_clip(piece, Span(3, fps=fps, start=start))) == [inside[place] for place in places], (begin, start)
-        assert numbers(read_clip(replace(piece, decoder="", fps=0.0), Span(1, fps=fps))) == inside[:1]
+            assert numbers(read_clip(piece, FrameRange(3, fps=fps, start=start))) == [inside[place] for place in places], (begin, start)
+        assert numbers(read_clip(replace(piece, decoder="", fps=0.0), FrameRange(1, fps=fps))) == inside[:1]
         with pytest.raises(MediaError, match="of the piece from"):
-            read_clip(piece, Span(FRAMES // 2, fps=fps))
+            read_clip(piece, FrameRange(FRAMES // 2, fps=fps))
 
 
 @pytest.mark.parametrize("fps", [None, 10.0, 4.0, 15.0])
@@ -107,11 +107,11 @@ def test_starts_are_drawn_all_over_the_piece_and_nowhere_else(tmp_path: Path, fp
     limits = ((0.0, 2.5), (2.5, 6.0))
     pieces = [replace(entry, begin=begin, end=end, frames=round(10 * (end - begin)), duration=end - begin) for begin, end in limits]
     # A window as large as the frame: its bars can be read.
-    source = PixelDataset(pieces, (), Framing(64, frames=5, fps=fps, crop=64))
+    source = PixelDataset(pieces, (), ClipTransform(64, frames=5, fps=fps, crop=64))
     for item, (begin, end) in enumerate(limits):
         seen = set[int]()
         for number in range(40):
-            sample = source[Draw("video", item, number, 0)]
+            sample = source[SampleRef("video", item, number, 0)]
             assert not sample.failure
             seen |= set(numbers(to_uint8(sample.content)))
         assert 10 * begin <= min(seen) < 10 * begin + 4 and 10 * end - 4 <= max(seen) < 10 * end

@@ -20,14 +20,14 @@ from tests.helpers.clips import (
     entry_of,
     numbers,
 )
-from walt_pl.data.index import Entry
+from walt_pl.data.index import IndexEntry
 from walt_pl.media.probing import Probe, probe, probe_picture
 from walt_pl.media.reading import read_clip
-from walt_pl.media.spans import Span
+from walt_pl.media.spans import FrameRange
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_probe_tells_what_is_in_a_file(case: Case, probes: dict[str, tuple[Entry, Probe]]) -> None:
+def test_probe_tells_what_is_in_a_file(case: Case, probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
     found = probes[case.name][1]
     assert (found.frames, found.height, found.width, found.reason) == (FRAMES, case.height, case.width, "")
     assert found.variable_rate == (case.times is not None)
@@ -38,7 +38,7 @@ def test_probe_tells_what_is_in_a_file(case: Case, probes: dict[str, tuple[Entry
         assert found.duration >= UNEVEN[-1] / 1000
 
 
-def test_decord_is_named_where_it_is_right_and_only_there(probes: dict[str, tuple[Entry, Probe]]) -> None:
+def test_decord_is_named_where_it_is_right_and_only_there(probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
     decord = pytest.importorskip("decord")
     decord.logging.set_level(decord.logging.QUIET)
     chosen = {name: found.decoder for name, (_, found) in probes.items()}
@@ -56,7 +56,7 @@ def test_decord_is_named_where_it_is_right_and_only_there(probes: dict[str, tupl
 
 
 @pytest.mark.parametrize("name", ["closed.mp4", "open.mkv", "vp9.webm", "mpeg4.avi"])
-def test_what_was_cut_off_is_named(name: str, tmp_path: Path, probes: dict[str, tuple[Entry, Probe]]) -> None:
+def test_what_was_cut_off_is_named(name: str, tmp_path: Path, probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
     whole = probes[name][0].path.read_bytes()
     path = tmp_path / name
     path.write_bytes(whole[: len(whole) * 2 // 3])
@@ -69,8 +69,8 @@ def test_a_measured_rate_is_that_of_the_frames(tmp_path: Path) -> None:
     encode(tmp_path / "a.mkv", counting_clip(60), "libx264", rate=Fraction(30000, 1001), **B_FRAMES)
     found = probe(tmp_path / "a.mkv")
     assert found.fps == pytest.approx(30000 / 1001, rel=1e-3) and not found.variable_rate, "milliseconds are no uneven rate"
-    assert numbers(read_clip(entry_of(tmp_path / "a.mkv", found), Span(8, fps=14.985, start=1.0))) == list(range(30, 46, 2))
-    assert numbers(read_clip(replace(entry_of(tmp_path / "a.mkv", found), decoder=""), Span(8, fps=14.985, start=1.0))) == list(
+    assert numbers(read_clip(entry_of(tmp_path / "a.mkv", found), FrameRange(8, fps=14.985, start=1.0))) == list(range(30, 46, 2))
+    assert numbers(read_clip(replace(entry_of(tmp_path / "a.mkv", found), decoder=""), FrameRange(8, fps=14.985, start=1.0))) == list(
         range(30, 46, 2)
     )
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from walt_pl.media.spans import Span
+from walt_pl.media.spans import FrameRange
 
 
 def test_a_span_is_refused_that_names_no_frames() -> None:
     for wrong in ({"frames": 0}, {"frames": 1, "stride": 0}, {"frames": 1, "fps": 0.0}, {"frames": 1, "start": -1}):
         with pytest.raises(ValueError, match="a span wants"):
-            Span(**wrong)  # type: ignore[arg-type]
+            FrameRange(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"starts at a whole frame, got 1\.5"):
-        Span(3, start=1.5)
+        FrameRange(3, start=1.5)
     with pytest.raises(ValueError, match="a stride or a rate"):
-        Span(3, fps=4, stride=2)
+        FrameRange(3, fps=4, stride=2)

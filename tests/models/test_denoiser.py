@@ -7,22 +7,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from walt_pl.blocks.embeddings import PositionEmbedding, StepEmbedding
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.embeddings import PositionEmbedding, TimestepEmbedding
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import Block, Denoiser, DenoiserConfig
 
-LAYOUT = Layout(videos=2, frames=3, images=3)
+LAYOUT = FrameLayout(videos=2, frames=3, images=3)
 TINY = DenoiserConfig(
     width=16,
-    layers=4,
-    heads=2,
+    depth=4,
+    num_heads=2,
     latent_channels=2,
     size=(3, 8, 12),
     patch=2,
     window=(3, 2, 3),
     frame_prediction=0.1,
-    classes=5,
+    num_classes=5,
     text_width=6,
     super_resolution=True,
 )
@@ -43,22 +43,22 @@ def drawn(config: DenoiserConfig = TINY) -> Denoiser:
 
 
 def latents(seed: int = 0) -> Tensor:
-    return noise(LAYOUT.total, 2, 8, 12, seed=seed)
+    return noise(LAYOUT.total_frames, 2, 8, 12, seed=seed)
 
 
 def told(**change: Tensor) -> Condition:
-    mask = torch.zeros(LAYOUT.total, 1, 8, 12)
+    mask = torch.zeros(LAYOUT.total_frames, 1, 8, 12)
     mask[[0, 3, 4]] = 1
     whole = Condition(
         LAYOUT,
-        keep=torch.tensor([True, False, True, True, False]),
+        condition_kept=torch.tensor([True, False, True, True, False]),
         text=noise(5, 4, 6, seed=2),
         text_mask=torch.arange(4) < torch.tensor([4, 2, 1, 3, 2])[:, None],
         labels=torch.tensor([0, 4, 2, 3, 1]),
-        past=latents(3),
-        past_mask=mask,
-        low=noise(LAYOUT.total, 2, 4, 6, seed=4),
-        low_step=torch.tensor([0, 10, 349, 100, 5]),
+        context_latents=latents(3),
+        context_mask=mask,
+        low_res=noise(LAYOUT.total_frames, 2, 4, 6, seed=4),
+        noise_aug_level=torch.tensor([0, 10, 349, 100, 5]),
     )
     return replace(whole, **change)  # type: ignore[arg-type]
 
@@ -98,7 +98,7 @@ def test_fused_and_plain_attention_agree() -> None:
 
 
 def test_prediction_starts_at_zero() -> None:
-    assert torch.equal(Denoiser(TINY)(latents(), STEP, told()), torch.zeros(LAYOUT.total, 2, 8, 12))
+    assert torch.equal(Denoiser(TINY)(latents(), STEP, told()), torch.zeros(LAYOUT.total_frames, 2, 8, 12))
 
 
 def test_spatial_and_spatiotemporal_layers_alternate() -> None:
@@ -109,16 +109,16 @@ def test_spatial_and_spatiotemporal_layers_alternate() -> None:
 def test_first_frame_hears_of_the_last_through_windows_only() -> None:
     """A spatial layer keeps frames apart; a spatiotemporal one behind it joins them within its windows."""
     denoiser = drawn(DenoiserConfig(16, 1, 2, latent_channels=2, size=(3, 8, 12), window=(3, 4, 4)))
-    layout = Layout(1, 3, 0)
-    condition, x, step = Condition(layout, torch.ones(1, dtype=torch.bool)), latents()[:3], torch.tensor([500])
-    y = denoiser(x, step, condition)
+    layout = FrameLayout(1, 3, 0)
+    condition, x, timestep = Condition(layout, torch.ones(1, dtype=torch.bool)), latents()[:3], torch.tensor([500])
+    y = denoiser(x, timestep, condition)
     x[2, :, 0, 0] += 1
-    moved = (denoiser(x, step, condition) - y).abs().amax(dim=(1, 2, 3)) > 1e-6
+    moved = (denoiser(x, timestep, condition) - y).abs().amax(dim=(1, 2, 3)) > 1e-6
     assert moved.tolist() == [False, False, True], "a spatial layer keeps frames apart"
     denoiser = drawn(DenoiserConfig(16, 2, 2, latent_channels=2, size=(3, 8, 12), window=(3, 4, 4)))
-    y = denoiser(x, step, condition)
+    y = denoiser(x, timestep, condition)
     x[2, :, 0, 0] += 1
-    assert bool(((denoiser(x, step, condition) - y).abs().amax(dim=(1, 2, 3)) > 1e-6).all())
+    assert bool(((denoiser(x, timestep, condition) - y).abs().amax(dim=(1, 2, 3)) > 1e-6).all())
 
 
 def test_image_takes_the_place_of_a_first_frame() -> None:
@@ -131,7 +131,7 @@ def test_image_takes_the_place_of_a_first_frame() -> None:
 
 
 def test_step_embedding_tells_the_last_levels_apart() -> None:
-    embedding = StepEmbedding(8)
+    embedding = TimestepEmbedding(8)
     out = embedding(torch.tensor([998, 999]))
     assert differs(100 * out[:1], 100 * out[1:])
 
@@ -144,23 +144,23 @@ def test_no_estimate_is_an_estimate_of_zeros() -> None:
 
 def test_unknown_past_is_zeros_with_a_zero_mask() -> None:
     denoiser, condition = drawn(), told()
-    nothing = condition.given(torch.zeros_like(latents()), torch.zeros(LAYOUT.total, 1, 8, 12))
-    assert torch.equal(denoiser(latents(), STEP, condition.without_past()), denoiser(latents(), STEP, nothing))
+    nothing = condition.given(torch.zeros_like(latents()), torch.zeros(LAYOUT.total_frames, 1, 8, 12))
+    assert torch.equal(denoiser(latents(), STEP, condition.without_context()), denoiser(latents(), STEP, nothing))
     assert differs(denoiser(latents(), STEP, condition), denoiser(latents(), STEP, nothing))
 
 
 def test_only_the_given_frames_of_the_past_are_seen() -> None:
     denoiser, condition = drawn(), told()
-    assert condition.past is not None and condition.past_mask is not None
-    mask = condition.past_mask.bool()
-    hidden = replace(condition, past=torch.where(mask, condition.past, latents(8)))
+    assert condition.context_latents is not None and condition.context_mask is not None
+    mask = condition.context_mask.bool()
+    hidden = replace(condition, context_latents=torch.where(mask, condition.context_latents, latents(8)))
     close(denoiser(latents(), STEP, hidden), denoiser(latents(), STEP, condition))
-    other = replace(condition, past=torch.where(mask, latents(8), condition.past))
+    other = replace(condition, context_latents=torch.where(mask, latents(8), condition.context_latents))
     assert differs(denoiser(latents(), STEP, other), denoiser(latents(), STEP, condition))
 
 
 def test_padding_of_the_text_does_not_matter() -> None:
-    denoiser, condition = drawn(), told(keep=torch.ones(5, dtype=torch.bool))
+    denoiser, condition = drawn(), told(condition_kept=torch.ones(5, dtype=torch.bool))
     assert condition.text is not None and condition.text_mask is not None
     mask = condition.text_mask[..., None]
     out = denoiser(latents(), STEP, condition)
@@ -190,36 +190,36 @@ def test_dropped_caption_and_label_are_not_seen() -> None:
         labels=torch.zeros(5, dtype=torch.int64),
     )
     close(denoiser(latents(), STEP, other), out)
-    assert differs(denoiser(latents(), STEP, replace(condition, keep=~condition.keep)), out)
+    assert differs(denoiser(latents(), STEP, replace(condition, condition_kept=~condition.condition_kept)), out)
 
 
 def test_low_resolution_latent_and_its_noise_level_are_seen() -> None:
     denoiser, condition = drawn(), told()
     out = denoiser(latents(), STEP, condition)
-    assert differs(denoiser(latents(), STEP, replace(condition, low=noise(LAYOUT.total, 2, 4, 6, seed=9))), out)
-    assert differs(denoiser(latents(), STEP, replace(condition, low_step=torch.tensor([300] * 5))), out)
+    assert differs(denoiser(latents(), STEP, replace(condition, low_res=noise(LAYOUT.total_frames, 2, 4, 6, seed=9))), out)
+    assert differs(denoiser(latents(), STEP, replace(condition, noise_aug_level=torch.tensor([300] * 5))), out)
     with pytest.raises(ValueError, match="without a low-resolution latent"):
-        denoiser(latents(), STEP, replace(condition, low=None))
+        denoiser(latents(), STEP, replace(condition, low_res=None))
 
 
 def test_low_resolution_latent_is_upscaled_by_a_convolution_and_depth_to_space() -> None:
-    upscale, low = drawn().low_resolution, noise(LAYOUT.total, 2, 4, 6)
+    upscale, low_res = drawn().low_res_upsampler, noise(LAYOUT.total_frames, 2, 4, 6)
     assert upscale is not None and upscale.conv.kernel_size == (3, 3)
-    close(upscale(low), nn.functional.pixel_shuffle(upscale.conv(low), 2))
+    close(upscale(low_res), nn.functional.pixel_shuffle(upscale.conv(low_res), 2))
 
 
 def test_condition_vector_is_the_sum_of_timestep_label_and_low_noise_level() -> None:
     denoiser, condition = drawn(), told()
-    assert denoiser.label is not None and denoiser.low_resolution is not None and condition.low_step is not None
+    assert denoiser.label is not None and denoiser.low_res_upsampler is not None and condition.noise_aug_level is not None
     label = denoiser.label(torch.tensor([0, 5, 2, 3, 5]))  # 5 stands for a dropped one
-    want = denoiser.step(STEP) + label + denoiser.low_resolution.step(condition.low_step)
+    want = denoiser.timestep(STEP) + label + denoiser.low_res_upsampler.timestep(condition.noise_aug_level)
     close(denoiser._vector(STEP, condition), want)
 
 
 @pytest.mark.parametrize("layer", range(4))
 def test_text_attention_is_in_every_layer(layer: int) -> None:
     """With the text attention of all other layers switched off, the words still matter."""
-    denoiser, condition = drawn(), told(keep=torch.ones(5, dtype=torch.bool))
+    denoiser, condition = drawn(), told(condition_kept=torch.ones(5, dtype=torch.bool))
     for other, block in enumerate(denoiser.blocks):
         if other != layer:
             nn.init.zeros_(block.text.out.weight)  # type: ignore[union-attr, arg-type]
@@ -230,13 +230,13 @@ def test_text_attention_is_in_every_layer(layer: int) -> None:
 def test_patches_cut_and_joined_come_back_unchanged() -> None:
     denoiser = Denoiser(TINY)
     tokens = denoiser._patches(latents())
-    assert tokens.shape == (LAYOUT.total, 24, 8)
+    assert tokens.shape == (LAYOUT.total_frames, 24, 8)
     assert torch.equal(denoiser._frames(tokens), latents())
     assert torch.equal(tokens[0, 7].view(2, 2, 2), latents()[0, :, 2:4, 2:4]), "token (1, 1) is the patch of rows 2-3, columns 2-3"
 
 
-@pytest.mark.parametrize("layout", [LAYOUT, Layout(2, 3, 0), Layout(0, 3, 3)])
-def test_every_parameter_gets_a_gradient_from_every_kind_of_batch(layout: Layout) -> None:
+@pytest.mark.parametrize("layout", [LAYOUT, FrameLayout(2, 3, 0), FrameLayout(0, 3, 3)])
+def test_every_parameter_gets_a_gradient_from_every_kind_of_batch(layout: FrameLayout) -> None:
     """Sharded engines wait for all of them."""
     denoiser = Denoiser(TINY)
     rows = torch.tensor([layout.videos > 0] * 2 + [layout.images > 0] * 3)
@@ -256,7 +256,7 @@ def test_checkpointing_changes_no_loss_and_no_gradient(monkeypatch: pytest.Monke
     forward = Block.forward
     monkeypatch.setattr(Block, "forward", lambda self, *args: runs.append(1) or forward(self, *args))  # type: ignore[func-returns-value]
     (loss, gradient), kept = loss_and_gradient(drawn()), len(runs)
-    recomputed = loss_and_gradient(drawn(replace(TINY, checkpointing=True)))
+    recomputed = loss_and_gradient(drawn(replace(TINY, activation_checkpointing=True)))
     assert torch.equal(recomputed[0], loss)
     torch.testing.assert_close(recomputed[1], gradient)
     assert len(runs) - kept == 2 * kept, "every layer runs again in the backward pass"
@@ -267,20 +267,20 @@ def test_fused_and_plain_attention_have_the_same_gradient() -> None:
     torch.testing.assert_close(fused, plain, atol=1e-4, rtol=1e-3)
 
 
-STW_TEXT = replace(TINY, stw_text=True)
+STW_TEXT = replace(TINY, stw_cross_attention=True)
 
 
 def test_text_reaches_a_spatiotemporal_layer_by_frame_or_by_window() -> None:
     assert [TINY.text_window_of(layer) for layer in range(4)] == [(1, 4, 6)] * 4
     assert [STW_TEXT.text_window_of(layer) for layer in range(4)] == [(1, 4, 6), (3, 2, 3)] * 2
     videos = torch.tensor([True, True, False, False, False])
-    x, step, condition = latents()[:6], STEP[:2], told().select(videos)
+    x, timestep, condition = latents()[:6], STEP[:2], told().select(videos)
     by_frame, by_window = drawn(), drawn(STW_TEXT)
     assert by_frame.state_dict().keys() == by_window.state_dict().keys()
-    assert differs(by_window(x, step, condition), by_frame(x, step, condition))
-    close(by_window(x, step, condition), drawn(replace(STW_TEXT, attention="plain"))(x, step, condition))
+    assert differs(by_window(x, timestep, condition), by_frame(x, timestep, condition))
+    close(by_window(x, timestep, condition), drawn(replace(STW_TEXT, attention="plain"))(x, timestep, condition))
     first = torch.tensor([True, False])
-    close(by_window(x[:3], step[:1], condition.select(first)), by_window(x, step, condition)[:3])
+    close(by_window(x[:3], timestep[:1], condition.select(first)), by_window(x, timestep, condition)[:3])
 
 
 def test_images_are_refused_where_text_has_spatiotemporal_windows() -> None:
@@ -296,18 +296,18 @@ def test_latents_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
 
 def test_videos_of_another_length_are_refused() -> None:
     with pytest.raises(ValueError, match="got 2 latent frames"):
-        Denoiser(TINY)(latents()[:4], STEP[:2], Condition(Layout(2, 2, 0), torch.ones(2, dtype=torch.bool)))
+        Denoiser(TINY)(latents()[:4], STEP[:2], Condition(FrameLayout(2, 2, 0), torch.ones(2, dtype=torch.bool)))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"heads": 3}, "multiple of denoiser.heads, got 16 and 3"),
+        ({"num_heads": 3}, "multiple of denoiser.num_heads, got 16 and 3"),
         ({"patch": 3}, "denoiser.patch must divide"),
         ({"window": (3, 3, 3)}, r"denoiser.window must divide the \(3, 4, 6\) tokens"),
         ({"window": (2, 2, 2)}, "denoiser.window must divide"),
-        ({"stw_text": True, "text_width": None}, "denoiser.stw_text wants text"),
-        ({"stw_text": True, "window": (1, 4, 6)}, "denoiser.stw_text wants text"),
+        ({"stw_text": True, "text_width": None}, "denoiser.stw_cross_attention wants text"),
+        ({"stw_text": True, "window": (1, 4, 6)}, "denoiser.stw_cross_attention wants text"),
         ({"size": (3, 9, 12), "patch": 1, "window": (3, 3, 3)}, "super-resolution wants even"),
         ({"size": (2, 8, 12), "window": (2, 2, 2)}, "size must have three or more"),
     ],
@@ -336,10 +336,10 @@ def test_block_adds_window_attention_text_attention_and_feed_forward() -> None:
     """The block against its equations, with the modulation of one sample for all."""
     torch.manual_seed(0)
     config = replace(TINY, qk_norm="none")
-    block, layout = Block(config, 0), Layout(videos=1, frames=TINY.size[0], images=0)
+    block, layout = Block(config, 0), FrameLayout(videos=1, frames=TINY.size[0], images=0)
     for p in block.parameters():
         nn.init.normal_(p, std=0.3)
-    tokens, text = noise(layout.total, config.grid[0] * config.grid[1], config.width), noise(1, 4, config.width, seed=2)
+    tokens, text = noise(layout.total_frames, config.grid[0] * config.grid[1], config.width), noise(1, 4, config.width, seed=2)
     mask, modulation = torch.ones(1, 4, dtype=torch.bool), noise(1, 6, config.width, seed=3)
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation[0]
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from walt_pl.models.discriminator import BlurPool, Discriminator, DiscriminatorConfig
 
-TINY = DiscriminatorConfig(width=4, multipliers=(2, 2), size=(8, 12))
+TINY = DiscriminatorConfig(width=4, channel_multipliers=(2, 2), size=(8, 12))
 
 
 @pytest.mark.parametrize("frames", [1, 5, 17])
@@ -74,7 +74,7 @@ def test_first_logits_tell_clips_apart_also_in_bfloat16() -> None:
 def test_kernels_start_xavier_uniform_and_biases_at_zero() -> None:
     """Uniform up to sqrt(6 / (fan in + fan out)), all taps counted."""
     torch.manual_seed(0)
-    discriminator = Discriminator(DiscriminatorConfig(width=32, multipliers=(2,), size=(8, 8)))
+    discriminator = Discriminator(DiscriminatorConfig(width=32, channel_multipliers=(2,), size=(8, 8)))
     for name, p in discriminator.named_parameters():
         if name.endswith("bias"):
             assert not p.any(), name

@@ -9,7 +9,16 @@ import torchvision  # type: ignore[import-untyped]
 from torch import Tensor
 
 from walt_pl.models.discriminator import Discriminator, DiscriminatorConfig
-from walt_pl.models.losses import LPIPS, LeCam, discriminator_loss, generator_loss, perceptual_term, pick_frames, r1_penalty, squared_error
+from walt_pl.models.losses import (
+    LPIPS,
+    LeCam,
+    discriminator_loss,
+    generator_loss,
+    perceptual_term,
+    r1_penalty,
+    select_frames,
+    squared_error,
+)
 
 
 def test_r1_of_a_quadratic_discriminator_is_known() -> None:
@@ -24,7 +33,7 @@ def test_r1_of_a_quadratic_discriminator_is_known() -> None:
 def test_r1_of_the_discriminator_is_its_slope() -> None:
     """Against finite differences of the discriminator along its own gradient, of pixels in 0..1."""
     torch.manual_seed(0)
-    discriminator = Discriminator(DiscriminatorConfig(width=4, multipliers=(2, 2), size=(8, 8))).double()
+    discriminator = Discriminator(DiscriminatorConfig(width=4, channel_multipliers=(2, 2), size=(8, 8))).double()
     x = torch.randn(1, 3, 3, 8, 8, dtype=torch.float64, requires_grad=True)
     logits = discriminator(x)
     (gradient,) = torch.autograd.grad(logits.sum(), x, retain_graph=True)
@@ -76,9 +85,9 @@ def test_lecam_remembers_in_the_checkpoint_and_does_not_learn() -> None:
 
 def test_frames_are_all_or_the_chosen() -> None:
     x = torch.randn(2, 3, 4, 5, 5)
-    frames = pick_frames(x)
+    frames = select_frames(x)
     assert torch.equal(frames[5], x[1, :, 1])
-    assert torch.equal(pick_frames(x, torch.tensor([[3, 0], [1, 2]])), frames[[3, 0, 5, 6]])
+    assert torch.equal(select_frames(x, torch.tensor([[3, 0], [1, 2]])), frames[[3, 0, 5, 6]])
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import Block, Denoiser, DenoiserConfig
 
-DEEP = DenoiserConfig(width=64, layers=52, heads=4, latent_channels=4, size=(3, 8, 8), window=(3, 4, 4), text_width=16, attention="plain")
-LAYOUT = Layout(videos=2, frames=3, images=2)
+DEEP = DenoiserConfig(
+    width=64, depth=52, num_heads=4, latent_channels=4, size=(3, 8, 8), window=(3, 4, 4), text_width=16, attention="plain"
+)
+LAYOUT = FrameLayout(videos=2, frames=3, images=2)
 STEP = torch.tensor([999, 400, 20, 700])
 
 
@@ -35,7 +37,7 @@ CONDITION = Condition(LAYOUT, torch.ones(4, dtype=torch.bool), text=noise(4, 5, 
 
 
 def velocity(denoiser: Denoiser) -> Tensor:
-    return denoiser(noise(LAYOUT.total, 4, 8, 8, seed=2), STEP, CONDITION)
+    return denoiser(noise(LAYOUT.total_frames, 4, 8, 8, seed=2), STEP, CONDITION)
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
@@ -61,14 +63,14 @@ def test_stream_is_float32_under_autocast_and_with_bfloat16_weights(denoiser: De
 
 def test_stream_error_of_bfloat16_weights_is_that_of_autocast(denoiser: Denoiser) -> None:
     """52 layers; the figures of docs/SCALING.md. A bfloat16 stream, which each layer rounds, has three times the error."""
-    wanted, low = velocity(denoiser), deepcopy(denoiser).bfloat16()
+    wanted, low_res = velocity(denoiser), deepcopy(denoiser).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         ddp = error(velocity(denoiser), wanted)
-    zero = error(velocity(low), wanted)
-    for block in low.blocks:
+    zero = error(velocity(low_res), wanted)
+    for block in low_res.blocks:
         assert isinstance(block, Block)
         block.register_forward_pre_hook(lambda module, given: (given[0].bfloat16(), *given[1:]))
         block.register_forward_hook(lambda module, given, out: out.bfloat16())
-    rounded = error(velocity(low), wanted)
+    rounded = error(velocity(low_res), wanted)
     print(f"error of v: autocast {ddp:.2%}, bfloat16 weights {zero:.2%}, bfloat16 stream {rounded:.2%}")
     assert zero < 1.3 * ddp and rounded > 2 * zero

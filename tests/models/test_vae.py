@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from walt_pl.blocks.causal_conv import LatentNorm, NormName
+from walt_pl.blocks.causal_conv import NormName, SpatialNorm
 from walt_pl.models.vae import VAE, Posterior, VAEConfig
 
 NORMS: tuple[NormName, ...] = ("group", "layer")
@@ -17,9 +17,9 @@ def vae(norm: NormName) -> VAE:
     """The paper's levels and strides (8 x 8 x 4), narrow; LatentNorm starts at zero, so its modulation is drawn."""
     config = VAEConfig(
         width=32 if norm == "group" else 8,
-        multipliers=(1, 1, 2, 2),
-        blocks=(1, 1, 1, 1),
-        middle_blocks=1,
+        channel_multipliers=(1, 1, 2, 2),
+        num_res_blocks=(1, 1, 1, 1),
+        num_middle_blocks=1,
         latent_channels=4,
         norm=norm,
     )
@@ -27,7 +27,7 @@ def vae(norm: NormName) -> VAE:
         torch.manual_seed(0)
         model = VAE(config)
         for module in model.modules():
-            if isinstance(module, LatentNorm):
+            if isinstance(module, SpatialNorm):
                 nn.init.normal_(module.modulation.weight, std=0.5)
                 nn.init.normal_(module.modulation.bias, std=0.5)  # type: ignore[arg-type]
     return model.requires_grad_(False)
@@ -62,10 +62,10 @@ def test_future_frames_do_not_change_earlier_latents(norm: NormName) -> None:
     before = model.encode(x)
     for k in range(1, 17):
         after = model.encode(other_future(x, k))
-        past = -(-k // 4)  # latents j with 4 j < k
-        assert torch.equal(after.mean[:, :, :past], before.mean[:, :, :past]), f"frame {k} changed the past"
-        assert torch.equal(after.logvar[:, :, :past], before.logvar[:, :, :past])
-        assert not torch.equal(after.mean[:, :, past], before.mean[:, :, past])
+        context_latents = -(-k // 4)  # latents j with 4 j < k
+        assert torch.equal(after.mean[:, :, :context_latents], before.mean[:, :, :context_latents]), f"frame {k} changed the past"
+        assert torch.equal(after.logvar[:, :, :context_latents], before.logvar[:, :, :context_latents])
+        assert not torch.equal(after.mean[:, :, context_latents], before.mean[:, :, context_latents])
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -86,9 +86,9 @@ def test_later_latents_do_not_change_earlier_frames(norm: NormName) -> None:
     before = model.decode(z)
     for j in range(1, 5):
         after = model.decode(other_future(z, j))
-        past = 4 * (j - 1) + 1
-        assert torch.equal(after[:, :, :past], before[:, :, :past]), f"latent {j} changed the past"
-        assert not torch.equal(after[:, :, past], before[:, :, past])
+        context_latents = 4 * (j - 1) + 1
+        assert torch.equal(after[:, :, :context_latents], before[:, :, :context_latents]), f"latent {j} changed the past"
+        assert not torch.equal(after[:, :, context_latents], before[:, :, context_latents])
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -124,9 +124,9 @@ def test_decoding_in_chunks_is_decoding_the_whole(norm: NormName, frames: int, c
     model, z = vae(norm), latent(frames)
     whole = model.decode(z)
     close(model.decode(z, chunk=chunk), whole)
-    stream = list(model.decode_stream(z, chunk))
-    assert max(part.shape[2] for part in stream) <= 1 + 4 * chunk
-    assert sum(part.shape[2] for part in stream) == 1 + 4 * (frames - 1)
+    cache = list(model.decode_chunks(z, chunk))
+    assert max(part.shape[2] for part in cache) <= 1 + 4 * chunk
+    assert sum(part.shape[2] for part in cache) == 1 + 4 * (frames - 1)
 
 
 def test_chunks_can_be_as_long_as_they_like_at_every_level() -> None:
@@ -197,7 +197,7 @@ def test_vae_decoder_has_an_adaptive_norm_at_every_level(level: int) -> None:
     """Its scale and shift matter, and they come from the latent."""
     model, z = vae("layer"), latent()
     norm = model.decoder.levels[level].norm  # type: ignore[union-attr]
-    assert isinstance(norm, LatentNorm)
+    assert isinstance(norm, SpatialNorm)
     before = norm.modulation.weight.clone()
     decoded = model.decode(z)
     try:

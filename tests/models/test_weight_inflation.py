@@ -11,17 +11,17 @@ from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor, nn
 
 from walt_pl.blocks.attention import Window
-from walt_pl.blocks.causal_conv import LatentNorm, NormName
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.causal_conv import NormName, SpatialNorm
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.vae import VAE, VAEConfig
-from walt_pl.models.weight_inflation import resize_table, weights_for
+from walt_pl.models.weight_inflation import inflate_weights, resize_position_table
 from walt_pl.text.small_encoder import SmallTextConfig, SmallTextEncoder
 
 Drawn = TypeVar("Drawn", bound=nn.Module)
 
-SQUARE = DenoiserConfig(width=16, layers=2, heads=2, latent_channels=2, size=(3, 8, 8), patch=2, window=(3, 2, 2), classes=3)
+SQUARE = DenoiserConfig(width=16, depth=2, num_heads=2, latent_channels=2, size=(3, 8, 8), patch=2, window=(3, 2, 2), num_classes=3)
 WIDE = replace(SQUARE, size=(3, 8, 14), window=(3, 2, 7))
 IMAGES = VAEConfig(8, (1, 1, 2), ((1, 2, 2), (1, 2, 2)), (1, 1, 1), 1, 4, "layer", time_kernel=1)
 VIDEOS = replace(IMAGES, strides=((2, 2, 2), (2, 2, 2)), time_kernel=3)
@@ -40,7 +40,7 @@ def drawn(model: Drawn, seed: int = 1) -> Drawn:
 
 
 def converted(source: nn.Module, target: Drawn) -> Drawn:
-    target.load_state_dict(weights_for(target, source))
+    target.load_state_dict(inflate_weights(target, source))
     return target.requires_grad_(False)
 
 
@@ -50,7 +50,7 @@ def converted(source: nn.Module, target: Drawn) -> Drawn:
 @pytest.mark.parametrize("grid", [(1, 16, 16), (9, 15, 15), (1, 1, 5)])
 def test_interpolating_to_the_same_size_changes_no_bit(grid: Window) -> None:
     table = noise(4, grid[0] * grid[1] * grid[2])
-    assert table.view(torch.int32).equal(resize_table(table, grid, grid).view(torch.int32))
+    assert table.view(torch.int32).equal(resize_position_table(table, grid, grid).view(torch.int32))
 
 
 @pytest.mark.parametrize("old, new", [((1, 16, 16), (1, 16, 28)), ((9, 15, 15), (9, 15, 27)), ((3, 3, 5), (3, 7, 2))])
@@ -59,7 +59,7 @@ def test_linear_ramp_stays_a_linear_ramp(old: Window, new: Window) -> None:
         t, h, w = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in grid), indexing="ij")
         return (2 * t - 3 * h + 5 * w + 1).flatten()[None]
 
-    torch.testing.assert_close(resize_table(ramp(old), old, new), ramp(new), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(resize_position_table(ramp(old), old, new), ramp(new), atol=1e-5, rtol=1e-5)
 
 
 def test_interpolation_is_that_of_scipy() -> None:
@@ -67,7 +67,7 @@ def test_interpolation_is_that_of_scipy() -> None:
     table = noise(2, 3 * 5 * 7)
     places = [np.linspace(0, a - 1, b) for a, b in zip(old, new, strict=True)]
     points = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1)
-    for ours, grid in zip(resize_table(table, old, new), table.view(2, *old).numpy(), strict=True):
+    for ours, grid in zip(resize_position_table(table, old, new), table.view(2, *old).numpy(), strict=True):
         theirs = RegularGridInterpolator([np.arange(side) for side in old], grid)(points)
         torch.testing.assert_close(ours, torch.from_numpy(theirs).flatten().float())
 
@@ -84,7 +84,7 @@ def test_a_token_keeps_its_bias_to_itself() -> None:
 
 def test_same_size_takes_every_weight_as_it_is() -> None:
     source = drawn(Denoiser(SQUARE))
-    state = weights_for(Denoiser(replace(SQUARE, attention="plain", checkpointing=True)), source)
+    state = inflate_weights(Denoiser(replace(SQUARE, attention="plain", activation_checkpointing=True)), source)
     assert list(state) == list(source.state_dict())
     assert all(torch.equal(state[key], value) for key, value in source.state_dict().items())
 
@@ -98,7 +98,7 @@ def test_wide_model_without_positions_computes_what_the_square_one_does() -> Non
         if name.endswith("bias.table"):
             parameter.copy_(parameter[:, :1].expand_as(parameter))
     wide = converted(source, Denoiser(WIDE))
-    layout = Layout(1, 3, 1)
+    layout = FrameLayout(1, 3, 1)
     condition = Condition(layout, torch.ones(2, dtype=torch.bool), labels=torch.tensor([1, 2]))
     token = noise(4, 2, 2, 2)
     step = torch.tensor([500, 20])
@@ -108,7 +108,7 @@ def test_wide_model_without_positions_computes_what_the_square_one_does() -> Non
 
 
 def test_paper_geometry_converts() -> None:
-    square = DenoiserConfig(width=16, layers=2, heads=2, size=(5, 16, 16), window=(5, 8, 8))
+    square = DenoiserConfig(width=16, depth=2, num_heads=2, size=(5, 16, 16), window=(5, 8, 8))
     wide = converted(drawn(Denoiser(square)), Denoiser(replace(square, size=(5, 16, 28), window=(5, 8, 14))))
     assert wide.config.window_of(0) == (1, 16, 28)
     assert wide.blocks[1].attention.bias.table.shape == (2, 9 * 15 * 27)  # type: ignore[union-attr]
@@ -119,10 +119,10 @@ def test_paper_geometry_converts() -> None:
     "change, named",
     [
         ({"width": 32}, "width is 16 there and 32 here"),
-        ({"layers": 4}, "layers is 2 there and 4 here"),
+        ({"depth": 4}, "layers is 2 there and 4 here"),
         ({"patch": 1, "window": (3, 4, 7)}, "patch is 2 there and 1 here"),
         ({"latent_channels": 4}, "latent_channels is 2 there and 4 here"),
-        ({"classes": 4}, "classes is 3 there and 4 here"),
+        ({"num_classes": 4}, "classes is 3 there and 4 here"),
         ({"lora_rank": None}, "lora_rank is 2 there and None here"),
         ({"size": (6, 8, 14)}, "size and window have 3 and 3 frames there, 6 and 3 here"),
         ({"window": (1, 2, 7)}, "size and window have 3 and 3 frames there, 3 and 1 here"),
@@ -130,7 +130,7 @@ def test_paper_geometry_converts() -> None:
 )
 def test_what_cannot_be_interpolated_is_refused(change: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named) as error:
-        weights_for(Denoiser(replace(WIDE, **change)), Denoiser(SQUARE))  # type: ignore[arg-type]
+        inflate_weights(Denoiser(replace(WIDE, **change)), Denoiser(SQUARE))  # type: ignore[arg-type]
     assert "rows and columns of size and window may differ" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -144,7 +144,7 @@ def image_vae(norm: NormName = "layer") -> VAE:
         torch.manual_seed(0)
         model = VAE(replace(IMAGES, norm=norm, width=32 if norm == "group" else 8))
         for module in model.modules():
-            if isinstance(module, LatentNorm):
+            if isinstance(module, SpatialNorm):
                 nn.init.normal_(module.modulation.weight, std=0.5)
                 nn.init.normal_(module.modulation.bias, std=0.5)  # type: ignore[arg-type]
     return model.requires_grad_(False)
@@ -229,4 +229,4 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]]
 def test_what_cannot_be_inflated_is_refused(name: str) -> None:
     target, source, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
-        weights_for(target(), source())
+        inflate_weights(target(), source())

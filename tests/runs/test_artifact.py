@@ -56,14 +56,14 @@ class Tiny(nn.Module):
 @pytest.fixture(autouse=True)
 def tiny_sections(monkeypatch: pytest.MonkeyPatch) -> None:
     names = (__name__, "Tiny", "TinyConfig")
-    monkeypatch.setattr(artifact, "SECTIONS", {"vae": names, "denoiser": names})
+    monkeypatch.setattr(artifact, "COMPONENTS", {"vae": names, "denoiser": names})
 
 
 def save(folder: Path, model: nn.Module | None = None, **changes: Any) -> str:
     arguments: dict[str, Any] = {
         "kind": "vae",
         "models": {"vae": model or Tiny(TinyConfig())},
-        "settings": {"diffusion": {"steps": 1000, "guidance": 1e-6}},
+        "sampling_config": {"diffusion": {"steps": 1000, "guidance": 1e-6}},
         "card": {
             "latents": {"mean": [0.1, 0.2], "std": [1.0, 2.0]},
             "steps": 7,
@@ -520,7 +520,7 @@ class Tiny(nn.Linear):
 def test_artifact_loads_without_lightning_and_deepspeed(tmp_path: Path) -> None:
     (tmp_path / "tiny_model.py").write_text(TINY_MODEL)
     state = {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}
-    save(tmp_path / "vae", models={"vae": (state, TinyConfig(width=2))}, settings={})
+    save(tmp_path / "vae", models={"vae": (state, TinyConfig(width=2))}, sampling_config={})
     with_config(tmp_path / "vae", "vae: {width: 2}\n")
     command = [sys.executable, "-c", BLOCKED, os.pathsep.join([str(ROOT), str(tmp_path)]), str(tmp_path / "vae")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

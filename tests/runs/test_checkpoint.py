@@ -20,9 +20,9 @@ from walt_pl.runs.checkpoint import (
     TornCheckpoint,
     UnsafePickle,
     check_pickle,
+    finalize_checkpoint,
     folder_name,
     read_state,
-    seal,
     tensors_only,
     write_state,
 )
@@ -33,7 +33,7 @@ def write(folder: Path, step: int) -> Checkpoint:
     part = folder / f"{folder_name(step)}.part"
     part.mkdir(parents=True)
     torch.save({"global_step": step, "weights": torch.full((1000,), float(step))}, part / "state.ckpt")
-    return seal(part, step, samples=4 * step, strategy="ddp", world_size=2, metrics={"val/loss": 0.5})
+    return finalize_checkpoint(part, step, samples=4 * step, strategy="ddp", world_size=2, metrics={"val/loss": 0.5})
 
 
 def test_what_was_sealed_is_found_and_read(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def sharded(folder: Path, step: int, **more: object) -> Checkpoint:
     part = folder / f"{folder_name(step)}.part"
     shards(part / "state.ckpt", **more)
     (part / "ema.safetensors").write_bytes(b"")
-    return seal(part, step, samples=step, strategy="zero2", world_size=2, metrics={})
+    return finalize_checkpoint(part, step, samples=step, strategy="zero2", world_size=2, metrics={})
 
 
 def linked(name: str) -> Callable[[Path, Path], None]:

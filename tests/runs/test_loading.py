@@ -45,10 +45,18 @@ def five_lines() -> str:
 @pytest.fixture(scope="module")
 def autoencoder(tmp_path_factory: pytest.TempPathFactory) -> tuple[VAE, Path]:
     torch.manual_seed(0)
-    size = VAEConfig(width=8, multipliers=(1, 1), strides=((2, 2, 2),), blocks=(0, 1), middle_blocks=0, norm="layer", latent_channels=2)
+    size = VAEConfig(
+        width=8,
+        channel_multipliers=(1, 1),
+        strides=((2, 2, 2),),
+        num_res_blocks=(0, 1),
+        num_middle_blocks=0,
+        norm="layer",
+        latent_channels=2,
+    )
     vae = VAE(size).eval()
     folder = tmp_path_factory.mktemp("artifact") / "vae"
-    save_artifact(folder, kind="vae", models={"vae": vae}, settings={}, card={}, train_config="{}")
+    save_artifact(folder, kind="vae", models={"vae": vae}, sampling_config={}, card={}, train_config="{}")
     return vae, folder
 
 

@@ -46,7 +46,7 @@ class Tiny(nn.Linear):
 @pytest.fixture(autouse=True)
 def tiny_sections(monkeypatch: pytest.MonkeyPatch) -> None:
     names = (__name__, "Tiny", "TinyConfig")
-    monkeypatch.setattr(artifact, "SECTIONS", {"vae": names, "denoiser": names})
+    monkeypatch.setattr(artifact, "COMPONENTS", {"vae": names, "denoiser": names})
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def export(run_dir: Path, stage: str, parents: Mapping[str, str]) -> Path:
         run_dir / stage,
         kind=kind_of(stage),
         models={section: Tiny(TinyConfig())},
-        settings={},
+        sampling_config={},
         card={"parents": dict(parents)},
         train_config="",
     )
@@ -473,7 +473,7 @@ def test_verify_reports_stale_stages(run_dir: Path) -> None:
         ("runs/ucf101", "base_xl", False, "make train-base EXP=ucf101 STAGE=base_xl"),
         ("disk/shapes", "vae", True, 'make train-vae EXP=shapes FRESH=1 ARGS="--run disk/shapes"'),
         # Alone: make train-sr trains sr1, too.
-        ("runs/shapes", "sr2", True, "python -m walt_pl fit --config experiments/shapes/sr2.yaml --fresh true"),
+        ("runs/shapes", "sr2", True, "python -m walt_pl fit --config experiments/shapes/sr2.yaml --from_scratch true"),
         ("my runs/shapes", "sr2", False, "python -m walt_pl fit --config experiments/shapes/sr2.yaml --run 'my runs/shapes'"),
         # Nobody knows the experiment.
         ("runs/patch_1", "vae", False, "python -m walt_pl fit --config experiments/EXP/vae.yaml --run runs/patch_1"),
@@ -495,7 +495,7 @@ def test_the_command_names_the_experiment_that_is_trained_in_a_run_of_another_na
 def test_the_stage_of_an_overlay_is_trained_again_with_the_configuration_it_left(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base_rank_16")
     train(run_dir, "vae")
-    again = f"python -m walt_pl fit --config {run_dir}/base_rank_16/train.yaml --run {run_dir} --fresh false"
+    again = f"python -m walt_pl fit --config {run_dir}/base_rank_16/train.yaml --run {run_dir} --from_scratch false"
     assert [row.command for row in status_rows(run_dir) if row.state == "stale"] == [again]
     assert chain.command("base_rank_16", fresh=True) == again.replace("false", "true")
 

@@ -24,9 +24,9 @@ from walt_pl.media.writing import write_image, write_video
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.runs.artifact import Artifact, load
 from walt_pl.runs.artifact_writing import save_artifact
-from walt_pl.runs.manifest import Finished, Manifest, Stage
+from walt_pl.runs.manifest import ArtifactRecord, Manifest, StageRecord
 from walt_pl.runs.stage_names import kind_of
-from walt_pl.sampling.cascade import Cascade, Request, Sampling
+from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_a_clip_does_not_depend_on_the_others_of_its_batch(folders: dict[str, Path]) -> None:
     cascade = Cascade(folders, dtype=torch.float32)
-    sampling = Sampling(steps=3, eta=0.5, guidance={"base": Guidance(2.0)})
-    both = cascade.sample(Request(prompts=CAPTIONS, seeds=[3, 4]), sampling)
-    alone = cascade.sample(Request(prompts=CAPTIONS[1:], seeds=[4]), sampling)
+    sampling = SamplingConfig(steps=3, eta=0.5, guidance={"base": Guidance(2.0)})
+    both = cascade.sample(SampleRequest(prompts=CAPTIONS, seeds=[3, 4]), sampling)
+    alone = cascade.sample(SampleRequest(prompts=CAPTIONS[1:], seeds=[4]), sampling)
     assert list(both) == ["base", "sr1"]
     for stage in both:
         torch.testing.assert_close(both[stage][1:], alone[stage], rtol=1e-4, atol=1e-4)
@@ -47,18 +47,18 @@ def test_a_clip_does_not_depend_on_the_others_of_its_batch(folders: dict[str, Pa
 
 def test_steps_can_be_given_by_stage(folders: dict[str, Path]) -> None:
     cascade = Cascade(folders, dtype=torch.float32)
-    request = Request(prompts=CAPTIONS[:1], seeds=[3])
-    mixed, taken = Sampling(steps={"base": 3, "sr1": 2}), []
+    request = SampleRequest(prompts=CAPTIONS[:1], seeds=[3])
+    mixed, taken = SamplingConfig(steps={"base": 3, "sr1": 2}), []
     made = cascade.sample(request, mixed, lambda: taken.append(1))
-    assert len(taken) == cascade.evaluations(mixed, cascade.clip_frames) == 5
-    assert torch.equal(made["base"], cascade.refine("base", request, Sampling(steps=3)))
+    assert len(taken) == cascade.num_evaluations(mixed, cascade.clip_frames) == 5
+    assert torch.equal(made["base"], cascade.sample_stage("base", request, SamplingConfig(steps=3)))
     assert mixed.steps_of("sr2") == 50
 
 
 def test_the_prompt_and_the_seed_matter(folders: dict[str, Path]) -> None:
     cascade = Cascade(folders, dtype=torch.float32)
     first, other_prompt, other_seed = (
-        cascade.refine("base", Request(prompts=[prompt], seeds=[seed]), Sampling(steps=2))
+        cascade.sample_stage("base", SampleRequest(prompts=[prompt], seeds=[seed]), SamplingConfig(steps=2))
         for prompt, seed in ((CAPTIONS[0], 1), (CAPTIONS[1], 1), (CAPTIONS[0], 2))
     )
     assert not torch.allclose(first, other_prompt)
@@ -67,14 +67,16 @@ def test_the_prompt_and_the_seed_matter(folders: dict[str, Path]) -> None:
 
 def test_a_negative_prompt_takes_the_place_of_the_null(folders: dict[str, Path]) -> None:
     cascade = Cascade(folders, dtype=torch.float32)
-    sampling = Sampling(steps=2, guidance={"base": Guidance(3.0)})
-    request = Request(prompts=CAPTIONS[:1], seeds=[1])
-    plain = cascade.refine("base", request, sampling)
-    led_away = cascade.refine("base", Request(prompts=CAPTIONS[:1], negative_prompt=CAPTIONS[1], seeds=[1]), sampling)
+    sampling = SamplingConfig(steps=2, guidance={"base": Guidance(3.0)})
+    request = SampleRequest(prompts=CAPTIONS[:1], seeds=[1])
+    plain = cascade.sample_stage("base", request, sampling)
+    led_away = cascade.sample_stage("base", SampleRequest(prompts=CAPTIONS[:1], negative_prompt=CAPTIONS[1], seeds=[1]), sampling)
     assert not torch.allclose(plain, led_away)
     # Away from what is asked for is nowhere: u + w (c - u) with u = c is c.
-    itself = Request(prompts=CAPTIONS[:1], negative_prompt=CAPTIONS[0], seeds=[1])
-    torch.testing.assert_close(cascade.refine("base", itself, sampling), cascade.refine("base", request, Sampling(steps=2)))
+    itself = SampleRequest(prompts=CAPTIONS[:1], negative_prompt=CAPTIONS[0], seeds=[1])
+    torch.testing.assert_close(
+        cascade.sample_stage("base", itself, sampling), cascade.sample_stage("base", request, SamplingConfig(steps=2))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +90,7 @@ def going_on(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 def random_denoiser(**config: Any) -> Denoiser:
     torch.manual_seed(1)
-    denoiser = Denoiser(DenoiserConfig(**{"width": 16, "layers": 2, "heads": 2, "text_width": 16, "window": (3, 2, 2), **config}))
+    denoiser = Denoiser(DenoiserConfig(**{"width": 16, "depth": 2, "num_heads": 2, "text_width": 16, "window": (3, 2, 2), **config}))
     for p in denoiser.parameters():
         nn.init.normal_(p, std=0.2)
     return denoiser
@@ -98,7 +100,9 @@ def save_base(folder: Path, denoiser: Denoiser, text: Artifact | None, parents: 
     settings = {"diffusion": DiffusionConfig(**diffusion).to_plain()}
     models = {"denoiser": denoiser, **({"text": text.models["text"]} if text else {})}
     files = {"tokenizer.model": text.read("tokenizer.model")} if text else {}
-    save_artifact(folder, kind="base", models=models, settings=settings, card={"parents": parents or {}}, train_config="", files=files)
+    save_artifact(
+        folder, kind="base", models=models, sampling_config=settings, card={"parents": parents or {}}, train_config="", files=files
+    )
 
 
 def latents(count: int, side: int = 4, clips: int = 2) -> torch.Tensor:
@@ -107,67 +111,67 @@ def latents(count: int, side: int = 4, clips: int = 2) -> torch.Tensor:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_given_frames_come_back_unchanged_at_every_stage(going_on: Cascade, count: int) -> None:
-    past = {"base": latents(count), "sr1": latents(count, side=8)}
-    request = Request(prompts=CAPTIONS, seeds=[3, 4], past=past)
-    made = going_on.sample(request, Sampling(steps=3, eta=0.5, guidance={"base": Guidance(2.0, rescale=0.5)}))
-    free = going_on.sample(replace(request, past={}), Sampling(steps=3, eta=0.5))
+    context_latents = {"base": latents(count), "sr1": latents(count, side=8)}
+    request = SampleRequest(prompts=CAPTIONS, seeds=[3, 4], context_latents=context_latents)
+    made = going_on.sample(request, SamplingConfig(steps=3, eta=0.5, guidance={"base": Guidance(2.0, rescale=0.5)}))
+    free = going_on.sample(replace(request, context_latents={}), SamplingConfig(steps=3, eta=0.5))
     for stage in ("base", "sr1"):
-        torch.testing.assert_close(made[stage][:, :, :count], past[stage], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(made[stage][:, :, :count], context_latents[stage], rtol=1e-5, atol=1e-5)
         assert not torch.allclose(made[stage][:, :, count:], free[stage][:, :, count:]), "what follows depends on it"
 
 
 def test_guidance_of_one_over_the_past_is_the_conditional_model(going_on: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here without a caption, so that the past is all there is to guide over."""
-    request = Request(prompts=["", ""], seeds=[3, 4], past={"base": latents(2)})
+    request = SampleRequest(prompts=["", ""], seeds=[3, 4], context_latents={"base": latents(2)})
     told: list[bool] = []
     run = Denoiser.forward
 
     def spy(self: Denoiser, x: Any, step: Any, condition: Any, estimate: Any = None) -> torch.Tensor:
-        told.append(condition.past is not None)
+        told.append(condition.context_latents is not None)
         return run(self, x, step, condition, estimate)
 
     monkeypatch.setattr(Denoiser, "forward", spy)
-    plain = going_on.refine("base", request, Sampling(steps=2))
-    assert torch.equal(going_on.refine("base", request, Sampling(steps=2, guidance={"base": Guidance(1.0)})), plain)
+    plain = going_on.sample_stage("base", request, SamplingConfig(steps=2))
+    assert torch.equal(going_on.sample_stage("base", request, SamplingConfig(steps=2, guidance={"base": Guidance(1.0)})), plain)
     assert told == [True] * 4
-    led = going_on.refine("base", request, Sampling(steps=2, guidance={"base": Guidance(3.0)}))
+    led = going_on.sample_stage("base", request, SamplingConfig(steps=2, guidance={"base": Guidance(3.0)}))
     assert told[4:] == [True, False] * 2, "the unconditional branch knows nothing of the past"
     assert not torch.allclose(led[:, :, 2:], plain[:, :, 2:])
 
 
 def test_a_clip_with_a_past_does_not_depend_on_the_others(going_on: Cascade) -> None:
-    request = Request(prompts=CAPTIONS, seeds=[3, 4], past={"base": latents(2)})
-    both = going_on.video(request, Sampling(steps=2), frames=13)
-    assert torch.equal(going_on.video(request, Sampling(steps=2), frames=13), both), "same seed, same bytes"
-    torch.testing.assert_close(going_on.video(request.part(1, 1), Sampling(steps=2), frames=13), both[1:], rtol=1e-3, atol=1e-3)
+    request = SampleRequest(prompts=CAPTIONS, seeds=[3, 4], context_latents={"base": latents(2)})
+    both = going_on.video(request, SamplingConfig(steps=2), frames=13)
+    assert torch.equal(going_on.video(request, SamplingConfig(steps=2), frames=13), both), "same seed, same bytes"
+    torch.testing.assert_close(going_on.video(request.part(1, 1), SamplingConfig(steps=2), frames=13), both[1:], rtol=1e-3, atol=1e-3)
 
 
 def test_the_end_of_a_round_is_the_past_of_the_next_one_at_every_stage(going_on: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Request] = []
+    asked: list[SampleRequest] = []
     made: list[dict[str, torch.Tensor]] = []
     sample = going_on.sample
 
-    def spy(request: Request, *more: Any) -> dict[str, torch.Tensor]:
+    def spy(request: SampleRequest, *more: Any) -> dict[str, torch.Tensor]:
         asked.append(request)
         made.append(sample(request, *more))
         return made[-1]
 
     monkeypatch.setattr(going_on, "sample", spy)
     steps = []
-    request = Request(prompts=CAPTIONS, seeds=[3, 4])
-    long = going_on.video(request, Sampling(steps=2), 17, lambda: steps.append(1))
+    request = SampleRequest(prompts=CAPTIONS, seeds=[3, 4])
+    long = going_on.video(request, SamplingConfig(steps=2), 17, lambda: steps.append(1))
     assert long.shape == (2, 3, 17, 32, 32) and len(asked) == 3, "9 frames, and 4 new ones in each of two rounds"
-    assert len(steps) == going_on.evaluations(Sampling(steps=2), 17) == 2 * 2 * 3
+    assert len(steps) == going_on.num_evaluations(SamplingConfig(steps=2), 17) == 2 * 2 * 3
     for before, after in zip(range(2), range(1, 3), strict=True):
         for stage in ("base", "sr1"):
             end = going_on.decode(made[before][stage])[:, :, -5:]
-            assert torch.equal(asked[after].past[stage], going_on.encode(end))
-            torch.testing.assert_close(made[after][stage][:, :, :2], asked[after].past[stage], rtol=1e-5, atol=1e-5)
+            assert torch.equal(asked[after].context_latents[stage], going_on.encode(end))
+            torch.testing.assert_close(made[after][stage][:, :, :2], asked[after].context_latents[stage], rtol=1e-5, atol=1e-5)
     for number, start in ((0, 0), (1, 9), (2, 13)):
         piece = going_on.decode(made[number]["sr1"])[:, :, 5 if number else 0 :]
         assert torch.equal(long[:, :, start : start + piece.shape[2]], piece), "no frame of the overlap is shown twice"
-    assert torch.equal(going_on.video(request, Sampling(steps=2), 9), long[:, :, :9])
-    again = going_on.refine("base", replace(asked[1], round=0), Sampling(steps=2))
+    assert torch.equal(going_on.video(request, SamplingConfig(steps=2), 9), long[:, :, :9])
+    again = going_on.sample_stage("base", replace(asked[1], segment=0), SamplingConfig(steps=2))
     assert not torch.allclose(again[:, :, 2:], made[1]["base"][:, :, 2:]), "rounds have noise of their own"
 
 
@@ -176,14 +180,14 @@ def test_the_end_of_a_round_is_the_past_of_the_next_one_at_every_stage(going_on:
     [(4, 1, 1), (4, 17, 1), (4, 18, 2), (4, 29, 2), (4, 30, 3), (4, 80, 7), (2, 9, 1), (2, 15, 2), (1, 5, 1), (1, 8, 2)],
 )
 def test_a_long_video_counts_on_without_a_gap(
-    going_on: Cascade, monkeypatch: pytest.MonkeyPatch, factor: int, frames: int, rounds: int
+    going_on: Cascade, monkeypatch: pytest.MonkeyPatch, factor: int, frames: int, num_segments: int
 ) -> None:
     """Five latents a clip, and pixels that hold their own number: 17 + 12 = 29 frames after one further round (SPEC section 3)."""
     length, calls = 1 + 4 * factor, []
 
-    def sample(request: Request, *more: Any) -> dict[str, torch.Tensor]:
-        calls.append(request.round)
-        first = request.past["base"][0, 0, 0, 0, 0] if request.past else torch.tensor(0.0)
+    def sample(request: SampleRequest, *more: Any) -> dict[str, torch.Tensor]:
+        calls.append(request.segment)
+        first = request.context_latents["base"][0, 0, 0, 0, 0] if request.context_latents else torch.tensor(0.0)
         return {stage: first + torch.zeros(1, 1, 5, 1, 1) for stage in ("base", "sr1")}
 
     monkeypatch.setattr(going_on, "vae", SimpleNamespace(factors=(factor, 8, 8)))
@@ -191,28 +195,28 @@ def test_a_long_video_counts_on_without_a_gap(
     monkeypatch.setattr(going_on, "sample", sample)
     monkeypatch.setattr(going_on, "decode", lambda z, _: z[:, :, :1] + torch.arange(length)[:, None, None])
     monkeypatch.setattr(going_on, "encode", lambda clip: clip[:, :, :1].expand(-1, -1, 2, -1, -1))
-    made = going_on.video(Request(prompts=[""], seeds=[0]), Sampling(), frames)
+    made = going_on.video(SampleRequest(prompts=[""], seeds=[0]), SamplingConfig(), frames)
     assert made.flatten().tolist() == list(range(frames))
-    assert calls == list(range(rounds))
-    assert going_on.evaluations(Sampling(steps=5), frames) == 5 * 2 * rounds
+    assert calls == list(range(num_segments))
+    assert going_on.num_evaluations(SamplingConfig(steps=5), frames) == 5 * 2 * num_segments
 
 
 def test_clips_are_as_long_as_the_latents_of_the_autoencoder(going_on: Cascade) -> None:
     assert (going_on.clip_frames, going_on.overlap) == (9, 5)
-    assert going_on.video(Request(prompts=CAPTIONS[:1], seeds=[0]), Sampling(steps=1), 9).shape[2] == 9
+    assert going_on.video(SampleRequest(prompts=CAPTIONS[:1], seeds=[0]), SamplingConfig(steps=1), 9).shape[2] == 9
 
 
 def test_kinetics_goes_on_without_text_and_guidance_and_wants_a_past(folders: dict[str, Path], tmp_path: Path) -> None:
     denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=1.0, text_width=None)
     save_base(tmp_path / "base", denoiser, None, context_frames=(2,))
     cascade = Cascade({"vae": folders["vae"], "base": tmp_path / "base"}, dtype=torch.float32)
-    alone = Request(prompts=[""], seeds=[0])
-    given = replace(alone, past={"base": latents(2, clips=1)})
-    assert cascade.video(given, Sampling(steps=2), 13).shape == (1, 3, 13, 16, 16)
+    alone = SampleRequest(prompts=[""], seeds=[0])
+    given = replace(alone, context_latents={"base": latents(2, clips=1)})
+    assert cascade.video(given, SamplingConfig(steps=2), 13).shape == (1, 3, 13, 16, 16)
     for request, sampling, said in (
-        (alone, Sampling(steps=1), "give it one with --continue"),
-        (replace(alone, past={"base": latents(1, clips=1)}), Sampling(steps=1), "the end of a clip, not from an image"),
-        (given, Sampling(steps=1, guidance={"base": Guidance(2.0)}), "guidance has no null"),
+        (alone, SamplingConfig(steps=1), "give it one with --continue"),
+        (replace(alone, context_latents={"base": latents(1, clips=1)}), SamplingConfig(steps=1), "the end of a clip, not from an image"),
+        (given, SamplingConfig(steps=1, guidance={"base": Guidance(2.0)}), "guidance has no null"),
     ):
         with pytest.raises(ValueError, match=said):
             cascade.video(request, sampling, 9)
@@ -224,40 +228,40 @@ def test_super_resolution_is_not_given_a_past_that_it_never_saw(going_on: Cascad
     network = SimpleNamespace(config=replace(sampler.denoiser.config, frame_prediction=0.1))
     config = replace(sampler.config, context_frames=(2,))
     monkeypatch.setitem(going_on.samplers, stage, replace(sampler, denoiser=network, config=config))
-    image = Request(prompts=CAPTIONS[:1], seeds=[0], past={"base": latents(1, clips=1), stage: latents(1, clips=1)})
+    image = SampleRequest(prompts=CAPTIONS[:1], seeds=[0], context_latents={"base": latents(1, clips=1), stage: latents(1, clips=1)})
     with pytest.raises(ValueError, match=f'stage "{stage}" was trained to go on from the end of a clip, not from an image'):
-        going_on.check(image, Sampling(steps=1), 9)
-    going_on.check(replace(image, past={"base": latents(1, clips=1)}), Sampling(steps=1), 9)
+        going_on.check(image, SamplingConfig(steps=1), 9)
+    going_on.check(replace(image, context_latents={"base": latents(1, clips=1)}), SamplingConfig(steps=1), 9)
 
 
 def test_a_class_model_goes_on(folders: dict[str, Path], tmp_path: Path) -> None:
-    denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=0.1, text_width=None, classes=3)
+    denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=0.1, text_width=None, num_classes=3)
     save_base(tmp_path / "base", denoiser, None, context_frames=(1,))
     cascade = Cascade({"vae": folders["vae"], "base": tmp_path / "base"}, dtype=torch.float32)
-    request = Request(labels=[0, 2], seeds=[0, 1], past={"base": latents(1)})
-    assert cascade.video(request, Sampling(steps=2, guidance={"base": Guidance(2.0)}), 9).shape[:3] == (2, 3, 9)
+    request = SampleRequest(labels=[0, 2], seeds=[0, 1], context_latents={"base": latents(1)})
+    assert cascade.video(request, SamplingConfig(steps=2, guidance={"base": Guidance(2.0)}), 9).shape[:3] == (2, 3, 9)
     with pytest.raises(ValueError, match="from an image, not from the end of a clip"):
-        cascade.video(request, Sampling(steps=1), 13)
+        cascade.video(request, SamplingConfig(steps=1), 13)
 
 
 def test_a_model_without_frame_prediction_says_so_before_it_begins(folders: dict[str, Path]) -> None:
     cascade = Cascade(folders, dtype=torch.float32)
-    request = Request(prompts=CAPTIONS, seeds=[3, 4])
-    for asked, frames in ((request, 10), (replace(request, past={"base": latents(1)}), 9)):
+    request = SampleRequest(prompts=CAPTIONS, seeds=[3, 4])
+    for asked, frames in ((request, 10), (replace(request, context_latents={"base": latents(1)}), 9)):
         with pytest.raises(ValueError, match=r"without frame prediction.*more than 9 frames; train it"):
-            cascade.video(asked, Sampling(steps=1), frames, lambda: pytest.fail("a step was made"))
-    assert cascade.video(request, Sampling(steps=1), 4).shape[2] == 4, "shorter is only cut"
+            cascade.video(asked, SamplingConfig(steps=1), frames, lambda: pytest.fail("a step was made"))
+    assert cascade.video(request, SamplingConfig(steps=1), 4).shape[2] == 4, "shorter is only cut"
 
 
 def test_pictures_become_the_past_of_stages_they_are_large_enough_for(going_on: Cascade) -> None:
     picture = torch.randint(256, (1, 40, 40, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
-    past = going_on.past(picture, "p.png")
-    assert {stage: tuple(z.shape) for stage, z in past.items()} == {"base": (1, 8, 1, 4, 4), "sr1": (1, 8, 1, 8, 8)}
-    torch.testing.assert_close(past["sr1"], going_on.encode(to_square(picture, 32)[None]))
-    assert list(going_on.past(picture[:, :20, :20].repeat(5, 0), "p.mp4")) == ["base"], "sr1 makes 32 px"
+    context_latents = going_on.encode_context(picture, "p.png")
+    assert {stage: tuple(z.shape) for stage, z in context_latents.items()} == {"base": (1, 8, 1, 4, 4), "sr1": (1, 8, 1, 8, 8)}
+    torch.testing.assert_close(context_latents["sr1"], going_on.encode(to_square(picture, 32)[None]))
+    assert list(going_on.encode_context(picture[:, :20, :20].repeat(5, 0), "p.mp4")) == ["base"], "sr1 makes 32 px"
     with pytest.raises(ValueError, match=r"p.png: found 40 x 30 pixels, but this run makes 16 x 16: .*--crop true"):
-        going_on.past(picture[:, :30], "p.png")
-    cut = going_on.past(picture[:, :30], "p.png", crop=True)
+        going_on.encode_context(picture[:, :30], "p.png")
+    cut = going_on.encode_context(picture[:, :30], "p.png", crop=True)
     torch.testing.assert_close(cut["base"], going_on.encode(to_square(picture[:, :30], 16)[None]))
 
 
@@ -339,10 +343,10 @@ def test_what_cannot_be_made_is_one_sentence_and_nothing_is_written(run: Path, f
 
 
 def test_a_clip_goes_on_from_the_last_frames_of_another(run: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Request, int]] = []
+    asked: list[tuple[SampleRequest, int]] = []
     video = Cascade.video
 
-    def spy(self: Cascade, request: Request, sampling: Sampling, frames: int, *more: Any) -> torch.Tensor:
+    def spy(self: Cascade, request: SampleRequest, sampling: SamplingConfig, frames: int, *more: Any) -> torch.Tensor:
         asked.append((request, frames))
         return video(self, request, sampling, frames, *more)
 
@@ -351,9 +355,9 @@ def test_a_clip_goes_on_from_the_last_frames_of_another(run: Path, files: Path, 
     prompts = files / "prompts.txt"
     prompts.write_text("\n".join(CAPTIONS))
     sample(str(run), prompts=str(prompts), continue_=clip, seconds=1.5, steps=1, batch=1, out=out, dtype="float32")
-    end = Cascade.open(run, dtype=torch.float32).past(read_video(files / "long.mp4", 12)[-5:], clip)["base"]
+    end = Cascade.open(run, dtype=torch.float32).encode_context(read_video(files / "long.mp4", 12)[-5:], clip)["base"]
     assert [frames for _, frames in asked] == [12, 12]
-    assert all(torch.equal(request.past["base"], end) for request, _ in asked), "both prompts, one at a time"
+    assert all(torch.equal(request.context_latents["base"], end) for request, _ in asked), "both prompts, one at a time"
     assert len(read_video(files / "new" / "clip_001.mp4", 12)) == 12
     # Without words a text model goes on from the picture alone.
     sample(str(run), image=str(files / "wide.png"), crop=True, steps=1, out=out)
@@ -362,7 +366,7 @@ def test_a_clip_goes_on_from_the_last_frames_of_another(run: Path, files: Path, 
 
 def test_super_resolution_without_a_low_latent_is_refused(folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="latents of the stage before"):
-        Cascade(folders).refine("sr1", Request(prompts=CAPTIONS[:1], seeds=[1]), Sampling(steps=1))
+        Cascade(folders).sample_stage("sr1", SampleRequest(prompts=CAPTIONS[:1], seeds=[1]), SamplingConfig(steps=1))
 
 
 def test_stages_that_do_not_double_the_size_are_refused(folders: dict[str, Path]) -> None:
@@ -372,8 +376,8 @@ def test_stages_that_do_not_double_the_size_are_refused(folders: dict[str, Path]
 
 def test_one_of_several_base_models_starts_the_chain(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"vae": "vae", "base_l": "base", "base_xl": "base", "sr1": "sr1"}
-    left = Finished("", "", {}, {}, None, "")
-    stages = {name: Stage(name, kind_of(name), artifact=left) for name in names} | {"base_s": Stage("base_s", "base")}
+    left = ArtifactRecord("", "", {}, {}, None, "")
+    stages = {name: StageRecord(name, kind_of(name), artifact=left) for name in names} | {"base_s": StageRecord("base_s", "base")}
     monkeypatch.setattr(Manifest, "stages", lambda _: stages)
     monkeypatch.setattr(Manifest, "usable", lambda _, stages, stale: {stage: folders[names[stage]] for stage in stages})
     with pytest.raises(ValueError, match="has the base models base_l, base_xl; choose one: --stages base_l"):

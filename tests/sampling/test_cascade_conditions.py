@@ -10,14 +10,14 @@ from torch import Tensor
 
 from tests.helpers.known_network import Call, KnownNetwork
 from tests.helpers.tiny_stages import CAPTIONS, LOW_NOISE, MEAN, STD, write_stages
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.ddim import Guidance
 from walt_pl.diffusion.path import alpha_sigma_like, trailing_timesteps
-from walt_pl.sampling.cascade import Cascade, Request, Sampling
+from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 
 SIDES = {"base": 4, "sr1": 8}
-LAYOUT = Layout(2, 3, 0)
-REQUEST = Request(prompts=CAPTIONS, seeds=[3, 4])
+LAYOUT = FrameLayout(2, 3, 0)
+REQUEST = SampleRequest(prompts=CAPTIONS, seeds=[3, 4])
 
 
 def raw_latents(stage: str) -> Tensor:
@@ -40,9 +40,11 @@ class Known:
             self.networks[stage] = network
             self.cascade.samplers[stage] = replace(self.cascade.samplers[stage], denoiser=network)  # type: ignore[arg-type]
 
-    def calls(self, stage: str, request: Request = REQUEST, sampling: Sampling = Sampling(steps=2), **more: Any) -> list[Call]:
+    def calls(
+        self, stage: str, request: SampleRequest = REQUEST, sampling: SamplingConfig = SamplingConfig(steps=2), **more: Any
+    ) -> list[Call]:
         self.networks[stage].calls.clear()
-        self.cascade.refine(stage, request, sampling, **more)
+        self.cascade.sample_stage(stage, request, sampling, **more)
         return list(self.networks[stage].calls)
 
 
@@ -54,7 +56,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
 @pytest.mark.parametrize("diffusion", [{}, {"zero_terminal_snr": False}, {"normalize_latents": False}])
 @pytest.mark.parametrize("steps", [1, 2])
 def test_cascade_samples_with_the_schedule_and_the_latents_of_the_artifact(tmp_path: Path, diffusion: dict[str, bool], steps: int) -> None:
-    made = Known(tmp_path, **diffusion).cascade.sample(REQUEST, Sampling(steps=steps))
+    made = Known(tmp_path, **diffusion).cascade.sample(REQUEST, SamplingConfig(steps=steps))
     for stage, latents in made.items():
         torch.testing.assert_close(latents, raw_latents(stage), atol=2e-4, rtol=2e-4)
 
@@ -63,16 +65,16 @@ def test_cascade_samples_with_the_schedule_and_the_latents_of_the_artifact(tmp_p
 @pytest.mark.parametrize("rescaled", [True, False])
 def test_cascade_noises_the_low_latents_at_the_level_of_the_artifact(tmp_path: Path, normalised: bool, rescaled: bool) -> None:
     known = Known(tmp_path, normalize_latents=normalised, zero_terminal_snr=rescaled)
-    known.cascade.sample(REQUEST, Sampling(steps=2))
+    known.cascade.sample(REQUEST, SamplingConfig(steps=2))
     clean, schedule = known.networks["base"].x0, known.networks["sr1"].schedule
     for call in known.networks["sr1"].calls:
-        assert call.condition.low is not None and call.condition.low_step is not None
-        assert call.condition.low_step.tolist() == [LOW_NOISE] * 2
+        assert call.condition.low_res is not None and call.condition.noise_aug_level is not None
+        assert call.condition.noise_aug_level.tolist() == [LOW_NOISE] * 2
         alpha, sigma = alpha_sigma_like(schedule, torch.tensor([LOW_NOISE]), clean)
-        eps = (call.condition.low - alpha * clean) / sigma
+        eps = (call.condition.low_res - alpha * clean) / sigma
         assert float(eps.std()) == pytest.approx(1, abs=0.1) and float(eps.mean()) == pytest.approx(0, abs=0.1)
         assert float(torch.corrcoef(eps.view(2, -1))[0, 1].abs()) < 0.15
-    assert known.networks["base"].calls[0].condition.low is None
+    assert known.networks["base"].calls[0].condition.low_res is None
 
 
 @pytest.mark.parametrize("rescaled", [True, False])
@@ -83,39 +85,39 @@ def test_cascade_low_noise_is_that_of_the_schedule_of_the_artifact(tmp_path: Pat
     for scale in (1, 1000):
         clean = scale * known.networks["base"].x0
         clips = STD * clean.view(2, 3, 8, 4, 4).transpose(1, 2) + MEAN
-        low = known.calls("sr1", low=clips)[0].condition.low
+        low_res = known.calls("sr1", low_res=clips)[0].condition.low_res
         alpha, sigma = alpha_sigma_like(known.networks["sr1"].schedule, torch.tensor([LOW_NOISE]), clean)
-        found.append((low - alpha * clean) / sigma)
+        found.append((low_res - alpha * clean) / sigma)
     torch.testing.assert_close(found[0], found[1], atol=0.05, rtol=0)
 
 
 def test_cascade_numbers_its_stages_so_that_their_noise_differs(known: Known) -> None:
     known.networks["sr1"].calls.clear()
-    known.cascade.sample(REQUEST, Sampling(steps=1))
+    known.cascade.sample(REQUEST, SamplingConfig(steps=1))
     sampled = known.networks["sr1"].calls[0].x
-    second, first = (known.calls("sr1", sampling=Sampling(steps=1), low=raw_latents("base"), number=n)[0].x for n in (1, 0))
+    second, first = (known.calls("sr1", sampling=SamplingConfig(steps=1), low_res=raw_latents("base"), number=n)[0].x for n in (1, 0))
     assert torch.equal(sampled, second) and not torch.allclose(sampled, first)
 
 
 def test_cascade_noise_of_a_clip_comes_from_its_seed_stage_and_round(known: Known) -> None:
-    def start(stage: str = "base", request: Request = REQUEST, number: int = 0) -> Tensor:
-        low = raw_latents("base") if stage == "sr1" else None
-        return known.calls(stage, request, low=low, number=number)[0].x.view(2, -1)
+    def start(stage: str = "base", request: SampleRequest = REQUEST, number: int = 0) -> Tensor:
+        low_res = raw_latents("base") if stage == "sr1" else None
+        return known.calls(stage, request, low_res=low_res, number=number)[0].x.view(2, -1)
 
     noise = start()
     torch.manual_seed(99)
     assert torch.equal(start(), noise)
     assert torch.equal(start(request=replace(REQUEST, seeds=[4, 3])), noise.flip(0))
-    others = [start(request=replace(REQUEST, round=1)), start(number=1), start(request=replace(REQUEST, seeds=[5, 6]))]
+    others = [start(request=replace(REQUEST, segment=1)), start(number=1), start(request=replace(REQUEST, seeds=[5, 6]))]
     flat = torch.cat([noise, *others])
     assert float((torch.corrcoef(flat) - torch.eye(8)).abs().max()) < 0.25
     assert float(flat.std()) == pytest.approx(1, abs=0.05)
 
 
 def test_cascade_low_noise_is_not_the_noise_that_sampling_starts_from(known: Known) -> None:
-    call = known.calls("sr1", low=torch.full((2, 8, 3, 4, 4), MEAN))[0]
-    assert call.condition.low is not None
-    eps = call.condition.low / call.condition.low.std()
+    call = known.calls("sr1", low_res=torch.full((2, 8, 3, 4, 4), MEAN))[0]
+    assert call.condition.low_res is not None
+    eps = call.condition.low_res / call.condition.low_res.std()
     start = call.x[:, :, :4, :4]
     assert float(torch.corrcoef(torch.stack([eps.flatten(), start.flatten()]))[0, 1].abs()) < 0.2
     first = call.x.flatten()[: eps.numel()]
@@ -123,7 +125,7 @@ def test_cascade_low_noise_is_not_the_noise_that_sampling_starts_from(known: Kno
 
 
 def test_cascade_is_self_conditioned_on_its_step_before_at_every_stage(known: Known) -> None:
-    known.cascade.sample(REQUEST, Sampling(steps=3, guidance={"base": Guidance(2.0)}))
+    known.cascade.sample(REQUEST, SamplingConfig(steps=3, guidance={"base": Guidance(2.0)}))
     base = known.networks["base"].calls[-6:]
     assert base[0].estimate is None and base[1].estimate is None
     for call in base[2:]:
@@ -134,60 +136,66 @@ def test_cascade_is_self_conditioned_on_its_step_before_at_every_stage(known: Kn
 
 
 @pytest.mark.parametrize("prompts, keep", [(["a bar", CAPTIONS[0]], [True, True]), ([CAPTIONS[1], ""], [True, False])])
-def test_cascade_tells_the_words_of_each_prompt_with_their_mask(known: Known, prompts: list[str], keep: list[bool]) -> None:
+def test_cascade_tells_the_words_of_each_prompt_with_their_mask(known: Known, prompts: list[str], condition_kept: list[bool]) -> None:
     assert known.cascade.text is not None
     text, mask = known.cascade.text.encode(prompts)
     assert not mask.all(), "one prompt is padded"
     for call in known.calls("base", replace(REQUEST, prompts=prompts)):
         assert call.condition.text is not None and call.condition.text_mask is not None
         assert torch.equal(call.condition.text, text) and torch.equal(call.condition.text_mask, mask)
-        assert call.condition.keep.tolist() == keep, "no words are the null"
+        assert call.condition.condition_kept.tolist() == condition_kept, "no words are the null"
 
 
 def test_cascade_guidance_drops_text_and_past_together_and_keeps_the_low_latent(known: Known) -> None:
-    sampling = Sampling(steps=1, guidance={"base": Guidance(2.0), "sr1": Guidance(2.0)})
-    for stage, low in (("base", None), ("sr1", raw_latents("base"))):
-        past = {stage: raw_latents(stage)[:, :, :2]}
-        given, null = known.calls(stage, replace(REQUEST, past=past), sampling, low=low)
-        assert given.condition.keep.tolist() == [True, True] and given.condition.past is not None
-        assert null.condition.keep.tolist() == [False, False] and null.condition.past is None and null.condition.past_mask is None
-        if low is not None:
-            assert null.condition.low is given.condition.low and null.condition.low_step is given.condition.low_step
+    sampling = SamplingConfig(steps=1, guidance={"base": Guidance(2.0), "sr1": Guidance(2.0)})
+    for stage, low_res in (("base", None), ("sr1", raw_latents("base"))):
+        context_latents = {stage: raw_latents(stage)[:, :, :2]}
+        given, null = known.calls(stage, replace(REQUEST, context_latents=context_latents), sampling, low_res=low_res)
+        assert given.condition.condition_kept.tolist() == [True, True] and given.condition.context_latents is not None
+        assert (
+            null.condition.condition_kept.tolist() == [False, False]
+            and null.condition.context_latents is None
+            and null.condition.context_mask is None
+        )
+        if low_res is not None:
+            assert null.condition.low_res is given.condition.low_res and null.condition.noise_aug_level is given.condition.noise_aug_level
 
 
 def test_cascade_negative_prompt_takes_the_place_of_the_text_and_the_past_is_dropped(known: Known) -> None:
-    request = replace(REQUEST, prompts=[CAPTIONS[1], ""], negative_prompt=CAPTIONS[0], past={"base": raw_latents("base")[:, :, :1]})
-    given, null = known.calls("base", request, Sampling(steps=1, guidance={"base": Guidance(2.0)}))
+    request = replace(
+        REQUEST, prompts=[CAPTIONS[1], ""], negative_prompt=CAPTIONS[0], context_latents={"base": raw_latents("base")[:, :, :1]}
+    )
+    given, null = known.calls("base", request, SamplingConfig(steps=1, guidance={"base": Guidance(2.0)}))
     assert known.cascade.text is not None
     text, mask = known.cascade.text.encode([CAPTIONS[0]] * 2)
     assert null.condition.text is not None and torch.equal(null.condition.text, text)
     assert null.condition.text_mask is not None and torch.equal(null.condition.text_mask, mask)
-    assert null.condition.keep.tolist() == [True, True] and null.condition.past is None
-    assert given.condition.keep.tolist() == [True, False], "the clip without words is led away from the negative prompt, too"
-    assert given.condition.text is not None and not torch.equal(given.condition.text, text) and given.condition.past is not None
+    assert null.condition.condition_kept.tolist() == [True, True] and null.condition.context_latents is None
+    assert given.condition.condition_kept.tolist() == [True, False], "the clip without words is led away from the negative prompt, too"
+    assert given.condition.text is not None and not torch.equal(given.condition.text, text) and given.condition.context_latents is not None
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_cascade_past_is_normalised_and_fills_the_first_frames(known: Known, count: int) -> None:
-    past = raw_latents("base")[:, :, :count] + 1
-    condition = known.calls("base", replace(REQUEST, past={"base": past}))[0].condition
-    assert condition.past is not None and condition.past_mask is not None
-    mask = condition.past_mask[:, 0, 0, 0].view(2, 3)
+    context_latents = raw_latents("base")[:, :, :count] + 1
+    condition = known.calls("base", replace(REQUEST, context_latents={"base": context_latents}))[0].condition
+    assert condition.context_latents is not None and condition.context_mask is not None
+    mask = condition.context_mask[:, 0, 0, 0].view(2, 3)
     assert mask.tolist() == [[1.0] * count + [0.0] * (3 - count)] * 2
-    frames = condition.past.view(2, 3, 8, 4, 4).transpose(1, 2)[:, :, :count]
-    torch.testing.assert_close(frames, (past - MEAN) / STD)
+    frames = condition.context_latents.view(2, 3, 8, 4, 4).transpose(1, 2)[:, :, :count]
+    torch.testing.assert_close(frames, (context_latents - MEAN) / STD)
 
 
 def test_cascade_guidance_steps_and_eta_are_those_that_are_asked_for(known: Known) -> None:
-    assert len(known.calls("base", sampling=Sampling(steps=3, guidance={"sr1": Guidance(2.0)}))) == 3
-    assert len(known.calls("base", sampling=Sampling(steps=3, guidance={"base": Guidance(2.0)}))) == 6
-    assert Sampling().steps_of("base") == 50 and len(known.calls("base", sampling=Sampling())) == 50
-    plain, ancestral = (known.calls("base", sampling=Sampling(steps=3, eta=eta)) for eta in (0.0, 1.0))
+    assert len(known.calls("base", sampling=SamplingConfig(steps=3, guidance={"sr1": Guidance(2.0)}))) == 3
+    assert len(known.calls("base", sampling=SamplingConfig(steps=3, guidance={"base": Guidance(2.0)}))) == 6
+    assert SamplingConfig().steps_of("base") == 50 and len(known.calls("base", sampling=SamplingConfig())) == 50
+    plain, ancestral = (known.calls("base", sampling=SamplingConfig(steps=3, eta=eta)) for eta in (0.0, 1.0))
     assert torch.equal(plain[0].x, ancestral[0].x) and not torch.allclose(plain[1].x, ancestral[1].x)
 
 
 def test_cascade_ancestral_noise_of_a_clip_does_not_depend_on_the_others(known: Known) -> None:
-    sampling = Sampling(steps=3, eta=1.0)
+    sampling = SamplingConfig(steps=3, eta=1.0)
     x = [call.x.view(2, -1) for call in known.calls("base", sampling=sampling)]
     torch.manual_seed(99)
     swapped = [call.x.view(2, -1) for call in known.calls("base", replace(REQUEST, seeds=[4, 3]), sampling)]
@@ -203,11 +211,11 @@ def test_cascade_tells_each_clip_its_label_and_guidance_drops_it(
     known: Known, monkeypatch: pytest.MonkeyPatch, text_width: int | None
 ) -> None:
     network = known.networks["base"]
-    monkeypatch.setattr(network, "config", replace(network.config, classes=3, text_width=text_width))
+    monkeypatch.setattr(network, "config", replace(network.config, num_classes=3, text_width=text_width))
     request = replace(REQUEST, labels=[1, 0], prompts=CAPTIONS if text_width else ())
-    given, null = known.calls("base", request, Sampling(steps=1, guidance={"base": Guidance(2.0)}))
+    given, null = known.calls("base", request, SamplingConfig(steps=1, guidance={"base": Guidance(2.0)}))
     assert given.condition.labels is not None and given.condition.labels.tolist() == [1, 0]
-    assert given.condition.keep.tolist() == [True, True] and null.condition.keep.tolist() == [False, False]
+    assert given.condition.condition_kept.tolist() == [True, True] and null.condition.condition_kept.tolist() == [False, False]
     assert (given.condition.text is None) is (text_width is None)
 
 
@@ -221,6 +229,6 @@ def test_cascade_encodes_to_the_mean_and_decodes_to_pixels_between_minus_one_and
 
 
 def test_cascade_request_part_takes_what_belongs_to_its_clips() -> None:
-    past = {"base": torch.arange(3.0)[:, None, None, None, None]}
-    part = Request(labels=[2, 1, 0], prompts=["a", "b", "c"], seeds=[7, 8, 9], past=past).part(1, 2)
-    assert (part.labels, part.prompts, part.seeds, part.past["base"].flatten().tolist()) == ([1, 0], ["b", "c"], [8, 9], [1, 2])
+    context_latents = {"base": torch.arange(3.0)[:, None, None, None, None]}
+    part = SampleRequest(labels=[2, 1, 0], prompts=["a", "b", "c"], seeds=[7, 8, 9], context_latents=context_latents).part(1, 2)
+    assert (part.labels, part.prompts, part.seeds, part.context_latents["base"].flatten().tolist()) == ([1, 0], ["b", "c"], [8, 9], [1, 2])

@@ -36,7 +36,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         torch.manual_seed(0)
         run = tmp_path / "run"
         manifest = Manifest.open(run)
-        small = {"width": 16, "layers": 2, "heads": 2, "window": (3, 2, 2), "classes": 3, "frame_prediction": 0.1}
+        small = {"width": 16, "depth": 2, "num_heads": 2, "window": (3, 2, 2), "num_classes": 3, "frame_prediction": 0.1}
         models: dict[str, nn.Module] = {
             "vae": VAE(VAEConfig(8, (1, 1, 1), ((2, 2, 2), (2, 2, 2)), (0, 1, 1), 0, norm="layer")),
             "base": Denoiser(DenoiserConfig(size=(3, 4, 4), **small)),  # type: ignore[arg-type]
@@ -54,7 +54,7 @@ def make_run(tmp_path: Path) -> MakeRun:
                 run / stage,
                 kind={"sr1": "super_resolution"}.get(stage, stage),
                 models={"vae" if stage == "vae" else "denoiser": model},
-                settings={} if stage == "vae" else {**always, **settings.get(stage, {})},
+                sampling_config={} if stage == "vae" else {**always, **settings.get(stage, {})},
                 card={"parents": parents, "latents": {"mean": [0.5] * 8, "std": [2.0] * 8}},
                 train_config="",
             )
@@ -147,11 +147,11 @@ def test_sample_continue_reads_the_clip_at_the_rate_of_the_model(
     write_video(tmp_path / "given.mp4", frames, 20)
     given = read_video(tmp_path / "given.mp4", 12)
     asked: list[np.ndarray[Any, Any]] = []
-    past = Cascade.past
+    context_latents = Cascade.context_latents
 
     def spy(self: Cascade, pictures: np.ndarray[Any, Any], *more: Any) -> dict[str, torch.Tensor]:
         asked.append(pictures)
-        return past(self, pictures, *more)
+        return context_latents(self, pictures, *more)
 
     monkeypatch.setattr(Cascade, "past", spy)
     run = str(make_run(base={"video": {"fps": 10.0}}))

@@ -10,35 +10,38 @@ import torch
 from torch import Tensor
 
 from walt_pl.data.batch import DataError
-from walt_pl.data.index import Entry, Index
-from walt_pl.data.transforms import Framing, PixelDataset
-from walt_pl.sampling.cascade import Request, Sampling
+from walt_pl.data.index import Index, IndexEntry
+from walt_pl.data.transforms import ClipTransform, PixelDataset
+from walt_pl.sampling.cascade import SampleRequest, SamplingConfig
 from walt_pl.shapes.evaluation import evaluate_autoencoder, read_clips, score_continuation
 
 
 @pytest.fixture(scope="module")
-def entries(painted: Path) -> list[Entry]:
+def entries(painted: Path) -> list[IndexEntry]:
     return list(Index(painted, "val").videos)
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_motion_is_read_from_the_frames_that_were_not_given(entries: list[Entry], right: bool) -> None:
+def test_motion_is_read_from_the_frames_that_were_not_given(entries: list[IndexEntry], right: bool) -> None:
     """An oracle that knows its clip by its beginning; the wrong one lets the rest run backwards."""
     clips = read_clips(entries, 32)
-    asked: list[Request] = []
+    asked: list[SampleRequest] = []
 
-    def refine(stage: str, request: Request, sampling: Sampling) -> Tensor:
+    def sample_stage(stage: str, request: SampleRequest, sampling: SamplingConfig) -> Tensor:
         asked.append(request)
-        if not request.past:
+        if not request.context_latents:
             return clips[[0] * len(request)]
-        places = [int((clips[:, :, :5] - past).abs().sum(dim=(1, 2, 3, 4)).argmin()) for past in request.past["base"]]
+        places = [
+            int((clips[:, :, :5] - context_latents).abs().sum(dim=(1, 2, 3, 4)).argmin())
+            for context_latents in request.context_latents["base"]
+        ]
         rest = clips[places, :, 5:]
-        return torch.cat([request.past["base"], rest if right else rest.flip(2)], dim=2)
+        return torch.cat([request.context_latents["base"], rest if right else rest.flip(2)], dim=2)
 
     cascade: Any = SimpleNamespace(
-        base="base", pixels=lambda stage: (32, 32), overlap=5, encode=lambda clip: clip, decode=lambda clip: clip, refine=refine
+        base="base", pixels=lambda stage: (32, 32), overlap=5, encode=lambda clip: clip, decode=lambda clip: clip, sample_stage=sample_stage
     )
-    shares = score_continuation(cascade, entries, Sampling(), seed=0, batch=4)
+    shares = score_continuation(cascade, entries, SamplingConfig(), seed=0, batch=4)
     alike = sum(entry.caption.split()[-1] == entries[0].caption.split()[-1] for entry in entries) / len(entries)
     assert shares == {"motion_continued": float(right), "motion_without_past": pytest.approx(alike)}
     assert all(not any(request.prompts) for request in asked), "the caption is not told"
@@ -46,13 +49,13 @@ def test_motion_is_read_from_the_frames_that_were_not_given(entries: list[Entry]
 
 
 def test_an_autoencoder_alone_is_scored_by_how_far_off_its_reconstructions_are(
-    entries: list[Entry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entries: list[IndexEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is 0.1 off everywhere (of 2 from peak to peak) in one clip, 0.2 in the other; then perfect for the analytic scorer."""
     errors = iter([0.1, 0.2, 0.0, 0.0])
     oracle = SimpleNamespace(encode=lambda clip: clip, decode=lambda clip: clip + next(errors))
     monkeypatch.setattr("walt_pl.shapes.evaluation.Cascade", lambda folders, device: oracle)
-    source = PixelDataset(entries, (), Framing(32))
+    source = PixelDataset(entries, (), ClipTransform(32))
     summary, clips, lines = evaluate_autoencoder(tmp_path, source, [1, 3])
     scores = summary["scores"]["vae"]
     assert {name: value for name, value in scores.items() if not name.startswith("shapes_")} == {
@@ -67,13 +70,13 @@ def test_an_autoencoder_alone_is_scored_by_how_far_off_its_reconstructions_are(
         "reconstruction, 26.0 dB",
         "reconstruction, 20.0 dB",
     ]
-    missing = PixelDataset([replace(entries[0], path=tmp_path / "gone.mp4")], (), Framing(32))
+    missing = PixelDataset([replace(entries[0], path=tmp_path / "gone.mp4")], (), ClipTransform(32))
     with pytest.raises(DataError, match=r"gone\.mp4: no such file"):
         evaluate_autoencoder(tmp_path, missing, [0])
 
 
 def test_autoencoder_of_other_clips_has_no_shares_of_the_embedded_set(
-    entries: list[Entry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    entries: list[IndexEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blurred reconstructions lose high-frequency energy."""
 
@@ -82,6 +85,6 @@ def test_autoencoder_of_other_clips_has_no_shares_of_the_embedded_set(
 
     monkeypatch.setattr("walt_pl.shapes.evaluation.Cascade", lambda folders, device: SimpleNamespace(encode=lambda clip: clip, decode=blur))
     others = [replace(entry, caption="a dog") for entry in entries]
-    scores = evaluate_autoencoder(tmp_path, PixelDataset(others, (), Framing(32)), [0, 1])[0]["scores"]["vae"]
+    scores = evaluate_autoencoder(tmp_path, PixelDataset(others, (), ClipTransform(32)), [0, 1])[0]["scores"]["vae"]
     assert set(scores) == {"psnr", "psnr_lowest", "psnr_highest", "high_frequency"}
     assert 0.1 < scores["high_frequency"] < 0.9

@@ -81,12 +81,12 @@ def clips() -> list[tuple[Tensor, str]]:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["noise", "blur", "pale", "bright ground"])
 def test_mild_damage_changes_no_word(clips: list[tuple[Tensor, str]], size: int, kind: str) -> None:
-    chance = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     right = []
     for clip, caption in clips:
         clip = resize(clip, size)
         if kind == "noise":
-            clip = (clip + 0.05 * torch.randn(clip.shape, generator=chance)).clamp(-1, 1)
+            clip = (clip + 0.05 * torch.randn(clip.shape, generator=rng)).clamp(-1, 1)
         elif kind == "blur":
             clip = blur(clip, size / 128)
         elif kind == "pale":
@@ -100,8 +100,8 @@ def test_mild_damage_changes_no_word(clips: list[tuple[Tensor, str]], size: int,
 
 
 def test_any_clip_gets_a_reading() -> None:
-    chance = torch.Generator().manual_seed(0)
-    noise = torch.randn(3, 17, 32, 32, generator=chance)
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(3, 17, 32, 32, generator=rng)
     others = [
         torch.zeros(3, 17, 64, 64),
         torch.ones(3, 2, 32, 32),

@@ -11,9 +11,9 @@ import torch
 from stages.vae import Reconstruction, VAEStage
 from tests.helpers.experiments import FULL_SIZE, planned
 from tests.helpers.tiny_vae import frozen, tiny_batch, tiny_stage, train
-from walt_pl.diffusion.rng import Chance
-from walt_pl.models.losses import Balance, discriminator_accuracy, r1_penalty
-from walt_pl.training.callbacks.spike_guard import Guard
+from walt_pl.diffusion.rng import PerSampleRNG
+from walt_pl.models.losses import DiscriminatorPause, discriminator_accuracy, r1_penalty
+from walt_pl.training.callbacks.spike_guard import SpikeGuard
 
 
 def test_logged_values_say_who_wins_at_every_step() -> None:
@@ -93,20 +93,20 @@ def test_rest_is_part_of_the_checkpoint() -> None:
 
 def test_accuracy_counts_both_sides_and_one_number_that_is_none_does_not_stay() -> None:
     assert discriminator_accuracy(torch.tensor([2.0, 0.1, -1.0]), torch.tensor([-3.0, 1.0, 2.0])).tolist() == [1.0, 0.5, 0.0]
-    balance = Balance(pause=0.97)
+    balance = DiscriminatorPause(pause=0.97)
     balance.update(discriminator_accuracy(torch.tensor([torch.nan]), torch.tensor([-1.0]))[0])
     assert balance.accuracy == 0.5
-    never = Balance()
+    never = DiscriminatorPause()
     for _ in range(400):
         never.update(torch.tensor(1.0))
     assert not never.paused
     with pytest.raises(ValueError, match="discriminator_pause: wanted"):
-        Balance(pause=0.8, resume=0.9)
+        DiscriminatorPause(pause=0.8, resume=0.9)
 
 
 def test_a_batch_that_is_no_number_leaves_both_networks_and_the_running_means(tmp_path: Path) -> None:
     module = tiny_stage()
-    seen = train(module, [tiny_batch(), tiny_batch(float("nan")), tiny_batch()], Guard(window=4), folder=tmp_path)
+    seen = train(module, [tiny_batch(), tiny_batch(float("nan")), tiny_batch()], SpikeGuard(window=4), folder=tmp_path)
     assert seen.moved == [(True, True), (False, False), (True, True)]
     assert all(torch.isfinite(value).all() for value in module.state_dict().values())
 
@@ -117,7 +117,7 @@ def test_discriminator_step_that_is_no_number_is_an_incident_and_is_not_taken(tm
     weight = next(module.discriminator.parameters())
     # The autoencoder's step counts: in the second batch the discriminator's gradients come after two of them.
     weight.register_hook(lambda gradient: gradient * (float("nan") if module.global_step == 2 else 1.0))
-    seen = train(module, [tiny_batch()] * 3, Guard(window=4), folder=tmp_path)
+    seen = train(module, [tiny_batch()] * 3, SpikeGuard(window=4), folder=tmp_path)
     assert seen.moved == [(True, True), (True, False), (True, True)]
     (path,) = (tmp_path / "incidents").iterdir()
     incident = json.loads(path.read_text())
@@ -136,8 +136,8 @@ def test_perceptual_frames_of_a_clip_are_drawn_by_its_place_in_the_global_batch(
 
     def distances(rows: list[int]) -> torch.Tensor:
         mine = [Reconstruction(x[rows], y[rows], None) for x, y in groups]  # type: ignore[arg-type]
-        slots = torch.tensor([*rows, *(2 + row for row in rows)])
-        return module._perceptual_distance(metric, mine, Chance(0, 5, slots))  # type: ignore[arg-type]
+        global_batch_index = torch.tensor([*rows, *(2 + row for row in rows)])
+        return module._perceptual_distance(metric, mine, PerSampleRNG(0, 5, global_batch_index))  # type: ignore[arg-type]
 
     whole = distances([0, 1])
     assert whole.shape == (4,) and len(set(whole.tolist())) == 4
@@ -147,13 +147,15 @@ def test_perceptual_frames_of_a_clip_are_drawn_by_its_place_in_the_global_batch(
 
 def test_discriminator_does_not_learn_from_a_batch_that_was_skipped(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="deviations above the median"):
-        seen = train(tiny_stage(), [*[tiny_batch()] * 4, tiny_batch(1e4), tiny_batch()], Guard(window=4, deviations=20), folder=tmp_path)
+        seen = train(
+            tiny_stage(), [*[tiny_batch()] * 4, tiny_batch(1e4), tiny_batch()], SpikeGuard(window=4, deviations=20), folder=tmp_path
+        )
     assert seen.moved == [*[(True, True)] * 4, (False, False), (True, True)]
 
 
 def test_adversarial_start_is_no_spike(tmp_path: Path) -> None:
     heavy = tiny_stage(adversarial_start=6, adversarial_weight=1e4)
-    seen = train(heavy, [tiny_batch()] * 10, Guard(window=8, deviations=20, most=0), folder=tmp_path)
+    seen = train(heavy, [tiny_batch()] * 10, SpikeGuard(window=8, deviations=20, most=0), folder=tmp_path)
     assert seen.moved == [*[(True, False)] * 6, *[(True, True)] * 4]
     assert seen.logged[6]["train/loss"] > 100 * seen.logged[5]["train/loss"]
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from stages.base import BaseStage
 from stages.vae import VAEStage
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.models.vae import VAEConfig
 
-DENOISER = DenoiserConfig(width=16, layers=2, heads=2, size=(3, 4, 4), window=(3, 2, 2), attention="plain")
+DENOISER = DenoiserConfig(width=16, depth=2, num_heads=2, size=(3, 4, 4), window=(3, 2, 2), attention="plain")
 AUTOENCODER = VAEConfig(8, (1, 1), ((2, 2, 2),), (0, 1), 0, 4, "layer")
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile writes C++ on CPUs, and there is no compiler"
@@ -48,9 +48,9 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
 
 
-def denoiser_loss(stage: BaseStage, layout: Layout) -> Tensor:
-    condition = Condition(layout, torch.ones(layout.samples, dtype=torch.bool))
-    loss: Tensor = stage.denoiser(noise(layout.total, 8, 4, 4), torch.full((layout.samples,), 500), condition).square().mean()
+def denoiser_loss(stage: BaseStage, layout: FrameLayout) -> Tensor:
+    condition = Condition(layout, torch.ones(layout.num_samples, dtype=torch.bool))
+    loss: Tensor = stage.denoiser(noise(layout.total_frames, 8, 4, 4), torch.full((layout.num_samples,), 500), condition).square().mean()
     return loss
 
 
@@ -82,11 +82,11 @@ def test_compiled_are_the_layers_and_the_autoencoder_and_only_where_asked_for() 
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_compiled_denoiser_has_the_same_loss_and_gradient_for_every_make_up_of_a_batch(checkpointing: bool) -> None:
-    config = DenoiserConfig(**{**vars(DENOISER), "checkpointing": checkpointing})
+def test_compiled_denoiser_has_the_same_loss_and_gradient_for_every_make_up_of_a_batch(activation_checkpointing: bool) -> None:
+    config = DenoiserConfig(**{**vars(DENOISER), "checkpointing": activation_checkpointing})
     compiled, plain = base(True, config), base(False, config)
     # The first pass of self-conditioning runs on other numbers of videos and images at each step.
-    for layout in (Layout(2, 3, 4), Layout(1, 3, 2), Layout(0, 3, 3)):
+    for layout in (FrameLayout(2, 3, 4), FrameLayout(1, 3, 2), FrameLayout(0, 3, 3)):
         losses = [denoiser_loss(stage, layout) for stage in (compiled, plain)]
         torch.testing.assert_close(losses[0], losses[1], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(gradient(compiled, losses[0]), gradient(plain, losses[1]), atol=1e-4, rtol=1e-3)

@@ -24,14 +24,14 @@ from tests.helpers.known_network import (
     take_network,
     train_without_loop,
 )
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.models.vae import VAE, VAEConfig
 from walt_pl.runs.artifact import load
 from walt_pl.runs.artifact_writing import save_artifact
-from walt_pl.training.strategies.zero import Zero
+from walt_pl.training.strategies.zero import ZeROStrategy
 
 MEAN, STD = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.25])
 
@@ -43,7 +43,7 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(0)
     config = VAEConfig(8, (1, 1), ((2, 2, 2),), (0, 1), 0, latent_channels=2, norm="layer")
     card = {"latents": {"mean": MEAN.tolist(), "std": STD.tolist()}}
-    save_artifact(folder, kind="vae", models={"vae": VAE(config)}, settings={}, card=card, train_config="")
+    save_artifact(folder, kind="vae", models={"vae": VAE(config)}, sampling_config={}, card=card, train_config="")
     return str(folder)
 
 
@@ -71,13 +71,13 @@ def test_latents_are_normalised_by_the_statistics_of_the_autoencoder(vae: str, s
     assert layout == LAYOUT and x0.dtype == torch.float32 and not x0.requires_grad
     want = (raw - shaped(MEAN)) / shaped(STD) if normalised else raw
     torch.testing.assert_close(x0, want, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(stage._scale.denormalise(x0), raw, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(stage._normalizer.denormalize(x0), raw, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("videos, images", [(0, 2), (3, 0)])
 def test_latents_of_pixels_of_one_kind_have_the_layout_of_both(vae: str, videos: int, images: int) -> None:
     x0, layout = ready(vae).latents(torch.randn(videos, 3, 5, 8, 8), torch.randn(images, 3, 1, 8, 8), "pixels")
-    assert layout == Layout(videos, 3, images) and x0.shape == (3 * videos + images, 2, 4, 4)
+    assert layout == FrameLayout(videos, 3, images) and x0.shape == (3 * videos + images, 2, 4, 4)
 
 
 def test_latents_of_another_number_of_channels_are_refused(vae: str) -> None:
@@ -89,8 +89,8 @@ def test_latents_of_another_number_of_channels_are_refused(vae: str) -> None:
 def test_schedule_of_a_stage_is_the_one_it_was_asked_for(rescaled: bool) -> None:
     stage = build_stage(LatentDiffusion, CONFIG, zero_terminal_snr=rescaled)
     assert (float(stage.path.alpha_sigma(torch.tensor([999]))[0]) == 0) is rescaled
-    assert stage.settings()["diffusion"]["zero_terminal_snr"] is rescaled
-    assert build_stage(LatentDiffusion, CONFIG, normalize_latents=False).settings()["diffusion"]["normalize_latents"] is False
+    assert stage.sampling_config()["diffusion"]["zero_terminal_snr"] is rescaled
+    assert build_stage(LatentDiffusion, CONFIG, normalize_latents=False).sampling_config()["diffusion"]["normalize_latents"] is False
 
 
 class CountedWords:
@@ -121,7 +121,7 @@ def test_condition_holds_the_captions_and_labels_of_their_samples(step: str) -> 
     batch.captions[1], batch.captions[4] = "", "  "
     condition = told(build_stage(LatentDiffusion, CONFIG, condition_dropout=0.0), batch, step)
     assert condition.text is not None and condition.text_mask is not None and condition.labels is not None
-    assert condition.keep.tolist() == [True, False, True, True, False], "an empty caption is the null"
+    assert condition.condition_kept.tolist() == [True, False, True, True, False], "an empty caption is the null"
     assert condition.text[:, 0, 0].tolist() == [0, -1, 2, 3, -1]
     assert condition.text_mask.sum(dim=1).tolist() == [2, 0, 2, 2, 0], "words and no padding"
     assert condition.labels.tolist() == [0, 1, 2, 3, 4]
@@ -130,13 +130,15 @@ def test_condition_holds_the_captions_and_labels_of_their_samples(step: str) -> 
 def test_condition_that_is_always_dropped_is_dropped_in_training_only() -> None:
     batch, settings = joint_batch(), {"condition_dropout": 1.0, "frame_prediction": 1.0}
     condition = told(build_stage(LatentDiffusion, CONFIG, **settings), batch)
-    assert not condition.keep.any() and condition.past_mask is not None and condition.past_mask.any(), "the past is drawn apart"
-    assert told(build_stage(LatentDiffusion, CONFIG, **settings), batch, "validation_step").keep.all()
+    assert not condition.condition_kept.any() and condition.context_mask is not None and condition.context_mask.any(), (
+        "the past is drawn apart"
+    )
+    assert told(build_stage(LatentDiffusion, CONFIG, **settings), batch, "validation_step").condition_kept.all()
 
 
 @pytest.mark.parametrize("label", [-1, 5])
 def test_condition_with_a_label_out_of_range_is_refused(label: int) -> None:
-    batch, stage = joint_batch(), LatentDiffusion(DenoiserConfig(**{**vars(CONFIG), "classes": 5}), sgd)
+    batch, stage = joint_batch(), LatentDiffusion(DenoiserConfig(**{**vars(CONFIG), "num_classes": 5}), sgd)
     train_without_loop(stage)
     batch.labels[2] = label
     with pytest.raises(ValueError, match=r"labels must be 0 .. 4"):
@@ -175,12 +177,15 @@ def test_validation_loss_is_the_mean_over_ten_timesteps_of_the_frames_that_count
     assert [logged[f"val/loss_{level:03d}"].value for level in levels] == pytest.approx(by_hand, rel=1e-3)
     assert logged["val/loss"].value == pytest.approx(sum(by_hand) / 10, rel=1e-3)
     assert all(line.options["sync_dist"] and line.options["batch_size"] == 11 for line in logged.values())
-    assert [call.step.tolist() for call in network.calls] == [[level] * 5 for level in levels]
+    assert [call.timestep.tolist() for call in network.calls] == [[level] * 5 for level in levels]
 
 
 def test_validation_runs_without_self_conditioning_and_with_every_condition() -> None:
     _, network = validated(joint_batch(), self_conditioning=1.0, condition_dropout=1.0, frame_prediction=0.9)
-    assert all(call.estimate is None and bool(call.condition.keep.all()) and call.condition.past is None for call in network.calls)
+    assert all(
+        call.estimate is None and bool(call.condition.condition_kept.all()) and call.condition.context_latents is None
+        for call in network.calls
+    )
 
 
 def test_validation_noise_is_that_of_every_validation_and_of_each_batch_and_timestep_alone() -> None:
@@ -203,7 +208,7 @@ def test_validation_noise_is_that_of_every_validation_and_of_each_batch_and_time
 @pytest.mark.parametrize("settings", [{}, {"zero_terminal_snr": False}, {"normalize_latents": False}, {"frame_prediction": 1.0}])
 def test_preview_of_the_right_network_shows_the_clips_themselves(vae: str, settings: dict[str, Any]) -> None:
     stage, batch = ready(vae, preview_steps=2, **settings), joint_batch()
-    videos = Layout(3, 3, 0)
+    videos = FrameLayout(3, 3, 0)
     x0, _ = stage.latents(batch.videos, batch.images[:0], "latents")
     network = KnownNetwork(stage.denoiser.config, x0, videos, None, stage.diffusion.zero_terminal_snr)
     stage.denoiser = network  # type: ignore[assignment]
@@ -212,17 +217,21 @@ def test_preview_of_the_right_network_shows_the_clips_themselves(vae: str, setti
     with torch.no_grad():
         want = stage.vae.decode(batch.videos).clamp(-1, 1)
     torch.testing.assert_close(shown, want, atol=2e-3, rtol=2e-3)
-    assert [int(call.step[0]) for call in network.calls] == [999, 499]
+    assert [int(call.timestep[0]) for call in network.calls] == [999, 499]
     assert network.calls[0].estimate is None and network.calls[1].estimate is not None, "self-conditioned on the step before"
-    past = network.calls[0].condition.past_mask
-    assert (past is None) if "frame_prediction" not in settings else past is not None and past[:, 0, 0, 0].tolist() == [1, 1, 0] * 3
-    assert all(bool(call.condition.keep.all()) for call in network.calls)
+    context_latents = network.calls[0].condition.context_mask
+    assert (
+        (context_latents is None)
+        if "frame_prediction" not in settings
+        else context_latents is not None and context_latents[:, 0, 0, 0].tolist() == [1, 1, 0] * 3
+    )
+    assert all(bool(call.condition.condition_kept.all()) for call in network.calls)
 
 
 def test_preview_noise_is_fixed_and_a_clips_own(vae: str) -> None:
     def start(count: int = 3, **settings: Any) -> Tensor:
         stage, batch = ready(vae, preview_steps=1, frame_prediction=0.0, **settings), joint_batch()
-        network = KnownNetwork(CONFIG, torch.zeros(3 * count, 2, 4, 4), Layout(count, 3, 0))
+        network = KnownNetwork(CONFIG, torch.zeros(3 * count, 2, 4, 4), FrameLayout(count, 3, 0))
         stage.denoiser = network  # type: ignore[assignment]
         shown, _ = stage.preview_samples(batch, count)
         assert len(shown) == count and float(shown.abs().max()) <= 1
@@ -245,7 +254,7 @@ def test_latents_of_no_clip_have_the_shape_of_the_autoencoder() -> None:
 def test_gradients_are_clipped_by_the_stage_unless_zero_does_it(sharded: bool) -> None:
     stage = build_stage(LatentDiffusion, CONFIG, gradient_clip_val=0.5)
     logged = train_without_loop(stage)
-    stage._trainer.strategy = object.__new__(Zero) if sharded else SingleDeviceStrategy()
+    stage._trainer.strategy = object.__new__(ZeROStrategy) if sharded else SingleDeviceStrategy()
     for p in stage.parameters():
         p.grad = torch.ones_like(p)
     before = float(gradient_norm(stage.parameters()))

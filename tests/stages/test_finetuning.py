@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from stages.base import BaseStage
-from stages.finetuning import take_weights
+from stages.finetuning import init_from
 from stages.vae import VAEStage
 from walt_pl.cli.sample import sample
 from walt_pl.data.batch import JointBatch
@@ -19,17 +19,17 @@ from walt_pl.media.reading import read_video
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.discriminator import DiscriminatorConfig
 from walt_pl.models.vae import VAE, VAEConfig
-from walt_pl.models.weight_inflation import weights_for
+from walt_pl.models.weight_inflation import inflate_weights
 from walt_pl.runs.artifact import Artifact, load
 from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.runs.manifest import Manifest
 from walt_pl.text.small_encoder import SmallTextConfig, SmallTextEncoder, train_vocabulary
 from walt_pl.training.callbacks.ema import EMA
-from walt_pl.training.callbacks.export import Export
+from walt_pl.training.callbacks.export import ExportArtifact
 
-SQUARE = DenoiserConfig(width=16, layers=2, heads=2, latent_channels=4, size=(3, 4, 4), window=(3, 2, 2), text_width=16)
-WIDE = DenoiserConfig(width=16, layers=2, heads=2, latent_channels=4, size=(3, 4, 7), window=(3, 2, 7), text_width=16)
-TEXT = SmallTextConfig(width=16, layers=1, heads=2, vocabulary=64, length=12)
+SQUARE = DenoiserConfig(width=16, depth=2, num_heads=2, latent_channels=4, size=(3, 4, 4), window=(3, 2, 2), text_width=16)
+WIDE = DenoiserConfig(width=16, depth=2, num_heads=2, latent_channels=4, size=(3, 4, 7), window=(3, 2, 7), text_width=16)
+TEXT = SmallTextConfig(width=16, depth=1, num_heads=2, vocab_size=64, max_length=12)
 WORDS = ["a plain red circle moving left", "a dotted blue bar growing"]
 VAE_CONFIG = VAEConfig(8, (1, 1, 1), ((2, 2, 2), (2, 2, 2)), (0, 1, 1), 0, 4, "layer")
 
@@ -56,9 +56,9 @@ class WideLatents(L.LightningDataModule):
             captions=[*WORDS, WORDS[0]],
             labels=torch.full((3,), -1),
             weight=torch.ones(3),
-            slots=torch.arange(3),
-            low_videos=None,
-            low_images=None,
+            global_batch_index=torch.arange(3),
+            low_res_videos=None,
+            low_res_images=None,
             space="latents",
             paths=["x"] * 3,
         )
@@ -76,7 +76,9 @@ def square(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         nn.init.normal_(parameter, std=0.2)
     folder = tmp_path_factory.mktemp("square") / "base"
     models: dict[str, nn.Module] = {"denoiser": denoiser, "text": text}
-    save_artifact(folder, kind="base", models=models, settings={}, card={}, train_config="", files={"tokenizer.model": text.vocabulary})  # type: ignore[arg-type]
+    save_artifact(
+        folder, kind="base", models=models, sampling_config={}, card={}, train_config="", files={"tokenizer.model": text.vocabulary}
+    )  # type: ignore[arg-type]
     return load(folder)
 
 
@@ -88,10 +90,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, square: Artifact) -> Path:
     torch.manual_seed(0)
     manifest.start("vae", {})
     latents = {"mean": [0.0] * 4, "std": [1.0] * 4}
-    save_artifact(run / "vae", kind="vae", models={"vae": VAE(VAE_CONFIG)}, settings={}, card={"latents": latents}, train_config="")
+    save_artifact(run / "vae", kind="vae", models={"vae": VAE(VAE_CONFIG)}, sampling_config={}, card={"latents": latents}, train_config="")
     manifest.finish("vae", run / "vae")
     stage = BaseStage(WIDE, partial(torch.optim.SGD, lr=1e-4), text=TEXT, vae=str(run / "vae"), warmup_steps=1, lr_schedule="constant")  # type: ignore[arg-type]
-    take_weights(stage.sections(), square)
+    init_from(stage.components(), square)
     trainer = L.Trainer(
         max_steps=2,
         accelerator="cpu",
@@ -101,7 +103,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, square: Artifact) -> Path:
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=run / "training" / "base",
-        callbacks=[EMA(0.5), Export(run, "base", manifest.check_parents("base"), "")],
+        callbacks=[EMA(0.5), ExportArtifact(run, "base", manifest.check_parents("base"), "")],
     )
     trainer.fit(stage, WideLatents())
     return run
@@ -111,7 +113,7 @@ def test_artifact_of_the_wide_model_goes_on_from_the_square_one(run: Path, squar
     wide = load(run / "base", verify=True)
     assert wide.card["steps"] == 2
     assert wide.models["denoiser"].config == WIDE
-    started = weights_for(Denoiser(WIDE), square.models["denoiser"])
+    started = inflate_weights(Denoiser(WIDE), square.models["denoiser"])
     trained = wide.models["denoiser"].state_dict()
     assert not all(torch.equal(trained[key], started[key]) for key in started), "nothing was learnt"
     for key in started:
@@ -126,12 +128,12 @@ def test_text_encoder_keeps_the_words_its_weights_were_trained_with(run: Path, s
 
 
 def test_vae_init_takes_the_autoencoder_and_leaves_the_discriminator_as_it_starts(run: Path) -> None:
-    critic = DiscriminatorConfig(width=4, multipliers=(2,), size=(8, 8))
+    critic = DiscriminatorConfig(width=4, channel_multipliers=(2,), size=(8, 8))
     stage = VAEStage(VAE_CONFIG, partial(torch.optim.SGD, lr=1e-4), critic)  # type: ignore[arg-type]
     assert stage.discriminator is not None
     fresh = {name: weight.clone() for name, weight in stage.discriminator.state_dict().items()}
     artifact = load(run / "vae")
-    take_weights(stage.sections(), artifact)
+    init_from(stage.components(), artifact)
     assert all(torch.equal(weight, fresh[name]) for name, weight in stage.discriminator.state_dict().items())
     trained = artifact.models["vae"].state_dict()
     assert all(torch.equal(weight, trained[name]) for name, weight in stage.vae.state_dict().items())
@@ -145,7 +147,7 @@ def test_wide_model_samples_wide_clips(run: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_be_taken_is_one_sentence_that_names_artifact_and_section(square: Artifact, run: Path) -> None:
     with pytest.raises(ValueError) as error:
-        take_weights({"denoiser": Denoiser(DenoiserConfig(width=32, layers=2, heads=2, size=(3, 4, 7), window=(3, 2, 7)))}, square)
+        init_from({"denoiser": Denoiser(DenoiserConfig(width=32, depth=2, num_heads=2, size=(3, 4, 7), window=(3, 2, 7)))}, square)
     assert str(error.value).startswith(f'--init {square.path}: section "denoiser" is of another size: width is 16 there and 32 here')
     with pytest.raises(ValueError, match=r'no section "denoiser" in it \(found: vae\)'):
-        take_weights({"denoiser": Denoiser(WIDE)}, load(run / "vae"))
+        init_from({"denoiser": Denoiser(WIDE)}, load(run / "vae"))

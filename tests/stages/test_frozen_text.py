@@ -18,12 +18,12 @@ from walt_pl.runs.artifact import load
 from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.runs.checkpoint import read_state
 from walt_pl.runs.manifest import Manifest
-from walt_pl.sampling.cascade import Cascade, Request, Sampling
-from walt_pl.text.features import identity
-from walt_pl.text.small_encoder import FrozenTextConfig
+from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
+from walt_pl.text.features import encoder_sha256
+from walt_pl.text.small_encoder import PretrainedTextConfig
 
 EXPERIMENT = ROOT / "experiments" / "shapes"
-SIZE = {"width": 32, "layers": 2, "heads": 2, "text_width": 16}
+SIZE = {"width": 32, "depth": 2, "num_heads": 2, "text_width": 16}
 DENOISER = [word for name, value in SIZE.items() for word in (f"--model.denoiser.{name}", str(value))]
 TWO_STEPS = [
     *["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--model.warmup_steps", "1", "--data.val_videos", "2"],
@@ -38,42 +38,51 @@ def fit(walt: Walt, stage: str, run: Path, painted: Path, *more: str, check: boo
 
 
 @pytest.fixture(scope="module")
-def config(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> FrozenTextConfig:
+def config(tiny_t5: Path, tmp_path_factory: pytest.TempPathFactory) -> PretrainedTextConfig:
     """The tiny T5 in a folder that may be moved."""
     folder = tmp_path_factory.mktemp("encoders") / "t5"
     shutil.copytree(tiny_t5, folder)
-    return FrozenTextConfig("t5", str(folder), width=16, length=32)
+    return PretrainedTextConfig("t5", str(folder), width=16, max_length=32)
 
 
 @pytest.fixture(scope="module")
-def run(walt: Walt, painted: Path, config: FrozenTextConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(walt: Walt, painted: Path, config: PretrainedTextConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An autoencoder that learnt nothing, and a base model trained two steps with the tiny T5."""
     run = tmp_path_factory.mktemp("runs") / "frozen"
     torch.manual_seed(0)
-    vae = VAE(VAEConfig(width=8, multipliers=(1, 1, 2), strides=((2, 2, 2), (2, 2, 2)), blocks=(0, 1, 1), middle_blocks=0, norm="layer"))
+    vae = VAE(
+        VAEConfig(
+            width=8,
+            channel_multipliers=(1, 1, 2),
+            strides=((2, 2, 2), (2, 2, 2)),
+            num_res_blocks=(0, 1, 1),
+            num_middle_blocks=0,
+            norm="layer",
+        )
+    )
     Manifest.open(run).start("vae", {})
     latents = {"mean": [0.0] * 8, "std": [1.0] * 8}
-    save_artifact(run / "vae", kind="vae", models={"vae": vae}, settings={}, card={"latents": latents}, train_config="")
+    save_artifact(run / "vae", kind="vae", models={"vae": vae}, sampling_config={}, card={"latents": latents}, train_config="")
     Manifest.open(run).finish("vae", run / "vae")
     fit(walt, "base", run, painted, "--model.text", "null", "--model.text", json.dumps(asdict(config)))
     return run
 
 
-def test_a_frozen_encoder_is_no_part_of_the_module(config: FrozenTextConfig) -> None:
+def test_a_frozen_encoder_is_no_part_of_the_module(config: PretrainedTextConfig) -> None:
     with_text = DenoiserConfig(**SMALL, text_width=16)  # type: ignore[arg-type]
     stage = BaseStage(with_text, sgd, text=config)
     assert {name.split(".")[0] for name, _ in stage.named_parameters()} == {"denoiser"}
     with pytest.raises(ValueError, match=r"text_width is 16, text\.width 8"):
-        BaseStage(with_text, sgd, text=FrozenTextConfig("t5", config.path, width=8))
+        BaseStage(with_text, sgd, text=PretrainedTextConfig("t5", config.path, width=8))
 
 
-def test_the_artifact_names_the_encoder_and_does_not_hold_it(run: Path, config: FrozenTextConfig) -> None:
+def test_the_artifact_names_the_encoder_and_does_not_hold_it(run: Path, config: PretrainedTextConfig) -> None:
     artifact = load(run / "base", verify=True)
     assert list(artifact.models) == ["denoiser"]
-    assert artifact.config["frozen_text"] == {**asdict(config), "sha256": identity(config)}
+    assert artifact.config["pretrained_text"] == {**asdict(config), "sha256": encoder_sha256(config)}
     last = read_state(run / "training" / "base" / "checkpoints" / "step=00000002" / "state.ckpt")
     assert {name.split(".")[0] for name in last["state_dict"]} == {"denoiser"}
-    assert last["text_encoder"] == identity(config)
+    assert last["text_encoder"] == encoder_sha256(config)
 
 
 def test_training_and_validation_captions_are_in_the_runs_cache(run: Path, painted: Path) -> None:
@@ -89,16 +98,16 @@ def test_training_and_validation_captions_are_in_the_runs_cache(run: Path, paint
     assert stored == len({entry.caption for entry in used})
 
 
-def test_a_base_with_a_frozen_encoder_samples_on_another_machine_too(run: Path, config: FrozenTextConfig, tmp_path: Path) -> None:
+def test_a_base_with_a_frozen_encoder_samples_on_another_machine_too(run: Path, config: PretrainedTextConfig, tmp_path: Path) -> None:
     folders = {"vae": run / "vae", "base": run / "base"}
-    request = Request(prompts=["a plain red circle"], seeds=[1])
-    here = Cascade(folders, dtype=torch.float32).sample(request, Sampling(steps=2))["base"]
+    request = SampleRequest(prompts=["a plain red circle"], seeds=[1])
+    here = Cascade(folders, dtype=torch.float32).sample(request, SamplingConfig(steps=2))["base"]
     assert bool(here.isfinite().all())
     moved = shutil.move(config.path, tmp_path / "elsewhere")
     try:
         with pytest.raises(ValueError, match=r"no folder .*t5.*--text-encoder PATH"):
             Cascade(folders)
-        there = Cascade(folders, dtype=torch.float32, text_encoder=str(moved)).sample(request, Sampling(steps=2))["base"]
+        there = Cascade(folders, dtype=torch.float32, text_encoder=str(moved)).sample(request, SamplingConfig(steps=2))["base"]
     finally:
         shutil.move(moved, config.path)
     assert torch.equal(here, there)
@@ -113,7 +122,7 @@ def test_super_resolution_takes_the_bases_encoder_and_the_cascade_runs(walt: Wal
     assert Path(out).exists()
 
 
-def test_training_does_not_go_on_with_another_encoder(walt: Walt, run: Path, painted: Path, config: FrozenTextConfig) -> None:
+def test_training_does_not_go_on_with_another_encoder(walt: Walt, run: Path, painted: Path, config: PretrainedTextConfig) -> None:
     file = Path(config.path) / "config.json"
     before, features = file.read_text(), set((run / "cache").glob("text-*/*"))
     file.write_text(before.replace("{", "{ ", 1))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from stages.optimisation import clip_gradients, learning_rate
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 
@@ -40,13 +40,13 @@ class Training:
     def __post_init__(self) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.denoiser = Denoiser(DenoiserConfig(width=32, layers=2, heads=2, size=(3, 4, 4), window=(3, 2, 2)))
+            self.denoiser = Denoiser(DenoiserConfig(width=32, depth=2, num_heads=2, size=(3, 4, 4), window=(3, 2, 2)))
         self.optimizer: Optimizer = parsed(self.config)(self.denoiser.parameters())
         self.target = torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(0))
 
     def steps(self, count: int) -> list[float]:
         losses = []
-        condition = Condition(Layout(1, 3, 0), torch.ones(1, dtype=torch.bool))
+        condition = Condition(FrameLayout(1, 3, 0), torch.ones(1, dtype=torch.bool))
         for _ in range(count):
             loss = (self.denoiser(self.target, torch.tensor([500]), condition) - self.target).square().mean()
             self.optimizer.zero_grad()
@@ -67,7 +67,7 @@ def test_optimiser_moves_the_weights_that_start_at_zero_by_about_its_rate(name: 
     assert losses[-1] < losses[0]
     rate = OPTIMISERS[name]["init_args"]["lr"]
     # Thirty steps of one rate in much the same direction; torch.optim.Adafactor goes a thousandth of that way.
-    assert 10 * rate < size(training.denoiser.patches_out.weight) < 35 * rate
+    assert 10 * rate < size(training.denoiser.final_layer.weight) < 35 * rate
     assert size(training.denoiser.modulation.mlp[2].bias) > 3 * rate
 
 

@@ -29,7 +29,15 @@ from walt_pl.runs.checkpoint import Checkpoint, read_state
 from walt_pl.text.small_encoder import SmallTextConfig
 
 DENOISER = DenoiserConfig(
-    width=16, layers=2, heads=2, size=(3, 4, 4), window=(3, 2, 2), classes=3, text_width=8, frame_prediction=0.1, super_resolution=True
+    width=16,
+    depth=2,
+    num_heads=2,
+    size=(3, 4, 4),
+    window=(3, 2, 2),
+    num_classes=3,
+    text_width=8,
+    frame_prediction=0.1,
+    super_resolution=True,
 )
 TABLES = {
     "denoiser.position.space",
@@ -39,8 +47,10 @@ TABLES = {
     *(f"denoiser.blocks.{layer}.attention.bias.table" for layer in range(2)),
 }
 """Weights without decay in the denoiser beside norms and biases."""
-VAE = VAEConfig(width=8, multipliers=(1, 1), strides=((2, 2, 2),), blocks=(0, 1), middle_blocks=0, norm="layer", latent_channels=2)
-DISCRIMINATOR = DiscriminatorConfig(width=4, multipliers=(2,), size=(8, 8))
+VAE = VAEConfig(
+    width=8, channel_multipliers=(1, 1), strides=((2, 2, 2),), num_res_blocks=(0, 1), num_middle_blocks=0, norm="layer", latent_channels=2
+)
+DISCRIMINATOR = DiscriminatorConfig(width=4, channel_multipliers=(2,), size=(8, 8))
 QUIET: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 
 
@@ -80,7 +90,7 @@ def test_super_resolution_stage_decays_matrices_only(lora_rank: int | None) -> N
 
 def test_base_stage_decays_the_matrices_of_its_text_encoder_too() -> None:
     config = DenoiserConfig(**{**DENOISER.__dict__, "super_resolution": False})
-    stage = BaseStage(config, adamw, SmallTextConfig(width=8, layers=1, heads=2, vocabulary=16, length=4))
+    stage = BaseStage(config, adamw, SmallTextConfig(width=8, depth=1, num_heads=2, vocab_size=16, max_length=4))
     ((decayed, plain),) = configured(stage)
     assert {name for name in plain if not is_norm_or_bias(stage, name)} == TABLES | {"text.embedding.weight", "text.position"}
     layer = "text.layers.layers.0"
@@ -199,4 +209,4 @@ def test_resume_from_one_group_says_what_to_type(stage: str, more: list[str], pa
     forget_groups(checkpoint)
     refused = start("fit", *command, *named, ranks=ranks)
     assert refused.wait() == 1
-    assert "no record (one group, as older programs wrote)" in refused.said and "with --fresh true --init DIR" in refused.said
+    assert "no record (one group, as older programs wrote)" in refused.said and "with --from_scratch true --init DIR" in refused.said

@@ -15,20 +15,20 @@ from stages.optimisation import learning_rate
 from stages.super_resolution import SuperResolutionStage
 from stages.vae import VAEStage, latent_statistics, latent_sums
 from tests.conftest import SetDtype
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.ddim import Guidance
 from walt_pl.diffusion.objective import Denoise
 from walt_pl.diffusion.path import alpha_sigma_like
-from walt_pl.diffusion.rng import Chance
+from walt_pl.diffusion.rng import PerSampleRNG
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.models.latent_normalizer import LatentScale
+from walt_pl.models.latent_normalizer import LatentNormalizer
 from walt_pl.models.vae import VAE, VAEConfig
 from walt_pl.text.small_encoder import SmallTextConfig
 
-SMALL = {"width": 16, "layers": 2, "heads": 2, "size": (3, 4, 4), "window": (3, 2, 2)}
+SMALL = {"width": 16, "depth": 2, "num_heads": 2, "size": (3, 4, 4), "window": (3, 2, 2)}
 
 
 def sgd(parameters: object) -> Optimizer:
@@ -44,9 +44,9 @@ def latent_batch(videos: int = 2, images: int = 3) -> JointBatch:
         captions=["a plain red circle"] * s,
         labels=torch.arange(s),
         weight=torch.ones(s),
-        slots=torch.arange(s),
-        low_videos=torch.randn(videos, 8, 3, 2, 2, generator=g),
-        low_images=torch.randn(images, 8, 1, 2, 2, generator=g),
+        global_batch_index=torch.arange(s),
+        low_res_videos=torch.randn(videos, 8, 3, 2, 2, generator=g),
+        low_res_images=torch.randn(images, 8, 1, 2, 2, generator=g),
         space="latents",
         paths=["x"] * s,
     )
@@ -56,20 +56,20 @@ def test_given_frames_and_lost_samples_do_not_count() -> None:
     stage = BaseStage(DenoiserConfig(**SMALL, frame_prediction=0.1), sgd)  # type: ignore[arg-type]
     batch = latent_batch()
     batch.weight[1] = 0
-    layout = Layout(2, 3, 3)
-    keep = torch.ones(5, dtype=torch.bool)
+    layout = FrameLayout(2, 3, 3)
+    condition_kept = torch.ones(5, dtype=torch.bool)
     x0, _ = stage.latents(batch.videos, batch.images, "latents")
-    condition = Condition(layout, keep).with_past(x0, torch.tensor([2, 1, 2, 0, 0]))
+    condition = Condition(layout, condition_kept).with_context(x0, torch.tensor([2, 1, 2, 0, 0]))
     # First video: two frames given; second: unreadable; images are never given.
     assert stage.frame_weight(batch, condition).tolist() == [0, 0, 1, 0, 0, 0, 1, 1, 1]
 
 
 def test_the_past_is_given_to_the_first_frames_of_videos_only() -> None:
-    layout = Layout(1, 3, 2)
+    layout = FrameLayout(1, 3, 2)
     x0 = torch.randn(5, 8, 4, 4)
-    condition = Condition(layout, torch.ones(3, dtype=torch.bool)).with_past(x0, torch.tensor([1, 1, 1]))
-    assert condition.past_mask is not None
-    assert condition.past_mask[:, 0, 0, 0].tolist() == [1, 0, 0, 0, 0]
+    condition = Condition(layout, torch.ones(3, dtype=torch.bool)).with_context(x0, torch.tensor([1, 1, 1]))
+    assert condition.context_mask is not None
+    assert condition.context_mask[:, 0, 0, 0].tolist() == [1, 0, 0, 0, 0]
 
 
 def clips_of(count: int) -> JointBatch:
@@ -81,9 +81,9 @@ def clips_of(count: int) -> JointBatch:
 def given_frames(stage: BaseStage, batch: JointBatch, step: int = 0) -> tuple[Condition, Tensor, Tensor]:
     """The condition of a training step, the clean latents, and how many frames each video was given."""
     x0, layout = stage.latents(batch.videos, batch.images, "latents")
-    condition = stage.condition(batch, x0, layout, Chance(0, step, batch.slots))
-    assert condition.past_mask is not None
-    return condition, x0, condition.past_mask[: layout.video_frames, 0, 0, 0].view(layout.videos, layout.frames).sum(dim=1)
+    condition = stage.condition(batch, x0, layout, PerSampleRNG(0, step, batch.global_batch_index))
+    assert condition.context_mask is not None
+    return condition, x0, condition.context_mask[: layout.video_frames, 0, 0, 0].view(layout.videos, layout.frames).sum(dim=1)
 
 
 def test_one_video_in_ten_is_given_one_or_two_clean_frames() -> None:
@@ -93,7 +93,7 @@ def test_one_video_in_ten_is_given_one_or_two_clean_frames() -> None:
     shares = [float((counts == number).float().mean()) for number in (0, 1, 2, 3)]
     assert shares[0] == pytest.approx(0.9, abs=0.03)
     assert shares[1] == pytest.approx(0.05, abs=0.02) and shares[2] == pytest.approx(0.05, abs=0.02)
-    assert condition.past is x0, "clean latents, not noisy ones"
+    assert condition.context_latents is x0, "clean latents, not noisy ones"
     weight = stage.frame_weight(batch, condition)
     assert float(weight.sum()) == len(x0) - float(counts.sum()), "the loss covers the frames that are not given"
     assert torch.equal(given_frames(stage, batch, step=0)[2], counts) and not torch.equal(given_frames(stage, batch, step=1)[2], counts)
@@ -106,19 +106,19 @@ def test_kinetics_is_always_given_two_frames() -> None:
     for step in range(3):
         assert given_frames(stage, batch, step)[2].tolist() == [2] * 20
     x0, layout = stage.latents(batch.videos, batch.images, "latents")
-    condition = stage.validation_condition(batch, x0, layout, Chance(0, 0, batch.slots))
+    condition = stage.validation_condition(batch, x0, layout, PerSampleRNG(0, 0, batch.global_batch_index))
     assert stage.frame_weight(batch, condition).tolist() == [0, 0, 1] * 20 + [1, 1], "and validated so"
-    assert stage.settings()["diffusion"]["context_frames"] == [2]
+    assert stage.sampling_config()["diffusion"]["context_frames"] == [2]
     sometimes = BaseStage(replace(config, frame_prediction=0.9), sgd)
-    assert sometimes.validation_condition(batch, x0, layout, Chance(0, 0, batch.slots)).past is None
-    assert sometimes.settings()["diffusion"]["context_frames"] == [1, 2]
+    assert sometimes.validation_condition(batch, x0, layout, PerSampleRNG(0, 0, batch.global_batch_index)).context_latents is None
+    assert sometimes.sampling_config()["diffusion"]["context_frames"] == [1, 2]
 
 
 def test_without_the_channels_no_past_is_given() -> None:
     stage = BaseStage(DenoiserConfig(**SMALL), sgd)  # type: ignore[arg-type]
     batch = clips_of(3)
     x0, layout = stage.latents(batch.videos, batch.images, "latents")
-    assert stage.condition(batch, x0, layout, Chance(0, 0, batch.slots)).past is None
+    assert stage.condition(batch, x0, layout, PerSampleRNG(0, 0, batch.global_batch_index)).context_latents is None
     assert stage.denoiser.config.in_channels == 2 * 8, "noisy latent and self-conditioning"
 
 
@@ -134,7 +134,7 @@ def test_guidance_of_a_stage_is_that_of_its_previews_and_its_artifact(monkeypatc
     stage = BaseStage(DenoiserConfig(**SMALL), sgd, diffusion=diffusion, preview_steps=1)  # type: ignore[arg-type]
     stage._vae = [VAE(VAEConfig(8, (1, 1, 1), ((2, 2, 2), (2, 2, 2)), (0, 1, 1), 0, norm="layer"))]
     stage.preview_samples(latent_batch())
-    assert asked == [DiffusionConfig.from_plain(stage.settings()["diffusion"]).guidance] == [Guidance(3.0, rescale=0.5)]
+    assert asked == [DiffusionConfig.from_plain(stage.sampling_config()["diffusion"]).guidance] == [Guidance(3.0, rescale=0.5)]
 
 
 def test_guidance_is_refused_where_the_past_is_always_given() -> None:
@@ -148,13 +148,18 @@ def test_low_latents_are_noised_at_their_level_and_the_level_is_told() -> None:
     stage = SuperResolutionStage(DenoiserConfig(**SMALL, super_resolution=True), sgd)  # type: ignore[arg-type]
     batch = latent_batch()
     x0, layout = stage.latents(batch.videos, batch.images, "latents")
-    condition = stage.condition(batch, x0, layout, Chance(0, 0, batch.slots))
-    assert condition.low is not None and condition.low_step is not None and batch.low_videos is not None and batch.low_images is not None
-    assert condition.low.shape == (9, 8, 2, 2)
-    assert int(condition.low_step.min()) >= 0 and int(condition.low_step.max()) < 350
-    clean = layout.join(batch.low_videos, batch.low_images)
-    a, s = alpha_sigma_like(stage.path, layout.per_frame(condition.low_step), clean)
-    noise = (condition.low - a * clean) / s
+    condition = stage.condition(batch, x0, layout, PerSampleRNG(0, 0, batch.global_batch_index))
+    assert (
+        condition.low_res is not None
+        and condition.noise_aug_level is not None
+        and batch.low_res_videos is not None
+        and batch.low_res_images is not None
+    )
+    assert condition.low_res.shape == (9, 8, 2, 2)
+    assert int(condition.noise_aug_level.min()) >= 0 and int(condition.noise_aug_level.max()) < 350
+    clean = layout.join(batch.low_res_videos, batch.low_res_images)
+    a, s = alpha_sigma_like(stage.path, layout.per_frame(condition.noise_aug_level), clean)
+    noise = (condition.low_res - a * clean) / s
     assert 0.8 < float(noise.std()) < 1.2
 
 
@@ -162,9 +167,9 @@ def test_draws_of_a_sample_do_not_depend_on_its_rank() -> None:
     stage = BaseStage(DenoiserConfig(**SMALL), sgd)  # type: ignore[arg-type]
     batch = latent_batch(videos=4, images=0)
     x0, layout = stage.latents(batch.videos, batch.images, "latents")
-    whole = stage.draws(x0, layout, Chance(1, 7, batch.slots))
-    half = stage.draws(x0[6:], Layout(2, 3, 0), Chance(1, 7, batch.slots[2:]))
-    assert torch.equal(whole.step[2:], half.step)
+    whole = stage.draws(x0, layout, PerSampleRNG(1, 7, batch.global_batch_index))
+    half = stage.draws(x0[6:], FrameLayout(2, 3, 0), PerSampleRNG(1, 7, batch.global_batch_index[2:]))
+    assert torch.equal(whole.timestep[2:], half.timestep)
     assert torch.equal(whole.noise[6:], half.noise)
 
 
@@ -175,12 +180,19 @@ def test_a_step_draws_the_same_whatever_the_default_dtype(default: torch.dtype, 
     stage, batch, steps = SuperResolutionStage(denoiser, sgd), latent_batch(), []
     for dtype in (torch.float32, default):
         default_dtype(dtype)
-        stage._scale = LatentScale.of({"latents": {"mean": [0.3] * 8, "std": [1.7] * 8}})
-        chance = Chance(0, 1, batch.slots)
+        stage._normalizer = LatentNormalizer.from_card({"latents": {"mean": [0.3] * 8, "std": [1.7] * 8}})
+        rng = PerSampleRNG(0, 1, batch.global_batch_index)
         x0, layout = stage.latents(batch.videos, batch.images, "latents")
-        condition, draws = stage.condition(batch, x0, layout, chance), stage.draws(x0, layout, chance)
-        found = [x0, condition.keep, condition.past, condition.past_mask, condition.low, condition.low_step]
-        steps.append([*found, draws.step, draws.noise, draws.self_condition])
+        condition, draws = stage.condition(batch, x0, layout, rng), stage.draws(x0, layout, rng)
+        found = [
+            x0,
+            condition.condition_kept,
+            condition.context_latents,
+            condition.context_mask,
+            condition.low_res,
+            condition.noise_aug_level,
+        ]
+        steps.append([*found, draws.timestep, draws.noise, draws.self_condition])
     for wanted, got in zip(*steps, strict=True):
         assert wanted is not None and got is not None
         assert got.dtype == wanted.dtype and torch.equal(got, wanted)
@@ -189,7 +201,7 @@ def test_a_step_draws_the_same_whatever_the_default_dtype(default: torch.dtype, 
 
 def test_first_videos_leaves_out_the_images() -> None:
     batch = first_videos(latent_batch(), 1)
-    assert len(batch.videos) == 1 and len(batch.images) == 0 and len(batch.captions) == len(batch.slots) == 1
+    assert len(batch.videos) == 1 and len(batch.images) == 0 and len(batch.captions) == len(batch.global_batch_index) == 1
 
 
 def test_statistics_are_those_of_all_training_latents_of_all_ranks() -> None:
@@ -236,16 +248,24 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 def test_a_validation_batch_that_is_all_lost_counts_for_nothing() -> None:
     """And its value is logged all the same: ranks add up their values in the order in which they are logged."""
-    vae = VAEConfig(width=8, multipliers=(1, 1), strides=((2, 2, 2),), blocks=(0, 1), middle_blocks=0, norm="layer", latent_channels=2)
+    vae = VAEConfig(
+        width=8,
+        channel_multipliers=(1, 1),
+        strides=((2, 2, 2),),
+        num_res_blocks=(0, 1),
+        num_middle_blocks=0,
+        norm="layer",
+        latent_channels=2,
+    )
     torch.manual_seed(0)
     stage = VAEStage(vae, sgd, adversarial_weight=0.0)
 
     def batch(weight: float, images: int = 1) -> JointBatch:
-        slots = torch.arange(2 + images)
-        names = [""] * len(slots)
+        global_batch_index = torch.arange(2 + images)
+        names = [""] * len(global_batch_index)
         weights = torch.tensor([weight, weight, *[1.0] * images])
         clips, pictures = torch.rand(2, 3, 5, 8, 8) * weight, torch.rand(images, 3, 1, 8, 8)
-        return JointBatch(clips, pictures, names, slots, weights, slots, None, None, "pixels", names)
+        return JointBatch(clips, pictures, names, global_batch_index, weights, global_batch_index, None, None, "pixels", names)
 
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     fine = batch(1.0)

@@ -21,36 +21,36 @@ from tests.helpers.known_network import (
     take_network,
     train_without_loop,
 )
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.path import alpha_sigma_like
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.models.latent_normalizer import LatentScale
+from walt_pl.models.latent_normalizer import LatentNormalizer
 
 LARGER = replace(CONFIG, super_resolution=True)
-SCALE = LatentScale(torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.25]))
+SCALE = LatentNormalizer(torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.25]))
 
 
 def stage_of(batch: JointBatch, config: DenoiserConfig = LARGER, **settings: Any) -> tuple[SuperResolutionStage, KnownNetwork]:
     stage = build_stage(SuperResolutionStage, config, **settings)
-    stage._scale = SCALE
-    return stage, take_network(stage, batch, ERROR if len(batch.slots) == LAYOUT.samples else None)
+    stage._normalizer = SCALE
+    return stage, take_network(stage, batch, ERROR if len(batch.global_batch_index) == LAYOUT.num_samples else None)
 
 
 def low_eps(network: KnownNetwork, call: Call, batch: JointBatch) -> Tensor:
     """Return the noise in the low-resolution latents of a call on the whole batch, at the level that the network was given."""
-    assert call.condition.low is not None and call.condition.low_step is not None
-    assert batch.low_videos is not None and batch.low_images is not None
+    assert call.condition.low_res is not None and call.condition.noise_aug_level is not None
+    assert batch.low_res_videos is not None and batch.low_res_images is not None
     layout = call.condition.layout
-    clean = SCALE.normalise(layout.join(batch.low_videos, batch.low_images))
-    alpha, sigma = alpha_sigma_like(network.schedule, layout.per_frame(call.condition.low_step), clean)
-    return (call.condition.low - alpha * clean) / sigma
+    clean = SCALE.normalize(layout.join(batch.low_res_videos, batch.low_res_images))
+    alpha, sigma = alpha_sigma_like(network.schedule, layout.per_frame(call.condition.noise_aug_level), clean)
+    return (call.condition.low_res - alpha * clean) / sigma
 
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[KnownNetwork, JointBatch]:
     """The calls of a training step on 10,000 videos and 10,000 images of 2 x 2 from 1 x 1 latents, with a stage's own defaults."""
-    batch = joint_batch(Layout(10_000, 3, 10_000), side=2)
+    batch = joint_batch(FrameLayout(10_000, 3, 10_000), side=2)
     stage, network = stage_of(batch, replace(LARGER, size=(3, 2, 2), window=(3, 1, 1)))
     train_without_loop(stage)
     stage.training_step(batch, 0)
@@ -58,7 +58,7 @@ def drawn() -> tuple[KnownNetwork, JointBatch]:
 
 
 def test_super_resolution_noise_level_is_uniform_below_350(drawn: tuple[KnownNetwork, JointBatch]) -> None:
-    level = drawn[0].calls[-1].condition.low_step
+    level = drawn[0].calls[-1].condition.noise_aug_level
     assert level is not None and level.dtype == torch.int64 and int(level.min()) == 0 and int(level.max()) == 349
     for kind in (level[:10_000], level[10_000:]):
         assert stats.chisquare(torch.bincount(kind, minlength=350).numpy()).pvalue > 1e-3
@@ -67,7 +67,7 @@ def test_super_resolution_noise_level_is_uniform_below_350(drawn: tuple[KnownNet
 def test_super_resolution_low_latent_is_noised_at_the_level_that_is_told(drawn: tuple[KnownNetwork, JointBatch]) -> None:
     network, batch = drawn
     call = network.calls[-1]
-    eps, level = low_eps(network, call, batch), call.condition.layout.per_frame(call.condition.low_step)  # type: ignore[arg-type]
+    eps, level = low_eps(network, call, batch), call.condition.layout.per_frame(call.condition.noise_aug_level)  # type: ignore[arg-type]
     for rows in (level < 20, (level > 20) & (level < 200), level > 300):
         assert stats.kstest(eps[rows].flatten().numpy(), "norm").pvalue > 1e-3
         assert float(eps[rows].std()) == pytest.approx(1, abs=0.05)
@@ -76,12 +76,12 @@ def test_super_resolution_low_latent_is_noised_at_the_level_that_is_told(drawn: 
 def test_super_resolution_draws_are_independent_of_each_other(drawn: tuple[KnownNetwork, JointBatch]) -> None:
     network, batch = drawn
     call = network.calls[-1]
-    assert call.condition.low_step is not None
+    assert call.condition.noise_aug_level is not None
     values = torch.stack(
         [
-            call.condition.low_step[10_000:].float(),
-            call.step[10_000:].float(),
-            call.condition.keep[10_000:].float(),
+            call.condition.noise_aug_level[10_000:].float(),
+            call.timestep[10_000:].float(),
+            call.condition.condition_kept[10_000:].float(),
             low_eps(network, call, batch)[30_000:, 0, 0, 0],
             network.eps(call)[30_000:, 0, 0, 0],
         ]
@@ -104,7 +104,7 @@ def test_super_resolution_first_pass_sees_the_same_low_latent() -> None:
     train_without_loop(stage)
     stage.training_step(batch, 0)
     first, second = network.calls
-    for name in ("low", "low_step", "keep"):
+    for name in ("low_res", "noise_aug_level", "condition_kept"):
         assert torch.equal(getattr(first.condition, name), getattr(second.condition, name)), name
 
 
@@ -116,14 +116,14 @@ def test_super_resolution_validates_at_the_level_that_it_samples_at(level: int) 
     stage.validation_step(batch, 0)
     assert len(network.calls) == 10
     for call in network.calls:
-        assert call.condition.low_step is not None and call.condition.low_step.tolist() == [level] * 5
+        assert call.condition.noise_aug_level is not None and call.condition.noise_aug_level.tolist() == [level] * 5
         assert float(low_eps(network, call, batch).std()) == pytest.approx(1, abs=0.25)
-        assert call.condition.past is None and bool(call.condition.keep.all())
-    assert stage.settings()["diffusion"]["noise_aug_level"] == level
+        assert call.condition.context_latents is None and bool(call.condition.condition_kept.all())
+    assert stage.sampling_config()["diffusion"]["noise_aug_level"] == level
 
 
 def test_super_resolution_level_is_fifty_at_sampling_unless_told() -> None:
-    assert SuperResolutionStage(LARGER, sgd).settings()["diffusion"]["noise_aug_level"] == 50
+    assert SuperResolutionStage(LARGER, sgd).sampling_config()["diffusion"]["noise_aug_level"] == 50
 
 
 def test_super_resolution_keeps_the_past_and_drops_captions_as_the_base_does() -> None:
@@ -132,24 +132,29 @@ def test_super_resolution_keeps_the_past_and_drops_captions_as_the_base_does() -
     train_without_loop(stage)
     stage.training_step(batch, 0)
     condition = network.calls[-1].condition
-    assert not condition.keep.any() and condition.past_mask is not None and condition.past_mask.any() and condition.low is not None
+    assert (
+        not condition.condition_kept.any()
+        and condition.context_mask is not None
+        and condition.context_mask.any()
+        and condition.low_res is not None
+    )
 
 
 def test_super_resolution_low_noise_depends_on_seed_step_and_slot_only() -> None:
-    def low(total_batch_idx: int = 7, seed: int = 0, slots: list[int] | None = None) -> Tensor:
+    def low_res(total_batch_idx: int = 7, seed: int = 0, global_batch_index: list[int] | None = None) -> Tensor:
         batch = joint_batch()
-        batch.slots = torch.tensor([0, 1, 2, 3, 4] if slots is None else slots)
+        batch.global_batch_index = torch.tensor([0, 1, 2, 3, 4] if global_batch_index is None else global_batch_index)
         stage, network = stage_of(batch, seed=seed)
         train_without_loop(stage, total_batch_idx)
         stage.training_step(batch, 0)
         return low_eps(network, network.calls[-1], batch)
 
-    eps = low()
+    eps = low_res()
     torch.manual_seed(99)
-    assert torch.equal(low(), eps)
-    for other in (low(total_batch_idx=8), low(seed=1), low(slots=[5, 6, 7, 8, 9])):
+    assert torch.equal(low_res(), eps)
+    for other in (low_res(total_batch_idx=8), low_res(seed=1), low_res(global_batch_index=[5, 6, 7, 8, 9])):
         assert not torch.allclose(other, eps, atol=0.1)
-    torch.testing.assert_close(low(slots=[0, 1, 2, 4, 3])[[10, 9]], eps[[9, 10]], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(low_res(global_batch_index=[0, 1, 2, 4, 3])[[10, 9]], eps[[9, 10]], atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("rescaled", [True, False])
@@ -158,8 +163,8 @@ def test_super_resolution_low_noise_is_that_of_the_schedule_of_the_stage(rescale
     found = []
     for scale in (1, 1000):
         batch = joint_batch()
-        assert batch.low_videos is not None and batch.low_images is not None
-        batch.low_videos, batch.low_images = scale * batch.low_videos, scale * batch.low_images
+        assert batch.low_res_videos is not None and batch.low_res_images is not None
+        batch.low_res_videos, batch.low_res_images = scale * batch.low_res_videos, scale * batch.low_res_images
         stage, network = stage_of(batch, zero_terminal_snr=rescaled)
         train_without_loop(stage)
         stage.training_step(batch, 0)
@@ -167,11 +172,11 @@ def test_super_resolution_low_noise_is_that_of_the_schedule_of_the_stage(rescale
     torch.testing.assert_close(found[0], found[1], atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("change, said", [({"low_videos": None}, "low_size is not set"), ({}, "set it to half of data.size")])
+@pytest.mark.parametrize("change, said", [({"low_res_videos": None}, "low_size is not set"), ({}, "set it to half of data.size")])
 def test_super_resolution_without_latents_of_half_the_size_is_refused(change: dict[str, Any], said: str) -> None:
     batch = joint_batch()
     stage, _ = stage_of(batch)
-    wrong = replace(batch, **(change or {"low_videos": batch.videos, "low_images": batch.images}))
+    wrong = replace(batch, **(change or {"low_res_videos": batch.videos, "low_res_images": batch.images}))
     train_without_loop(stage)
     with pytest.raises(ValueError, match=said):
         stage.training_step(wrong, 0)
@@ -192,11 +197,11 @@ def test_super_resolution_previews_are_rows_of_low_sample_and_original() -> None
     stage.denoiser = KnownNetwork(LARGER, videos, layout)  # type: ignore[assignment]
     rows, captions, columns = stage.previews(batch)["super_resolution"]
     assert captions == [word for sample in range(3) for word in ("low", f"circle {sample}", "original")] and columns == 3
-    assert batch.low_videos is not None
-    low, sample, original = rows.view(3, 3, *rows.shape[1:]).unbind(1)
+    assert batch.low_res_videos is not None
+    low_res, sample, original = rows.view(3, 3, *rows.shape[1:]).unbind(1)
     want = Cells().decode(batch.videos).clamp(-1, 1)
     torch.testing.assert_close(original, want, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(sample, want, atol=2e-3, rtol=2e-3)
-    shown = Cells().decode(batch.low_videos).clamp(-1, 1)
-    torch.testing.assert_close(low[..., ::2, ::2], shown, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(low[..., 1::2, 1::2], shown, atol=1e-4, rtol=1e-4)
+    shown = Cells().decode(batch.low_res_videos).clamp(-1, 1)
+    torch.testing.assert_close(low_res[..., ::2, ::2], shown, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(low_res[..., 1::2, 1::2], shown, atol=1e-4, rtol=1e-4)

@@ -19,7 +19,7 @@ from tests.helpers.known_network import (
     take_network,
     train_without_loop,
 )
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.path import alpha_sigma_like
 
@@ -33,7 +33,7 @@ def with_network(batch: JointBatch, error: Tensor | None = None, **settings: Any
 def weights_by_hand(network: KnownNetwork, batch: JointBatch) -> Tensor:
     """Return 1 for each frame that counts: the clip was read, and the frame was not given to the network."""
     condition = network.calls[-1].condition
-    given = torch.zeros(LAYOUT.total) if condition.past_mask is None else condition.past_mask[:, 0, 0, 0]
+    given = torch.zeros(LAYOUT.total_frames) if condition.context_mask is None else condition.context_mask[:, 0, 0, 0]
     return (1 - given) * batch.weight[OWNER]
 
 
@@ -84,7 +84,7 @@ def test_training_step_noise_is_that_of_the_schedule_of_the_stage(rescaled: bool
 
 
 def test_training_step_logs_only_the_kinds_that_there_are() -> None:
-    for layout, name in ((Layout(2, 3, 0), "train/loss_video"), (Layout(0, 3, 2), "train/loss_image")):
+    for layout, name in ((FrameLayout(2, 3, 0), "train/loss_video"), (FrameLayout(0, 3, 2), "train/loss_image")):
         batch = joint_batch(layout)
         stage, _ = with_network(batch)
         logged = train_without_loop(stage)
@@ -130,14 +130,14 @@ def test_training_step_asks_the_other_ranks_how_many_frames_count() -> None:
     assert asked == [7.0]
 
 
-def noise_of(total_batch_idx: int, batch_idx: int = 0, seed: int = 0, slots: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def noise_of(total_batch_idx: int, batch_idx: int = 0, seed: int = 0, global_batch_index: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return timesteps and noise of one training step."""
     batch = joint_batch()
-    batch.slots = batch.slots if slots is None else slots
+    batch.global_batch_index = batch.global_batch_index if global_batch_index is None else global_batch_index
     stage, network = with_network(batch, seed=seed)
     train_without_loop(stage, total_batch_idx)
     stage.training_step(batch, batch_idx)
-    return network.calls[-1].step, network.eps(network.calls[-1])
+    return network.calls[-1].timestep, network.eps(network.calls[-1])
 
 
 def test_training_step_draws_depend_on_seed_step_and_slot_only() -> None:
@@ -145,9 +145,9 @@ def test_training_step_draws_depend_on_seed_step_and_slot_only() -> None:
     torch.manual_seed(99)
     for again in (noise_of(7, batch_idx=3), noise_of(7, batch_idx=0)):
         assert torch.equal(again[0], step) and torch.equal(again[1], eps), "neither the batch of the epoch nor torch's own generator"
-    for other in (noise_of(8), noise_of(7, seed=1), noise_of(7, slots=torch.arange(5) + 5)):
+    for other in (noise_of(8), noise_of(7, seed=1), noise_of(7, global_batch_index=torch.arange(5) + 5)):
         assert not torch.equal(other[0], step) and not torch.allclose(other[1], eps, atol=0.1)
-    moved = noise_of(7, slots=torch.tensor([1, 0, 2, 4, 3]))
+    moved = noise_of(7, global_batch_index=torch.tensor([1, 0, 2, 4, 3]))
     assert torch.equal(moved[0], step[[1, 0, 2, 4, 3]])
     torch.testing.assert_close(moved[1], eps[[3, 4, 5, 0, 1, 2, 6, 7, 8, 10, 9]], atol=1e-3, rtol=1e-3)
 
@@ -159,10 +159,10 @@ def test_training_step_shows_given_frames_to_the_first_pass() -> None:
     train_without_loop(stage)
     stage.training_step(batch, 0)
     first, second = network.calls
-    given = second.condition.past_mask[:, 0, 0, 0].bool()  # type: ignore[index]
+    given = second.condition.context_mask[:, 0, 0, 0].bool()  # type: ignore[index]
     assert first.estimate is None and second.estimate is not None and 3 <= given.sum() <= 6
     assert torch.equal(second.estimate[given], network.x0[given])
-    _, sigma = alpha_sigma_like(network.schedule, LAYOUT.per_frame(second.step), second.x)
+    _, sigma = alpha_sigma_like(network.schedule, LAYOUT.per_frame(second.timestep), second.x)
     torch.testing.assert_close(second.estimate[~given], (network.x0 - sigma * ERROR[:, None, None, None])[~given], atol=1e-3, rtol=1e-3)
 
 
@@ -178,7 +178,7 @@ def test_training_step_without_self_conditioning_runs_the_network_once() -> None
 @pytest.fixture(scope="module")
 def drawn() -> KnownNetwork:
     """The calls of a training step on 10,000 videos and 10,000 images of one pixel, 0 everywhere, with a stage's own defaults."""
-    batch = joint_batch(Layout(10_000, 3, 10_000), side=1)
+    batch = joint_batch(FrameLayout(10_000, 3, 10_000), side=1)
     batch.videos.zero_(), batch.images.zero_()
     stage, network = with_network(batch)
     train_without_loop(stage)
@@ -187,7 +187,7 @@ def drawn() -> KnownNetwork:
 
 
 def test_training_step_timesteps_are_uniform_from_0_to_999(drawn: KnownNetwork) -> None:
-    step = drawn.calls[-1].step
+    step = drawn.calls[-1].timestep
     assert step.dtype == torch.int64 and int(step.min()) == 0 and int(step.max()) == 999
     for kind in (step[:10_000], step[10_000:], step):
         counts = torch.bincount(kind, minlength=1000)
@@ -205,8 +205,8 @@ def test_training_step_noise_is_standard_normal(drawn: KnownNetwork) -> None:
 
 
 def test_training_step_drops_the_condition_of_one_sample_in_ten(drawn: KnownNetwork) -> None:
-    keep = drawn.calls[-1].condition.keep
-    for kind in (keep[:10_000], keep[10_000:]):
+    condition_kept = drawn.calls[-1].condition.condition_kept
+    for kind in (condition_kept[:10_000], condition_kept[10_000:]):
         assert float(kind.float().mean()) == pytest.approx(0.9, abs=0.01)
 
 
@@ -219,7 +219,7 @@ def test_training_step_runs_the_first_pass_for_nine_samples_in_ten(drawn: KnownN
 
 
 def test_training_step_gives_one_video_in_ten_one_or_two_frames(drawn: KnownNetwork) -> None:
-    mask = drawn.calls[-1].condition.past_mask
+    mask = drawn.calls[-1].condition.context_mask
     assert mask is not None and not mask[30_000:].any()
     count = mask[:30_000].view(10_000, 3).sum(dim=1)
     shares = torch.bincount(count.long(), minlength=4) / 10_000
@@ -229,14 +229,14 @@ def test_training_step_gives_one_video_in_ten_one_or_two_frames(drawn: KnownNetw
 def test_training_step_draws_are_independent_of_each_other(drawn: KnownNetwork) -> None:
     first, second = drawn.calls
     condition = second.condition
-    assert condition.labels is not None and first.condition.labels is not None and condition.past_mask is not None
-    past = condition.past_mask[:30_000].view(10_000, 3)[:, 0].float()
+    assert condition.labels is not None and first.condition.labels is not None and condition.context_mask is not None
+    context_latents = condition.context_mask[:30_000].view(10_000, 3)[:, 0].float()
     drawn_of = torch.stack(
         [
-            second.step[:10_000].float(),
-            condition.keep[:10_000].float(),
+            second.timestep[:10_000].float(),
+            condition.condition_kept[:10_000].float(),
             torch.isin(condition.labels, first.condition.labels)[:10_000].float(),
-            past,
+            context_latents,
             drawn.eps(second)[:30_000].view(10_000, 3, 2)[:, 0, 0],
         ]
     )

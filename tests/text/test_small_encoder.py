@@ -8,12 +8,12 @@ from walt_pl.text.small_encoder import SmallTextConfig, SmallTextEncoder, train_
 CAPTIONS = [
     f"a {colour} {shape} moving {way}" for colour in ("red", "blue", "green") for shape in ("circle", "square") for way in ("left", "up")
 ]
-TINY = SmallTextConfig(width=16, layers=2, heads=2, vocabulary=48, length=12)
+TINY = SmallTextConfig(width=16, depth=2, num_heads=2, vocab_size=48, max_length=12)
 
 
 @pytest.fixture(scope="module")
 def vocabulary() -> bytes:
-    return train_vocabulary(CAPTIONS, TINY.vocabulary)
+    return train_vocabulary(CAPTIONS, TINY.vocab_size)
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_unknown_letters_are_no_error(encoder: SmallTextEncoder) -> None:
 
 
 def test_same_captions_give_the_same_vocabulary(vocabulary: bytes) -> None:
-    assert train_vocabulary([*reversed(CAPTIONS), *CAPTIONS, " "], TINY.vocabulary) == vocabulary
+    assert train_vocabulary([*reversed(CAPTIONS), *CAPTIONS, " "], TINY.vocab_size) == vocabulary
 
 
 def test_no_words_no_vocabulary() -> None:
@@ -90,7 +90,7 @@ def test_no_words_no_vocabulary() -> None:
 
 
 def test_vocabulary_must_fit_the_embedding(vocabulary: bytes) -> None:
-    small = SmallTextEncoder(SmallTextConfig(16, 1, 2, vocabulary=8))
+    small = SmallTextEncoder(SmallTextConfig(16, 1, 2, vocab_size=8))
     with pytest.raises(ValueError, match="room for 8"):
         small.load_vocabulary(vocabulary)
 
@@ -101,5 +101,5 @@ def test_encoder_without_a_vocabulary_says_so() -> None:
 
 
 def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ValueError, match=r"text\.width must be a multiple of text\.heads"):
-        SmallTextConfig(width=16, heads=3)
+    with pytest.raises(ValueError, match=r"text\.width must be a multiple of text\.num_heads"):
+        SmallTextConfig(width=16, num_heads=3)

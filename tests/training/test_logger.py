@@ -8,12 +8,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import walt_pl.training.logger
 from tests.conftest import full_disk
-from walt_pl.training.logger import Curves
+from walt_pl.training.logger import ResilientTensorBoardLogger
 
 
 def test_training_goes_on_without_its_curves_and_they_go_on_once_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(walt_pl.training.logger, "RETRY", 0.5)
-    curves = Curves(tmp_path, name="logs")
+    curves = ResilientTensorBoardLogger(tmp_path, name="logs")
     curves.log_metrics({"train/loss": 1.0}, 0)
     curves.save()
     with pytest.warns(UserWarning, match=r"no curves for .*File too large.*; training goes on; make room in .*version_0"), full_disk(3000):
@@ -31,4 +31,4 @@ def test_training_goes_on_without_its_curves_and_they_go_on_once_there_is_room(t
 
 def test_a_value_that_is_none_is_an_error_as_ever(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not supported"):
-        Curves(tmp_path, name="logs").log_metrics({"train/loss": "high"}, 0)  # type: ignore[dict-item]
+        ResilientTensorBoardLogger(tmp_path, name="logs").log_metrics({"train/loss": "high"}, 0)  # type: ignore[dict-item]

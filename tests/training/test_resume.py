@@ -151,7 +151,7 @@ def test_a_second_start_beside_a_living_one_is_refused_and_takes_nothing(painted
     while len(Checkpoint.all(run / CHECKPOINTS)) < 2:
         time.sleep(0.05)
     kept = {checkpoint.step for checkpoint in Checkpoint.all(run / CHECKPOINTS)}
-    for more in (["--fresh", "true"], []):
+    for more in (["--from_scratch", "true"], []):
         second = start("fit", *command, *more)
         assert second.wait() == 1
         assert re.search(r'stage "base" of .* is in training by .*: stop it with: kill \d+; then type the same command', second.said)
@@ -232,13 +232,13 @@ def test_a_torn_checkpoint_is_passed_over_and_fresh_starts_over(painted: Path, t
         file.truncate(1000)
     said = fit(*command)
     assert "step=00000006 is torn" in said and "going on from" in said and "step=00000003" in said
-    said = fit(*command, "--fresh", "true")
+    said = fit(*command, "--from_scratch", "true")
     assert "going on from" not in said and "step 1/12" in said
 
 
 def test_a_progress_bar_is_for_a_terminal_only(painted: Path, tmp_path: Path) -> None:
     command = arguments("vae", tmp_path / "run", painted, "--trainer.max_steps", "3", "--data.val_videos", "0")
-    assert "Epoch 0" not in fit(*command, "--fresh", "true")
+    assert "Epoch 0" not in fit(*command, "--from_scratch", "true")
     master, slave = pty.openpty()
     shown = bytearray()
 
@@ -249,7 +249,7 @@ def test_a_progress_bar_is_for_a_terminal_only(painted: Path, tmp_path: Path) ->
 
     reader = threading.Thread(target=read)
     reader.start()
-    code = start("fit", *command, "--fresh", "true", terminal=os.ttyname(slave)).wait()
+    code = start("fit", *command, "--from_scratch", "true", terminal=os.ttyname(slave)).wait()
     os.close(slave)
     reader.join(10)
     assert code == 0 and b"Epoch 0" in shown and b"step 1/3" not in shown

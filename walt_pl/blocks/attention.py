@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 
 Window = tuple[int, int, int]
 AttentionName = Literal["sdpa", "plain"]
@@ -31,7 +31,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, name: Attention
     return scores.softmax(dim=-1).to(v.dtype) @ v
 
 
-class HeadNorm(nn.Module):
+class QKNorm(nn.Module):
     """qk-norm: queries and keys normalised per head before their product, so that logits cannot grow without bound."""
 
     def __init__(self, size: int, name: NormName) -> None:
@@ -42,16 +42,16 @@ class HeadNorm(nn.Module):
         return self.norm(x).to(x.dtype)
 
 
-class RelativeBias(nn.Module):
+class RelativePositionBias(nn.Module):
     """Learned bias per head and offset within a window (Swin, arXiv 2103.14030), one table of (2t-1)(2h-1)(2w-1) entries."""
 
     index: Tensor
 
-    def __init__(self, window: Window, heads: int) -> None:
+    def __init__(self, window: Window, num_heads: int) -> None:
         super().__init__()
         self.window = window
         entries = (2 * window[0] - 1) * (2 * window[1] - 1) * (2 * window[2] - 1)
-        self.table = nn.Parameter(torch.zeros(heads, entries))
+        self.table = nn.Parameter(torch.zeros(num_heads, entries))
         self.register_buffer("index", _relative_index(window), persistent=False)
 
     def forward(self) -> Tensor:
@@ -76,24 +76,24 @@ class WindowAttention(nn.Module):
     returns each token's own value, so only ``W_o v`` is computed for them.
     """
 
-    def __init__(self, width: int, heads: int, window: Window, qk_norm: NormName, attention: AttentionName) -> None:
+    def __init__(self, width: int, num_heads: int, window: Window, qk_norm: NormName, attention: AttentionName) -> None:
         super().__init__()
-        self.heads, self.window, self.attention = heads, window, attention
+        self.num_heads, self.window, self.attention = num_heads, window, attention
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = HeadNorm(width // heads, qk_norm)
-        self.k_norm = HeadNorm(width // heads, qk_norm)
-        self.bias = RelativeBias(window, heads)
+        self.q_norm = QKNorm(width // num_heads, qk_norm)
+        self.k_norm = QKNorm(width // num_heads, qk_norm)
+        self.bias = RelativePositionBias(window, num_heads)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, layout: Layout, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, layout: FrameLayout, grid: tuple[int, int]) -> Tensor:
         """Tokens [f n d] of frames with ``grid`` = (rows, columns) tokens each, to [f n d]."""
         if self.window[0] == 1:
             return self.out(self._attend(x))
         videos, images = x[: layout.video_frames], x[layout.video_frames :]
         mixed = []
         if layout.videos:
-            windows = cut_windows(videos, layout.frames, grid, self.window)
-            mixed.append(join_windows(self._attend(windows), layout.frames, grid, self.window))
+            windows = window_partition(videos, layout.frames, grid, self.window)
+            mixed.append(window_reverse(self._attend(windows), layout.frames, grid, self.window))
         if layout.images:
             width = x.shape[-1]
             mixed.append(F.linear(images, self.qkv.weight[2 * width :], self.qkv.bias[2 * width :]))
@@ -104,12 +104,12 @@ class WindowAttention(nn.Module):
         return y
 
     def _attend(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b n (three heads e) -> three b heads n e", three=3, heads=self.heads)
+        q, k, v = rearrange(self.qkv(x), "b n (three heads e) -> three b heads n e", three=3, heads=self.num_heads)
         y = attend(self.q_norm(q), self.k_norm(k), v, self.bias(), self.attention)
         return rearrange(y, "b heads n e -> b n (heads e)")
 
 
-def cut_windows(x: Tensor, frames: int, grid: tuple[int, int], window: Window) -> Tensor:
+def window_partition(x: Tensor, frames: int, grid: tuple[int, int], window: Window) -> Tensor:
     """Frames of videos [(v t) n d] to windows of tokens [(v nt nh nw) (t h w) d]."""
     return rearrange(
         x,
@@ -122,8 +122,8 @@ def cut_windows(x: Tensor, frames: int, grid: tuple[int, int], window: Window) -
     )
 
 
-def join_windows(x: Tensor, frames: int, grid: tuple[int, int], window: Window) -> Tensor:
-    """The inverse of :func:`cut_windows`."""
+def window_reverse(x: Tensor, frames: int, grid: tuple[int, int], window: Window) -> Tensor:
+    """The inverse of :func:`window_partition`."""
     return rearrange(
         x,
         "(v nt nh nw) (t h w) d -> (v nt t) (nh h nw w) d",
@@ -136,37 +136,37 @@ def join_windows(x: Tensor, frames: int, grid: tuple[int, int], window: Window) 
     )
 
 
-class TextAttention(nn.Module):
+class CrossAttention(nn.Module):
     """Cross-attention of a window's tokens over their own input and the text (section 3.4): keys = concat(window, text).
 
     The window's own tokens among the keys let a layer ignore the caption, and keep a one-word caption from taking all the weight.
     A window of one frame is the whole frame, of videos and images alike; windows of several frames take batches of videos alone.
     """
 
-    def __init__(self, width: int, heads: int, window: Window, qk_norm: NormName, attention: AttentionName) -> None:
+    def __init__(self, width: int, num_heads: int, window: Window, qk_norm: NormName, attention: AttentionName) -> None:
         super().__init__()
-        self.heads, self.window, self.attention = heads, window, attention
+        self.num_heads, self.window, self.attention = num_heads, window, attention
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
-        self.q_norm = HeadNorm(width // heads, qk_norm)
-        self.k_norm = HeadNorm(width // heads, qk_norm)
+        self.q_norm = QKNorm(width // num_heads, qk_norm)
+        self.k_norm = QKNorm(width // num_heads, qk_norm)
         self.out = nn.Linear(width, width)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, text: Tensor, mask: Tensor, layout: Layout, grid: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor, layout: FrameLayout, grid: tuple[int, int]) -> Tensor:
         """Tokens [f n d] of frames of ``grid``, text [s l d] of each sample and its mask [s l] (true = a word), to [f n d]."""
         if self.window[0] == 1:
             return self._attend(x, text, mask, layout)
-        windows = cut_windows(x, layout.frames, grid, self.window)
+        windows = window_partition(x, layout.frames, grid, self.window)
         # The windows of a video share its caption as its frames do.
-        shared = Layout(layout.videos, len(windows) // layout.videos, 0)
-        return join_windows(self._attend(windows, text, mask, shared), layout.frames, grid, self.window)
+        shared = FrameLayout(layout.videos, len(windows) // layout.videos, 0)
+        return window_reverse(self._attend(windows, text, mask, shared), layout.frames, grid, self.window)
 
-    def _attend(self, x: Tensor, text: Tensor, mask: Tensor, layout: Layout) -> Tensor:
+    def _attend(self, x: Tensor, text: Tensor, mask: Tensor, layout: FrameLayout) -> Tensor:
         kv = torch.cat([self.kv(x), layout.per_frame(self.kv(text))], dim=1)
-        k, v = rearrange(kv, "f m (two heads e) -> two f heads m e", two=2, heads=self.heads)
-        q = rearrange(self.q(x), "f n (heads e) -> f heads n e", heads=self.heads)
+        k, v = rearrange(kv, "f m (two heads e) -> two f heads m e", two=2, heads=self.num_heads)
+        q = rearrange(self.q(x), "f n (heads e) -> f heads n e", heads=self.num_heads)
         own = mask.new_ones(mask.shape[0], x.shape[1])
         keep = layout.per_frame(torch.cat([own, mask], dim=1))[:, None, None]  # [f 1 1 m]
         bias = torch.zeros_like(keep, dtype=q.dtype).masked_fill(~keep, -torch.inf)

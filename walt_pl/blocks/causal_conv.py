@@ -16,10 +16,10 @@ NormName = Literal["group", "layer"]
 
 
 @dataclass
-class Stream:
+class CausalConvCache:
     """What a causal network carries from one chunk of a video to the next."""
 
-    tails: dict[nn.Module, Tensor] = field(default_factory=dict)
+    inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     """Last input frames of each convolution, [b c k h w]."""
     first: bool = True
     """Whether the chunk under way is the first: only it drops frames after up-sampling."""
@@ -44,19 +44,19 @@ class CausalConv3d(nn.Conv3d):
         super().__init__(in_channels, out_channels, (frames, kernel, kernel), stride=stride, padding=(0, side, side))
         self.past = frames - 1
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        if x.shape[2] == 1 and stream is None:
+    def forward(self, x: Tensor, cache: CausalConvCache | None = None) -> Tensor:
+        if x.shape[2] == 1 and cache is None:
             return self._one_frame(x)
         if self.past:
-            x = torch.cat([self._before(x, stream), x], dim=2)
-            if stream is not None:
+            x = torch.cat([self._before(x, cache), x], dim=2)
+            if cache is not None:
                 # The next output starts `stride` frames after the last one: kernel - stride inputs are seen again.
-                stream.tails[self] = x[:, :, -(self.past + 1 - self.stride[0]) :].clone()
+                cache.inputs[self] = x[:, :, -(self.past + 1 - self.stride[0]) :].clone()
         return super().forward(x)
 
-    def _before(self, x: Tensor, stream: Stream | None) -> Tensor:
-        if stream is not None and self in stream.tails:
-            return stream.tails[self]
+    def _before(self, x: Tensor, cache: CausalConvCache | None) -> Tensor:
+        if cache is not None and self in cache.inputs:
+            return cache.inputs[self]
         return x[:, :, :1].expand(-1, -1, self.past, -1, -1)
 
     def _one_frame(self, x: Tensor) -> Tensor:
@@ -102,9 +102,9 @@ class ResBlock(nn.Module):
         self.conv2 = CausalConv3d(out_channels, out_channels, time_kernel=time_kernel)
         self.shortcut = CausalConv3d(in_channels, out_channels, kernel=1) if in_channels != out_channels else None
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)), stream)
-        h = self.conv2(F.silu(self.norm2(h)), stream)
+    def forward(self, x: Tensor, cache: CausalConvCache | None = None) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)), cache)
+        h = self.conv2(F.silu(self.norm2(h)), cache)
         return h + (x if self.shortcut is None else self.shortcut(x))
 
 
@@ -116,13 +116,13 @@ class Upsample(nn.Module):
         self.factors = factors
         self.conv = CausalConv3d(channels, channels * factors[0] * factors[1] * factors[2], time_kernel=time_kernel)
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: CausalConvCache | None = None) -> Tensor:
         st, sh, sw = self.factors
-        x = rearrange(self.conv(x, stream), "b (c st sh sw) t h w -> b c (t st) (h sh) (w sw)", st=st, sh=sh, sw=sw)
-        return x[:, :, st - 1 :] if stream is None or stream.first else x
+        x = rearrange(self.conv(x, cache), "b (c st sh sw) t h w -> b c (t st) (h sh) (w sw)", st=st, sh=sh, sw=sw)
+        return x[:, :, st - 1 :] if cache is None or cache.first else x
 
 
-class LatentNorm(nn.Module):
+class SpatialNorm(nn.Module):
     """Norm whose scale and shift come from the latent of the same position (MAGVIT-v2's adaptive norm, made causal).
 
     Latent 0 governs frame 0 and latent j the frames s(j-1)+1 .. sj, so z is repeated and the first s - 1 frames fall away:
@@ -136,11 +136,11 @@ class LatentNorm(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, z: Tensor, factors: Strides, stream: Stream | None = None) -> Tensor:
+    def forward(self, x: Tensor, z: Tensor, factors: Strides, cache: CausalConvCache | None = None) -> Tensor:
         modulation = self.modulation(z)
         for dim, factor in zip((2, 3, 4), factors, strict=True):
             modulation = modulation.repeat_interleave(factor, dim=dim) if factor > 1 else modulation
-        if stream is None or stream.first:
+        if cache is None or cache.first:
             modulation = modulation[:, :, factors[0] - 1 :]
         scale, shift = modulation.chunk(2, dim=1)  # 2 x [b c t h w]
         return torch.addcmul(shift, self.norm(x), 1 + scale)

@@ -32,7 +32,7 @@ def compute_dtype(device: torch.device | str) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def trainer_precision(given: str | int) -> str:
+def normalize_precision(given: str | int) -> str:
     """Return Lightning's full name of a precision whose weights are float32.
 
     The weights that the optimiser moves, their averages and the artifacts are float32. In 7 bits of bfloat16 most updates of a trained

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 
-class StepEmbedding(nn.Module):
+class TimestepEmbedding(nn.Module):
     """Diffusion step to a vector: 256 sinusoids, then an MLP (DiT, arXiv 2212.09748)."""
 
     frequencies: int = 256
@@ -15,12 +15,12 @@ class StepEmbedding(nn.Module):
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(self.frequencies, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, step: Tensor) -> Tensor:
+    def forward(self, timestep: Tensor) -> Tensor:
         """Steps [s] (integers 0..999) to [s d]."""
         half = self.frequencies // 2
         # Float32 whatever the engine's dtype: bfloat16 cannot tell step 998 from 999.
-        rate = torch.exp(-math.log(10_000) * torch.arange(half, device=step.device, dtype=torch.float32) / half)
-        angle = step.float()[:, None] * rate
+        rate = torch.exp(-math.log(10_000) * torch.arange(half, device=timestep.device, dtype=torch.float32) / half)
+        angle = timestep.float()[:, None] * rate
         waves = torch.cat([angle.cos(), angle.sin()], dim=1)
         return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Layout:
+class FrameLayout:
     """What the frames of a joint batch are.
 
     A *sample* is one video or one image: it has one caption, one noise level, one modulation. A tensor over samples is [s ...], videos
@@ -23,7 +23,7 @@ class Layout:
     """Images in the batch."""
 
     @property
-    def samples(self) -> int:
+    def num_samples(self) -> int:
         """Videos and images."""
         return self.videos + self.images
 
@@ -33,7 +33,7 @@ class Layout:
         return self.videos * self.frames
 
     @property
-    def total(self) -> int:
+    def total_frames(self) -> int:
         """All frames."""
         return self.video_frames + self.images
 
@@ -47,10 +47,10 @@ class Layout:
         """Mean over the frames of each sample: [f] to [s]."""
         return torch.cat([x[: self.video_frames].view(self.videos, self.frames).mean(dim=1), x[self.video_frames :]])
 
-    def select(self, rows: Tensor) -> "Layout":
+    def select(self, rows: Tensor) -> "FrameLayout":
         """The layout of the samples where ``rows`` [s] is true."""
         videos = int(rows[: self.videos].sum())
-        return Layout(videos, self.frames, int(rows.sum()) - videos)
+        return FrameLayout(videos, self.frames, int(rows.sum()) - videos)
 
     def join(self, videos: Tensor, images: Tensor) -> Tensor:
         """[v c t h w] and [i c 1 h w] to frames [f c h w]."""

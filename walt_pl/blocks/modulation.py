@@ -16,18 +16,18 @@ class AdaLN(nn.Module):
         rank: r of the correction, or None for a linear layer of each layer's own (the paper's "separate" AdaLN).
     """
 
-    def __init__(self, width: int, layers: int, rank: int | None) -> None:
+    def __init__(self, width: int, depth: int, rank: int | None) -> None:
         super().__init__()
         self.rank = rank
         if rank is None:
-            self.weight = nn.Parameter(torch.zeros(layers, 6 * width, width))
-            self.bias = nn.Parameter(torch.zeros(layers, 6 * width))
+            self.weight = nn.Parameter(torch.zeros(depth, 6 * width, width))
+            self.bias = nn.Parameter(torch.zeros(depth, 6 * width))
             return
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 6 * width))
         nn.init.zeros_(self.mlp[2].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.mlp[2].bias)  # type: ignore[arg-type]
-        self.down = nn.Parameter(torch.randn(layers, rank, width) * width**-0.5)
-        self.up = nn.Parameter(torch.zeros(layers, 6 * width, rank))
+        self.down = nn.Parameter(torch.randn(depth, rank, width) * width**-0.5)
+        self.up = nn.Parameter(torch.zeros(depth, 6 * width, rank))
 
     def forward(self, cond: Tensor) -> Tensor:
         """[s d] to [layers s 6 d]."""

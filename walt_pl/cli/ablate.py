@@ -18,7 +18,7 @@ from walt_pl.data.index import Index
 from walt_pl.files import write_whole
 from walt_pl.runs.artifact import read_card
 from walt_pl.runs.manifest import Manifest
-from walt_pl.sampling.cascade import Cascade, Sampling
+from walt_pl.sampling.cascade import Cascade, SamplingConfig
 from walt_pl.shapes.evaluation import STEPS, default_steps, machine, score_base
 
 PROMPTS, UNSEEN, SEED = 256, 64, 1
@@ -125,7 +125,7 @@ def _fit(configs: Sequence[Path], folder: Path, further: Sequence[str]) -> None:
 
 def _score(folder: Path, index: Path) -> dict[str, float]:
     cascade = Cascade.open(folder, ["base"])
-    sampling = Sampling(default_steps(cascade))
+    sampling = SamplingConfig(default_steps(cascade))
     shares = score_base(cascade, [entry.caption for entry in Index(index, "val").videos[:PROMPTS]], sampling, SEED)
     pairs = [entry.caption for entry in Index(index, "unseen").videos[:UNSEEN]]
     loss = read_card(folder / "base")["metrics"]["values"]["val/loss"]

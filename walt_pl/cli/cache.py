@@ -10,10 +10,10 @@ from lightning.pytorch.cli import LightningArgumentParser
 from stages.base import BaseStage
 from stages.latent_diffusion import LatentDiffusion
 from stages.super_resolution import SuperResolutionStage
-from walt_pl.cli.fit import Program
+from walt_pl.cli.fit import WaltCLI
 
 
-class Caches(Program):
+class CacheCLI(WaltCLI):
     """The latents and text features of the stage that a command line describes."""
 
     def __init__(self) -> None:
@@ -50,6 +50,6 @@ class Caches(Program):
         data.setup("fit")
         data.build_caches(verify=True)
         # A small text encoder is trained with the base and has nothing to compute before.
-        if isinstance(model, SuperResolutionStage) or (isinstance(model, BaseStage) and model.frozen_text is not None):
+        if isinstance(model, SuperResolutionStage) or (isinstance(model, BaseStage) and model.pretrained_text is not None):
             model.setup("fit")
         print(f"{data.cache_dir}: whole")

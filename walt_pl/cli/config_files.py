@@ -1,4 +1,4 @@
-"""The files that a configuration is laid over: its key ``over``."""
+"""The files that a configuration is laid over: its key ``extends``."""
 
 import argparse
 import glob
@@ -11,7 +11,7 @@ import yaml
 from walt_pl.runs.stage_names import NAMES, ManifestError, in_order, kind_of
 
 
-def beneath_first_config(arguments: list[str]) -> list[str]:
+def extended_by_first_config(arguments: list[str]) -> list[str]:
     """The files that the first config of a command line is laid over, as patterns for jsonargparse's default_config_files.
 
     Raises:
@@ -32,7 +32,7 @@ def beneath_first_config(arguments: list[str]) -> list[str]:
                 f'unknown stage "{first.stem}", the name of the first --config: wanted {NAMES}; an overlay comes second '
                 f"(--config STAGE.yaml --config {first.name}), or give --stage NAME"
             ) from error
-    return [glob.escape(str(path)) for path in beneath(first)]
+    return [glob.escape(str(path)) for path in extended_files(first)]
 
 
 def stages_of(experiment: Path) -> list[str]:
@@ -49,16 +49,16 @@ def _plain(config: Path) -> dict[str, Any]:
     return plain if isinstance(plain, dict) else {}
 
 
-def beneath(config: Path) -> list[Path]:
-    """The files that a config is laid over, the lowest first: those its key ``over`` names, and those that they name.
+def extended_files(config: Path) -> list[Path]:
+    """The files that a config is laid over, the lowest first: those its key ``extends`` names, and those that they name.
 
     Raises:
         ValueError: one of them is not there.
     """
     files: list[Path] = []
-    for name in _plain(config).get("over") or []:
+    for name in _plain(config).get("extends") or []:
         below = config.parent / str(name)
         if not below.is_file():
-            raise ValueError(f"{config}: over names {name}, but there is no {below}; paths are relative to the file that names them")
-        files += [*beneath(below), below]
+            raise ValueError(f"{config}: extends names {name}, but there is no {below}; paths are relative to the file that names them")
+        files += [*extended_files(below), below]
     return files

@@ -23,7 +23,7 @@ from walt_pl.files import write_whole
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet
 from walt_pl.media.writing import write_gif, write_image
 from walt_pl.runs.stage_names import kind_of
-from walt_pl.sampling.cascade import Cascade, Request, Sampling
+from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.shapes.dataset import write_set
 from walt_pl.shapes.evaluation import default_steps, evaluate_run, machine, render_summary, write_summary
 
@@ -120,8 +120,8 @@ def _show(run: Path, stages: Sequence[str], index: Path, out: Path) -> int:
     unseen = [entry.caption for entry in Index(index, "unseen").videos[:SHOWN_UNSEEN]]
     prompts = seen + unseen
     cascade = Cascade.open(run, [stage for stage in stages if kind_of(stage) != "vae"])
-    request = Request(prompts=prompts, seeds=[SEED + i for i in range(len(prompts))])
-    clips = torch.cat(list(make_clips(cascade, request, Sampling(default_steps(cascade)), batch=16)))
+    request = SampleRequest(prompts=prompts, seeds=[SEED + i for i in range(len(prompts))])
+    clips = torch.cat(list(make_clips(cascade, request, SamplingConfig(default_steps(cascade)), batch=16)))
     captions = seen + [f"{caption} (pair never seen in videos)" for caption in unseen]
     write_image(out / "samples.png", contact_sheet(clips, captions))
     write_gif(out / "samples.gif", captioned_grid(clips, captions), cascade.fps or DEFAULT_FPS)

@@ -60,9 +60,9 @@ def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale:
     """The figures and the pictures of an autoencoder, on the clips that its training was validated on, whole."""
     folder = Manifest.open(run).usable([stage], allow_stale)[stage]
     data = _trained_on(folder / TRAIN, index)
-    framing = replace(data.framing, crop=None, sizes=(), flip=False)
+    clip_transform = replace(data.clip_transform, crop=None, sizes=(), flip=False)
     videos = Index(data.index, "val").videos
-    source = PixelDataset(videos, (), framing)
+    source = PixelDataset(videos, (), clip_transform)
     selected = data.selection("val").get("video")
     if selected is None:
         raise ValueError(f"{folder}: trained on images alone, and videos are scored")
@@ -71,7 +71,7 @@ def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale:
     clips, lines = clips[: 2 * SHOWN], lines[: 2 * SHOWN]
     out = run / "reconstructions.png"
     write_image(out, contact_sheet(clips, lines))
-    fps = trained_rate(videos, selected.positions(), framing) or DEFAULT_FPS
+    fps = trained_rate(videos, selected.positions(), clip_transform) or DEFAULT_FPS
     write_gif(out.with_suffix(".gif"), captioned_grid(clips, lines, columns=2), fps)
     print(f"{summary['counts']['vae']} held-out clips; look at {out}, {out.with_suffix('.gif')}")
 

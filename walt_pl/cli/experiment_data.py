@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 from datamodules.joint import JointData
-from walt_pl.cli.fit import Program
+from walt_pl.cli.fit import WaltCLI
 
 
-class _Data(Program):
+class _Data(WaltCLI):
     """The data that a config describes; nothing else of it is made."""
 
     def __init__(self) -> None:

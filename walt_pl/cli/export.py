@@ -13,9 +13,9 @@ import torch
 
 from datamodules.joint import JointData
 from walt_pl.models.vae import VAE
-from walt_pl.runs.artifact import section_config
-from walt_pl.runs.artifact_writing import check_replaceable, save_artifact, section_states
-from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, read_state, way_back
+from walt_pl.runs.artifact import component_config
+from walt_pl.runs.artifact_writing import check_replaceable, component_states, save_artifact
+from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, read_state, recovery_hint
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.stored_config import clip_arguments, in_bfloat16, statistics_batches
 from walt_pl.runs.whole_weights import weights
@@ -59,8 +59,8 @@ def export_checkpoint(path: Path, out: Path, ema: bool = True, index: Path | Non
     if described is None:
         raise CheckpointError(f"{checkpoint.path} does not say what it is a checkpoint of; let `fit` go on from it and write another one")
     _check_index(index, described["kind"])
-    states = section_states(weights(checkpoint, ema), described["sections"])
-    models = {name: (states[name], section_config(name, fields)) for name, fields in described["sections"].items()}
+    states = component_states(weights(checkpoint, ema), described["components"])
+    models = {name: (states[name], component_config(name, fields)) for name, fields in described["components"].items()}
     averaged = ema and checkpoint.ema is not None
     card = {
         "parents": described["parents"],
@@ -86,13 +86,13 @@ def export_checkpoint(path: Path, out: Path, ema: bool = True, index: Path | Non
             out,
             kind=described["kind"],
             models=models,
-            settings=described["settings"],
+            sampling_config=described["sampling_config"],
             card=card,
             train_config=described["train_config"],
             files=described["files"],
         )
     except NonFiniteError as error:
-        raise NonFiniteError(f"{checkpoint.path}: {error}; {way_back(checkpoint.path.parent, checkpoint.step)}") from error
+        raise NonFiniteError(f"{checkpoint.path}: {error}; {recovery_hint(checkpoint.path.parent, checkpoint.step)}") from error
     return checkpoint, sha256
 
 

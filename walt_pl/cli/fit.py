@@ -13,9 +13,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.joint import JointData
-from stages.finetuning import take_weights
+from stages.finetuning import init_from
 from walt_pl.blocks.compute import compute_dtype
-from walt_pl.cli.config_files import beneath_first_config
+from walt_pl.cli.config_files import extended_by_first_config
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import STATE, Checkpoint
@@ -23,17 +23,17 @@ from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import ManifestError, kind_of, parents_of
 from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA
-from walt_pl.training.callbacks.export import Export
+from walt_pl.training.callbacks.export import ExportArtifact
 from walt_pl.training.callbacks.hyperparameters import Hyperparameters
 from walt_pl.training.callbacks.previews import Previews
 from walt_pl.training.callbacks.reseed import Reseed
-from walt_pl.training.callbacks.save_config import Versions
-from walt_pl.training.callbacks.spike_guard import Guard
-from walt_pl.training.callbacks.text_progress import LogLine
+from walt_pl.training.callbacks.save_config import SaveConfig
+from walt_pl.training.callbacks.spike_guard import SpikeGuard
+from walt_pl.training.callbacks.text_progress import TextProgress
 from walt_pl.training.callbacks.throughput import Throughput
-from walt_pl.training.logger import Curves
+from walt_pl.training.logger import ResilientTensorBoardLogger
 
-START_OVER = "add --fresh true to the command you typed (make: FRESH=1)"
+START_OVER = "add --from_scratch true to the command you typed (make: FRESH=1)"
 """What makes `fit` train a stage from the beginning that is done, or cannot go on."""
 AUTO = "auto"
 """Value of --ckpt_path: the newest whole checkpoint of the stage. `fit` takes it by itself."""
@@ -51,11 +51,11 @@ DEFAULTS: dict[str, Any] = {
 BEST = {"vae": ("val/psnr_video", "highest"), "base": ("val/loss", "lowest"), "super_resolution": ("val/loss", "lowest")}
 
 
-class Program(LightningCLI):
+class WaltCLI(LightningCLI):
     """LightningCLI that knows runs: where a stage writes, what its parents are, how it goes on."""
 
     def __init__(self, run: bool = True) -> None:
-        beneath = {"default_config_files": beneath_first_config(sys.argv[1:])}
+        extended_files = {"default_config_files": extended_by_first_config(sys.argv[1:])}
         super().__init__(
             L.LightningModule,
             JointData,
@@ -63,7 +63,7 @@ class Program(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_callback=None,
-            parser_kwargs=dict.fromkeys(self.subcommands(), beneath) if run else beneath,
+            parser_kwargs=dict.fromkeys(self.subcommands(), extended_files) if run else extended_files,
             run=run,
         )
 
@@ -77,13 +77,13 @@ class Program(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run", type=str | None, default=None, help="Folder of the run; runs/EXP for experiments/EXP/STAGE.yaml.")
         parser.add_argument("--stage", type=str | None, default=None, help="Name of the stage; the name of the first config file.")
-        parser.add_argument("--over", type=list[str], default=[], help="Files that the first config is laid over, relative to it.")
+        parser.add_argument("--extends", type=list[str], default=[], help="Files that the first config is laid over, relative to it.")
         parser.add_argument("--init", type=str | None, default=None, help="Artifact to start from, also of another aspect ratio.")
-        parser.add_argument("--fresh", type=bool, default=False, help="Train again from the beginning, whatever there is.")
+        parser.add_argument("--from_scratch", type=bool, default=False, help="Train again from the beginning, whatever there is.")
         parser.add_argument("--allow_stale", type=bool, default=False, help="Use parents that are stale.")
         for callback, key in (
             (EMA, "ema"),
-            (Guard, "guard"),
+            (SpikeGuard, "guard"),
             (Previews, "previews"),
             (Throughput, "throughput"),
             (Checkpoints, "checkpoint"),
@@ -125,7 +125,7 @@ class Program(LightningCLI):
         options = self.options
         self.run_dir, self.stage = _run_and_stage(options)
         self.manifest = Manifest.open(self.run_dir, Path(str(options.config[0])).parent if options.config else None)
-        options.run, options.stage, options.over = str(self.run_dir), self.stage, []  # what is written down lies over nothing
+        options.run, options.stage, options.extends = str(self.run_dir), self.stage, []  # what is written down lies over nothing
 
     def _check_parents(self) -> None:
         """Parents that were named become those of the run, which are checked."""
@@ -168,11 +168,11 @@ class Program(LightningCLI):
             return
         options.ckpt_path = None
         state = manifest.state(self.stage)
-        if state == "done" and not options.fresh:
+        if state == "done" and not options.from_scratch:
             _say(f'stage "{self.stage}" of {self.run_dir} is done; nothing was trained. To train it again {START_OVER}')
             raise SystemExit(0)
         found = manifest.stages().get(self.stage)
-        if found is None or found.training is None or options.fresh:
+        if found is None or found.training is None or options.from_scratch:
             return
         if Checkpoint.newest(options.checkpoint.folder) is None:
             _say(f"{options.checkpoint.folder} has no whole checkpoint to go on from: training starts at step 0")
@@ -218,25 +218,25 @@ class Program(LightningCLI):
         """Take the weights of ``--init``, unless training goes on."""
         if self.options.init is None or self.restored is not None:
             return
-        take_weights(self.model.sections(), load(self.options.init))
+        init_from(self.model.components(), load(self.options.init))
 
     # ---- What the trainer is made of ----------------------------------------------------------------------------------
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer_options = self.options.trainer
         if trainer_options.logger in (None, True):
-            kwargs["logger"] = Curves(str(self.work), name="logs")
+            kwargs["logger"] = ResilientTensorBoardLogger(str(self.work), name="logs")
         # On a terminal the Trainer brings its own rich progress bar.
         first: list[L.Callback] = []
         extra: list[L.Callback] = []
         if not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
-            extra.append(LogLine())
+            extra.append(TextProgress())
         if self.subcommand == "fit":
             config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
-            extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed), Versions(config)]
+            extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed), SaveConfig(config)]
             # The first of all: what it refuses must not have been begun by another.
-            first.append(Export(self.run_dir, self.stage, self.parents, config))
+            first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config))
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]
         if self.subcommand is not None and self.restored is not None:

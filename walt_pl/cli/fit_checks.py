@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import StrategyRegistry
 
-from walt_pl.blocks.compute import trainer_precision
+from walt_pl.blocks.compute import normalize_precision
 from walt_pl.runs.checkpoint import STATE, Checkpoint
 from walt_pl.runs.stage_names import kind_of
 
@@ -21,7 +21,7 @@ def check_precision(trainer: Any) -> None:
     Raises:
         ValueError: the weights that train would not be float32.
     """
-    trainer.precision = None if trainer.precision is None else trainer_precision(trainer.precision)
+    trainer.precision = None if trainer.precision is None else normalize_precision(trainer.precision)
 
 
 def check_engine(stage: str, options: Any) -> None:
@@ -86,7 +86,7 @@ def check_shards(restored: Path | None, trainer: Any) -> None:
     if written.startswith("zero") and _strategy_name(trainer.strategy) != ZERO:
         raise ValueError(
             f"{restored.parent} was written with {written}: add --config experiments/strategy/{written}.yaml "
-            f"(make: STRATEGY={written}) to go on, or start over with --fresh true"
+            f"(make: STRATEGY={written}) to go on, or start over with --from_scratch true"
         )
 
 

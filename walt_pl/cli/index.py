@@ -11,16 +11,16 @@ from walt_pl.cli.experiment_data import data_of
 from walt_pl.data.batch import Kind
 from walt_pl.data.selection import Selection, described
 from walt_pl.indexing import doctor
-from walt_pl.indexing.build_index import Options, build_index
+from walt_pl.indexing.build_index import IndexOptions, build_index
 from walt_pl.indexing.dataset_layouts import list_source
-from walt_pl.indexing.listing import Layout
+from walt_pl.indexing.listing import SourceLayout
 from walt_pl.shapes.dataset import write_set
 
 
 def index(
     source: str,
     out: str | None = None,
-    layout: Layout = "auto",
+    layout: SourceLayout = "auto",
     root: str | None = None,
     split: str = "",
     val: float = 0.0,
@@ -53,7 +53,7 @@ def index(
         validation: validation videos of shapes.
         seed: of the pictures of shapes.
     """
-    options = Options(report, split, val, workers or os.cpu_count() or 1, seconds)
+    options = IndexOptions(report, split, val, workers or os.cpu_count() or 1, seconds)
     if source == "shapes":
         path = write_set(Path(out or "data/shapes"), videos, images, validation, seed)
         if not report and config is None:
@@ -71,10 +71,10 @@ def index(
     # What is wrong with a config is told before the work.
     report_use = None if config is None else _use_report(path, Path(config))
     built = build_index(listing, path, options)
-    doctor.show(doctor.told(built, listing, path))
+    doctor.print_rich(doctor.render_build(built, listing, path))
     if report:
         findings = doctor.diagnose(path, options, built.changed)
-        doctor.show(doctor.rendered(findings, path))
+        doctor.print_rich(doctor.render_findings(findings, path))
         print(f"every finding: {doctor.write_report(findings, path)}")
     if report_use is not None:
         report_use()
@@ -92,7 +92,7 @@ def _report_use(path: Path, name: str, data: JointData) -> None:
     for split in ["train", "val"] if data.val_videos else ["train"]:
         try:
             selections[split] = data.choice(split)
-            print("\n".join(described(split, data.selection(split), data.buckets, data.framing)))
+            print("\n".join(described(split, data.selection(split), data.buckets, data.clip_transform)))
         except ValueError as error:
             problems.append(str(error))
     print(f"every clip and image: {doctor.write_use(path, name, selections, data.buckets)}")

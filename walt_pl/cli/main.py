@@ -17,7 +17,7 @@ from walt_pl.cli.clips import clips
 from walt_pl.cli.demo import demo
 from walt_pl.cli.evaluate import evaluate
 from walt_pl.cli.export import export
-from walt_pl.cli.fit import Program
+from walt_pl.cli.fit import WaltCLI
 from walt_pl.cli.index import index
 from walt_pl.cli.sample import sample
 from walt_pl.cli.status import status
@@ -65,14 +65,14 @@ def main() -> None:
         # Not auto_cli, which would keep a command's own --config for itself.
         command(**{name: options[name] for name in inspect.signature(command).parameters})
     elif arguments and arguments[0] == "plan":
-        from walt_pl.cli.plan import Plan
+        from walt_pl.cli.plan import PlanCLI
 
         sys.argv = [f"{sys.argv[0]} plan", *arguments[1:]]
-        Plan().show()
+        PlanCLI().show()
     elif arguments and arguments[0] == "cache":
-        from walt_pl.cli.cache import Caches
+        from walt_pl.cli.cache import CacheCLI
 
         sys.argv = [f"{sys.argv[0]} cache", *arguments[1:]]
-        Caches().build()
+        CacheCLI().build()
     else:
-        Program()
+        WaltCLI()

@@ -28,12 +28,12 @@ from torch import nn
 
 from stages.latent_diffusion import LatentDiffusion
 from stages.vae import VAEStage
-from walt_pl.cli.fit import Program
+from walt_pl.cli.fit import WaltCLI
 from walt_pl.cli.fit_checks import check_engine, check_precision
 from walt_pl.cli.plan_costs import Share, autoencoder_cost, diffusion_cost, picture_size
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.training.engine_memory import Bytes, Engine, checkpoint_bytes, engine_bytes, moment_bytes
-from walt_pl.training.step_cost import Cost
+from walt_pl.training.engine_memory import Engine, EngineMemory, checkpoint_bytes, engine_bytes, moment_bytes
+from walt_pl.training.step_cost import StepCost
 
 CARDS = (24, 40, 80)
 """GiB of memory of the cards that a plan is tried on."""
@@ -58,7 +58,7 @@ def _numel(modules: Iterable[nn.Module | None]) -> int:
     return sum(p.numel() for module in modules if module is not None for p in module.parameters())
 
 
-class Plan(Program):
+class PlanCLI(WaltCLI):
     """The stage that a command line describes, built on the meta device."""
 
     def __init__(self) -> None:
@@ -119,8 +119,8 @@ class Plan(Program):
         for engine in engines:
             activations = {way: cost.peak for way, cost in costs["ddp" if engine == "ddp" else "zero"].items()}
             held[engine] = engine_bytes(engine, count, moments[engine != "ddp"], self.gpus, precision, accumulate, on_gpu, activations)
-        checkpointing = isinstance(stage, LatentDiffusion) and stage.denoiser.config.checkpointing
-        flops = costs["ddp"]["recomputed" if checkpointing else "kept"].flops
+        activation_checkpointing = isinstance(stage, LatentDiffusion) and stage.denoiser.config.activation_checkpointing
+        flops = costs["ddp"]["recomputed" if activation_checkpointing else "kept"].flops
         by_kind = {kind: round(value * self.gpus * accumulate) for kind, value in flops.items()}
         weights = sum(tensor.numel() for tensor in stage.state_dict().values())
         files = {engine: checkpoint_bytes(engine, weights, count, moments[engine != "ddp"], precision, averaged) for engine in engines}
@@ -130,7 +130,7 @@ class Plan(Program):
             "gpus": self.gpus,
             "batch_per_gpu": asdict(share),
             "precision": precision,
-            "checkpointing": checkpointing,
+            "checkpointing": activation_checkpointing,
             "parameters": self.parameters(),
             "tokens": self._tokens(),
             "flops_per_step": sum(by_kind.values()),
@@ -163,7 +163,7 @@ class Plan(Program):
         fleets = sorted({self.gpus, *(gpus for gpus in FLEETS if not any(part % gpus for part in batch))})
         return {"tflops_per_gpu": speed / 1e12, "days": {gpus: steps * flops / (gpus * speed) / 86400 for gpus in fleets}}
 
-    def _costs(self, share: Share, precision: str) -> dict[str, dict[str, Cost]]:
+    def _costs(self, share: Share, precision: str) -> dict[str, dict[str, StepCost]]:
         """Of a step by arithmetic (of DDP, of ZeRO) and way (activations kept, or recomputed)."""
         stage, low = self.model, torch.bfloat16 if precision.endswith("mixed") else None
         narrow = torch.float32 if precision == "32-true" else torch.bfloat16
@@ -171,11 +171,11 @@ class Plan(Program):
             return {"ddp": {"kept": autoencoder_cost(stage, self.datamodule, share, low)}}
         text = self.options.model.init_args.get("text")
         caption = text.length if text else CAPTION
-        costs: dict[str, dict[str, Cost]] = {}
+        costs: dict[str, dict[str, StepCost]] = {}
         for arithmetic, dtype, autocast in (("ddp", torch.float32, low), ("zero", narrow, None)):
             config = stage.denoiser.config
             costs[arithmetic] = {
-                way: diffusion_cost(stage, replace(config, checkpointing=way == "recomputed"), share, caption, dtype, autocast)
+                way: diffusion_cost(stage, replace(config, activation_checkpointing=way == "recomputed"), share, caption, dtype, autocast)
                 for way in ("kept", "recomputed")
             }
         return costs
@@ -183,10 +183,10 @@ class Plan(Program):
     def _tokens(self) -> dict[str, int]:
         """Tokens of a frame, a video and a window; of the autoencoder: positions of its latent."""
         if isinstance(self.model, VAEStage):
-            (ft, fh, fw), framing = self.model.vae.config.factors, self.datamodule.framing
+            (ft, fh, fw), clip_transform = self.model.vae.config.factors, self.datamodule.clip_transform
             rows, columns = picture_size(self.datamodule)
             frame = (rows // fh) * (columns // fw)
-            return {"frame": frame, "video": frame * (1 + (framing.frames - 1) // ft)}
+            return {"frame": frame, "video": frame * (1 + (clip_transform.frames - 1) // ft)}
         c: DenoiserConfig = self.model.denoiser.config
         frame = math.prod(c.grid)
         return {"frame": frame, "video": c.size[0] * frame, "spatial_window": frame, "spatiotemporal_window": math.prod(c.window_of(1))}
@@ -200,7 +200,7 @@ class Plan(Program):
             Console().print(render(report))
 
 
-def _fitting(b: Bytes, way: str) -> list[int]:
+def _fitting(b: EngineMemory, way: str) -> list[int]:
     """The cards that a plan fits on."""
     return [card for card in CARDS if b.total(way) <= USABLE * card * 2**30]
 
@@ -217,7 +217,8 @@ def render(report: Mapping[str, Any]) -> Group:
     size.add_row("tokens", ", ".join(f"{count:,} a {name.replace('_', ' ')}" for name, count in report["tokens"].items()))
     size.add_row("batch on each GPU", f"{share['videos']} videos, {share['images']} images ({report['gpus']} GPUs)")
     size.add_row(
-        "FLOPs of a training step, all GPUs", f"{report['flops_per_step']:.3e}{', layers recomputed' if report['checkpointing'] else ''}"
+        "FLOPs of a training step, all GPUs",
+        f"{report['flops_per_step']:.3e}{', layers recomputed' if report['activation_checkpointing'] else ''}",
     )
     for kind, flops in report["flops_by_kind"].items():
         size.add_row(f"  {kind}", f"{flops:.3e}")

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from datamodules.joint import JointData
 from stages.latent_diffusion import LatentDiffusion
 from stages.vae import VAEStage
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
-from walt_pl.models.losses import discriminator_loss, generator_loss, pick_frames, r1_penalty
-from walt_pl.training.step_cost import Cost, cost_of, sum_flops
+from walt_pl.models.losses import discriminator_loss, generator_loss, r1_penalty, select_frames
+from walt_pl.training.step_cost import StepCost, cost_of, sum_flops
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Share:
 
 
 def diffusion_cost(
-    stage: LatentDiffusion, config: DenoiserConfig, share: Share, caption: int, dtype: torch.dtype, low: torch.dtype | None
-) -> Cost:
+    stage: LatentDiffusion, config: DenoiserConfig, share: Share, caption: int, dtype: torch.dtype, low_res: torch.dtype | None
+) -> StepCost:
     """A step of the base or a super-resolution stage, `LatentDiffusion.training_step`.
 
     A pair of layers, spatial and spatiotemporal, costs what the pair before it does: a deep model is run with few, and the rest is added.
@@ -50,12 +50,12 @@ def diffusion_cost(
         dtype: of weights and latents.
         low: dtype of autocast.
     """
-    few = 2 + config.layers % 2
-    if config.layers <= few + 2:
-        return _diffusion_cost(stage, config, share, caption, dtype, low)
-    short, long = (_diffusion_cost(stage, replace(config, layers=layers), share, caption, dtype, low) for layers in (few, few + 2))
-    pairs = (config.layers - few) // 2
-    return Cost(
+    few = 2 + config.depth % 2
+    if config.depth <= few + 2:
+        return _diffusion_cost(stage, config, share, caption, dtype, low_res)
+    short, long = (_diffusion_cost(stage, replace(config, depth=layers), share, caption, dtype, low_res) for layers in (few, few + 2))
+    pairs = (config.depth - few) // 2
+    return StepCost(
         sum_flops((1 - pairs, short.flops), (pairs, long.flops)),
         sum_flops((1 - pairs, short.forward), (pairs, long.forward)),
         short.kept + pairs * (long.kept - short.kept),
@@ -64,9 +64,9 @@ def diffusion_cost(
 
 
 def _diffusion_cost(
-    stage: LatentDiffusion, config: DenoiserConfig, share: Share, caption: int, dtype: torch.dtype, low: torch.dtype | None
-) -> Cost:
-    c, layout = config, Layout(share.videos, config.size[0], share.images)
+    stage: LatentDiffusion, config: DenoiserConfig, share: Share, caption: int, dtype: torch.dtype, low_res: torch.dtype | None
+) -> StepCost:
+    c, layout = config, FrameLayout(share.videos, config.size[0], share.images)
     with torch.device("meta"):
         denoiser = Denoiser(config).to(dtype)
     encoder = getattr(stage, "text", None)
@@ -74,24 +74,34 @@ def _diffusion_cost(
 
     def words() -> Tensor:
         if encoder is None:
-            return torch.empty(layout.samples, caption, c.text_width or 0, dtype=dtype)
-        ids, mask = (torch.zeros(layout.samples, caption, dtype=kind) for kind in (torch.int64, torch.bool))
+            return torch.empty(layout.num_samples, caption, c.text_width or 0, dtype=dtype)
+        ids, mask = (torch.zeros(layout.num_samples, caption, dtype=kind) for kind in (torch.int64, torch.bool))
         text: Tensor = encoder(ids, mask)
         return text
 
     def forward() -> Tensor:
-        step, mask = torch.zeros(layout.samples, dtype=torch.int64), torch.ones(layout.samples, caption, dtype=torch.bool)
+        step, mask = torch.zeros(layout.num_samples, dtype=torch.int64), torch.ones(layout.num_samples, caption, dtype=torch.bool)
         text = words() if c.text_width else None
-        x = torch.empty(layout.total, c.latent_channels, *c.size[1:], dtype=dtype)
-        small = torch.empty(layout.total, c.latent_channels, c.size[1] // 2, c.size[2] // 2, dtype=dtype)
-        past = torch.empty_like(x[:, :1])
-        condition = Condition(layout, mask[:, 0], text, mask, labels=step, past=x, past_mask=past, low=small, low_step=step)
+        x = torch.empty(layout.total_frames, c.latent_channels, *c.size[1:], dtype=dtype)
+        small = torch.empty(layout.total_frames, c.latent_channels, c.size[1] // 2, c.size[2] // 2, dtype=dtype)
+        context_latents = torch.empty_like(x[:, :1])
+        condition = Condition(
+            layout,
+            mask[:, 0],
+            text,
+            mask,
+            labels=step,
+            context_latents=x,
+            context_mask=context_latents,
+            low_res=small,
+            noise_aug_level=step,
+        )
         v = denoiser(x, step, condition, torch.empty_like(x) if c.self_conditioning else None)
         return (v - torch.empty_like(v)).square().mean()
 
-    whole = cost_of(forward, modules, low)
+    whole = cost_of(forward, modules, low_res)
     with torch.no_grad():
-        text = cost_of(words, modules, low)
+        text = cost_of(words, modules, low_res)
     # The first pass of self-conditioning is a forward pass over its share of the rows; the text is encoded once for both.
     p = stage.denoiser.config.self_conditioning
     return replace(whole, flops=sum_flops((1, whole.flops), (p, whole.forward), (-p, text.flops)))
@@ -99,14 +109,14 @@ def _diffusion_cost(
 
 def picture_size(data: JointData) -> tuple[int, int]:
     """Rows and columns of what the autoencoder is trained on."""
-    crop = data.framing.crop
-    return (crop, crop) if crop else data.framing.shape(data.framing.size)
+    crop = data.clip_transform.crop
+    return (crop, crop) if crop else data.clip_transform.shape(data.clip_transform.size)
 
 
-def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, low: torch.dtype | None) -> Cost:
+def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, low_res: torch.dtype | None) -> StepCost:
     """A step of the autoencoder and one of its critic, `VAEStage.training_step`; the gradient penalty as often as it comes."""
     picture, dtype = picture_size(data), next(stage.parameters()).dtype
-    shapes = [(share.videos, 3, data.framing.frames, *picture), (share.images, 3, 1, *picture)]
+    shapes = [(share.videos, 3, data.clip_transform.frames, *picture), (share.images, 3, 1, *picture)]
     shapes = [shape for shape in shapes if shape[0]]
     metric = _perceptual() if stage.perceptual == "lpips" else None
     critic = stage.discriminator
@@ -125,7 +135,7 @@ def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, low: torch.
             for y, x in zip(fakes, reals, strict=True):
                 frames = min(x.shape[2], stage.perceptual_frames or x.shape[2])
                 chosen = torch.arange(frames).expand(len(x), frames)
-                losses.append(metric(pick_frames(y, chosen), pick_frames(x, chosen)).mean())
+                losses.append(metric(select_frames(y, chosen), select_frames(x, chosen)).mean())
         if critic is not None:
             losses.append(generator_loss(torch.cat([critic(y) for y in fakes])).mean())
         return torch.stack(losses).sum()
@@ -139,14 +149,14 @@ def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, low: torch.
         return loss
 
     if critic is None:
-        return cost_of(generator, modules, low)
+        return cost_of(generator, modules, low_res)
     critic.requires_grad_(False)  # the turns of training_step
-    reconstruct = cost_of(generator, modules, low)
+    reconstruct = cost_of(generator, modules, low_res)
     critic.requires_grad_(True)
-    plain, penalised = (cost_of(partial(judge, penalised), modules, low) for penalised in (False, True))
+    plain, penalised = (cost_of(partial(judge, penalised), modules, low_res) for penalised in (False, True))
     often = 1 / stage.r1_every if stage.r1_weight else 0.0
     turns = [reconstruct, plain, penalised] if often else [reconstruct, plain]
-    return Cost(
+    return StepCost(
         sum_flops((1, reconstruct.flops), (1 - often, plain.flops), (often, penalised.flops)),
         sum_flops((1, reconstruct.forward), (1 - often, plain.forward), (often, penalised.forward)),
         max(turn.kept for turn in turns),

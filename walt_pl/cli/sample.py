@@ -11,8 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet, to_uint8
 from walt_pl.media.reading import read_image, read_last_frames
 from walt_pl.media.writing import write_gif, write_image, write_video
-from walt_pl.sampling.cascade import Cascade, Request, Sampling
-from walt_pl.sampling.defaults import GuidanceName, frame_count, guidance_of_stages, rate_of
+from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
+from walt_pl.sampling.defaults import GuidanceName, frame_count, sampling_fps, stage_guidance
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -84,12 +84,12 @@ def sample(
     for name, given in (("guidance", guidance), ("steps", steps)):
         if isinstance(given, dict) and (unknown := set(given) - set(cascade.stages)):
             raise ValueError(f"{name} names {sorted(unknown)}, but the stages that run are {cascade.stages}")
-    sampling = Sampling(steps, eta, guidance_of_stages(cascade, guidance, guidance_shape, guidance_rescale), chunk, tile)
+    sampling = SamplingConfig(steps, eta, stage_guidance(cascade, guidance, guidance_shape, guidance_rescale), chunk, tile)
     seeds = [seed + i for i in range(max(len(texts), len(labels)))]
-    fps = fps or rate_of(cascade)
+    fps = fps or sampling_fps(cascade)
     frames = cascade.clip_frames if seconds is None else frame_count(seconds, fps)
-    past = {stage: z.expand(len(seeds), -1, -1, -1, -1) for stage, z in _past(cascade, image, continue_, crop).items()}
-    request = Request(texts, labels, negative_prompt, seeds, past)
+    context_latents = {stage: z.expand(len(seeds), -1, -1, -1, -1) for stage, z in _past(cascade, image, continue_, crop).items()}
+    request = SampleRequest(texts, labels, negative_prompt, seeds, context_latents)
     clips = make_clips(cascade, request, sampling, batch, frames)
     _write_clips(Path(out), clips, texts or [f"class {number}" for number in labels], fps)
 
@@ -108,14 +108,14 @@ def _check_sample(image: str | None, clip: str | None, seconds: float | None, fp
 def _past(cascade: Cascade, image: str | None, clip: str | None, crop: bool) -> dict[str, torch.Tensor]:
     """Latents of the frames that were given, by stage [1 c 1|2 h w]."""
     if image is not None:
-        return cascade.past(read_image(Path(image)), image, crop)
+        return cascade.encode_context(read_image(Path(image)), image, crop)
     if clip is None:
         return {}
     pictures = read_last_frames(Path(clip), cascade.overlap, cascade.fps)
     if len(pictures) < cascade.overlap:
         rate = "" if cascade.fps is None else f" at {cascade.fps:g} a second"
         raise ValueError(f"{clip}: found {len(pictures)} frames{rate}, wanted at least the {cascade.overlap} that a clip is continued from")
-    return cascade.past(pictures, clip, crop)
+    return cascade.encode_context(pictures, clip, crop)
 
 
 def _wanted(prompt: str | None, prompts: str | None, label: int | None, optional: bool) -> tuple[list[str], list[int]]:
@@ -142,7 +142,9 @@ def _wanted(prompt: str | None, prompts: str | None, label: int | None, optional
     return [line for line in lines if line], []
 
 
-def make_clips(cascade: Cascade, request: Request, sampling: Sampling, batch: int, frames: int | None = None) -> Iterator[torch.Tensor]:
+def make_clips(
+    cascade: Cascade, request: SampleRequest, sampling: SamplingConfig, batch: int, frames: int | None = None
+) -> Iterator[torch.Tensor]:
     """Sample and decode a request in batches with a progress bar: pixels [b 3 t h w] of the last stage, batch by batch.
 
     ``frames`` is the length; one clip when not given.
@@ -151,7 +153,7 @@ def make_clips(cascade: Cascade, request: Request, sampling: Sampling, batch: in
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     parts = [request.part(start, batch) for start in range(0, len(request), batch)]
     with Progress(*columns) as progress:
-        bar = progress.add_task("sampling", total=cascade.evaluations(sampling, frames) * len(parts))
+        bar = progress.add_task("sampling", total=cascade.num_evaluations(sampling, frames) * len(parts))
         for part in parts:
             yield cascade.video(part, sampling, frames, lambda: progress.advance(bar))
 

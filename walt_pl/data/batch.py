@@ -15,16 +15,16 @@ class DataError(RuntimeError):
     """Data that cannot be trained on; the message names the files."""
 
 
-class Draw(NamedTuple):
+class SampleRef(NamedTuple):
     """One place of a global batch: what to read there."""
 
     kind: Kind
     """Which list `item` counts in."""
     item: int
     """Number of the clip or image in its list."""
-    pass_number: int
+    epoch: int
     """How often the list has been gone through before; together with `item` it seeds crops and views."""
-    slot: int
+    global_batch_index: int
     """Place in the global batch: videos first, then images."""
     bucket: int = 0
     """Which of the sizes the whole batch has."""
@@ -34,10 +34,10 @@ class Draw(NamedTuple):
 class Sample:
     """One clip or image, ready to be put into a batch."""
 
-    draw: Draw
+    draw: SampleRef
     content: Tensor
     """[c t h w], pixels in -1..1 or a raw latent; zeros where the file could not be read."""
-    low: Tensor | None
+    low_res: Tensor | None
     """The same at the low size [c t h' w']; None outside super-resolution."""
     caption: str
     label: int
@@ -64,11 +64,11 @@ class JointBatch:
     """[v+i] int64 classes, -1 where there is none."""
     weight: Tensor
     """[v+i] float32, 1, or 0 where the sample could not be read."""
-    slots: Tensor
+    global_batch_index: Tensor
     """[v+i] int64 places in the global batch; they seed the randomness of a sample."""
-    low_videos: Tensor | None
+    low_res_videos: Tensor | None
     """[v c t h' w'] the same videos at the low size (super-resolution only)."""
-    low_images: Tensor | None
+    low_res_images: Tensor | None
     """[i c 1 h' w'] the same images at the low size (super-resolution only)."""
     space: Space
     """What `videos` and `images` hold."""
@@ -89,45 +89,45 @@ class JointBatch:
         return replace(self, **changed)
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """Reads samples. It is pickled once for each worker, so it holds descriptions of the data and no open files."""
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: SampleRef) -> Sample:
         """Reads what is to stand in a place of a batch; a file that cannot be read gives `failed(draw, reason)`."""
         ...
 
-    def failed(self, draw: Draw, reason: str) -> Sample:
+    def failed(self, draw: SampleRef, reason: str) -> Sample:
         """Gives the zeros that stand in for a file, without touching it."""
         ...
 
 
-class Bucketed:
+class BucketedSource:
     """Reads every draw from the source of its bucket.
 
     Args:
         sources: One for each bucket.
     """
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[SampleSource]) -> None:
         self.sources = sources
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: SampleRef) -> Sample:
         """Reads one clip or image at the size of its bucket."""
         return self.sources[draw.bucket][draw]
 
-    def failed(self, draw: Draw, reason: str) -> Sample:
+    def failed(self, draw: SampleRef, reason: str) -> Sample:
         """Gives zeros of the size of its bucket."""
         return self.sources[draw.bucket].failed(draw, reason)
 
 
-class Failure(NamedTuple):
+class ReadFailure(NamedTuple):
     """A file that could not be read."""
 
     path: str
     reason: str
 
 
-def collate(samples: Sequence[Sample]) -> tuple[JointBatch, list[Failure]]:
+def collate(samples: Sequence[Sample]) -> tuple[JointBatch, list[ReadFailure]]:
     """Puts one rank's samples, videos first, into a batch.
 
     Args:
@@ -139,24 +139,24 @@ def collate(samples: Sequence[Sample]) -> tuple[JointBatch, list[Failure]]:
     videos = [sample for sample in samples if sample.draw.kind == "video"]
     images = [sample for sample in samples if sample.draw.kind == "image"]
     ordered = [*videos, *images]
-    with_low = ordered[0].low is not None
+    add_low_res = ordered[0].low_res is not None
     batch = JointBatch(
         videos=_stack([sample.content for sample in videos], like=ordered[0].content),
         images=_stack([sample.content for sample in images], like=ordered[0].content[:, :1]),
         captions=[sample.caption for sample in ordered],
         labels=torch.tensor([sample.label for sample in ordered], dtype=torch.int64),
         weight=torch.tensor([0.0 if sample.failure else 1.0 for sample in ordered], dtype=torch.float32),
-        slots=torch.tensor([sample.draw.slot for sample in ordered], dtype=torch.int64),
-        low_videos=_stack(_lows(videos), like=_lows(ordered)[0]) if with_low else None,
-        low_images=_stack(_lows(images), like=_lows(ordered)[0][:, :1]) if with_low else None,
+        global_batch_index=torch.tensor([sample.draw.global_batch_index for sample in ordered], dtype=torch.int64),
+        low_res_videos=_stack(_lows(videos), like=_lows(ordered)[0]) if add_low_res else None,
+        low_res_images=_stack(_lows(images), like=_lows(ordered)[0][:, :1]) if add_low_res else None,
         space=ordered[0].space,
         paths=[sample.path for sample in ordered],
     )
-    return batch, [Failure(sample.path, sample.failure) for sample in ordered if sample.failure]
+    return batch, [ReadFailure(sample.path, sample.failure) for sample in ordered if sample.failure]
 
 
 def _lows(samples: Sequence[Sample]) -> list[Tensor]:
-    return [sample.low for sample in samples if sample.low is not None]
+    return [sample.low_res for sample in samples if sample.low_res is not None]
 
 
 def _stack(tensors: list[Tensor], like: Tensor) -> Tensor:

@@ -34,9 +34,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from walt_pl.data.batch import DataError, Draw, JointBatch, Kind, Sample, Source, collate
-from walt_pl.data.index import Entry
-from walt_pl.data.transforms import Framing
+from walt_pl.data.batch import DataError, JointBatch, Kind, Sample, SampleRef, SampleSource, collate
+from walt_pl.data.index import IndexEntry
+from walt_pl.data.transforms import ClipTransform
 from walt_pl.data.workers import Answer, Workers
 from walt_pl.files import file_sha256, write_whole
 
@@ -93,7 +93,7 @@ class LatentCache:
 
     def build(
         self,
-        source: Source,
+        source: SampleSource,
         kind: Kind,
         encode: Callable[[], Encode],
         batch_size: int,
@@ -159,7 +159,7 @@ class LatentCache:
         if not self._has_items():
             raise DataError(f"{self.folder / 'items.i64'} is damaged: {_MEND} writes it again")
 
-    def read(self, item: int, pass_number: int) -> tuple[Tensor, str]:
+    def read(self, item: int, epoch: int) -> tuple[Tensor, str]:
         """Gives the latent that a pass over the data sees.
 
         Args:
@@ -169,7 +169,7 @@ class LatentCache:
         Returns:
             The raw posterior mean, float32 [c t h w], and why there is none (empty when there is, else zeros).
         """
-        row = self._place(item) * self.views + pass_number % self.views
+        row = self._place(item) * self.views + epoch % self.views
         number, place = divmod(row, SHARD_ROWS)
         shard = self.shards[number]
         assert shard is not None, "read before build or open"
@@ -219,11 +219,11 @@ class LatentCache:
     def _file(self, number: int) -> Path:
         return self.folder / f"{number:05d}.f16"
 
-    def _batches(self, numbers: Sequence[int], kind: Kind, batch_size: int) -> Iterator[list[Draw]]:
+    def _batches(self, numbers: Sequence[int], kind: Kind, batch_size: int) -> Iterator[list[SampleRef]]:
         """What to read for some shards, in order; every shard begins with a new batch."""
         for number in numbers:
             rows = self._rows_of(number)
-            draws = [Draw(kind, self._item(row // self.views), row % self.views, row) for row in rows]
+            draws = [SampleRef(kind, self._item(row // self.views), row % self.views, row) for row in rows]
             yield from (draws[start : start + batch_size] for start in range(0, len(draws), batch_size))
 
     def _load(self, verify: bool) -> None:
@@ -273,7 +273,7 @@ class LatentCache:
         broken: dict[int, str] = {}
         for batch, failures in answers:
             parts.append(_encode_batch(batch, encode))
-            lost = batch.slots[batch.weight == 0].tolist()
+            lost = batch.global_batch_index[batch.weight == 0].tolist()
             broken |= {row: failure.reason for row, failure in zip(lost, failures, strict=True)}
             advance(len(batch.paths))
         rows = np.concatenate(parts)
@@ -302,20 +302,20 @@ class LatentCache:
 class _Skipping:
     """Reads samples, but not those of some items."""
 
-    def __init__(self, source: Source, skip: Mapping[int, str]) -> None:
+    def __init__(self, source: SampleSource, skip: Mapping[int, str]) -> None:
         self._source, self._skip = source, skip
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: SampleRef) -> Sample:
         if draw.item in self._skip:
             return self.failed(draw, _SKIPPED + self._skip[draw.item])
         return self._source[draw]
 
-    def failed(self, draw: Draw, reason: str) -> Sample:
+    def failed(self, draw: SampleRef, reason: str) -> Sample:
         return self._source.failed(draw, reason)
 
 
 @contextmanager
-def _reading(source: Source, steps: Iterable[Sequence[Draw]], readers: int, patience: float) -> Iterator[Iterator[Answer]]:
+def _reading(source: SampleSource, steps: Iterable[Sequence[SampleRef]], readers: int, patience: float) -> Iterator[Iterator[Answer]]:
     """Batches of samples in order, read ahead by processes where there are readers."""
     if not readers:
         yield (collate([source[draw] for draw in draws]) for draws in steps)
@@ -362,7 +362,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 class LatentDataset(Dataset[Sample]):
-    """Reads clips and images as latents from caches, by `Draw`.
+    """Reads clips and images as latents from caches, by `SampleRef`.
 
     Args:
         videos: Entries of the clips.
@@ -373,39 +373,39 @@ class LatentDataset(Dataset[Sample]):
 
     def __init__(
         self,
-        videos: Sequence[Entry],
-        images: Sequence[Entry],
+        videos: Sequence[IndexEntry],
+        images: Sequence[IndexEntry],
         caches: Mapping[Kind, LatentCache],
-        low_caches: Mapping[Kind, LatentCache] | None = None,
+        low_res_caches: Mapping[Kind, LatentCache] | None = None,
     ) -> None:
         self.videos = videos
         self.images = images
         self.caches = caches
-        self.low_caches = low_caches
+        self.low_res_caches = low_res_caches
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: SampleRef) -> Sample:
         """Reads the latent [c t h w] of one clip or image, with its low-resolution twin where there is one."""
         entry = self._entry(draw)
-        content, failure = self.caches[draw.kind].read(draw.item, draw.pass_number)
-        low = None
-        if self.low_caches is not None:
-            low, low_failure = self.low_caches[draw.kind].read(draw.item, draw.pass_number)
+        content, failure = self.caches[draw.kind].read(draw.item, draw.epoch)
+        low_res = None
+        if self.low_res_caches is not None:
+            low_res, low_failure = self.low_res_caches[draw.kind].read(draw.item, draw.epoch)
             failure = failure or low_failure
-        return Sample(draw, content, low, entry.caption, entry.label, str(entry.place), failure, "latents")
+        return Sample(draw, content, low_res, entry.caption, entry.label, str(entry.place), failure, "latents")
 
-    def failed(self, draw: Draw, reason: str) -> Sample:
+    def failed(self, draw: SampleRef, reason: str) -> Sample:
         """Gives zeros in place of latents."""
         entry = self._entry(draw)
-        low = None if self.low_caches is None else torch.zeros(self.low_caches[draw.kind].shape, dtype=torch.float32)
+        low_res = None if self.low_res_caches is None else torch.zeros(self.low_res_caches[draw.kind].shape, dtype=torch.float32)
         content = torch.zeros(self.caches[draw.kind].shape, dtype=torch.float32)
-        return Sample(draw, content, low, entry.caption, entry.label, str(entry.place), reason, "latents")
+        return Sample(draw, content, low_res, entry.caption, entry.label, str(entry.place), reason, "latents")
 
-    def _entry(self, draw: Draw) -> Entry:
+    def _entry(self, draw: SampleRef) -> IndexEntry:
         return (self.videos if draw.kind == "video" else self.images)[draw.item]
 
 
-def encode_batch_size(framing: Framing, kind: Kind) -> int:
+def encode_batch_size(clip_transform: ClipTransform, kind: Kind) -> int:
     """How many clips to encode together: 16 of 17 frames at 32 px, and as many pixels at other sizes."""
-    frames = framing.frames if kind == "video" else 1
-    rows, columns = framing.shape(framing.size)
+    frames = clip_transform.frames if kind == "video" else 1
+    rows, columns = clip_transform.shape(clip_transform.size)
     return min(256, max(1, 16 * 17 * 32**2 // (frames * rows * columns)))

@@ -12,32 +12,32 @@ from numpy.typing import NDArray
 from walt_pl.data.batch import Kind
 from walt_pl.data.cache import LatentCache
 from walt_pl.data.selection import Bucket, Selection
-from walt_pl.data.transforms import Framing
+from walt_pl.data.transforms import ClipTransform
 
 
-def bucket_sizes(bucket: Bucket, framing: Framing) -> list[tuple[int, int]]:
+def bucket_sizes(bucket: Bucket, clip_transform: ClipTransform) -> list[tuple[int, int]]:
     """Return rows and columns of each resolution at which a bucket's pictures are read, the smallest first."""
     rows, columns = bucket
-    if framing.low_size is None:
+    if clip_transform.low_res_size is None:
         return [(rows, columns)]
-    low = (rows * framing.low_size // framing.size, columns * framing.low_size // framing.size)
-    return [low, (rows, columns)]
+    low_res = (rows * clip_transform.low_res_size // clip_transform.size, columns * clip_transform.low_res_size // clip_transform.size)
+    return [low_res, (rows, columns)]
 
 
-def whole_framing(framing: Framing, rows: int, columns: int, views: int) -> Framing:
+def whole_transform(clip_transform: ClipTransform, rows: int, columns: int, views: int) -> ClipTransform:
     """Return the framing of whole pictures of one resolution, in so many views."""
     # A first view is never mirrored.
-    return replace(framing, size=rows, aspect=columns / rows, low_size=None, views=views, flip=framing.flip and views > 1)
+    return replace(clip_transform, size=rows, aspect=columns / rows, low_res_size=None, views=views, flip=clip_transform.flip and views > 1)
 
 
-def cache_name(framing: Framing, split: str, limit: int) -> str:
+def cache_name(clip_transform: ClipTransform, split: str, limit: int) -> str:
     """Return the name of the folder of a split's caches; `limit` 0 stands for all clips."""
-    rows, columns = framing.shape(framing.size)
-    rate = f"-{framing.fps:g}fps" if framing.fps else f"-every{framing.stride}" if framing.stride > 1 else ""
-    return f"{split}-{rows}x{columns}-{framing.frames}f{rate}-{framing.views}v-{limit or 'all'}"
+    rows, columns = clip_transform.shape(clip_transform.size)
+    rate = f"-{clip_transform.fps:g}fps" if clip_transform.fps else f"-every{clip_transform.stride}" if clip_transform.stride > 1 else ""
+    return f"{split}-{rows}x{columns}-{clip_transform.frames}f{rate}-{clip_transform.views}v-{limit or 'all'}"
 
 
-def cache_key(framing: Framing, split: str, vae_sha256: str, index_sha256: str, dtype: torch.dtype) -> dict[str, object]:
+def cache_key(clip_transform: ClipTransform, split: str, vae_sha256: str, index_sha256: str, dtype: torch.dtype) -> dict[str, object]:
     """Return all that the latents of a split depend on, as plain values.
 
     Args:
@@ -52,14 +52,18 @@ def cache_key(framing: Framing, split: str, vae_sha256: str, index_sha256: str, 
         "index": index_sha256,
         "split": split,
         "transform": "bicubic antialias until it covers the picture, centre or view",
-        "size": list(framing.shape(framing.size)),
+        "size": list(clip_transform.shape(clip_transform.size)),
         "computed_in": str(dtype),
-        **{name: getattr(framing, name) for name in ("fps", "stride", "flip") if getattr(framing, name) != getattr(Framing, name)},
+        **{
+            name: getattr(clip_transform, name)
+            for name in ("fps", "stride", "flip")
+            if getattr(clip_transform, name) != getattr(ClipTransform, name)
+        },
     }
 
 
 def bucket_caches(
-    folder: Path, key: Mapping[str, object], framing: Framing, selections: Mapping[Kind, Selection], number: int
+    folder: Path, key: Mapping[str, object], clip_transform: ClipTransform, selections: Mapping[Kind, Selection], number: int
 ) -> dict[Kind, LatentCache]:
     """Return the cache of each kind that a bucket has; stages that read equal pictures share them.
 
@@ -70,7 +74,7 @@ def bucket_caches(
         selections: Clips and images of the split that are used.
         number: Number of the bucket.
     """
-    frames: dict[Kind, int] = {"video": framing.frames, "image": 1}
+    frames: dict[Kind, int] = {"video": clip_transform.frames, "image": 1}
     caches: dict[Kind, LatentCache] = {}
     for kind, selection in selections.items():
         places = np.flatnonzero(selection.bucket == number)
@@ -78,7 +82,7 @@ def bucket_caches(
             continue
         items = None if places[-1] == len(places) - 1 else places
         of_bucket = folder if items is None else folder.with_name(f"{folder.name}-{_short_hash(items)}")
-        caches[kind] = LatentCache(of_bucket / f"{kind}s", {**key, "frames": frames[kind]}, len(places), framing.views, items)
+        caches[kind] = LatentCache(of_bucket / f"{kind}s", {**key, "frames": frames[kind]}, len(places), clip_transform.views, items)
     return caches
 
 

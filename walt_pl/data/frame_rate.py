@@ -6,8 +6,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from walt_pl.data.index import Entries
-from walt_pl.data.transforms import Framing
+from walt_pl.data.index import IndexEntries
+from walt_pl.data.transforms import ClipTransform
 
 DEFAULT_FPS = 8.0
 """Rate of clips of a model whose rate is not known: that of the paper's text to video."""
@@ -20,7 +20,7 @@ def same_rate(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=TOLERANCE)
 
 
-def trained_rate(videos: Entries, positions: NDArray[np.int64], framing: Framing) -> float | None:
+def trained_rate(videos: IndexEntries, positions: NDArray[np.int64], clip_transform: ClipTransform) -> float | None:
     """Return the frames a second of the clips that are taken of some videos.
 
     Args:
@@ -29,13 +29,13 @@ def trained_rate(videos: Entries, positions: NDArray[np.int64], framing: Framing
         framing: Which frames are taken of each.
 
     Returns:
-        `framing.fps` where it is set; else the rate that all the videos share, divided by the stride. None where the rates differ by
+        `clip_transform.fps` where it is set; else the rate that all the videos share, divided by the stride. None where the rates differ by
         more than rounding, and where one is unknown or varies within its file.
     """
-    if framing.fps is not None:
-        return framing.fps
+    if clip_transform.fps is not None:
+        return clip_transform.fps
     rates = videos.column("fps")[positions]
     if not rates.min() > 0 or videos.column("variable_rate")[positions].any() or not same_rate(float(rates.min()), float(rates.max())):
         return None
     # The index has float32; what was 24000 / 1001 is so again, and `write_video` writes the same fraction.
-    return float(Fraction(float(np.median(rates)) / framing.stride).limit_denominator(1001))
+    return float(Fraction(float(np.median(rates)) / clip_transform.stride).limit_denominator(1001))

@@ -63,7 +63,7 @@ _NULLS = {**_DEFAULTS, "caption": "", "label": -1}
 KINDS = ("video", "image")
 
 
-class Place(NamedTuple):
+class MediaKey(NamedTuple):
     """What tells the rows of an index apart: a file, a member of a tar shard, or a piece of either."""
 
     path: str
@@ -76,9 +76,9 @@ class Place(NamedTuple):
     """Second before which it ends; 0: with the file."""
 
     @property
-    def whole(self) -> Place:
+    def whole(self) -> MediaKey:
         """The file or member that this is a piece of, or is."""
-        return Place(self.path, self.offset)
+        return MediaKey(self.path, self.offset)
 
     def __str__(self) -> str:
         member = "" if self.offset < 0 else f", member at byte {self.offset}"
@@ -87,7 +87,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     """One clip or image of the index: a file, or a piece of one. `frames` and `duration` are those of the piece."""
 
     path: Path
@@ -126,9 +126,9 @@ class Entry:
     """Second of the file before which it ends; 0: with the file."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> MediaKey:
         """Its file and piece, as messages name them."""
-        return Place(str(self.path), self.offset, self.begin, self.end)
+        return MediaKey(str(self.path), self.offset, self.begin, self.end)
 
 
 class _Mapped:
@@ -156,7 +156,7 @@ class _Mapped:
         return _Mapped, (self.file, self.sha256)
 
 
-class Entries(Sequence[Entry]):
+class IndexEntries(Sequence[IndexEntry]):
     """Rows of a mapped index. An entry is made when it is asked for, a slice is a view, and pickling copies no row."""
 
     def __init__(self, mapped: _Mapped, rows: range, folder: Path) -> None:
@@ -168,21 +168,21 @@ class Entries(Sequence[Entry]):
         return len(self._rows)
 
     @overload
-    def __getitem__(self, number: int) -> Entry: ...
+    def __getitem__(self, number: int) -> IndexEntry: ...
 
     @overload
-    def __getitem__(self, number: slice) -> Entries: ...
+    def __getitem__(self, number: slice) -> IndexEntries: ...
 
-    def __getitem__(self, number: int | slice) -> Entry | Entries:
+    def __getitem__(self, number: int | slice) -> IndexEntry | IndexEntries:
         """The entry at `number`, or the entries of a slice. Raises IndexError past either end."""
         if isinstance(number, slice):
-            return Entries(self._mapped, self._rows[number], self._folder)
+            return IndexEntries(self._mapped, self._rows[number], self._folder)
         if not -len(self) <= number < len(self):
             raise IndexError(f"entry {number} of an index with {len(self)}")
         row = self._mapped.rows.slice(self._rows[number], 1).to_pylist()[0]
-        return Entry(**(row | {"path": self._folder / row["path"]}))
+        return IndexEntry(**(row | {"path": self._folder / row["path"]}))
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[IndexEntry]:
         return (self[number] for number in range(len(self)))
 
     def column(self, name: str) -> Any:
@@ -202,10 +202,10 @@ class Entries(Sequence[Entry]):
             return values
         return values.to_numpy(zero_copy_only=not pa.types.is_boolean(values.type))
 
-    def places(self, positions: NDArray[np.int64]) -> list[Place]:
+    def places(self, positions: NDArray[np.int64]) -> list[MediaKey]:
         """The places of the entries at some positions, their paths as written in the index."""
-        paths, *numbers = (self.column(name) for name in Place._fields)
-        return list(map(Place, paths.take(pa.array(positions)).to_pylist(), *(column[positions].tolist() for column in numbers)))
+        paths, *numbers = (self.column(name) for name in MediaKey._fields)
+        return list(map(MediaKey, paths.take(pa.array(positions)).to_pylist(), *(column[positions].tolist() for column in numbers)))
 
 
 class Index:
@@ -232,13 +232,13 @@ class Index:
                 message += f"; index again with --val 0.02 ({again}), or set --data.val_videos 0"
             raise ValueError(message)
         slices = mapped.slices[split]
-        self.videos, self.images = (Entries(mapped, range(*slices.get(kind, (0, 0))), self.path.parent) for kind in KINDS)
+        self.videos, self.images = (IndexEntries(mapped, range(*slices.get(kind, (0, 0))), self.path.parent) for kind in KINDS)
 
 
 def write_index(entries: Sequence[Mapping[str, object]], path: Path) -> None:
     """Write an index from rows, whole or not at all: `path` and the Arrow file beside it.
 
-    `entries` are rows with the columns of `SCHEMA`, of which those with a default in `Entry` may be left out; `path` in them is relative
+    `entries` are rows with the columns of `SCHEMA`, of which those with a default in `IndexEntry` may be left out; `path` in them is relative
     to the folder of the index.
 
     Raises ValueError for a row that lacks a column, has another one, a wrong type, an unknown kind or an absolute path.
@@ -267,9 +267,9 @@ def write_table(table: pa.Table, path: Path) -> None:
     _write_mapped(table, slices, _sha256(path), path.with_suffix(".arrow"))
 
 
-def places_of(table: pa.Table) -> list[Place]:
+def media_keys(table: pa.Table) -> list[MediaKey]:
     """The place of each row, in order."""
-    return list(map(Place, *(table[name].to_pylist() for name in Place._fields)))
+    return list(map(MediaKey, *(table[name].to_pylist() for name in MediaKey._fields)))
 
 
 def read_table(path: Path) -> pa.Table:

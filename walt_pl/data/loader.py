@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from walt_pl.data.batch import DataError, Draw, JointBatch, Source, collate
+from walt_pl.data.batch import DataError, JointBatch, SampleRef, SampleSource, collate
 from walt_pl.data.sampler import Sampler
 from walt_pl.data.workers import Answer, Workers
 
@@ -106,13 +106,13 @@ class JointLoader(BatchLoader):
     With workers, a file that kills its reader or takes longer than `patience`, each twice, counts as one that cannot be read.
 
     Args:
-        source: Reads a sample by its `Draw`.
+        source: Reads a sample by its `SampleRef`.
         sampler: Gives this rank's draws.
         workers: Worker processes; 0 reads in this process, which a crash of a decoder then ends.
         patience: Seconds that a worker may spend on one file.
     """
 
-    def __init__(self, source: Source, sampler: Sampler, workers: int = 0, patience: float = 60.0) -> None:
+    def __init__(self, source: SampleSource, sampler: Sampler, workers: int = 0, patience: float = 60.0) -> None:
         super().__init__()
         # Not `sampler`: Lightning takes whatever has that attribute for a torch DataLoader and looks for the rest.
         self._sampler = sampler
@@ -129,7 +129,7 @@ class JointLoader(BatchLoader):
             self._sampler.advance()
             yield answer
 
-    def _read(self, draws: Sequence[Draw]) -> Answer:
+    def _read(self, draws: Sequence[SampleRef]) -> Answer:
         return collate([self._source[draw] for draw in draws])
 
     def close(self) -> None:

@@ -32,29 +32,29 @@ class EndlessPermutation:
 
     def index(self, position: int) -> tuple[int, int]:
         """Gives the item at a position of the endless sequence and the pass it belongs to."""
-        pass_number, place = divmod(position, self.used)
-        if pass_number != self._pass:
-            self._order = self._whole(pass_number)
+        epoch, place = divmod(position, self.used)
+        if epoch != self._pass:
+            self._order = self._whole(epoch)
             if len(self._left_out):
                 self._order = self._order[self._comes(self._order)]
-            self._pass = pass_number
-        return int(self._order[place]), pass_number
+            self._pass = epoch
+        return int(self._order[place]), epoch
 
     def mark(self, position: int) -> tuple[int, int]:
         """Gives the pass of a position, and how much of the order of all numbers, those left out too, lies behind it."""
-        pass_number, place = divmod(position, self.used)
+        epoch, place = divmod(position, self.used)
         if place and len(self._left_out):
-            place = int(np.flatnonzero(self._comes(self._whole(pass_number)))[place - 1]) + 1
-        return pass_number, place
+            place = int(np.flatnonzero(self._comes(self._whole(epoch)))[place - 1]) + 1
+        return epoch, place
 
-    def position(self, pass_number: int, place: int) -> int:
+    def position(self, epoch: int, place: int) -> int:
         """Gives the position of a mark, also of one that was made while other numbers were left out."""
         if place and len(self._left_out):
-            place = int(self._comes(self._whole(pass_number)[:place]).sum())
-        return pass_number * self.used + place
+            place = int(self._comes(self._whole(epoch)[:place]).sum())
+        return epoch * self.used + place
 
-    def _whole(self, pass_number: int) -> NDArray[np.int64]:
-        return np.random.default_rng([*self.seed, pass_number]).permutation(self.count)
+    def _whole(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([*self.seed, epoch]).permutation(self.count)
 
     def _comes(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
         comes = np.ones(self.count, np.bool_)

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from walt_pl.data.index import Entries, Place
+from walt_pl.data.index import IndexEntries, MediaKey
 from walt_pl.files import write_whole
 
 FINDINGS = ("missing", "corrupt", "truncated", "hang", "crash", "duplicate")
 """First words of the reasons that are the doctor's."""
-COLUMNS = [*Place._fields, "reason"]
+COLUMNS = [*MediaKey._fields, "reason"]
 
 
 class Quarantine:
@@ -37,7 +37,7 @@ class Quarantine:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.reasons: dict[Place, str] = {}
+        self.reasons: dict[MediaKey, str] = {}
         """Reason by place, paths as written in the index."""
         if path.is_file():
             self._read()
@@ -56,7 +56,7 @@ class Quarantine:
                 for row in rows:
                     if not row["path"]:
                         raise ValueError("no path")
-                    place = Place(row["path"], int(row["offset"] or -1), float(row.get("begin") or 0), float(row.get("end") or 0))
+                    place = MediaKey(row["path"], int(row["offset"] or -1), float(row.get("begin") or 0), float(row.get("end") or 0))
                     self.add(place, row["reason"] or "")
             except (ValueError, csv.Error) as error:
                 raise ValueError(f"{self.path}:{rows.line_num}: {error}; mend the row, or remove the file and run the doctor") from error
@@ -64,26 +64,26 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self.reasons)
 
-    def add(self, place: Place, reason: str) -> None:
+    def add(self, place: MediaKey, reason: str) -> None:
         """Note a file or piece, its path as it is written in the index. A later reason replaces an earlier one."""
         self.reasons[place] = reason
 
-    def admit(self, place: Place, finding: str, reason: str) -> None:
+    def admit(self, place: MediaKey, finding: str, reason: str) -> None:
         """The doctor's `add`: does nothing where a person has put this place on the list."""
         before = self.reasons.get(place)
         if before is None or finding_of(before):
             self.add(place, f"{finding}: {reason}")
 
-    def release(self, place: Place) -> None:
+    def release(self, place: MediaKey) -> None:
         """Take a place off the list if it was the doctor who put it there."""
         if finding_of(self.reasons.get(place, "")):
             del self.reasons[place]
 
-    def reason(self, place: Place) -> str | None:
+    def reason(self, place: MediaKey) -> str | None:
         """Why a place is not used, for itself or for the file that it is a piece of; None: it is used."""
         return self.reasons.get(place, self.reasons.get(place.whole))
 
-    def positions(self, entries: Entries) -> NDArray[np.int64]:
+    def positions(self, entries: IndexEntries) -> NDArray[np.int64]:
         """Where in `entries` the places of the list are, ascending."""
         if not self.reasons:
             return np.empty(0, np.int64)

@@ -11,14 +11,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from walt_pl.data.batch import Draw, Kind
+from walt_pl.data.batch import Kind, SampleRef
 from walt_pl.data.permutation import NOTHING, BucketOrder, EndlessPermutation
 
 _KINDS: tuple[Kind, Kind] = ("video", "image")
 
 
 @dataclass(frozen=True)
-class Items:
+class BucketItems:
     """The clips (or images) of one bucket."""
 
     positions: NDArray[np.int64] | range
@@ -36,8 +36,8 @@ class Items:
         return [int(self.positions[number]) for number in self.left_out]
 
 
-def _items(given: int | Sequence[Items]) -> Sequence[Items]:
-    return [Items(range(given))] if isinstance(given, int) else given
+def _items(given: int | Sequence[BucketItems]) -> Sequence[BucketItems]:
+    return [BucketItems(range(given))] if isinstance(given, int) else given
 
 
 class Sampler(Protocol):
@@ -50,7 +50,7 @@ class Sampler(Protocol):
         """Steps of an epoch."""
         ...
 
-    def steps(self) -> Iterator[list[Draw]]:
+    def steps(self) -> Iterator[list[SampleRef]]:
         """Gives this rank's draws of every step from where the sampler stands."""
         ...
 
@@ -98,15 +98,15 @@ class JointSampler:
 
     def __init__(
         self,
-        videos: int | Sequence[Items],
-        images: int | Sequence[Items],
+        videos: int | Sequence[BucketItems],
+        images: int | Sequence[BucketItems],
         videos_per_batch: int,
         images_per_batch: int,
         rank: int = 0,
         ranks: int = 1,
         seed: int = 0,
     ) -> None:
-        self._items: dict[Kind, Sequence[Items]] = {"video": _items(videos), "image": _items(images)}
+        self._items: dict[Kind, Sequence[BucketItems]] = {"video": _items(videos), "image": _items(images)}
         self._per_batch: dict[Kind, int] = {"video": videos_per_batch, "image": images_per_batch}
         if not videos_per_batch + images_per_batch:
             raise ValueError("a batch needs videos or images: both numbers per batch are 0")
@@ -142,28 +142,28 @@ class JointSampler:
         """Steps of an epoch."""
         return self._steps
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleRef]]:
         """Gives an epoch's draws from where the sampler stands."""
         return islice(self.steps(), len(self))
 
-    def steps(self) -> Iterator[list[Draw]]:
+    def steps(self) -> Iterator[list[SampleRef]]:
         """Gives the draws of every step from where the sampler stands, without end; workers may run ahead of `advance`."""
         consumed = {kind: list(counts) for kind, counts in self._consumed.items()}
         step = self._step
         while True:
             bucket = self._bucket[step]
             yield [
-                *self._share("video", bucket, consumed["video"][bucket], first_slot=0),
-                *self._share("image", bucket, consumed["image"][bucket], first_slot=self._per_batch["video"]),
+                *self._share("video", bucket, consumed["video"][bucket], first_index=0),
+                *self._share("image", bucket, consumed["image"][bucket], first_index=self._per_batch["video"]),
             ]
             self._count(consumed, bucket)
             step += 1
 
-    def _share(self, kind: Kind, bucket: int, position: int, first_slot: int) -> Iterator[Draw]:
+    def _share(self, kind: Kind, bucket: int, position: int, first_index: int) -> Iterator[SampleRef]:
         share = self._per_batch[kind] // self._ranks
         for place in range(self._rank * share, (self._rank + 1) * share):
-            number, pass_number = self._order[kind][bucket].index(position + place)
-            yield Draw(kind, int(self._items[kind][bucket].positions[number]), pass_number, first_slot + place, bucket)
+            number, epoch = self._order[kind][bucket].index(position + place)
+            yield SampleRef(kind, int(self._items[kind][bucket].positions[number]), epoch, first_index + place, bucket)
 
     def _count(self, consumed: dict[Kind, list[int]], bucket: int) -> None:
         for kind, per_batch in self._per_batch.items():
@@ -194,7 +194,7 @@ class JointSampler:
             if len(marks) != len(self._items[kind]):
                 raise ValueError(
                     f"data.buckets has {len(self._items[kind])} sizes, but the checkpoint was written with {len(marks)}: set them back, "
-                    "or start over with --fresh true"
+                    "or start over with --from_scratch true"
                 )
         self._step = state["step"]
         same = state.get("items", self._fingerprint) == self._fingerprint
@@ -205,9 +205,9 @@ class JointSampler:
                 stacklevel=2,
             )
         for kind in _KINDS:
-            for bucket, (pass_number, place) in enumerate(state[f"{kind}s"]):
+            for bucket, (epoch, place) in enumerate(state[f"{kind}s"]):
                 order = self._order[kind][bucket]
-                mark = (pass_number, place) if same else (pass_number + (place > 0), 0)
+                mark = (epoch, place) if same else (epoch + (place > 0), 0)
                 self._consumed[kind][bucket] = order.position(*mark) if order.used else 0
             if same:
                 self._tell_quarantine(kind, set(state.get("quarantined", {}).get(kind, [])))
@@ -256,14 +256,14 @@ class SequentialSampler:
 
     def __init__(
         self,
-        videos: int | Sequence[Items],
-        images: int | Sequence[Items],
+        videos: int | Sequence[BucketItems],
+        images: int | Sequence[BucketItems],
         videos_per_batch: int,
         images_per_batch: int,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        self._items: dict[Kind, Sequence[Items]] = {"video": _items(videos), "image": _items(images)}
+        self._items: dict[Kind, Sequence[BucketItems]] = {"video": _items(videos), "image": _items(images)}
         self._per_batch: dict[Kind, int] = {"video": videos_per_batch, "image": images_per_batch}
         counts = [items.used for of_kind in self._items.values() for items in of_kind]
         assert all(number % ranks == 0 for number in (*counts, *self._per_batch.values()))
@@ -274,25 +274,25 @@ class SequentialSampler:
         """Steps until both kinds of all buckets have run out."""
         return sum(map(self._steps_of, range(len(self._items["video"]))))
 
-    def __iter__(self) -> Iterator[list[Draw]]:
+    def __iter__(self) -> Iterator[list[SampleRef]]:
         """Gives this rank's draws, all of pass 0."""
         return self.steps()
 
-    def steps(self) -> Iterator[list[Draw]]:
+    def steps(self) -> Iterator[list[SampleRef]]:
         """The same."""
         for bucket in range(len(self._items["video"])):
             for step in range(self._steps_of(bucket)):
-                videos = self._share("video", bucket, step, first_slot=0)
+                videos = self._share("video", bucket, step, first_index=0)
                 yield [*videos, *self._share("image", bucket, step, self._per_batch["video"])]
 
     def _steps_of(self, bucket: int) -> int:
         return max(-(-self._items[kind][bucket].used // per_batch) for kind, per_batch in self._per_batch.items() if per_batch)
 
-    def _share(self, kind: Kind, bucket: int, step: int, first_slot: int) -> Iterator[Draw]:
+    def _share(self, kind: Kind, bucket: int, step: int, first_index: int) -> Iterator[SampleRef]:
         items, start = self._items[kind][bucket], step * self._per_batch[kind]
         share = max(0, min(self._per_batch[kind], items.used - start)) // self._ranks
         for place in range(self._rank * share, (self._rank + 1) * share):
-            yield Draw(kind, int(items.positions[start + place]), 0, first_slot + place, bucket)
+            yield SampleRef(kind, int(items.positions[start + place]), 0, first_index + place, bucket)
 
     def advance(self) -> None:
         """Does nothing: validation always starts at the first sample."""

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from walt_pl.data.batch import Kind
-from walt_pl.data.index import Entries
-from walt_pl.data.sampler import Items
-from walt_pl.data.transforms import Framing
+from walt_pl.data.index import IndexEntries
+from walt_pl.data.sampler import BucketItems
+from walt_pl.data.transforms import ClipTransform
 
 USED, QUARANTINED, SHORT, SMALL, SIZELESS, BEYOND, ALONE = range(7)
 REASONS = (
@@ -36,24 +36,26 @@ class Bucket(NamedTuple):
         return f"{self.rows} x {self.columns}"
 
 
-def check_buckets(buckets: Sequence[Bucket], framing: Framing) -> None:
+def check_buckets(buckets: Sequence[Bucket], clip_transform: ClipTransform) -> None:
     """Check the sizes of `data.buckets` against the rest of the configuration.
 
     Raises:
         ValueError: They do not fit together.
     """
-    low = framing.low_size or framing.size
-    if framing.crop is not None:
+    low = clip_transform.low_res_size or clip_transform.size
+    if clip_transform.crop is not None:
         raise ValueError("data.buckets sorts whole pictures and data.crop draws windows of one size: leave out one of them")
-    if framing.aspect != 1.0:
+    if clip_transform.aspect != 1.0:
         raise ValueError("data.buckets has rows and columns of its own: leave out data.aspect")
     if len(set(buckets)) < len(buckets):
         raise ValueError(f"data.buckets names a size twice: {', '.join(map(str, buckets))}")
     for bucket in buckets:
         if min(bucket) < 1:
             raise ValueError(f"data.buckets: rows and columns must be at least 1, got {bucket}")
-        if any(side * low % framing.size for side in bucket):
-            raise ValueError(f"data.buckets: {bucket} times data.low_size / data.size = {low} / {framing.size} is no number of pixels")
+        if any(side * low % clip_transform.size for side in bucket):
+            raise ValueError(
+                f"data.buckets: {bucket} times data.low_res_size / data.size = {low} / {clip_transform.size} is no number of pixels"
+            )
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,16 @@ class Selection:
         """Where those that are used stand in their list, ascending."""
         return np.flatnonzero(self.reason == USED)
 
-    def items(self, bucket: int) -> Items:
+    def items(self, bucket: int) -> BucketItems:
         """A bucket's entries as the sampler wants them."""
         places = np.flatnonzero(self.bucket == bucket)
         left_out = np.flatnonzero(self.reason[places] != USED)
-        return Items(range(len(places)) if len(places) == len(self.bucket) else places, left_out)
+        return BucketItems(range(len(places)) if len(places) == len(self.bucket) else places, left_out)
 
 
 def select(
-    entries: Mapping[Kind, Entries],
-    framing: Framing,
+    entries: Mapping[Kind, IndexEntries],
+    clip_transform: ClipTransform,
     buckets: Sequence[Bucket],
     quarantined: Mapping[Kind, NDArray[np.int64]],
     limit: int = 0,
@@ -116,7 +118,7 @@ def select(
     first: dict[Kind, Selection] = {}
     open_ = list(range(len(buckets)))
     while True:
-        found = {kind: _select(kind, listed, framing, buckets, open_, quarantined[kind], limit) for kind, listed in entries.items()}
+        found = {kind: _select(kind, listed, clip_transform, buckets, open_, quarantined[kind], limit) for kind, listed in entries.items()}
         first = first or found
         there = {number: [bool((s.reason[s.bucket == number] == USED).any()) for s in found.values()] for number in open_}
         lacking = [number for number, kinds in there.items() if any(kinds) and not all(kinds)]
@@ -131,8 +133,8 @@ def select(
 
 def _select(
     kind: Kind,
-    entries: Entries,
-    framing: Framing,
+    entries: IndexEntries,
+    clip_transform: ClipTransform,
     buckets: Sequence[Bucket],
     open_: Sequence[int],
     quarantined: NDArray[np.int64],
@@ -145,7 +147,7 @@ def _select(
         bucket[here], reason[here] = _fitted(part, buckets, open_)
         if kind == "video":
             frames, fps, duration = (part.column(name) for name in ("frames", "fps", "duration"))
-            short = frames < framing.needs(frames, fps, duration)
+            short = frames < clip_transform.needs(frames, fps, duration)
             bucket[here][short], reason[here][short] = -1, SHORT
     if limit:
         beyond = np.flatnonzero(bucket >= 0)[limit:]
@@ -154,7 +156,7 @@ def _select(
     return Selection(bucket, reason)
 
 
-def _fitted(entries: Entries, buckets: Sequence[Bucket], open_: Sequence[int]) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+def _fitted(entries: IndexEntries, buckets: Sequence[Bucket], open_: Sequence[int]) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
     """The bucket of each entry by its size alone, and why it has none."""
     if len(buckets) == 1:
         return np.zeros(len(entries), np.int16), np.zeros(len(entries), np.uint8)
@@ -173,7 +175,7 @@ def _fitted(entries: Entries, buckets: Sequence[Bucket], open_: Sequence[int]) -
     return best, reason
 
 
-def described(split: str, selections: Mapping[Kind, Selection], buckets: Sequence[Bucket], framing: Framing) -> list[str]:
+def described(split: str, selections: Mapping[Kind, Selection], buckets: Sequence[Bucket], clip_transform: ClipTransform) -> list[str]:
     """The counts in words, a line a kind and a line a bucket.
 
     Args:
@@ -182,8 +184,14 @@ def described(split: str, selections: Mapping[Kind, Selection], buckets: Sequenc
         buckets: Sizes of the batches.
         framing: What is taken of a clip.
     """
-    rate = f" at {framing.fps:g} a second" if framing.fps else f", {framing.stride} apart" if framing.stride > 1 else ""
-    wanted = f" (fewer than {framing.frames} frames{rate})"
+    rate = (
+        f" at {clip_transform.fps:g} a second"
+        if clip_transform.fps
+        else f", {clip_transform.stride} apart"
+        if clip_transform.stride > 1
+        else ""
+    )
+    wanted = f" (fewer than {clip_transform.frames} frames{rate})"
     lines = []
     for kind, selection in selections.items():
         left_out = [f"{count:,} {why}{wanted if why == REASONS[SHORT] else ''}" for why, count in selection.left_out().items()]

@@ -11,11 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from walt_pl.data.batch import Draw, Kind, Sample
-from walt_pl.data.index import Entry
+from walt_pl.data.batch import Kind, Sample, SampleRef
+from walt_pl.data.index import IndexEntry
 from walt_pl.media.reading import picture_sizes, read_sizes
 from walt_pl.media.resizing import covering
-from walt_pl.media.spans import EARLY, Span
+from walt_pl.media.spans import EARLY, FrameRange
 from walt_pl.media.types import Frames, MediaError, Size
 
 _KIND_NUMBER: dict[Kind, int] = {"video": 0, "image": 1}
@@ -92,7 +92,7 @@ class View:
     """Left for right, where the framing flips."""
 
 
-def view_of(kind: Kind, item: int, number: int, spare_frames: int) -> View:
+def draw_view(kind: Kind, item: int, number: int, spare_frames: int) -> View:
     """Gives view `number` of a clip or image: 0 is frame 0 and the centre, the others are drawn once and for all.
 
     No training seed goes in, so that a latent cache holds for every seed.
@@ -112,14 +112,14 @@ def view_of(kind: Kind, item: int, number: int, spare_frames: int) -> View:
 
 
 @dataclass(frozen=True)
-class Framing:
+class ClipTransform:
     """What is taken of every clip and image."""
 
     size: int
     """Rows in pixels; columns as many, unless `aspect` says otherwise."""
     frames: int = 17
     """Frames of a video."""
-    low_size: int | None = None
+    low_res_size: int | None = None
     """Rows of the low-resolution twin (super-resolution)."""
     views: int = 1
     """Fixed views that the passes over the data go round: view = pass mod views."""
@@ -145,11 +145,11 @@ class Framing:
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
         # Nearly: 232 / 56 * 56 is not quite 232.
-        columns = [size * self.aspect for size in (*self.all_sizes, self.low_size or 0)]
+        columns = [size * self.aspect for size in (*self.all_sizes, self.low_res_size or 0)]
         if not self.aspect > 0 or not all(abs(number - round(number)) < 1e-6 for number in columns):
             raise ValueError(f"data.aspect times each size must be a number of columns, got {self.aspect:g} and sizes {self.all_sizes}")
-        if self.low_size is not None and not 0 < self.low_size < self.size:
-            raise ValueError(f"data.low_size must lie between 1 and data.size - 1 = {self.size - 1}, got {self.low_size}")
+        if self.low_res_size is not None and not 0 < self.low_res_size < self.size:
+            raise ValueError(f"data.low_res_size must lie between 1 and data.size - 1 = {self.size - 1}, got {self.low_res_size}")
         if self.stride < 1 or not (self.fps is None or self.fps > 0):
             raise ValueError(f"data.stride must be at least 1 and data.fps above 0, got {self.stride} and {self.fps}")
         if self.stride != 1 and self.fps is not None:
@@ -163,8 +163,8 @@ class Framing:
         smallest = min(min(self.shape(size)) for size in self.all_sizes)
         if not 0 < self.crop <= smallest:
             raise ValueError(f"data.crop must lie between 1 and the smallest side {smallest}, got {self.crop}")
-        if self.low_size is not None or self.views != 1:
-            raise ValueError("data.crop draws a new window in every pass: leave out data.low_size and data.views")
+        if self.low_res_size is not None or self.views != 1:
+            raise ValueError("data.crop draws a new window in every pass: leave out data.low_res_size and data.views")
 
     @property
     def all_sizes(self) -> tuple[int, ...]:
@@ -182,12 +182,12 @@ class Framing:
         rate = _rate(frames, fps, duration)
         return np.where(rate > 0, np.floor((self.frames - 1) / self.fps * rate + EARLY) + 1, np.inf)
 
-    def span(self, entry: Entry, start: int = 0) -> Span:
+    def frame_range(self, entry: IndexEntry, start: int = 0) -> FrameRange:
         """What is read of a video; sampled by time it begins when frame `start` would be shown at the mean rate."""
         rate = _rate(entry.frames, entry.fps, entry.duration)
-        return Span(self.frames, self.fps, self.stride, start if self.fps is None or not rate else start / float(rate))
+        return FrameRange(self.frames, self.fps, self.stride, start if self.fps is None or not rate else start / float(rate))
 
-    def spare(self, entry: Entry) -> int:
+    def spare(self, entry: IndexEntry) -> int:
         """Frames of a video beyond the ones that it must have; 0 for an image."""
         if entry.kind == "image":
             return 0
@@ -206,7 +206,7 @@ def _rate(frames: ArrayLike, fps: ArrayLike, duration: ArrayLike) -> NDArray[np.
 
 
 class PixelDataset(Dataset[Sample]):
-    """Reads clips and images as pixels, by `Draw`.
+    """Reads clips and images as pixels, by `SampleRef`.
 
     What is read depends on (seed, pass, item) alone, never on the worker that reads it. A file that cannot be read
     gives zeros and its reason.
@@ -217,57 +217,59 @@ class PixelDataset(Dataset[Sample]):
         framing: What to take of each.
     """
 
-    def __init__(self, videos: Sequence[Entry], images: Sequence[Entry], framing: Framing) -> None:
+    def __init__(self, videos: Sequence[IndexEntry], images: Sequence[IndexEntry], clip_transform: ClipTransform) -> None:
         self.videos = videos
         self.images = images
-        self.framing = framing
+        self.clip_transform = clip_transform
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: SampleRef) -> Sample:
         """Reads one clip [3 t h w] or image [3 1 h w], with its low-resolution twin where one is asked for."""
         entry = (self.videos if draw.kind == "video" else self.images)[draw.item]
         try:
-            content, low = self._read(entry, draw)
+            content, low_res = self._read(entry, draw)
         except MediaError as error:
             return self.failed(draw, str(error))
-        return Sample(draw, content, low, entry.caption, entry.label, str(entry.place), "", "pixels")
+        return Sample(draw, content, low_res, entry.caption, entry.label, str(entry.place), "", "pixels")
 
-    def failed(self, draw: Draw, reason: str) -> Sample:
+    def failed(self, draw: SampleRef, reason: str) -> Sample:
         """Gives the zeros that stand in for a clip or image, without touching its file."""
         entry = (self.videos if draw.kind == "video" else self.images)[draw.item]
-        content, low = self._blank(draw.kind)
-        return Sample(draw, content, low, entry.caption, entry.label, str(entry.place), reason, "pixels")
+        content, low_res = self._blank(draw.kind)
+        return Sample(draw, content, low_res, entry.caption, entry.label, str(entry.place), reason, "pixels")
 
-    def _read(self, entry: Entry, draw: Draw) -> tuple[Tensor, Tensor | None]:
-        framing = self.framing
-        if framing.crop is not None:
-            return self._crop(entry, draw, framing.crop), None
-        view = view_of(draw.kind, draw.item, draw.pass_number % framing.views, framing.spare(entry))
-        shapes = [framing.shape(size) for size in (framing.size, framing.low_size) if size is not None]
+    def _read(self, entry: IndexEntry, draw: SampleRef) -> tuple[Tensor, Tensor | None]:
+        clip_transform = self.clip_transform
+        if clip_transform.crop is not None:
+            return self._crop(entry, draw, clip_transform.crop), None
+        view = draw_view(draw.kind, draw.item, draw.epoch % clip_transform.views, clip_transform.spare(entry))
+        shapes = [clip_transform.shape(size) for size in (clip_transform.size, clip_transform.low_res_size) if size is not None]
         clips = self._decode(entry, view.start, shapes)
-        pictures = [to_size(clip, *shape, view.place, view.mirrored and framing.flip) for clip, shape in zip(clips, shapes, strict=True)]
-        return pictures[0], pictures[1] if framing.low_size is not None else None
+        pictures = [
+            to_size(clip, *shape, view.place, view.mirrored and clip_transform.flip) for clip, shape in zip(clips, shapes, strict=True)
+        ]
+        return pictures[0], pictures[1] if clip_transform.low_res_size is not None else None
 
-    def _crop(self, entry: Entry, draw: Draw, crop: int) -> Tensor:
-        framing = self.framing
-        if framing.first_view:
-            (clip,) = self._decode(entry, 0, [framing.shape(framing.size)])
-            return center_crop(to_size(clip, *framing.shape(framing.size)), crop)
-        rng = np.random.default_rng([framing.seed, draw.pass_number, draw.item, _KIND_NUMBER[draw.kind]])
-        shape = framing.shape(int(rng.choice(framing.all_sizes)))
-        start = int(rng.integers(framing.spare(entry) + 1))
+    def _crop(self, entry: IndexEntry, draw: SampleRef, crop: int) -> Tensor:
+        clip_transform = self.clip_transform
+        if clip_transform.first_view:
+            (clip,) = self._decode(entry, 0, [clip_transform.shape(clip_transform.size)])
+            return center_crop(to_size(clip, *clip_transform.shape(clip_transform.size)), crop)
+        rng = np.random.default_rng([clip_transform.seed, draw.epoch, draw.item, _KIND_NUMBER[draw.kind]])
+        shape = clip_transform.shape(int(rng.choice(clip_transform.all_sizes)))
+        start = int(rng.integers(clip_transform.spare(entry) + 1))
         top, left = rng.random(2)
         (clip,) = self._decode(entry, start, [shape])
         window = random_crop(to_size(clip, *shape, (float(top), float(left))), crop, rng)
-        return window.flip(-1) if framing.flip and rng.random() < 0.5 else window
+        return window.flip(-1) if clip_transform.flip and rng.random() < 0.5 else window
 
-    def _decode(self, entry: Entry, start: int, shapes: Sequence[Size]) -> list[Frames]:
+    def _decode(self, entry: IndexEntry, start: int, shapes: Sequence[Size]) -> list[Frames]:
         if entry.kind == "image":
             return picture_sizes(entry, shapes)
-        return read_sizes(entry, self.framing.span(entry, start), shapes)
+        return read_sizes(entry, self.clip_transform.frame_range(entry, start), shapes)
 
     def _blank(self, kind: Kind) -> tuple[Tensor, Tensor | None]:
-        frames = self.framing.frames if kind == "video" else 1
-        crop, low = self.framing.crop, self.framing.low_size
-        twin = None if low is None else torch.zeros(3, frames, *self.framing.shape(low), dtype=torch.float32)
-        side = (crop, crop) if crop else self.framing.shape(self.framing.size)
+        frames = self.clip_transform.frames if kind == "video" else 1
+        crop, low_res = self.clip_transform.crop, self.clip_transform.low_res_size
+        twin = None if low_res is None else torch.zeros(3, frames, *self.clip_transform.shape(low_res), dtype=torch.float32)
+        side = (crop, crop) if crop else self.clip_transform.shape(self.clip_transform.size)
         return torch.zeros(3, frames, *side, dtype=torch.float32), twin

@@ -28,10 +28,10 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import tarfile_samples
 
-from walt_pl.data.batch import DataError, Draw, Kind, Sample, collate
-from walt_pl.data.index import Entry
+from walt_pl.data.batch import DataError, Kind, Sample, SampleRef, collate
+from walt_pl.data.index import IndexEntry
 from walt_pl.data.loader import BatchLoader
-from walt_pl.data.transforms import Framing, PixelDataset
+from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.data.workers import Answer, end_with_training, forkserver
 from walt_pl.media.extensions import IMAGES, VIDEOS
 
@@ -41,10 +41,10 @@ _ENDINGS: dict[Kind, frozenset[str]] = {"video": VIDEOS, "image": IMAGES}
 _NUMBER: dict[Kind, int] = {"video": 0, "image": 1}
 
 
-class Place(NamedTuple):
+class StreamPosition(NamedTuple):
     """Where a reader stands among the shards of a kind."""
 
-    pass_number: int = 0
+    epoch: int = 0
     """How often it has read its share."""
     shard: int = 0
     """How many shards of this pass's share lie behind it."""
@@ -52,7 +52,7 @@ class Place(NamedTuple):
     """How many samples of the next shard lie behind it, too."""
 
 
-class Member(NamedTuple):
+class ShardSample(NamedTuple):
     """A clip or image as it came out of a shard."""
 
     name: str
@@ -62,7 +62,7 @@ class Member(NamedTuple):
     label: int
 
 
-class Shards:
+class ShardStream:
     """The shards of a kind, dealt out to readers anew in every pass.
 
     Args:
@@ -80,7 +80,7 @@ class Shards:
         if not self.urls:
             raise ValueError(f"data.shards: {pattern} names no shard")
 
-    def read(self, reader: int, readers: int, place: Place) -> Iterator[tuple[Member, Place]]:
+    def read(self, reader: int, readers: int, place: StreamPosition) -> Iterator[tuple[ShardSample, StreamPosition]]:
         """Gives a reader's samples from a place on, without end, each with the place after it.
 
         A shard that breaks off is warned about, and the next one is begun.
@@ -88,19 +88,19 @@ class Shards:
         Raises:
             RuntimeError: If a whole pass gives nothing.
         """
-        found, whole = 0, place == Place(place.pass_number)
+        found, whole = 0, place == StreamPosition(place.epoch)
         while True:
-            order = np.random.default_rng([self.seed, _NUMBER[self.kind], place.pass_number]).permutation(len(self.urls))[reader::readers]
+            order = np.random.default_rng([self.seed, _NUMBER[self.kind], place.epoch]).permutation(len(self.urls))[reader::readers]
             for number in range(place.shard, len(order)):
                 for member, count in self._members(self.urls[order[number]], behind=place.sample):
                     found += 1
-                    yield member, Place(place.pass_number, number, count)
-                place = Place(place.pass_number, number + 1)
+                    yield member, StreamPosition(place.epoch, number, count)
+                place = StreamPosition(place.epoch, number + 1)
             if whole and not found:
                 raise DataError(f"data.shards: no {self.kind} in {self.urls[order[0]]} and the {len(order) - 1} other shards of a reader")
-            found, whole, place = 0, True, Place(place.pass_number + 1)
+            found, whole, place = 0, True, StreamPosition(place.epoch + 1)
 
-    def _members(self, url: str, behind: int) -> Iterator[tuple[Member, int]]:
+    def _members(self, url: str, behind: int) -> Iterator[tuple[ShardSample, int]]:
         count = 0
         try:
             for sample in tarfile_samples([{"url": url}]):
@@ -115,12 +115,12 @@ class Shards:
             warnings.warn(f"{url}: could be read as far as {count} {self.kind}s: {error}", stacklevel=2)
 
 
-def _member(sample: Mapping[str, Any], ending: str) -> Member:
+def _member(sample: Mapping[str, Any], ending: str) -> ShardSample:
     said = _said(sample.get("json", b""))
     caption = sample["txt"].decode("utf-8", "replace") if "txt" in sample else str(said.get("caption") or said.get("text") or "")
     label = sample["cls"].decode("utf-8", "replace") if "cls" in sample else str(said.get("label", ""))
     name = f"{sample['__url__']}/{sample['__key__']}.{ending}"
-    return Member(name, sample[ending], " ".join(caption.split()), int(label) if label.strip().isdecimal() else -1)
+    return ShardSample(name, sample[ending], " ".join(caption.split()), int(label) if label.strip().isdecimal() else -1)
 
 
 def _said(text: bytes) -> dict[str, Any]:
@@ -132,13 +132,13 @@ def _said(text: bytes) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Reading:
+class StreamConfig:
     """Who reads what: the shards of each kind and this rank's part of the batch."""
 
-    shards: Mapping[Kind, Shards]
+    shards: Mapping[Kind, ShardStream]
     per_batch: Mapping[Kind, int]
     """Clips and images of the global batch."""
-    framing: Framing
+    clip_transform: ClipTransform
     rank: int
     ranks: int
     workers: int
@@ -160,35 +160,35 @@ class Reading:
         return hashlib.sha256(repr((listed, self.ranks, self.workers)).encode()).hexdigest()
 
 
-class _Stream(IterableDataset[tuple[int, dict[Kind, Place], Answer]]):
+class _Stream(IterableDataset[tuple[int, dict[Kind, StreamPosition], Answer]]):
     """What one worker reads: its number among the readers, where it stands after the batch, and the batch."""
 
-    def __init__(self, reading: Reading, places: Mapping[int, Mapping[Kind, Place]], turn: int) -> None:
+    def __init__(self, reading: StreamConfig, places: Mapping[int, Mapping[Kind, StreamPosition]], turn: int) -> None:
         self._reading, self._places, self._turn = reading, places, turn
 
-    def __iter__(self) -> Iterator[tuple[int, dict[Kind, Place], Answer]]:
+    def __iter__(self) -> Iterator[tuple[int, dict[Kind, StreamPosition], Answer]]:
         reading, info = self._reading, get_worker_info()
         # The DataLoader asks worker 0 first; after a resume it is the turn of another.
         worker = 0 if info is None else (info.id + self._turn) % info.num_workers
         reader = reading.own[worker]
-        places = {kind: Place(*self._places.get(reader, {}).get(kind, ())) for kind in reading.shards}
+        places = {kind: StreamPosition(*self._places.get(reader, {}).get(kind, ())) for kind in reading.shards}
         streams = {kind: shards.read(reader, reading.readers, places[kind]) for kind, shards in reading.shards.items()}
         while True:
             samples = []
-            first_slot = 0
+            first_index = 0
             for kind, per_batch in reading.per_batch.items():
                 share = per_batch // reading.ranks
-                for slot in range(first_slot + reading.rank * share, first_slot + (reading.rank + 1) * share):
+                for global_batch_index in range(first_index + reading.rank * share, first_index + (reading.rank + 1) * share):
                     member, places[kind] = next(streams[kind])
-                    samples.append(_decoded(member, kind, places[kind].pass_number, slot, reading.framing))
-                first_slot += per_batch
+                    samples.append(_decoded(member, kind, places[kind].epoch, global_batch_index, reading.clip_transform))
+                first_index += per_batch
             yield reader, dict(places), collate(samples)
 
 
-class _Always(Sequence[Entry]):
+class _Always(Sequence[IndexEntry]):
     """The same entry at every place."""
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: IndexEntry) -> None:
         self._entry = entry
 
     def __len__(self) -> int:
@@ -198,17 +198,17 @@ class _Always(Sequence[Entry]):
         return self._entry
 
 
-def _decoded(member: Member, kind: Kind, pass_number: int, slot: int, framing: Framing) -> Sample:
+def _decoded(member: ShardSample, kind: Kind, epoch: int, global_batch_index: int, clip_transform: ClipTransform) -> Sample:
     """Decodes a clip from its first frame on; decoders want a file."""
     memory = Path("/dev/shm")
     with tempfile.NamedTemporaryFile(suffix=Path(member.name).suffix, dir=memory if memory.is_dir() else None) as file:
         file.write(member.content)
         file.flush()
         # Its length is not known, and need not be.
-        frames = framing.frames if kind == "video" else 1
-        entry = Entry(Path(file.name), kind, frames, 0.0, 0, 0, member.caption, member.label, "train", len(member.content))
-        draw = Draw(kind, zlib.crc32(member.name.encode()), pass_number, slot)
-        sample = PixelDataset(_Always(entry), _Always(entry), framing)[draw]
+        frames = clip_transform.frames if kind == "video" else 1
+        entry = IndexEntry(Path(file.name), kind, frames, 0.0, 0, 0, member.caption, member.label, "train", len(member.content))
+        draw = SampleRef(kind, zlib.crc32(member.name.encode()), epoch, global_batch_index)
+        sample = PixelDataset(_Always(entry), _Always(entry), clip_transform)[draw]
     return replace(sample, path=member.name, failure=sample.failure.replace(file.name, member.name))
 
 
@@ -228,7 +228,7 @@ class StreamLoader(BatchLoader):
 
     endless = True
 
-    def __init__(self, reading: Reading) -> None:
+    def __init__(self, reading: StreamConfig) -> None:
         super().__init__()
         for kind, shards in reading.shards.items():
             if len(shards.urls) < reading.readers:
@@ -237,7 +237,7 @@ class StreamLoader(BatchLoader):
                     f"({reading.ranks} ranks, data.workers {reading.workers}): use fewer workers or write smaller shards"
                 )
         self._reading = reading
-        self._places: dict[int, dict[Kind, Place]] = {}
+        self._places: dict[int, dict[Kind, StreamPosition]] = {}
         self._turn = 0
 
     def __len__(self) -> int:
@@ -281,11 +281,11 @@ class StreamLoader(BatchLoader):
         self.restart()
         self._places, self._turn = {}, 0
         if state["reading"] == self._reading.identity():
-            self._places = {reader: {kind: Place(*place) for kind, place in of.items()} for reader, of in state["places"].items()}
+            self._places = {reader: {kind: StreamPosition(*place) for kind, place in of.items()} for reader, of in state["places"].items()}
             self._turn = state["turn"]
             return
-        began = {kind: [Place(*of[kind]).pass_number for of in state["places"].values() if kind in of] for kind in self._reading.shards}
-        following = {kind: Place(max(passes, default=-1) + 1) for kind, passes in began.items()}
+        began = {kind: [StreamPosition(*of[kind]).epoch for of in state["places"].values() if kind in of] for kind in self._reading.shards}
+        following = {kind: StreamPosition(max(passes, default=-1) + 1) for kind, passes in began.items()}
         self._places = {reader: dict(following) for reader in self._reading.own}
         warnings.warn(
             "the checkpoint was written with other shards or with another number of ranks or workers: the interrupted passes are not "

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.multiprocessing  # teaches pipes to carry tensors
 
-from walt_pl.data.batch import DataError, Draw, Failure, JointBatch, Kind, Source, collate
+from walt_pl.data.batch import DataError, JointBatch, Kind, ReadFailure, SampleRef, SampleSource, collate
 from walt_pl.processes import exit_reason
 
 AHEAD = 2
@@ -31,13 +31,13 @@ AHEAD = 2
 LIVES = 3
 """Workers that may die in a row without a file being read."""
 
-Answer = tuple[JointBatch, list[Failure]]
+Answer = tuple[JointBatch, list[ReadFailure]]
 
 
 @dataclass
 class _Task:
     number: int
-    draws: Sequence[Draw]
+    draws: Sequence[SampleRef]
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Workers:
         patience: Seconds that one file may take.
     """
 
-    def __init__(self, source: Source, count: int, patience: float = 60.0) -> None:
+    def __init__(self, source: SampleSource, count: int, patience: float = 60.0) -> None:
         self._source, self._count, self._patience = source, count, patience
         self._workers: list[_Worker] = []
         self._asked = 0
@@ -69,7 +69,7 @@ class Workers:
         self._given_up: dict[tuple[Kind, int], str] = {}
         self._deaths = 0
 
-    def read(self, steps: Iterable[Sequence[Draw]]) -> Iterator[Answer]:
+    def read(self, steps: Iterable[Sequence[SampleRef]]) -> Iterator[Answer]:
         """Gives the batch of every step, in order, with some read ahead. A reading that was left unfinished is dropped.
 
         Raises:
@@ -114,7 +114,9 @@ class Workers:
 
     def _give(self, worker: _Worker, task: _Task) -> None:
         worker.tasks.append(task)
-        given_up = {draw.slot: self._given_up[draw.kind, draw.item] for draw in task.draws if (draw.kind, draw.item) in self._given_up}
+        given_up = {
+            draw.global_batch_index: self._given_up[draw.kind, draw.item] for draw in task.draws if (draw.kind, draw.item) in self._given_up
+        }
         with contextlib.suppress(OSError):  # it has died; found when its answer is waited for
             worker.connection.send((task.number, task.draws, given_up))
 
@@ -164,7 +166,7 @@ class Workers:
             if task.draws:
                 self._give(fresh, task)
 
-    def _blame(self, draw: Draw, reason: str) -> None:
+    def _blame(self, draw: SampleRef, reason: str) -> None:
         key, path = (draw.kind, draw.item), self._source.failed(draw, "").path
         if key in self._suspects:
             self._given_up[key] = f"{path}: {reason}, for the second time; not read again"
@@ -199,7 +201,7 @@ def end_with_training(worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _serve(source: Source, connection: "Connection[Any, Any]", reading: Any) -> None:
+def _serve(source: SampleSource, connection: "Connection[Any, Any]", reading: Any) -> None:
     """What a worker does: reads the batches it is given until its pipe is closed."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # typed for the main process, which ends its workers
@@ -221,11 +223,11 @@ def _serve(source: Source, connection: "Connection[Any, Any]", reading: Any) -> 
             return
 
 
-def _read(source: Source, number: int, draws: Sequence[Draw], given_up: Mapping[int, str], reading: Any) -> Answer:
+def _read(source: SampleSource, number: int, draws: Sequence[SampleRef], given_up: Mapping[int, str], reading: Any) -> Answer:
     samples = []
     for place, draw in enumerate(draws):
         reading[0], reading[2] = number, time.monotonic()
         reading[1] = place
-        samples.append(source.failed(draw, given_up[draw.slot]) if draw.slot in given_up else source[draw])
+        samples.append(source.failed(draw, given_up[draw.global_batch_index]) if draw.global_batch_index in given_up else source[draw])
         reading[1] = -1
     return collate(samples)

@@ -51,13 +51,13 @@ def classifier_free_guidance(
     if guidance.scale == 1:
         return denoise
 
-    def wrapped(x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+    def wrapped(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
         # All samples of a batch are at the same level while sampling.
-        w = guidance.weight(int(step[0]), path.num_timesteps)
-        conditional = denoise(x, step, condition, estimate)
+        w = guidance.weight(int(timestep[0]), path.num_timesteps)
+        conditional = denoise(x, timestep, condition, estimate)
         if w == 1:
             return conditional
-        v = torch.lerp(denoise(x, step, unconditional(condition), estimate), conditional, w)
+        v = torch.lerp(denoise(x, timestep, unconditional(condition), estimate), conditional, w)
         if guidance.rescale:
             v = _rescale(v, conditional, condition, guidance.rescale)
         return v
@@ -68,7 +68,7 @@ def classifier_free_guidance(
 def _rescale(v: Tensor, conditional: Tensor, condition: Condition, phi: float) -> Tensor:
     """Bring the spread of each sample's guided v back towards that of the conditional one, over the frames that are not given."""
     layout = condition.layout
-    counts = torch.ones_like(v[:, 0, 0, 0]) if condition.past_mask is None else 1 - condition.past_mask[:, 0, 0, 0]
+    counts = torch.ones_like(v[:, 0, 0, 0]) if condition.context_mask is None else 1 - condition.context_mask[:, 0, 0, 0]
 
     def mean(value: Tensor) -> Tensor:
         return layout.per_sample(value.mean(dim=(1, 2, 3)) * counts) / layout.per_sample(counts)
@@ -111,9 +111,9 @@ def ddim(
     x, estimate = noise.float(), None
     levels = trailing_timesteps(path, steps)
     for level, following in zip(levels, [*levels[1:], None], strict=True):
-        step = torch.full((condition.layout.samples,), level, dtype=torch.int64, device=x.device)
-        n = condition.layout.per_frame(step)
-        v = denoise(x, step, condition, estimate).float()
+        timestep = torch.full((condition.layout.num_samples,), level, dtype=torch.int64, device=x.device)
+        n = condition.layout.per_frame(timestep)
+        v = denoise(x, timestep, condition, estimate).float()
         x0, eps = _predict(path, x, v, n, condition)
         x = x0 if following is None else _ddim_update(path, x0, eps, level, following, eta, fresh_noise)
         estimate = x0
@@ -124,10 +124,10 @@ def ddim(
 def _predict(path: ProbabilityPath, x: Tensor, output: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
     """Return x_0 and eps as the network's output has them; in given frames x_0 is known, and eps follows from it."""
     x0, eps = condition.known(path.predict_x0(x, output, t)), path.predict_eps(x, output, t)
-    if condition.past_mask is None:
+    if condition.context_mask is None:
         return x0, eps
     a, s = alpha_sigma_like(path, t, x)
-    return x0, torch.where(condition.past_mask.bool(), (x - a * x0) / s, eps)
+    return x0, torch.where(condition.context_mask.bool(), (x - a * x0) / s, eps)
 
 
 def _ddim_update(

@@ -14,10 +14,10 @@ Denoise = Callable[[Tensor, Tensor, Condition, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
-class Draws:
+class TrainingDraws:
     """What chance decides about a batch."""
 
-    step: Tensor
+    timestep: Tensor
     """[s] noise level of each sample."""
     noise: Tensor
     """[f c h w] standard normal."""
@@ -25,7 +25,7 @@ class Draws:
     """[s] bool: whether the sample gets a first pass; None where no sample ever does."""
 
 
-def denoising_error(denoise: Denoise, path: ProbabilityPath, x0: Tensor, condition: Condition, draws: Draws) -> Tensor:
+def denoising_error(denoise: Denoise, path: ProbabilityPath, x0: Tensor, condition: Condition, draws: TrainingDraws) -> Tensor:
     """Return the squared error of the prediction, averaged over channels and places, float32 [f].
 
     Args:
@@ -35,15 +35,17 @@ def denoising_error(denoise: Denoise, path: ProbabilityPath, x0: Tensor, conditi
         condition: what the network is told; its layout says what the frames are.
         draws: noise level, noise and self-conditioning of this step.
     """
-    n = condition.layout.per_frame(draws.step)
+    n = condition.layout.per_frame(draws.timestep)
     xt = add_noise(path, x0, draws.noise, n)
     estimate = self_conditioning_pass(denoise, path, xt, condition, draws)
-    v = denoise(xt, draws.step, condition, estimate)
+    v = denoise(xt, draws.timestep, condition, estimate)
     return (v.float() - path.target(x0, draws.noise, n)).square().mean(dim=(1, 2, 3))
 
 
 @torch.no_grad()
-def self_conditioning_pass(denoise: Denoise, path: ProbabilityPath, xt: Tensor, condition: Condition, draws: Draws) -> Tensor | None:
+def self_conditioning_pass(
+    denoise: Denoise, path: ProbabilityPath, xt: Tensor, condition: Condition, draws: TrainingDraws
+) -> Tensor | None:
     """Return the clean latent that a first pass predicts for the selected samples, zeros for the others; None without self-conditioning.
 
     Run only the selected samples. If no video (or no image) was selected, run one and discard the result: under ZeRO-3 all ranks must
@@ -53,13 +55,13 @@ def self_conditioning_pass(denoise: Denoise, path: ProbabilityPath, xt: Tensor, 
         return None
     layout = condition.layout
     rows = draws.self_condition.clone()
-    for first, end in ((0, layout.videos), (layout.videos, layout.samples)):
+    for first, end in ((0, layout.videos), (layout.videos, layout.num_samples)):
         if end > first:
             rows[first] |= not bool(rows[first:end].any())
     frames = layout.per_frame(rows)
     told = condition.select(rows)
-    v = denoise(xt[frames], draws.step[rows], told, None)
+    v = denoise(xt[frames], draws.timestep[rows], told, None)
     estimate = torch.zeros_like(xt)
-    estimate[frames] = told.known(path.predict_x0(xt[frames], v.float(), layout.per_frame(draws.step)[frames]))
+    estimate[frames] = told.known(path.predict_x0(xt[frames], v.float(), layout.per_frame(draws.timestep)[frames]))
     estimate[~layout.per_frame(draws.self_condition)] = 0
     return estimate

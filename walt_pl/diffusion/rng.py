@@ -9,12 +9,12 @@ from copy import copy
 import torch
 from torch import Tensor
 
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 
 _MASK = (1 << 64) - 1
 
 
-def mix(*numbers: int) -> int:
+def splitmix64(*numbers: int) -> int:
     """64-bit hash of integers (SplitMix64's finaliser over a running state): near inputs give unrelated outputs."""
     state = 0
     for number in numbers:
@@ -25,13 +25,13 @@ def mix(*numbers: int) -> int:
     return state
 
 
-def generator(*numbers: int) -> torch.Generator:
+def seeded_generator(*numbers: int) -> torch.Generator:
     """A CPU generator seeded by the hash of ``numbers``."""
-    seed = mix(*numbers)
+    seed = splitmix64(*numbers)
     return torch.Generator().manual_seed(seed - (1 << 64) if seed >> 63 else seed)
 
 
-class Chance:
+class PerSampleRNG:
     """The draws of one training step.
 
     Args:
@@ -40,42 +40,42 @@ class Chance:
         slots: place of each sample in the global batch, [s].
     """
 
-    def __init__(self, seed: int, step: int, slots: Tensor) -> None:
-        self.device = slots.device
-        self._generators = [generator(seed, step, slot) for slot in slots.tolist()]
+    def __init__(self, seed: int, step: int, global_batch_index: Tensor) -> None:
+        self.device = global_batch_index.device
+        self._generators = [seeded_generator(seed, step, global_batch_index) for global_batch_index in global_batch_index.tolist()]
 
-    def rows(self, rows: slice) -> "Chance":
+    def select(self, rows: slice) -> "PerSampleRNG":
         """The draws of some of the samples."""
         part = copy(self)
         part._generators = self._generators[rows]
         return part
 
-    def uniform(self) -> Tensor:
+    def rand(self) -> Tensor:
         """One number in [0, 1) per sample, float32 [s]."""
         # The dtype is given: torch's default is that of whoever set it last, such as an engine of another precision.
         return self._stack(lambda g: torch.rand((), generator=g, dtype=torch.float32), torch.float32)
 
-    def happens(self, probability: float) -> Tensor:
+    def bernoulli(self, probability: float) -> Tensor:
         """True with the given probability, bool [s]."""
-        return self.uniform() < probability
+        return self.rand() < probability
 
-    def integers(self, high: int) -> Tensor:
+    def randint(self, high: int) -> Tensor:
         """Uniform on 0 .. high - 1, int64 [s]."""
         return self._stack(lambda g: torch.randint(high, (), generator=g), torch.int64)
 
-    def subset(self, total: int, count: int) -> Tensor:
+    def randperm(self, total: int, count: int) -> Tensor:
         """So many different ones of 0 .. total - 1 for each sample, in any order, int64 [s count]."""
         return self._stack(lambda g: torch.randperm(total, generator=g)[:count], torch.int64)
 
-    def normal(self, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    def randn(self, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
         """Standard normal noise of a shape for each sample, float32."""
         pairs = zip(self._generators, shapes, strict=True)
         return [torch.randn(tuple(shape), generator=g, dtype=torch.float32).to(self.device) for g, shape in pairs]
 
-    def frame_noise(self, layout: Layout, shape: Sequence[int]) -> Tensor:
+    def randn_frames(self, layout: FrameLayout, shape: Sequence[int]) -> Tensor:
         """Standard normal noise for every frame of the samples, float32 [f c h w], where ``shape`` is [c h w]."""
         frames = [layout.frames] * layout.videos + [1] * layout.images
-        return torch.cat(self.normal([(count, *shape) for count in frames]))
+        return torch.cat(self.randn([(count, *shape) for count in frames]))
 
     def _stack(self, draw: Callable[[torch.Generator], Tensor], dtype: torch.dtype) -> Tensor:
         if not self._generators:

@@ -20,18 +20,18 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from walt_pl.data.index import SCHEMA, Place, places_of, read_table, write_table
+from walt_pl.data.index import SCHEMA, MediaKey, media_keys, read_table, write_table
 from walt_pl.data.quarantine import Quarantine, finding_of
 from walt_pl.files import write_whole
-from walt_pl.indexing.isolated_pool import Lost, run_apart
-from walt_pl.indexing.listing import Item, Listing
-from walt_pl.indexing.probe_file import Facts, Medium, examine, medium_of
+from walt_pl.indexing.isolated_pool import LostJob, run_isolated
+from walt_pl.indexing.listing import SourceItem, SourceListing
+from walt_pl.indexing.probe_file import MediaFacts, MediaFile, probe_media_file, stat_media_file
 
-_MEASURED = [column.name for column in fields(Facts) if column.name in SCHEMA.names]
+_MEASURED = [column.name for column in fields(MediaFacts) if column.name in SCHEMA.names]
 
 
 @dataclass(frozen=True)
-class Options:
+class IndexOptions:
     """How an index is built."""
 
     again: bool = False
@@ -55,7 +55,7 @@ class Options:
 
 
 @dataclass
-class Built:
+class BuildReport:
     """What building an index did."""
 
     rows: int
@@ -65,12 +65,12 @@ class Built:
     """Files decoded."""
     quarantined: int
     """Files on the quarantine list now."""
-    changed: dict[Place, str] = field(default_factory=dict)
+    changed: dict[MediaKey, str] = field(default_factory=dict)
     """Files that are not as they were when they were indexed, and how, in words."""
     notes: list[str] = field(default_factory=list)
 
 
-def build_index(listing: Listing | None, out: Path, options: Options = Options()) -> Built:
+def build_index(listing: SourceListing | None, out: Path, options: IndexOptions = IndexOptions()) -> BuildReport:
     """Write the index `out` of what a source lists, beside what `out` lists already; without a source, of the latter alone.
 
     A file whose size and time of change are those of its row is not decoded again. One that cannot be decoded keeps its row (with what is
@@ -105,13 +105,13 @@ def build_index(listing: Listing | None, out: Path, options: Options = Options()
     _journal(out).unlink(missing_ok=True)
     added = len(items) - sum(place in known for place, _ in items)
     files = len({place.whole for place in wanted})
-    return Built(table.num_rows, added, files, len(quarantine), changed, [*(listing.notes if listing else []), *notes])
+    return BuildReport(table.num_rows, added, files, len(quarantine), changed, [*(listing.notes if listing else []), *notes])
 
 
 # ---- Names and places ------------------------------------------------------------------------------------------------
 
 
-def _named(items: Iterable[Item], out: Path) -> tuple[list[tuple[Place, Item]], list[str]]:
+def _named(items: Iterable[SourceItem], out: Path) -> tuple[list[tuple[MediaKey, SourceItem]], list[str]]:
     """The items with their places; those whose names no index can hold are left out, and said."""
     # Real folders on both sides: the system takes ".." of a linked folder from where the link leads.
     folder = os.path.realpath(out.parent)
@@ -124,40 +124,40 @@ def _named(items: Iterable[Item], out: Path) -> tuple[list[tuple[Place, Item]], 
         except UnicodeEncodeError:
             unnameable.append(item.file)
         else:
-            named.append((Place(path.replace(os.sep, "/"), item.offset, item.begin, item.end), item))
+            named.append((MediaKey(path.replace(os.sep, "/"), item.offset, item.begin, item.end), item))
     notes = [f"{len(unnameable)} names are not UTF-8 and are left out, the first: {unnameable[0]!a}"] if unnameable else []
     return named, notes
 
 
-def _media(items: Iterable[tuple[Place, Item]]) -> dict[Place, Medium]:
-    found: dict[Place, Medium] = {}
-    files: dict[str, Medium] = {}
+def _media(items: Iterable[tuple[MediaKey, SourceItem]]) -> dict[MediaKey, MediaFile]:
+    found: dict[MediaKey, MediaFile] = {}
+    files: dict[str, MediaFile] = {}
     for place, item in items:
         if item.file not in files:
-            files[item.file] = medium_of(item.file, item.kind)
+            files[item.file] = stat_media_file(item.file, item.kind)
         file = files[item.file]
         length = file.bytes if item.offset < 0 else item.bytes
-        found[place] = Medium(item.file, item.kind, item.offset, length, file.modified, file.end)
+        found[place] = MediaFile(item.file, item.kind, item.offset, length, file.modified, file.end)
     return found
 
 
-def _medium(place: Place, kind: str, facts: Facts, out: Path) -> Medium:
-    return medium_of(str(out.absolute().parent / place.path), kind, place.offset, facts.bytes)
+def _medium(place: MediaKey, kind: str, facts: MediaFacts, out: Path) -> MediaFile:
+    return stat_media_file(str(out.absolute().parent / place.path), kind, place.offset, facts.bytes)
 
 
-def _known(old: pa.Table) -> dict[Place, tuple[Facts, str]]:
+def _known(old: pa.Table) -> dict[MediaKey, tuple[MediaFacts, str]]:
     """Facts and kind of what an index lists."""
     columns = [old[name].to_pylist() for name in ("kind", *_MEASURED)]
-    return {place: (Facts(*measured), kind) for place, kind, *measured in zip(places_of(old), *columns, strict=True)}
+    return {place: (MediaFacts(*measured), kind) for place, kind, *measured in zip(media_keys(old), *columns, strict=True)}
 
 
 # ---- Examining -------------------------------------------------------------------------------------------------------
 
 
-def _examine(wanted: dict[Place, Medium], out: Path, options: Options) -> dict[Place, Facts]:
+def _examine(wanted: dict[MediaKey, MediaFile], out: Path, options: IndexOptions) -> dict[MediaKey, MediaFacts]:
     """What decoding each of them finds, with the journal's part of it. A file is decoded once for all of its pieces."""
     found = {place: facts for place, facts in _read_journal(out) if place in wanted and _same(facts, wanted[place])}
-    pieces: dict[tuple[str, int], list[Place]] = defaultdict(list)
+    pieces: dict[tuple[str, int], list[MediaKey]] = defaultdict(list)
     for place, medium in wanted.items():
         if place not in found:
             pieces[medium.file, medium.offset].append(place)
@@ -166,10 +166,10 @@ def _examine(wanted: dict[Place, Medium], out: Path, options: Options) -> dict[P
     jobs = [replace(wanted[of[0]], pieces=tuple((place.begin, place.end) for place in of)) for of in pieces.values()]
     workers, done = min(options.workers, len(jobs)), len({place.whole for place in wanted}) - len(jobs)
     with progress(f"examining {len(jobs) + done} files for {out}", len(jobs) + done, done) as advance, _journal(out).open("a") as journal:
-        for medium, facts in run_apart(examine, jobs, workers, lambda medium: limit(medium, options.seconds), _without_decord):
+        for medium, facts in run_isolated(probe_media_file, jobs, workers, lambda medium: limit(medium, options.seconds), _without_decord):
             places = pieces[medium.file, medium.offset]
-            if isinstance(facts, Lost):
-                facts = [Facts(medium.bytes, medium.modified, finding=facts.finding, reason=facts.reason)] * len(places)
+            if isinstance(facts, LostJob):
+                facts = [MediaFacts(medium.bytes, medium.modified, finding=facts.finding, reason=facts.reason)] * len(places)
             for place, fact in zip(places, facts, strict=True):
                 found[place] = fact
                 _note(journal, place, fact)
@@ -177,12 +177,12 @@ def _examine(wanted: dict[Place, Medium], out: Path, options: Options) -> dict[P
     return found
 
 
-def _without_decord(medium: Medium) -> Medium | None:
+def _without_decord(medium: MediaFile) -> MediaFile | None:
     """How a file is tried again at which a decoder hung or crashed."""
     return replace(medium, decord=False) if medium.kind == "video" and medium.decord else None
 
 
-def limit(medium: Medium, seconds: float) -> float:
+def limit(medium: MediaFile, seconds: float) -> float:
     """Seconds that a file may take."""
     return seconds * max(1.0, medium.bytes / 10e6)
 
@@ -196,17 +196,17 @@ def progress(words: str, total: int, done: int = 0) -> Iterator[Any]:
         yield lambda: bar.advance(task)
 
 
-def _same(facts: Facts, medium: Medium) -> bool:
+def _same(facts: MediaFacts, medium: MediaFile) -> bool:
     return (facts.bytes, facts.modified) == (medium.bytes, medium.modified)
 
 
-def _changed(facts: Facts, medium: Medium) -> bool:
+def _changed(facts: MediaFacts, medium: MediaFile) -> bool:
     """Whether a file that was sound when it was indexed has been written since."""
     noted = facts.frames and facts.modified and medium.end >= 0
     return bool(noted) and not _same(facts, medium)
 
 
-def _change(facts: Facts, medium: Medium) -> str:
+def _change(facts: MediaFacts, medium: MediaFile) -> str:
     if facts.bytes == medium.bytes:
         return "written again since it was indexed, with as many bytes"
     return f"{medium.bytes:,} bytes, {facts.bytes:,} when it was indexed"
@@ -216,12 +216,12 @@ def _journal(out: Path) -> Path:
     return out.with_name(f".{out.name}.journal")
 
 
-def _note(journal: TextIO, place: Place, facts: Facts) -> None:
+def _note(journal: TextIO, place: MediaKey, facts: MediaFacts) -> None:
     journal.write(json.dumps([place, astuple(facts)]) + "\n")
     journal.flush()
 
 
-def _read_journal(out: Path) -> Iterator[tuple[Place, Facts]]:
+def _read_journal(out: Path) -> Iterator[tuple[MediaKey, MediaFacts]]:
     path = _journal(out)
     if not path.exists():
         return
@@ -229,12 +229,12 @@ def _read_journal(out: Path) -> Iterator[tuple[Place, Facts]]:
         for line in lines:
             try:
                 place, facts = json.loads(line)
-                yield Place(*place), Facts(*facts)
+                yield MediaKey(*place), MediaFacts(*facts)
             except (ValueError, TypeError):  # what was written when the power went
                 continue
 
 
-def _judged(found: Facts, before: Facts | None, place: Place, quarantine: Quarantine) -> Facts:
+def _judged(found: MediaFacts, before: MediaFacts | None, place: MediaKey, quarantine: Quarantine) -> MediaFacts:
     """The facts that the row gets. The quarantine list learns whether the file can be used."""
     if before is not None and not found.finding and found.frames < before.frames and found.bytes < before.bytes:
         # A truncated mkv opens without an error and is just shorter.
@@ -252,7 +252,7 @@ def _judged(found: Facts, before: Facts | None, place: Place, quarantine: Quaran
 # ---- Rows ------------------------------------------------------------------------------------------------------------
 
 
-def _numbers(listing: Listing | None, out: Path) -> dict[str, int]:
+def _numbers(listing: SourceListing | None, out: Path) -> dict[str, int]:
     """Number of each class that has a name: its line in NAME.classes.txt, from 0. New names go to its end: no number ever changes."""
     path = out.with_suffix(".classes.txt")
     names = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
@@ -265,17 +265,21 @@ def _numbers(listing: Listing | None, out: Path) -> dict[str, int]:
     return {name: number for number, name in enumerate([*names, *more])}
 
 
-_SAID = (*Place._fields, "kind", "caption", "label", "split")
+_SAID = (*MediaKey._fields, "kind", "caption", "label", "split")
 """Columns that are not measured."""
 
 
 def _table(
-    old: pa.Table, items: list[tuple[Place, Item]], facts: dict[Place, Facts], numbers: dict[str, int], options: Options
+    old: pa.Table,
+    items: list[tuple[MediaKey, SourceItem]],
+    facts: dict[MediaKey, MediaFacts],
+    numbers: dict[str, int],
+    options: IndexOptions,
 ) -> pa.Table:
     """Rows of the items, and the old ones of other places."""
     listed = {place for place, _ in items}
     rows: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    known = places_of(old)
+    known = media_keys(old)
     for name in _SAID:
         rows[name] = [value for place, value in zip(known, old[name].to_pylist(), strict=True) if place not in listed]
     for place, item in items:
@@ -283,7 +287,7 @@ def _table(
         row = (*place, item.kind, item.caption, number, _split(item, options))
         for name, value in zip(_SAID, row, strict=True):
             rows[name].append(value)
-    measured = [facts[Place(*place)] for place in zip(*(rows[name] for name in Place._fields), strict=True)]
+    measured = [facts[MediaKey(*place)] for place in zip(*(rows[name] for name in MediaKey._fields), strict=True)]
     for name in _MEASURED:
         rows[name] = [getattr(fact, name) for fact in measured]
     return pa.table({name: pa.array(rows[name], field_type) for name, field_type in zip(SCHEMA.names, _types(), strict=True)})
@@ -295,10 +299,10 @@ def _types() -> list[pa.DataType]:
 
 def _sorted(table: pa.Table) -> pa.Table:
     # "video" before "image", as in every index.
-    return table.sort_by([("split", "ascending"), ("kind", "descending"), *((name, "ascending") for name in Place._fields)])
+    return table.sort_by([("split", "ascending"), ("kind", "descending"), *((name, "ascending") for name in MediaKey._fields)])
 
 
-def _split(item: Item, options: Options) -> str:
+def _split(item: SourceItem, options: IndexOptions) -> str:
     split = item.split or options.split or "train"
     name = item.family or os.path.basename(item.file)
     draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import get_args
 
-from walt_pl.indexing.listing import SPLITS, Item, Layout, Listing, read_text, split_of
+from walt_pl.indexing.listing import SPLITS, SourceItem, SourceLayout, SourceListing, read_text, split_of
 from walt_pl.indexing.shard_names import is_pattern
 from walt_pl.indexing.tables import list_table, read_rows
 from walt_pl.indexing.tar_shards import list_shards
 from walt_pl.media.extensions import kind_of
 
 
-def list_source(source: str, layout: Layout = "auto", root: str | None = None, fold: int = 1, workers: int = 1) -> Listing:
+def list_source(source: str, layout: SourceLayout = "auto", root: str | None = None, fold: int = 1, workers: int = 1) -> SourceListing:
     """List what a source holds.
 
     Args:
@@ -34,7 +34,7 @@ def list_source(source: str, layout: Layout = "auto", root: str | None = None, f
     """
     if layout == "auto":
         layout = layout_of(source)
-    readers: dict[str, Callable[[], Listing]] = {
+    readers: dict[str, Callable[[], SourceListing]] = {
         "folder": lambda: _folder(Path(source)),
         "table": lambda: list_table(Path(source), Path(root or Path(source).parent)),
         "ucf101": lambda: _ucf101(Path(source), fold),
@@ -43,14 +43,14 @@ def list_source(source: str, layout: Layout = "auto", root: str | None = None, f
         "webdataset": lambda: list_shards(source, workers),
     }
     if layout not in readers:
-        raise ValueError(f"layout must be one of {', '.join(get_args(Layout))}, got {layout}")
+        raise ValueError(f"layout must be one of {', '.join(get_args(SourceLayout))}, got {layout}")
     listing = readers[layout]()
     if not listing.items:
         raise ValueError("\n  ".join([f"{source}: no video or image in it, read as layout {layout}", *listing.notes]))
     return listing
 
 
-def layout_of(source: str) -> Layout:
+def layout_of(source: str) -> SourceLayout:
     """What a source looks like. Raises ValueError where there is nothing."""
     path = Path(source)
     if path.suffix == ".tar" or is_pattern(source):
@@ -74,7 +74,7 @@ def layout_of(source: str) -> Layout:
 # ---- Files and folders -----------------------------------------------------------------------------------------------
 
 
-def _folder(source: Path) -> Listing:
+def _folder(source: Path) -> SourceListing:
     """Every video and image below a folder; a text file of the same name beside it holds the caption."""
     if not source.is_dir():
         raise ValueError(f"{source}: layout folder wants a folder")
@@ -83,12 +83,12 @@ def _folder(source: Path) -> Listing:
     for file in files:
         text = file.with_suffix(".txt")
         caption = read_text(text) if text in others else ""
-        items.append(Item(str(file), _kind(file), caption, split=split_of(file.relative_to(source).parts[:-1])))
+        items.append(SourceItem(str(file), _kind(file), caption, split=split_of(file.relative_to(source).parts[:-1])))
     captions = {file.with_suffix(".txt") for file in files}
-    return Listing("folder", items, _left_out(path for path in others if path not in captions))
+    return SourceListing("folder", items, _left_out(path for path in others if path not in captions))
 
 
-def _classes(source: Path) -> Listing:
+def _classes(source: Path) -> SourceListing:
     """[split/]CLASS/files: the folder that a file lies in is its class."""
     names = _synset_names(source)
     files, others = _media(source)
@@ -101,11 +101,11 @@ def _classes(source: Path) -> Listing:
             loose.append(file)
             continue
         name = inner[0]
-        items.append(Item(str(file), _kind(file), names.get(name, "" if names else _words(name)), name, split))
+        items.append(SourceItem(str(file), _kind(file), names.get(name, "" if names else _words(name)), name, split))
     notes = _left_out(others)
     if loose:
         notes.append(f"{len(loose)} files lie in no class folder and are left out, the first: {loose[0]}")
-    return Listing("classes", items, notes)
+    return SourceListing("classes", items, notes)
 
 
 def _synset_names(source: Path) -> dict[str, str]:
@@ -175,7 +175,7 @@ def _ucf101_lists(source: Path) -> Path | None:
     return next((place for place in places if (place / "trainlist01.txt").is_file()), None)
 
 
-def _ucf101(source: Path, fold: int) -> Listing:
+def _ucf101(source: Path, fold: int) -> SourceListing:
     """v_CLASS_gGG_cCC.avi below the source, with the official lists of one fold."""
     lists = _ucf101_lists(source)
     if lists is None:
@@ -193,13 +193,13 @@ def _ucf101(source: Path, fold: int) -> Listing:
             action, _, name = listed.rpartition("/")
             missing += name not in files
             file = files.pop(name, folder / listed)
-            items.append(Item(str(file), "video", _words(action), action, split, family=name.rpartition("_")[0]))
+            items.append(SourceItem(str(file), "video", _words(action), action, split, family=name.rpartition("_")[0]))
     notes = [f"{missing} of {len(items)} clips of fold {fold} are not there"] if missing else []
     if files:
         notes.append(f"{len(files)} files are in neither list of fold {fold} and are left out, the first: {min(files)}")
     numbers = lists / "classInd.txt"
     classes = [line.split()[1] for line in read_text(numbers).splitlines() if line.strip()] if numbers.is_file() else []
-    return Listing("ucf101", items, notes, classes or sorted({str(item.label) for item in items}))
+    return SourceListing("ucf101", items, notes, classes or sorted({str(item.label) for item in items}))
 
 
 def _tables(source: Path) -> list[Path]:
@@ -213,7 +213,7 @@ def _is_kinetics(path: Path) -> bool:
         return {"youtube_id", "time_start", "time_end"} <= {name.strip() for name in file.readline().strip().split(",")}
 
 
-def _kinetics(source: Path, root: str | None) -> Listing:
+def _kinetics(source: Path, root: str | None) -> SourceListing:
     """Clips named ID_000010_000020.mp4 anywhere below the source (or `root`), with the CSVs of the data set."""
     tables = [source] if source.is_file() else [table for table in _tables(source) if _is_kinetics(table)]
     if not tables:
@@ -234,11 +234,11 @@ def _kinetics(source: Path, root: str | None) -> Listing:
                 dead += 1
                 continue
             split = SPLITS.get(row.get("split", "").lower(), "") or split_of([table.stem])
-            items.append(Item(str(file), "video", _words(name), name or -1, split, family=row["youtube_id"]))
+            items.append(SourceItem(str(file), "video", _words(name), name or -1, split, family=row["youtube_id"]))
     notes = [f"{dead} of {len(seen)} clips of {', '.join(table.name for table in tables)} are not there"] if dead else []
     if files:
         notes.append(f"{len(files)} files are in no CSV and are left out, the first: {min(files.values())}")
-    return Listing("kinetics", items, notes, sorted(names))
+    return SourceListing("kinetics", items, notes, sorted(names))
 
 
 def _kinetics_stem(row: Mapping[str, str], where: str) -> str:

@@ -21,14 +21,14 @@ from rich.table import Table
 from rich.text import Text
 
 from walt_pl.data.batch import Kind
-from walt_pl.data.index import KINDS, Entries, Index, Place, places_of, read_table
+from walt_pl.data.index import KINDS, Index, IndexEntries, MediaKey, media_keys, read_table
 from walt_pl.data.quarantine import FINDINGS, Quarantine, finding_of
 from walt_pl.data.selection import QUARANTINED, REASONS, USED, Bucket, Selection
 from walt_pl.files import whole_file
-from walt_pl.indexing.build_index import Built, Options, limit, progress
-from walt_pl.indexing.isolated_pool import Lost, run_apart
-from walt_pl.indexing.listing import Listing
-from walt_pl.indexing.probe_file import Medium, digest, medium_of
+from walt_pl.indexing.build_index import BuildReport, IndexOptions, limit, progress
+from walt_pl.indexing.isolated_pool import LostJob, run_isolated
+from walt_pl.indexing.listing import SourceListing
+from walt_pl.indexing.probe_file import MediaFile, digest, stat_media_file
 
 SHORT = 17
 """Frames of a clip where no experiment says how many it needs."""
@@ -46,7 +46,7 @@ _ROWS = 1 << 16
 class Finding:
     """Something about a file or piece that its owner should know; a row of the report."""
 
-    place: Place
+    place: MediaKey
     """As in the index."""
     split: str
     kind: str
@@ -55,13 +55,13 @@ class Finding:
     detail: str
 
 
-def diagnose(index: Path, options: Options, changed: Mapping[Place, str]) -> list[Finding]:
+def diagnose(index: Path, options: IndexOptions, changed: Mapping[MediaKey, str]) -> list[Finding]:
     """Everything that is to be said of an index whose files have just been examined; copies go on the quarantine list.
 
     Args:
         index: The index.
         options: How it was built.
-        changed: What examining them found changed (`Built.changed`).
+        changed: What examining them found changed (`BuildReport.changed`).
 
     Raises:
         ValueError: The index cannot be read.
@@ -78,43 +78,43 @@ def diagnose(index: Path, options: Options, changed: Mapping[Place, str]) -> lis
     return [*_quarantined(table, quarantine), *_noticed(table), *_changed(table, changed)]
 
 
-def _copies(table: pa.Table, quarantine: Quarantine, index: Path, options: Options) -> dict[Place, Place]:
+def _copies(table: pa.Table, quarantine: Quarantine, index: Path, options: IndexOptions) -> dict[MediaKey, MediaKey]:
     """Files with the bytes of another one, and which; of pieces, the same piece of it. What is held out stays and its copy in the
     training split goes."""
-    alike: dict[tuple[object, ...], dict[Place, tuple[bool, Place]]] = defaultdict(dict)
+    alike: dict[tuple[object, ...], dict[MediaKey, tuple[bool, MediaKey]]] = defaultdict(dict)
     columns = ("kind", "split", "begin", "end", "bytes", "width", "height", "frames")
-    for place, kind, split, *size in zip(places_of(table), *(table[name].to_pylist() for name in columns), strict=True):
+    for place, kind, split, *size in zip(media_keys(table), *(table[name].to_pylist() for name in columns), strict=True):
         reason = quarantine.reason(place)
         if reason is None or finding_of(reason) == "duplicate":
             rank = (split == "train", place)
             alike[kind, *size][place] = min(rank, alike[kind, *size].get(place, rank))
     ranks = {place: rank for group in alike.values() if len(group) > 1 for place, rank in group.items()}
-    sizes = dict(zip(places_of(table), table["bytes"].to_pylist(), strict=True))
-    media = {place.whole: medium_of(str(index.absolute().parent / place.path), "", place.offset, sizes[place]) for place in ranks}
+    sizes = dict(zip(media_keys(table), table["bytes"].to_pylist(), strict=True))
+    media = {place.whole: stat_media_file(str(index.absolute().parent / place.path), "", place.offset, sizes[place]) for place in ranks}
     digests = _digests(media, options)
-    same: dict[tuple[str, float, float], list[tuple[bool, Place]]] = defaultdict(list)
+    same: dict[tuple[str, float, float], list[tuple[bool, MediaKey]]] = defaultdict(list)
     for place, rank in ranks.items():
         same[digests[place.whole], place.begin, place.end].append(rank)
     return {place: min(group)[1] for (sha256, *_), group in same.items() if sha256 for _, place in group if place != min(group)[1]}
 
 
-def _digests(media: Mapping[Place, Medium], options: Options) -> dict[Place, str]:
+def _digests(media: Mapping[MediaKey, MediaFile], options: IndexOptions) -> dict[MediaKey, str]:
     if not media:
         return {}
     keys = {(medium.file, medium.offset): place for place, medium in media.items()}
-    found: dict[Place, str] = {}
+    found: dict[MediaKey, str] = {}
     with progress(f"comparing {len(media)} files of equal size", len(media)) as advance:
-        jobs = run_apart(digest, media.values(), min(options.workers, len(media)), lambda medium: limit(medium, options.seconds))
+        jobs = run_isolated(digest, media.values(), min(options.workers, len(media)), lambda medium: limit(medium, options.seconds))
         for medium, sha256 in jobs:
-            found[keys[medium.file, medium.offset]] = "" if isinstance(sha256, Lost) else sha256
+            found[keys[medium.file, medium.offset]] = "" if isinstance(sha256, LostJob) else sha256
             advance()
     return found
 
 
-def _listed(table: pa.Table, places: Iterable[Place]) -> Iterable[tuple[Place, str, str]]:
+def _listed(table: pa.Table, places: Iterable[MediaKey]) -> Iterable[tuple[MediaKey, str, str]]:
     """Place, split and kind of the rows of some files, and maybe of other pieces and members of them."""
     rows = table.filter(pc.is_in(table["path"], pa.array(sorted({place.path for place in places}), pa.large_string())))
-    return zip(places_of(rows), rows["split"].to_pylist(), rows["kind"].to_pylist(), strict=True)
+    return zip(media_keys(rows), rows["split"].to_pylist(), rows["kind"].to_pylist(), strict=True)
 
 
 def _quarantined(table: pa.Table, quarantine: Quarantine) -> Iterable[Finding]:
@@ -137,12 +137,12 @@ def _noticed(table: pa.Table) -> Iterable[Finding]:
     }
     for finding, (where, column) in noticed.items():
         rows = table.filter(where)
-        for place, row in zip(places_of(rows), rows.to_pylist(), strict=True):
+        for place, row in zip(media_keys(rows), rows.to_pylist(), strict=True):
             detail = "" if column is None else f"{row[column]:g} {column}{' on average' if column == 'fps' else ''}"
             yield Finding(place, row["split"], row["kind"], finding, detail)
 
 
-def _changed(table: pa.Table, changed: Mapping[Place, str]) -> Iterable[Finding]:
+def _changed(table: pa.Table, changed: Mapping[MediaKey, str]) -> Iterable[Finding]:
     for place, split, kind in _listed(table, changed):
         if place in changed:
             yield Finding(place, split, kind, "changed", changed[place])
@@ -150,7 +150,7 @@ def _changed(table: pa.Table, changed: Mapping[Place, str]) -> Iterable[Finding]
 
 def write_report(findings: Sequence[Finding], index: Path) -> Path:
     """Write `NAME.report.csv` beside the index, whole or not at all, and return its path."""
-    columns = [*Place._fields, "split", "kind", "finding", "detail"]
+    columns = [*MediaKey._fields, "split", "kind", "finding", "detail"]
     rows = ((*found.place, found.split, found.kind, found.finding, found.detail) for found in findings)
     return write_rows(index.with_suffix(".report.csv"), columns, rows)
 
@@ -164,7 +164,7 @@ def write_use(index: Path, name: str, selections: Mapping[str, Mapping[Kind, Sel
         selections: By split and kind, for all entries of the index's split and kind; none where the experiment reads none.
         buckets: Sizes that the selections' bucket numbers name.
     """
-    columns = [*Place._fields, "split", "kind", "used", "bucket", "reason"]
+    columns = [*MediaKey._fields, "split", "kind", "used", "bucket", "reason"]
     return write_rows(index.with_suffix(f".{name}.csv"), columns, _used(index, selections, buckets))
 
 
@@ -172,7 +172,7 @@ def _used(index: Path, selections: Mapping[str, Mapping[Kind, Selection]], bucke
     quarantine = Quarantine.beside(index)
     for split in sorted(pc.unique(read_table(index)["split"]).to_pylist()):
         listed = Index(index, split)
-        kinds: Mapping[Kind, Entries] = {"video": listed.videos, "image": listed.images}
+        kinds: Mapping[Kind, IndexEntries] = {"video": listed.videos, "image": listed.images}
         for kind, entries in kinds.items():
             selection = selections.get(split, {}).get(kind)
             for start in range(0, len(entries), _ROWS):
@@ -196,7 +196,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
     return path
 
 
-def rendered(findings: Sequence[Finding], index: Path) -> RenderableType:
+def render_findings(findings: Sequence[Finding], index: Path) -> RenderableType:
     """The findings for a terminal: how many of each, and the first of them."""
     if not findings:
         return f"{index}: nothing is wrong with any file"
@@ -214,7 +214,7 @@ def rendered(findings: Sequence[Finding], index: Path) -> RenderableType:
     return Group(table, *notes)
 
 
-def told(built: Built, listing: Listing | None, index: Path) -> str:
+def render_build(built: BuildReport, listing: SourceListing | None, index: Path) -> str:
     """What was done, in a few lines."""
     lines = [f"{index}: {built.rows:,} rows, {built.added:,} of them new; {built.examined:,} files examined"]
     if listing is not None:
@@ -228,7 +228,7 @@ def told(built: Built, listing: Listing | None, index: Path) -> str:
     return "\n".join([*lines, *built.notes])
 
 
-def show(content: RenderableType) -> None:
+def print_rich(content: RenderableType) -> None:
     """Print as it is: names of files may look like rich's markup. Lines are long where nobody reads on a terminal."""
     console = Console()
     (console if console.is_terminal else Console(width=200)).print(Text(content) if isinstance(content, str) else content)

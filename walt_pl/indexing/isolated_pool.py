@@ -25,7 +25,7 @@ _MEMORY = 8 << 30
 
 
 @dataclass(frozen=True)
-class Lost:
+class LostJob:
     """What became of a job whose process was killed by us or by the system."""
 
     finding: str
@@ -34,13 +34,13 @@ class Lost:
     """In words, without the finding."""
 
 
-def run_apart(
+def run_isolated(
     function: Callable[[Job], Result],
     jobs: Iterable[Job],
     workers: int,
     seconds: Callable[[Job], float],
     retry: Callable[[Job], Job | None] = lambda job: None,
-) -> Iterator[tuple[Job, Result | Lost]]:
+) -> Iterator[tuple[Job, Result | LostJob]]:
     """Each job with its result, in the order in which they are done, from `workers` processes.
 
     A job that takes longer than its `seconds` is killed. What a process writes to standard error is dropped: decoders complain about every
@@ -72,7 +72,7 @@ def run_apart(
                 if outcome is None:
                     continue
                 job = worker.take()
-                if isinstance(outcome, Lost):
+                if isinstance(outcome, LostJob):
                     pool[pool.index(worker)] = _Worker(function)
                     worker.end()
                     if (other := retry(job)) is not None:
@@ -121,19 +121,19 @@ class _Worker(Generic[Job, Result]):
         job, self._job = self._job, None
         return job
 
-    def outcome(self) -> Result | Lost | None:
+    def outcome(self) -> Result | LostJob | None:
         """What came of the job; None: it goes on."""
         if self.connection.poll():
             try:
                 done, outcome = self.connection.recv()
             except (EOFError, OSError):
                 self._process.join()
-                return Lost("crash", f"its decoder ended the process with {_cause(self._process.exitcode)}")
+                return LostJob("crash", f"its decoder ended the process with {_cause(self._process.exitcode)}")
             if not done:
                 raise outcome
             return outcome
         if time.monotonic() > self.deadline:
-            return Lost("hang", f"not decoded within {self._seconds:.0f} seconds")
+            return LostJob("hang", f"not decoded within {self._seconds:.0f} seconds")
         return None
 
     def end(self) -> None:

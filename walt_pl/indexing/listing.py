@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Layout = Literal["auto", "folder", "table", "ucf101", "kinetics", "classes", "webdataset"]
+SourceLayout = Literal["auto", "folder", "table", "ucf101", "kinetics", "classes", "webdataset"]
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validate", "validation"), "val"),
@@ -16,7 +16,7 @@ SPLITS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class SourceItem:
     """One row to be: where a clip or image is, and what its source says of it."""
 
     file: str
@@ -42,11 +42,11 @@ class Item:
 
 
 @dataclass
-class Listing:
+class SourceListing:
     """Everything that a source lists."""
 
-    layout: Layout
-    items: list[Item]
+    layout: SourceLayout
+    items: list[SourceItem]
     notes: list[str] = field(default_factory=list)
     """What was left out, and why."""
     classes: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What a file holds, found out by decoding it. Runs in a process of its own (`run_apart`): decoders hang and crash."""
+"""What a file holds, found out by decoding it. Runs in a process of its own (`run_isolated`): decoders hang and crash."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from walt_pl.media.probing import Probe, probe, probe_picture
 
 
 @dataclass(frozen=True, slots=True)
-class Medium:
+class MediaFile:
     """A clip or image to be examined: a file, or a member of a tar shard."""
 
     file: str
@@ -32,7 +32,7 @@ class Medium:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class MediaFacts:
     """What was found. The columns of the index of these names; all 0 where nothing could be decoded."""
 
     bytes: int
@@ -50,14 +50,14 @@ class Facts:
     """The same in words."""
 
 
-def examine(medium: Medium) -> list[Facts]:
+def probe_media_file(medium: MediaFile) -> list[MediaFacts]:
     """Decode a clip or image from its first frame to its last: the facts of each piece. Never raises for what is wrong with the file."""
-    plain = Facts(medium.bytes, medium.modified)
+    plain = MediaFacts(medium.bytes, medium.modified)
     found = _decode(medium, plain)
-    return [found if isinstance(found, Facts) else _facts(plain, found, *piece) for piece in medium.pieces]
+    return [found if isinstance(found, MediaFacts) else _facts(plain, found, *piece) for piece in medium.pieces]
 
 
-def _decode(medium: Medium, plain: Facts) -> Probe | Facts:
+def _decode(medium: MediaFile, plain: MediaFacts) -> Probe | MediaFacts:
     """What is in the file, or why it cannot be used."""
     if medium.end < 0:
         return _bad(plain, "missing", "no such file")
@@ -77,20 +77,20 @@ def _decode(medium: Medium, plain: Facts) -> Probe | Facts:
     return found
 
 
-def _facts(plain: Facts, whole: Probe, begin: float, end: float) -> Facts:
+def _facts(plain: MediaFacts, whole: Probe, begin: float, end: float) -> MediaFacts:
     found = whole.piece(begin, end)
     if not found.frames:
         limits = f"{begin:g} to {end:g} s" if end else f"{begin:g} s on"
         return _bad(plain, "truncated", f"no frame from {limits}: the file has {whole.duration:.2f} s")
     measured = (found.frames, found.fps, found.width, found.height, found.duration, found.decoder, found.variable_rate)
-    return Facts(plain.bytes, plain.modified, *measured)
+    return MediaFacts(plain.bytes, plain.modified, *measured)
 
 
-def _bad(facts: Facts, finding: str, reason: str) -> Facts:
-    return Facts(facts.bytes, facts.modified, finding=finding, reason=" ".join(reason.split()))
+def _bad(facts: MediaFacts, finding: str, reason: str) -> MediaFacts:
+    return MediaFacts(facts.bytes, facts.modified, finding=finding, reason=" ".join(reason.split()))
 
 
-def digest(medium: Medium) -> str:
+def digest(medium: MediaFile) -> str:
     """SHA-256 of the bytes; "" where they cannot be read."""
     try:
         with open(medium.file, "rb") as file:
@@ -102,10 +102,10 @@ def digest(medium: Medium) -> str:
         return ""
 
 
-def medium_of(file: str, kind: str, offset: int = -1, length: int = -1) -> Medium:
+def stat_media_file(file: str, kind: str, offset: int = -1, length: int = -1) -> MediaFile:
     """The file as it lies on the disk now; `length` is the size of a member of a tar shard."""
     try:
         state = os.stat(file)
     except OSError:
-        return Medium(file, kind, offset, 0, 0, -1)
-    return Medium(file, kind, offset, state.st_size if offset < 0 else length, state.st_mtime_ns, state.st_size)
+        return MediaFile(file, kind, offset, 0, 0, -1)
+    return MediaFile(file, kind, offset, state.st_size if offset < 0 else length, state.st_mtime_ns, state.st_size)

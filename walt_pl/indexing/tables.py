@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from walt_pl.indexing.listing import Item, Listing, read_text
+from walt_pl.indexing.listing import SourceItem, SourceListing, read_text
 from walt_pl.media.extensions import kind_of
 
 
-def list_table(source: Path, root: Path) -> Listing:
+def list_table(source: Path, root: Path) -> SourceListing:
     """A CSV or JSONL file with a row for each clip: path (or file_name), and if wanted caption (or text), label, split, kind.
 
     A row with `begin`, and if wanted `end` or `duration`, is a piece of a video.
@@ -29,12 +29,12 @@ def list_table(source: Path, root: Path) -> Listing:
         caption = " ".join((row.pop("caption", None) or row.pop("text", None) or "").split())
         label = row.pop("label", "")
         begin, end = _piece(row, kind, where)
-        items.append(Item(str(root / path), kind, caption, label if label else -1, row.pop("split", ""), begin=begin, end=end))
+        items.append(SourceItem(str(root / path), kind, caption, label if label else -1, row.pop("split", ""), begin=begin, end=end))
         ignored |= set(row) - {"path", "file_name", "caption", "text"}
     # Numbers are numbers only where all are: a class may be called "2012".
     if all(item.label == -1 or re.fullmatch(r"-?\d+", str(item.label)) for item in items):
         items = [replace(item, label=int(item.label)) for item in items]
-    return Listing("table", items, [f"columns not used: {', '.join(sorted(ignored))}"] if ignored else [])
+    return SourceListing("table", items, [f"columns not used: {', '.join(sorted(ignored))}"] if ignored else [])
 
 
 def _piece(row: dict[str, str], kind: str, where: str) -> tuple[float, float]:

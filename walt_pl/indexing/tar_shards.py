@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from walt_pl.indexing.isolated_pool import Lost, run_apart
-from walt_pl.indexing.listing import Item, Listing, split_of
+from walt_pl.indexing.isolated_pool import LostJob, run_isolated
+from walt_pl.indexing.listing import SourceItem, SourceListing, split_of
 from walt_pl.indexing.shard_names import expand
 from walt_pl.media.extensions import kind_of
 
 _SHARD_SECONDS = 3600.0  # to list one shard: a large one on a slow network disk
 
 
-def list_shards(source: str, workers: int) -> Listing:
+def list_shards(source: str, workers: int) -> SourceListing:
     """Samples of webdataset shards: members that share their name up to the first dot of the last part."""
     path = Path(source)
     names = [str(shard) for shard in sorted(path.rglob("*.tar"))] if path.is_dir() else expand(source)
@@ -23,18 +23,18 @@ def list_shards(source: str, workers: int) -> Listing:
         raise ValueError(f"{packed[0]}: packed shards cannot be read at random places; unpack them first: gunzip {packed[0]}")
     if missing := [name for name in names if not Path(name).is_file()]:
         raise ValueError(f"{source}: {len(missing)} of {len(names)} shards are not there, the first: {missing[0]}")
-    found: dict[str, list[Item]] = {}
+    found: dict[str, list[SourceItem]] = {}
     notes: list[str] = []
-    for name, shard in run_apart(list_shard, names, min(workers, max(1, len(names))), lambda name: _SHARD_SECONDS):
-        if isinstance(shard, Lost):
+    for name, shard in run_isolated(list_shard, names, min(workers, max(1, len(names))), lambda name: _SHARD_SECONDS):
+        if isinstance(shard, LostJob):
             notes.append(f"{name}: {shard.finding}: {shard.reason}")
             continue
         found[name], broken = shard
         notes += [f"{name}: {broken}"] if broken else []
-    return Listing("webdataset", [item for name in names for item in found.get(name, [])], sorted(notes))
+    return SourceListing("webdataset", [item for name in names for item in found.get(name, [])], sorted(notes))
 
 
-def list_shard(name: str) -> tuple[list[Item], str]:
+def list_shard(name: str) -> tuple[list[SourceItem], str]:
     """The clips and images in a tar shard, each with the place of its bytes; and why the rest of the shard could not be read, if so.
 
     Of a sample, `.txt` (or "caption" or "text" of its `.json`) is the caption, `.cls` (or "label" of its `.json`) the class. The shard's
@@ -60,7 +60,9 @@ def list_shard(name: str) -> tuple[list[Item], str]:
     items = []
     for key, member in media:
         words = said.get(key, {})
-        item = Item(name, kind_of(member.name) or "", words.get("caption", ""), words.get("label", -1), words.get("split", "") or split)
+        item = SourceItem(
+            name, kind_of(member.name) or "", words.get("caption", ""), words.get("label", -1), words.get("split", "") or split
+        )
         items.append(replace(item, offset=member.offset_data, bytes=member.size, family=f"{Path(name).name}/{key}"))
     return items, broken
 

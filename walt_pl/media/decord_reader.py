@@ -9,18 +9,20 @@ import numpy as np
 
 from walt_pl.media.media_file import Media
 from walt_pl.media.resizing import resized, target
-from walt_pl.media.spans import Clock, Span, frame_numbers
+from walt_pl.media.spans import Clock, FrameRange, frame_numbers
 from walt_pl.media.types import Frames, Size
 
 
-def read_decord(media: Media, span: Span, clock: Clock, sizes: Sequence[Size | None], of: int | None = None) -> list[Frames] | None:
+def read_decord(
+    media: Media, frame_range: FrameRange, clock: Clock, sizes: Sequence[Size | None], of: int | None = None
+) -> list[Frames] | None:
     """The clip at each size; None where decord is missing, cannot read the file, or finds too few (or not `of`) frames."""
-    numbers = frame_numbers(span, clock)
+    numbers = frame_numbers(frame_range, clock)
     try:
         import decord
     except ImportError:  # no wheel for this platform
         return None
-    if numbers is None or len(numbers) < span.frames:
+    if numbers is None or len(numbers) < frame_range.frames:
         return None
     decord.logging.set_level(decord.logging.QUIET)  # what it cannot read, PyAV reads or explains
     try:

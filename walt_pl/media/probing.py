@@ -17,7 +17,7 @@ from walt_pl.media.media_file import Media
 from walt_pl.media.pillow_reader import read_pillow
 from walt_pl.media.pyav import Turn, opened_av, pictures
 from walt_pl.media.seeking import begin_time, by_number, is_counted
-from walt_pl.media.spans import EARLY, Clock, Span
+from walt_pl.media.spans import EARLY, Clock, FrameRange
 from walt_pl.media.types import Frames, MediaError, Size, reason
 
 
@@ -164,13 +164,13 @@ def _right_decoder(media: Media, found: Probe, keys: list[int], marks: list[int]
     starts = {0, found.frames - 4, *(key + offset for key in chosen for offset in (-2, 0, 5))}
     clock = Clock(found.fps, found.variable_rate)
     for start in sorted(start for start in starts if 0 <= start < found.frames):
-        span = Span(min(4, found.frames - start), start=start)
+        frame_range = FrameRange(min(4, found.frames - start), start=start)
         with opened_av(media) as (container, stream):
-            frames = list(by_number(container, stream, start + np.arange(span.frames), clock))
-            if [_mark(frame) for frame in frames] != marks[start : start + span.frames]:
+            frames = list(by_number(container, stream, start + np.arange(frame_range.frames), clock))
+            if [_mark(frame) for frame in frames] != marks[start : start + frame_range.frames]:
                 raise MediaError(f"{media}: its frames cannot be found again by their times; write it anew, e.g. as mp4")
             (ours,) = pictures(frames, (None,))
-        theirs = read_decord(media, span, clock, (None,), of=found.frames) if decord else None
+        theirs = read_decord(media, frame_range, clock, (None,), of=found.frames) if decord else None
         # Another colour matrix, or the picture beside it, is more than half a level off.
         decord = theirs is not None and theirs[0].shape == ours.shape and bool(_distance(theirs[0], ours).max() <= 0.5)
     return "decord" if decord else "pyav"

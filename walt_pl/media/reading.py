@@ -17,12 +17,12 @@ from walt_pl.media.pillow_reader import read_pillow
 from walt_pl.media.pyav import opened_av, pictures
 from walt_pl.media.resizing import resized, target
 from walt_pl.media.seeking import by_number, by_time, last_by_time, picked, timed
-from walt_pl.media.spans import Clock, Span, counts, frame_numbers
+from walt_pl.media.spans import Clock, FrameRange, counts, frame_numbers
 from walt_pl.media.types import Frames, MediaEntry, MediaError, Size
 
 
-def read_clip(entry: MediaEntry, span: Span, size: Size | None = None) -> Frames:
-    """The frames of `span`, uint8 [t h w 3], upright.
+def read_clip(entry: MediaEntry, frame_range: FrameRange, size: Size | None = None) -> Frames:
+    """The frames of `frame_range`, uint8 [t h w 3], upright.
 
     Reads files, members of tar shards (`entry.offset`) and pieces of either (`entry.begin`, `entry.end`), never beyond the piece.
     Where the index names decord it reads what begins with the first frame of the file; PyAV reads all else, and files that were
@@ -35,19 +35,19 @@ def read_clip(entry: MediaEntry, span: Span, size: Size | None = None) -> Frames
 
     Raises MediaError, with the path, where the file is missing, broken or too short.
     """
-    return read_sizes(entry, span, (size,))[0]
+    return read_sizes(entry, frame_range, (size,))[0]
 
 
-def read_sizes(entry: MediaEntry, span: Span, sizes: Sequence[Size | None]) -> list[Frames]:
+def read_sizes(entry: MediaEntry, frame_range: FrameRange, sizes: Sequence[Size | None]) -> list[Frames]:
     """The same clip at several sizes from one decoding; each is what `read_clip` gives for that size."""
     media = Media(entry.path, entry.offset, entry.bytes)
     unchanged = media.check() == entry.bytes or entry.offset >= 0
     known = (entry.fps, entry.variable_rate) if entry.decoder and unchanged else (0.0, False)
     clock = Clock(*known, entry.begin, entry.end or math.inf)
-    first = not span.start and not entry.begin
-    if entry.decoder == "decord" and unchanged and first and (clips := read_decord(media, span, clock, sizes)) is not None:
+    first = not frame_range.start and not entry.begin
+    if entry.decoder == "decord" and unchanged and first and (clips := read_decord(media, frame_range, clock, sizes)) is not None:
         return clips
-    return _read_av(media, span, clock, sizes)
+    return _read_av(media, frame_range, clock, sizes)
 
 
 def read_picture(entry: MediaEntry, size: Size | None = None) -> Frames:
@@ -71,7 +71,7 @@ def read_video(path: Path, frames: int, start: int = 0) -> Frames:
     """
     media = Media(path)
     media.check()
-    return _read_av(media, Span(frames, start=start), Clock(), (None,))[0]
+    return _read_av(media, FrameRange(frames, start=start), Clock(), (None,))[0]
 
 
 def read_last_frames(path: Path, frames: int, fps: float | None = None) -> Frames:
@@ -82,7 +82,7 @@ def read_last_frames(path: Path, frames: int, fps: float | None = None) -> Frame
     Args:
         path: The file.
         frames: How many are taken.
-        fps: Frames taken per second of the video, whatever its own rate, as a `Span` takes them; None: the frames of the file.
+        fps: Frames taken per second of the video, whatever its own rate, as a `FrameRange` takes them; None: the frames of the file.
 
     Raises MediaError where the file is missing or is no video.
     """
@@ -101,19 +101,19 @@ def read_image(path: Path) -> Frames:
     return read_pillow(Media(path))
 
 
-def _read_av(media: Media, span: Span, clock: Clock, sizes: Sequence[Size | None]) -> list[Frames]:
+def _read_av(media: Media, frame_range: FrameRange, clock: Clock, sizes: Sequence[Size | None]) -> list[Frames]:
     """The clip at each size."""
-    numbers = frame_numbers(span, clock)
+    numbers = frame_numbers(frame_range, clock)
     with opened_av(media) as (container, stream):
         if numbers is not None:
             found = by_number(container, stream, numbers, clock)
-        elif span.fps is None:
-            found = picked((frame for frame, _, _ in timed(container, stream, clock, clock.begin)), counts(span))
+        elif frame_range.fps is None:
+            found = picked((frame for frame, _, _ in timed(container, stream, clock, clock.begin)), counts(frame_range))
         else:
-            found = by_time(container, stream, span, span.fps, clock)
+            found = by_time(container, stream, frame_range, frame_range.fps, clock)
         clips = pictures(found, sizes)
-    if len(clips[0]) != span.frames:
-        start = f"frame {span.start:g}" if span.fps is None else f"second {span.start:g}"
+    if len(clips[0]) != frame_range.frames:
+        start = f"frame {frame_range.start:g}" if frame_range.fps is None else f"second {frame_range.start:g}"
         piece = f" of the piece from {clock.begin:g} to {clock.end:g} s" if clock.cut else ""
-        raise MediaError(f"{media}: found {len(clips[0])} frames from {start} on{piece}, wanted {span.frames}")
+        raise MediaError(f"{media}: found {len(clips[0])} frames from {start} on{piece}, wanted {frame_range.frames}")
     return clips

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from walt_pl.media.spans import EARLY, Clock, Span
+from walt_pl.media.spans import EARLY, Clock, FrameRange
 
 
 def by_number(container: Any, stream: Any, numbers: NDArray[np.int64], clock: Clock) -> Iterator[Any]:
@@ -46,9 +46,9 @@ def picked(frames: Iterable[Any], numbers: NDArray[np.int64]) -> Iterator[Any]:
             return
 
 
-def by_time(container: Any, stream: Any, span: Span, fps: float, clock: Clock) -> Iterator[Any]:
-    """The frame that is shown at `span.start`, and those shown at equal distances from its time on."""
-    taken, origin, target = 0, 0.0, clock.begin + span.start
+def by_time(container: Any, stream: Any, frame_range: FrameRange, fps: float, clock: Clock) -> Iterator[Any]:
+    """The frame that is shown at `frame_range.start`, and those shown at equal distances from its time on."""
+    taken, origin, target = 0, 0.0, clock.begin + frame_range.start
     for frame, since, until in _shown(timed(container, stream, clock, target), EARLY * _interval(stream, clock)):
         while target < until:
             if taken == 0:
@@ -56,7 +56,7 @@ def by_time(container: Any, stream: Any, span: Span, fps: float, clock: Clock) -
             yield frame
             taken += 1
             target = origin + taken / fps
-            if taken == span.frames:
+            if taken == frame_range.frames:
                 return
 
 

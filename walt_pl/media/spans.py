@@ -11,7 +11,7 @@ EARLY = 0.3
 
 
 @dataclass(frozen=True)
-class Span:
+class FrameRange:
     """Which frames of a video are taken; of a piece of a file, places count from the piece's own beginning."""
 
     frames: int
@@ -66,23 +66,23 @@ class Clock:
         return math.ceil(max(0.0, self.begin * self.rate - EARLY)), stop
 
 
-def counts(span: Span) -> NDArray[np.int64]:
+def counts(frame_range: FrameRange) -> NDArray[np.int64]:
     """The frames of a span without `fps`, by number from the beginning of the file or piece."""
-    return int(span.start) + span.stride * np.arange(span.frames)
+    return int(frame_range.start) + frame_range.stride * np.arange(frame_range.frames)
 
 
-def frame_numbers(span: Span, clock: Clock) -> NDArray[np.int64] | None:
+def frame_numbers(frame_range: FrameRange, clock: Clock) -> NDArray[np.int64] | None:
     """The frames of a span by number in the file, as far as the piece goes.
 
     None where that takes a rate that is not known, or that the file does not keep.
     """
     if not clock.even:
-        return None if clock.cut or span.fps is not None else counts(span)
-    numbers = counts(span) if span.fps is None else _sampled(span, span.fps, clock)
+        return None if clock.cut or frame_range.fps is not None else counts(frame_range)
+    numbers = counts(frame_range) if frame_range.fps is None else _sampled(frame_range, frame_range.fps, clock)
     first, stop = clock.numbers()
     numbers = numbers + first
     return numbers[numbers < stop]
 
 
-def _sampled(span: Span, fps: float, clock: Clock) -> NDArray[np.int64]:
-    return int(span.start * clock.rate + EARLY) + (np.arange(span.frames) * (clock.rate / fps) + EARLY).astype(np.int64)
+def _sampled(frame_range: FrameRange, fps: float, clock: Clock) -> NDArray[np.int64]:
+    return int(frame_range.start * clock.rate + EARLY) + (np.arange(frame_range.frames) * (clock.rate / fps) + EARLY).astype(np.int64)

@@ -12,9 +12,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from walt_pl.blocks.attention import AttentionName, NormName, TextAttention, Window, WindowAttention
-from walt_pl.blocks.embeddings import PositionEmbedding, StepEmbedding
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.attention import AttentionName, CrossAttention, NormName, Window, WindowAttention
+from walt_pl.blocks.embeddings import PositionEmbedding, TimestepEmbedding
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.blocks.modulation import AdaLN, FinalModulation, modulate
 from walt_pl.diffusion.condition import Condition
 
@@ -25,9 +25,9 @@ class DenoiserConfig:
 
     width: int = 1024
     """Channels of the token stream."""
-    layers: int = 24
+    depth: int = 24
     """Transformer layers; spatial and spatiotemporal windows alternate, spatial first."""
-    heads: int = 16
+    num_heads: int = 16
     """Attention heads of each layer."""
     mlp_width: int | None = None
     """Hidden width of the feed-forward part; 4 x width when not given."""
@@ -48,22 +48,22 @@ class DenoiserConfig:
     input channels."""
     frame_prediction: float = 0.0
     """Probability in training that a video's first latents are given; 1 for pure frame prediction; 0: it has no such input channels."""
-    classes: int | None = None
+    num_classes: int | None = None
     """Number of classes, for class-conditional models."""
     text_width: int | None = None
     """Width of the text encoder's tokens, for text-conditional models."""
-    stw_text: bool = False
+    stw_cross_attention: bool = False
     """Spatiotemporal layers attend to the text with their own windows instead of frames; for training on videos alone."""
     super_resolution: bool = False
     """Channels for an upscaled latent of half the size, and an embedding of its noise level."""
     attention: AttentionName = "sdpa"
     """Fused attention, or plain matrix products (faster on CPUs)."""
-    checkpointing: bool = False
+    activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"denoiser.width must be a multiple of denoiser.heads, got {self.width} and {self.heads}")
+        if self.width % self.num_heads:
+            raise ValueError(f"denoiser.width must be a multiple of denoiser.num_heads, got {self.width} and {self.num_heads}")
         if self.size[1] % self.patch or self.size[2] % self.patch:
             raise ValueError(f"denoiser.patch must divide the latent's sides {self.size[1:]}, got {self.patch}")
         tokens = (self.size[0], *self.grid)
@@ -78,9 +78,9 @@ class DenoiserConfig:
             raise ValueError(f"denoiser.frame_prediction: two latent frames are given, size must have three or more, got {self.size[0]}")
         if self.super_resolution and (self.size[1] % 2 or self.size[2] % 2):
             raise ValueError(f"denoiser.size: super-resolution wants even rows and columns, got {self.size[1:]}")
-        if self.stw_text and (self.text_width is None or self.window[0] == 1):
+        if self.stw_cross_attention and (self.text_width is None or self.window[0] == 1):
             raise ValueError(
-                "denoiser.stw_text wants text (denoiser.text_width) and windows of several frames, "
+                "denoiser.stw_cross_attention wants text (denoiser.text_width) and windows of several frames, "
                 f"got text_width {self.text_width} and window {self.window}"
             )
 
@@ -101,7 +101,7 @@ class DenoiserConfig:
 
     def text_window_of(self, layer: int) -> Window:
         """The window in which a layer attends to the text: a whole frame, or the layer's own."""
-        return self.window_of(layer) if self.stw_text else (1, *self.grid)
+        return self.window_of(layer) if self.stw_cross_attention else (1, *self.grid)
 
 
 class Block(nn.Module):
@@ -112,14 +112,14 @@ class Block(nn.Module):
         d, hidden = config.width, config.mlp_width or 4 * config.width
         self.grid = config.grid
         self.norm1 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
-        self.attention = WindowAttention(d, config.heads, config.window_of(layer), config.qk_norm, config.attention)
-        self.text_norm = StreamNorm(d, eps=1e-6) if config.text_width else None
+        self.attention = WindowAttention(d, config.num_heads, config.window_of(layer), config.qk_norm, config.attention)
+        self.text_norm = ResidualLayerNorm(d, eps=1e-6) if config.text_width else None
         text_window = config.text_window_of(layer)
-        self.text = TextAttention(d, config.heads, text_window, config.qk_norm, config.attention) if config.text_width else None
+        self.text = CrossAttention(d, config.num_heads, text_window, config.qk_norm, config.attention) if config.text_width else None
         self.norm2 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
         self.mlp = nn.Sequential(nn.Linear(d, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, d))
 
-    def forward(self, x: Tensor, modulation: Tensor, layout: Layout, text: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, layout: FrameLayout, text: Tensor | None, mask: Tensor | None) -> Tensor:
         """Tokens, float32 [f n d], modulation [s 6 d], text [s l d] and its mask [s l], to float32 [f n d].
 
         The residual stream is float32 also where an engine has made the weights bfloat16, as it is under autocast: each part computes in
@@ -136,24 +136,24 @@ class Block(nn.Module):
         return torch.addcmul(x, gate2[:, None], h)
 
 
-class StreamNorm(nn.LayerNorm):
+class ResidualLayerNorm(nn.LayerNorm):
     """LayerNorm of the float32 residual stream, whatever the dtype of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
-class LowResolution(nn.Module):
+class LowResUpsampler(nn.Module):
     """The learned way from a latent of half the size to the channels of a super-resolution stage: convolution and depth-to-space."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, 4 * channels, kernel_size=3, padding=1)
-        self.step = StepEmbedding(width)
+        self.timestep = TimestepEmbedding(width)
 
-    def forward(self, low: Tensor) -> Tensor:
+    def forward(self, low_res: Tensor) -> Tensor:
         """[f c h/2 w/2] to [f c h w]."""
-        return rearrange(self.conv(low.to(self.conv.weight.dtype)), "f (c sh sw) h w -> f c (h sh) (w sw)", sh=2, sw=2)
+        return rearrange(self.conv(low_res.to(self.conv.weight.dtype)), "f (c sh sw) h w -> f c (h sh) (w sw)", sh=2, sw=2)
 
 
 class Denoiser(nn.Module):
@@ -163,23 +163,23 @@ class Denoiser(nn.Module):
         super().__init__()
         self.config = config
         d, p = config.width, config.patch
-        self.low_resolution = LowResolution(config.latent_channels, d) if config.super_resolution else None
-        self.patches_in = nn.Linear(config.in_channels * p * p, d)
+        self.low_res_upsampler = LowResUpsampler(config.latent_channels, d) if config.super_resolution else None
+        self.patch_embed = nn.Linear(config.in_channels * p * p, d)
         self.position = PositionEmbedding(config.size[0], config.grid[0] * config.grid[1], d)
-        self.step = StepEmbedding(d)
+        self.timestep = TimestepEmbedding(d)
         # The last row stands for a dropped label.
-        self.label = nn.Embedding(config.classes + 1, d) if config.classes else None
+        self.label = nn.Embedding(config.num_classes + 1, d) if config.num_classes else None
         self.text_in = nn.Linear(config.text_width, d) if config.text_width else None
         self.null_text = nn.Parameter(0.02 * torch.randn(config.text_width)) if config.text_width else None
-        self.modulation = AdaLN(d, config.layers, config.lora_rank)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.modulation = AdaLN(d, config.depth, config.lora_rank)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.depth))
         self.final_modulation = FinalModulation(d)
         self.norm_out = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
-        self.patches_out = nn.Linear(d, config.latent_channels * p * p)
-        nn.init.zeros_(self.patches_out.weight)
-        nn.init.zeros_(self.patches_out.bias)
+        self.final_layer = nn.Linear(d, config.latent_channels * p * p)
+        nn.init.zeros_(self.final_layer.weight)
+        nn.init.zeros_(self.final_layer.bias)
 
-    def forward(self, x: Tensor, step: Tensor, condition: Condition, estimate: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None = None) -> Tensor:
         """Predict v.
 
         Args:
@@ -197,25 +197,25 @@ class Denoiser(nn.Module):
         layout = condition.layout
         if x.shape[2:] != self.config.size[1:] or (layout.videos and layout.frames != self.config.size[0]):
             raise ValueError(f"denoiser: got {layout.frames} latent frames of {tuple(x.shape[2:])}, want {self.config.size}")
-        if self.config.stw_text and layout.images:
+        if self.config.stw_cross_attention and layout.images:
             raise ValueError(
-                f"denoiser.stw_text is for videos alone, got {layout.images} images in the batch; "
-                "set data.image_stacks_per_batch to 0, or denoiser.stw_text to false"
+                f"denoiser.stw_cross_attention is for videos alone, got {layout.images} images in the batch; "
+                "set data.image_stacks_per_batch to 0, or denoiser.stw_cross_attention to false"
             )
         # Latents, noise and the residual stream are float32 also where an engine has made the weights bfloat16.
-        dtype = self.patches_in.weight.dtype
-        tokens = self.patches_in(self._patches(self._inputs(x, condition, estimate)).to(dtype))
+        dtype = self.patch_embed.weight.dtype
+        tokens = self.patch_embed(self._patches(self._inputs(x, condition, estimate)).to(dtype))
         tokens = tokens + self.position(layout.videos, layout.images)
-        cond = self._vector(step, condition)
+        cond = self._vector(timestep, condition)
         text, mask = self._text(condition)
         for block, modulation in zip(self.blocks, self.modulation(cond), strict=True):
             tokens = self._run(block, tokens, modulation, layout, text, mask)
         shift, scale = (layout.per_frame(part) for part in self.final_modulation(cond))
-        tokens = self.patches_out(modulate(self.norm_out(tokens), shift, scale).to(dtype))
+        tokens = self.final_layer(modulate(self.norm_out(tokens), shift, scale).to(dtype))
         return self._frames(tokens).float()
 
     def _run(self, block: Callable[..., Tensor], *args: object) -> Tensor:
-        if self.config.checkpointing and torch.is_grad_enabled():
+        if self.config.activation_checkpointing and torch.is_grad_enabled():
             out: Tensor = checkpoint(block, *args, use_reentrant=False)
             return out
         return block(*args)
@@ -226,25 +226,25 @@ class Denoiser(nn.Module):
         if self.config.self_conditioning:
             parts.append(torch.zeros_like(x) if estimate is None else estimate)
         if self.config.frame_prediction:
-            past, mask = condition.past, condition.past_mask
-            if past is None or mask is None:
-                past, mask = torch.zeros_like(x), torch.zeros_like(x[:, :1])
-            parts += [past * mask, mask]
-        if self.low_resolution is not None:
-            if condition.low is None:
+            context_latents, mask = condition.context_latents, condition.context_mask
+            if context_latents is None or mask is None:
+                context_latents, mask = torch.zeros_like(x), torch.zeros_like(x[:, :1])
+            parts += [context_latents * mask, mask]
+        if self.low_res_upsampler is not None:
+            if condition.low_res is None:
                 raise ValueError("denoiser: a super-resolution model was called without a low-resolution latent")
-            parts.append(self.low_resolution(condition.low))
+            parts.append(self.low_res_upsampler(condition.low_res))
         return torch.cat(parts, dim=1)
 
-    def _vector(self, step: Tensor, condition: Condition) -> Tensor:
+    def _vector(self, timestep: Tensor, condition: Condition) -> Tensor:
         """The condition as one vector a sample, [s d]."""
-        cond = self.step(step)
+        cond = self.timestep(timestep)
         if self.label is not None:
-            assert condition.labels is not None and self.config.classes is not None
-            cond = cond + self.label(torch.where(condition.keep, condition.labels, self.config.classes))
-        if self.low_resolution is not None:
-            assert condition.low_step is not None
-            cond = cond + self.low_resolution.step(condition.low_step)
+            assert condition.labels is not None and self.config.num_classes is not None
+            cond = cond + self.label(torch.where(condition.condition_kept, condition.labels, self.config.num_classes))
+        if self.low_res_upsampler is not None:
+            assert condition.noise_aug_level is not None
+            cond = cond + self.low_res_upsampler.timestep(condition.noise_aug_level)
         return cond
 
     def _text(self, condition: Condition) -> tuple[Tensor | None, Tensor | None]:
@@ -253,10 +253,10 @@ class Denoiser(nn.Module):
             return None, None
         assert condition.text is not None and condition.text_mask is not None
         # Frozen encoders have a dtype of their own.
-        text, mask, keep = condition.text.to(self.null_text.dtype), condition.text_mask, condition.keep
+        text, mask, condition_kept = condition.text.to(self.null_text.dtype), condition.text_mask, condition.condition_kept
         first = torch.arange(mask.shape[1], device=mask.device) == 0
-        text = torch.where(keep[:, None, None], text, self.null_text)
-        mask = torch.where(keep[:, None], mask, first)
+        text = torch.where(condition_kept[:, None, None], text, self.null_text)
+        mask = torch.where(condition_kept[:, None], mask, first)
         return self.text_in(text), mask
 
     def _patches(self, x: Tensor) -> Tensor:

@@ -14,15 +14,17 @@ class DiscriminatorConfig:
 
     width: int = 128
     """Channels at full resolution."""
-    multipliers: tuple[int, ...] = (2, 4, 4, 4, 4)
+    channel_multipliers: tuple[int, ...] = (2, 4, 4, 4, 4)
     """Width after each halving, in multiples of `width`."""
     size: tuple[int, int] = (128, 128)
     """Rows and columns of the clips it judges."""
 
     def __post_init__(self) -> None:
-        scale = 2 ** len(self.multipliers)
+        scale = 2 ** len(self.channel_multipliers)
         if self.size[0] % scale or self.size[1] % scale:
-            raise ValueError(f"discriminator.size must be multiples of {scale} for {len(self.multipliers)} halvings, got {self.size}")
+            raise ValueError(
+                f"discriminator.size must be multiples of {scale} for {len(self.channel_multipliers)} halvings, got {self.size}"
+            )
 
 
 class BlurPool(nn.Module):
@@ -85,11 +87,11 @@ class Discriminator(nn.Module):
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         self.config = config
-        widths = [config.width, *(config.width * m for m in config.multipliers)]
+        widths = [config.width, *(config.width * m for m in config.channel_multipliers)]
         self.conv_in = Conv3x3x3(3, widths[0])
         self.blocks = nn.ModuleList(DiscriminatorBlock(a, b) for a, b in itertools.pairwise(widths))
         self.conv_out = Conv3x3x3(widths[-1], widths[-1])
-        scale = 2 ** len(config.multipliers)
+        scale = 2 ** len(config.channel_multipliers)
         self.hidden = nn.Linear(widths[-1] * (config.size[0] // scale) * (config.size[1] // scale), widths[-1])
         self.logit = nn.Linear(widths[-1], 1)
         for module in self.modules():

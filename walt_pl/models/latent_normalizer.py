@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class LatentScale:
+class LatentNormalizer:
     """Mean and standard deviation of each latent channel, float32 [c]. Plain tensors: an engine in bfloat16 must not cast them."""
 
     mean: Tensor
     std: Tensor
 
     @classmethod
-    def of(cls, card: Mapping[str, Any]) -> "LatentScale":
+    def from_card(cls, card: Mapping[str, Any]) -> "LatentNormalizer":
         """The statistics that an autoencoder's card holds.
 
         Raises:
@@ -32,19 +32,19 @@ class LatentScale:
         return cls(mean, std)
 
     @classmethod
-    def identity(cls, channels: int) -> "LatentScale":
+    def identity(cls, channels: int) -> "LatentNormalizer":
         """Leave latents as they are."""
         return cls(torch.zeros(channels, dtype=torch.float32), torch.ones(channels, dtype=torch.float32))
 
-    def normalise(self, z: Tensor) -> Tensor:
+    def normalize(self, z: Tensor) -> Tensor:
         """Raw latents [f c h w] to zero mean and unit variance."""
         return (z - self._shaped(self.mean, z)) / self._shaped(self.std, z)
 
-    def normalise_clips(self, z: Tensor) -> Tensor:
+    def normalize_clips(self, z: Tensor) -> Tensor:
         """The same for [b c t h w]."""
-        return self.normalise(z.transpose(1, 2)).transpose(1, 2)
+        return self.normalize(z.transpose(1, 2)).transpose(1, 2)
 
-    def denormalise(self, z: Tensor) -> Tensor:
+    def denormalize(self, z: Tensor) -> Tensor:
         """The inverse, as the decoder wants them."""
         return z * self._shaped(self.std, z) + self._shaped(self.mean, z)
 

@@ -79,7 +79,7 @@ def perceptual_term(name: PerceptualName, weights: str | None) -> nn.Module | No
     return LPIPS(Path(weights))
 
 
-def pick_frames(x: Tensor, chosen: Tensor | None = None) -> Tensor:
+def select_frames(x: Tensor, chosen: Tensor | None = None) -> Tensor:
     """Frames [f 3 h w] of clips [b 3 t h w]: all, or those of each clip whose numbers are ``chosen``, int64 [b k]."""
     frames = rearrange(x, "b c t h w -> b t c h w")
     if chosen is not None:
@@ -142,7 +142,7 @@ class LeCam(nn.Module):
         return F.relu(real - self.fake).square() + F.relu(self.real - fake).square()
 
 
-class Balance(nn.Module):
+class DiscriminatorPause(nn.Module):
     """Whether the discriminator rests: one that is nearly always right has no gradient left to teach with, and learns the set by heart.
 
     It rests once the running mean of its accuracy is above a limit, until the generator has brought it below another. Mean and state are

@@ -14,10 +14,10 @@ from torch.nn.functional import silu
 
 from walt_pl.blocks.causal_conv import (
     CausalConv3d,
-    LatentNorm,
+    CausalConvCache,
     NormName,
     ResBlock,
-    Stream,
+    SpatialNorm,
     Strides,
     Upsample,
     make_norm,
@@ -30,13 +30,13 @@ class VAEConfig:
 
     width: int = 128
     """Channels at full resolution."""
-    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    channel_multipliers: tuple[int, ...] = (1, 2, 2, 4)
     """Width of each level, from full resolution down, in multiples of `width`."""
     strides: tuple[Strides, ...] = ((1, 2, 2), (2, 2, 2), (2, 2, 2))
     """(time, rows, columns) between one level and the next."""
-    blocks: tuple[int, ...] = (4, 4, 4, 4)
+    num_res_blocks: tuple[int, ...] = (4, 4, 4, 4)
     """Residual blocks of each level."""
-    middle_blocks: int = 4
+    num_middle_blocks: int = 4
     """Residual blocks at the lowest resolution, beside that level's own."""
     latent_channels: int = 8
     """Channels of the latent."""
@@ -46,10 +46,10 @@ class VAEConfig:
     """Frames each convolution sees; 1 for an autoencoder of images, whose weights a video autoencoder can start from."""
 
     def __post_init__(self) -> None:
-        levels = len(self.multipliers)
-        if len(self.strides) != levels - 1 or len(self.blocks) != levels:
+        levels = len(self.channel_multipliers)
+        if len(self.strides) != levels - 1 or len(self.num_res_blocks) != levels:
             raise ValueError(
-                f"vae: {levels} multipliers want {levels - 1} strides and {levels} blocks, got {len(self.strides)} and {len(self.blocks)}"
+                f"vae: {levels} multipliers want {levels - 1} strides and {levels} blocks, got {len(self.strides)} and {len(self.num_res_blocks)}"
             )
         for width in self.widths:
             if self.norm == "group" and width % 32:
@@ -62,7 +62,7 @@ class VAEConfig:
     @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each level, from full resolution down."""
-        return tuple(self.width * m for m in self.multipliers)
+        return tuple(self.width * m for m in self.channel_multipliers)
 
     @property
     def factors(self) -> Strides:
@@ -105,20 +105,20 @@ class Encoder(nn.Module):
         for level, width in enumerate(widths):
             if level:
                 self.layers.append(CausalConv3d(channels, channels, stride=config.strides[level - 1], time_kernel=config.time_kernel))
-            for _ in range(config.blocks[level]):
+            for _ in range(config.num_res_blocks[level]):
                 self.layers.append(ResBlock(channels, width, config.norm, config.time_kernel))
                 channels = width
-        for _ in range(config.middle_blocks):
+        for _ in range(config.num_middle_blocks):
             self.layers.append(ResBlock(channels, channels, config.norm, config.time_kernel))
         self.norm_out = make_norm(config.norm, channels)
         self.conv_out = CausalConv3d(channels, 2 * config.latent_channels, kernel=1)
         # A posterior as wide as the prior would drown the latent in noise until the log-variance is learnt.
         nn.init.constant_(self.conv_out.bias[config.latent_channels :], -6.0)  # type: ignore[index]
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        h = self.conv_in(x, stream)
+    def forward(self, x: Tensor, cache: CausalConvCache | None = None) -> Tensor:
+        h = self.conv_in(x, cache)
         for layer in self.layers:
-            h = layer(h, stream)
+            h = layer(h, cache)
         return self.conv_out(silu(self.norm_out(h)))
 
 
@@ -129,17 +129,17 @@ class DecoderLevel(nn.Module):
         super().__init__()
         self.factors = _product(config.strides[level:])
         width = config.widths[level]
-        self.norm = LatentNorm(in_channels, config.latent_channels, config.norm)
-        widths = [in_channels] + [width] * config.blocks[level]
+        self.norm = SpatialNorm(in_channels, config.latent_channels, config.norm)
+        widths = [in_channels] + [width] * config.num_res_blocks[level]
         self.blocks = nn.ModuleList(ResBlock(a, b, config.norm, config.time_kernel) for a, b in itertools.pairwise(widths))
         self.channels = widths[-1]
         self.upsample = Upsample(self.channels, config.strides[level - 1], config.time_kernel) if level else None
 
-    def forward(self, x: Tensor, z: Tensor, stream: Stream | None = None) -> Tensor:
-        x = self.norm(x, z, self.factors, stream)
+    def forward(self, x: Tensor, z: Tensor, cache: CausalConvCache | None = None) -> Tensor:
+        x = self.norm(x, z, self.factors, cache)
         for block in self.blocks:
-            x = block(x, stream)
-        return x if self.upsample is None else self.upsample(x, stream)
+            x = block(x, cache)
+        return x if self.upsample is None else self.upsample(x, cache)
 
 
 class Decoder(nn.Module):
@@ -149,7 +149,7 @@ class Decoder(nn.Module):
         super().__init__()
         channels = config.widths[-1]
         self.conv_in = CausalConv3d(config.latent_channels, channels, time_kernel=config.time_kernel)
-        self.middle = nn.ModuleList(ResBlock(channels, channels, config.norm, config.time_kernel) for _ in range(config.middle_blocks))
+        self.middle = nn.ModuleList(ResBlock(channels, channels, config.norm, config.time_kernel) for _ in range(config.num_middle_blocks))
         self.levels = nn.ModuleList()
         for level in reversed(range(len(config.widths))):
             self.levels.append(DecoderLevel(config, level, channels))
@@ -157,15 +157,15 @@ class Decoder(nn.Module):
         self.norm_out = make_norm(config.norm, channels)
         self.conv_out = CausalConv3d(channels, 3, time_kernel=config.time_kernel)
 
-    def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
+    def forward(self, z: Tensor, cache: CausalConvCache | None = None) -> Tensor:
         # Channels last from the start: 3D convolutions on CPUs and tensor cores want it, and every layer keeps it.
         z = z.contiguous(memory_format=torch.channels_last_3d)
-        h = self.conv_in(z, stream)
+        h = self.conv_in(z, cache)
         for block in self.middle:
-            h = block(h, stream)
+            h = block(h, cache)
         for level in self.levels:
-            h = level(h, z, stream)
-        return self.conv_out(silu(self.norm_out(h)), stream)
+            h = level(h, z, cache)
+        return self.conv_out(silu(self.norm_out(h)), cache)
 
 
 class VAE(nn.Module):
@@ -204,8 +204,8 @@ class VAE(nn.Module):
         if chunk is None:
             out = self.encoder(x)
         else:
-            stream = Stream()
-            out = torch.cat([self._advance(self.encoder, part, stream) for part in _chunks(x, chunk, self.config.factors[0])], dim=2)
+            cache = CausalConvCache()
+            out = torch.cat([self._advance(self.encoder, part, cache) for part in _chunks(x, chunk, self.config.factors[0])], dim=2)
         mean, logvar = out.float().chunk(2, dim=1)  # 2 x [b c 1+t h w]
         return Posterior(mean, logvar.clamp(-30, 20))
 
@@ -219,21 +219,21 @@ class VAE(nn.Module):
         """
         if tile is not None:
             return _blend_tiles(z, tile, self.config.factors, lambda part: self.decode(part, chunk))
-        return torch.cat(list(self.decode_stream(z, chunk)), dim=2)
+        return torch.cat(list(self.decode_chunks(z, chunk)), dim=2)
 
-    def decode_stream(self, z: Tensor, chunk: int | None = None) -> Iterator[Tensor]:
+    def decode_chunks(self, z: Tensor, chunk: int | None = None) -> Iterator[Tensor]:
         """The pixels of :meth:`decode`, a chunk of frames at a time."""
         if chunk is None:
             yield self.decoder(z).float()
             return
-        stream = Stream()
+        cache = CausalConvCache()
         for part in _chunks(z, chunk, 1):
-            yield self._advance(self.decoder, part, stream).float()
+            yield self._advance(self.decoder, part, cache).float()
 
     @staticmethod
-    def _advance(network: nn.Module, part: Tensor, stream: Stream) -> Tensor:
-        out: Tensor = network(part, stream)
-        stream.first = False
+    def _advance(network: nn.Module, part: Tensor, cache: CausalConvCache) -> Tensor:
+        out: Tensor = network(part, cache)
+        cache.first = False
         return out
 
     def _check_pixels(self, x: Tensor) -> None:

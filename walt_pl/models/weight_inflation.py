@@ -19,7 +19,7 @@ from walt_pl.models.vae import VAE
 State = dict[str, Tensor]
 
 
-def weights_for(target: nn.Module, source: nn.Module) -> State:
+def inflate_weights(target: nn.Module, source: nn.Module) -> State:
     """The state dict of ``source`` in the shapes of ``target``, a model of the same class.
 
     Raises:
@@ -58,10 +58,10 @@ def _resized(target: Denoiser, source: Denoiser) -> State:
             f"{new.size[0]} and {new.window[0]} here; {may_differ} may differ"
         )
     state: State = source.state_dict()
-    state["position.space"] = resize_table(state["position.space"].T, (1, *old.grid), (1, *new.grid)).T
-    for layer in range(new.layers):
+    state["position.space"] = resize_position_table(state["position.space"].T, (1, *old.grid), (1, *new.grid)).T
+    for layer in range(new.depth):
         key = f"blocks.{layer}.attention.bias.table"
-        state[key] = resize_table(state[key], _offsets(old.window_of(layer)), _offsets(new.window_of(layer)))
+        state[key] = resize_position_table(state[key], _offsets(old.window_of(layer)), _offsets(new.window_of(layer)))
     return state
 
 
@@ -70,7 +70,7 @@ def _offsets(window: Window) -> Window:
     return 2 * window[0] - 1, 2 * window[1] - 1, 2 * window[2] - 1
 
 
-def resize_table(table: Tensor, old: Window, new: Window) -> Tensor:
+def resize_position_table(table: Tensor, old: Window, new: Window) -> Tensor:
     """Interpolate a table over a (t, h, w) grid, [c (t h w)], linearly along each axis with the corners aligned.
 
     Corners, so that the edges of the frame stay its edges, the offset zero stays the offset zero, and the same size is the identity;

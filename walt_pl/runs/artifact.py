@@ -37,7 +37,7 @@ EXTRA = ("tokenizer.model",)
 """Further files that an artifact may have."""
 
 # Section of model.yaml -> module, model class, config class. Names, not classes: imported when a folder asks for them.
-SECTIONS: dict[str, tuple[str, str, str]] = {
+COMPONENTS: dict[str, tuple[str, str, str]] = {
     "vae": ("walt_pl.models.vae", "VAE", "VAEConfig"),
     "denoiser": ("walt_pl.models.denoiser", "Denoiser", "DenoiserConfig"),
     "text": ("walt_pl.text.small_encoder", "SmallTextEncoder", "SmallTextConfig"),
@@ -93,7 +93,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", verify: bool = Fa
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     # The initial values are thrown away; drawing them must not move a sampler's seed.
     with torch.random.fork_rng(devices=[]):
-        models = {name: _build(folder, name, config[name]) for name in config if name in SECTIONS}
+        models = {name: _build(folder, name, config[name]) for name in config if name in COMPONENTS}
     _fill(folder, models)
     for model in models.values():
         model.to(device).eval().requires_grad_(False)
@@ -200,12 +200,12 @@ def file_problem(path: Path, sha256: str, size: int, *, hashed: bool = True, fre
 
 
 def _section_classes(section: str) -> tuple[Any, Any]:
-    module, model, config = SECTIONS[section]
+    module, model, config = COMPONENTS[section]
     imported = importlib.import_module(module)
     return getattr(imported, model), getattr(imported, config)
 
 
-def section_config(section: str, fields: Mapping[str, Any]) -> Any:
+def component_config(section: str, fields: Mapping[str, Any]) -> Any:
     """The config dataclass of a section from its plain fields. Raises TypeError or ValueError where it does not take them."""
     _, config = _section_classes(section)
     return config(**{name: _tuples(value) for name, value in fields.items()})
@@ -221,7 +221,7 @@ def _build(folder: Path, section: str, fields: Mapping[str, Any]) -> nn.Module:
             f"{', '.join(unknown)} (it has: {', '.join(known)}); use the version of walt_pl that wrote it"
         )
     try:
-        built: nn.Module = model(section_config(section, fields))
+        built: nn.Module = model(component_config(section, fields))
     except (TypeError, ValueError) as error:
         raise ArtifactError(f'{folder / CONFIG}: section "{section}": {error}') from error
     return built

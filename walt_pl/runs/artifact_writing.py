@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from walt_pl.files import file_sha256, is_temporary_of, kind_of_entry, replace_folder, sync, write_whole
 from walt_pl.runs.artifact import (
     CARD,
+    COMPONENTS,
     CONFIG,
     EXTRA,
     FORMAT,
-    SECTIONS,
     TRAIN,
     WEIGHTS,
     ArtifactError,
@@ -62,7 +62,7 @@ def save_artifact(
     *,
     kind: str,
     models: Mapping[str, ModelOrState],
-    settings: Mapping[str, Any],
+    sampling_config: Mapping[str, Any],
     card: Mapping[str, Any],
     train_config: str,
     files: Mapping[str, bytes] | None = None,
@@ -86,8 +86,8 @@ def save_artifact(
     folder = Path(folder).resolve()
     restore(folder)
     check_replaceable(folder)
-    sections, weights = _plain(models)
-    config = yaml.safe_dump(_merged(sections, settings), sort_keys=False)
+    components, weights = _plain(models)
+    config = yaml.safe_dump(_merged(components, sampling_config), sort_keys=False)
     small = {CONFIG: config.encode(), TRAIN: train_config.encode(), **_extra(files or {})}
     found = non_finite_weights(weights) or non_finite_entry(card)
     if found:
@@ -111,11 +111,11 @@ def save_artifact(
     return digest
 
 
-def section_states(state: Mapping[str, Tensor], sections: Iterable[str]) -> dict[str, dict[str, Tensor]]:
+def component_states(state: Mapping[str, Tensor], components: Iterable[str]) -> dict[str, dict[str, Tensor]]:
     """State dict of each section's model from that of a stage, which names its models as sections are named."""
     return {
         section: {key.removeprefix(f"{section}."): value for key, value in state.items() if key.startswith(f"{section}.")}
-        for section in sections
+        for section in components
     }
 
 
@@ -161,28 +161,28 @@ def _check_own(folder: Path, card_left_over: bool = False) -> None:
 
 def _plain(models: Mapping[str, ModelOrState]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Plain fields of each section's config, and all weights under their section's name."""
-    sections: dict[str, Any] = {}
+    components: dict[str, Any] = {}
     weights: dict[str, Tensor] = {}
     storages: set[int] = set()
     for section, model in models.items():
-        if section not in SECTIONS:
-            raise ValueError(f'models: unknown section "{section}" (sections: {", ".join(SECTIONS)})')
+        if section not in COMPONENTS:
+            raise ValueError(f'models: unknown section "{section}" (sections: {", ".join(COMPONENTS)})')
         state, config = (model.state_dict(), model.config) if isinstance(model, nn.Module) else model
-        sections[section] = dataclasses.asdict(config)  # type: ignore[arg-type]  # Module types every attribute as Tensor | Module
+        components[section] = dataclasses.asdict(config)  # type: ignore[arg-type]  # Module types every attribute as Tensor | Module
         for key, value in state.items():
             value = value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).contiguous()
             # safetensors refuses tensors that share memory (tied weights, views of a sharded optimiser's flat buffer).
             storage = value.untyped_storage().data_ptr()
             weights[f"{section}.{key}"] = value.clone() if storage in storages else value
             storages.add(storage)
-    return sections, weights
+    return components, weights
 
 
-def _merged(sections: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    clash = sorted(set(settings) & set(SECTIONS))
+def _merged(components: Mapping[str, Any], sampling_config: Mapping[str, Any]) -> dict[str, Any]:
+    clash = sorted(set(sampling_config) & set(COMPONENTS))
     if clash:
         raise ValueError(f"settings: {', '.join(clash)} are sections of models; give them in `models`")
-    return {**sections, **settings}
+    return {**components, **sampling_config}
 
 
 def _extra(files: Mapping[str, bytes]) -> dict[str, bytes]:

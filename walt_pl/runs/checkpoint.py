@@ -135,12 +135,12 @@ def folder_name(step: int) -> str:
     return f"step={step:08d}"
 
 
-def way_back(folder: str | Path, step: int) -> str:
+def recovery_hint(folder: str | Path, step: int) -> str:
     """Return what to type where the weights of a step are of no use: how to go on from the checkpoint before it, and how to export that."""
     earlier = [checkpoint.path for checkpoint in Checkpoint.all(folder) if checkpoint.step < step]
     change = "change something first: a lower --model.optimizer.lr, --guard.policy skip, or --trainer.precision 32-true"
     if not earlier:
-        return f"there is no earlier checkpoint in {folder}: add --fresh true to the command (make: FRESH=1) to start over, and {change}"
+        return f"there is no earlier checkpoint in {folder}: add --from_scratch true to the command (make: FRESH=1) to start over, and {change}"
     return (
         f"to go on from an earlier checkpoint add --ckpt_path {earlier[-1]} to the command, and {change}; "
         f"to export it: python -m walt_pl export {earlier[-1]} --out DIR"
@@ -188,7 +188,9 @@ def write_state(state: Mapping[str, Any], path: str | Path) -> OSError | None:
     return None
 
 
-def seal(part: Path, step: int, samples: int, strategy: Strategy, world_size: int, metrics: Mapping[str, float]) -> Checkpoint:
+def finalize_checkpoint(
+    part: Path, step: int, samples: int, strategy: Strategy, world_size: int, metrics: Mapping[str, float]
+) -> Checkpoint:
     """Make a folder `step=….part` whose files are written a checkpoint: list and sync them, then rename it.
 
     Raises:
@@ -214,7 +216,7 @@ def seal(part: Path, step: int, samples: int, strategy: Strategy, world_size: in
     return Checkpoint.at(whole)
 
 
-def note_metrics(checkpoint: Checkpoint, metrics: Mapping[str, float]) -> None:
+def update_metrics(checkpoint: Checkpoint, metrics: Mapping[str, float]) -> None:
     """Write down what a validation found of a checkpoint that is already there."""
     card = {**_card(checkpoint.path), "metrics": dict(metrics)}
     write_whole(checkpoint.path / CARD, (json.dumps(card, indent=2) + "\n").encode())

@@ -50,7 +50,7 @@ class StaleStage(ManifestError):
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingRecord:
     """A training run that has started and not finished."""
 
     holder: Holder
@@ -68,7 +68,7 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
-class Finished:
+class ArtifactRecord:
     """What a finished stage left."""
 
     path: str
@@ -82,23 +82,23 @@ class Finished:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageRecord:
     """One line of the manifest. A stage that is trained again keeps its artifact until the new one is finished."""
 
     name: str
     kind: str
-    artifact: Finished | None = None
-    training: Training | None = None
+    artifact: ArtifactRecord | None = None
+    training: TrainingRecord | None = None
 
     @classmethod
-    def from_json(cls, name: str, plain: Mapping[str, Any]) -> Stage:
+    def from_json(cls, name: str, plain: Mapping[str, Any]) -> StageRecord:
         """Inverse of `dataclasses.asdict`. Raises KeyError or TypeError where something is missing or too much."""
         artifact, training = plain["artifact"], plain["training"]
         if artifact is not None:
             files = {file: FileRecord(**record) for file, record in artifact["files"].items()}
-            artifact = Finished(**{**artifact, "files": files})
+            artifact = ArtifactRecord(**{**artifact, "files": files})
         if training is not None:
-            training = Training(**{**training, "holder": Holder(**training["holder"])})
+            training = TrainingRecord(**{**training, "holder": Holder(**training["holder"])})
         return cls(name, plain["kind"], artifact, training)
 
 
@@ -125,7 +125,7 @@ class Manifest:
         """The file."""
         return self.run_dir / "manifest.json"
 
-    def stages(self) -> dict[str, Stage]:
+    def stages(self) -> dict[str, StageRecord]:
         """Stages that were ever started, in the order of the pipeline."""
         if not self.path.exists():
             return {}
@@ -136,7 +136,7 @@ class Manifest:
                     f"{self.path}: format version {plain['format']} is unknown here (wanted {FORMAT}); "
                     "use the version of walt_pl that wrote it"
                 )
-            stages = {name: Stage.from_json(name, record) for name, record in plain["stages"].items()}
+            stages = {name: StageRecord.from_json(name, record) for name, record in plain["stages"].items()}
         except ManifestError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -157,16 +157,16 @@ class Manifest:
         self.run_dir.mkdir(parents=True, exist_ok=True)
         check_replaceable(self.run_dir / stage)
         with self._edit() as stages:
-            before = stages.get(stage, Stage(stage, kind))
+            before = stages.get(stage, StageRecord(stage, kind))
             self._check_free(before)
-            stages[stage] = dataclasses.replace(before, training=Training(Holder.here(), dict(parents)))
+            stages[stage] = dataclasses.replace(before, training=TrainingRecord(Holder.here(), dict(parents)))
 
     def check_free(self, stage: str) -> None:
         """Raises LockedManifest where another living process on this host trains a stage."""
         if stage in (stages := self.stages()):
             self._check_free(stages[stage])
 
-    def _check_free(self, stage: Stage) -> None:
+    def _check_free(self, stage: StageRecord) -> None:
         holder = stage.training.holder if stage.training else None
         if holder and holder.pid != os.getpid() and holder.alive():
             raise LockedManifest(
@@ -188,7 +188,7 @@ class Manifest:
         files = {name: _record(folder / name, listed["sha256"]) for name, listed in card["files"].items()}
         files[CARD] = _record(folder / CARD, file_sha256(folder / CARD, fresh=True))
         with self._edit() as stages:
-            before = stages.get(stage, Stage(stage, kind_of(stage)))
+            before = stages.get(stage, StageRecord(stage, kind_of(stage)))
             training = before.training
             if training and training.parents != card["parents"]:
                 raise ManifestError(
@@ -197,8 +197,8 @@ class Manifest:
                 )
             path = Path(os.path.relpath(folder.resolve(), self.run_dir.resolve())).as_posix()
             started = training.holder.time if training else None
-            done = Finished(path, card["sha256"], card["parents"], files, started, now())
-            stages[stage] = Stage(stage, card["kind"], done)
+            done = ArtifactRecord(path, card["sha256"], card["parents"], files, started, now())
+            stages[stage] = StageRecord(stage, card["kind"], done)
 
     def adopt(self, stage: str, artifact: Path) -> None:
         """Make an artifact that lies elsewhere a stage of this run, in place of one that was adopted before; it is not copied.
@@ -207,7 +207,7 @@ class Manifest:
         """
         if artifact.resolve() == (self.run_dir / stage).resolve():
             return
-        card, own = read_card(artifact), self.stages().get(stage, Stage(stage, kind_of(stage)))
+        card, own = read_card(artifact), self.stages().get(stage, StageRecord(stage, kind_of(stage)))
         if card["kind"] != own.kind:
             raise ManifestError(f'{artifact} is of kind "{card["kind"]}", and the {stage} of a run is of kind "{own.kind}"')
         done = own.artifact if self.has_artifact(own.artifact) else None
@@ -240,7 +240,7 @@ class Manifest:
         found = self._require(stages, "sampling needs ", allow_stale)
         return {stage: self.run_dir / done.path for stage, done in found.items()}
 
-    def command(self, stage: str, fresh: bool = False) -> str:
+    def command(self, stage: str, from_scratch: bool = False) -> str:
         """What to type to train a stage of this run, e.g. "make train-vae EXP=shapes"; `fresh` for one that counts as done.
 
         A stage without a file of its own, such as that of an overlay, is trained with the configuration that its artifact keeps. Where
@@ -252,13 +252,13 @@ class Manifest:
         run = "" if config and self.run_dir.resolve() == (RUNS / name).resolve() else f"--run {shlex.quote(str(self.run_dir))}"
         target = {"vae": "train-vae", "base": "train-base"}.get(kind_of(stage))  # train-sr trains all of them
         if config and target and config.resolve().parent == (EXPERIMENTS / name).resolve():
-            words = [f"make {target} EXP={name}", f"STAGE={stage}" if "_" in stage else "", "FRESH=1" if fresh else ""]
+            words = [f"make {target} EXP={name}", f"STAGE={stage}" if "_" in stage else "", "FRESH=1" if from_scratch else ""]
             words.append(f'ARGS="{run}"' if run else "")
         else:
             kept = self.folder(stage) / TRAIN
             said = config is None and kept.is_file()  # also whether its training was a fresh one
             config = config or (kept if said else EXPERIMENTS / "EXP" / f"{stage}.yaml")
-            again = f"--fresh {str(fresh).lower()}" if fresh or said else ""
+            again = f"--from_scratch {str(from_scratch).lower()}" if from_scratch or said else ""
             words = [f"python -m walt_pl fit --config {shlex.quote(str(config))}", run, again]
         return " ".join(word for word in words if word)
 
@@ -268,7 +268,7 @@ class Manifest:
         done = self.stages()[stage].artifact
         return [] if done is None else [problem for problem in self.compare(done, fresh)[0] if problem]
 
-    def state_in(self, stage: str, stages: Mapping[str, Stage]) -> State:
+    def state_in(self, stage: str, stages: Mapping[str, StageRecord]) -> State:
         found = stages.get(stage)
         if found is not None and found.training is not None:
             return "training"
@@ -276,15 +276,15 @@ class Manifest:
             return "missing"
         return "stale" if stale_reason(stage, stages) else "done"
 
-    def has_artifact(self, done: Finished | None) -> bool:
+    def has_artifact(self, done: ArtifactRecord | None) -> bool:
         if done is None:
             return False
         restore(self.run_dir / done.path)
         return (self.run_dir / done.path / CARD).exists()
 
-    def _require(self, needed: Sequence[str], wanted_by: str, allow_stale: bool) -> dict[str, Finished]:
+    def _require(self, needed: Sequence[str], wanted_by: str, allow_stale: bool) -> dict[str, ArtifactRecord]:
         stages = self.stages()
-        found: dict[str, Finished] = {}
+        found: dict[str, ArtifactRecord] = {}
         for name in in_order(needed):  # upstream first: the first complaint is the first thing to mend
             stage = stages.get(name)
             done = stage.artifact if stage else None
@@ -301,15 +301,15 @@ class Manifest:
             found[name] = done
         return found
 
-    def _check_bytes(self, name: str, done: Finished, wanted_by: str) -> None:
+    def _check_bytes(self, name: str, done: ArtifactRecord, wanted_by: str) -> None:
         problems, files = self.compare(done, fresh=False)
         if problems:
             told = f'{wanted_by}stage "{name}", but {problems[0]}'
-            raise ChangedStage(f"{told}; restore the file, or train the stage again with: {self.command(name, fresh=True)}")
+            raise ChangedStage(f"{told}; restore the file, or train the stage again with: {self.command(name, from_scratch=True)}")
         if files != done.files:
             self._remember(name, done, files)
 
-    def compare(self, done: Finished, fresh: bool) -> tuple[list[str], dict[str, FileRecord]]:
+    def compare(self, done: ArtifactRecord, fresh: bool) -> tuple[list[str], dict[str, FileRecord]]:
         """Problems of an artifact's files, and the records of those that are right as they lie there now."""
         problems: list[str] = []
         files: dict[str, FileRecord] = {}
@@ -323,7 +323,7 @@ class Manifest:
                 files[name] = _record(path, record.sha256)
         return problems, files
 
-    def _remember(self, name: str, done: Finished, files: dict[str, FileRecord]) -> None:
+    def _remember(self, name: str, done: ArtifactRecord, files: dict[str, FileRecord]) -> None:
         """Keep the new times of unchanged files (a run that was copied), so that they are not read each time."""
         # Only a memory: where the run may not be written, or is held, the files are read again next time.
         with contextlib.suppress(OSError, LockedManifest), self._edit() as stages:
@@ -331,7 +331,7 @@ class Manifest:
                 stages[name] = dataclasses.replace(stages[name], artifact=dataclasses.replace(done, files=files))
 
     @contextlib.contextmanager
-    def _edit(self) -> Iterator[dict[str, Stage]]:
+    def _edit(self) -> Iterator[dict[str, StageRecord]]:
         with locked(self.run_dir / "manifest.lock"):
             stages = self.stages()
             yield stages
@@ -341,7 +341,7 @@ class Manifest:
             write_whole(self.path, (json.dumps({"format": FORMAT, "stages": plain}, indent=2) + "\n").encode())
 
 
-def stale_reason(stage: str, stages: Mapping[str, Stage]) -> str | None:
+def stale_reason(stage: str, stages: Mapping[str, StageRecord]) -> str | None:
     """Why a stage's artifact is stale (None: it is not), by the hashes of its parents and of theirs."""
     found = stages.get(stage)
     if found is None or found.artifact is None:

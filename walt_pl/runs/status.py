@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from walt_pl.runs.manifest import RUNS, Manifest, Stage, State, stale_reason
+from walt_pl.runs.manifest import RUNS, Manifest, StageRecord, State, stale_reason
 from walt_pl.runs.stage_names import ManifestError, in_order, kind_of
 
 
@@ -38,7 +38,7 @@ def status_rows(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) ->
     rows = []
     kinds = {kind_of(name) for name in found}
     for name in in_order([*found, *(name for name in stages if name not in found and (kind_of(name) != "base" or "base" not in kinds))]):
-        stage = found.get(name, Stage(name, kind_of(name)))
+        stage = found.get(name, StageRecord(name, kind_of(name)))
         state = manifest.state_in(name, found)
         done = stage.artifact if state != "missing" else None
         when = stage.training.holder.time if stage.training else done.finished if done else None
@@ -82,7 +82,7 @@ def verify_run(run_dir: str | Path) -> list[str]:
             problems.append(f'stage "{name}" has no artifact in {manifest.run_dir / stage.artifact.path}: {manifest.command(name)}')
             continue
         changed, _ = manifest.compare(stage.artifact, fresh=True)
-        problems += [f'stage "{name}": {problem}: restore the file, or {manifest.command(name, fresh=True)}' for problem in changed]
+        problems += [f'stage "{name}": {problem}: restore the file, or {manifest.command(name, from_scratch=True)}' for problem in changed]
         reason = stale_reason(name, stages)
         if reason:
             problems.append(f'stage "{name}" is stale because {reason}: {manifest.command(name)}')

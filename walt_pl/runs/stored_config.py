@@ -29,7 +29,7 @@ def _is_sequence(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 CLIPS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("size", "frames", "videos_per_batch", "image_stacks_per_batch", "images_per_stack"), _is_integer),
     **dict.fromkeys(("views", "val_videos", "stride", "seed"), _is_integer),
-    **dict.fromkeys(("low_size", "crop"), _is_optional(_is_integer)),
+    **dict.fromkeys(("low_res_size", "crop"), _is_optional(_is_integer)),
     "aspect": _is_number,
     "fps": _is_optional(_is_number),
     "flip": lambda value: isinstance(value, bool),

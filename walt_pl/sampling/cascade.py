@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 from walt_pl.blocks.compute import compute_dtype
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.data.transforms import to_size
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.ddim import Guidance
-from walt_pl.diffusion.rng import Chance
+from walt_pl.diffusion.rng import PerSampleRNG
 from walt_pl.media.types import Frames
 from walt_pl.models.autoencoder import Autoencoder
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
-from walt_pl.models.latent_normalizer import LatentScale
+from walt_pl.models.latent_normalizer import LatentNormalizer
 from walt_pl.runs.artifact import Artifact, load
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import in_order, kind_of
 from walt_pl.sampling.stage_sampler import StageSampler, text_condition, unconditional, with_context, with_low_res
-from walt_pl.text.features import HASHES, recorded
-from walt_pl.text.pretrained_encoder import FrozenTextEncoder
+from walt_pl.text.features import HASHES, recorded_encoder
+from walt_pl.text.pretrained_encoder import PretrainedTextEncoder
 from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder
 
 BASE, VAE_STAGE = "base", "vae"
@@ -35,7 +35,7 @@ KNOWN = {1: "an image", 2: "the end of a clip"}
 
 
 @dataclass(frozen=True)
-class Request:
+class SampleRequest:
     """Clips to make."""
 
     prompts: Sequence[str] = ()
@@ -46,9 +46,9 @@ class Request:
     """What the unconditional branch is told instead of nothing."""
     seeds: Sequence[int] = ()
     """One for each clip: the noise of a clip does not depend on the others of its batch."""
-    past: Mapping[str, Tensor] = field(default_factory=dict)
+    context_latents: Mapping[str, Tensor] = field(default_factory=dict)
     """By stage: raw latents [b c 1|2 h w] of the frames that the clips begin with. A stage that is not named is given none."""
-    round: int = 0
+    segment: int = 0
     """Which piece of a longer video this is: the pieces' noise differs."""
 
     def __post_init__(self) -> None:
@@ -58,15 +58,21 @@ class Request:
     def __len__(self) -> int:
         return len(self.labels) or len(self.prompts)
 
-    def part(self, start: int, count: int) -> "Request":
+    def part(self, start: int, count: int) -> "SampleRequest":
         """``count`` of the clips, from ``start``."""
         stop = start + count
-        past = {stage: latents[start:stop] for stage, latents in self.past.items()}
-        return replace(self, prompts=self.prompts[start:stop], labels=self.labels[start:stop], seeds=self.seeds[start:stop], past=past)
+        context_latents = {stage: latents[start:stop] for stage, latents in self.context_latents.items()}
+        return replace(
+            self,
+            prompts=self.prompts[start:stop],
+            labels=self.labels[start:stop],
+            seeds=self.seeds[start:stop],
+            context_latents=context_latents,
+        )
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingConfig:
     """How to sample."""
 
     steps: int | Mapping[str, int] = 50
@@ -149,15 +155,17 @@ class Cascade:
         artifact = self.artifacts[stage]
         denoiser, config = cast(Denoiser, artifact.models["denoiser"]), DiffusionConfig.from_plain(artifact.config["diffusion"])
         channels = denoiser.config.latent_channels
-        return StageSampler(denoiser, config, LatentScale.of(self.card) if config.normalize_latents else LatentScale.identity(channels))
+        return StageSampler(
+            denoiser, config, LatentNormalizer.from_card(self.card) if config.normalize_latents else LatentNormalizer.identity(channels)
+        )
 
     def _check_chain(self) -> None:
         """Super-resolution doubles the size of the stage before, and was trained with the text encoder of the run's ``base``."""
-        for low, high in itertools.pairwise(self.stages):
-            small, large = (self._denoiser(stage).config.size for stage in (low, high))
+        for low_res, high in itertools.pairwise(self.stages):
+            small, large = (self._denoiser(stage).config.size for stage in (low_res, high))
             if large != (small[0], 2 * small[1], 2 * small[2]):
                 raise ValueError(
-                    f'stage "{high}" makes latents of {large} from half of that, but "{low}" makes {small}; '
+                    f'stage "{high}" makes latents of {large} from half of that, but "{low_res}" makes {small}; '
                     "choose the base that fits with --stages, e.g. --stages base_9x16,sr1"
                 )
         if len(self.stages) > 1 and self.base not in (BASE, self.stages[-1]) and isinstance(self.text, SmallTextEncoder):
@@ -184,16 +192,16 @@ class Cascade:
         """Frames a second of the clips: the base decides how they move, so its rate, or that of the first stage which knows one."""
         return next(iter(self.frame_rates.values()), None)
 
-    def rounds(self, frames: int) -> int:
+    def num_segments(self, frames: int) -> int:
         """How many pieces a video of so many frames is made of."""
         new = max(1, self.clip_frames - self.overlap)  # models of so few frames are refused by `check`
         return 1 + math.ceil(max(0, frames - self.clip_frames) / new)
 
-    def evaluations(self, sampling: Sampling, frames: int) -> int:
+    def num_evaluations(self, sampling: SamplingConfig, frames: int) -> int:
         """How many sampling steps a video of so many frames takes, for a progress bar."""
-        return sum(sampling.steps_of(stage) for stage in self.stages) * self.rounds(frames)
+        return sum(sampling.steps_of(stage) for stage in self.stages) * self.num_segments(frames)
 
-    def past(self, pictures: Frames, name: str, crop: bool = False) -> dict[str, Tensor]:
+    def encode_context(self, pictures: Frames, name: str, crop: bool = False) -> dict[str, Tensor]:
         """What the stages are given of an image, or of the end of a clip.
 
         A super-resolution stage that makes larger frames than the pictures is given none: enlarged pictures are no examples of its size.
@@ -221,18 +229,18 @@ class Cascade:
         fitting = [stage for stage, (h, w) in sizes.items() if stage == self.base or (h <= height and w <= width)]
         return {stage: self.encode(to_size(pictures, *sizes[stage])[None]) for stage in fitting}
 
-    def guidance(self, stage: str, sampling: Sampling = Sampling()) -> Guidance:
+    def guidance(self, stage: str, sampling: SamplingConfig = SamplingConfig()) -> Guidance:
         """Return the guidance of a stage: that of ``sampling``, else that of the artifact."""
         return sampling.guidance.get(stage) or self.samplers[stage].config.guidance
 
-    def check(self, request: Request, sampling: Sampling, frames: int) -> None:
+    def check(self, request: SampleRequest, sampling: SamplingConfig, frames: int) -> None:
         """Compare what is asked of the stages with the past that they were given in training.
 
         Raises:
             ValueError: one was not trained for this.
         """
         longer = {2} if frames > self.clip_frames else set()
-        given = {stage: {past.shape[2]} for stage, past in request.past.items()}
+        given = {stage: {context_latents.shape[2]} for stage, context_latents in request.context_latents.items()}
         trained = self._denoiser(self.base).config.frame_prediction
         if not trained and (longer or self.base in given):
             raise ValueError(
@@ -263,7 +271,7 @@ class Cascade:
         return sampler.config.context_frames if sampler.denoiser.config.frame_prediction else list(KNOWN)
 
     @torch.no_grad()
-    def video(self, request: Request, sampling: Sampling, frames: int, each_step: Callable[[], None] = lambda: None) -> Tensor:
+    def video(self, request: SampleRequest, sampling: SamplingConfig, frames: int, each_step: Callable[[], None] = lambda: None) -> Tensor:
         """Pixels of the last stage, in as many rounds as the length takes (SPEC section 3, "Long video").
 
         A round samples a clip; its last ``overlap`` pixel frames, encoded, are the two latents that the next round begins with, and what
@@ -288,37 +296,37 @@ class Cascade:
         """
         self.check(request, sampling, frames)
         pieces: list[Tensor] = []
-        last = self.rounds(frames) - 1
+        last = self.num_segments(frames) - 1
         for number in range(last + 1):
             latents = self.sample(request, sampling, each_step)
             wanted = self.stages if number < last else self.stages[-1:]
             clips = {stage: self.decode(latents[stage], sampling) for stage in wanted}
             pieces.append(clips[self.stages[-1]][:, :, self.overlap if number else 0 :])
             if number < last:
-                past = {stage: self.encode(clip[:, :, -self.overlap :]) for stage, clip in clips.items()}
-                request = replace(request, past=past, round=number + 1)
+                context_latents = {stage: self.encode(clip[:, :, -self.overlap :]) for stage, clip in clips.items()}
+                request = replace(request, context_latents=context_latents, segment=number + 1)
         return torch.cat(pieces, dim=2)[:, :, :frames]
 
     @torch.no_grad()
-    def sample(self, request: Request, sampling: Sampling, each_step: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
+    def sample(self, request: SampleRequest, sampling: SamplingConfig, each_step: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
         """Normalised latents after each stage.
 
         Returns:
             stage name -> raw (de-normalised) latents [b c t h w], float32.
         """
         made: dict[str, Tensor] = {}
-        low: Tensor | None = None
+        low_res: Tensor | None = None
         for number, stage in enumerate(self.stages):
-            low = made[stage] = self.refine(stage, request, sampling, low, number, each_step)
+            low_res = made[stage] = self.sample_stage(stage, request, sampling, low_res, number, each_step)
         return made
 
     @torch.no_grad()
-    def refine(
+    def sample_stage(
         self,
         stage: str,
-        request: Request,
-        sampling: Sampling,
-        low: Tensor | None = None,
+        request: SampleRequest,
+        sampling: SamplingConfig,
+        low_res: Tensor | None = None,
         number: int = 0,
         each_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
@@ -337,30 +345,30 @@ class Cascade:
         """
         sampler = self.samplers[stage]
         c = sampler.denoiser.config
-        layout = Layout(len(request), c.size[0], 0)
-        chances = [Chance(seed, number, torch.tensor([request.round])) for seed in request.seeds]
+        layout = FrameLayout(len(request), c.size[0], 0)
+        rngs = [PerSampleRNG(seed, number, torch.tensor([request.segment])) for seed in request.seeds]
 
         def fresh_noise() -> Tensor:
             shape = (layout.frames, c.latent_channels, *c.size[1:])
-            return torch.cat([chance.normal([shape])[0] for chance in chances]).to(self.device)
+            return torch.cat([rng.randn([shape])[0] for rng in rngs]).to(self.device)
 
         noise = fresh_noise()
         condition = self._condition(c, request, layout)
         if c.super_resolution:
-            if low is None:
+            if low_res is None:
                 raise ValueError(f'stage "{stage}" makes clips larger; it wants the latents of the stage before')
-            frames = layout.join(sampler.normalizer.normalise_clips(low), low[:0])
-            low_noise = torch.cat([chance.normal([(layout.frames, *frames.shape[1:])])[0] for chance in chances]).to(self.device)
-            level = torch.full((layout.samples,), sampler.config.noise_aug_level, dtype=torch.int64, device=self.device)
+            frames = layout.join(sampler.normalizer.normalize_clips(low_res), low_res[:0])
+            low_noise = torch.cat([rng.randn([(layout.frames, *frames.shape[1:])])[0] for rng in rngs]).to(self.device)
+            level = torch.full((layout.num_samples,), sampler.config.noise_aug_level, dtype=torch.int64, device=self.device)
             condition = with_low_res(condition, sampler.path, frames, low_noise, level)
-        if stage in request.past:
-            condition = with_context(condition, sampler.normalizer.normalise_clips(request.past[stage].to(self.device)))
+        if stage in request.context_latents:
+            condition = with_context(condition, sampler.normalizer.normalize_clips(request.context_latents[stage].to(self.device)))
         steps, guidance, null = sampling.steps_of(stage), self.guidance(stage, sampling), self._unconditional(request, c)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return sampler.sample(condition, noise, steps, guidance, sampling.eta, null, fresh_noise, each_step)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, sampling: Sampling = Sampling()) -> Tensor:
+    def decode(self, latents: Tensor, sampling: SamplingConfig = SamplingConfig()) -> Tensor:
         """Raw latents [b c t h w] to pixels [b 3 T H W] in -1..1, one clip at a time."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             clips = [self.vae.decode(z, sampling.chunk, sampling.tile).clamp(-1, 1).cpu() for z in latents.split(1)]
@@ -380,30 +388,32 @@ class Cascade:
         size, factors = self._denoiser(stage).config.size, self.vae.factors
         return size[1] * factors[1], size[2] * factors[2]
 
-    def _condition(self, config: DenoiserConfig, request: Request, layout: Layout) -> Condition:
-        labels, classes = None, config.classes
+    def _condition(self, config: DenoiserConfig, request: SampleRequest, layout: FrameLayout) -> Condition:
+        labels, classes = None, config.num_classes
         if classes:
             if not request.labels or max(request.labels) >= classes or min(request.labels) < 0:
                 raise ValueError(f"this run makes clips of a class: give --label 0 .. {classes - 1}")
             labels = torch.tensor(request.labels, device=self.device)
         if config.text_width and len(request.prompts) != len(request):
             raise ValueError("this run makes clips from text: give --prompt or --prompts")
-        keep = torch.ones(layout.samples, dtype=torch.bool, device=self.device)
-        return text_condition(self.text if config.text_width else None, request.prompts, labels, layout, keep)
+        condition_kept = torch.ones(layout.num_samples, dtype=torch.bool, device=self.device)
+        return text_condition(self.text if config.text_width else None, request.prompts, labels, layout, condition_kept)
 
-    def _unconditional(self, request: Request, config: DenoiserConfig) -> Callable[[Condition], Condition]:
+    def _unconditional(self, request: SampleRequest, config: DenoiserConfig) -> Callable[[Condition], Condition]:
         """Return what makes the unconditional branch's condition: the learned null, or the negative prompt in its place."""
         if not request.negative_prompt or not config.text_width:
             return unconditional
         assert self.text is not None
         text, mask = self.text.encode([request.negative_prompt] * len(request))
-        return lambda condition: replace(condition.without_past(), text=text, text_mask=mask, keep=torch.ones_like(condition.keep))
+        return lambda condition: replace(
+            condition.without_context(), text=text, text_mask=mask, condition_kept=torch.ones_like(condition.condition_kept)
+        )
 
 
 def _text_encoder(artifact: Artifact, device: torch.device, path: str | None) -> TextEncoder | None:
-    frozen = recorded(artifact, path, "--text-encoder", artifact.path.parent / "cache" / HASHES)
+    frozen = recorded_encoder(artifact, path, "--text-encoder", artifact.path.parent / "cache" / HASHES)
     if frozen is not None:
-        return FrozenTextEncoder(frozen, device)
+        return PretrainedTextEncoder(frozen, device)
     text = artifact.models.get("text")
     if text is None:
         return None

@@ -11,7 +11,7 @@ from walt_pl.sampling.cascade import Cascade
 GuidanceName = Literal["constant", "power-cosine"]
 
 
-def guidance_of_stages(
+def stage_guidance(
     cascade: Cascade, scale: float | dict[str, float] | None, shape: GuidanceName | None, rescale: float | None
 ) -> dict[str, Guidance]:
     """Return the guidance of each stage: that of its artifact, changed in what was typed.
@@ -30,7 +30,7 @@ def guidance_of_stages(
     return guides
 
 
-def rate_of(cascade: Cascade) -> float:
+def sampling_fps(cascade: Cascade) -> float:
     """Return the frames a second that the models were trained at; say so where they tell none, or tell different ones."""
     rates, fps = cascade.frame_rates, cascade.fps
     if fps is None:

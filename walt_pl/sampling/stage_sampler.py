@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from walt_pl.blocks.frames import Layout
+from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.ddim import Guidance, classifier_free_guidance, ddim
 from walt_pl.diffusion.path import ProbabilityPath, add_noise
 from walt_pl.models.denoiser import Denoiser
-from walt_pl.models.latent_normalizer import LatentScale
+from walt_pl.models.latent_normalizer import LatentNormalizer
 from walt_pl.text.small_encoder import TextEncoder
 
 
 def text_condition(
-    encoder: TextEncoder | None, captions: Sequence[str], labels: Tensor | None, layout: Layout, condition_kept: Tensor
+    encoder: TextEncoder | None, captions: Sequence[str], labels: Tensor | None, layout: FrameLayout, condition_kept: Tensor
 ) -> Condition:
     """Return captions and labels as a condition; an empty caption is the null.
 
@@ -50,14 +50,14 @@ def with_low_res(condition: Condition, path: ProbabilityPath, low_res: Tensor, n
         noise: standard normal [f c h w].
         level: timestep of the noise for each sample, int64 [s].
     """
-    return replace(condition, low=add_noise(path, low_res, noise, condition.layout.per_frame(level)), low_step=level)
+    return replace(condition, low_res=add_noise(path, low_res, noise, condition.layout.per_frame(level)), noise_aug_level=level)
 
 
 def with_context(condition: Condition, latents: Tensor) -> Condition:
     """Return the condition with normalised latents [b c 1|2 h w] as the first frames of its clips."""
     layout, count = condition.layout, latents.shape[2]
     clips = F.pad(latents, (0, 0, 0, 0, 0, layout.frames - count))
-    return condition.with_past(layout.join(clips, clips[:0]), torch.full((layout.samples,), count, device=latents.device))
+    return condition.with_context(layout.join(clips, clips[:0]), torch.full((layout.num_samples,), count, device=latents.device))
 
 
 def unconditional(condition: Condition) -> Condition:
@@ -67,7 +67,7 @@ def unconditional(condition: Condition) -> Condition:
     context: 9 % of the samples) and the one that keeps the context hardly (1 %). Two scales (InstructPix2Pix, arXiv 2211.09800) would lean
     on that rare branch and take three evaluations a step; Stable Video Diffusion drops its image and all else at once, too.
     """
-    return condition.without_text().without_past()
+    return condition.without_text().without_context()
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class StageSampler:
 
     denoiser: Denoiser
     config: DiffusionConfig
-    normalizer: LatentScale
+    normalizer: LatentNormalizer
 
     @cached_property
     def path(self) -> ProbabilityPath:
@@ -111,4 +111,4 @@ class StageSampler:
         """
         denoise = classifier_free_guidance(self.denoiser, guidance, self.path, unconditional)
         latents = ddim(denoise, self.path, noise, condition, steps, eta, fresh_noise, each_step)
-        return condition.layout.split(self.normalizer.denormalise(latents))[0]
+        return condition.layout.split(self.normalizer.denormalize(latents))[0]

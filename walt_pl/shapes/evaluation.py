@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from rich.table import Table
 from torch import Tensor
 
-from walt_pl.data.batch import DataError, Draw
-from walt_pl.data.index import Entry, Index
+from walt_pl.data.batch import DataError, SampleRef
+from walt_pl.data.index import Index, IndexEntry
 from walt_pl.data.transforms import PixelDataset, to_square
 from walt_pl.files import write_whole
 from walt_pl.media.reading import read_video
 from walt_pl.metrics.frames import high_frequency_energy, psnr
 from walt_pl.runs.stage_names import kind_of
-from walt_pl.sampling.cascade import Cascade, Request, Sampling
+from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.shapes.dataset import SIZE, parse_caption
 from walt_pl.shapes.scorer import score
 
@@ -60,7 +60,7 @@ def evaluate_run(
         What summary.json holds beside times. "scores" has the figures of each stage: shares right as 0..1, PSNR in dB.
     """
     cascade = Cascade.open(run, stages, allow_stale)
-    sampling = Sampling(steps if isinstance(steps, int) else {**default_steps(cascade), **(steps or {})})
+    sampling = SamplingConfig(steps if isinstance(steps, int) else {**default_steps(cascade), **(steps or {})})
     clips = Index(index, "val").videos
     sizes = sorted({SIZE, *(min(cascade.pixels(stage)) for stage in cascade.stages)})
     scores = {"vae": score_autoencoder(cascade, clips[:RECONSTRUCTED], sizes)}
@@ -109,7 +109,7 @@ def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Sequence
     lines: list[str] = []
     figures: list[float] = []
     for position in positions:
-        sample = source[Draw("video", int(position), pass_number=0, slot=0)]
+        sample = source[SampleRef("video", int(position), epoch=0, global_batch_index=0)]
         if sample.failure:
             raise DataError(sample.failure)
         clip = sample.content[None]
@@ -121,7 +121,7 @@ def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Sequence
     scores["high_frequency"] = high_frequency_share(torch.cat(shown[1::2]), torch.cat(shown[::2]))
     entries = source.videos[:RECONSTRUCTED]
     if all(is_of_shapes(entry.caption) for entry in entries):
-        sizes = sorted({SIZE, *source.framing.all_sizes})
+        sizes = sorted({SIZE, *source.clip_transform.all_sizes})
         scores |= {f"shapes_{name}": value for name, value in score_autoencoder(cascade, entries, sizes).items()}
     return {"scores": {"vae": scores}, "counts": {"vae": len(figures)}, "machine": machine()}, torch.cat(shown), lines
 
@@ -135,12 +135,12 @@ def is_of_shapes(caption: str) -> bool:
     return True
 
 
-def read_clips(entries: Sequence[Entry], size: int) -> Tensor:
+def read_clips(entries: Sequence[IndexEntry], size: int) -> Tensor:
     """Clips of an index as pixels [b 3 t h w] in -1..1."""
     return torch.stack([to_square(read_video(entry.path, entry.frames), size) for entry in entries])
 
 
-def score_autoencoder(cascade: Cascade, entries: Sequence[Entry], sizes: Sequence[int]) -> dict[str, float]:
+def score_autoencoder(cascade: Cascade, entries: Sequence[IndexEntry], sizes: Sequence[int]) -> dict[str, float]:
     """Score reconstructions of clips at several sizes in pixels, ascending.
 
     Returns:
@@ -164,49 +164,54 @@ def high_frequency_share(rebuilt: Tensor, clips: Tensor) -> float:
     return float(high_frequency_energy(rebuilt).sum() / high_frequency_energy(clips).sum())
 
 
-def score_base(cascade: Cascade, captions: Sequence[str], sampling: Sampling, seed: int, batch: int = 32) -> dict[str, float]:
+def score_base(cascade: Cascade, captions: Sequence[str], sampling: SamplingConfig, seed: int, batch: int = 32) -> dict[str, float]:
     """Colour, motion, shape, all three, and shape with colour (``pair``) of samples for these captions."""
-    request = Request(prompts=captions, seeds=[seed + i for i in range(len(captions))])
-    made = [cascade.decode(cascade.refine(cascade.base, request.part(start, batch), sampling)) for start in range(0, len(captions), batch)]
+    request = SampleRequest(prompts=captions, seeds=[seed + i for i in range(len(captions))])
+    made = [
+        cascade.decode(cascade.sample_stage(cascade.base, request.part(start, batch), sampling)) for start in range(0, len(captions), batch)
+    ]
     shares = score(torch.cat(made), captions)
     return {word: shares[word] for word in ("colour", "motion", "shape", "all", "pair")}
 
 
-def score_continuation(cascade: Cascade, entries: Sequence[Entry], sampling: Sampling, seed: int, batch: int = 32) -> dict[str, float]:
+def score_continuation(
+    cascade: Cascade, entries: Sequence[IndexEntry], sampling: SamplingConfig, seed: int, batch: int = 32
+) -> dict[str, float]:
     """How often a clip goes on in its direction from two given latents and no caption, beside the same without them (chance: 1/6).
 
     The first 5 of 17 true frames are given; the motion is read from the 12 others.
     """
     captions = [entry.caption for entry in entries]
     given = cascade.encode(read_clips(entries, min(cascade.pixels(cascade.base)))[:, :, : cascade.overlap])
-    request = Request(prompts=[""] * len(captions), seeds=[seed + i for i in range(len(captions))])
+    request = SampleRequest(prompts=[""] * len(captions), seeds=[seed + i for i in range(len(captions))])
     pasts: dict[str, dict[str, Tensor]] = {"motion_continued": {cascade.base: given}, "motion_without_past": {}}
     shares = {}
-    for figure, past in pasts.items():
-        whole = replace(request, past=past)
+    for figure, context_latents in pasts.items():
+        whole = replace(request, context_latents=context_latents)
         made = [
-            cascade.decode(cascade.refine(cascade.base, whole.part(start, batch), sampling)) for start in range(0, len(captions), batch)
+            cascade.decode(cascade.sample_stage(cascade.base, whole.part(start, batch), sampling))
+            for start in range(0, len(captions), batch)
         ]
         shares[figure] = score(torch.cat(made)[:, :, cascade.overlap :], captions)["motion"]
     return shares
 
 
 def score_upscaling(
-    cascade: Cascade, stage: str, entries: Sequence[Entry], sampling: Sampling, seed: int, batch: int = 16
+    cascade: Cascade, stage: str, entries: Sequence[IndexEntry], sampling: SamplingConfig, seed: int, batch: int = 16
 ) -> dict[str, float]:
     """One super-resolution stage from the true clip's latents one size below, beside bicubic upscaling of those latents decoded."""
     size = min(cascade.pixels(stage))
     captions = [entry.caption for entry in entries]
     clips = read_clips(entries, size)
-    low = cascade.encode(read_clips(entries, size // 2))
-    request = Request(prompts=captions, seeds=[seed + i for i in range(len(captions))])
+    low_res = cascade.encode(read_clips(entries, size // 2))
+    request = SampleRequest(prompts=captions, seeds=[seed + i for i in range(len(captions))])
     made = []
     for start in range(0, len(captions), batch):
-        latents = cascade.refine(
-            stage, request.part(start, batch), sampling, low[start : start + batch], number=cascade.stages.index(stage)
+        latents = cascade.sample_stage(
+            stage, request.part(start, batch), sampling, low_res[start : start + batch], number=cascade.stages.index(stage)
         )
         made.append(cascade.decode(latents))
-    sharp, plain = torch.cat(made), bicubic(cascade.decode(low), size)
+    sharp, plain = torch.cat(made), bicubic(cascade.decode(low_res), size)
     return {
         "texture": score(sharp, captions)["texture"],
         "texture_bicubic": score(plain, captions)["texture"],

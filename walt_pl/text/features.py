@@ -37,10 +37,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from walt_pl.files import file_sha256, write_whole
 from walt_pl.runs.artifact import Artifact
-from walt_pl.text.pretrained_encoder import FrozenTextEncoder, files_of
-from walt_pl.text.small_encoder import FrozenTextConfig
+from walt_pl.text.pretrained_encoder import PretrainedTextEncoder, files_of
+from walt_pl.text.small_encoder import PretrainedTextConfig
 
-SECTION = "frozen_text"
+SECTION = "pretrained_text"
 """Section of model.yaml: the config and identity of the frozen encoder that a base model was trained with."""
 HASHES = "encoders.json"
 """File beside the caches that remembers the hashes of encoders' files."""
@@ -53,7 +53,7 @@ _FORMAT = 1
 # ---- Which encoder ---------------------------------------------------------------------------------------------------
 
 
-def identity(config: FrozenTextConfig, memory: Path | None = None, download: bool = True) -> str:
+def encoder_sha256(config: PretrainedTextConfig, memory: Path | None = None, download: bool = True) -> str:
     """Hash over names, sizes and bytes of an encoder's files.
 
     Args:
@@ -90,12 +90,12 @@ def _remembered(memory: Path | None) -> dict[str, list[Any]]:
         return {}
 
 
-def described(config: FrozenTextConfig, sha256: str) -> dict[str, Any]:
+def encoder_section(config: PretrainedTextConfig, sha256: str) -> dict[str, Any]:
     """What model.yaml says of an encoder."""
     return {SECTION: {**dataclasses.asdict(config), "sha256": sha256}}
 
 
-def recorded(artifact: Artifact, path: str | None, option: str, memory: Path | None = None) -> FrozenTextConfig | None:
+def recorded_encoder(artifact: Artifact, path: str | None, option: str, memory: Path | None = None) -> PretrainedTextConfig | None:
     """The frozen encoder an artifact was trained with, after comparing its files; None where it has none.
 
     The name in the artifact may be a stranger's: only what lies on this machine already is read by it.
@@ -115,9 +115,9 @@ def recorded(artifact: Artifact, path: str | None, option: str, memory: Path | N
         return None
     fields = dict(artifact.config[SECTION])
     wanted = fields.pop("sha256")
-    config = FrozenTextConfig(**(fields | ({} if path is None else {"path": path})))
+    config = PretrainedTextConfig(**(fields | ({} if path is None else {"path": path})))
     try:
-        found = identity(config, memory, download=path is not None)
+        found = encoder_sha256(config, memory, download=path is not None)
     except ValueError as error:
         raise ValueError(
             f"{artifact.path} needs its text encoder ({wanted[:12]}), but {error}; or give its place: {option} PATH"
@@ -269,14 +269,14 @@ class CachedTextEncoder:
         device: where tokens go and the encoder runs.
     """
 
-    def __init__(self, config: FrozenTextConfig, sha256: str, folder: Path, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: PretrainedTextConfig, sha256: str, folder: Path, device: torch.device | str = "cpu") -> None:
         self.config, self.sha256, self.width = config, sha256, config.width
         self.device = torch.device(device)
-        key = {"encoder": sha256, "width": config.width, "length": config.length, "dtype": config.dtype}
+        key = {"encoder": sha256, "width": config.width, "length": config.max_length, "dtype": config.dtype}
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         self.cache = FeatureCache(folder / f"text-{name}", key)
         self.cache.look()
-        self._encoder: FrozenTextEncoder | None = None
+        self._encoder: PretrainedTextEncoder | None = None
 
     def to(self, device: torch.device | str) -> "CachedTextEncoder":
         """The same on another device."""
@@ -308,7 +308,7 @@ class CachedTextEncoder:
             cut = self._encoder.truncated if self._encoder else 0
             if cut:
                 total = sum(map(len, shares))
-                print(f"text: {cut} of {total} captions have more than {self.config.length} tokens and lost their end", flush=True)
+                print(f"text: {cut} of {total} captions have more than {self.config.max_length} tokens and lost their end", flush=True)
         barrier()
         self.cache.look()
         self._encoder = None
@@ -331,7 +331,7 @@ class CachedTextEncoder:
 
     def _compute(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Encode captions and put them on disk; captions of about one length share a batch."""
-        self._encoder = self._encoder or FrozenTextEncoder(self.config, self.device)
+        self._encoder = self._encoder or PretrainedTextEncoder(self.config, self.device)
         ordered = sorted(captions, key=lambda caption: (len(caption), caption))
         rows: list[Tensor] = []
         for start in range(0, len(ordered), BATCH):

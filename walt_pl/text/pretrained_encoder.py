@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from walt_pl.text.small_encoder import FrozenTextConfig
+from walt_pl.text.small_encoder import PretrainedTextConfig
 
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.txt", "vocab.json")
 SMALL = ("config.json", *TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
@@ -26,7 +26,7 @@ _PACKAGES = {"transformers": "transformers==5.23.0", "open_clip": "open-clip-tor
 # ---- Files -----------------------------------------------------------------------------------------------------------
 
 
-def files_of(config: FrozenTextConfig, download: bool = True) -> dict[str, Path]:
+def files_of(config: PretrainedTextConfig, download: bool = True) -> dict[str, Path]:
     """The files an encoder is made of by name: configuration, tokenizer and weights; of a hub name, those of the local snapshot.
 
     Args:
@@ -126,7 +126,7 @@ class _Library(Protocol):
 
 
 class _Transformers:
-    def __init__(self, config: FrozenTextConfig) -> None:
+    def __init__(self, config: PretrainedTextConfig) -> None:
         library = _package("transformers")
         library.utils.logging.disable_progress_bar()
         folder = files_of(config)["config.json"].parent
@@ -145,7 +145,7 @@ class _Transformers:
             )
         if config.kind == "auto" and self.model.config.is_encoder_decoder:
             self.model = self.model.get_encoder()
-        self.limit = min(config.length, self.tokenizer.model_max_length)
+        self.limit = min(config.max_length, self.tokenizer.model_max_length)
         self.pad = self.tokenizer.pad_token_id or 0
 
     def pieces(self, caption: str) -> list[int]:
@@ -162,7 +162,7 @@ class _Transformers:
 class _Clip:
     pad = 0
 
-    def __init__(self, config: FrozenTextConfig) -> None:
+    def __init__(self, config: PretrainedTextConfig) -> None:
         library = _package("open_clip")
         [(name, file)] = files_of(config).items()
         # Only the models of the package: hf-hub:NAME would be downloaded, local-dir:NAME opened.
@@ -181,7 +181,7 @@ class _Clip:
         tower.output_tokens = True
         self.model: nn.Module = tower.to(getattr(torch, config.dtype))
         self.context: int = tower.context_length
-        self.limit = min(config.length, self.context)
+        self.limit = min(config.max_length, self.context)
         self.tokenizer = library.get_tokenizer(name)
 
     def pieces(self, caption: str) -> list[int]:
@@ -200,7 +200,7 @@ class _Clip:
 # ---- The encoder -----------------------------------------------------------------------------------------------------
 
 
-class FrozenTextEncoder:
+class PretrainedTextEncoder:
     """A pretrained text encoder in evaluation mode and its own dtype, whatever autocast is on.
 
     Args:
@@ -211,7 +211,7 @@ class FrozenTextEncoder:
         ValueError: the files are missing or do not fit, or the encoder has another width than ``config.width``.
     """
 
-    def __init__(self, config: FrozenTextConfig, device: torch.device | str = "cpu") -> None:
+    def __init__(self, config: PretrainedTextConfig, device: torch.device | str = "cpu") -> None:
         self.config, self.width = config, config.width
         self.device, self.dtype = torch.device(device), getattr(torch, config.dtype)
         self.truncated = 0
@@ -254,7 +254,7 @@ class FrozenTextEncoder:
         self.truncated += 1
         if self.truncated == 1:
             warnings.warn(
-                f"{self.config.path} takes {self._library.limit} tokens a caption (text.length {self.config.length}), but one has "
+                f"{self.config.path} takes {self._library.limit} tokens a caption (text.max_length {self.config.max_length}), but one has "
                 f"{len(pieces)}: its end is cut off, as of every longer one",
                 stacklevel=3,
             )

@@ -31,22 +31,22 @@ class SmallTextConfig:
 
     width: int = 128
     """Channels of a token."""
-    layers: int = 2
+    depth: int = 2
     """Transformer layers."""
-    heads: int = 4
+    num_heads: int = 4
     """Attention heads."""
-    vocabulary: int = 256
+    vocab_size: int = 256
     """Pieces of the vocabulary at most."""
-    length: int = 16
+    max_length: int = 16
     """Tokens of a caption; longer ones are cut."""
 
     def __post_init__(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"text.width must be a multiple of text.heads, got {self.width} and {self.heads}")
+        if self.width % self.num_heads:
+            raise ValueError(f"text.width must be a multiple of text.num_heads, got {self.width} and {self.num_heads}")
 
 
 @dataclass(frozen=True)
-class FrozenTextConfig:
+class PretrainedTextConfig:
     """A pretrained text encoder, frozen."""
 
     kind: Literal["t5", "clip", "auto"]
@@ -55,7 +55,7 @@ class FrozenTextConfig:
     """Local folder or hub name; for clip MODEL@FILE, an open_clip model name and its local weight file."""
     width: int
     """Channels of a token."""
-    length: int = 128
+    max_length: int = 128
     """Tokens of a caption; longer ones are cut."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Of its weights and arithmetic."""
@@ -101,18 +101,18 @@ class SmallTextEncoder(nn.Module):
         self.width = config.width
         self.vocabulary = b""
         self.truncated = 0
-        self.embedding = nn.Embedding(config.vocabulary, config.width)
-        self.position = nn.Parameter(0.02 * torch.randn(config.length, config.width))
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.position = nn.Parameter(0.02 * torch.randn(config.max_length, config.width))
         layer = nn.TransformerEncoderLayer(
             config.width,
-            config.heads,
+            config.num_heads,
             4 * config.width,
             dropout=0.0,
             activation="gelu",
             batch_first=True,
             norm_first=True,
         )
-        self.layers = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(config.width), enable_nested_tensor=False)
+        self.layers = nn.TransformerEncoder(layer, config.depth, nn.LayerNorm(config.width), enable_nested_tensor=False)
 
     def load_vocabulary(self, vocabulary: bytes) -> None:
         """Take a sentencepiece model, given as the bytes of its file.
@@ -123,8 +123,8 @@ class SmallTextEncoder(nn.Module):
         import sentencepiece
 
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=vocabulary)
-        if len(self._pieces) > self.config.vocabulary:
-            raise ValueError(f"text.vocabulary: the tokenizer has {len(self._pieces)} pieces, the model room for {self.config.vocabulary}")
+        if len(self._pieces) > self.config.vocab_size:
+            raise ValueError(f"text.vocab_size: the tokenizer has {len(self._pieces)} pieces, the model room for {self.config.vocab_size}")
         self.vocabulary = vocabulary
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -142,14 +142,14 @@ class SmallTextEncoder(nn.Module):
 
     def _cut(self, ids: list[int]) -> list[int]:
         """The pieces that fit; a caption that loses its end is counted, and the first one told of."""
-        if len(ids) > self.config.length:
+        if len(ids) > self.config.max_length:
             self.truncated += 1
             if self.truncated == 1:
                 warnings.warn(
-                    f"text.length is {self.config.length}, but a caption has {len(ids)} pieces: its end is cut off, as of every longer one",
+                    f"text.max_length is {self.config.max_length}, but a caption has {len(ids)} pieces: its end is cut off, as of every longer one",
                     stacklevel=3,
                 )
-        return ids[: self.config.length]
+        return ids[: self.config.max_length]
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Piece ids [s l] and their mask to tokens [s l e]."""

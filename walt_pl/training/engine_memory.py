@@ -16,7 +16,7 @@ Engine = Literal["ddp", "zero1", "zero2", "zero3"]
 
 
 @dataclass(frozen=True)
-class Bytes:
+class EngineMemory:
     """What one GPU holds."""
 
     parameters: int
@@ -36,7 +36,7 @@ class Bytes:
 
 def engine_bytes(
     engine: Engine, count: int, moments: int, gpus: int, precision: str, accumulate: int, ema: bool, activations: dict[str, int]
-) -> Bytes:
+) -> EngineMemory:
     """What an engine holds of ``count`` trained parameters on each GPU.
 
     Args:
@@ -51,7 +51,7 @@ def engine_bytes(
     """
     if engine == "ddp":
         # DDP's buckets are as large as the gradients, which are copied there and back.
-        return Bytes(4 * count, 4 * count, moments, 4 * count * ema, 4 * count * (gpus > 1), activations)
+        return EngineMemory(4 * count, 4 * count, moments, 4 * count * ema, 4 * count * (gpus > 1), activations)
     word, stage = 4 if precision == "32-true" else 2, int(engine[-1])
 
     def shard(size: int) -> int:
@@ -63,7 +63,7 @@ def engine_bytes(
     # One is filled while the other is on its way; on the way gradients are float32.
     buckets = 2 * word * BUCKET + (4 * BUCKET if word < 4 else 0)
     parameters = shard(word * count) if stage == 3 else word * count
-    return Bytes(parameters, gradients, shard(4 * count + moments), shard(4 * count) * ema, gathered + buckets, activations)
+    return EngineMemory(parameters, gradients, shard(4 * count + moments), shard(4 * count) * ema, gathered + buckets, activations)
 
 
 def checkpoint_bytes(engine: Engine, weights: int, count: int, moments: int, precision: str, ema: bool) -> int:

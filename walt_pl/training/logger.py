@@ -11,13 +11,13 @@ RETRY = 600.0
 """Seconds after which a disk that was full is tried again: each try is another file."""
 
 
-class Curves(TensorBoardLogger):
+class ResilientTensorBoardLogger(TensorBoardLogger):
     """What the disk does not take is lost, with a warning; the training goes on, and so do its curves once there is room."""
 
     _full_until = 0.0
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._try(lambda: super(Curves, self).log_metrics(metrics, step))
+        self._try(lambda: super(ResilientTensorBoardLogger, self).log_metrics(metrics, step))
 
     def log_summary(self, summary: Summary, step: int) -> None:
         """What add_image and its like would make."""
@@ -27,7 +27,7 @@ class Curves(TensorBoardLogger):
         self._try(super().save)
 
     def finalize(self, status: str) -> None:
-        self._try(lambda: super(Curves, self).finalize(status))
+        self._try(lambda: super(ResilientTensorBoardLogger, self).finalize(status))
 
     def _try(self, write: Callable[[], None]) -> None:
         if time.monotonic() < self._full_until:

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 
-class Arithmetic(TorchFunctionMode):
+class AutocastEmulation(TorchFunctionMode):
     """What a GPU does and the meta device does not: autocast, and the attention kernel that never writes its scores down.
 
     Args:
@@ -65,7 +65,7 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None)
     return out
 
 
-class Meter(TorchDispatchMode):
+class CostMeter(TorchDispatchMode):
     """Counts every operation, and follows the storage of every tensor that one makes.
 
     Not FlopCounterMode itself: it follows modules as well, which fails in the gradient penalty's autograd.grad.
@@ -107,7 +107,7 @@ class Meter(TorchDispatchMode):
 
 
 @dataclass(frozen=True)
-class Cost:
+class StepCost:
     """What a pass takes."""
 
     flops: Mapping[str, float]
@@ -120,7 +120,7 @@ class Cost:
     """Bytes that are alive at most, without parameters and their gradients."""
 
 
-def cost_of(step: Callable[[], Tensor], modules: Iterable[nn.Module], low: torch.dtype | None = None) -> Cost:
+def cost_of(step: Callable[[], Tensor], modules: Iterable[nn.Module], low: torch.dtype | None = None) -> StepCost:
     """Run ``step`` on the meta device, and the backward pass from the loss that it returns, if that has one.
 
     Args:
@@ -131,15 +131,15 @@ def cost_of(step: Callable[[], Tensor], modules: Iterable[nn.Module], low: torch
     modules = list(modules)
     parameters = [p for module in modules for p in module.parameters()]
     with _without_gradients(parameters):
-        meter = Meter([*parameters, *(b for module in modules for b in module.buffers())])
-        with torch.device("meta"), meter, (arithmetic := Arithmetic(low)):
+        meter = CostMeter([*parameters, *(b for module in modules for b in module.buffers())])
+        with torch.device("meta"), meter, (arithmetic := AutocastEmulation(low)):
             loss = step()
             arithmetic.forget()
             forward, kept = dict(meter.flops), meter.now
             if loss.requires_grad:
                 # loss.backward() is a function to the modes, which are off inside it; but layers are recomputed there.
                 _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
-    return Cost(dict(meter.flops), forward, kept, meter.peak)
+    return StepCost(dict(meter.flops), forward, kept, meter.peak)
 
 
 @contextmanager

@@ -19,12 +19,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 import walt_pl.training.callbacks.checkpoints as writer
-from walt_pl.runs.checkpoint import Checkpoint, folder_name, read_state, seal
+from walt_pl.runs.checkpoint import Checkpoint, finalize_checkpoint, folder_name, read_state
 from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.callbacks.hyperparameters import Hyperparameters
 from walt_pl.training.callbacks.reseed import Reseed
-from walt_pl.training.callbacks.text_progress import LogLine
+from walt_pl.training.callbacks.text_progress import TextProgress
 
 
 class Line(L.LightningModule):
@@ -56,7 +56,7 @@ class Line(L.LightningModule):
 
 
 class Batch(torch.Tensor):
-    slots = torch.zeros(1, dtype=torch.int64)
+    global_batch_index = torch.zeros(1, dtype=torch.int64)
 
 
 class Numbers(L.LightningDataModule):
@@ -269,7 +269,7 @@ def test_a_line_a_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     fake = SimpleNamespace(monotonic=lambda: next(clock), strftime=time.strftime)
     monkeypatch.setattr("walt_pl.training.callbacks.text_progress.time", fake)
     with warnings.catch_warnings(action="ignore"):
-        train(tmp_path, 9, None, LogLine(), every_steps=0)
+        train(tmp_path, 9, None, TextProgress(), every_steps=0)
     lines = [line for line in capsys.readouterr().out.splitlines() if "step " in line]
     assert len(lines) == 3
     assert "step 1/9  20.00 s a step  0:02:40 left  train/loss" in lines[0]
@@ -281,5 +281,5 @@ def test_an_unfinished_part_is_never_a_checkpoint(tmp_path: Path) -> None:
     part.mkdir()
     torch.save({}, part / "state.ckpt")
     assert Checkpoint.newest(tmp_path) is None
-    seal(part, 1, 1, "single", 1, {})
+    finalize_checkpoint(part, 1, 1, "single", 1, {})
     assert kept(tmp_path) == [1]

@@ -92,7 +92,7 @@ def test_artifact_of_averages_that_are_not_finite_is_not_written(folder: Path, e
 def test_resume_from_weights_that_are_not_finite_is_refused(folder: Path) -> None:
     error = said(folder, "resumed")
     assert f"{checkpoint(folder, 'resumed', 5)} is of no use: " in error and POISONED in error
-    assert "there is no earlier checkpoint in" in error and "--fresh true" in error
+    assert "there is no earlier checkpoint in" in error and "--from_scratch true" in error
 
 
 def poison_averages(path: Path) -> None:

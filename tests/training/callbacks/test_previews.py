@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from walt_pl.data.batch import JointBatch
 from walt_pl.training.callbacks.previews import Previews
-from walt_pl.training.logger import Curves
+from walt_pl.training.logger import ResilientTensorBoardLogger
 
 
 class Still(L.LightningModule):
@@ -49,7 +49,7 @@ def test_previews_are_moving_pictures_in_the_event_file(tmp_path: Path, rate: fl
     batch = JointBatch(clips, none, ["dark to light", "again"], tail, torch.ones(2), tail, None, None, "pixels", ["a", "b"])
     trainer = L.Trainer(
         callbacks=[Previews()],
-        logger=Curves(tmp_path),
+        logger=ResilientTensorBoardLogger(tmp_path),
         accelerator="cpu",
         enable_checkpointing=False,
         enable_progress_bar=False,

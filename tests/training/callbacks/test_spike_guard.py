@@ -14,7 +14,7 @@ from tests.helpers.guarded_training import SLOT, Guarded, run
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import Checkpoint
 from walt_pl.runs.whole_weights import weights
-from walt_pl.training.callbacks.spike_guard import Guard
+from walt_pl.training.callbacks.spike_guard import SpikeGuard
 from walt_pl.training.engine_memory import checkpoint_bytes
 
 NAN, SPIKE = float("nan"), 1e4
@@ -133,7 +133,7 @@ def test_too_many_incidents_end_the_training_with_what_to_do(folder: Path) -> No
 
 
 def test_a_median_bears_spikes_and_gets_used_to_what_stays() -> None:
-    guard = Guard(window=16, deviations=8)
+    guard = SpikeGuard(window=16, deviations=8)
     known = guard._history["loss"]
     assert guard._judge("loss", 1e9) is None, "nothing is known yet"
     known.extend([1.0, 1.2, 0.9, 1.1, 1000.0, 1.0])
@@ -147,7 +147,7 @@ def test_a_median_bears_spikes_and_gets_used_to_what_stays() -> None:
 @pytest.mark.parametrize(("name", "value"), [("deviations", 0.5), ("window", 3), ("most", -1)])
 def test_settings_that_make_no_sense_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"guard.{name} must be at least"):
-        Guard(**{name: value})  # type: ignore[arg-type]
+        SpikeGuard(**{name: value})  # type: ignore[arg-type]
 
 
 # ---- Whole weights, and artifacts, of every engine ---------------------------------------------------------------------

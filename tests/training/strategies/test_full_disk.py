@@ -18,7 +18,7 @@ from tests.helpers.guarded_training import Data
 from walt_pl.runs.checkpoint import TAG, Checkpoint, check_pickle, folder_name, read_state
 from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA
-from walt_pl.training.strategies.shards import piece_of, trained, whole
+from walt_pl.training.strategies.shards import gather, local_shard, trainable_parameters
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def run(job: Full, folder: Path, rank: int, ranks: int) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         trainer.fit(module, datamodule=Data())
-    weights = {name: whole(p, piece_of(p)).detach().clone() for name, p in trained(module)}
+    weights = {name: gather(p, local_shard(p)).detach().clone() for name, p in trainable_parameters(module)}
     if rank == 0:
         save_file(weights, folder / "weights.safetensors")
         (folder / "said.txt").write_text("\n".join(str(one.message) for one in told))

@@ -11,19 +11,30 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT
 from tests.helpers.starts import fit
-from walt_pl.cli.plan import Plan
+from walt_pl.cli.plan import PlanCLI
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import Checkpoint
-from walt_pl.training.strategies.zero import Zero
+from walt_pl.training.strategies.zero import ZeROStrategy
 
 SMALL = {
     "vae": [
-        *["--model.vae.width", "8", "--model.vae.multipliers", "[1, 1, 2]", "--data.crop", "16", "--data.size", "32", "--data.sizes", "[]"],
-        *["--model.discriminator", "{width: 8, multipliers: [2, 2], size: [16, 16]}"],
+        *[
+            "--model.vae.width",
+            "8",
+            "--model.vae.channel_multipliers",
+            "[1, 1, 2]",
+            "--data.crop",
+            "16",
+            "--data.size",
+            "32",
+            "--data.sizes",
+            "[]",
+        ],
+        *["--model.discriminator", "{width: 8, channel_multipliers: [2, 2], size: [16, 16]}"],
     ],
-    "base": ["--model.denoiser.width", "32", "--model.denoiser.layers", "2", "--model.denoiser.heads", "2"],
+    "base": ["--model.denoiser.width", "32", "--model.denoiser.depth", "2", "--model.denoiser.num_heads", "2"],
     "sr1": [
-        *["--model.denoiser.width", "32", "--model.denoiser.layers", "2", "--model.denoiser.heads", "2"],
+        *["--model.denoiser.width", "32", "--model.denoiser.depth", "2", "--model.denoiser.num_heads", "2"],
         *["--model.optimizer", "{class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3}}"],  # Muon looks at shapes
     ],
 }
@@ -53,7 +64,7 @@ def run(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(run: Path, painted: Path, folder: Path, stage: str, name: str) -> Path:
     shutil.copytree(run, folder / name)
-    fit(*command(stage, folder / name, painted, *overlay(name), "--trainer.devices", "2", "--fresh", "true"), ranks=2)
+    fit(*command(stage, folder / name, painted, *overlay(name), "--trainer.devices", "2", "--from_scratch", "true"), ranks=2)
     return folder / name
 
 
@@ -79,7 +90,7 @@ def test_super_resolution_trains_in_shards_beside_frozen_networks(run: Path, pai
 
 def test_lightning_starts_the_second_process_by_itself(run: Path, painted: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
-    fit = command("base", tmp_path / "run", painted, *overlay("zero2"), "--trainer.devices", "2", "--fresh", "true")
+    fit = command("base", tmp_path / "run", painted, *overlay("zero2"), "--trainer.devices", "2", "--from_scratch", "true")
     # Not a fork as in the other tests: Lightning types this process's own command again.
     subprocess.run([sys.executable, "-m", "walt_pl", "fit", *fit], cwd=ROOT, check=True, timeout=300)
     checkpoint = Checkpoint.newest(tmp_path / "run" / "training" / "base" / "checkpoints")
@@ -102,25 +113,25 @@ def test_what_cannot_be_is_named_with_what_to_type(monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["walt_pl plan", "--config", f"experiments/{config}.yaml", *more])
     with pytest.raises(ValueError, match=said):
-        Plan()
+        PlanCLI()
 
 
 @pytest.mark.parametrize("more", [["--trainer.devices", "2"], ["--trainer.devices", "1", "--trainer.num_nodes", "2"]])
 def test_an_autoencoder_on_several_ranks_may_leave_a_critic_unused(monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["walt_pl plan", "--config", "experiments/shapes/vae.yaml", *more])
-    assert Plan().options.trainer.strategy == "ddp_find_unused_parameters_true"
+    assert PlanCLI().options.trainer.strategy == "ddp_find_unused_parameters_true"
 
 
 def test_without_deepspeed_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(ValueError, match=r"DeepSpeed, which is not installed; type: make setup"):
-        Zero(2)
+        ZeROStrategy(2)
 
 
 def test_offload_is_not_for_stage_3() -> None:
     with pytest.raises(ValueError, match="stages 1 and 2"):
-        Zero(3, offload=True)
+        ZeROStrategy(3, offload=True)
 
 
 def test_the_program_starts_without_importing_deepspeed() -> None:

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tests.conftest import Bomb
 from tests.helpers.engine_training import Job, stage, start
 from walt_pl.runs.checkpoint import TAG, CheckpointError, UnsafePickle, tensors_only
-from walt_pl.training.strategies.shards import trained
-from walt_pl.training.strategies.zero import Zero, _put_together
+from walt_pl.training.strategies.shards import trainable_parameters
+from walt_pl.training.strategies.zero import ZeROStrategy, _put_together
 
 SHARDED = ("zero1", "zero2", "zero3")
 ENGINES = ("ddp", *SHARDED, "zero2_offload")
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder,
         2,
         Job("ddp", "ddp", cpu_average=True),
-        *(Job(engine, engine, save=4, checkpointing=engine == "zero3") for engine in SHARDED),
+        *(Job(engine, engine, save=4, activation_checkpointing=engine == "zero3") for engine in SHARDED),
         Job("zero2_offload", "zero2_offload", cpu_average=True),
         *(Job(f"{engine} validated", engine, resume=str(folder / engine / "at=4"), validate=True) for engine in ("zero2", "zero3")),
         *(Job(f"{engine} half", engine, precision="bf16-mixed") for engine in ("zero2", "zero3")),
@@ -133,7 +133,7 @@ def test_zero_strategy_writes_no_weight_outside_of_the_checkpoint(folder: Path, 
             if group:
                 group[outside] = group[next(iter(group))]
         torch.save(state, path)
-    names = {name for name, _ in trained(stage())}
+    names = {name for name, _ in trainable_parameters(stage())}
     failure = _put_together(shards, tmp_path / "deep" / "universal", names)
     assert failure is not None and "is not of this model" in failure and outside in failure
     assert not Path(outside).exists() and not (tmp_path / "deep" / "universal").exists()
@@ -152,7 +152,7 @@ def test_zero_strategy_runs_nothing_that_deepspeed_reads(bomb: Bomb, tmp_path: P
     monkeypatch.setattr(DeepSpeedStrategy, "load_checkpoint", read)
     monkeypatch.setattr(ds_to_universal, "main", read)
     with pytest.raises(UnsafePickle, match="nothing of it was run"):
-        Zero(2)._read(tmp_path, True)
+        ZeROStrategy(2)._read(tmp_path, True)
     failure = _put_together(tmp_path / TAG, tmp_path / "universal", set())
     assert failure is not None and "UnsafePickle" in failure
     assert not bomb.mark.exists()
@@ -160,11 +160,11 @@ def test_zero_strategy_runs_nothing_that_deepspeed_reads(bomb: Bomb, tmp_path: P
 
 def test_zero_strategy_refuses_links_before_deepspeed_reads(folder: Path, tmp_path: Path) -> None:
     state = shutil.copytree(folder / "zero2" / "at=4" / "state.ckpt", tmp_path / "state.ckpt")
-    assert Zero(2)._check_checkpoint(state) == 2
+    assert ZeROStrategy(2)._check_checkpoint(state) == 2
     (state / TAG).rename(tmp_path / "elsewhere")
     (state / TAG).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(CheckpointError, match="is a symbolic link to"):
-        Zero(2)._check_checkpoint(state)
+        ZeROStrategy(2)._check_checkpoint(state)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_zero_strategy_tells_by_what_a_checkpoint_was_written(
     for kind in files:
         for rank in range(3):
             (tmp_path / TAG / f"bf16_zero_pp_rank_{rank}_mp_rank_00_{kind}_states.pt").touch()
-    strategy = Zero(stage)
+    strategy = ZeROStrategy(stage)
     if found is None:
         assert strategy._check_checkpoint(tmp_path) == 3
         return

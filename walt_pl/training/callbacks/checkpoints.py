@@ -22,18 +22,18 @@ from walt_pl.runs.checkpoint import (
     STATE,
     Checkpoint,
     Strategy,
+    finalize_checkpoint,
     folder_name,
-    note_metrics,
     read_state,
-    seal,
-    way_back,
+    recovery_hint,
+    update_metrics,
     write_state,
 )
 from walt_pl.runs.checkpoint import steps as folders
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.strategies.shards import non_finite
-from walt_pl.training.strategies.zero import Zero
+from walt_pl.training.strategies.zero import ZeROStrategy
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """How schedulers announce the end."""
@@ -216,7 +216,7 @@ class Checkpoints(callbacks.Checkpoint):
         if self._all_well(trainer, failures):
             with _kept(failures):
                 if trainer.is_global_zero:
-                    seal(part, step, samples_seen(trainer), _strategy(trainer), trainer.world_size, metrics or {})
+                    finalize_checkpoint(part, step, samples_seen(trainer), _strategy(trainer), trainer.world_size, metrics or {})
         if self._all_well(trainer, failures):
             self._saved = step
             if trainer.is_global_zero:
@@ -236,10 +236,10 @@ class Checkpoints(callbacks.Checkpoint):
             average = averages.non_finite(pl_module)
             found = average and f"in the averages {average}"
         if found:
-            raise NonFiniteError(f"{told}: {found}; {way_back(self.folder, trainer.global_step)}")
+            raise NonFiniteError(f"{told}: {found}; {recovery_hint(self.folder, trainer.global_step)}")
 
     def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, part: Path, failures: list[str]) -> None:
-        writer = trainer.strategy if isinstance(trainer.strategy, Zero) else self._file
+        writer = trainer.strategy if isinstance(trainer.strategy, ZeROStrategy) else self._file
         writer.failure = None
         trainer.save_checkpoint(part / STATE, weights_only=False)
         if writer.failure is not None:
@@ -266,7 +266,7 @@ class Checkpoints(callbacks.Checkpoint):
 
     def _note_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         try:
-            note_metrics(Checkpoint.at(self.folder / folder_name(step)), metrics)
+            update_metrics(Checkpoint.at(self.folder / folder_name(step)), metrics)
             self._prune()
         except (OSError, ValueError) as error:
             rank_zero_warn(f"step {step}: the validation's values could not be noted beside the checkpoint ({error})")
@@ -297,7 +297,7 @@ def _averages(trainer: L.Trainer) -> list[EMA]:
 
 
 def _strategy(trainer: L.Trainer) -> Strategy:
-    if isinstance(trainer.strategy, Zero):
+    if isinstance(trainer.strategy, ZeROStrategy):
         names: dict[int, Strategy] = {1: "zero1", 2: "zero2", 3: "zero3"}
         return names[trainer.strategy.stage]
     return "single" if trainer.world_size == 1 else "ddp"

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from walt_pl.runs.checkpoint import AVERAGES
-from walt_pl.training.strategies.shards import cut, non_finite_pieces, piece_of, rewriting, trained, whole
+from walt_pl.training.strategies.shards import gather, local_shard, non_finite_pieces, rewriting, shard, trainable_parameters
 
 
 class EMA(L.Callback):
@@ -52,9 +52,9 @@ class EMA(L.Callback):
         self._average = {name: self._kept(piece) for name, piece in _pieces(module)}
         if self._file is not None:
             with safe_open(self._file, "pt") as saved:
-                _check_names(self._file, saved.keys(), [name for name, _ in trained(module)])
-                for name, p in trained(module):
-                    piece = cut(p, saved.get_tensor(name))
+                _check_names(self._file, saved.keys(), [name for name, _ in trainable_parameters(module)])
+                for name, p in trainable_parameters(module):
+                    piece = shard(p, saved.get_tensor(name))
                     if piece is not None:
                         self._average[name].copy_(piece)
             self._file = None
@@ -115,9 +115,9 @@ class EMA(L.Callback):
         """The averages by parameter name, whole, float32, in the CPU's memory of rank zero (the others get none); all ranks together."""
         assert not self._swapped, "the averages are in the weights' place"
         averages = {}
-        for name, p in trained(pl_module) if self._average else ():
+        for name, p in trainable_parameters(pl_module) if self._average else ():
             average = self._average.get(name)
-            full = whole(p, None if average is None else average.to(p.device))
+            full = gather(p, None if average is None else average.to(p.device))
             if pl_module.trainer.is_global_zero:
                 averages[name] = full.cpu().contiguous()
         return averages
@@ -140,8 +140,8 @@ class EMA(L.Callback):
 
 def _pieces(module: L.LightningModule) -> Iterator[tuple[str, Tensor]]:
     """What this rank holds of each trained weight, where it holds any of it."""
-    for name, p in trained(module):
-        piece = piece_of(p)
+    for name, p in trainable_parameters(module):
+        piece = local_shard(p)
         if piece is not None:
             yield name, piece
 

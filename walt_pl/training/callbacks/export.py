@@ -8,33 +8,33 @@ from typing import Any, Protocol, cast
 import lightning as L
 from torch import Tensor, nn
 
-from walt_pl.runs.artifact_writing import save_artifact, section_states
-from walt_pl.runs.checkpoint import way_back
+from walt_pl.runs.artifact_writing import component_states, save_artifact
+from walt_pl.runs.checkpoint import recovery_hint
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.manifest import Manifest
 from walt_pl.training.callbacks.checkpoints import Checkpoints, samples_seen
 from walt_pl.training.callbacks.ema import EMA
-from walt_pl.training.strategies.shards import non_finite, piece_of, trained, whole
+from walt_pl.training.strategies.shards import gather, local_shard, non_finite, trainable_parameters
 
 
-class ExportedStage(Protocol):
+class ExportableStage(Protocol):
     """What a stage offers to be exported."""
 
     kind: str
 
-    def sections(self) -> Mapping[str, nn.Module]:
+    def components(self) -> Mapping[str, nn.Module]:
         """Models by section name."""
         ...
 
-    def settings(self) -> dict[str, Any]:
+    def sampling_config(self) -> dict[str, Any]:
         """Further plain sections of model.yaml."""
         ...
 
-    def files(self) -> dict[str, bytes]:
+    def extra_files(self) -> dict[str, bytes]:
         """Further files."""
         ...
 
-    def facts(self) -> dict[str, Any]:
+    def card_entries(self) -> dict[str, Any]:
         """Further entries of the card; all ranks call it together."""
         ...
 
@@ -43,7 +43,7 @@ DESCRIPTION = "export"
 """Key of a checkpoint: everything an artifact has beside weights, in plain values."""
 
 
-class Export(L.Callback):
+class ExportArtifact(L.Callback):
     """Writes the artifact with the averaged weights when training ends by itself, and tells the manifest.
 
     A checkpoint gets the description of its artifact, so that `export` needs neither the stage's class nor the run it was in.
@@ -64,22 +64,22 @@ class Export(L.Callback):
             Manifest.open(self.run).start(self.stage, self.parents)
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        stage = cast(ExportedStage, pl_module)
+        stage = cast(ExportableStage, pl_module)
         checkpoint[DESCRIPTION] = {
             "kind": stage.kind,
-            "sections": {name: dataclasses.asdict(cast(Any, model).config) for name, model in stage.sections().items()},
-            "settings": self._settings(trainer, stage),
-            "files": stage.files(),
+            "components": {name: dataclasses.asdict(cast(Any, model).config) for name, model in stage.components().items()},
+            "sampling_config": self._sampling_config(trainer, stage),
+            "files": stage.extra_files(),
             "parents": self.parents,
             "index": self._index(trainer),
             "train_config": self.train_config,
         }
 
     @staticmethod
-    def _settings(trainer: L.Trainer, stage: ExportedStage) -> dict[str, Any]:
+    def _sampling_config(trainer: L.Trainer, stage: ExportableStage) -> dict[str, Any]:
         """The stage's own, and the rate of the videos that it is trained on, where it is known."""
         fps = trainer.datamodule.frame_rate()  # type: ignore[attr-defined]
-        return {**stage.settings(), **({} if fps is None else {"video": {"fps": fps}})}
+        return {**stage.sampling_config(), **({} if fps is None else {"video": {"fps": fps}})}
 
     @staticmethod
     def _index(trainer: L.Trainer) -> dict[str, Any]:
@@ -97,15 +97,15 @@ class Export(L.Callback):
         failure: Exception | None = None
         with averages.swapped(pl_module):
             state = dict(pl_module.state_dict())
-            for name, p in trained(pl_module):  # which ZeRO 3 leaves empty there, and other stages have in low precision
-                full = whole(p, piece_of(p))
+            for name, p in trainable_parameters(pl_module):  # which ZeRO 3 leaves empty there, and other stages have in low precision
+                full = gather(p, local_shard(p))
                 if trainer.is_global_zero:
                     state[name] = full.cpu()
             with trainer.precision_plugin.forward_context():
-                facts = cast(ExportedStage, pl_module).facts()
+                card_entries = cast(ExportableStage, pl_module).card_entries()
             if trainer.is_global_zero:
                 try:
-                    self._write(trainer, pl_module, state, facts)
+                    self._write(trainer, pl_module, state, card_entries)
                 except NonFiniteError as error:
                     failure = NonFiniteError(self._not_finished(trainer, str(error)))
                 except (OSError, ValueError) as error:
@@ -118,27 +118,29 @@ class Export(L.Callback):
     def _not_finished(self, trainer: L.Trainer, found: str) -> str:
         """Say what to do after an artifact that was refused."""
         folder = next((c.folder for c in trainer.callbacks if isinstance(c, Checkpoints)), self.run)  # type: ignore[attr-defined]
-        return f'stage "{self.stage}" is not done, {found}; {way_back(folder, trainer.global_step)}'
+        return f'stage "{self.stage}" is not done, {found}; {recovery_hint(folder, trainer.global_step)}'
 
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        stage = cast(ExportedStage, pl_module)
+    def _write(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, state: Mapping[str, Tensor], card_entries: Mapping[str, Any]
+    ) -> None:
+        stage = cast(ExportableStage, pl_module)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         card = {
-            **facts,
+            **card_entries,
             "parents": self.parents,
             "index": self._index(trainer),
             "steps": trainer.global_step,
             "samples": samples_seen(trainer),
             "metrics": {"protocol": "the validation clips of the index, view 0, averaged weights", "values": metrics},
         }
-        folder, states = self.run / self.stage, section_states(state, stage.sections())
+        folder, states = self.run / self.stage, component_states(state, stage.components())
         save_artifact(
             folder,
             kind=stage.kind,
-            models={name: (states[name], cast(Any, model).config) for name, model in stage.sections().items()},
-            settings=self._settings(trainer, stage),
+            models={name: (states[name], cast(Any, model).config) for name, model in stage.components().items()},
+            sampling_config=self._sampling_config(trainer, stage),
             card=card,
             train_config=self.train_config,
-            files=stage.files(),
+            files=stage.extra_files(),
         )
         Manifest.open(self.run).finish(self.stage, folder)

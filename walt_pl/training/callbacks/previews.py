@@ -12,7 +12,7 @@ from walt_pl.data.batch import JointBatch
 from walt_pl.data.frame_rate import DEFAULT_FPS
 from walt_pl.media.contact_sheet import captioned_grid
 from walt_pl.media.writing import gif_bytes
-from walt_pl.training.logger import Curves
+from walt_pl.training.logger import ResilientTensorBoardLogger
 
 
 class PreviewedStage(Protocol):
@@ -28,7 +28,7 @@ class Previews(L.Callback):
 
     ``add_video`` of TensorBoard writes nothing without moviepy; an animated GIF in an image summary plays in the browser.
     It plays at the rate of the training videos, as `sample` writes; at 8 frames a second where that is not known.
-    They go to the program's own logger (`walt_pl.training.logger.Curves`), which bears a full disk; another one gets none.
+    They go to the program's own logger (`walt_pl.training.logger.ResilientTensorBoardLogger`), which bears a full disk; another one gets none.
 
     Args:
         every: validations between two previews; 0 for none.
@@ -50,7 +50,7 @@ class Previews(L.Callback):
         if batch_idx or trainer.sanity_checking or not self.every:
             return
         self._validations += 1
-        if not len(batch.videos) or (self._validations - 1) % self.every or not isinstance(trainer.logger, Curves):
+        if not len(batch.videos) or (self._validations - 1) % self.every or not isinstance(trainer.logger, ResilientTensorBoardLogger):
             return
         # By all ranks, each of its own batch: those of a sharded model run together or not at all.
         with torch.no_grad(), trainer.precision_plugin.forward_context():

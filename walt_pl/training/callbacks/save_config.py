@@ -7,7 +7,7 @@ import lightning as L
 from walt_pl.files import write_whole
 
 
-class Versions(L.Callback):
+class SaveConfig(L.Callback):
     """Writes the resolved configuration of a start into the folder of its logs: logs/version_3/config.yaml.
 
     Args:

@@ -31,7 +31,7 @@ class Diverged(ValueError):
     """A training that goes wrong again and again; the message says what to change."""
 
 
-class Guard(L.Callback):
+class SpikeGuard(L.Callback):
     """Before each optimiser step: are loss and gradient norm numbers, and near what they were?
 
     What is compared is the logarithm, with the median of the last steps, in units of their spread (1.4826 times the median absolute
@@ -217,8 +217,8 @@ def _gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _described(batch: JointBatch) -> list[dict[str, Any]]:
-    rows = zip(batch.slots.tolist(), batch.paths, batch.weight.tolist(), strict=True)
-    return [{"slot": slot, "path": path, "read": bool(weight)} for slot, path, weight in rows]
+    rows = zip(batch.global_batch_index.tolist(), batch.paths, batch.weight.tolist(), strict=True)
+    return [{"slot": global_batch_index, "path": path, "read": bool(weight)} for global_batch_index, path, weight in rows]
 
 
 def _by_layer(norms: dict[str, Tensor]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 
 
-class LogLine(L.Callback):
+class TextProgress(L.Callback):
     """Prints step, pace, time left and losses where there is no terminal for a progress bar: after the first step, then now and then.
 
     Args:

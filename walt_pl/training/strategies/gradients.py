@@ -6,12 +6,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from walt_pl.training.strategies.shards import in_stage_3, trained
+from walt_pl.training.strategies.shards import in_stage_3, trainable_parameters
 
 
 def gradient_norms(module: nn.Module) -> dict[str, Tensor]:
     """Norm of the gradient of each trained weight that has one, float32 scalars; the same on all ranks, which call it together."""
-    weights = trained(module)
+    weights = trainable_parameters(module)
     sharded = any(in_stage_3(p) or hasattr(p, "_hp_mapping") for _, p in weights)
     pieces = {name: piece for name, p in weights if (piece := _piece(p)) is not None}
     if sharded:
@@ -46,7 +46,7 @@ def drop_gradients(module: nn.Module, engine: Any = None) -> None:
         module: whose gradients these are.
         engine: DeepSpeed's, where there is one. It steps as it will and asks only whether a gradient is not a number: so one is made that.
     """
-    weights = [p for _, p in trained(module)]
+    weights = [p for _, p in trainable_parameters(module)]
     if engine is None:
         for p in weights:
             p.grad = None

@@ -20,12 +20,12 @@ from walt_pl.runs.finite import count_non_finite, describe_non_finite
 Weights = list[tuple[str, nn.Parameter]]
 
 
-def trained(module: nn.Module) -> Weights:
+def trainable_parameters(module: nn.Module) -> Weights:
     """Trainable parameters with their names."""
     return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
 
 
-def piece_of(p: nn.Parameter) -> Tensor | None:
+def local_shard(p: nn.Parameter) -> Tensor | None:
     """What this rank holds of a weight's float32 values, as a live view; None where it holds nothing of it.
 
     An engine that only evaluates has no masters: there it is the working copy, in its precision.
@@ -42,7 +42,7 @@ def piece_of(p: nn.Parameter) -> Tensor | None:
     return p.data
 
 
-def whole(p: nn.Parameter, piece: Tensor | None) -> Tensor:
+def gather(p: nn.Parameter, piece: Tensor | None) -> Tensor:
     """All ranks together: the whole weight, float32, from every rank's piece of it (or of an average of it)."""
     if in_stage_3(p):
         assert piece is not None
@@ -59,7 +59,7 @@ def whole(p: nn.Parameter, piece: Tensor | None) -> Tensor:
     return piece.float()
 
 
-def cut(p: nn.Parameter, full: Tensor) -> Tensor | None:
+def shard(p: nn.Parameter, full: Tensor) -> Tensor | None:
     """This rank's piece of a whole tensor [as the weight], on the tensor's device; None where it holds nothing of the weight."""
     if in_stage_3(p):
         size, rank = cast(Any, p).ds_tensor.numel(), dist.get_rank()
@@ -77,7 +77,7 @@ def non_finite_pieces(module: nn.Module, pieces: Mapping[str, Tensor]) -> str | 
         module: whose weights they are.
         pieces: what this rank holds of each, by parameter name.
     """
-    weights = trained(module)
+    weights = trainable_parameters(module)
     own = dict(zip(pieces, count_non_finite(list(pieces.values())), strict=True))
     counts = torch.tensor([own.get(name, 0) for name, _ in weights], device=weights[0][1].device)
     if dist.is_initialized():
@@ -89,21 +89,21 @@ def non_finite_pieces(module: nn.Module, pieces: Mapping[str, Tensor]) -> str | 
 
 def non_finite(module: nn.Module) -> str | None:
     """All ranks together: what is nan or infinite in the trained weights, as `non_finite_pieces` says it."""
-    return non_finite_pieces(module, {name: piece for name, p in trained(module) if (piece := piece_of(p)) is not None})
+    return non_finite_pieces(module, {name: piece for name, p in trainable_parameters(module) if (piece := local_shard(p)) is not None})
 
 
 @contextmanager
 def rewriting(module: L.LightningModule) -> Iterator[None]:
     """Pieces are written to inside, by all ranks; afterwards the module computes with what was written."""
     optimizer = _engine_optimizer(module)
-    stage_3 = [p for _, p in trained(module) if in_stage_3(p)]
+    stage_3 = [p for _, p in trainable_parameters(module) if in_stage_3(p)]
     gathering = getattr(optimizer, "parameter_offload", optimizer)
     if stage_3:  # weights gathered for the last pass would be used again as they were
         gathering.partition_all_parameters()
     yield
     with torch.no_grad():
         for p in stage_3:
-            piece = piece_of(p)
+            piece = local_shard(p)
             assert piece is not None
             cast(Any, p).ds_tensor.data.copy_(piece)
     if stage_3 and gathering.persistent_parameters:  # small ones stay gathered

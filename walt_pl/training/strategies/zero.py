@@ -27,10 +27,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from walt_pl.runs.checkpoint import LATEST, TAG, CheckpointError, check_pickle, tensors_only, write_state
-from walt_pl.training.strategies.shards import trained
+from walt_pl.training.strategies.shards import trainable_parameters
 
 
-class Zero(DeepSpeedStrategy):
+class ZeROStrategy(DeepSpeedStrategy):
     """Shards the optimiser's state (stage 1), gradients too (2), weights too (3).
 
     The module has one optimiser and trains all that is in it: frozen networks are kept outside. Its attribute `clip` is the largest
@@ -71,7 +71,7 @@ class Zero(DeepSpeedStrategy):
         return torch.device("cpu", 0) if device.type == "cpu" else device  # the engine compares the index with numbers
 
     def setup_environment(self) -> None:
-        self.precision_plugin = ZeroPrecision(cast(Any, self.precision_plugin.precision))
+        self.precision_plugin = ZeROPrecision(cast(Any, self.precision_plugin.precision))
         if self.root_device.type == "cpu":
             DDPStrategy.setup_environment(self)  # DeepSpeedStrategy's adds a check for CUDA
         else:
@@ -207,7 +207,7 @@ class Zero(DeepSpeedStrategy):
             found = "without ZeRO" if not ranks else "by ZeRO 3" if sharded_weights else "by ZeRO 1 or 2"
             raise ValueError(
                 f"{path} was written {found}, and now the strategy is ZeRO {self.stage}: go on with the strategy that it was begun "
-                "with, or start over with --fresh true --init and the artifact that export makes of it (the optimiser then starts anew)"
+                "with, or start over with --from_scratch true --init and the artifact that export makes of it (the optimiser then starts anew)"
             )
         return ranks
 
@@ -218,7 +218,7 @@ class Zero(DeepSpeedStrategy):
         rank_zero_info(f"{path} was written by {ranks} ranks: putting it together for {self.world_size}, moments included")
         with _InfiniteBarrier():  # the others' own would give up after half an hour
             if self.is_global_zero:
-                failure = _put_together(path / TAG, universal, {name for name, _ in trained(self.lightning_module)})  # type: ignore[arg-type]
+                failure = _put_together(path / TAG, universal, {name for name, _ in trainable_parameters(self.lightning_module)})  # type: ignore[arg-type]
         failure = self.broadcast(failure)
         if failure is not None:
             raise CheckpointError(
@@ -233,7 +233,7 @@ class Zero(DeepSpeedStrategy):
                 shutil.rmtree(universal)
 
 
-class ZeroPrecision(DeepSpeedPrecision):
+class ZeROPrecision(DeepSpeedPrecision):
     """Leaves batches as they are: the weights of samples are counted, pixels go to a frozen autoencoder, and bfloat16 is for the model."""
 
     def convert_input(self, data: Any) -> Any:
@@ -289,6 +289,6 @@ def _end() -> None:
 
 def _check_state(module: nn.Module) -> None:
     """Going on with other ranks brings back trained weights alone, so there must be nothing else to bring back."""
-    other = set(module.state_dict()) - {name for name, _ in trained(module)}
+    other = set(module.state_dict()) - {name for name, _ in trainable_parameters(module)}
     if other:
         raise ValueError(f"trainer.strategy: ZeRO takes modules whose whole state is trained weights; keep these outside: {sorted(other)}")
