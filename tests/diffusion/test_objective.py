@@ -172,9 +172,9 @@ def test_drawn_rows_take_their_conditions_with_them() -> None:
     )
     picked = full.select(rows)
     assert picked.layout == FrameLayout(1, 3, 1)
-    for name in ("keep", "text", "text_mask", "labels", "noise_aug_level"):
+    for name in ("condition_kept", "text", "text_mask", "labels", "noise_aug_level"):
         assert torch.equal(getattr(picked, name), getattr(full, name)[rows]), name
-    for name in ("past", "context_mask", "low"):
+    for name in ("context_latents", "context_mask", "low_res"):
         assert torch.equal(getattr(picked, name), getattr(full, name)[frames]), name
 
 

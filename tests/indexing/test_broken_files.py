@@ -19,7 +19,7 @@ from pathlib import Path
 from tests.helpers.clips import entry_of
 from walt_pl.media.probing import Probe, probe
 from walt_pl.media.reading import read_clip
-from walt_pl.media.spans import Span
+from walt_pl.media.spans import FrameRange
 from walt_pl.media.types import MediaError
 
 for path in map(Path, sys.argv[1:]):
@@ -27,7 +27,7 @@ for path in map(Path, sys.argv[1:]):
     found = probe(path)
     said = [found.reason]
     for decoder in {"", found.decoder}:
-        for span in (Span(17), Span(5, start=20), Span(5, fps=4, start=0.5)):
+        for span in (FrameRange(17), FrameRange(5, start=20), FrameRange(5, fps=4, start=0.5)):
             entry = entry_of(path, Probe(), frames=found.frames, fps=found.fps, decoder=decoder, variable_rate=found.variable_rate)
             try:
                 clip = read_clip(entry, span, (32, 32))

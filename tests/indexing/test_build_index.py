@@ -20,7 +20,7 @@ from walt_pl.data.quarantine import Quarantine
 from walt_pl.indexing import build_index as building
 from walt_pl.indexing.build_index import BuildReport, IndexOptions, build_index
 from walt_pl.indexing.dataset_layouts import list_source
-from walt_pl.indexing.doctor import diagnose, render_findings, show, write_report
+from walt_pl.indexing.doctor import diagnose, print_rich, render_findings, write_report
 from walt_pl.indexing.probe_file import MediaFacts, MediaFile, probe_media_file
 from walt_pl.media.types import Frames
 from walt_pl.media.writing import write_image, write_video
@@ -91,7 +91,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[MediaFile]:
             seen.append(job)
             yield job, function(job)
 
-    monkeypatch.setattr(building, "run_apart", run)
+    monkeypatch.setattr(building, "run_isolated", run)
     return seen
 
 
@@ -155,7 +155,7 @@ def test_the_doctor_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, ca
     assert ("b.mp4", "written again since it was indexed, with as many bytes") in {(Path(f.place.path).name, f.detail) for f in findings}
     rows = list(csv.DictReader(write_report(findings, out).open()))
     assert len(rows) == len(findings) and {*MediaKey._fields, "split", "kind", "finding", "detail"} == set(rows[0])
-    show(render_findings(findings, out))
+    print_rich(render_findings(findings, out))
     text = capsys.readouterr().out
     assert "truncated" in text and "clips/copy.mp4: the same bytes as clips/val/c.mp4" in text
     train = Index(out, "train").videos
@@ -192,7 +192,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder: Path, tmp_path: Pat
             seen.append(job.file)
             yield job, function(job)
 
-    monkeypatch.setattr(building, "run_apart", interrupted)
+    monkeypatch.setattr(building, "run_isolated", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(folder, out)
     assert not out.exists()
@@ -201,7 +201,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder: Path, tmp_path: Pat
     built = build(folder, out)
     assert built.examined == 14 and len(seen) == 15 and len(set(seen)) == 14, "one of them again, whose line was cut"
     assert not journal.exists()
-    monkeypatch.setattr(building, "run_apart", lambda function, jobs, *rest: ((job, function(job)) for job in jobs))
+    monkeypatch.setattr(building, "run_isolated", lambda function, jobs, *rest: ((job, function(job)) for job in jobs))
     build(folder, tmp_path / "once.parquet")
     assert (tmp_path / "once.parquet").read_bytes() == out.read_bytes()
 

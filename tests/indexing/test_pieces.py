@@ -37,7 +37,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[MediaFile]:
             seen.append(medium)
             yield medium, function(medium)
 
-    monkeypatch.setattr(building, "run_apart", run)
+    monkeypatch.setattr(building, "run_isolated", run)
     return seen
 
 

@@ -477,7 +477,7 @@ def test_no_folder_says_what_an_artifact_is(tmp_path: Path) -> None:
     [
         ({"card": {"latent": {}}}, "unknown keys latent .known: parents"),
         ({"models": {"vea": Tiny(TinyConfig())}}, 'unknown section "vea"'),
-        ({"settings": {"denoiser": {}}}, "sections of models"),
+        ({"sampling_config": {"denoiser": {}}}, "sections of models"),
         ({"files": {"../x": b""}}, r"not one of the further files .*tokenizer.model"),
         ({"files": {"card.json": b""}}, r"not one of the further files .*tokenizer.model"),
     ],

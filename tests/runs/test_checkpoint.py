@@ -315,9 +315,9 @@ def test_code_in_an_artifact_is_refused(bomb: Bomb, tmp_path: Path) -> None:
 
 
 def test_code_in_a_configuration_is_refused(bomb: Bomb, tmp_path: Path) -> None:
-    from walt_pl.cli.config_files import beneath
+    from walt_pl.cli.config_files import extended_files
 
     file = tmp_path / "vae.yaml"
     file.write_text(f"over: !!python/object/apply:os.mkdir ['{bomb.mark}']")
-    beneath(file)
+    extended_files(file)
     assert not bomb.mark.exists()

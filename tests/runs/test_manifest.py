@@ -497,7 +497,7 @@ def test_the_stage_of_an_overlay_is_trained_again_with_the_configuration_it_left
     train(run_dir, "vae")
     again = f"python -m walt_pl fit --config {run_dir}/base_rank_16/train.yaml --run {run_dir} --from_scratch false"
     assert [row.command for row in status_rows(run_dir) if row.state == "stale"] == [again]
-    assert chain.command("base_rank_16", fresh=True) == again.replace("false", "true")
+    assert chain.command("base_rank_16", from_scratch=True) == again.replace("false", "true")
 
 
 # ---- Artifacts of other runs, and those made by hand ------------------------------------------------------------------

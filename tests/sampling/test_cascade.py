@@ -176,7 +176,7 @@ def test_the_end_of_a_round_is_the_past_of_the_next_one_at_every_stage(going_on:
 
 
 @pytest.mark.parametrize(
-    "factor, frames, rounds",
+    "factor, frames, num_segments",
     [(4, 1, 1), (4, 17, 1), (4, 18, 2), (4, 29, 2), (4, 30, 3), (4, 80, 7), (2, 9, 1), (2, 15, 2), (1, 5, 1), (1, 8, 2)],
 )
 def test_a_long_video_counts_on_without_a_gap(

@@ -135,7 +135,7 @@ def test_cascade_is_self_conditioned_on_its_step_before_at_every_stage(known: Kn
     assert larger[0].estimate is None and larger[1].estimate is not None
 
 
-@pytest.mark.parametrize("prompts, keep", [(["a bar", CAPTIONS[0]], [True, True]), ([CAPTIONS[1], ""], [True, False])])
+@pytest.mark.parametrize("prompts, condition_kept", [(["a bar", CAPTIONS[0]], [True, True]), ([CAPTIONS[1], ""], [True, False])])
 def test_cascade_tells_the_words_of_each_prompt_with_their_mask(known: Known, prompts: list[str], condition_kept: list[bool]) -> None:
     assert known.cascade.text is not None
     text, mask = known.cascade.text.encode(prompts)

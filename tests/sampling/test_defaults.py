@@ -153,7 +153,7 @@ def test_sample_continue_reads_the_clip_at_the_rate_of_the_model(
         asked.append(pictures)
         return context_latents(self, pictures, *more)
 
-    monkeypatch.setattr(Cascade, "past", spy)
+    monkeypatch.setattr(Cascade, "encode_context", spy)
     run = str(make_run(base={"video": {"fps": 10.0}}))
     common: dict[str, Any] = {"label": 1, "steps": 1, "stages": "base", "out": str(tmp_path / "clip.mp4")}
     sample(run, continue_=str(tmp_path / "given.mp4"), **common)

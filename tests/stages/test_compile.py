@@ -81,9 +81,9 @@ def test_compiled_are_the_layers_and_the_autoencoder_and_only_where_asked_for() 
 
 @pytest.mark.slow
 @needs_compiler
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
 def test_compiled_denoiser_has_the_same_loss_and_gradient_for_every_make_up_of_a_batch(activation_checkpointing: bool) -> None:
-    config = DenoiserConfig(**{**vars(DENOISER), "checkpointing": activation_checkpointing})
+    config = DenoiserConfig(**{**vars(DENOISER), "activation_checkpointing": activation_checkpointing})
     compiled, plain = base(True, config), base(False, config)
     # The first pass of self-conditioning runs on other numbers of videos and images at each step.
     for layout in (FrameLayout(2, 3, 4), FrameLayout(1, 3, 2), FrameLayout(0, 3, 3)):

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 from tests.helpers.experiments import COMMANDS, typed
 from tests.helpers.starts import fit, start
 from tests.helpers.training import ADAMW, SHARDED, arguments, copy_parents
-from walt_pl.cli.config_files import beneath
+from walt_pl.cli.config_files import extended_files
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.discriminator import DiscriminatorConfig
 from walt_pl.models.vae import VAEConfig
@@ -159,7 +159,7 @@ def written(line: Sequence[str]) -> dict[str, Any]:
     """The optimiser's arguments that stand in the files of a command line."""
     configs = [ROOT / name for word, name in pairwise(line) if word == "--config"]
     found: dict[str, Any] = {}
-    for path in [*beneath(configs[0]), *configs]:
+    for path in [*extended_files(configs[0]), *configs]:
         model = yaml.safe_load(path.read_text(encoding="utf-8")).get("model", {})
         found |= model.get("init_args", {}).get("optimizer", {}).get("init_args", {})
     return found

@@ -169,7 +169,7 @@ def test_empty_captions_have_a_token_and_no_captions_a_shape(config: PretrainedT
     assert tokens.shape == (0, 1, 16) and mask.shape == (0, 1) and mask.dtype == torch.bool
 
 
-@pytest.mark.parametrize("change", [{"length": 12}, {"dtype": "float32"}])
+@pytest.mark.parametrize("change", [{"max_length": 12}, {"dtype": "float32"}])
 def test_another_length_or_dtype_has_a_cache_of_its_own(config: PretrainedTextConfig, tmp_path: Path, change: dict[str, str]) -> None:
     encoder(config, tmp_path).fill(CAPTIONS)
     other = encoder(replace(config, **change), tmp_path)  # type: ignore[arg-type]

@@ -238,8 +238,8 @@ class Index:
 def write_index(entries: Sequence[Mapping[str, object]], path: Path) -> None:
     """Write an index from rows, whole or not at all: `path` and the Arrow file beside it.
 
-    `entries` are rows with the columns of `SCHEMA`, of which those with a default in `IndexEntry` may be left out; `path` in them is relative
-    to the folder of the index.
+    `entries` are rows with the columns of `SCHEMA`, of which those with a default in `IndexEntry` may be left out; `path` in them is
+    relative to the folder of the index.
 
     Raises ValueError for a row that lacks a column, has another one, a wrong type, an unknown kind or an absolute path.
     """

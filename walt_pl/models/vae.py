@@ -48,9 +48,8 @@ class VAEConfig:
     def __post_init__(self) -> None:
         levels = len(self.channel_multipliers)
         if len(self.strides) != levels - 1 or len(self.num_res_blocks) != levels:
-            raise ValueError(
-                f"vae: {levels} multipliers want {levels - 1} strides and {levels} blocks, got {len(self.strides)} and {len(self.num_res_blocks)}"
-            )
+            found = f"{len(self.strides)} and {len(self.num_res_blocks)}"
+            raise ValueError(f"vae: {levels} channel_multipliers want {levels - 1} strides and {levels} num_res_blocks, got {found}")
         for width in self.widths:
             if self.norm == "group" and width % 32:
                 raise ValueError(f"vae.norm: group wants widths that are multiples of 32, got {width}; use norm: layer")

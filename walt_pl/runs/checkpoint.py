@@ -140,7 +140,8 @@ def recovery_hint(folder: str | Path, step: int) -> str:
     earlier = [checkpoint.path for checkpoint in Checkpoint.all(folder) if checkpoint.step < step]
     change = "change something first: a lower --model.optimizer.lr, --guard.policy skip, or --trainer.precision 32-true"
     if not earlier:
-        return f"there is no earlier checkpoint in {folder}: add --from_scratch true to the command (make: FRESH=1) to start over, and {change}"
+        again = "add --from_scratch true to the command (make: FRESH=1) to start over"
+        return f"there is no earlier checkpoint in {folder}: {again}, and {change}"
     return (
         f"to go on from an earlier checkpoint add --ckpt_path {earlier[-1]} to the command, and {change}; "
         f"to export it: python -m walt_pl export {earlier[-1]} --out DIR"

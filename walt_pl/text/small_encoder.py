@@ -146,7 +146,8 @@ class SmallTextEncoder(nn.Module):
             self.truncated += 1
             if self.truncated == 1:
                 warnings.warn(
-                    f"text.max_length is {self.config.max_length}, but a caption has {len(ids)} pieces: its end is cut off, as of every longer one",
+                    f"text.max_length is {self.config.max_length}, but a caption has {len(ids)} pieces: its end is cut off, as of every "
+                    "longer one",
                     stacklevel=3,
                 )
         return ids[: self.config.max_length]

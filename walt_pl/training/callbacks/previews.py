@@ -28,7 +28,8 @@ class Previews(L.Callback):
 
     ``add_video`` of TensorBoard writes nothing without moviepy; an animated GIF in an image summary plays in the browser.
     It plays at the rate of the training videos, as `sample` writes; at 8 frames a second where that is not known.
-    They go to the program's own logger (`walt_pl.training.logger.ResilientTensorBoardLogger`), which bears a full disk; another one gets none.
+    They go to the program's own logger (`walt_pl.training.logger.ResilientTensorBoardLogger`), which bears a full
+    disk; another one gets none.
 
     Args:
         every: validations between two previews; 0 for none.

@@ -207,7 +207,8 @@ class ZeROStrategy(DeepSpeedStrategy):
             found = "without ZeRO" if not ranks else "by ZeRO 3" if sharded_weights else "by ZeRO 1 or 2"
             raise ValueError(
                 f"{path} was written {found}, and now the strategy is ZeRO {self.stage}: go on with the strategy that it was begun "
-                "with, or start over with --from_scratch true --init and the artifact that export makes of it (the optimiser then starts anew)"
+                "with, or start over with --from_scratch true --init and the artifact that export makes of it (the optimiser then starts "
+                "anew)"
             )
         return ranks
 
