@@ -131,7 +131,7 @@ class VAEStage(L.LightningModule):
             self.vae.decoder.compile()
         self.discriminator = Discriminator(discriminator) if adversarial_weight else None
         self.lecam = LeCam(lecam_decay)
-        self.balance = DiscriminatorPause(discriminator_pause, discriminator_resume)
+        self.discriminator_pause = DiscriminatorPause(discriminator_pause, discriminator_resume)
         # Frozen, so kept out of the module's parameters and checkpoints.
         self._perceptual: list[nn.Module | None] = [None]
         self.perceptual = perceptual
@@ -228,9 +228,9 @@ class VAEStage(L.LightningModule):
         kl = torch.cat([part.posterior.kl().flatten(1).sum(dim=1) / part.x[0].numel() for part in reconstructions])
         for part, error, share in zip(reconstructions, errors, weight.split([len(error) for error in errors]), strict=True):
             name = "video" if part.x.shape[2] > 1 else "image"
-            self.log(f"train/error_{name}", (error.detach() * share).sum() / share.sum().clamp(min=1e-12))
-        terms = {"train/error": (torch.cat(errors) * weight).sum(), "train/kl": (kl * weight).sum()}
-        loss = self.reconstruction_weight * terms["train/error"] + self.kl_weight * terms["train/kl"]
+            self.log(f"train/mse_{name}", (error.detach() * share).sum() / share.sum().clamp(min=1e-12))
+        terms = {"train/mse": (torch.cat(errors) * weight).sum(), "train/kl": (kl * weight).sum()}
+        loss = self.reconstruction_weight * terms["train/mse"] + self.kl_weight * terms["train/kl"]
         if self._perceptual[0] is not None:
             distance = self._perceptual_distance(self._perceptual[0].to(self.device), reconstructions, rng)
             terms["train/perceptual"] = (distance * weight).sum()
@@ -254,7 +254,7 @@ class VAEStage(L.LightningModule):
         return torch.cat([self.discriminator(clip) for clip in clips])
 
     def _discriminator_step(self, optimizer: Any, reconstructions: list[Reconstruction], weight: Tensor, step: int) -> None:
-        paused = bool(self.balance.paused)
+        paused = bool(self.discriminator_pause.paused)
         self.toggle_optimizer(optimizer)
         with torch.set_grad_enabled(not paused):
             real = self._logits([part.x for part in reconstructions])
@@ -268,10 +268,10 @@ class VAEStage(L.LightningModule):
     def _update_accuracy(self, real: Tensor, fake: Tensor, weight: Tensor) -> None:
         """Log who wins, over all ranks, so that all of them decide alike whether the discriminator learns from the next batch."""
         accuracy = self._global_mean(discriminator_accuracy(real, fake), weight)
-        self.balance.update(accuracy)
+        self.discriminator_pause.update(accuracy)
         means = [(logits * weight).sum() for logits in (real, fake)]
         self.log_dict({"train/logit_real": means[0], "train/logit_fake": means[1], "train/logit_gap": means[0] - means[1]})
-        self.log_dict({"train/discriminator_accuracy": accuracy, "train/discriminator_paused": self.balance.paused.float()})
+        self.log_dict({"train/discriminator_accuracy": accuracy, "train/discriminator_paused": self.discriminator_pause.paused.float()})
 
     def _global_mean(self, values: Tensor, weight: Tensor) -> Tensor:
         """Mean of a value of each sample [s] over the frames of the global batch."""
@@ -288,7 +288,7 @@ class VAEStage(L.LightningModule):
         loss = (discriminator_loss(real, fake) * weight).sum()
         if self.lecam_weight:
             loss = loss + self.lecam_weight * (self.lecam(real, fake) * weight).sum()
-        self.log("train/discriminator", loss)
+        self.log("train/discriminator_loss", loss)
         optimizer.zero_grad()
         self.manual_backward(loss)
         self.log("train/discriminator_gradient_norm", gradient_norm(self.discriminator.parameters()))

@@ -167,14 +167,6 @@ def test_one_bucket_keeps_the_order_it_had_before_there_were_buckets() -> None:
     assert found == wanted
 
 
-def test_a_state_from_before_there_were_buckets_is_read() -> None:
-    sampler, old = JointSampler(5, 4, 2, 1, seed=3), JointSampler(5, 4, 2, 1, seed=3)
-    for _ in range(4):
-        sampler.advance()
-    old.load_state_dict({"videos": 8, "images": 4})
-    assert old.state_dict() == sampler.state_dict()
-
-
 def test_another_index_is_told_and_begins_new_passes() -> None:
     sampler, grown = JointSampler(50, 4, 2, 1), JointSampler(51, 4, 2, 1)
     sampler.advance()

@@ -247,8 +247,8 @@ def test_kl_is_that_of_torch_distributions() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"strides": ((1, 2, 2),)}, "4 multipliers want 3 strides"),
-        ({"blocks": (1, 1)}, "4 multipliers want 3 strides and 4 blocks"),
+        ({"strides": ((1, 2, 2),)}, "4 channel_multipliers want 3 strides"),
+        ({"num_res_blocks": (1, 1)}, "4 channel_multipliers want 3 strides and 4 num_res_blocks"),
         ({"width": 48}, "multiples of 32"),
         ({"strides": ((3, 2, 2), (2, 2, 2), (2, 2, 2))}, "each must be 1 or 2"),
     ],

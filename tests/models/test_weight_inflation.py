@@ -119,7 +119,7 @@ def test_paper_geometry_converts() -> None:
     "change, named",
     [
         ({"width": 32}, "width is 16 there and 32 here"),
-        ({"depth": 4}, "layers is 2 there and 4 here"),
+        ({"depth": 4}, "depth is 2 there and 4 here"),
         ({"patch": 1, "window": (3, 4, 7)}, "patch is 2 there and 1 here"),
         ({"latent_channels": 4}, "latent_channels is 2 there and 4 here"),
         ({"num_classes": 4}, "classes is 3 there and 4 here"),
@@ -133,6 +133,14 @@ def test_what_cannot_be_interpolated_is_refused(change: dict[str, object], named
         inflate_weights(Denoiser(replace(WIDE, **change)), Denoiser(SQUARE))  # type: ignore[arg-type]
     assert "rows and columns of size and window may differ" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_inflate_weights_takes_other_probabilities_of_training_but_no_other_channels() -> None:
+    given = Denoiser(replace(SQUARE, frame_prediction=0.5))
+    other = inflate_weights(Denoiser(replace(SQUARE, frame_prediction=0.1, self_conditioning=0.3)), given)
+    assert all(torch.equal(other[name], value) for name, value in given.state_dict().items())
+    with pytest.raises(ValueError, match=r"other input channels: self_conditioning is 0\.9 there and 0 here"):
+        inflate_weights(Denoiser(replace(SQUARE, self_conditioning=0)), Denoiser(replace(SQUARE, self_conditioning=0.9)))
 
 
 # ---- From images to videos ---------------------------------------------------------------------------------------------
@@ -220,7 +228,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]]
     "other words": (
         lambda: SmallTextEncoder(SmallTextConfig(8, 1, 2, 32)),
         lambda: SmallTextEncoder(SmallTextConfig(8, 1, 2, 64)),
-        "vocabulary is 64 there and 32 here; nothing may differ",
+        "vocab_size is 64 there and 32 here; nothing may differ",
     ),
 }
 

@@ -23,7 +23,7 @@ from tests.mutation.execution import Copies, Job, Outcome, Results, run_jobs
 from tests.mutation.near_tests import NearTests, Project
 from tests.mutation.operators import Mutant
 from tests.mutation.report import Tried, render
-from tests.mutation.targets import GROUPS, TargetError, mutants_of, read_excuses, sample, stale_excuses
+from tests.mutation.targets import GROUPS, STARTING, TargetError, mutants_of, read_excuses, sample, stale_excuses
 
 ROOT = Path(__file__).parents[2]
 COUNT, SEED = 200, 0
@@ -90,7 +90,11 @@ class Session:
             TargetError: a pattern matches no file, there are too few mutants, or one has no tests.
         """
         project, pools = Project(root), mutants_of(root, groups)
-        near = {mutant.path: tuple(project.near(root / mutant.path)) for pool in pools.values() for mutant in pool}
+        near = {
+            path: tuple(project.near(root / path, starting=group in STARTING))
+            for group, pool in pools.items()
+            for path in {mutant.path for mutant in pool}
+        }
         eligible: Mapping[str, Sequence[Mutant]] = pools
         if quick:
             near = {path: tuple(test for test in tests if test.mirrored and not test.starts_processes) for path, tests in near.items()}

@@ -116,7 +116,7 @@ class Project:
 
     # ---- Near tests ---------------------------------------------------------------------------------------------------
 
-    def near(self, source: Path) -> list[NearTests]:
+    def near(self, source: Path, starting: bool = False) -> list[NearTests]:
         """Return the tests to run for a source file, the nearest file first.
 
         1. The file of its name in the mirrored folder, then those of that folder that import it.
@@ -125,6 +125,10 @@ class Project:
 
         Tests that start a process cost seconds or minutes each and are left out, but not where all tests of the file of its name, or of
         those in the mirrored folder, or of all, do so. Such a file comes last.
+
+        Args:
+            source: file of code.
+            starting: keep the tests of the mirrored folder that start processes, for code that shows its faults in several processes only.
         """
         if source not in self._near:
             ranks = self._ranks(source)
@@ -134,7 +138,7 @@ class Project:
             whole = set(files) if not quick else set()
             for rank in (0, 1):
                 nearest = {test for test in files if ranks[test] <= rank}
-                whole |= set() if nearest & quick else nearest
+                whole |= nearest if starting or not nearest & quick else set()
             chosen = [test for test in files if test in quick | whole]
             self._near[source] = [self._chosen(test, ranks[test] == 0, left_out[test], test in whole) for test in chosen[:MOST_FILES]]
         return self._near[source]

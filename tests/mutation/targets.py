@@ -21,6 +21,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "order": ("walt_pl/data/*sampler*.py", "walt_pl/data/permutation.py", "walt_pl/data/loader.py"),
 }
 """Files of each group, as patterns. Every pattern must match; a file belongs to the last group that names it."""
+STARTING = frozenset({"strategies"})
+"""Groups whose code shows its faults in several processes only: their tests that start processes are run, too."""
 SMALLEST_TREE = 150
 """Fewer mutants in all groups together mean that a pattern lost its files."""
 OWN_NAME = "tests/mutation/targets.py"

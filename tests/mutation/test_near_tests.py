@@ -75,3 +75,14 @@ def test_digest_changes_with_a_test_and_its_helpers_only(tmp_path: Path) -> None
     assert digest() == before
     (tmp_path / "tests/helpers.py").write_text("SIZE = 2\n")
     assert digest() != before
+
+
+def test_near_keeps_tests_that_start_processes_where_asked(tmp_path: Path) -> None:
+    mixed = (
+        "from lib.deep.solver import Solver\nimport subprocess\n\ndef test_quick(): ...\n\ndef test_slow():\n    subprocess.run(['x'])\n"
+    )
+    tree = project(tmp_path, {**FILES, "tests/deep/test_solver.py": mixed})
+    solver = tmp_path / "lib/deep/solver.py"
+    assert tree.near(solver)[0].left_out == {"test_slow"}
+    kept = next(test for test in Project(tmp_path).near(solver, starting=True) if test.path == "tests/deep/test_solver.py")
+    assert kept.left_out == frozenset() and kept.starts_processes

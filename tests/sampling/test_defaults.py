@@ -147,11 +147,11 @@ def test_sample_continue_reads_the_clip_at_the_rate_of_the_model(
     write_video(tmp_path / "given.mp4", frames, 20)
     given = read_video(tmp_path / "given.mp4", 12)
     asked: list[np.ndarray[Any, Any]] = []
-    context_latents = Cascade.context_latents
+    encode_context = Cascade.encode_context
 
     def spy(self: Cascade, pictures: np.ndarray[Any, Any], *more: Any) -> dict[str, torch.Tensor]:
         asked.append(pictures)
-        return context_latents(self, pictures, *more)
+        return encode_context(self, pictures, *more)
 
     monkeypatch.setattr(Cascade, "encode_context", spy)
     run = str(make_run(base={"video": {"fps": 10.0}}))

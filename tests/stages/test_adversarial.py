@@ -59,7 +59,7 @@ def test_adversarial_weight_grows_from_its_start() -> None:
 def test_discriminator_that_wins_outright_rests_until_it_does_not() -> None:
     """Its logit is put beyond doubt: first right, then wrong. The running mean forgets half at each step."""
     module = tiny_stage(discriminator_pause=0.9, discriminator_resume=0.6)
-    module.balance.decay = 0.5
+    module.discriminator_pause.decay = 0.5
     right = {"value": True}
 
     def decided(clips: list[torch.Tensor]) -> torch.Tensor:
@@ -85,10 +85,10 @@ def test_discriminator_that_wins_outright_rests_until_it_does_not() -> None:
 def test_rest_is_part_of_the_checkpoint() -> None:
     module = tiny_stage(discriminator_pause=0.97)
     for _ in range(400):
-        module.balance.update(torch.tensor(1.0))
+        module.discriminator_pause.update(torch.tensor(1.0))
     other = tiny_stage()
     other.load_state_dict(module.state_dict())
-    assert bool(other.balance.paused) and other.balance.accuracy == module.balance.accuracy
+    assert bool(other.discriminator_pause.paused) and other.discriminator_pause.accuracy == module.discriminator_pause.accuracy
 
 
 def test_accuracy_counts_both_sides_and_one_number_that_is_none_does_not_stay() -> None:
@@ -212,4 +212,4 @@ def test_published_autoencoders_have_the_published_weights() -> None:
     }
     for stage in stages:
         assert {name: getattr(stage, name) for name in wanted} == wanted
-        assert stage.balance.pause is None and stage.lecam.decay == 0.999
+        assert stage.discriminator_pause.pause is None and stage.lecam.decay == 0.999

@@ -84,7 +84,7 @@ def test_super_resolution_stage_decays_matrices_only(lora_rank: int | None) -> N
     assert {name for name in plain if not is_norm_or_bias(stage, name)} == TABLES
     modulation = {"mlp.0.weight", "mlp.2.weight", "down", "up"} if lora_rank else {"weight"}
     assert {name for name in decayed if ".modulation." in name} == {f"denoiser.modulation.{name}" for name in modulation}
-    assert {"denoiser.low_resolution.conv.weight", "denoiser.patches_in.weight", "denoiser.blocks.1.text.kv.weight"} <= decayed
+    assert {"denoiser.low_res_upsampler.conv.weight", "denoiser.patch_embed.weight", "denoiser.blocks.1.text.kv.weight"} <= decayed
     assert not [name for name in decayed if is_norm_or_bias(stage, name)]
 
 

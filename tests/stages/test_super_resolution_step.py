@@ -172,7 +172,7 @@ def test_super_resolution_low_noise_is_that_of_the_schedule_of_the_stage(rescale
     torch.testing.assert_close(found[0], found[1], atol=0.05, rtol=0)
 
 
-@pytest.mark.parametrize("change, said", [({"low_res_videos": None}, "low_size is not set"), ({}, "set it to half of data.size")])
+@pytest.mark.parametrize("change, said", [({"low_res_videos": None}, "low_res_size is not set"), ({}, "set it to half of data.size")])
 def test_super_resolution_without_latents_of_half_the_size_is_refused(change: dict[str, Any], said: str) -> None:
     batch = joint_batch()
     stage, _ = stage_of(batch)

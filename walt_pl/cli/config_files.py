@@ -17,14 +17,11 @@ def extended_by_first_config(arguments: list[str]) -> list[str]:
     Raises:
         ValueError: it is not a stage's, and nothing else names the stage.
     """
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-c", "--config", action="append", default=[], type=Path)
-    parser.add_argument("--stage")
-    typed = parser.parse_known_args(arguments)[0]
-    if not typed.config:
+    configs, stage = _typed(arguments)
+    if not configs:
         return []
-    first = typed.config[0]
-    if first.is_file() and not typed.stage and not any("stage" in _plain(config) for config in typed.config):
+    first = configs[0]
+    if first.is_file() and not stage and not any("stage" in read_plain(config) for config in configs):
         try:
             kind_of(first.stem)
         except ManifestError as error:
@@ -35,13 +32,28 @@ def extended_by_first_config(arguments: list[str]) -> list[str]:
     return [glob.escape(str(path)) for path in extended_files(first)]
 
 
+def configs_of(arguments: list[str]) -> list[Path]:
+    """Return the configuration files of a command line, and those that the first one extends; the lowest first."""
+    configs, _ = _typed(arguments)
+    return [*extended_files(configs[0]), *configs] if configs else []
+
+
+def _typed(arguments: list[str]) -> tuple[list[Path], str | None]:
+    """Return what was typed after --config and after --stage."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="append", default=[], type=Path)
+    parser.add_argument("--stage")
+    typed = parser.parse_known_args(arguments)[0]
+    return typed.config, typed.stage
+
+
 def stages_of(experiment: Path) -> list[str]:
     """Return the stages of an experiment's main chain in their order: vae, base, sr1, sr2, ... without variants such as base_l."""
     return in_order([path.stem for path in experiment.glob("*.yaml") if re.fullmatch(r"vae|base|sr\d+", path.stem)])
 
 
-def _plain(config: Path) -> dict[str, Any]:
-    """What a file says; nothing where it cannot be read, of which the parser tells."""
+def read_plain(config: Path) -> dict[str, Any]:
+    """Return what a file says; nothing where it cannot be read, of which the parser tells."""
     try:
         plain = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
@@ -56,7 +68,7 @@ def extended_files(config: Path) -> list[Path]:
         ValueError: one of them is not there.
     """
     files: list[Path] = []
-    for name in _plain(config).get("extends") or []:
+    for name in read_plain(config).get("extends") or []:
         below = config.parent / str(name)
         if not below.is_file():
             raise ValueError(f"{config}: extends names {name}, but there is no {below}; paths are relative to the file that names them")

@@ -15,8 +15,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.joint import JointData
 from stages.finetuning import init_from
 from walt_pl.blocks.compute import compute_dtype
-from walt_pl.cli.config_files import extended_by_first_config
+from walt_pl.cli.config_files import configs_of, extended_by_first_config
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
+from walt_pl.cli.renamed_keys import check_renamed
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import STATE, Checkpoint
 from walt_pl.runs.manifest import Manifest
@@ -55,6 +56,7 @@ class WaltCLI(LightningCLI):
     """LightningCLI that knows runs: where a stage writes, what its parents are, how it goes on."""
 
     def __init__(self, run: bool = True) -> None:
+        check_renamed(sys.argv[1:], configs_of(sys.argv[1:]))
         extended_files = {"default_config_files": extended_by_first_config(sys.argv[1:])}
         super().__init__(
             L.LightningModule,

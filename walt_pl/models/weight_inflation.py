@@ -51,7 +51,11 @@ def _resized(target: Denoiser, source: Denoiser) -> State:
     """Position tables interpolated; all other weights know nothing of the number of tokens (SPEC section 3)."""
     old, new = source.config, target.config
     may_differ = "rows and columns of size and window"
-    _require_same(new, old, ("size", "window", "attention", "checkpointing"), may_differ)
+    probabilities = ("self_conditioning", "frame_prediction")
+    _require_same(new, old, ("size", "window", "attention", "activation_checkpointing", *probabilities), may_differ)
+    for name in probabilities:
+        if bool(getattr(new, name)) != bool(getattr(old, name)):
+            raise ValueError(f"has other input channels: {name} is {getattr(old, name)} there and {getattr(new, name)} here")
     if (old.size[0], old.window[0]) != (new.size[0], new.window[0]):
         raise ValueError(
             f"is of another length: size and window have {old.size[0]} and {old.window[0]} frames there, "

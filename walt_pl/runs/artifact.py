@@ -31,7 +31,8 @@ from torch import nn
 
 from walt_pl.files import file_sha256, plain_files
 
-FORMAT = 1
+FORMAT = 2
+"""Version of the folder. 1 had other names of weights and settings, see CHANGELOG.md."""
 WEIGHTS, CONFIG, TRAIN, CARD = "model.safetensors", "model.yaml", "train.yaml", "card.json"
 EXTRA = ("tokenizer.model",)
 """Further files that an artifact may have."""
@@ -122,8 +123,8 @@ def read_card(path: str | Path) -> dict[str, Any]:
         raise ArtifactError(f"{folder / CARD} is not a card of an artifact ({error!r})") from error
     if version != FORMAT:
         raise ArtifactError(
-            f"{folder / CARD}: format version {version} is unknown here (this program reads {FORMAT}); "
-            "use the version of walt_pl that wrote it"
+            f"{folder / CARD}: format version {version} is unknown here (this program reads {FORMAT}); use the version of walt_pl that wrote "
+            "it, or train the stage again (format 1 has other names of weights and settings: CHANGELOG.md)"
         )
     checksum = card.pop("checksum", None)
     if text != card_text(card):

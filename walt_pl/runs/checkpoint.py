@@ -34,7 +34,8 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from walt_pl.files import plain_files, sync, write_whole
 
-FORMAT = 1
+FORMAT = 2
+"""Version of the folder. 1 had other names of weights and settings, see CHANGELOG.md."""
 STATE, AVERAGES, CARD, PART = "state.ckpt", "ema.safetensors", "checkpoint.json", ".part"
 TAG, LATEST = "checkpoint", "latest"
 """In DeepSpeed's folder: the folder of the shards, as Lightning names it, and the file that says so."""
@@ -163,7 +164,10 @@ def _card(path: Path) -> dict[str, Any]:
         raise TornCheckpoint(f"{path} is torn: {CARD} is no JSON ({error}); use an older checkpoint beside it") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         found = card.get("format") if isinstance(card, dict) else type(card).__name__
-        raise CheckpointError(f"{path / CARD}: format {found}, this program reads {FORMAT}; train on with the version that wrote it")
+        raise CheckpointError(
+            f"{path / CARD}: format {found}, this program reads {FORMAT}; train on with the version that wrote it, or start over with "
+            "--from_scratch true (format 1 has other names of weights: CHANGELOG.md)"
+        )
     if card.get("strategy") not in get_args(Strategy):
         raise CheckpointError(f"{path / CARD}: strategy {card.get('strategy')!r}, wanted one of {', '.join(get_args(Strategy))}")
     return card

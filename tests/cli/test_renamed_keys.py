@@ -1,0 +1,42 @@
+"""Old names of keys are refused with the new ones."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from walt_pl.cli.config_files import configs_of
+from walt_pl.cli.renamed_keys import RENAMED, check_renamed
+
+
+@pytest.mark.parametrize("key", RENAMED)
+def test_renamed_key_on_the_command_line_is_refused_with_the_new_one(key: str) -> None:
+    for typed in ([f"--{key}=1"], [f"--{key}", "1"], [f"--{key.replace('model.', 'model.init_args.', 1)}", "1"]):
+        with pytest.raises(ValueError, match=rf"--\S+ has another name now: {RENAMED[key].split(' ')[0]}"):
+            check_renamed(["fit", *typed], [])
+
+
+@pytest.mark.parametrize("key", RENAMED)
+def test_renamed_key_in_a_file_is_refused_with_the_file_and_the_new_one(key: str, tmp_path: Path) -> None:
+    *groups, last = key.split(".")
+    lines = [f"{'  ' * depth}{name}:" for depth, name in enumerate([*groups, last])]
+    if groups[:1] == ["model"]:
+        lines = [lines[0], "  init_args:", *(f"  {line}" for line in lines[1:])]
+    config = tmp_path / "vae.yaml"
+    config.write_text("\n".join([*lines[:-1], f"{lines[-1]} 1"]))
+    with pytest.raises(ValueError, match=rf"vae\.yaml: {key} has another name now: {RENAMED[key].split(' ')[0]}"):
+        check_renamed([], [config])
+
+
+def test_renamed_key_in_an_extended_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "low.yaml").write_text("model: {init_args: {denoiser: {heads: 2}}}")
+    (tmp_path / "base.yaml").write_text("extends: [low.yaml]")
+    arguments = ["fit", "--config", str(tmp_path / "base.yaml")]
+    with pytest.raises(ValueError, match=r"low\.yaml: model\.denoiser\.heads has another name now: model\.denoiser\.num_heads"):
+        check_renamed(arguments, configs_of(arguments))
+
+
+def test_renamed_keys_are_in_no_experiment() -> None:
+    configs = sorted((ROOT / "experiments").rglob("*.yaml"))
+    check_renamed([], configs)
+    assert len(configs) > 30
