@@ -30,7 +30,7 @@ def test_a_file_lies_over_those_it_names_and_a_further_config_over_that(tmp_path
     small = {"width": 16, "depth": 2, "num_heads": 2, "size": [3, 4, 4], "window": [3, 2, 2]}
     model = {"class_path": "stages.base.BaseStage", "init_args": {"denoiser": small, "optimizer": {"class_path": "torch.optim.AdamW"}}}
     below = {"model": model, "data": {"index": "x.parquet", "size": 32}, "ema": {"decay": 0.5}}
-    own = {"over": ["deep/below.yaml"], "model": {"init_args": {"denoiser": {"width": 32}}}, "ema": {"decay": 0.7}}
+    own = {"extends": ["deep/below.yaml"], "model": {"init_args": {"denoiser": {"width": 32}}}, "ema": {"decay": 0.7}}
     (tmp_path / "deep").mkdir()
     for name, content in (("deep/below", below), ("base_x", own), ("overlay", {"model": {"init_args": {"denoiser": {"num_heads": 4}}}})):
         (tmp_path / f"{name}.yaml").write_text(json.dumps(content))
@@ -39,7 +39,7 @@ def test_a_file_lies_over_those_it_names_and_a_further_config_over_that(tmp_path
     assert (config.width, config.num_heads, config.depth, plan.options.ema.decay) == (32, 4, 2, 0.7)
     assert (plan.stage, plan.run_dir) == ("base_x", Path("runs") / tmp_path.name)
     (tmp_path / "deep/below.yaml").unlink()
-    with pytest.raises(ValueError, match=r"base_x.yaml: over names deep/below.yaml, but there is no"):
+    with pytest.raises(ValueError, match=r"base_x.yaml: extends names deep/below.yaml, but there is no"):
         planned("--config", str(tmp_path / "base_x.yaml"))
 
 

@@ -49,5 +49,5 @@ COMMANDS = sorted({command for config in FILES for command in documented(config)
 RUN = {"shapes": "Reached", "clips": "Reached", "ablations": "see docs/ablations.md"}
 """What was run, by folder, and the words for it; everything else says that it was not."""
 FULL_SIZE = [
-    path for path in FILES if RUN.get(path.parent.name) is None and "\nover:" in path.read_text(encoding="utf-8") and documented(path)
+    path for path in FILES if RUN.get(path.parent.name) is None and "\nextends:" in path.read_text(encoding="utf-8") and documented(path)
 ]

@@ -107,7 +107,7 @@ def test_card_says_where_the_weights_come_from(tmp_path: Path) -> None:
     card = load(tmp_path / "vae").card
     assert set(card["files"]) == {"model.safetensors", "model.yaml", "train.yaml", "tokenizer.model"}
     assert card["parents"] == {"vae": "cd"} and card["steps"] == 9 and card["metrics"]["psnr"]["clips"] == 64
-    assert card["packages"]["torch"] == torch.__version__.split("+")[0] and "code" in card and card["format"] == 1
+    assert card["packages"]["torch"] == torch.__version__.split("+")[0] and "code" in card and card["format"] == 2
 
 
 def test_weights_are_saved_as_contiguous_float32(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ import os, sys
 sys.path[:0] = sys.argv[1].split(os.pathsep)
 import test_artifact as tests
 from walt_pl.runs import artifact
-artifact.SECTIONS = {"vae": ("test_artifact", "Tiny", "TinyConfig")}
+artifact.COMPONENTS = {"vae": ("test_artifact", "Tiny", "TinyConfig")}
 left = int(sys.argv[3])
 def counted(change):
     def changes(folder, *rest, **named):
@@ -449,7 +449,7 @@ def with_config(folder: Path, text: str) -> None:
     [
         (lambda f: (f / "card.json").unlink(), "has no card.json.*found: model.safetensors"),
         (lambda f: (f / "card.json").write_text("{"), "not a card"),
-        (lambda f: rewrite_card(f, format=9), "format version 9 is unknown here .this program reads 1"),
+        (lambda f: rewrite_card(f, format=9), "format version 9 is unknown here .this program reads 2"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),
         (lambda f: os.truncate(f / "model.safetensors", 50), "model.safetensors do not match: found 50 bytes"),
         (lambda f: with_config(f, "vae: {width: 4, depth: 2}\n"), "does not know: depth .it has: width, levels"),
@@ -499,7 +499,7 @@ sys.path[:0] = sys.argv[1].split(os.pathsep)
 import walt_pl
 assert "torch" not in sys.modules, "import walt_pl alone has to be quick"
 from walt_pl.runs import artifact
-artifact.SECTIONS = {"vae": ("tiny_model", "Tiny", "TinyConfig")}
+artifact.COMPONENTS = {"vae": ("tiny_model", "Tiny", "TinyConfig")}
 model = walt_pl.load(sys.argv[2], verify=True).models["vae"]
 import torch
 print(model(torch.ones(2)).sum().item())

@@ -318,6 +318,6 @@ def test_code_in_a_configuration_is_refused(bomb: Bomb, tmp_path: Path) -> None:
     from walt_pl.cli.config_files import extended_files
 
     file = tmp_path / "vae.yaml"
-    file.write_text(f"over: !!python/object/apply:os.mkdir ['{bomb.mark}']")
+    file.write_text(f"extends: !!python/object/apply:os.mkdir ['{bomb.mark}']")
     extended_files(file)
     assert not bomb.mark.exists()

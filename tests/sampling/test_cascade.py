@@ -287,7 +287,9 @@ def test_code_of_the_documentation_makes_the_clip_of_the_program(run: Path, tmp_
     monkeypatch.chdir(tmp_path)
     exec(code.replace("runs/shapes/vae", str(run / "vae")).replace("artifacts/base-500", str(run / "base")), {})
     sample(str(run), "a plain red circle moving left", seed=0, steps=20, out="program.mp4")
-    assert Path("clip.mp4").read_bytes() == Path("program.mp4").read_bytes()
+    # Not the bytes: x264 reads a little memory that nobody wrote, and now and then encodes the same frames otherwise.
+    clip, program = (read_video(Path(name), 9).astype(int) for name in ("clip.mp4", "program.mp4"))
+    assert abs(clip - program).mean() < 0.5
 
 
 @pytest.fixture

@@ -123,8 +123,8 @@ def read_card(path: str | Path) -> dict[str, Any]:
         raise ArtifactError(f"{folder / CARD} is not a card of an artifact ({error!r})") from error
     if version != FORMAT:
         raise ArtifactError(
-            f"{folder / CARD}: format version {version} is unknown here (this program reads {FORMAT}); use the version of walt_pl that wrote "
-            "it, or train the stage again (format 1 has other names of weights and settings: CHANGELOG.md)"
+            f"{folder / CARD}: format version {version} is unknown here (this program reads {FORMAT}); use the version of walt_pl that "
+            "wrote it, or train the stage again (format 1 has other names of weights and settings: CHANGELOG.md)"
         )
     checksum = card.pop("checksum", None)
     if text != card_text(card):
