@@ -1,4 +1,4 @@
-"""Stage two: the base model, latents from text or a class at the smallest size (SPEC section 3)."""
+"""Stage two: the base model, latents from text or a class at the smallest size (docs/METHOD.md, section 3)."""
 
 from collections.abc import Mapping
 from pathlib import Path

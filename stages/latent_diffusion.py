@@ -1,4 +1,4 @@
-"""What the base and the super-resolution stages share: one training step of latent diffusion (SPEC sections 1 and 3)."""
+"""What the base and the super-resolution stages share: one training step of latent diffusion (docs/METHOD.md, sections 1 and 3)."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial

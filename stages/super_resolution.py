@@ -1,4 +1,4 @@
-"""Stages three and four: twice the size, from a noised latent of half the size (SPEC section 4)."""
+"""Stages three and four: twice the size, from a noised latent of half the size (docs/METHOD.md, section 4)."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Stage one: the autoencoder, on videos and images in the same step (SPEC section 2)."""
+"""Stage one: the autoencoder, on videos and images in the same step (docs/METHOD.md, section 2)."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping

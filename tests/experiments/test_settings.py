@@ -1,4 +1,4 @@
-"""The experiments have the training settings of the paper's Table 8 (SPEC section 6)."""
+"""The experiments have the training settings of the paper's Table 8 (docs/METHOD.md, section 6)."""
 
 import inspect
 from typing import Any
@@ -94,8 +94,8 @@ def test_experiment_of_super_resolution_noises_up_to_350_with_the_text_encoder_o
     assert settings("text_to_video/sr1")["model"]["init_args"]["denoiser"]["text_width"] == 2048
 
 
-# SPEC section 6: steps, or passes over a set of so many clips in batches of so many (UCF-101 has 9,537 training clips, Kinetics-600
-# 392,622, ImageNet 1,281,167 pictures).
+# docs/METHOD.md, section 6.1: steps, or passes over a set of so many clips in batches of so many (UCF-101 has 9,537
+# training clips, Kinetics-600 392,622, ImageNet 1,281,167 pictures).
 DURATIONS: list[tuple[str, float]] = [
     ("imagenet/vae", 270 * 1_281_167 / 256),
     ("imagenet/base", 350 * 1_281_167 / 1024),

@@ -1,4 +1,4 @@
-"""The experiments have the numbers of parameters that the paper gives (SPEC section 5)."""
+"""The experiments have the numbers of parameters that the paper gives (docs/METHOD.md, section 5)."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from torch import nn
 from tests.conftest import ROOT
 from tests.helpers.experiments import of
 
-# SPEC section 5.
+# docs/METHOD.md, section 5.
 PUBLISHED: list[tuple[str, str | None, float, float]] = [
     ("ucf101/base_l", None, 313e6, 0.01),
     ("ucf101/base_l", "ucf101/rank_4", 314e6, 0.01),

@@ -182,7 +182,7 @@ def test_the_end_of_a_round_is_the_past_of_the_next_one_at_every_stage(going_on:
 def test_a_long_video_counts_on_without_a_gap(
     going_on: Cascade, monkeypatch: pytest.MonkeyPatch, factor: int, frames: int, num_segments: int
 ) -> None:
-    """Five latents a clip, and pixels that hold their own number: 17 + 12 = 29 frames after one further round (SPEC section 3)."""
+    """Five latents a clip, and pixels that hold their own number: 17 + 12 = 29 frames after two rounds (docs/METHOD.md, section 3.7)."""
     length, calls = 1 + 4 * factor, []
 
     def sample(request: SampleRequest, *more: Any) -> dict[str, torch.Tensor]:

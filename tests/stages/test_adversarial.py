@@ -192,7 +192,7 @@ def test_discriminator_gradient_norm_is_limited_where_asked() -> None:
 
 
 def test_published_autoencoders_have_the_published_weights() -> None:
-    """SPEC 2: MAGVIT's, and neither a pause nor a limit of the discriminator's gradients."""
+    """docs/METHOD.md, section 2.8: MAGVIT's, and neither a pause nor a limit of the discriminator's gradients."""
     stages = [stage for config in FULL_SIZE if isinstance(stage := planned("--config", str(config)).model, VAEStage)]
     assert len(stages) == 5
     wanted = {

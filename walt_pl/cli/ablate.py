@@ -1,4 +1,4 @@
-"""``make ablate``: the switches of the paper's Table 3 on the embedded set, each against the same small base model (SPEC section 8).
+"""``make ablate``: the switches of the paper's Table 3 on the embedded set, against one small base model (docs/METHOD.md, section 8).
 
 Every run is an ordinary one in a folder of its own, ``RUN/ablations/NAME``: it goes on where it was interrupted, and its ``result.json``
 says that it is finished.

@@ -221,7 +221,7 @@ class Denoiser(nn.Module):
         return block(*args)
 
     def _inputs(self, x: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        """All channels of the input, in the order of SPEC section 3."""
+        """All channels of the input, in the order of docs/METHOD.md, section 3.1."""
         parts = [x]
         if self.config.self_conditioning:
             parts.append(torch.zeros_like(x) if estimate is None else estimate)

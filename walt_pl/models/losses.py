@@ -1,4 +1,4 @@
-"""Terms of the autoencoder's loss (SPEC section 2): reconstruction, perceptual, adversarial with R1 and LeCAM."""
+"""Terms of the autoencoder's loss (docs/METHOD.md, section 2.8): reconstruction, perceptual, adversarial with R1 and LeCAM."""
 
 import pickle
 from pathlib import Path

@@ -168,7 +168,7 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Causal video autoencoder with a Gaussian latent (SPEC section 2)."""
+    """Causal video autoencoder with a Gaussian latent (docs/METHOD.md, section 2)."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()

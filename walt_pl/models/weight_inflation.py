@@ -48,7 +48,7 @@ def _require_same(target: Any, source: Any, free: tuple[str, ...], may_differ: s
 
 
 def _resized(target: Denoiser, source: Denoiser) -> State:
-    """Position tables interpolated; all other weights know nothing of the number of tokens (SPEC section 3)."""
+    """Position tables interpolated; all other weights know nothing of the number of tokens (docs/METHOD.md, section 3.8)."""
     old, new = source.config, target.config
     may_differ = "rows and columns of size and window"
     probabilities = ("self_conditioning", "frame_prediction")
@@ -88,7 +88,7 @@ def resize_position_table(table: Tensor, old: Window, new: Window) -> Tensor:
 
 
 def _inflated(target: VAE, source: VAE) -> State:
-    """2D kernels as 3D ones that look at their last frame alone, so that a video is at first a row of images (SPEC section 2)."""
+    """2D kernels as 3D ones that look at their last frame alone: a video is at first a row of images (docs/METHOD.md, section 2.9)."""
     may_differ = "time_kernel and the strides in time"
     _require_same(target.config, source.config, ("time_kernel", "strides"), may_differ)
     spatial = [[stride[1:] for stride in model.config.strides] for model in (source, target)]

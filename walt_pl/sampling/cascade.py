@@ -272,7 +272,7 @@ class Cascade:
 
     @torch.no_grad()
     def video(self, request: SampleRequest, sampling: SamplingConfig, frames: int, each_step: Callable[[], None] = lambda: None) -> Tensor:
-        """Pixels of the last stage, in as many rounds as the length takes (SPEC section 3, "Long video").
+        """Pixels of the last stage, in as many rounds as the length takes (docs/METHOD.md, section 3.7).
 
         A round samples a clip; its last ``overlap`` pixel frames, encoded, are the two latents that the next round begins with, and what
         comes after them is new. They are encoded again because the first latent of a clip stands for one frame alone.
