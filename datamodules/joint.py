@@ -46,8 +46,8 @@ class JointData(L.LightningDataModule):
         images_per_stack: Images of a stack; as many as a video has latent frames, so that stacks and videos cost alike.
         aspect: Columns to a row; 1.75 makes 128 x 224 of size 128. It holds for all sizes.
         buckets: Sizes [rows, columns] in pixels in place of `size` x `aspect`: every batch has one of them, and every clip and image
-            goes into the one that cuts off least of it without enlarging it. Low-resolution twins are smaller by low_size / size.
-        low_size: Rows of the low-resolution twins in pixels (super-resolution).
+            goes into the one that cuts off least of it without enlarging it. Low-resolution twins are smaller by low_res_size / size.
+        low_res_size: Rows of the low-resolution twins in pixels (super-resolution).
         fps: Frames a second that are taken of every video, whatever its own rate; null takes the file's frames.
         stride: Frames of the file from one taken to the next; only without fps.
         flip: Mirrors half of the views and windows, left for right (not where captions say left or right).

@@ -21,13 +21,13 @@ from walt_pl.runs.artifact import ArtifactError, load
 from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, UnsafePickle, read_state
 from walt_pl.runs.manifest import Manifest
 
-# Not where the critic begins: there the guard begins anew.
+# Not where the discriminator begins: there the guard begins anew.
 SPOIL = "[{class_path: tests.helpers.guarded_training.Spoil, init_args: {factors: {5: 1.0e+4}}}]"
 
 
 @pytest.fixture(scope="module")
 def run(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An autoencoder of six steps with its critic, one step spoilt, and a checkpoint after four."""
+    """An autoencoder of six steps with its discriminator, one step spoilt, and a checkpoint after four."""
     run = tmp_path_factory.mktemp("run")
     index = shutil.copytree(painted.parent, run / "data") / painted.name
     guard = ["--guard.window", "8", "--guard.deviations", "20", "--trainer.callbacks", SPOIL]
@@ -230,7 +230,7 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_nothing_of_it_runs(strategy
         files = [state / "checkpoint" / name for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt")]
         torch.save({}, files[0])
     torch.save({"state_dict": Bomb(trace)}, files[-1])
-    card = {"format": 1, "step": 1, "samples": 1, "strategy": strategy, "world_size": 1, "files": {}}
+    card = {"format": 2, "step": 1, "samples": 1, "strategy": strategy, "world_size": 1, "files": {}}
     (folder / "checkpoint.json").write_text(json.dumps(card))
     with pytest.raises(UnsafePickle, match="is refused"):
         export_checkpoint(folder, tmp_path / "out")

@@ -27,7 +27,7 @@ from walt_pl.models.vae import VAEConfig
 
 # ---- FLOPs -----------------------------------------------------------------------------------------------------------
 
-SMALL = DenoiserConfig(16, 6, 2, size=(3, 4, 4), window=(3, 2, 2), attention="plain", frame_prediction=True, num_classes=5)
+SMALL = DenoiserConfig(16, 6, 2, size=(3, 4, 4), window=(3, 2, 2), attention="plain", frame_prediction=0.1, num_classes=5)
 MEDIUM = DenoiserConfig(64, 7, 4, size=(3, 8, 8), window=(3, 4, 4), attention="plain")
 SHARE = Share(videos=2, images=3)
 
@@ -94,13 +94,13 @@ def test_flops_are_those_of_a_training_step_of_super_resolution() -> None:
 TINY_VAE = VAEConfig(
     width=8, channel_multipliers=(1, 1), strides=((2, 2, 2),), num_res_blocks=(0, 1), num_middle_blocks=0, norm="layer", latent_channels=2
 )
-TINY_CRITIC = DiscriminatorConfig(width=4, channel_multipliers=(2,), size=(8, 8))
+TINY_DISCRIMINATOR = DiscriminatorConfig(width=4, channel_multipliers=(2,), size=(8, 8))
 
 
-@pytest.mark.parametrize("critic", [{"adversarial_weight": 0.0}, {"r1_weight": 0.0}, {"r1_every": 1}])
-def test_flops_are_those_of_a_training_step_of_the_autoencoder_and_its_critic(critic: Mapping[str, Any]) -> None:
+@pytest.mark.parametrize("discriminator", [{"adversarial_weight": 0.0}, {"r1_weight": 0.0}, {"r1_every": 1}])
+def test_flops_are_those_of_a_training_step_of_the_autoencoder_and_its_discriminator(discriminator: Mapping[str, Any]) -> None:
     def stage() -> VAEStage:
-        return VAEStage(TINY_VAE, adamw, TINY_CRITIC, warmup_steps=0, lr_schedule="constant", **critic)
+        return VAEStage(TINY_VAE, adamw, TINY_DISCRIMINATOR, warmup_steps=0, lr_schedule="constant", **discriminator)
 
     data = JointData("x.parquet", size=8, frames=5)
     batch = latent_batch()

@@ -276,15 +276,15 @@ def test_windows_that_do_not_fit_are_named(walt: Walt, painted: Path, run: Path)
 
 
 def test_the_adversarial_term_trains_through_the_program(walt: Walt, painted: Path, tmp_path: Path) -> None:
-    critic = [
+    discriminator = [
         "--model.discriminator.width",
         "8",
-        "--model.discriminator.multipliers",
+        "--model.discriminator.channel_multipliers",
         "[2, 2]",
         "--model.discriminator.size",
         "[16, 16]",
     ]
-    fit(walt, "vae", tmp_path / "gan", painted, *critic, "--model.adversarial_weight", "0.1", "--model.r1_every", "2")
+    fit(walt, "vae", tmp_path / "gan", painted, *discriminator, "--model.adversarial_weight", "0.1", "--model.r1_every", "2")
     # Two optimisers, and still a step a batch.
     assert load(tmp_path / "gan" / "vae").card["steps"] == 2
 
@@ -295,7 +295,7 @@ def test_layers_of_configurations_reach_fit(walt: Walt) -> None:
     said = walt("fit", *(word for layer in layers for word in ("--config", layer)), "--print_config").said
     config = yaml.safe_load(said)
     assert config["model"]["init_args"]["denoiser"]["lora_rank"] == 4  # of the overlay
-    assert config["model"]["init_args"]["denoiser"]["classes"] == 101  # of base_l, which base_l_separate lies over
+    assert config["model"]["init_args"]["denoiser"]["num_classes"] == 101  # of base_l, which base_l_separate lies over
     assert config["trainer"]["precision"] == "bf16-mixed"  # of common/gpu.yaml, two files further down
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 from tests.conftest import ROOT
 
 STEPS = 12
-CRITIC = "{width: 8, channel_multipliers: [2, 2], size: [16, 16]}"
+DISCRIMINATOR = "{width: 8, channel_multipliers: [2, 2], size: [16, 16]}"
 DENOISER = ["--model.denoiser.width", "32", "--model.denoiser.depth", "2", "--model.denoiser.num_heads", "2"]
 ADAMW = ["--model.optimizer", "{class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3}}"]
 SHARDED = ["--trainer.devices", "2", "--trainer.strategy", "{class_path: walt_pl.strategies.Zero, init_args: {stage: 2, bucket: 1000000}}"]
 SMALL = {
-    # Everything with a state: the critic starts in the middle, and its penalty and running means change with the steps.
+    # Everything with a state: the discriminator starts in the middle, and its penalty and running means change with the steps.
     "vae": [
-        *["--model.vae.width", "8", "--model.vae.channel_multipliers", "[1, 1, 2]", "--model.discriminator", CRITIC, *ADAMW],
+        *["--model.vae.width", "8", "--model.vae.channel_multipliers", "[1, 1, 2]", "--model.discriminator", DISCRIMINATOR, *ADAMW],
         *["--model.adversarial_weight", "0.1", "--model.adversarial_start", "3", "--model.r1_every", "2", "--model.lecam_decay", "0.9"],
         *["--data.crop", "16", "--data.size", "32", "--data.sizes", "[16, 32]"],
     ],

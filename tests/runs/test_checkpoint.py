@@ -93,7 +93,7 @@ def test_one_that_was_being_written_is_none(tmp_path: Path) -> None:
 def test_another_format_is_no_torn_one(tmp_path: Path) -> None:
     card = write(tmp_path, 5).path / "checkpoint.json"
     card.write_text(json.dumps({**json.loads(card.read_text()), "format": 9}))
-    with pytest.raises(CheckpointError, match="format 9, this program reads 1"):
+    with pytest.raises(CheckpointError, match="format 9, this program reads 2"):
         Checkpoint.newest(tmp_path)
 
 

@@ -128,8 +128,8 @@ def test_text_encoder_keeps_the_words_its_weights_were_trained_with(run: Path, s
 
 
 def test_vae_init_takes_the_autoencoder_and_leaves_the_discriminator_as_it_starts(run: Path) -> None:
-    critic = DiscriminatorConfig(width=4, channel_multipliers=(2,), size=(8, 8))
-    stage = VAEStage(VAE_CONFIG, partial(torch.optim.SGD, lr=1e-4), critic)  # type: ignore[arg-type]
+    discriminator = DiscriminatorConfig(width=4, channel_multipliers=(2,), size=(8, 8))
+    stage = VAEStage(VAE_CONFIG, partial(torch.optim.SGD, lr=1e-4), discriminator)  # type: ignore[arg-type]
     assert stage.discriminator is not None
     fresh = {name: weight.clone() for name, weight in stage.discriminator.state_dict().items()}
     artifact = load(run / "vae")

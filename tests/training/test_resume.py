@@ -130,7 +130,7 @@ def test_resume_after_kill_gives_the_same_losses(
 
 
 def test_one_process_and_two_ranks_draw_the_same(painted: Path, tmp_path: Path) -> None:
-    """Crops, noise, the penalty on the critic and its running means: the norm of the global batch's gradient is the same number."""
+    """Crops, noise, the penalty on the discriminator and its running means: the norm of the global batch's gradient is the same number."""
     norms, latents = [], []
     for ranks, more in ((1, []), (2, TWO)):
         run = tmp_path / str(ranks)

@@ -12,7 +12,7 @@ class AdaLN(nn.Module):
 
     Args:
         width: d.
-        layers: number of transformer layers.
+        depth: number of transformer layers.
         rank: r of the correction, or None for a linear layer of each layer's own (the paper's "separate" AdaLN).
     """
 

@@ -170,7 +170,7 @@ class PlanCLI(WaltCLI):
         if isinstance(stage, VAEStage):
             return {"ddp": {"kept": autoencoder_cost(stage, self.datamodule, share, low)}}
         text = self.options.model.init_args.get("text")
-        caption = text.length if text else CAPTION
+        caption = text.max_length if text else CAPTION
         costs: dict[str, dict[str, StepCost]] = {}
         for arithmetic, dtype, autocast in (("ddp", torch.float32, low), ("zero", narrow, None)):
             config = stage.denoiser.config

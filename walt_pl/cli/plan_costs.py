@@ -114,12 +114,12 @@ def picture_size(data: JointData) -> tuple[int, int]:
 
 
 def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, low_res: torch.dtype | None) -> StepCost:
-    """A step of the autoencoder and one of its critic, `VAEStage.training_step`; the gradient penalty as often as it comes."""
+    """A step of the autoencoder and one of its discriminator, `VAEStage.training_step`; the gradient penalty as often as it comes."""
     picture, dtype = picture_size(data), next(stage.parameters()).dtype
     shapes = [(share.videos, 3, data.clip_transform.frames, *picture), (share.images, 3, 1, *picture)]
     shapes = [shape for shape in shapes if shape[0]]
     metric = _perceptual() if stage.perceptual == "lpips" else None
-    critic = stage.discriminator
+    discriminator = stage.discriminator
     modules = [module for module in (stage, metric) if module is not None]
 
     def clips() -> list[Tensor]:
@@ -136,23 +136,23 @@ def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, low_res: to
                 frames = min(x.shape[2], stage.perceptual_frames or x.shape[2])
                 chosen = torch.arange(frames).expand(len(x), frames)
                 losses.append(metric(select_frames(y, chosen), select_frames(x, chosen)).mean())
-        if critic is not None:
-            losses.append(generator_loss(torch.cat([critic(y) for y in fakes])).mean())
+        if discriminator is not None:
+            losses.append(generator_loss(torch.cat([discriminator(y) for y in fakes])).mean())
         return torch.stack(losses).sum()
 
     def judge(penalised: bool) -> Tensor:
-        assert critic is not None
-        real, fake = (torch.cat([critic(x) for x in side]) for side in (clips(), clips()))
+        assert discriminator is not None
+        real, fake = (torch.cat([discriminator(x) for x in side]) for side in (clips(), clips()))
         loss = discriminator_loss(real, fake).mean()
         if penalised:
-            loss = loss + torch.cat([r1_penalty(x, critic(x)) for x in (x.requires_grad_() for x in clips())]).mean()
+            loss = loss + torch.cat([r1_penalty(x, discriminator(x)) for x in (x.requires_grad_() for x in clips())]).mean()
         return loss
 
-    if critic is None:
+    if discriminator is None:
         return cost_of(generator, modules, low_res)
-    critic.requires_grad_(False)  # the turns of training_step
+    discriminator.requires_grad_(False)  # the turns of training_step
     reconstruct = cost_of(generator, modules, low_res)
-    critic.requires_grad_(True)
+    discriminator.requires_grad_(True)
     plain, penalised = (cost_of(partial(judge, penalised), modules, low_res) for penalised in (False, True))
     often = 1 / stage.r1_every if stage.r1_weight else 0.0
     turns = [reconstruct, plain, penalised] if often else [reconstruct, plain]

@@ -41,7 +41,7 @@ def cache_key(clip_transform: ClipTransform, split: str, vae_sha256: str, index_
     """Return all that the latents of a split depend on, as plain values.
 
     Args:
-        framing: A framing of whole pictures.
+        clip_transform: A framing of whole pictures.
         split: Part of the data set.
         vae_sha256: Hash of the autoencoder's weights.
         index_sha256: Hash of the index file.
@@ -70,7 +70,7 @@ def bucket_caches(
     Args:
         folder: Folder of the split's caches.
         key: All that the latents depend on, but the frames.
-        framing: A framing of whole pictures.
+        clip_transform: A framing of whole pictures.
         selections: Clips and images of the split that are used.
         number: Number of the bucket.
     """

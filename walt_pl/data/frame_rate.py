@@ -26,7 +26,7 @@ def trained_rate(videos: IndexEntries, positions: NDArray[np.int64], clip_transf
     Args:
         videos: Of the index.
         positions: Places in it of the videos that are used, at least one.
-        framing: Which frames are taken of each.
+        clip_transform: Which frames are taken of each.
 
     Returns:
         `clip_transform.fps` where it is set; else the rate that all the videos share, divided by the stride. None where the rates differ by

@@ -107,7 +107,7 @@ def select(
 
     Args:
         entries: Of each kind that a batch has.
-        framing: How long a clip must be.
+        clip_transform: How long a clip must be.
         buckets: Sizes of the batches.
         quarantined: Places in the lists, ascending.
         limit: Takes the first so many of each kind that fit; 0 takes all.
@@ -182,7 +182,7 @@ def described(split: str, selections: Mapping[Kind, Selection], buckets: Sequenc
         split: Name of the split.
         selections: Of each kind.
         buckets: Sizes of the batches.
-        framing: What is taken of a clip.
+        clip_transform: What is taken of a clip.
     """
     rate = (
         f" at {clip_transform.fps:g} a second"

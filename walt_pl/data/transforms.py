@@ -214,7 +214,7 @@ class PixelDataset(Dataset[Sample]):
     Args:
         videos: Entries of the clips.
         images: Entries of the images.
-        framing: What to take of each.
+        clip_transform: What to take of each.
     """
 
     def __init__(self, videos: Sequence[IndexEntry], images: Sequence[IndexEntry], clip_transform: ClipTransform) -> None:

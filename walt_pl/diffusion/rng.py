@@ -37,7 +37,7 @@ class PerSampleRNG:
     Args:
         seed: the run's seed.
         step: optimiser step (batches seen; two optimisers do not count twice).
-        slots: place of each sample in the global batch, [s].
+        global_batch_index: place of each sample in the global batch, [s].
     """
 
     def __init__(self, seed: int, step: int, global_batch_index: Tensor) -> None:

@@ -184,7 +184,7 @@ class Denoiser(nn.Module):
 
         Args:
             x: noisy normalised latents as frames, [f c h w].
-            step: noise level of each sample, integers [s].
+            timestep: noise level of each sample, integers [s].
             condition: what else is known of the samples, and their layout.
             estimate: self-conditioning, the clean latent as last estimated, [f c h w]; zeros when not given.
 

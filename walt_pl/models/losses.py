@@ -29,7 +29,7 @@ class LPIPS(nn.Module):
         super().__init__()
         if not weights.is_file():
             raise FileNotFoundError(
-                f"losses.perceptual_weights: no file {weights}; provide torchvision's VGG16 (vgg16-397923af.pth, "
+                f"model.perceptual_weights: no file {weights}; provide torchvision's VGG16 (vgg16-397923af.pth, "
                 "https://download.pytorch.org/models/vgg16-397923af.pth) or choose perceptual: none"
             )
         state = _read_vgg(weights)
@@ -49,10 +49,10 @@ def _read_vgg(weights: Path) -> dict[str, Tensor]:
         state = torch.load(weights, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(
-            f"losses.perceptual_weights: {weights} cannot be read as torchvision's VGG16 ({type(error).__name__}); download it again"
+            f"model.perceptual_weights: {weights} cannot be read as torchvision's VGG16 ({type(error).__name__}); download it again"
         ) from error
     if not isinstance(state, dict):
-        raise ValueError(f"losses.perceptual_weights: {weights} holds a {type(state).__name__}, not torchvision's VGG16 state dict")
+        raise ValueError(f"model.perceptual_weights: {weights} holds a {type(state).__name__}, not torchvision's VGG16 state dict")
     return state
 
 
@@ -62,7 +62,7 @@ def _load_vgg(net: nn.Module, state: dict[str, Tensor], weights: Path) -> None:
     source = {name: "features." + name.split(".", 1)[1] for name in wanted}
     wrong = [key for name, key in source.items() if key not in state or state[key].shape != wanted[name].shape]
     if wrong:
-        raise ValueError(f"losses.perceptual_weights: {weights} is not torchvision's VGG16: {wrong[0]!r} is missing or of another shape")
+        raise ValueError(f"model.perceptual_weights: {weights} is not torchvision's VGG16: {wrong[0]!r} is missing or of another shape")
     net.load_state_dict({name: state[key] for name, key in source.items()})
 
 

@@ -336,7 +336,7 @@ class Cascade:
             stage: its name.
             request: what the clips show. Frames that it gives come back as they are, to rounding.
             sampling: how.
-            low: raw latents of half the size [b c t h w], for super-resolution.
+            low_res: raw latents of half the size [b c t h w], for super-resolution.
             number: of the stage in the cascade; it keeps the noise of the stages apart.
             each_step: called after every sampling step.
 

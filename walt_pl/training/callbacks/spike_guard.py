@@ -41,7 +41,7 @@ class SpikeGuard(L.Callback):
     from there with the data that comes next: the step that failed would fail again.
 
     Each incident is written to incidents/ in the training folder: the step, what was seen, the files and losses of every rank, and the
-    gradient norm of each layer. The autoencoder's critic is looked at, too, for what is no number; no value of it is called a spike, since
+    gradient norm of each layer. The autoencoder's discriminator is looked at, too, for what is no number; no value of it is called a spike, since
     its penalty comes in some steps only. Under a loss scale (precision 16-mixed) the guard is off: there the scaler skips steps.
 
     Args:
@@ -91,16 +91,16 @@ class SpikeGuard(L.Callback):
         # DeepSpeed is asked to step after every batch, also where gradients are still being accumulated.
         if self.policy == "off" or trainer.fit_loop._should_accumulate():
             return
-        critic = len(trainer.optimizers) > 1 and optimizer is trainer.optimizers[1]
+        discriminator = len(trainer.optimizers) > 1 and optimizer is trainer.optimizers[1]
         own, self._losses = torch.stack(self._losses).sum(), []
-        if critic and self._bad:  # of the same batch, which has been reported
+        if discriminator and self._bad:  # of the same batch, which has been reported
             drop_gradients(pl_module, _engine(trainer))
             return
         norms = gradient_norms(pl_module)
         loss = trainer.strategy.reduce(own.clone(), reduce_op="mean")  # which writes into what it is given
         norm = torch.stack(list(norms.values())).norm()
         seen = dict(zip(self._history, torch.stack([torch.as_tensor(loss), norm]).tolist(), strict=True))
-        if critic:
+        if discriminator:
             why = [f"the discriminator's {name} is {value}" for name, value in seen.items() if not math.isfinite(value)]
         else:
             why = [reason for name, value in seen.items() if (reason := self._judge(name, value))]
