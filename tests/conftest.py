@@ -1,33 +1,13 @@
 """A painted set, small enough for every test that needs real files, made once."""
 
-import contextlib
-import os
 import pickle
-import resource
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-if TYPE_CHECKING:
-    import torch
-
+from tests.helpers.environment import Bomb, Ended, SetDtype, Walt
 from tests.helpers.starts import start
-
-ROOT = Path(__file__).parents[1]
-
-
-class Ended(NamedTuple):
-    """What is left of a start of the program."""
-
-    code: int
-    said: str
-
-
-Walt = Callable[..., Ended]
-SetDtype = Callable[["torch.dtype"], None]
 
 
 @pytest.fixture
@@ -94,16 +74,6 @@ def tiny_t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Bomb:
-    """Creates a file when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.mark),)
-
-
 @pytest.fixture
 def bomb(tmp_path: Path) -> Bomb:
     """One that has been seen to go off."""
@@ -111,16 +81,3 @@ def bomb(tmp_path: Path) -> Bomb:
     pickle.loads(pickle.dumps(Bomb(tried)))
     assert tried.exists(), "the bomb of this test is a dud"
     return Bomb(tmp_path / "ran")
-
-
-@contextlib.contextmanager
-def full_disk(limit: int) -> Iterator[None]:
-    """Every file of this process ends after so many bytes, as on a disk that is full: the system refuses more with an OSError."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, handler)

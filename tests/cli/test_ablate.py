@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 from walt_pl.cli import ablate as ablations
 from walt_pl.cli.ablate import CHANGES, DEFAULT, Change, plot, render, verdict
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 from tests.helpers.experiments import EXPERIMENTS, of, planned
 from walt_pl.cli.fit import WaltCLI
 from walt_pl.cli.plan import PlanCLI

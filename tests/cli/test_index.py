@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Walt
+from tests.helpers.environment import ROOT, Walt
 from walt_pl.cli.experiment_data import data_of
 from walt_pl.cli.main import main
 from walt_pl.data.index import write_index

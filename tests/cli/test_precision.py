@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 from walt_pl.cli import main as cli
 from walt_pl.cli.plan import PlanCLI
 

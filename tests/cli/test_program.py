@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, Walt
+from tests.helpers.environment import ROOT, Walt
 from walt_pl.media.reading import read_video
 from walt_pl.models.vae import VAE
 from walt_pl.runs.artifact import load

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 from walt_pl.cli.config_files import configs_of
 from walt_pl.cli.renamed_keys import RENAMED, check_renamed
 

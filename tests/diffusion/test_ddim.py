@@ -9,7 +9,7 @@ import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
-from tests.conftest import SetDtype
+from tests.helpers.environment import SetDtype
 from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.ddim import Guidance, classifier_free_guidance, ddim

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import SetDtype
+from tests.helpers.environment import SetDtype
 from walt_pl.diffusion.rng import PerSampleRNG, seeded_generator, splitmix64
 
 DRAWS: dict[str, Callable[[PerSampleRNG], Tensor]] = {

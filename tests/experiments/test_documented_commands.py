@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 from tests.helpers.experiments import COMMANDS, FILES, RUN, documented, opening, planned, typed
 from walt_pl.cli.config_files import extended_files
 

@@ -8,7 +8,7 @@ import yaml
 
 from stages.latent_diffusion import LatentDiffusion
 from stages.vae import VAEStage
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 from tests.helpers.experiments import EXPERIMENTS, of
 from walt_pl.cli.config_files import extended_files
 from walt_pl.diffusion.ddim import Guidance

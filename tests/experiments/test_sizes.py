@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 from tests.helpers.experiments import of
 
 # docs/METHOD.md, section 5.

@@ -15,7 +15,7 @@ import yaml
 from torch import Tensor, nn
 
 from datamodules.joint import JointData
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 from tests.helpers.experiments import COMMANDS, FILES, opening, planned, typed
 from walt_pl.cli.config_files import extended_files
 from walt_pl.data import transforms

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 from walt_pl.cli.plan import PlanCLI
 
 EXPERIMENTS = ROOT / "experiments"

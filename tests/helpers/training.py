@@ -4,7 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 
 STEPS = 12
 DISCRIMINATOR = "{width: 8, channel_multipliers: [2, 2], size: [16, 16]}"

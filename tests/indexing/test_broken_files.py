@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.damage import mutated, mutation, originals
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 
 CHILD = """
 import faulthandler, json, sys

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import Bomb, full_disk
+from tests.helpers.environment import Bomb, full_disk
 from walt_pl.models.losses import perceptual_term
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import (

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 from walt_pl.models.vae import VAE, VAEConfig
 from walt_pl.runs.artifact_writing import save_artifact
 

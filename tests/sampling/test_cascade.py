@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 from tests.helpers.tiny_stages import CAPTIONS, write_stages
 from walt_pl.cli.sample import sample
 from walt_pl.data.transforms import to_square

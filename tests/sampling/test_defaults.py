@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from tests.conftest import Walt
+from tests.helpers.environment import Walt
 from walt_pl.cli.sample import sample
 from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.ddim import Guidance

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from stages.base import BaseStage
-from tests.conftest import ROOT, Walt
+from tests.helpers.environment import ROOT, Walt
 from tests.stages.test_stages import SMALL, sgd
 from walt_pl.data.index import Index
 from walt_pl.models.denoiser import DenoiserConfig

@@ -17,7 +17,7 @@ from stages.base import BaseStage
 from stages.optimisation import GROUPS, parameter_groups
 from stages.super_resolution import SuperResolutionStage
 from stages.vae import VAEStage
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 from tests.helpers.experiments import COMMANDS, typed
 from tests.helpers.starts import fit, start
 from tests.helpers.training import ADAMW, SHARDED, arguments, copy_parents

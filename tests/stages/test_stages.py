@@ -14,7 +14,7 @@ from stages.latent_diffusion import first_videos
 from stages.optimisation import learning_rate
 from stages.super_resolution import SuperResolutionStage
 from stages.vae import VAEStage, latent_statistics, latent_sums
-from tests.conftest import SetDtype
+from tests.helpers.environment import SetDtype
 from walt_pl.blocks.frames import FrameLayout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition

@@ -17,7 +17,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tests.conftest import Bomb
+from tests.helpers.environment import Bomb
 from walt_pl.text.pretrained_encoder import PretrainedTextEncoder, files_of
 from walt_pl.text.small_encoder import PretrainedTextConfig
 

@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import walt_pl.training.logger
-from tests.conftest import full_disk
+from tests.helpers.environment import full_disk
 from walt_pl.training.logger import ResilientTensorBoardLogger
 
 

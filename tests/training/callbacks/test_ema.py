@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 from walt_pl.training.callbacks.ema import EMA
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
+from tests.helpers.environment import ROOT
 from tests.helpers.starts import fit
 from walt_pl.cli.plan import PlanCLI
 from walt_pl.runs.artifact import load

@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from safetensors.torch import load_file
 
-from tests.conftest import Bomb
 from tests.helpers.engine_training import Job, stage, start
+from tests.helpers.environment import Bomb
 from walt_pl.runs.checkpoint import TAG, CheckpointError, UnsafePickle, tensors_only
 from walt_pl.training.strategies.shards import trainable_parameters
 from walt_pl.training.strategies.zero import ZeROStrategy, _put_together

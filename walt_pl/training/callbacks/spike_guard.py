@@ -41,8 +41,8 @@ class SpikeGuard(L.Callback):
     from there with the data that comes next: the step that failed would fail again.
 
     Each incident is written to incidents/ in the training folder: the step, what was seen, the files and losses of every rank, and the
-    gradient norm of each layer. The autoencoder's discriminator is looked at, too, for what is no number; no value of it is called a spike, since
-    its penalty comes in some steps only. Under a loss scale (precision 16-mixed) the guard is off: there the scaler skips steps.
+    gradient norm of each layer. The autoencoder's discriminator is looked at, too, for what is no number;
+    no value of it is called a spike, since its penalty comes in some steps only. Under a loss scale (precision 16-mixed) the guard is off: there the scaler skips steps.
 
     Args:
         policy: what happens to a bad step: it is skipped, or the training is rolled back, too; off looks at nothing.
