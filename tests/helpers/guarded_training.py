@@ -23,7 +23,7 @@ from walt_pl.training.callbacks.export import ExportArtifact
 from walt_pl.training.callbacks.spike_guard import Diverged, Policy, SpikeGuard
 from walt_pl.training.strategies.shards import gather, local_shard, trainable_parameters
 
-POISONED = "denoiser.patches_out.weight"
+POISONED = "denoiser.final_layer.weight"
 SLOT = 3
 """Of the last video: rank 1 has it, where there are two."""
 

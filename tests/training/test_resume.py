@@ -202,7 +202,7 @@ def test_what_a_checkpoint_holds_does_not_win_over_the_command_line(painted: Pat
     assert last is not None
     state = read_state(last.state)
     foreign = tmp_path / "foreign.ckpt"
-    torch.save({**state, "hyper_parameters": {"_class_path": "stages.vae.VAEStage", "clip": 77.0, "kl_weight": 9.0}}, foreign)
+    torch.save({**state, "hyper_parameters": {"_class_path": "stages.vae.VAEStage", "gradient_clip_val": 77.0, "kl_weight": 9.0}}, foreign)
     for checkpoint in (foreign, last.path):
         fit(
             *arguments(
@@ -217,7 +217,7 @@ def test_what_a_checkpoint_holds_does_not_win_over_the_command_line(painted: Pat
     assert sorted(path.name for path in logs.iterdir()) == ["version_0", "version_1"]
     for version in logs.iterdir():
         told = yaml.safe_load((version / "config.yaml").read_text())
-        assert told["model"]["init_args"]["clip"] == 1.0 and told["model"]["init_args"]["kl_weight"] != 9.0
+        assert told["model"]["init_args"]["gradient_clip_val"] == 1.0 and told["model"]["init_args"]["kl_weight"] != 9.0
         assert told["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.5
 
 

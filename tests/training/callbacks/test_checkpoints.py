@@ -171,7 +171,7 @@ def half_a_state(state: Any, file: Any) -> None:
     no_space()
 
 
-PLACES = {"state": (torch, "save", half_a_state), "averages": (EMA, "save", no_space), "sync": (writer, "seal", no_space)}
+PLACES = {"state": (torch, "save", half_a_state), "averages": (EMA, "save", no_space), "sync": (writer, "finalize_checkpoint", no_space)}
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -33,7 +33,7 @@ from walt_pl.training.strategies.shards import trainable_parameters
 class ZeROStrategy(DeepSpeedStrategy):
     """Shards the optimiser's state (stage 1), gradients too (2), weights too (3).
 
-    The module has one optimiser and trains all that is in it: frozen networks are kept outside. Its attribute `clip` is the largest
+    The module has one optimiser and trains all that is in it: frozen networks are kept outside. Its attribute `gradient_clip_val` is the largest
     gradient norm, None for none: the engine clips, and the norm is logged as `train/gradient_norm`.
 
     Args:
@@ -109,7 +109,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         # In place of Lightning's, which takes the norm from the trainer and warns of the stages' own clipping.
         module = self.lightning_module
         assert module is not None and isinstance(self.config, dict) and isinstance(self.model, L.LightningModule)
-        self.config["gradient_clipping"] = getattr(module, "clip", None) or 0.0
+        self.config["gradient_clipping"] = cast(Any, module).gradient_clip_val or 0.0
         if module.trainer.training:
             _check_state(module)
             self._initialize_deepspeed_train(self.model)
