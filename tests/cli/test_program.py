@@ -67,9 +67,7 @@ def test_artifact_keeps_the_guidance_of_its_configuration(run: Path) -> None:
     assert kept == {"base": {"scale": 2.0, **others}, "sr1": {"scale": 1.0, **others}, "sr2": {"scale": 1.0, **others}}
 
 
-def test_artifact_and_checkpoint_keep_the_fps_that_sample_writes(
-    walt: Walt, run: Path, painted: Path, tmp_path: Path
-) -> None:
+def test_artifact_and_checkpoint_keep_the_fps_that_sample_writes(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
     assert [load(run / stage).config["video"] for stage in TINY] == [{"fps": 8.0}] * 4, "that of the painted files"
     other = Path(shutil.copytree(run, tmp_path / "other"))
     fit(walt, "base", other, painted, "--data.fps", "16", "--from_scratch", "true")
@@ -162,7 +160,9 @@ def test_sample_command_stops_at_a_stage_and_takes_guidance_by_stage(walt: Walt,
     assert (tmp_path / "base_001.mp4").exists()
 
 
-def test_sample_command_continues_images_and_clips_after_frame_prediction_training(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
+def test_sample_command_continues_images_and_clips_after_frame_prediction_training(
+    walt: Walt, run: Path, painted: Path, tmp_path: Path
+) -> None:
     image, clip, long = painted.parent / "val" / "images" / "00000.png", tmp_path / "clip.mp4", tmp_path / "long.mp4"
     sample = ["sample", "--steps", "1", "--stages", "base"]
     refused = walt(*sample, "--run", str(run), "--image", str(image), "--out", str(clip), check=False)
@@ -299,9 +299,7 @@ def test_fit_command_merges_layered_config_files(walt: Walt) -> None:
     assert config["trainer"]["precision"] == "bf16-mixed"  # of common/gpu.yaml, two files further down
 
 
-def test_fit_command_finishes_a_stage_killed_before_its_artifact_was_written(
-    walt: Walt, painted: Path, tmp_path: Path
-) -> None:
+def test_fit_command_finishes_a_stage_killed_before_its_artifact_was_written(walt: Walt, painted: Path, tmp_path: Path) -> None:
     run = tmp_path / "late"
     fit(walt, "vae", run, painted)
     weights = (run / "vae" / "model.safetensors").read_bytes()

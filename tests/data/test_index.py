@@ -201,7 +201,9 @@ def test_index_replaces_an_arrow_file_that_is_not_its_own(path: Path, tmp_path: 
     assert arrow.read_bytes() == whole
 
 
-def test_index_in_a_read_only_folder_keeps_its_arrow_file_in_the_user_cache(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_index_in_a_read_only_folder_keeps_its_arrow_file_in_the_user_cache(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import walt_pl.data.index as module
 
     path.with_suffix(".arrow").unlink()

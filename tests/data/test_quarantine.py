@@ -92,7 +92,7 @@ def test_quarantine_damaged_file_raises(tmp_path: Path, text: str, message: str)
         Quarantine(tmp_path / "q.csv")
 
 
-def test_quarantine_row_without_a_frame_range_covers_the_whole_file(tmp_path: Path) -> None:
+def test_quarantine_row_without_a_piece_covers_every_piece_of_its_file(tmp_path: Path) -> None:
     pieces = [{**rows()[0], "path": path, "begin": begin, "end": begin + 2} for path in ("a.mp4", "b.mp4") for begin in (0.0, 2.0, 4.0)]
     write_index(pieces, tmp_path / "i.parquet")
     entries = Index(tmp_path / "i.parquet", "train").videos

@@ -92,7 +92,9 @@ def test_workers_replace_one_that_dies_once_and_lose_or_repeat_nothing(deed: str
     ("deed", "reason"),
     [("kill", "killed by SIGKILL"), ("segfault", "killed by SIGSEGV"), ("exit", "exit code 3"), ("hang", "after 1 seconds")],
 )
-def test_workers_give_weight_0_to_a_file_that_kills_twice_and_never_read_it_again(deed: str, reason: str, loaders: list[JointLoader]) -> None:
+def test_workers_give_weight_0_to_a_file_that_kills_twice_and_never_read_it_again(
+    deed: str, reason: str, loaders: list[JointLoader]
+) -> None:
     began = time.monotonic()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -27,9 +27,7 @@ PUBLISHED: list[tuple[str, str | None, float, float]] = [
 
 
 @pytest.mark.parametrize(("config", "overlay", "published", "tolerance"), PUBLISHED)
-def test_experiment_has_the_published_number_of_parameters(
-    config: str, overlay: str | None, published: float, tolerance: float
-) -> None:
+def test_experiment_has_the_published_number_of_parameters(config: str, overlay: str | None, published: float, tolerance: float) -> None:
     parameters = of(config, overlay).parameters()
     assert parameters["total"] == sum(parameters["parts"].values()) == pytest.approx(published, rel=tolerance)
     name = f"`{config}`" + (f" + `{Path(overlay).name}`" if overlay else "")

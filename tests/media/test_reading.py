@@ -53,9 +53,7 @@ def test_read_last_frames_gives_the_last_of_any_file(path: Path, tmp_path: Path)
         (30, 30000 / 1001, [95, 96, 97, 98, 99]),
     ],
 )
-def test_read_last_frames_at_fps_are_evenly_spaced_before_the_last(
-    tmp_path: Path, rate: int, fps: float, taken: list[int]
-) -> None:
+def test_read_last_frames_at_fps_are_evenly_spaced_before_the_last(tmp_path: Path, rate: int, fps: float, taken: list[int]) -> None:
     write_video(tmp_path / "clip.mp4", counting_clip(100), rate)
     assert numbers(read_last_frames(tmp_path / "clip.mp4", 5, fps)) == taken
 

@@ -272,7 +272,9 @@ def test_weights_run_no_code_of_a_shard_exchanged_after_the_check(bomb: Bomb, tm
 
 
 @pytest.mark.parametrize("variable", ["TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "OTHER"])
-def test_tensors_only_holds_against_every_environment_variable(bomb: Bomb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_tensors_only_holds_against_every_environment_variable(
+    bomb: Bomb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
 
     monkeypatch.setenv(variable, "0" if "NO" not in variable else "1")

@@ -55,7 +55,9 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
 
 @pytest.mark.parametrize("diffusion", [{}, {"zero_terminal_snr": False}, {"normalize_latents": False}])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_cascade_samples_with_noise_schedule_and_latent_statistics_of_the_artifact(tmp_path: Path, diffusion: dict[str, bool], steps: int) -> None:
+def test_cascade_samples_with_noise_schedule_and_latent_statistics_of_the_artifact(
+    tmp_path: Path, diffusion: dict[str, bool], steps: int
+) -> None:
     made = Known(tmp_path, **diffusion).cascade.sample(REQUEST, SamplingConfig(steps=steps))
     for stage, latents in made.items():
         torch.testing.assert_close(latents, raw_latents(stage), atol=2e-4, rtol=2e-4)
@@ -207,9 +209,7 @@ def test_cascade_ancestral_noise_of_a_clip_does_not_depend_on_others(known: Know
 
 
 @pytest.mark.parametrize("text_width", [None, 16])
-def test_cascade_passes_each_label_and_guidance_drops_it(
-    known: Known, monkeypatch: pytest.MonkeyPatch, text_width: int | None
-) -> None:
+def test_cascade_passes_each_label_and_guidance_drops_it(known: Known, monkeypatch: pytest.MonkeyPatch, text_width: int | None) -> None:
     network = known.networks["base"]
     monkeypatch.setattr(network, "config", replace(network.config, num_classes=3, text_width=text_width))
     request = replace(REQUEST, labels=[1, 0], prompts=CAPTIONS if text_width else ())

@@ -122,7 +122,9 @@ def test_super_resolution_uses_the_frozen_text_encoder_of_its_base(walt: Walt, r
     assert Path(out).exists()
 
 
-def test_fit_command_refuses_to_resume_with_another_text_encoder(walt: Walt, run: Path, painted: Path, config: PretrainedTextConfig) -> None:
+def test_fit_command_refuses_to_resume_with_another_text_encoder(
+    walt: Walt, run: Path, painted: Path, config: PretrainedTextConfig
+) -> None:
     file = Path(config.path) / "config.json"
     before, features = file.read_text(), set((run / "cache").glob("text-*/*"))
     file.write_text(before.replace("{", "{ ", 1))

@@ -195,7 +195,9 @@ def forget_groups(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("stage, more", [("vae", []), ("base", []), ("base", [*SHARDED, *ADAMW])], ids=["vae", "base", "base with ZeRO 2"])
-def test_check_groups_on_resume_from_one_group_says_what_to_type(stage: str, more: list[str], painted: Path, parents: Path, tmp_path: Path) -> None:
+def test_check_groups_on_resume_from_one_group_says_what_to_type(
+    stage: str, more: list[str], painted: Path, parents: Path, tmp_path: Path
+) -> None:
     run, ranks = tmp_path / "run", 2 if more else 1
     if stage != "vae":
         copy_parents(parents, run, stage)

@@ -61,7 +61,9 @@ def test_encoder_sha256_depends_on_the_bytes_of_its_files(config: PretrainedText
     assert encoder_sha256(config) == known
 
 
-def test_encoder_sha256_is_remembered_by_size_and_time(config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoder_sha256_is_remembered_by_size_and_time(
+    config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights, memory = Path(config.path) / "model.safetensors", tmp_path / "new" / "hashes.json"
     for path in Path(config.path).iterdir():
         os.utime(path, ns=(0, 10**18))

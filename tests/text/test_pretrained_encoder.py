@@ -221,7 +221,9 @@ def test_pretrained_text_encoder_refuses_clip_paths_that_do_not_fit(clip: Pretra
             PretrainedTextEncoder(replace(clip, path=path))
 
 
-def test_files_of_a_hub_name_takes_its_local_snapshot_or_says_what_to_type(t5: PretrainedTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_hub_name_takes_its_local_snapshot_or_says_what_to_type(
+    t5: PretrainedTextConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[bool] = []
 
     def snapshot(name: str, allow_patterns: list[str], local_files_only: bool) -> str:
@@ -255,7 +257,9 @@ def test_pretrained_text_encoder_runs_no_code_beside_its_weights(
     assert not mark.exists()
 
 
-def test_pretrained_text_encoder_names_a_missing_package_with_what_to_type(t5: PretrainedTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_text_encoder_names_a_missing_package_with_what_to_type(
+    t5: PretrainedTextConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match="pip install transformers=="):
         PretrainedTextEncoder(t5)
@@ -286,7 +290,9 @@ def test_pretrained_text_encoder_minilm_puts_similar_captions_close(tmp_path: Pa
     assert alike[0] > 0.4 > alike[1]
 
 
-def test_pretrained_text_encoder_refuses_code_in_weights(copied: PretrainedTextConfig, clip: PretrainedTextConfig, bomb: Bomb, tmp_path: Path) -> None:
+def test_pretrained_text_encoder_refuses_code_in_weights(
+    copied: PretrainedTextConfig, clip: PretrainedTextConfig, bomb: Bomb, tmp_path: Path
+) -> None:
     (Path(copied.path) / "model.safetensors").unlink()
     torch.save({"shared.weight": bomb}, Path(copied.path) / "pytorch_model.bin")
     torch.save({"logit_scale": bomb}, tmp_path / "clip.pt")

@@ -11,7 +11,9 @@ from tests.helpers.environment import full_disk
 from walt_pl.training.logger import ResilientTensorBoardLogger
 
 
-def test_resilient_tensorboard_logger_on_a_full_disk_warns_and_resumes_once_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resilient_tensorboard_logger_on_a_full_disk_warns_and_resumes_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(walt_pl.training.logger, "RETRY", 0.5)
     curves = ResilientTensorBoardLogger(tmp_path, name="logs")
     curves.log_metrics({"train/loss": 1.0}, 0)

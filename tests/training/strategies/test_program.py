@@ -109,7 +109,9 @@ def test_zero_strategy_second_process_is_started_by_lightning(run: Path, painted
         ("shapes/vae", ["--trainer.precision", "16-mixed"], "cannot share a gradient scaler"),
     ],
 )
-def test_check_engine_names_an_impossible_strategy_with_what_to_type(monkeypatch: pytest.MonkeyPatch, config: str, more: list[str], said: str) -> None:
+def test_check_engine_names_an_impossible_strategy_with_what_to_type(
+    monkeypatch: pytest.MonkeyPatch, config: str, more: list[str], said: str
+) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["walt_pl plan", "--config", f"experiments/{config}.yaml", *more])
     with pytest.raises(ValueError, match=said):
