@@ -7,7 +7,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "FIDELITY.md").read_text(encoding="utf-8")
 
 
-def test_every_test_that_the_page_names_is_there() -> None:
+def test_fidelity_every_named_test_exists() -> None:
     sources = {path.relative_to(ROOT / "tests").as_posix(): path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
     names = {path.rsplit("/", 1)[-1]: path for path in sources}
     file, seen = "", 0
@@ -21,7 +21,7 @@ def test_every_test_that_the_page_names_is_there() -> None:
     assert seen > 50
 
 
-def test_every_file_that_the_page_names_is_there() -> None:
+def test_fidelity_every_named_file_exists() -> None:
     for name in re.findall(r"`([\w/]+\.py)`", PAGE):
         assert any((folder / name).is_file() for folder in (ROOT, ROOT / "walt_pl", ROOT / "tests")), name
 

@@ -63,12 +63,12 @@ def test_imports_point_down_only(path: Path) -> None:
     assert not upward_imports(path, ROOT, FLOORS), f"{name_of(path)} imports from above"
 
 
-def test_floors_are_of_rooms_that_there_are() -> None:
+def test_floors_name_only_modules_that_exist() -> None:
     assert not [name for name in FLOORS if not any(is_within(module, [name]) for module in modules(ROOT))]
 
 
 @pytest.mark.parametrize("folder, forbidden", [("stages", "datamodules"), ("datamodules", "stages")])
-def test_stages_and_data_modules_never_import_each_other(folder: str, forbidden: str) -> None:
+def test_stages_and_datamodules_never_import_each_other(folder: str, forbidden: str) -> None:
     assert not importers(ROOT, [forbidden], [], [folder])
 
 
@@ -77,16 +77,16 @@ def test_stages_and_data_modules_never_import_each_other(folder: str, forbidden:
     [path for path in FILES if is_within(name_of(path), ("walt_pl.models", "walt_pl.blocks", "walt_pl.diffusion"))],
     ids=name_of,
 )
-def test_models_know_no_lightning(path: Path) -> None:
+def test_models_never_import_lightning(path: Path) -> None:
     assert not [name for name in imports_of(path, ROOT) if is_within(name, (*LIGHTNING, "deepspeed"))]
 
 
-def test_modules_import_each_other_in_no_circle() -> None:
+def test_imports_have_no_circle() -> None:
     assert not find_circle(ROOT)
 
 
 @pytest.mark.parametrize("room", ["stages", "datamodules"])
-def test_stages_and_datamodules_are_imported_by_the_program_alone(room: str) -> None:
+def test_stages_and_datamodules_are_imported_by_the_cli_alone(room: str) -> None:
     assert not importers(ROOT, [room], ["walt_pl.cli", room])
 
 
@@ -131,7 +131,7 @@ def test_upward_imports_are_found_in_every_form(tmp_path: Path) -> None:
     assert not upward_imports(root / "walt_pl/cli/fit.py", root, FLOORS)
 
 
-def test_upward_imports_want_a_floor_for_every_module(tmp_path: Path) -> None:
+def test_upward_imports_require_a_floor_for_every_module(tmp_path: Path) -> None:
     root = plant(tmp_path, {"walt_pl/loft.py": ""})
     with pytest.raises(ValueError, match=r"walt_pl\.loft has no floor"):
         upward_imports(root / "walt_pl/loft.py", root, FLOORS)
@@ -146,7 +146,7 @@ def test_find_circle_counts_imports_inside_functions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("test", ["TYPE_CHECKING", "typing.TYPE_CHECKING"])
-def test_find_circle_leaves_out_what_only_type_checkers_import(test: str, tmp_path: Path) -> None:
+def test_find_circle_ignores_imports_for_type_checkers_only(test: str, tmp_path: Path) -> None:
     only = f"if {test}:\n    import walt_pl.a\nelse:\n    import {{}}\n"
     root = plant(tmp_path, {"walt_pl/a.py": "import walt_pl.b\n", "walt_pl/b.py": only.format("sys")})
     assert find_circle(root) == [] and "walt_pl.a" in imports_of(root / "walt_pl/b.py", root)
@@ -166,13 +166,13 @@ def test_find_circle_leaves_out_what_only_type_checkers_import(test: str, tmp_pa
         ("def f():\n    from av.video import frame", MEDIA, ["walt_pl.media"]),
     ],
 )
-def test_importers_are_found_outside_of_what_is_allowed(source: str, names: list[str], allowed: list[str], tmp_path: Path) -> None:
+def test_importers_are_found_outside_the_allowed_modules(source: str, names: list[str], allowed: list[str], tmp_path: Path) -> None:
     inside = f"{allowed[0].replace('.', '/')}/x.py"
     root = plant(tmp_path, {"walt_pl/sampling/cascade.py": source, inside: source, "walt_pl/cli/plan_costs.py": "import average"})
     assert importers(root, names, allowed) == ["walt_pl.sampling.cascade"]
 
 
-def test_importers_take_an_allowed_module_by_its_whole_name(tmp_path: Path) -> None:
+def test_importers_match_an_allowed_module_by_its_whole_name(tmp_path: Path) -> None:
     files = {"walt_pl/cli/plan.py": "import lightning", "walt_pl/cli/plan_costs.py": "import lightning"}
     assert importers(plant(tmp_path, files), LIGHTNING, CLI_WITH_LIGHTNING) == ["walt_pl.cli.plan_costs"]
 
@@ -185,6 +185,6 @@ def test_long_files_and_functions_are_counted_without_signature_and_docstring(tm
     assert long_files(root, 10) == {} and long_files(root, 9) == {"walt_pl.a": 10}
 
 
-def test_modules_are_never_none_at_all(tmp_path: Path) -> None:
+def test_modules_of_an_empty_folder_raise(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no Python file"):
         modules(tmp_path)

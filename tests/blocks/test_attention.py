@@ -46,14 +46,14 @@ def randomised(module: Drawn) -> Drawn:
 
 
 @pytest.mark.parametrize("window", [(1, 4, 6), (3, 2, 3), (3, 4, 6), (1, 1, 1), (3, 1, 2)])
-def test_windows_cut_and_joined_come_back_unchanged(window: Window) -> None:
+def test_window_partition_and_window_reverse_are_inverses(window: Window) -> None:
     x = noise(2 * 3, 24, WIDTH)
     windows = window_partition(x, 3, GRID, window)
     assert windows.shape[1] == window[0] * window[1] * window[2]
     assert torch.equal(window_reverse(windows, 3, GRID, window), x)
 
 
-def test_a_window_holds_the_tokens_of_its_own_box() -> None:
+def test_window_partition_gives_each_window_the_tokens_of_its_own_box() -> None:
     places = torch.tensor(list(itertools.product(range(2), range(3), range(4), range(6))))  # video, frame, row, column
     windows = window_partition(places.view(6, 24, 4), 3, GRID, STW)
     boxes = set()
@@ -67,7 +67,7 @@ def test_a_window_holds_the_tokens_of_its_own_box() -> None:
 
 
 @pytest.mark.parametrize("window", [(1, 3, 4), (2, 2, 3), (3, 1, 1)])
-def test_relative_bias_is_a_table_of_offsets(window: Window) -> None:
+def test_relative_position_bias_looks_up_the_offset_of_each_pair_of_tokens(window: Window) -> None:
     bias = RelativePositionBias(window, num_heads=2)
     t, h, w = window
     assert bias.table.shape == (2, (2 * t - 1) * (2 * h - 1) * (2 * w - 1))
@@ -81,12 +81,12 @@ def test_relative_bias_is_a_table_of_offsets(window: Window) -> None:
             assert torch.equal(got[:, i, j], table[:, dt + t - 1, dh + h - 1, dw + w - 1])
 
 
-def test_relative_bias_index_stays_out_of_the_checkpoint() -> None:
+def test_relative_position_bias_index_stays_out_of_the_checkpoint() -> None:
     assert list(RelativePositionBias((1, 2, 2), 1).state_dict()) == ["table"]
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_sdpa_is_plain_attention(biased: bool) -> None:
+def test_attend_sdpa_equals_plain_attention(biased: bool) -> None:
     q, k, v = noise(3, 2, 5, 8), noise(3, 2, 7, 8, seed=1), noise(3, 2, 7, 8, seed=2)
     bias = noise(2, 5, 7, seed=3) if biased else None
     torch.testing.assert_close(attend(q, k, v, bias, "sdpa"), attend(q, k, v, bias, "plain"))
@@ -97,14 +97,14 @@ def test_sdpa_is_plain_attention(biased: bool) -> None:
 @pytest.mark.parametrize("window", [(1, *GRID), STW])
 @pytest.mark.parametrize("qk_norm", ["layer", "rms", "none"])
 @torch.no_grad()
-def test_fused_and_plain_layers_agree(window: Window, qk_norm: NormName) -> None:
+def test_window_attention_sdpa_equals_plain(window: Window, qk_norm: NormName) -> None:
     x = noise(LAYOUT.total_frames, 24, WIDTH)
     fused, plain = layer(window, "sdpa", qk_norm), layer(window, "plain", qk_norm)
     torch.testing.assert_close(fused(x, LAYOUT, GRID), plain(x, LAYOUT, GRID), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_image_tokens_pass_a_spatiotemporal_layer_as_their_own_value() -> None:
+def test_window_attention_images_get_value_projection() -> None:
     attention = layer(STW)
     x = noise(LAYOUT.total_frames, 24, WIDTH)
     y = attention(x, LAYOUT, GRID)
@@ -114,7 +114,7 @@ def test_image_tokens_pass_a_spatiotemporal_layer_as_their_own_value() -> None:
 
 
 @torch.no_grad()
-def test_identity_mask_is_what_images_meet() -> None:
+def test_window_attention_of_images_equals_attention_under_an_identity_mask() -> None:
     """Masked attention, computed in full, gives what the layer computes with W_o v alone."""
     attention = layer((3, *GRID))
     x = noise(4, 24, WIDTH)
@@ -125,7 +125,7 @@ def test_identity_mask_is_what_images_meet() -> None:
 
 
 @torch.no_grad()
-def test_image_token_depends_on_itself_alone_in_a_spatiotemporal_layer() -> None:
+def test_window_attention_image_token_depends_on_itself_alone_in_stw_layer() -> None:
     attention = layer(STW)
     x = noise(LAYOUT.total_frames, 24, WIDTH)
     changed = noise(LAYOUT.total_frames, 24, WIDTH, seed=9)
@@ -135,7 +135,7 @@ def test_image_token_depends_on_itself_alone_in_a_spatiotemporal_layer() -> None
 
 @pytest.mark.parametrize("window", [(1, *GRID), STW])
 @torch.no_grad()
-def test_joint_batch_is_videos_and_images_apart(window: Window) -> None:
+def test_window_attention_joint_batch_equals_videos_and_images_apart(window: Window) -> None:
     attention = layer(window)
     x = noise(LAYOUT.total_frames, 24, WIDTH)
     apart = [attention(x[:6], FrameLayout(2, 3, 0), GRID), attention(x[6:], FrameLayout(0, 3, 4), GRID)]
@@ -144,7 +144,7 @@ def test_joint_batch_is_videos_and_images_apart(window: Window) -> None:
 
 @pytest.mark.parametrize("window", [(1, *GRID), STW])
 @torch.no_grad()
-def test_tokens_see_their_window_and_nothing_else(window: Window) -> None:
+def test_window_attention_tokens_depend_on_their_own_window_only(window: Window) -> None:
     attention = layer(window)
     layout = FrameLayout(1, 3, 0)
     x = noise(3, 24, WIDTH)
@@ -159,14 +159,14 @@ def test_tokens_see_their_window_and_nothing_else(window: Window) -> None:
     assert torch.equal(moved, want)
 
 
-def test_every_parameter_of_a_spatiotemporal_layer_gets_a_gradient_from_images_alone() -> None:
+def test_window_attention_stw_gives_every_parameter_a_gradient_from_images_alone() -> None:
     attention = layer(STW)
     attention(noise(4, 24, WIDTH), FrameLayout(0, 3, 4), GRID).sum().backward()
     assert all(p.grad is not None for p in attention.parameters())
 
 
 @torch.no_grad()
-def test_qk_norm_bounds_the_logits() -> None:
+def test_qk_norm_bounds_the_attention_logits() -> None:
     """Queries and keys a thousand times as large change nothing."""
     attention = layer((1, *GRID), qk_norm="rms")
     nn.init.zeros_(attention.qkv.bias)
@@ -178,7 +178,7 @@ def test_qk_norm_bounds_the_logits() -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "plain"])
 @torch.no_grad()
-def test_padding_of_the_text_does_not_matter(attention: AttentionName) -> None:
+def test_cross_attention_ignores_the_padding_of_the_text(attention: AttentionName) -> None:
     text_layer = randomised(CrossAttention(WIDTH, 2, (1, *GRID), "layer", attention))
     x, text = noise(LAYOUT.total_frames, 24, WIDTH), noise(6, 5, WIDTH, seed=1)
     mask = torch.arange(5) < torch.tensor([1, 2, 3, 4, 5, 3])[:, None]
@@ -192,7 +192,7 @@ def test_padding_of_the_text_does_not_matter(attention: AttentionName) -> None:
 
 
 @torch.no_grad()
-def test_text_attention_looks_at_the_frame_itself_and_its_own_caption() -> None:
+def test_cross_attention_attends_to_the_frame_itself_and_its_own_caption() -> None:
     text_layer = randomised(CrossAttention(WIDTH, 2, (1, *GRID), "layer", "plain"))
     x, text = noise(LAYOUT.total_frames, 24, WIDTH), noise(6, 5, WIDTH, seed=1)
     mask = torch.ones(6, 5, dtype=torch.bool)
@@ -210,7 +210,7 @@ def test_text_attention_looks_at_the_frame_itself_and_its_own_caption() -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "plain"])
 @torch.no_grad()
-def test_text_attention_of_a_spatiotemporal_window_looks_at_the_window_and_its_caption(attention: AttentionName) -> None:
+def test_cross_attention_stw_attends_to_the_window_and_its_caption(attention: AttentionName) -> None:
     text_layer = randomised(CrossAttention(WIDTH, 2, STW, "layer", attention))
     layout = FrameLayout(videos=2, frames=3, images=0)
     x, text = noise(layout.total_frames, 24, WIDTH), noise(2, 5, WIDTH, seed=1)

@@ -43,18 +43,18 @@ def multihead(attention: WindowAttention) -> nn.MultiheadAttention:
 
 
 @pytest.mark.parametrize("rows, columns", [(3, 4), (8, 8), (1, 5)])
-def test_index_of_a_spatial_window_is_that_of_swin_in_timm(rows: int, columns: int) -> None:
+def test_relative_position_bias_spatial_index_equals_swin_of_timm(rows: int, columns: int) -> None:
     assert torch.equal(RelativePositionBias((1, rows, columns), num_heads=1).index, get_relative_position_index(rows, columns))
 
 
 @pytest.mark.parametrize("window", [(3, 2, 4), (5, 8, 8), (5, 8, 14)])
-def test_index_of_a_spatiotemporal_window_is_that_of_video_swin_in_torchvision(window: Window) -> None:
+def test_relative_position_bias_stw_index_equals_video_swin_of_torchvision(window: Window) -> None:
     theirs = ShiftedWindowAttention3d(1, list(window), [0, 0, 0], num_heads=1)
     assert torch.equal(RelativePositionBias(window, num_heads=1).index, theirs.relative_position_index)
 
 
 @pytest.mark.parametrize("window", [SW, (3, 2, 3), (3, 4, 6)])
-def test_layer_is_that_of_video_swin_in_torchvision(window: Window) -> None:
+def test_window_attention_equals_video_swin_of_torchvision(window: Window) -> None:
     ours = layer(window)
     theirs = ShiftedWindowAttention3d(WIDTH, list(window), [0, 0, 0], HEADS).eval().requires_grad_(False)
     theirs.qkv.load_state_dict(ours.qkv.state_dict())
@@ -65,7 +65,7 @@ def test_layer_is_that_of_video_swin_in_torchvision(window: Window) -> None:
     torch.testing.assert_close(got.view_as(videos), theirs(videos), atol=1e-4, rtol=1e-4)
 
 
-def test_one_window_is_the_attention_of_torch() -> None:
+def test_window_attention_of_one_window_equals_multihead_attention_of_torch() -> None:
     ours = layer(SW)
     x = noise(3, 24, WIDTH)
     want, _ = multihead(ours)(x, x, x, attn_mask=ours.bias().repeat(3, 1, 1))
@@ -73,7 +73,7 @@ def test_one_window_is_the_attention_of_torch() -> None:
 
 
 @pytest.mark.parametrize("window", [SW, (3, 2, 3), (3, 4, 3)])
-def test_layer_is_full_attention_under_the_mask_of_its_windows(window: Window) -> None:
+def test_window_attention_equals_full_attention_under_the_mask_of_its_windows(window: Window) -> None:
     """All tokens of a joint batch at once, each pair allowed or not by where the two lie; images in STW layers see themselves alone."""
     ours, layout = layer(window), FrameLayout(videos=2, frames=3, images=2)
     frames = [("video", v, t) for v in range(2) for t in range(3)] + [("image", i, 0) for i in range(2)]

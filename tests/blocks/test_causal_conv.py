@@ -55,7 +55,7 @@ def randomised(module: Drawn) -> Drawn:
 
 @pytest.mark.parametrize("name", STRIDE_ONE)
 @torch.no_grad()
-def test_output_i_depends_on_inputs_up_to_i_only(name: str) -> None:
+def test_causal_conv_output_i_depends_on_inputs_up_to_i_only(name: str) -> None:
     layer = randomised(STRIDE_ONE[name]())
     x = clip(6)
     y = layer(x)
@@ -66,7 +66,7 @@ def test_output_i_depends_on_inputs_up_to_i_only(name: str) -> None:
 
 
 @torch.no_grad()
-def test_temporal_stride_sees_up_to_its_own_frame_only() -> None:
+def test_causal_conv_temporal_stride_sees_up_to_its_own_frame_only() -> None:
     layer = randomised(CausalConv3d(8, 8, stride=(2, 2, 2)))
     x = clip(9, 8)
     y = layer(x)
@@ -79,13 +79,13 @@ def test_temporal_stride_sees_up_to_its_own_frame_only() -> None:
 
 @pytest.mark.parametrize(("frames", "want"), [(17, 9), (9, 5), (5, 3), (1, 1)])
 @torch.no_grad()
-def test_temporal_stride_keeps_one_plus_multiples(frames: int, want: int) -> None:
+def test_causal_conv_temporal_stride_keeps_one_plus_multiples(frames: int, want: int) -> None:
     assert CausalConv3d(8, 8, stride=(2, 2, 2))(clip(frames, 8)).shape == (2, 8, want, 2, 2)
 
 
 @pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
 @torch.no_grad()
-def test_pad_repeats_the_first_frame(stride: Strides) -> None:
+def test_causal_conv_pad_repeats_the_first_frame(stride: Strides) -> None:
     layer = CausalConv3d(8, 8, stride=stride)
     x = clip(5, 8)
     by_hand = F.conv3d(torch.cat([x[:, :, :1], x[:, :, :1], x], dim=2), layer.weight, layer.bias, stride, (0, 1, 1))
@@ -97,7 +97,7 @@ def test_pad_repeats_the_first_frame(stride: Strides) -> None:
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("stride", [(1, 1, 1), (1, 2, 2), (2, 2, 2)])
 @torch.no_grad()
-def test_one_frame_fast_path_is_the_3d_convolution(kernel: int, stride: Strides) -> None:
+def test_causal_conv_one_frame_fast_path_equals_the_3d_convolution(kernel: int, stride: Strides) -> None:
     layer = CausalConv3d(8, 8, kernel=kernel, stride=stride)
     x = clip(1, 8)
     whole = F.conv3d(x.expand(-1, -1, kernel, -1, -1), layer.weight, layer.bias, stride, layer.padding)
@@ -108,7 +108,7 @@ def test_one_frame_fast_path_is_the_3d_convolution(kernel: int, stride: Strides)
 
 @pytest.mark.parametrize("norm", NORMS)
 @torch.no_grad()
-def test_frames_are_normalised_apart(norm: NormName) -> None:
+def test_make_norm_normalises_each_frame_on_its_own(norm: NormName) -> None:
     layer = make_norm(norm, 64)
     x = clip(3, 64)
     apart = torch.cat([layer(x[:, :, i : i + 1]) for i in range(3)], dim=2)
@@ -118,7 +118,7 @@ def test_frames_are_normalised_apart(norm: NormName) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("factors", [(1, 1, 1), (2, 2, 2), (4, 2, 2)])
 @torch.no_grad()
-def test_latent_norm_gives_each_latent_to_its_own_frames(norm: NormName, factors: Strides) -> None:
+def test_spatial_norm_modulates_frames_with_their_own_latent(norm: NormName, factors: Strides) -> None:
     layer = randomised(SpatialNorm(32, 4, norm))
     x, z = clip(1 + 3 * factors[0], 32, 4), clip(4, 4, 4 // factors[1])
     y = layer(x, z, factors)
@@ -135,7 +135,7 @@ def test_latent_norm_gives_each_latent_to_its_own_frames(norm: NormName, factors
 
 @pytest.mark.parametrize("norm", NORMS)
 @torch.no_grad()
-def test_latent_norm_does_not_show_later_latents_to_earlier_frames(norm: NormName) -> None:
+def test_spatial_norm_hides_later_latents_from_earlier_frames(norm: NormName) -> None:
     layer = randomised(SpatialNorm(32, 4, norm))
     x, z = clip(13), clip(4, 4)
     y = layer(x, z, (4, 1, 1))
@@ -145,7 +145,7 @@ def test_latent_norm_does_not_show_later_latents_to_earlier_frames(norm: NormNam
         assert not torch.equal(changed[:, :, 4 * (j - 1) + 1], y[:, :, 4 * (j - 1) + 1])
 
 
-def test_latent_norm_starts_as_a_plain_norm() -> None:
+def test_spatial_norm_starts_as_a_plain_norm() -> None:
     layer = SpatialNorm(32, 4, "group")
     x = clip(3)
     assert torch.equal(layer(x, clip(3, 4), (1, 1, 1)), layer.norm(x))
@@ -171,7 +171,7 @@ def test_upsample_is_causal_and_keeps_the_width(factors: Strides) -> None:
 @pytest.mark.parametrize("stride", [(1, 1, 1), (2, 1, 1)])
 @pytest.mark.parametrize("sizes", [(1, 4, 4, 4), (5, 8), (9, 2, 2)])
 @torch.no_grad()
-def test_a_convolution_in_chunks_is_the_convolution(stride: Strides, sizes: tuple[int, ...]) -> None:
+def test_causal_conv_cache_in_chunks_equals_whole(stride: Strides, sizes: tuple[int, ...]) -> None:
     layer = CausalConv3d(8, 8, stride=stride)
     x = clip(13, 8)
     cache = CausalConvCache()
@@ -181,6 +181,6 @@ def test_a_convolution_in_chunks_is_the_convolution(stride: Strides, sizes: tupl
 
 
 @pytest.mark.parametrize("norm", [FrameGroupNorm, ChannelLayerNorm])
-def test_norms_learn_scale_and_shift_by_default(norm: type[FrameGroupNorm | ChannelLayerNorm]) -> None:
+def test_make_norm_learns_scale_and_shift_by_default(norm: type[FrameGroupNorm | ChannelLayerNorm]) -> None:
     assert [tuple(p.shape) for p in norm(32).parameters()] == [(32,), (32,)]
     assert list(norm(32, affine=False).parameters()) == []

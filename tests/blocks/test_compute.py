@@ -15,6 +15,8 @@ from walt_pl.blocks.compute import compute_dtype
         ({}, torch.float32),
     ],
 )
-def test_bfloat16_only_where_the_processor_has_it(has: dict[str, bool], wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compute_dtype_is_bfloat16_only_where_the_processor_has_it(
+    has: dict[str, bool], wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
     assert compute_dtype("cpu") is wanted

@@ -103,13 +103,13 @@ def test_convolutions_of_shipped_configurations_are_right_in_bfloat16(shipped: l
     assert wrong == {}
 
 
-def test_convolution_of_one_frame_of_three_channels_is_never_three_dimensional(shipped: list[Convolution]) -> None:
+def test_convolutions_of_one_frame_of_three_channels_are_never_3d(shipped: list[Convolution]) -> None:
     """torch 2.14 on CPUs with AMX returns uninitialised memory for it in bfloat16."""
     assert [str(c) for c in shipped if c.frames == (1,) and c.weight[1] == 3] == []
 
 
 @pytest.mark.parametrize("frames", [1, 5])
-def test_discriminator_convolution_in_bfloat16_is_that_of_float32(frames: int) -> None:
+def test_discriminator_convolution_in_bfloat16_equals_float32(frames: int) -> None:
     torch.manual_seed(0)
     convolution, x = Conv3x3x3(3, 32), torch.randn(2, 3, frames, 8, 8)
     torch.nn.init.normal_(convolution.bias)  # type: ignore[arg-type]
@@ -122,7 +122,7 @@ def test_discriminator_convolution_in_bfloat16_is_that_of_float32(frames: int) -
 
 
 @pytest.mark.parametrize("frames", [1, 5])
-def test_discriminator_convolution_learns_as_the_3d_one(frames: int) -> None:
+def test_discriminator_convolution_has_the_gradients_of_the_3d_convolution(frames: int) -> None:
     torch.manual_seed(0)
     convolution = Conv3x3x3(3, 4).double()
     inputs = [torch.randn(2, 3, frames, 6, 6, dtype=torch.float64, requires_grad=True), *convolution.parameters()]

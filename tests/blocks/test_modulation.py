@@ -23,7 +23,7 @@ def cond() -> Tensor:
 
 @pytest.mark.parametrize("rank", [2, None])
 @pytest.mark.parametrize("layer", [0, 1])
-def test_blocks_start_as_the_identity(rank: int | None, layer: int) -> None:
+def test_block_starts_as_the_identity(rank: int | None, layer: int) -> None:
     config = DenoiserConfig(WIDTH, LAYERS, num_heads=2, size=(2, 4, 4), window=(2, 2, 2), lora_rank=rank, text_width=6)
     layout = FrameLayout(1, 2, 3)
     modulation = AdaLN(WIDTH, LAYERS, rank)(cond())[layer]
@@ -31,7 +31,7 @@ def test_blocks_start_as_the_identity(rank: int | None, layer: int) -> None:
     assert torch.equal(Block(config, layer)(x, modulation, layout, text, torch.ones(4, 3, dtype=torch.bool)), x)
 
 
-def test_every_layer_adds_its_own_low_rank_correction() -> None:
+def test_adaln_adds_a_low_rank_correction_to_every_layer() -> None:
     adaln = AdaLN(WIDTH, LAYERS, rank=2)
     for parameter in adaln.parameters():
         nn.init.normal_(parameter)
@@ -43,7 +43,7 @@ def test_every_layer_adds_its_own_low_rank_correction() -> None:
         torch.testing.assert_close(out[layer].flatten(1), by_hand)
 
 
-def test_layers_differ_by_no_more_than_their_rank() -> None:
+def test_adaln_corrections_of_layers_have_the_rank_of_lora() -> None:
     adaln = AdaLN(WIDTH, LAYERS, rank=2)
     for parameter in adaln.parameters():
         nn.init.normal_(parameter)
@@ -53,7 +53,7 @@ def test_layers_differ_by_no_more_than_their_rank() -> None:
     assert int(torch.linalg.matrix_rank(correction, rtol=1e-4)) == 2
 
 
-def test_separate_modulation_is_a_linear_layer_of_each_layer() -> None:
+def test_adaln_separate_equals_a_linear_layer_of_each_layer() -> None:
     adaln = AdaLN(WIDTH, LAYERS, rank=None)
     assert torch.equal(adaln(cond()), torch.zeros(LAYERS, 4, 6, WIDTH))
     nn.init.normal_(adaln.weight)
@@ -63,14 +63,14 @@ def test_separate_modulation_is_a_linear_layer_of_each_layer() -> None:
 
 
 @pytest.mark.parametrize("rank", [2, None])
-def test_a_zero_start_still_learns(rank: int | None) -> None:
+def test_adaln_learns_from_its_zero_start(rank: int | None) -> None:
     adaln = AdaLN(WIDTH, LAYERS, rank)
     (adaln(cond()) - 1).square().sum().backward()
     moved = [name for name, p in adaln.named_parameters() if p.grad is not None and bool(p.grad.any())]
     assert moved == (["weight", "bias"] if rank is None else ["up", "mlp.2.weight", "mlp.2.bias"])
 
 
-def test_modulation_of_zero_changes_nothing() -> None:
+def test_modulate_with_zero_shift_and_scale_changes_nothing() -> None:
     shift, scale = FinalModulation(WIDTH)(cond())
     x = torch.randn(4, 5, WIDTH)
     assert torch.equal(modulate(x, shift, scale), x)

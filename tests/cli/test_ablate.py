@@ -17,7 +17,7 @@ def result(share: float) -> dict[str, float]:
     return {**dict.fromkeys(("colour", "motion", "shape", "all", "unseen_pairs"), share), "val_loss": 0.25, "seconds": 90.0}
 
 
-def test_the_list_is_the_default_and_nine_changes_with_an_overlay_each() -> None:
+def test_ablate_lists_the_default_and_nine_changes_each_with_an_overlay() -> None:
     names = [change.name for change in CHANGES]
     assert names[0] == DEFAULT and len(names) == len(set(names)) == 10
     files = {path.stem for path in OVERLAYS.glob("*.yaml")}
@@ -34,19 +34,19 @@ def test_the_list_is_the_default_and_nine_changes_with_an_overlay_each() -> None
         (0.55, 1, "no difference: the paper: better"),
     ],
 )
-def test_a_verdict_wants_two_standard_errors(share: float, expected: int, says: str) -> None:
+def test_ablate_verdict_needs_two_standard_errors(share: float, expected: int, says: str) -> None:
     # 256 prompts at 50 %: two standard errors of a difference are 8.8 points.
     assert verdict(Change("x", "x", "", expected), result(share), result(0.5)) == says
 
 
-def test_rows_that_were_not_run_are_named_as_such() -> None:
+def test_ablate_render_names_the_rows_that_were_not_run() -> None:
     page = render({DEFAULT: result(0.5), "patch_1": result(0.75)})
     assert "| patch 1 | 75% | 75% | 75% | 75% | 75% | 0.250 | 1.5 | patch 2: 134.4, patch 1: 60.7 | better: as the paper |" in page
     assert "Not run yet: STW of 5 x 2 x 2 tokens; " in page
     assert "Not run yet" not in render({change.name: result(0.5) for change in CHANGES})
 
 
-def test_the_page_that_is_kept_says_what_a_new_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ablate_page_in_docs_has_the_words_of_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows are the machine's, every other word is `render`'s."""
     kept = (ROOT / "docs" / "ablations.md").read_text()
     monkeypatch.setattr(ablations, "machine", lambda: re.findall(r"`make ablate EXP=shapes`, (.*?)\. One seed", kept)[0])
@@ -54,7 +54,7 @@ def test_the_page_that_is_kept_says_what_a_new_one_would(monkeypatch: pytest.Mon
     assert kept.partition("\n| patch 2")[0] == new.partition("\n| patch 2")[0]
 
 
-def test_the_plot_has_a_row_for_each_result(tmp_path: Path) -> None:
+def test_ablate_plot_has_a_row_for_each_result(tmp_path: Path) -> None:
     heights = []
     for count in (1, 10):
         plot({change.name: result(0.5) for change in CHANGES[:count]}, tmp_path / "plot.png")

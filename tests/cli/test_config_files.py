@@ -12,7 +12,7 @@ from walt_pl.cli.fit import WaltCLI
 from walt_pl.cli.plan import PlanCLI
 
 
-def test_an_overlay_in_the_place_of_a_stage_is_named(tmp_path: Path) -> None:
+def test_config_files_name_an_overlay_typed_in_place_of_a_stage(tmp_path: Path) -> None:
     wanted = (
         r'unknown stage "rank_16", the name of the first --config: wanted vae, vae_\*, base, base_\*, sr1, sr2, ...; '
         r"an overlay comes second \(--config STAGE.yaml --config rank_16.yaml\), or give --stage NAME"
@@ -26,7 +26,7 @@ def test_an_overlay_in_the_place_of_a_stage_is_named(tmp_path: Path) -> None:
     assert planned("--config", str(mine)).stage == "base_mine"
 
 
-def test_a_file_lies_over_those_it_names_and_a_further_config_over_that(tmp_path: Path) -> None:
+def test_config_files_lie_over_those_they_extend_and_under_a_further_config(tmp_path: Path) -> None:
     small = {"width": 16, "depth": 2, "num_heads": 2, "size": [3, 4, 4], "window": [3, 2, 2]}
     model = {"class_path": "stages.base.BaseStage", "init_args": {"denoiser": small, "optimizer": {"class_path": "torch.optim.AdamW"}}}
     below = {"model": model, "data": {"index": "x.parquet", "size": 32}, "ema": {"decay": 0.5}}
@@ -43,12 +43,12 @@ def test_a_file_lies_over_those_it_names_and_a_further_config_over_that(tmp_path
         planned("--config", str(tmp_path / "base_x.yaml"))
 
 
-def test_overlay_of_another_optimiser_keeps_the_rate_of_the_stage() -> None:
+def test_config_files_overlay_of_another_optimizer_keeps_the_learning_rate() -> None:
     optimizer = of("text_to_video/base", "text_to_video/adamw").options.model.init_args.optimizer
     assert (optimizer.class_path, optimizer.init_args.lr) == ("torch.optim.AdamW", 2e-4)
 
 
-def test_a_wrong_key_gives_the_message_of_fit(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_command_reports_a_wrong_key_as_fit_does(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     wrong = ["--config", "experiments/shapes/base.yaml", "--model.denoiser.widht", "8"]
     said = []

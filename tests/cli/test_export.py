@@ -40,7 +40,7 @@ def checkpoints(run: Path) -> Path:
     return run / "training" / "vae" / "checkpoints"
 
 
-def test_the_command_makes_the_artifact_that_the_training_left(
+def test_export_command_makes_the_artifact_that_training_wrote(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index = ["--index", str(run / "data" / "index.parquet")]
@@ -56,7 +56,7 @@ def test_the_command_makes_the_artifact_that_the_training_left(
     assert torch.equal(made.models["vae"].encode(x).mean, left.models["vae"].encode(x).mean)  # type: ignore[operator]
 
 
-def test_an_older_checkpoint_and_raw_weights_are_others(run: Path, tmp_path: Path) -> None:
+def test_export_of_an_older_checkpoint_or_raw_weights_differs(run: Path, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="no latent statistics"):
         older, old = export_checkpoint(checkpoints(run) / "step=00000004", tmp_path / "older")
         newest, raw = export_checkpoint(checkpoints(run), tmp_path / "raw", ema=False)
@@ -65,7 +65,7 @@ def test_an_older_checkpoint_and_raw_weights_are_others(run: Path, tmp_path: Pat
     assert load(tmp_path / "older").card["samples"] == 4 * 6
 
 
-def test_export_without_an_index_measures_nothing_and_says_what_to_type(run: Path, tmp_path: Path) -> None:
+def test_export_without_an_index_skips_latent_statistics_and_says_what_to_type(run: Path, tmp_path: Path) -> None:
     """Also where the training data lies where it was: nobody has named it."""
     away = shutil.copytree(checkpoints(run), tmp_path / "away")
     with pytest.warns(UserWarning, match=rf"no latent statistics.*export {away} --out {tmp_path / 'out'} --index FILE.parquet"):
@@ -73,7 +73,7 @@ def test_export_without_an_index_measures_nothing_and_says_what_to_type(run: Pat
     assert sha256 == load(run / "vae").sha256 and load(tmp_path / "out").card["latents"] is None
 
 
-def test_export_refuses_an_index_that_is_not_there_or_not_wanted(run: Path, painted: Path, tmp_path: Path) -> None:
+def test_export_refuses_an_index_that_is_missing_or_unwanted(run: Path, painted: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--index .*none.parquet: there is no such file; name the index"):
         export_checkpoint(checkpoints(run), tmp_path / "out", index=tmp_path / "none.parquet")
     base = rewritten(run, tmp_path / "base", lambda description: description.update(kind="base"))
@@ -133,7 +133,7 @@ STRANGE = pytest.mark.parametrize("what", ["commands", "paths", "classes"])
 
 @STRANGE
 @pytest.mark.parametrize("named", [False, True], ids=["without an index", "with an index"])
-def test_export_opens_nothing_that_a_checkpoint_names(
+def test_export_opens_no_path_that_a_checkpoint_names(
     run: Path, painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool, what: str
 ) -> None:
     changed, mark = planted(what, tmp_path, monkeypatch)
@@ -150,7 +150,7 @@ def test_export_opens_nothing_that_a_checkpoint_names(
 
 
 @STRANGE
-def test_evaluate_opens_nothing_that_an_artifact_names(
+def test_evaluate_opens_no_path_that_an_artifact_names_except_its_index(
     run: Path, painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     """But the index, where the person names none: a plain file of this machine."""
@@ -168,7 +168,7 @@ def test_evaluate_opens_nothing_that_an_artifact_names(
 
 
 @pytest.mark.parametrize("value", ["pipe:true", True, 1.5, [1], {"a": 1}, None])
-def test_export_refuses_a_stored_number_that_is_none(run: Path, painted: Path, tmp_path: Path, value: Any) -> None:
+def test_export_refuses_a_stored_value_that_is_not_a_plain_number(run: Path, painted: Path, tmp_path: Path, value: Any) -> None:
     def change(description: dict[str, Any]) -> None:
         description["train_config"] = yaml.safe_dump(merged(yaml.safe_load(description["train_config"]), {"data": {"size": value}}))
 
@@ -177,7 +177,7 @@ def test_export_refuses_a_stored_number_that_is_none(run: Path, painted: Path, t
     assert not (tmp_path / "out").exists()
 
 
-def test_fit_refuses_a_checkpoint_with_a_link_in_it(run: Path, painted: Path, tmp_path: Path) -> None:
+def test_fit_refuses_a_checkpoint_with_a_symbolic_link(run: Path, painted: Path, tmp_path: Path) -> None:
     """Named with --ckpt_path, as a folder or as the state in it, and as the newest of the run."""
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("vae"))
     own = tmp_path / "run" / "training" / "vae" / "checkpoints"
@@ -199,7 +199,7 @@ def test_fit_refuses_a_checkpoint_with_a_link_in_it(run: Path, painted: Path, tm
         export_checkpoint(last.path, tmp_path / "out")
 
 
-def test_what_cannot_be_exported_is_said_and_nothing_is_written(run: Path, tmp_path: Path) -> None:
+def test_export_failure_names_the_reason_and_writes_nothing(run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="has no whole checkpoint; name a folder such as"):
         export_checkpoint(tmp_path, tmp_path / "out")
     (tmp_path / "mine").mkdir()
@@ -218,7 +218,7 @@ class Bomb:
 
 
 @pytest.mark.parametrize("strategy", ["single", "zero2"])
-def test_a_checkpoint_with_code_in_it_is_refused_and_nothing_of_it_runs(strategy: str, tmp_path: Path) -> None:
+def test_export_refuses_a_checkpoint_with_code_and_runs_none_of_it(strategy: str, tmp_path: Path) -> None:
     folder, trace = tmp_path / "step=00000001", tmp_path / "ran"
     state = folder / "state.ckpt"
     if strategy == "single":
@@ -237,7 +237,7 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_nothing_of_it_runs(strategy
     assert not trace.exists() and not (tmp_path / "out").exists()
 
 
-def test_the_guard_of_the_program_leaves_its_incidents_with_the_training(run: Path) -> None:
+def test_spike_guard_writes_incidents_into_the_training_folder(run: Path) -> None:
     (file,) = (run / "training" / "vae" / "incidents").iterdir()
     incident = json.loads(file.read_text())
     assert (file.name, incident["step"], incident["action"]) == ("step=00000005.json", 5, "skipped")

@@ -15,7 +15,7 @@ from walt_pl.data.index import write_index
 CONFIG = ROOT / "experiments" / "shapes" / "vae.yaml"
 
 
-def test_the_doctor_reports_and_says_what_an_experiment_uses(walt: Walt, painted: Path, tmp_path: Path) -> None:
+def test_index_command_reports_findings_and_what_an_experiment_uses(walt: Walt, painted: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(painted.parent / "train", tmp_path / "clips"))
     (folder / "videos" / "00003.mp4").write_bytes(b"words " * 99)
     out = tmp_path / "data" / "mine.parquet"
@@ -30,7 +30,7 @@ def test_the_doctor_reports_and_says_what_an_experiment_uses(walt: Walt, painted
     assert {row["bucket"] for row in used.values() if row["used"] == "yes"} == {"64 x 64"}
 
 
-def test_where_nothing_can_be_used_the_reasons_are_written_all_the_same(
+def test_index_command_writes_the_reasons_when_no_clip_can_be_used(
     painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index = Path(shutil.copy(painted, tmp_path / "set.parquet"))
@@ -50,7 +50,7 @@ def test_where_nothing_can_be_used_the_reasons_are_written_all_the_same(
 
 
 @pytest.mark.parametrize("stage", ["vae", "base_l"])
-def test_ucf101_trains_on_the_splits_that_its_lists_have(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experiment_ucf101_trains_on_the_splits_of_its_lists(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["walt_pl"])
     clip = {"kind": "video", "frames": 60, "fps": 25.0, "width": 320, "height": 240, "caption": "", "label": 0, "bytes": 1}
     write_index([{**clip, "path": f"{split}.avi", "split": split} for split in ("test", "train")], tmp_path / "index.parquet")

@@ -16,11 +16,11 @@ from walt_pl.cli.main import COMMANDS, _typed, main
         (["clips", "--report", "false", "--config=a.yaml"], ["clips", "--report", "false", "--config=a.yaml"]),
     ],
 )
-def test_switches_need_no_value(words: list[str], typed: list[str]) -> None:
+def test_main_switches_need_no_value(words: list[str], typed: list[str]) -> None:
     assert _typed(words, COMMANDS["index"]) == typed
 
 
-def test_help_names_what_is_typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_help_shows_options_as_they_are_typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["walt_pl", "index", "--help"])
     with pytest.raises(SystemExit):
         main()

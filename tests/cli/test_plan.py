@@ -13,7 +13,7 @@ from walt_pl.cli.plan_costs import Share, autoencoder_cost, diffusion_cost
 from walt_pl.training.engine_memory import engine_bytes, moment_bytes
 
 
-def test_report_of_the_embedded_base() -> None:
+def test_plan_report_of_the_shapes_base_is_complete() -> None:
     plan = of("shapes/base", None, "--json")
     report = json.loads(json.dumps(plan.report()))
     assert report["stage"] == "base" and report["parameters"]["beside"]["text"] > 0
@@ -28,7 +28,7 @@ def test_report_of_the_embedded_base() -> None:
     assert written["seconds"] == written["bytes"] / 1e9 and report["time"] is None and report["steps"] == 1050
 
 
-def test_days_follow_from_what_a_gpu_does() -> None:
+def test_plan_days_follow_from_tflops_and_gpus() -> None:
     plan = of("text_to_video/base", None, "--tflops", "200", "--gpus", "64", "--disk", "500")
     flops = 10**16
     time = plan._time(flops)
@@ -37,7 +37,7 @@ def test_days_follow_from_what_a_gpu_does() -> None:
     assert time["days"][8] == pytest.approx(8 * time["days"][64])
 
 
-def test_days_of_a_measured_step_are_steps_times_seconds() -> None:
+def test_plan_days_of_a_measured_step_are_steps_times_seconds() -> None:
     plan = of("text_to_video/base", None, "--gpus", "64", "--step_seconds", "2.5")
     time = plan._time(3 * 10**16)
     assert time is not None and time["days"][64] == pytest.approx(550_000 * 2.5 / 86400)
@@ -52,13 +52,13 @@ def test_days_of_a_measured_step_are_steps_times_seconds() -> None:
         (["--tflops", "1", "--trainer.max_steps", "-1"], "a training without an end has no days"),
     ],
 )
-def test_days_that_cannot_be_told_are_refused(arguments: list[str], said: str) -> None:
+def test_plan_refuses_options_from_which_days_cannot_be_computed(arguments: list[str], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         of("ucf101/base_l", None, *arguments)._time(1)
 
 
 @pytest.mark.parametrize("config", FULL_SIZE, ids=lambda path: "/".join(path.parts[-2:]))
-def test_every_stage_fits_as_it_is_configured(config: Path) -> None:
+def test_plan_every_experiment_stage_fits_on_80_gb_under_ddp(config: Path) -> None:
     """On cards of 80 GB under DDP."""
     plan = planned("--config", str(config))
     share, stage = Share.of(plan.datamodule, plan.gpus), plan.model
@@ -72,7 +72,7 @@ def test_every_stage_fits_as_it_is_configured(config: Path) -> None:
     assert held.total("kept") <= USABLE * 80 * 2**30
 
 
-def test_gpus_that_do_not_divide_the_batch_are_refused() -> None:
+def test_plan_refuses_gpus_that_do_not_divide_the_batch() -> None:
     with pytest.raises(ValueError, match=r"data.videos_per_batch counts the global batch and must be a multiple of the 3 GPUs, got 256"):
         of("ucf101/base_l", None, "--gpus", "3").report()
     assert of("ucf101/base_l").gpus == 8 and of("text_to_video/sr1").gpus == 64

@@ -80,12 +80,12 @@ def on_meta(stage: LatentDiffusion) -> int:
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0])
-def test_flops_are_those_of_a_training_step_of_the_base(p: float) -> None:
+def test_plan_costs_flops_equal_a_training_step_of_the_base(p: float) -> None:
     stage = BaseStage(replace(SMALL, self_conditioning=p, frame_prediction=1.0), adamw, warmup_steps=0, lr_schedule="constant")
     assert on_meta(stage) == trained(stage, latent_batch()) > 0
 
 
-def test_flops_are_those_of_a_training_step_of_super_resolution() -> None:
+def test_plan_costs_flops_equal_a_training_step_of_super_resolution() -> None:
     config = DenoiserConfig(16, 2, 2, size=(3, 4, 4), window=(3, 2, 2), attention="plain", super_resolution=True, self_conditioning=1.0)
     stage = SuperResolutionStage(config, adamw, warmup_steps=0, lr_schedule="constant")
     assert on_meta(stage) == trained(stage, latent_batch()) > 0
@@ -98,7 +98,7 @@ TINY_DISCRIMINATOR = DiscriminatorConfig(width=4, channel_multipliers=(2,), size
 
 
 @pytest.mark.parametrize("discriminator", [{"adversarial_weight": 0.0}, {"r1_weight": 0.0}, {"r1_every": 1}])
-def test_flops_are_those_of_a_training_step_of_the_autoencoder_and_its_discriminator(discriminator: Mapping[str, Any]) -> None:
+def test_plan_costs_flops_equal_a_training_step_of_vae_and_discriminator(discriminator: Mapping[str, Any]) -> None:
     def stage() -> VAEStage:
         return VAEStage(TINY_VAE, adamw, TINY_DISCRIMINATOR, warmup_steps=0, lr_schedule="constant", **discriminator)
 
@@ -110,7 +110,7 @@ def test_flops_are_those_of_a_training_step_of_the_autoencoder_and_its_discrimin
     assert round(sum(cost.flops.values())) == trained(stage(), batch) > 0
 
 
-def test_checkpointing_costs_one_more_forward_pass_of_the_layers_and_far_less_memory() -> None:
+def test_plan_costs_activation_checkpointing_adds_one_forward_pass_and_saves_memory() -> None:
     stage = BaseStage(MEDIUM, adamw)
     configs = [replace(MEDIUM, depth=24, activation_checkpointing=activation_checkpointing) for activation_checkpointing in (False, True)]
     kept, recomputed = (diffusion_cost(stage, config, SHARE, 1, torch.float32, torch.bfloat16) for config in configs)
@@ -133,7 +133,7 @@ def medium_cost() -> Any:
     return diffusion_cost(BaseStage(MEDIUM, adamw), MEDIUM, Share(4, 6), 1, torch.float32, None)
 
 
-def test_what_autograd_keeps_is_what_a_real_model_saves() -> None:
+def test_plan_costs_kept_activations_equal_what_a_real_model_saves() -> None:
     denoiser, inputs = on_a_cpu()
     own = {p.untyped_storage().data_ptr() for p in [*denoiser.parameters(), *denoiser.buffers()]}
     saved: dict[int, int] = {}
@@ -149,7 +149,7 @@ def test_what_autograd_keeps_is_what_a_real_model_saves() -> None:
     assert medium_cost().kept == pytest.approx(sum(saved.values()), rel=0.001)
 
 
-def test_peak_is_what_a_real_step_allocates_at_most() -> None:
+def test_plan_costs_peak_equals_what_a_real_step_allocates() -> None:
     denoiser, inputs = on_a_cpu()
     for p in denoiser.parameters():
         p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))

@@ -25,7 +25,7 @@ def run_program(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
 
 @pytest.mark.parametrize("precision", LOW)
 @pytest.mark.parametrize("stage", ["vae", "base", "sr1"])
-def test_precision_of_low_weights_is_refused_before_anything_is_read(
+def test_check_precision_refuses_half_precision_weights_before_anything_is_read(
     stage: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = "float16" if precision == "16-true" or "float16" in precision else "bfloat16"
@@ -36,7 +36,7 @@ def test_precision_of_low_weights_is_refused_before_anything_is_read(
 
 
 @pytest.mark.parametrize("name", ["fit", "validate", "plan", "cache"])
-def test_precision_of_a_file_is_refused_by_every_command(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_precision_refuses_a_config_file_in_every_command(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     overlay = tmp_path / "low.yaml"
     overlay.write_text(yaml.safe_dump({"trainer": {"precision": "bf16-true"}}))
     with pytest.raises(ValueError, match="bf16-true keeps the weights in bfloat16"):
@@ -44,14 +44,14 @@ def test_precision_of_a_file_is_refused_by_every_command(name: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("precision", ["64-true", "64"])
-def test_precision_of_float64_is_refused(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_precision_refuses_float64(precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Averages are float32: each validation would round the weights."""
     with pytest.raises(ValueError, match=r"keeps the weights in float64;.* type --trainer.precision 32-true$"):
         run_program(monkeypatch, "fit", *command("vae", tmp_path / "run", "--trainer.precision", precision))
 
 
 @pytest.mark.parametrize(("short", "name"), [("32", "32-true"), ("bf16", "bf16-mixed"), ("16", "16-mixed"), ("bf16-mixed", "bf16-mixed")])
-def test_precision_of_float32_weights_is_taken_under_its_full_name(short: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_precision_of_float32_weights_is_stored_under_its_full_name(short: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["walt_pl plan", "--config", "experiments/shapes/base.yaml", "--trainer.precision", short])
     assert PlanCLI().options.trainer.precision == name

@@ -51,7 +51,7 @@ def run(walt: Walt, painted: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return run
 
 
-def test_every_stage_trains_two_steps_and_leaves_an_artifact_that_loads(run: Path) -> None:
+def test_fit_command_trains_every_stage_and_writes_artifacts_that_load(run: Path) -> None:
     states = json.loads((run / "manifest.json").read_text())["stages"]
     assert list(states) == list(TINY)
     for stage in TINY:
@@ -67,9 +67,7 @@ def test_artifact_keeps_the_guidance_of_its_configuration(run: Path) -> None:
     assert kept == {"base": {"scale": 2.0, **others}, "sr1": {"scale": 1.0, **others}, "sr2": {"scale": 1.0, **others}}
 
 
-def test_artifact_and_checkpoint_keep_the_rate_of_the_training_videos_and_sample_writes_it(
-    walt: Walt, run: Path, painted: Path, tmp_path: Path
-) -> None:
+def test_artifact_and_checkpoint_keep_the_fps_that_sample_writes(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
     assert [load(run / stage).config["video"] for stage in TINY] == [{"fps": 8.0}] * 4, "that of the painted files"
     other = Path(shutil.copytree(run, tmp_path / "other"))
     fit(walt, "base", other, painted, "--data.fps", "16", "--from_scratch", "true")
@@ -81,7 +79,7 @@ def test_artifact_and_checkpoint_keep_the_rate_of_the_training_videos_and_sample
     assert (sampling_fps(clip), len(read_video(clip, 8))) == (16, 8)
 
 
-def test_reloaded_artifact_gives_the_outputs_of_the_average_that_was_trained(run: Path) -> None:
+def test_artifact_reloaded_gives_the_outputs_of_the_trained_ema(run: Path) -> None:
     last = Checkpoint.newest(run / "training" / "vae" / "checkpoints")
     assert last is not None and last.ema is not None
     average = load_file(last.ema)
@@ -92,36 +90,36 @@ def test_reloaded_artifact_gives_the_outputs_of_the_average_that_was_trained(run
     assert torch.equal(artifact.encode(x).mean, trained.eval().encode(x).mean)  # type: ignore[operator]
 
 
-def test_a_finished_stage_is_not_trained_again(walt: Walt, run: Path, painted: Path) -> None:
+def test_fit_command_does_not_train_a_finished_stage_again(walt: Walt, run: Path, painted: Path) -> None:
     said = fit(walt, "vae", run, painted)
     assert "is done; nothing was trained. To train it again add --from_scratch true to the command you typed (make: FRESH=1)" in said
 
 
-def test_only_what_a_stage_has_steps_for_can_be_typed(walt: Walt) -> None:
+def test_fit_cli_refuses_test_and_predict(walt: Walt) -> None:
     for command in ("test", "predict"):
         refused = walt(command, "--config", str(EXPERIMENT / "base.yaml"), check=False)
         assert refused.code and "fit,validate" in refused.said.replace(" ", "").replace("'", "") and "Traceback" not in refused.said
 
 
-def test_verify_names_what_it_read(walt: Walt, run: Path) -> None:
+def test_verify_command_names_the_stages_it_read(walt: Walt, run: Path) -> None:
     assert f"{run}: every byte of vae, base, sr1, sr2 is as its stage left it" in walt("verify", "--run", str(run)).said
     refused = walt("verify", "--run", str(run.parent / "typo"), check=False)
     assert refused.code and f"typo is no run, it has no manifest.json; there are: {run}" in refused.said
 
 
-def test_validate_runs_on_a_finished_stage(walt: Walt, run: Path, painted: Path) -> None:
+def test_validate_command_runs_on_a_finished_stage(walt: Walt, run: Path, painted: Path) -> None:
     config = ["--config", str(EXPERIMENT / "base.yaml"), "--run", str(run), "--data.index", str(painted)]
     shared = [*TINY["base"], "--data.val_videos", "4", "--data.workers", "0", "--trainer.precision", "32-true"]
     assert "val/loss" in walt("validate", *config, *shared, "--ckpt_path", "auto").said
 
 
-def test_an_autoencoder_alone_is_evaluated_on_what_it_was_trained_on(walt: Walt, run: Path) -> None:
+def test_evaluate_command_scores_a_vae_alone_on_its_training_data(walt: Walt, run: Path) -> None:
     said = walt("evaluate", "--run", str(run), "--stages", "vae").said
     assert "psnr_lowest" in said and f"look at {run}/reconstructions.png" in said.replace("\n", "")
     assert (run / "reconstructions.png").stat().st_size and (run / "reconstructions.gif").stat().st_size
 
 
-def test_same_seed_gives_the_same_bytes_of_pixels(walt: Walt, run: Path, tmp_path: Path) -> None:
+def test_sample_command_same_seed_gives_the_same_bytes(walt: Walt, run: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         out = str(tmp_path / f"{name}.mp4")
         walt(
@@ -142,7 +140,7 @@ def test_same_seed_gives_the_same_bytes_of_pixels(walt: Walt, run: Path, tmp_pat
     assert (tmp_path / "a.png").exists()
 
 
-def test_stages_can_stop_early_and_guidance_can_be_given_by_stage(walt: Walt, run: Path, tmp_path: Path) -> None:
+def test_sample_command_stops_at_a_stage_and_takes_guidance_by_stage(walt: Walt, run: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a plain red circle moving left\na dotted blue bar growing\n")
     out = str(tmp_path / "base.mp4")
@@ -162,7 +160,9 @@ def test_stages_can_stop_early_and_guidance_can_be_given_by_stage(walt: Walt, ru
     assert (tmp_path / "base_001.mp4").exists()
 
 
-def test_frame_prediction_trains_and_goes_on_from_pictures_and_clips(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
+def test_sample_command_continues_images_and_clips_after_frame_prediction_training(
+    walt: Walt, run: Path, painted: Path, tmp_path: Path
+) -> None:
     image, clip, long = painted.parent / "val" / "images" / "00000.png", tmp_path / "clip.mp4", tmp_path / "long.mp4"
     sample = ["sample", "--steps", "1", "--stages", "base"]
     refused = walt(*sample, "--run", str(run), "--image", str(image), "--out", str(clip), check=False)
@@ -177,7 +177,7 @@ def test_frame_prediction_trains_and_goes_on_from_pictures_and_clips(walt: Walt,
     assert len(read_video(long, 24)) == 24
 
 
-def test_the_cache_command_finds_and_mends_what_training_would_read(walt: Walt, run: Path, painted: Path) -> None:
+def test_cache_command_finds_and_repairs_damaged_shards(walt: Walt, run: Path, painted: Path) -> None:
     shard = next((run / "cache").rglob("train-32x32-*/videos/00000.f16"))
     whole = shard.read_bytes()
     shard.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
@@ -189,7 +189,7 @@ def test_the_cache_command_finds_and_mends_what_training_would_read(walt: Walt, 
     assert 'cache: stage "vae" trains on pixels' in refused.said and "Traceback" not in refused.said
 
 
-def test_a_missing_parent_is_one_sentence_with_the_command(walt: Walt, painted: Path, tmp_path: Path) -> None:
+def test_fit_command_missing_parent_is_one_sentence_with_the_command(walt: Walt, painted: Path, tmp_path: Path) -> None:
     said = fit(walt, "base", tmp_path / "empty", painted, check=False)
     assert "error:" in said
     assert 'needs stage "vae"' in said
@@ -197,7 +197,7 @@ def test_a_missing_parent_is_one_sentence_with_the_command(walt: Walt, painted: 
     assert "Traceback" not in said
 
 
-def test_a_parent_made_by_hand_is_recorded_and_sampled_with(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
+def test_fit_command_records_an_exported_parent_and_sample_uses_it(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
     raw, own = tmp_path / "raw", tmp_path / "own"
     walt("export", str(run / "training" / "vae" / "checkpoints"), "--out", str(raw), "--ema", "false", "--index", str(painted))
     refused = fit(walt, "base", run, painted, "--model.vae", str(raw), "--from_scratch", "true", check=False)
@@ -214,7 +214,7 @@ def test_a_parent_made_by_hand_is_recorded_and_sampled_with(walt: Walt, run: Pat
     walt("sample", "--run", str(own), "--prompt", "a plain red circle moving left", "--steps", "1", "--out", str(tmp_path / "clip.mp4"))
 
 
-def test_a_parent_that_changed_under_an_interrupted_stage_is_named(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
+def test_fit_command_names_a_parent_that_changed_under_an_interrupted_stage(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(run, tmp_path / "copy"))
     manifest = json.loads((copy / "manifest.json").read_text())
     holder = {"host": "elsewhere", "pid": 1, "born": None, "time": manifest["stages"]["base"]["artifact"]["finished"]}
@@ -228,7 +228,7 @@ def test_a_parent_that_changed_under_an_interrupted_stage_is_named(walt: Walt, r
     assert "Traceback" not in said
 
 
-def test_a_retrained_parent_makes_its_children_stale(walt: Walt, run: Path, painted: Path) -> None:
+def test_fit_command_retrained_parent_makes_its_children_stale(walt: Walt, run: Path, painted: Path) -> None:
     fit(walt, "vae", run, painted, "--from_scratch", "true", "--seed_everything", "5")
     sample = [
         "sample",
@@ -258,7 +258,7 @@ def test_a_retrained_parent_makes_its_children_stale(walt: Walt, run: Path, pain
         (["--model.vae.blocks", "[1]"], "blocks"),
     ],
 )
-def test_a_wrong_key_or_value_is_named(walt: Walt, painted: Path, tmp_path: Path, arguments: list[str], named: str) -> None:
+def test_fit_command_names_a_wrong_key_or_value(walt: Walt, painted: Path, tmp_path: Path, arguments: list[str], named: str) -> None:
     config = ["--config", str(EXPERIMENT / "vae.yaml"), "--run", str(tmp_path / "r"), "--data.index", str(painted)]
     done = walt("fit", *config, *arguments, check=False)
     assert done.code
@@ -267,7 +267,7 @@ def test_a_wrong_key_or_value_is_named(walt: Walt, painted: Path, tmp_path: Path
     assert not (tmp_path / "r").exists()
 
 
-def test_windows_that_do_not_fit_are_named(walt: Walt, painted: Path, run: Path) -> None:
+def test_fit_command_names_windows_that_do_not_fit(walt: Walt, painted: Path, run: Path) -> None:
     said = fit(
         walt, "sr1", run, painted, "--model.denoiser.window", "[5, 3, 3]", "--allow_stale", "true", "--from_scratch", "true", check=False
     )
@@ -275,7 +275,7 @@ def test_windows_that_do_not_fit_are_named(walt: Walt, painted: Path, run: Path)
     assert "Traceback" not in said
 
 
-def test_the_adversarial_term_trains_through_the_program(walt: Walt, painted: Path, tmp_path: Path) -> None:
+def test_fit_command_trains_with_the_adversarial_term(walt: Walt, painted: Path, tmp_path: Path) -> None:
     discriminator = [
         "--model.discriminator.width",
         "8",
@@ -289,7 +289,7 @@ def test_the_adversarial_term_trains_through_the_program(walt: Walt, painted: Pa
     assert load(tmp_path / "gan" / "vae").card["steps"] == 2
 
 
-def test_layers_of_configurations_reach_fit(walt: Walt) -> None:
+def test_fit_command_merges_layered_config_files(walt: Walt) -> None:
     """tests/experiments/test_documented_commands.py parses every file of experiments/ in the combinations that its first lines document."""
     layers = ["experiments/ucf101/base_l_separate.yaml", "experiments/ucf101/rank_4.yaml"]
     said = walt("fit", *(word for layer in layers for word in ("--config", layer)), "--print_config").said
@@ -299,9 +299,7 @@ def test_layers_of_configurations_reach_fit(walt: Walt) -> None:
     assert config["trainer"]["precision"] == "bf16-mixed"  # of common/gpu.yaml, two files further down
 
 
-def test_a_stage_killed_between_its_last_step_and_its_artifact_is_finished_by_the_same_command(
-    walt: Walt, painted: Path, tmp_path: Path
-) -> None:
+def test_fit_command_finishes_a_stage_killed_before_its_artifact_was_written(walt: Walt, painted: Path, tmp_path: Path) -> None:
     run = tmp_path / "late"
     fit(walt, "vae", run, painted)
     weights = (run / "vae" / "model.safetensors").read_bytes()
@@ -315,7 +313,7 @@ def test_a_stage_killed_between_its_last_step_and_its_artifact_is_finished_by_th
     assert (run / "vae" / "model.safetensors").read_bytes() == weights
 
 
-def test_init_starts_from_the_weights_of_an_artifact(walt: Walt, painted: Path, run: Path, tmp_path: Path) -> None:
+def test_init_from_starts_with_the_weights_of_an_artifact(walt: Walt, painted: Path, run: Path, tmp_path: Path) -> None:
     still = ["--init", str(run / "vae"), "--model.optimizer.lr", "0", "--ema.decay", "0"]
     fit(walt, "vae", tmp_path / "finetuned", painted, *still)
     before, after = (load(folder / "vae").models["vae"].state_dict() for folder in (run, tmp_path / "finetuned"))
@@ -325,7 +323,7 @@ def test_init_starts_from_the_weights_of_an_artifact(walt: Walt, painted: Path, 
     assert "Traceback" not in refused
 
 
-def test_video_autoencoder_starts_from_an_image_autoencoder(walt: Walt, painted: Path, tmp_path: Path) -> None:
+def test_init_from_starts_a_video_vae_from_an_image_vae(walt: Walt, painted: Path, tmp_path: Path) -> None:
     images = ["--model.vae.time_kernel", "1", "--model.vae.strides", "[[1, 2, 2], [1, 2, 2]]", "--data.frames", "1"]
     fit(walt, "vae", tmp_path / "images", painted, *images)
     still = ["--init", str(tmp_path / "images" / "vae"), "--model.optimizer.lr", "0", "--ema.decay", "0"]
@@ -337,7 +335,7 @@ def test_video_autoencoder_starts_from_an_image_autoencoder(walt: Walt, painted:
     torch.testing.assert_close(video.encode(x).mean, image.encode(x).mean, atol=1e-5, rtol=1e-5)
 
 
-def test_deepspeed_is_refused_for_the_autoencoder_with_the_reason(walt: Walt, painted: Path, tmp_path: Path) -> None:
+def test_fit_command_refuses_deepspeed_for_the_vae_with_the_reason(walt: Walt, painted: Path, tmp_path: Path) -> None:
     said = fit(walt, "vae", tmp_path / "zero", painted, "--trainer.strategy", "deepspeed_stage_2", check=False)
     assert "one optimiser" in said
     assert "Traceback" not in said

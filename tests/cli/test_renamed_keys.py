@@ -10,14 +10,14 @@ from walt_pl.cli.renamed_keys import RENAMED, check_renamed
 
 
 @pytest.mark.parametrize("key", RENAMED)
-def test_renamed_key_on_the_command_line_is_refused_with_the_new_one(key: str) -> None:
+def test_check_renamed_refuses_an_old_key_on_the_command_line(key: str) -> None:
     for typed in ([f"--{key}=1"], [f"--{key}", "1"], [f"--{key.replace('model.', 'model.init_args.', 1)}", "1"]):
         with pytest.raises(ValueError, match=rf"--\S+ has another name now: {RENAMED[key].split(' ')[0]}"):
             check_renamed(["fit", *typed], [])
 
 
 @pytest.mark.parametrize("key", RENAMED)
-def test_renamed_key_in_a_file_is_refused_with_the_file_and_the_new_one(key: str, tmp_path: Path) -> None:
+def test_check_renamed_refuses_an_old_key_in_a_file_and_names_both(key: str, tmp_path: Path) -> None:
     *groups, last = key.split(".")
     lines = [f"{'  ' * depth}{name}:" for depth, name in enumerate([*groups, last])]
     if groups[:1] == ["model"]:
@@ -28,7 +28,7 @@ def test_renamed_key_in_a_file_is_refused_with_the_file_and_the_new_one(key: str
         check_renamed([], [config])
 
 
-def test_renamed_key_in_an_extended_file_is_refused(tmp_path: Path) -> None:
+def test_check_renamed_refuses_an_old_key_in_an_extended_file(tmp_path: Path) -> None:
     (tmp_path / "low.yaml").write_text("model: {init_args: {denoiser: {heads: 2}}}")
     (tmp_path / "base.yaml").write_text("extends: [low.yaml]")
     arguments = ["fit", "--config", str(tmp_path / "base.yaml")]
@@ -36,7 +36,7 @@ def test_renamed_key_in_an_extended_file_is_refused(tmp_path: Path) -> None:
         check_renamed(arguments, configs_of(arguments))
 
 
-def test_renamed_keys_are_in_no_experiment() -> None:
+def test_check_renamed_finds_no_old_key_in_experiments() -> None:
     configs = sorted((ROOT / "experiments").rglob("*.yaml"))
     check_renamed([], configs)
     assert len(configs) > 30

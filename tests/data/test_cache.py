@@ -87,7 +87,7 @@ def entries_of(index: Index) -> tuple[list[IndexEntry], list[IndexEntry]]:
 
 
 @pytest.mark.parametrize("kind", ["video", "image"])
-def test_cache_and_pixels_give_the_same_latents(kind: Kind, pixels: PixelDataset, index: Index, tmp_path: Path) -> None:
+def test_latent_cache_gives_the_latents_of_encoding_pixels(kind: Kind, pixels: PixelDataset, index: Index, tmp_path: Path) -> None:
     cache = make(tmp_path, kind=kind)
     build(cache, pixels, kind=kind)
     opened = make(tmp_path, kind=kind)
@@ -110,7 +110,7 @@ def test_cache_and_pixels_give_the_same_latents(kind: Kind, pixels: PixelDataset
     assert torch.equal(seen[0], seen[2]) and not torch.equal(seen[0], seen[1])  # views 0, 1, 0
 
 
-def test_latents_with_channels_last_are_kept_as_they_are(pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_stores_channels_last_latents_unchanged(pixels: PixelDataset, tmp_path: Path) -> None:
     def encode(x: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool3d(x, (1, 4, 4), (2, 4, 4)).contiguous(memory_format=torch.channels_last_3d)
 
@@ -120,7 +120,7 @@ def test_latents_with_channels_last_are_kept_as_they_are(pixels: PixelDataset, t
     assert torch.equal(cache.read(1, 0)[0], wanted)
 
 
-def test_a_broken_clip_is_remembered_with_its_reason(pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_remembers_a_broken_clip_with_its_reason(pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path), pixels)
     cache = make(tmp_path)
     cache.open()
@@ -129,12 +129,12 @@ def test_a_broken_clip_is_remembered_with_its_reason(pixels: PixelDataset, tmp_p
     assert cache.read(1, 0)[1] == ""
 
 
-def test_a_finished_cache_is_not_built_again(pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_finished_is_not_built_again(pixels: PixelDataset, tmp_path: Path) -> None:
     assert build(make(tmp_path), pixels) == 2 * VIDEOS
     assert build(make(tmp_path), pixels) == 0
 
 
-def test_an_interrupted_build_goes_on_and_gives_the_same_bytes(pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_interrupted_build_resumes_to_the_same_bytes(pixels: PixelDataset, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         build(make(tmp_path / "cut"), pixels, stop_after=6)
     with pytest.raises(RuntimeError, match="3 of 4 shards of latents are missing"):
@@ -145,7 +145,7 @@ def test_an_interrupted_build_goes_on_and_gives_the_same_bytes(pixels: PixelData
         assert path.read_bytes() == (tmp_path / "cut" / path.name).read_bytes()
 
 
-def test_a_stale_cache_is_rebuilt_never_read(pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_stale_is_rebuilt_and_never_read(pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path, vae="old"), pixels)
     with pytest.warns(UserWarning, match=r"stale \(vae changed\)"), pytest.raises(RuntimeError, match="missing"):
         make(tmp_path, vae="new").open()
@@ -166,7 +166,7 @@ def cut(path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*this shard is rebuilt")
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
-def test_a_damaged_shard_is_found_and_only_it_is_rebuilt(damage: Callable[[Path], None], pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_rebuilds_only_the_damaged_shard(damage: Callable[[Path], None], pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path), pixels)
     shard = tmp_path / "00001.f16"
     before = shard.read_bytes()
@@ -175,7 +175,7 @@ def test_a_damaged_shard_is_found_and_only_it_is_rebuilt(damage: Callable[[Path]
     assert shard.read_bytes() == before
 
 
-def test_a_flipped_byte_is_told(pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_warns_of_a_flipped_byte(pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path), pixels)
     flip(tmp_path / "00001.f16")
     with pytest.warns(UserWarning, match="00001.f16: SHA-256 .* this shard is rebuilt"):
@@ -184,7 +184,7 @@ def test_a_flipped_byte_is_told(pixels: PixelDataset, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*this shard is rebuilt")
 @pytest.mark.parametrize("place", [0, 5, -1])
-def test_a_byte_that_flips_under_a_reader_is_found_when_its_row_is_read(place: int, pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_finds_a_flipped_byte_when_its_row_is_read(place: int, pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path), pixels)
     cache = make(tmp_path)
     cache.open()
@@ -204,7 +204,7 @@ def test_a_byte_that_flips_under_a_reader_is_found_when_its_row_is_read(place: i
     assert torch.equal(cache.read(row // 2, row % 2)[0], whole[row][0])
 
 
-def test_without_verification_no_byte_is_read(pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_without_verify_reads_no_byte(pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path), pixels)
     flip(tmp_path / "00001.f16")
     encoder = CountingEncoder()
@@ -216,7 +216,7 @@ def make_some(folder: Path, items: list[int]) -> LatentCache:
     return LatentCache(folder, {"vae": "a"}, len(items), views=2, items=np.array(items))
 
 
-def test_a_cache_of_some_items_holds_theirs(pixels: PixelDataset, index: Index, tmp_path: Path) -> None:
+def test_latent_cache_of_selected_items_holds_only_those(pixels: PixelDataset, index: Index, tmp_path: Path) -> None:
     assert build(make_some(tmp_path, [1, 3, 6]), pixels) == 6
     cache = pickle.loads(pickle.dumps(make_some(tmp_path, [1, 3, 6])))
     cache.open()
@@ -229,7 +229,7 @@ def test_a_cache_of_some_items_holds_theirs(pixels: PixelDataset, index: Index, 
         cache.read(2, 0)
 
 
-def test_other_items_make_a_cache_stale_and_a_damaged_list_of_them_is_written_again(pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_is_stale_with_other_items_and_rewrites_a_damaged_item_list(pixels: PixelDataset, tmp_path: Path) -> None:
     build(make_some(tmp_path, [1, 3, 6]), pixels)
     with pytest.warns(UserWarning, match=r"stale \(items changed\)"):
         assert build(make_some(tmp_path, [1, 3, 5]), pixels) == 6
@@ -240,7 +240,7 @@ def test_other_items_make_a_cache_stale_and_a_damaged_list_of_them_is_written_ag
     make_some(tmp_path, [1, 3, 5]).open()
 
 
-def test_quarantined_clips_are_not_read_and_computed_once_they_are_free(pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_skips_quarantined_clips_and_encodes_them_when_released(pixels: PixelDataset, tmp_path: Path) -> None:
     encoder = CountingEncoder()
     make(tmp_path).build(Forbidden(pixels, {4}), "video", encoder.make, batch_size=3, skip={4: "corrupt: cannot be decoded"})
     cache = make(tmp_path)
@@ -277,7 +277,7 @@ class Deadly(Forbidden):
         return self.pixels[draw]
 
 
-def test_readers_that_a_clip_kills_are_replaced_and_the_clip_is_listed(pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_replaces_readers_that_a_clip_kills_and_lists_the_clip(pixels: PixelDataset, tmp_path: Path) -> None:
     encoder = CountingEncoder()
     with pytest.warns(UserWarning, match="4.mp4: its worker was killed by SIGKILL"):
         make(tmp_path / "some").build(Deadly(pixels, {4}), "video", encoder.make, batch_size=3, readers=2)
@@ -291,7 +291,7 @@ def test_readers_that_a_clip_kills_are_replaced_and_the_clip_is_listed(pixels: P
         assert torch.equal(latent, torch.zeros_like(latent) if item == 4 else whole.read(item, 0)[0])
 
 
-def test_old_maps_are_let_go(pixels: PixelDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latent_cache_closes_old_memory_maps(pixels: PixelDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_module, "_MAPS", 2)
     build(make(tmp_path), pixels)
     cache = make(tmp_path)
@@ -301,7 +301,7 @@ def test_old_maps_are_let_go(pixels: PixelDataset, tmp_path: Path, monkeypatch: 
     assert len(cache._maps) == 2
 
 
-def test_a_damaged_meta_file_is_built_anew(pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_with_a_damaged_meta_file_is_rebuilt(pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path), pixels)
     (tmp_path / "meta.json").write_text("{")
     with pytest.warns(UserWarning, match="damaged"):
@@ -309,7 +309,7 @@ def test_a_damaged_meta_file_is_built_anew(pixels: PixelDataset, tmp_path: Path)
     assert json.loads((tmp_path / "meta.json").read_text())["key"]["vae"] == "a"
 
 
-def test_left_over_files_are_removed(pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_build_removes_left_over_files(pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path), pixels)
     (tmp_path / "00001.f16").unlink()
     for name in ("00001.f16.17.tmp", "00009.f16"):
@@ -318,14 +318,14 @@ def test_left_over_files_are_removed(pixels: PixelDataset, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == [*(f"0000{n}.f16" for n in range(4)), "meta.json"]
 
 
-def test_nothing_readable_stops_the_build_with_the_reasons(index: Index, tmp_path: Path) -> None:
+def test_latent_cache_build_stops_with_the_reasons_when_nothing_is_readable(index: Index, tmp_path: Path) -> None:
     videos, images = entries_of(index)
     broken = PixelDataset([videos[2]] * VIDEOS, images, FRAMING)
     with pytest.raises(RuntimeError, match=r"(?s)none of the first 4 files.*2\.mp4"):
         build(make(tmp_path), broken)
 
 
-def test_latents_beyond_float16_are_refused(pixels: PixelDataset, tmp_path: Path) -> None:
+def test_latent_cache_refuses_latents_beyond_float16(pixels: PixelDataset, tmp_path: Path) -> None:
     def diverged(x: Tensor) -> Tensor:
         return torch.full((len(x), 1, 1, 1, 1), 1e6)
 
@@ -333,7 +333,7 @@ def test_latents_beyond_float16_are_refused(pixels: PixelDataset, tmp_path: Path
         make(tmp_path).build(pixels, "video", lambda: diverged, batch_size=3)
 
 
-def test_batches_of_the_encoder_shrink_as_clips_grow() -> None:
+def test_encode_batch_size_shrinks_as_clips_grow() -> None:
     sizes = [encode_batch_size(ClipTransform(size), "video") for size in (32, 64, 128, 512)]
     assert sizes == [16, 4, 1, 1]
     assert encode_batch_size(ClipTransform(32), "image") == 256

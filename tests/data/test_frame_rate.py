@@ -36,7 +36,7 @@ def test_trained_rate_is_the_one_that_is_set_or_shared(
     assert trained_rate(videos(tmp_path, *rates), np.arange(len(rates)), clip_transform) == trained
 
 
-def test_trained_rate_looks_at_the_videos_that_are_used(tmp_path: Path) -> None:
+def test_trained_rate_counts_only_the_videos_that_are_used(tmp_path: Path) -> None:
     assert trained_rate(videos(tmp_path, 12.0, 25.0, 12.0), np.array([0, 2]), ClipTransform(8)) == 12
 
 

@@ -30,7 +30,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "index.parquet"
 
 
-def test_entries_come_back_in_order_with_absolute_paths(path: Path) -> None:
+def test_index_returns_entries_in_order_with_absolute_paths(path: Path) -> None:
     index = Index(path, "train")
     assert [entry.caption for entry in index.videos] == ["clip 0", "clip 1"]
     assert len(index.videos) == 2 and len(index.images) == 1
@@ -41,7 +41,7 @@ def test_entries_come_back_in_order_with_absolute_paths(path: Path) -> None:
     assert len(Index(path, "val").videos) == 1 and len(Index(path, "val").images) == 0
 
 
-def test_slices_and_ends_behave_like_a_list(path: Path) -> None:
+def test_index_entries_slice_like_a_list(path: Path) -> None:
     videos = Index(path, "train").videos
     assert [entry.caption for entry in videos[::-1]] == ["clip 1", "clip 0"]
     assert len(videos[5:]) == 0 and videos[-2].caption == "clip 0"
@@ -50,7 +50,7 @@ def test_slices_and_ends_behave_like_a_list(path: Path) -> None:
             videos[number]
 
 
-def test_same_rows_give_the_same_hash_and_others_another(path: Path, tmp_path: Path) -> None:
+def test_index_sha256_is_equal_for_equal_rows_only(path: Path, tmp_path: Path) -> None:
     rows = [row(0), row(1)]
     write_index(rows, tmp_path / "one")
     write_index(rows, tmp_path / "two")
@@ -59,30 +59,30 @@ def test_same_rows_give_the_same_hash_and_others_another(path: Path, tmp_path: P
     assert one == two != other
 
 
-def test_missing_index_names_the_command(tmp_path: Path) -> None:
+def test_index_missing_names_the_command(tmp_path: Path) -> None:
     made_with = rf"index SOURCE --out {tmp_path}/index.parquet .*python -m walt_pl index shapes --out data/shapes"
     with pytest.raises(ValueError, match=made_with):
         Index(tmp_path / "index.parquet", "train")
 
 
-def test_empty_split_lists_those_that_exist(path: Path) -> None:
+def test_index_empty_split_lists_the_splits_that_exist(path: Path) -> None:
     with pytest.raises(ValueError, match=r'nothing in split "test" \(splits found: train, val\)'):
         Index(path, "test")
 
 
-def test_an_index_that_holds_nothing_out_says_how_to(tmp_path: Path) -> None:
+def test_index_without_val_split_says_how_to_get_one(tmp_path: Path) -> None:
     write_index([row(0)], tmp_path / "index.parquet")
     with pytest.raises(ValueError, match=r'split "val" .*; index again with --val 0.02 .*, or set --data.val_videos 0$'):
         Index(tmp_path / "index.parquet", "val")
 
 
-def test_missing_columns_are_named(tmp_path: Path) -> None:
+def test_index_names_missing_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": ["a.mp4"], "split": ["train"]}), tmp_path / "index.parquet")
     with pytest.raises(ValueError, match=r"no column kind, frames, .* \(found: path, split\)"):
         Index(tmp_path / "index.parquet", "train")
 
 
-def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
+def test_index_refuses_a_file_that_is_not_parquet(tmp_path: Path) -> None:
     (tmp_path / "index.parquet").write_text("path,caption\n")
     with pytest.raises(ValueError, match="not a Parquet file"):
         Index(tmp_path / "index.parquet", "train")
@@ -99,7 +99,7 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
         (row(0, split=None), "entry 0: no split"),
     ],
 )
-def test_wrong_rows_are_refused_and_the_old_index_stays(path: Path, entry: dict[str, object], message: str) -> None:
+def test_write_index_refuses_wrong_rows_and_keeps_the_old_index(path: Path, entry: dict[str, object], message: str) -> None:
     before = path.read_bytes()
     with pytest.raises(ValueError, match=message):
         write_index([entry], path)
@@ -107,7 +107,7 @@ def test_wrong_rows_are_refused_and_the_old_index_stays(path: Path, entry: dict[
     assert sorted(file.name for file in path.parent.iterdir()) == ["index.arrow", "index.parquet"]
 
 
-def test_a_failed_write_leaves_the_old_index(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_index_failed_write_keeps_the_old_index(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(table: pa.Table, file: Path, **options: object) -> None:
         file.write_bytes(b"PAR1")
         raise OSError(28, "No space left on device")
@@ -120,18 +120,18 @@ def test_a_failed_write_leaves_the_old_index(path: Path, monkeypatch: pytest.Mon
     assert sorted(file.name for file in path.parent.iterdir()) == ["index.arrow", "index.parquet"]
 
 
-def test_the_parquet_file_has_the_documented_columns(path: Path) -> None:
+def test_write_index_writes_the_columns_of_the_schema(path: Path) -> None:
     assert pq.read_schema(path).equals(SCHEMA)
     table = pq.read_table(path)
     assert table["offset"].to_pylist() == [-1] * 4 and table["decoder"].to_pylist() == [""] * 4
 
 
-def test_every_column_is_documented() -> None:
+def test_index_every_column_is_documented() -> None:
     text = (Path(__file__).parents[2] / "docs" / "DATA.md").read_text(encoding="utf-8")
     assert not [name for name in SCHEMA.names if f"| `{name}` |" not in text]
 
 
-def test_rows_are_sorted_by_split_and_kind_and_else_stay_in_order(tmp_path: Path) -> None:
+def test_write_index_sorts_rows_by_split_and_kind_and_keeps_their_order(tmp_path: Path) -> None:
     kinds = [("val", "image"), ("train", "video"), ("train", "image"), ("val", "video"), ("train", "video"), ("train", "image")]
     write_index([row(number, split=split, kind=kind) for number, (split, kind) in enumerate(kinds)], tmp_path / "a.parquet")
     assert pq.read_table(tmp_path / "a.parquet")["path"].to_pylist() == [f"clips/{number}.mp4" for number in (1, 4, 2, 5, 3, 0)]
@@ -142,7 +142,7 @@ def test_rows_are_sorted_by_split_and_kind_and_else_stay_in_order(tmp_path: Path
     ]
 
 
-def test_columns_are_views_of_the_mapped_file(path: Path) -> None:
+def test_index_entries_column_is_a_view_of_the_mapped_file(path: Path) -> None:
     videos = Index(path, "train").videos
     frames, sizes = videos.column("frames"), videos[1:].column("bytes")
     assert frames.tolist() == [17, 17] and sizes.tolist() == [1001]
@@ -163,7 +163,7 @@ def many(folder: Path, rows: int) -> Path:
     return folder / "many.parquet"
 
 
-def test_entries_travel_to_another_process_as_a_path(tmp_path: Path) -> None:
+def test_index_entries_are_pickled_as_a_path(tmp_path: Path) -> None:
     videos = Index(many(tmp_path, 50_000), "train").videos[10_000:40_000]
     data = pickle.dumps({"videos": videos, "again": videos[5:]})
     assert len(data) < 2000
@@ -176,7 +176,7 @@ def test_entries_travel_to_another_process_as_a_path(tmp_path: Path) -> None:
     assert said.stdout.decode().split() == ["30000", str(tmp_path / "clips" / "10007.mp4"), "10005"]
 
 
-def test_an_index_without_arrow_gets_one(path: Path) -> None:
+def test_index_without_arrow_file_writes_one(path: Path) -> None:
     arrow = path.with_suffix(".arrow")
     whole = arrow.read_bytes()
     arrow.unlink()
@@ -185,7 +185,7 @@ def test_an_index_without_arrow_gets_one(path: Path) -> None:
 
 
 @pytest.mark.parametrize("harm", ["other rows", "cut", "words", "old schema"])
-def test_an_arrow_file_that_is_not_of_this_index_is_made_anew(path: Path, tmp_path: Path, harm: str) -> None:
+def test_index_replaces_an_arrow_file_that_is_not_its_own(path: Path, tmp_path: Path, harm: str) -> None:
     arrow = path.with_suffix(".arrow")
     whole = arrow.read_bytes()
     if harm == "other rows":  # younger than the Parquet file, and as well formed
@@ -201,7 +201,9 @@ def test_an_arrow_file_that_is_not_of_this_index_is_made_anew(path: Path, tmp_pa
     assert arrow.read_bytes() == whole
 
 
-def test_a_folder_that_cannot_be_written_is_no_obstacle(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_index_in_a_read_only_folder_keeps_its_arrow_file_in_the_user_cache(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import walt_pl.data.index as module
 
     path.with_suffix(".arrow").unlink()
@@ -220,7 +222,7 @@ def test_a_folder_that_cannot_be_written_is_no_obstacle(path: Path, tmp_path: Pa
     assert not path.with_suffix(".arrow").exists() and len(list((tmp_path / "cache").rglob("*.arrow"))) == 1
 
 
-def test_rows_that_changed_under_a_worker_are_an_error_and_not_other_clips(path: Path) -> None:
+def test_index_entries_unpickled_after_a_rewrite_raise(path: Path) -> None:
     videos = Index(path, "train").videos
     before = pickle.dumps(videos)
     write_index([row(7), row(8)], path)
@@ -229,13 +231,13 @@ def test_rows_that_changed_under_a_worker_are_an_error_and_not_other_clips(path:
             pickle.loads(data)
 
 
-def test_entries_that_are_held_outlive_a_rewrite(path: Path) -> None:
+def test_index_entries_held_open_outlive_a_rewrite(path: Path) -> None:
     videos = Index(path, "train").videos
     write_index([row(7)], path)
     assert [entry.caption for entry in videos] == ["clip 0", "clip 1"]
 
 
-def test_parquet_of_other_programs_is_read(tmp_path: Path) -> None:
+def test_index_reads_parquet_of_other_programs(tmp_path: Path) -> None:
     same = row(0)
     rows = [{**same, "caption": None, "label": None, "split": "val"}, {**same, "path": "b.mp4"}]
     table = pa.Table.from_pylist(rows)  # int64 and double, nulls, none of the columns with defaults, not sorted
@@ -245,7 +247,7 @@ def test_parquet_of_other_programs_is_read(tmp_path: Path) -> None:
     assert Index(tmp_path / "a.parquet", "train").videos[0].path == tmp_path / "b.mp4"
 
 
-def test_opening_reads_no_rows_into_memory(tmp_path: Path) -> None:
+def test_index_opens_without_reading_rows_into_memory(tmp_path: Path) -> None:
     Index(many(tmp_path, 50_000), "train")
     before = pa.total_allocated_bytes()
     index = Index(tmp_path / "many.parquet", "train")
@@ -255,7 +257,7 @@ def test_opening_reads_no_rows_into_memory(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("rows", [300_000, pytest.param(10_000_000, marks=pytest.mark.slow)])
-def test_an_index_costs_a_worker_nothing_of_its_own(tmp_path: Path, rows: int) -> None:
+def test_index_costs_a_worker_no_memory_of_its_own(tmp_path: Path, rows: int) -> None:
     write_table(synthetic(rows), tmp_path / "index.parquet")
     cost = measure(tmp_path / "index.parquet")
     assert (tmp_path / "index.arrow").stat().st_size > 180 * rows

@@ -59,12 +59,12 @@ def uninterrupted() -> list[tuple[list[str], list[int], list[str]]]:
     return run(make_loader(workers=0), steps=9)
 
 
-def test_two_workers_give_the_same_order(uninterrupted: list[tuple[list[str], list[int], list[str]]]) -> None:
+def test_joint_loader_two_workers_give_the_same_order(uninterrupted: list[tuple[list[str], list[int], list[str]]]) -> None:
     assert run(make_loader(workers=2), steps=9) == uninterrupted
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 2), (0, 2)])
-def test_resuming_in_the_middle_of_an_epoch_changes_nothing(
+def test_joint_loader_resumes_in_the_middle_of_an_epoch(
     before: int, after: int, uninterrupted: list[tuple[list[str], list[int], list[str]]]
 ) -> None:
     first = make_loader(before)
@@ -74,7 +74,7 @@ def test_resuming_in_the_middle_of_an_epoch_changes_nothing(
     assert start + run(second, steps=5) == uninterrupted
 
 
-def test_one_rank_goes_on_where_two_stopped(uninterrupted: list[tuple[list[str], list[int], list[str]]]) -> None:
+def test_joint_loader_one_rank_resumes_where_two_stopped(uninterrupted: list[tuple[list[str], list[int], list[str]]]) -> None:
     pair = [make_loader(0, rank, ranks=2) for rank in range(2)]
     for loader in pair:
         run(loader, steps=4)
@@ -84,7 +84,7 @@ def test_one_rank_goes_on_where_two_stopped(uninterrupted: list[tuple[list[str],
     assert run(alone, steps=5) == uninterrupted[4:]
 
 
-def test_loading_leaves_the_global_random_state_alone() -> None:
+def test_joint_loader_leaves_the_global_random_state_unchanged() -> None:
     torch.manual_seed(0)
     wanted = torch.rand(1)
     torch.manual_seed(0)
@@ -93,7 +93,7 @@ def test_loading_leaves_the_global_random_state_alone() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_sample_keeps_its_slot_with_weight_0_and_is_told_once(workers: int) -> None:
+def test_joint_loader_broken_sample_gets_weight_0_and_one_warning(workers: int) -> None:
     loader = make_loader(workers, broken=(3,))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -110,20 +110,20 @@ def test_a_broken_sample_keeps_its_slot_with_weight_0_and_is_told_once(workers: 
 
 
 @pytest.mark.filterwarnings("ignore:.*unreadable files")
-def test_when_nothing_can_be_read_it_stops_with_the_reasons() -> None:
+def test_joint_loader_stops_with_the_reasons_when_nothing_is_readable() -> None:
     loader = make_loader(0, broken=tuple(range(10)))
     with pytest.raises(RuntimeError, match=r"(?s)first 3 batches.*video-\d: broken"):
         run(loader, steps=4)
 
 
-def test_a_batch_without_images_has_room_for_none() -> None:
+def test_joint_loader_batch_without_images_has_an_empty_image_tensor() -> None:
     batch = next(iter(JointLoader(Numbers(), JointSampler(5, 0, 2, 0))))
     assert batch.videos.shape == (2, 1, 3, 1, 1)
     assert batch.images.shape == (0, 1, 1, 1, 1)
     assert batch.low_res_videos is None
 
 
-def test_joint_loader_keeps_what_is_read_ahead_from_epoch_to_epoch() -> None:
+def test_joint_loader_keeps_prefetched_batches_between_epochs() -> None:
     loader = make_loader(workers=0)
     run(loader, steps=len(loader))
     ahead = loader._stream
@@ -132,14 +132,14 @@ def test_joint_loader_keeps_what_is_read_ahead_from_epoch_to_epoch() -> None:
     assert ahead is not None and loader._stream is ahead
 
 
-def test_joint_loader_of_a_validation_begins_anew_each_time() -> None:
+def test_joint_loader_of_validation_starts_over_each_time() -> None:
     MADE.append(JointLoader(Numbers(), SequentialSampler(6, 3, 2, 1)))
     whole = [told(batch) for batch in MADE[-1]]
     next(iter(MADE[-1]))  # a validation that was cut short
     assert [told(batch) for batch in MADE[-1]] == whole and len(whole) == 3
 
 
-def test_joint_loader_goes_on_from_a_state_in_the_middle_of_reading() -> None:
+def test_joint_loader_loads_a_state_in_the_middle_of_reading() -> None:
     first, second = make_loader(workers=0), make_loader(workers=0)
     wanted = run(first, steps=5)[4:]
     start = make_loader(workers=0)

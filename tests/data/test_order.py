@@ -60,7 +60,7 @@ quick = settings(max_examples=60, deadline=None)
 
 @quick
 @given(cases())
-def test_in_every_bucket_nothing_comes_twice_in_a_pass_and_nothing_is_left_out(case: Case) -> None:
+def test_joint_sampler_draws_every_item_of_a_bucket_once_an_epoch(case: Case) -> None:
     seen: Counter[tuple[Kind, int, int, int]] = Counter()
     for draws in case.steps(40, ranks=1):
         seen.update((draw.kind, draw.bucket, draw.epoch, draw.item) for draw in draws)
@@ -76,7 +76,7 @@ def test_in_every_bucket_nothing_comes_twice_in_a_pass_and_nothing_is_left_out(c
 
 @quick
 @given(cases())
-def test_ranks_are_disjoint_and_in_step_and_every_batch_has_one_bucket_and_the_exact_ratio(case: Case) -> None:
+def test_joint_sampler_ranks_are_disjoint_and_share_bucket_and_ratio(case: Case) -> None:
     whole = case.steps(12, ranks=1)
     by_rank = [case.steps(12, rank) for rank in range(case.ranks)]
     for step, shares in enumerate(zip(*by_rank, strict=True)):
@@ -88,7 +88,7 @@ def test_ranks_are_disjoint_and_in_step_and_every_batch_has_one_bucket_and_the_e
 
 @quick
 @given(cases(), st.integers(0, 30), st.data())
-def test_resuming_anywhere_on_any_ranks_gives_what_comes_next(case: Case, stop: int, data: st.DataObject) -> None:
+def test_joint_sampler_resumes_anywhere_on_other_ranks(case: Case, stop: int, data: st.DataObject) -> None:
     sampler = case.sampler(rank=data.draw(st.integers(0, case.ranks - 1)))
     for _ in range(stop):
         sampler.advance()
@@ -99,7 +99,7 @@ def test_resuming_anywhere_on_any_ranks_gives_what_comes_next(case: Case, stop: 
 
 @quick
 @given(cases(), st.integers(0, 30), st.data())
-def test_under_another_quarantine_all_others_come_in_the_order_they_would_have(case: Case, stop: int, data: st.DataObject) -> None:
+def test_joint_sampler_under_another_quarantine_keeps_the_order_of_other_items(case: Case, stop: int, data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from([kind for kind in KINDS if case.per_rank[kind]]))
     count = sum(case.counts[kind])
     listed = frozenset(data.draw(st.lists(st.integers(0, count - 1), max_size=3)))
@@ -129,7 +129,7 @@ def test_under_another_quarantine_all_others_come_in_the_order_they_would_have(c
 
 @quick
 @given(cases())
-def test_buckets_come_in_proportion_to_what_they_hold(case: Case) -> None:
+def test_joint_sampler_draws_buckets_in_proportion_to_their_items(case: Case) -> None:
     sampler = case.sampler(ranks=1)
     leading: Kind = "video" if case.per_rank["video"] else "image"
     counts = case.counts[leading]
@@ -143,7 +143,7 @@ def test_buckets_come_in_proportion_to_what_they_hold(case: Case) -> None:
 
 @quick
 @given(cases())
-def test_validation_takes_everything_once_bucket_by_bucket(case: Case) -> None:
+def test_sequential_sampler_takes_everything_once_bucket_by_bucket(case: Case) -> None:
     def whole(kind: Kind) -> list[BucketItems]:
         return [BucketItems(items.positions[: len(items.positions) // case.ranks * case.ranks]) for items in case.items(kind)]
 
@@ -160,14 +160,14 @@ def test_validation_takes_everything_once_bucket_by_bucket(case: Case) -> None:
         assert sorted(draw.item for draw in draws if draw.kind == kind) == wanted
 
 
-def test_one_bucket_keeps_the_order_it_had_before_there_were_buckets() -> None:
+def test_joint_sampler_of_one_bucket_has_a_fixed_order() -> None:
     # Taken down from the version without buckets: JointSampler(5, 4, 2, 1, seed=3), its first four steps.
     wanted = [[4, 2, 0], [1, 3, 1], [0, 3, 2], [1, 4, 3]]
     found = [[draw.item for draw in draws] for draws in islice(JointSampler(5, 4, 2, 1, seed=3).steps(), 4)]
     assert found == wanted
 
 
-def test_another_index_is_told_and_begins_new_passes() -> None:
+def test_joint_sampler_warns_of_another_index_and_begins_new_epochs() -> None:
     sampler, grown = JointSampler(50, 4, 2, 1), JointSampler(51, 4, 2, 1)
     sampler.advance()
     with pytest.warns(UserWarning, match="the interrupted passes are not finished"):
@@ -175,14 +175,14 @@ def test_another_index_is_told_and_begins_new_passes() -> None:
     assert {draw.epoch for draw in next(iter(grown))} == {1}
 
 
-def test_another_number_of_buckets_is_refused() -> None:
+def test_joint_sampler_refuses_another_number_of_buckets() -> None:
     two = [BucketItems(np.arange(3)), BucketItems(np.arange(3, 6))]
     sampler = JointSampler(two, two, 2, 0)
     with pytest.raises(ValueError, match=r"data\.buckets has 1 sizes, but the checkpoint was written with 2"):
         JointSampler(6, 6, 2, 0).load_state_dict(sampler.state_dict())
 
 
-def test_a_bucket_that_lacks_a_kind_never_comes() -> None:
+def test_joint_sampler_never_draws_a_bucket_that_lacks_videos_or_images() -> None:
     videos, images = [BucketItems(np.arange(3)), BucketItems(np.arange(3, 9))], [BucketItems(np.arange(3)), BucketItems(np.arange(0))]
     assert {draw.bucket for step in islice(JointSampler(videos, images, 1, 1).steps(), 30) for draw in step} == {0}
     with pytest.raises(ValueError, match="no bucket has both"):

@@ -17,7 +17,7 @@ def rows() -> list[dict[str, object]]:
     return [*files, *({**same, "path": "s.tar", "offset": 512 * number} for number in range(1, 4))]
 
 
-def test_what_was_written_is_read_and_hashes_alike_in_any_order(tmp_path: Path) -> None:
+def test_quarantine_reads_what_it_wrote_and_hashes_alike_in_any_order(tmp_path: Path) -> None:
     one, two = (Quarantine.beside(tmp_path / name) for name in ("one.parquet", "two.parquet"))
     assert one.path == tmp_path / "one.quarantine.csv" and len(one) == 0
     reasons = {
@@ -37,7 +37,7 @@ def test_what_was_written_is_read_and_hashes_alike_in_any_order(tmp_path: Path) 
     assert again.reasons == reasons and again.sha256 == one.sha256
 
 
-def test_positions_are_those_in_the_list_that_is_asked(tmp_path: Path) -> None:
+def test_quarantine_positions_index_the_given_entries(tmp_path: Path) -> None:
     write_index(rows(), tmp_path / "i.parquet")
     entries = Index(tmp_path / "i.parquet", "train").videos
     quarantine = Quarantine.beside(tmp_path / "i.parquet")
@@ -56,7 +56,7 @@ def test_positions_are_those_in_the_list_that_is_asked(tmp_path: Path) -> None:
     assert quarantine.positions(entries[::-1]).tolist() == [1, 3, 5]
 
 
-def test_the_doctor_releases_only_its_own(tmp_path: Path) -> None:
+def test_quarantine_admit_and_release_change_only_findings_of_the_doctor(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path / "q.csv")
     quarantine.add(MediaKey("a.mp4"), "corrupt: x")
     quarantine.add(MediaKey("b.mp4"), "shows my face")
@@ -68,7 +68,7 @@ def test_the_doctor_releases_only_its_own(tmp_path: Path) -> None:
     assert list(quarantine.reasons) == [MediaKey("b.mp4")]
 
 
-def test_an_empty_list_leaves_no_file(tmp_path: Path) -> None:
+def test_quarantine_empty_leaves_no_file(tmp_path: Path) -> None:
     quarantine = Quarantine(tmp_path / "q.csv")
     quarantine.add(MediaKey("a.mp4"), "corrupt: x")
     quarantine.write()
@@ -86,13 +86,13 @@ def test_an_empty_list_leaves_no_file(tmp_path: Path) -> None:
         ("path,offset,reason\n,-1,x\n", r"q\.csv:2: no path"),
     ],
 )
-def test_a_damaged_list_is_an_error_and_not_an_empty_one(tmp_path: Path, text: str, message: str) -> None:
+def test_quarantine_damaged_file_raises(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "q.csv").write_text(text)
     with pytest.raises(ValueError, match=message):
         Quarantine(tmp_path / "q.csv")
 
 
-def test_a_row_without_a_piece_stands_for_every_piece_of_its_file(tmp_path: Path) -> None:
+def test_quarantine_row_without_a_piece_covers_every_piece_of_its_file(tmp_path: Path) -> None:
     pieces = [{**rows()[0], "path": path, "begin": begin, "end": begin + 2} for path in ("a.mp4", "b.mp4") for begin in (0.0, 2.0, 4.0)]
     write_index(pieces, tmp_path / "i.parquet")
     entries = Index(tmp_path / "i.parquet", "train").videos
@@ -104,6 +104,6 @@ def test_a_row_without_a_piece_stands_for_every_piece_of_its_file(tmp_path: Path
     assert quarantine.positions(entries).tolist() == [0, 1, 2, 4], "the row of the file stays"
 
 
-def test_people_may_leave_the_offset_empty(tmp_path: Path) -> None:
+def test_quarantine_offset_may_be_left_empty(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("path,offset,reason\na.mp4,,mine\n")
     assert Quarantine(tmp_path / "q.csv").reasons == {MediaKey("a.mp4"): "mine"}

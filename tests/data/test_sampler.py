@@ -39,7 +39,7 @@ CASES = [random_case(np.random.default_rng(number)) for number in range(25)]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_pass_has_every_item_once(case: dict[str, int]) -> None:
+def test_joint_sampler_every_epoch_has_every_item_once(case: dict[str, int]) -> None:
     seen: dict[str, Counter[tuple[int, int]]] = {"video": Counter(), "image": Counter()}
     for rank in range(case["ranks"]):
         for draws in steps_of(case, rank, steps=50):
@@ -55,7 +55,7 @@ def test_every_pass_has_every_item_once(case: dict[str, int]) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_are_disjoint_in_step_and_keep_the_ratio(case: dict[str, int]) -> None:
+def test_joint_sampler_ranks_are_disjoint_and_keep_the_ratio(case: dict[str, int]) -> None:
     by_rank = [steps_of(case, rank, steps=10) for rank in range(case["ranks"])]
     whole = steps_of({**case, "ranks": 1}, 0, steps=10)
     for step, shares in enumerate(zip(*by_rank, strict=True)):
@@ -67,12 +67,12 @@ def test_ranks_are_disjoint_in_step_and_keep_the_ratio(case: dict[str, int]) -> 
         assert sum(draw.kind == "video" for draw in together) == case["videos_per_batch"]
 
 
-def test_an_epoch_is_one_pass_over_the_videos_rounded_up() -> None:
+def test_joint_sampler_epoch_length_is_the_videos_rounded_up() -> None:
     assert len(JointSampler(10, 99, 4, 5)) == 3
     assert len(JointSampler(0, 11, 0, 5)) == 3
 
 
-def test_two_ranks_resume_as_one() -> None:
+def test_joint_sampler_resumes_on_other_ranks() -> None:
     case = {"videos": 7, "images": 11, "videos_per_batch": 4, "images_per_batch": 2, "seed": 3}
     sampler = JointSampler(**case, ranks=2, rank=1)
     for _ in range(5):
@@ -83,13 +83,13 @@ def test_two_ranks_resume_as_one() -> None:
 
 
 @pytest.mark.parametrize(("ranks", "videos", "message"), [(3, 5, "do not divide by 3 ranks"), (1, 0, "has none")])
-def test_impossible_batches_are_refused(ranks: int, videos: int, message: str) -> None:
+def test_joint_sampler_refuses_impossible_batches(ranks: int, videos: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         JointSampler(videos, 5, 4, 0, ranks=ranks)
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_validation_goes_through_everything_once_in_order(ranks: int) -> None:
+def test_sequential_sampler_takes_everything_once_in_order(ranks: int) -> None:
     by_rank = [list(SequentialSampler(10, 6, 4, 2, rank, ranks)) for rank in range(ranks)]
     assert {len(steps) for steps in by_rank} == {3}
     draws = [draw for step in zip(*by_rank, strict=True) for share in step for draw in share]
@@ -98,7 +98,7 @@ def test_validation_goes_through_everything_once_in_order(ranks: int) -> None:
     assert {draw.epoch for draw in draws} == {0}
 
 
-def test_joint_sampler_begins_new_passes_where_the_items_have_changed() -> None:
+def test_joint_sampler_begins_new_epochs_where_the_items_have_changed() -> None:
     sampler = JointSampler(7, 11, 4, 2, seed=3)
     for _ in range(5):  # 20 videos are 2 passes and 6 of the third, 10 images are none and 10 of the first
         sampler.advance()

@@ -60,16 +60,16 @@ def choose(listed: Columns, buckets: list[Bucket] = BUCKETS, quarantined: list[i
         (0, 0, -1),
     ],
 )
-def test_a_clip_goes_where_it_loses_least_and_is_not_enlarged(height: int, width: int, bucket: int) -> None:
+def test_select_puts_a_clip_where_it_loses_least_and_never_enlarges_it(height: int, width: int, bucket: int) -> None:
     assert choose(clips([(height, width)])).bucket.tolist() == [bucket]
 
 
-def test_of_equal_shapes_the_largest_that_fits_is_taken() -> None:
+def test_select_takes_the_largest_bucket_of_equal_aspect_that_fits() -> None:
     squares = [Bucket(64, 64), Bucket(256, 256), Bucket(128, 128)]
     assert choose(clips([(300, 300), (200, 220), (64, 80)]), squares).bucket.tolist() == [1, 2, 0]
 
 
-def test_every_clip_that_is_not_used_has_a_reason() -> None:
+def test_select_gives_a_reason_for_every_unused_clip() -> None:
     listed = clips([(240, 300), (240, 300), (240, 300), (20, 20), (0, 0), (240, 300)], frames=[17, 16, 30, 99, 99, 17])
     found = choose(listed, quarantined=[2, 3], limit=1)
     assert found.used == 1 and found.positions().tolist() == [0]
@@ -81,7 +81,7 @@ def test_every_clip_that_is_not_used_has_a_reason() -> None:
     assert "  128 x 128: 1 videos" in lines
 
 
-def test_the_bucket_of_a_clip_does_not_depend_on_the_quarantine() -> None:
+def test_select_bucket_of_a_clip_does_not_depend_on_the_quarantine() -> None:
     listed = clips([(240, 300)] * 4 + [(128, 224)] * 4)
     free, held = choose(listed), choose(listed, quarantined=[1, 5])
     assert np.array_equal(free.bucket, held.bucket)
@@ -89,20 +89,20 @@ def test_the_bucket_of_a_clip_does_not_depend_on_the_quarantine() -> None:
     assert list(items.positions) == [4, 5, 6, 7] and items.quarantined() == [5] and items.used == 3
 
 
-def test_one_size_takes_everything_as_it_always_did() -> None:
+def test_select_with_one_size_takes_everything() -> None:
     found = choose(clips([(20, 20), (0, 0), (999, 20)]), BUCKETS[:1])
     assert found.bucket.tolist() == [0, 0, 0] and found.left_out() == {}
     assert found.items(0).positions == range(3)
 
 
-def test_a_bucket_without_images_gives_its_videos_to_the_next() -> None:
+def test_select_moves_videos_out_of_a_bucket_without_images() -> None:
     videos, images = clips([(240, 320), (240, 420)]), clips([(240, 240)], frames=[1])
     none = {"video": np.empty(0, np.int64), "image": np.empty(0, np.int64)}
     found = select({"video": videos, "image": images}, FRAMING, BUCKETS[:2], none)  # type: ignore[dict-item]
     assert found["video"].bucket.tolist() == [0, 0]
 
 
-def test_kinds_that_share_no_size_are_told_so() -> None:
+def test_select_names_videos_and_images_that_share_no_size() -> None:
     videos, images = clips([(128, 224)]), clips([(100, 100)], frames=[1])
     none = {"video": np.empty(0, np.int64), "image": np.empty(0, np.int64)}
     found = select({"video": videos, "image": images}, FRAMING, [Bucket(128, 224), Bucket(100, 100)], none)  # type: ignore[dict-item]
@@ -116,7 +116,7 @@ def test_kinds_that_share_no_size_are_told_so() -> None:
     assert small["image"].left_out() == {"smaller than every size of data.buckets": 1} and small["video"].used == 1
 
 
-def test_length_is_counted_in_seconds_where_clips_are_sampled_by_time() -> None:
+def test_select_counts_length_in_seconds_when_clips_are_sampled_by_time() -> None:
     clip_transform = ClipTransform(128, frames=17, fps=4.0)  # 16 steps of a quarter of a second: from frame 0 to frame 32 at 8 fps
     listed = clips([(240, 320)] * 2, frames=[32, 33])
     found = select({"video": listed}, clip_transform, BUCKETS, {"video": np.empty(0, np.int64)})["video"]  # type: ignore[dict-item]
@@ -124,7 +124,7 @@ def test_length_is_counted_in_seconds_where_clips_are_sampled_by_time() -> None:
     assert "fewer than 17 frames at 4 a second" in described("train", {"video": found}, BUCKETS, clip_transform)[0]
 
 
-def test_a_million_rows_take_less_than_a_few_seconds() -> None:
+def test_select_of_a_million_rows_takes_less_than_five_seconds() -> None:
     rng = np.random.default_rng(0)
     count = 1_000_000
     listed = Columns(
@@ -140,7 +140,7 @@ def test_a_million_rows_take_less_than_a_few_seconds() -> None:
     assert found.used + sum(found.left_out().values()) == count
 
 
-def test_rows_of_a_real_index_are_selected(painted: Path) -> None:
+def test_select_uses_the_rows_of_a_real_index(painted: Path) -> None:
     from walt_pl.data.index import Index
 
     index = Index(painted, "train")

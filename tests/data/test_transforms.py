@@ -19,7 +19,7 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
 
 
-def test_own_size_keeps_every_pixel() -> None:
+def test_to_square_at_the_own_size_keeps_every_pixel() -> None:
     clip = noise(3, 16, 16)
     square = to_square(clip, 16)
     assert square.shape == (3, 3, 16, 16) and square.dtype == torch.float32
@@ -27,7 +27,7 @@ def test_own_size_keeps_every_pixel() -> None:
     assert torch.equal(back.permute(1, 2, 3, 0), torch.from_numpy(clip))
 
 
-def test_shorter_side_is_resized_antialiased_and_the_centre_is_cut_out() -> None:
+def test_to_square_resizes_the_shorter_side_antialiased_and_crops_the_centre() -> None:
     clip = noise(2, 32, 64)
     pixels = torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 127.5 - 1
     wide = F.interpolate(pixels, size=(8, 16), mode="bicubic", antialias=True).clamp(-1, 1)
@@ -36,7 +36,7 @@ def test_shorter_side_is_resized_antialiased_and_the_centre_is_cut_out() -> None
 
 
 @pytest.mark.parametrize("rows, columns, resized", [(8, 14, (8, 16)), (8, 20, (10, 20)), (32, 64, (32, 64)), (9, 8, (9, 18))])
-def test_a_rectangle_is_covered_and_its_centre_cut_out(rows: int, columns: int, resized: tuple[int, int]) -> None:
+def test_to_size_covers_a_rectangle_and_crops_the_centre(rows: int, columns: int, resized: tuple[int, int]) -> None:
     clip = noise(2, 32, 64)
     pixels = torch.from_numpy(clip).permute(0, 3, 1, 2).float() / 127.5 - 1
     whole = F.interpolate(pixels, size=resized, mode="bicubic", antialias=True).clamp(-1, 1)
@@ -46,14 +46,14 @@ def test_a_rectangle_is_covered_and_its_centre_cut_out(rows: int, columns: int, 
 
 
 @pytest.mark.parametrize("size", [7, 16, 33])
-def test_any_shape_gives_a_square_in_range(size: int) -> None:
+def test_to_square_of_any_shape_is_in_range(size: int) -> None:
     for height, width in [(17, 40), (40, 17), (5, 5), (33, 34)]:
         square = to_square(noise(1, height, width), size, (1.0, 1.0))
         assert square.shape == (3, 1, size, size)
         assert square.abs().max() <= 1
 
 
-def test_a_crop_is_the_same_place_in_all_frames() -> None:
+def test_random_crop_takes_the_same_place_in_all_frames() -> None:
     frame = torch.arange(100.0).view(1, 1, 10, 10)
     places = set()
     for seed in range(20):
@@ -64,7 +64,7 @@ def test_a_crop_is_the_same_place_in_all_frames() -> None:
     assert len(places) > 10
 
 
-def test_view_0_is_the_centre_of_the_first_frames_and_the_others_are_fixed() -> None:
+def test_draw_view_0_is_the_centre_of_the_first_frames_and_others_are_fixed() -> None:
     assert draw_view("video", 5, 0, spare_frames=9).start == 0
     assert draw_view("video", 5, 0, spare_frames=9).place == (0.5, 0.5)
     assert draw_view("video", 5, 1, spare_frames=9) == draw_view("video", 5, 1, spare_frames=9)
@@ -89,12 +89,12 @@ def test_view_0_is_the_centre_of_the_first_frames_and_the_others_are_fixed() -> 
         ({"flip": True}, "give data.crop or data.views"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings: dict[str, object], message: str) -> None:
+def test_clip_transform_refuses_settings_that_do_not_fit(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClipTransform(32, **settings)  # type: ignore[arg-type]
 
 
-def test_a_mirrored_picture_is_the_same_region_left_for_right() -> None:
+def test_to_size_mirrored_is_the_same_region_flipped() -> None:
     clip = noise(2, 32, 64)
     assert torch.equal(to_size(clip, 8, 12, (0.3, 0.9), mirrored=True), to_size(clip, 8, 12, (0.3, 0.9)).flip(-1))
 
@@ -117,7 +117,7 @@ def entry(frames: int, fps: float, duration: float = 0.0, kind: str = "video") -
         (ClipTransform(8, 1, fps=8.0), (1, 24.0), 1),
     ],
 )
-def test_frames_that_a_clip_must_have(clip_transform: ClipTransform, clip: tuple[int, float], needed: float) -> None:
+def test_clip_transform_needs_counts_the_frames_of_a_clip(clip_transform: ClipTransform, clip: tuple[int, float], needed: float) -> None:
     one = entry(*clip)
     assert clip_transform.needs(one.frames, one.fps, one.duration) == needed
     columns = (np.array([column] * 3) for column in (one.frames, one.fps, one.duration))
@@ -128,7 +128,7 @@ def test_frames_that_a_clip_must_have(clip_transform: ClipTransform, clip: tuple
 @pytest.mark.parametrize(
     "clip_transform", [ClipTransform(32, 7, views=40), ClipTransform(32, 7, stride=3, views=40), ClipTransform(32, 7, fps=3.0, views=40)]
 )
-def test_every_view_of_a_clip_can_be_read_and_they_reach_its_end(tmp_path: Path, clip_transform: ClipTransform) -> None:
+def test_pixel_dataset_reads_every_view_and_reaches_the_end_of_the_clip(tmp_path: Path, clip_transform: ClipTransform) -> None:
     clips = {"even.mp4": Case("even.mp4", "libx264", B_FRAMES), "uneven.mkv": Case("uneven.mkv", "libx264", B_FRAMES, times=tuple(UNEVEN))}
     for name, case in clips.items():
         listed = entry_of(case.write(tmp_path))
@@ -144,7 +144,7 @@ def test_every_view_of_a_clip_can_be_read_and_they_reach_its_end(tmp_path: Path,
             assert {frame - before for frames in shown for before, frame in pairwise(frames)} == {clip_transform.stride}
 
 
-def test_twins_are_the_same_moment_at_two_sizes_and_equal_to_each_alone(tmp_path: Path) -> None:
+def test_pixel_dataset_low_res_is_the_same_moment_as_the_content(tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", textured_clip(30, 192, 192), "libx264", **B_FRAMES)
     listed = entry_of(tmp_path / "a.mp4")
     both = ClipTransform(96, 5, low_res_size=32, views=4)
@@ -158,7 +158,7 @@ def test_twins_are_the_same_moment_at_two_sizes_and_equal_to_each_alone(tmp_path
         assert (shrunk.transpose(0, 1) - sample.low_res).abs().mean() < 0.02
 
 
-def test_flip_mirrors_about_half_of_the_views_and_never_the_first(tmp_path: Path) -> None:
+def test_pixel_dataset_flip_mirrors_about_half_of_the_views_and_never_the_first(tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", textured_clip(5, 64, 64), "libx264", **B_FRAMES)
     listed = entry_of(tmp_path / "a.mp4")
     plain, flipped = (PixelDataset([listed], [], ClipTransform(64, 5, views=30, flip=flip)) for flip in (False, True))

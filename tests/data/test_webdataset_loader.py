@@ -50,7 +50,7 @@ def read(
 
 
 @pytest.mark.parametrize("readers", [1, 2, 3, 6])
-def test_the_readers_of_a_pass_read_everything_once(readers: int, shards: dict[Kind, str]) -> None:
+def test_shard_stream_readers_of_an_epoch_read_everything_once(readers: int, shards: dict[Kind, str]) -> None:
     found: Counter[tuple[int, int]] = Counter()
     for reader in range(readers):
         labels = read(ShardStream("video", shards["video"], seed=1), reader, readers, 60)
@@ -60,26 +60,26 @@ def test_the_readers_of_a_pass_read_everything_once(readers: int, shards: dict[K
         assert {label for number, label in found if number == epoch} == set(range(sum(SIZES)))
 
 
-def test_shards_come_in_another_order_in_every_pass_and_for_every_seed(shards: dict[Kind, str]) -> None:
+def test_shard_stream_order_differs_by_epoch_and_seed(shards: dict[Kind, str]) -> None:
     orders = [[label for label, _ in read(ShardStream("video", shards["video"], seed), 0, 1, 36)] for seed in (1, 2)]
     assert orders[0][:18] != orders[0][18:] and orders[0] != orders[1]
 
 
 @pytest.mark.parametrize("stop", range(1, 20))
-def test_a_reader_goes_on_from_any_place(stop: int, shards: dict[Kind, str]) -> None:
+def test_shard_stream_resumes_anywhere(stop: int, shards: dict[Kind, str]) -> None:
     of = ShardStream("video", shards["video"], seed=1)
     whole = read(of, 0, 2, 30)
     assert read(of, 0, 2, 30 - stop, whole[stop - 1][1]) == whole[stop:]
 
 
-def test_samples_are_those_that_webdataset_reads(shards: dict[Kind, str]) -> None:
+def test_shard_stream_samples_equal_those_of_webdataset(shards: dict[Kind, str]) -> None:
     ours = islice(ShardStream("image", shards["image"], seed=1).read(0, 1, StreamPosition()), sum(SIZES))
     theirs = webdataset.WebDataset(shards["image"], shardshuffle=False, empty_check=False)
     wanted = {int(sample["cls"]): (sample["png"], sample["txt"].decode()) for sample in theirs}
     assert {member.label: (member.content, member.caption) for member, _ in ours} == wanted
 
 
-def test_a_shard_that_breaks_off_is_told_and_the_next_is_read(shards: dict[Kind, str], tmp_path: Path) -> None:
+def test_shard_stream_warns_of_a_truncated_shard_and_reads_the_next(shards: dict[Kind, str], tmp_path: Path) -> None:
     first, second = (Path(str(shards["video"]).replace("{0..5}", str(number))) for number in (1, 0))
     cut = tmp_path / "cut.tar"
     with tarfile.open(first) as tar:
@@ -91,7 +91,7 @@ def test_a_shard_that_breaks_off_is_told_and_the_next_is_read(shards: dict[Kind,
     assert labels >= {0, 1, 2} and 3 in labels and 6 not in labels
 
 
-def test_shards_without_anything_end_the_training(tmp_path: Path) -> None:
+def test_shard_stream_without_samples_raises(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "none.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("0.txt"), io.BytesIO())
     with pytest.raises(DataError, match=r"no video in .*none\.tar"):
@@ -123,7 +123,7 @@ def told(batches: list[JointBatch]) -> list[tuple[list[int], list[int], list[str
     return [(batch.labels.tolist(), batch.global_batch_index.tolist(), batch.captions) for batch in batches]
 
 
-def test_every_batch_has_the_exact_ratio_and_ranks_share_the_slots(shards: dict[Kind, str]) -> None:
+def test_stream_loader_batches_have_the_exact_ratio_and_ranks_share_the_slots(shards: dict[Kind, str]) -> None:
     pair = [list(islice(StreamLoader(reading(shards, rank, 2)), 12)) for rank in range(2)]
     for left, right in zip(*pair, strict=True):
         assert left.videos.shape == right.videos.shape == (1, 3, 3, 16, 16)
@@ -136,7 +136,7 @@ def test_every_batch_has_the_exact_ratio_and_ranks_share_the_slots(shards: dict[
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [1, 4])
-def test_as_many_readers_go_on_exactly(workers: int, stop: int, shards: dict[Kind, str], loaders: list[StreamLoader]) -> None:
+def test_stream_loader_resumes_with_as_many_readers(workers: int, stop: int, shards: dict[Kind, str], loaders: list[StreamLoader]) -> None:
     for _ in range(3):
         loaders.append(StreamLoader(reading(shards, workers=workers)))
     whole = list(islice(loaders[0], 8))
@@ -145,7 +145,7 @@ def test_as_many_readers_go_on_exactly(workers: int, stop: int, shards: dict[Kin
     assert told(start) + told(list(islice(loaders[2], 8 - stop))) == told(whole)
 
 
-def test_another_number_of_readers_is_told_and_begins_new_passes(shards: dict[Kind, str]) -> None:
+def test_stream_loader_warns_of_another_number_of_readers_and_begins_new_epochs(shards: dict[Kind, str]) -> None:
     one = StreamLoader(reading(shards))
     list(islice(one, 12))  # into the second pass
     two = StreamLoader(reading(shards, ranks=2))
@@ -155,12 +155,12 @@ def test_another_number_of_readers_is_told_and_begins_new_passes(shards: dict[Ki
     assert {place["video"].epoch for place in two._places.values()} == {2}
 
 
-def test_more_readers_than_shards_are_refused(shards: dict[Kind, str]) -> None:
+def test_stream_loader_refuses_more_readers_than_shards(shards: dict[Kind, str]) -> None:
     with pytest.raises(ValueError, match=r"6 video shards cannot be dealt out to 8 readers \(2 ranks, data\.workers 4\)"):
         StreamLoader(reading(shards, ranks=2, workers=4))
 
 
-def test_a_broken_member_keeps_its_slot_and_is_named(tmp_path: Path) -> None:
+def test_stream_loader_broken_member_gets_weight_0_and_is_named(tmp_path: Path) -> None:
     with webdataset.TarWriter(str(tmp_path / "clips.tar")) as tar:
         write_video(tmp_path / "clip.mp4", np.zeros((3, 16, 24, 3), np.uint8), fps=8)
         tar.write({"__key__": "good", "mp4": (tmp_path / "clip.mp4").read_bytes()})

@@ -77,12 +77,12 @@ def told(batches: list[JointBatch]) -> list[tuple[list[str], list[float], list[f
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_any_number_of_workers_gives_the_order_of_none(workers: int, loaders: list[JointLoader]) -> None:
+def test_workers_of_any_number_give_the_order_of_none(workers: int, loaders: list[JointLoader]) -> None:
     assert told(load(loaders, {}, workers)) == told(load(loaders, {}, workers=0))
 
 
 @pytest.mark.parametrize("deed", ["kill", "segfault", "exit", "hang"])
-def test_a_worker_that_dies_once_is_replaced_and_nothing_is_lost_or_repeated(deed: str, loaders: list[JointLoader], tmp_path: Path) -> None:
+def test_workers_replace_one_that_dies_once_and_lose_or_repeat_nothing(deed: str, loaders: list[JointLoader], tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"clip-5: .*tries it once more"):
         found = load(loaders, {5: deed}, workers=2, once=tmp_path, patience=1)
     assert told(found) == told(load(loaders, {}, workers=0))
@@ -92,7 +92,9 @@ def test_a_worker_that_dies_once_is_replaced_and_nothing_is_lost_or_repeated(dee
     ("deed", "reason"),
     [("kill", "killed by SIGKILL"), ("segfault", "killed by SIGSEGV"), ("exit", "exit code 3"), ("hang", "after 1 seconds")],
 )
-def test_a_file_that_kills_twice_fails_with_weight_0_and_is_not_touched_again(deed: str, reason: str, loaders: list[JointLoader]) -> None:
+def test_workers_give_weight_0_to_a_file_that_kills_twice_and_never_read_it_again(
+    deed: str, reason: str, loaders: list[JointLoader]
+) -> None:
     began = time.monotonic()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -106,14 +108,14 @@ def test_a_file_that_kills_twice_fails_with_weight_0_and_is_not_touched_again(de
     assert time.monotonic() - began < 30
 
 
-def test_several_files_that_kill_in_one_batch_cost_only_themselves(loaders: list[JointLoader]) -> None:
+def test_workers_lose_only_the_files_that_kill_in_one_batch(loaders: list[JointLoader]) -> None:
     deeds = dict.fromkeys(range(0, VIDEOS, 2), "kill")
     with pytest.warns(UserWarning):
         found = load(loaders, deeds, workers=1, epochs=1)
     assert told(found) == told(load(loaders, dict.fromkeys(deeds, "fail"), workers=0, epochs=1))
 
 
-def test_resuming_after_crashes_goes_on_exactly(loaders: list[JointLoader], tmp_path: Path) -> None:
+def test_workers_resume_exactly_after_crashes(loaders: list[JointLoader], tmp_path: Path) -> None:
     wanted = told(load(loaders, {}, workers=0))
     first = JointLoader(Treacherous({5: "kill", 7: "kill"}, tmp_path), JointSampler(VIDEOS, 0, PER_BATCH, 0, seed=1), 2)
     loaders.append(first)
@@ -125,7 +127,7 @@ def test_resuming_after_crashes_goes_on_exactly(loaders: list[JointLoader], tmp_
         assert told(start) + told([batch for _ in range(2) for batch in second])[:5] == wanted
 
 
-def test_the_order_goes_on_after_an_epoch_that_was_broken_off(loaders: list[JointLoader]) -> None:
+def test_workers_keep_the_order_after_an_epoch_that_was_broken_off(loaders: list[JointLoader]) -> None:
     loader = JointLoader(Treacherous({}), JointSampler(VIDEOS, 0, PER_BATCH, 0, seed=1), 2)
     loaders.append(loader)
     found = []
@@ -134,7 +136,7 @@ def test_the_order_goes_on_after_an_epoch_that_was_broken_off(loaders: list[Join
     assert told(found) == told(load(loaders, {}, workers=0))
 
 
-def test_a_mistake_of_ours_is_no_broken_file(loaders: list[JointLoader]) -> None:
+def test_workers_raise_on_a_program_error(loaders: list[JointLoader]) -> None:
     with pytest.raises(DataError, match=r"(?s)clip-5: .*TypeError: a mistake of ours"):
         load(loaders, {5: "bug"}, workers=1)
 
@@ -153,7 +155,7 @@ def test_workers_that_die_before_they_read_end_the_training(loaders: list[JointL
         next(iter(loader))
 
 
-def test_a_worker_that_dies_between_files_is_replaced_and_that_is_said(loaders: list[JointLoader]) -> None:
+def test_workers_replace_one_that_dies_between_files_and_warn(loaders: list[JointLoader]) -> None:
     loader = JointLoader(Treacherous({}), JointSampler(VIDEOS, 0, PER_BATCH, 0, seed=1), 1)
     loaders.append(loader)
     batches = iter(loader)
@@ -167,14 +169,14 @@ def test_a_worker_that_dies_between_files_is_replaced_and_that_is_said(loaders: 
     assert told(found) == told(load(loaders, {}, workers=0))[: len(found)]
 
 
-def test_no_worker_is_left_when_the_loader_is_closed(loaders: list[JointLoader]) -> None:
+def test_workers_end_when_the_loader_is_closed(loaders: list[JointLoader]) -> None:
     load(loaders, {}, workers=2, epochs=1)
     assert len(multiprocessing.active_children()) == 2
     loaders[0].close()
     assert not multiprocessing.active_children()
 
 
-def test_reading_ahead_is_bounded_while_one_file_hangs() -> None:
+def test_workers_prefetch_is_bounded_while_one_file_hangs() -> None:
     asked: list[int] = []
 
     def steps() -> Iterator[list[SampleRef]]:

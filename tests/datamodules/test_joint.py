@@ -90,13 +90,13 @@ def vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 # What there is
 
 
-def test_frame_rate_is_that_of_the_training_videos(index: str) -> None:
+def test_joint_data_frame_rate_is_that_of_the_training_videos(index: str) -> None:
     assert make(index).frame_rate() == 8
     assert make(index, fps=16.0).frame_rate() == 16
     assert make(index, frames=3, stride=2).frame_rate() == 4
 
 
-def test_frame_rate_is_unknown_for_images_alone_and_for_streams(index: str) -> None:
+def test_joint_data_frame_rate_is_unknown_for_images_alone_and_for_streams(index: str) -> None:
     assert make(index, videos_per_batch=0).frame_rate() is None
     assert make(index, videos_per_batch=0, fps=16.0).frame_rate() is None
     assert make(index, frames=1, fps=16.0).frame_rate() is None
@@ -108,7 +108,7 @@ def test_frame_rate_is_unknown_for_images_alone_and_for_streams(index: str) -> N
 # Batches
 
 
-def test_a_batch_holds_what_the_contract_says(index: str) -> None:
+def test_joint_batch_has_the_documented_shapes_and_ranges(index: str) -> None:
     batch = next(iter(make(index, low_res_size=8).train_dataloader()))
     assert batch.videos.shape == (4, 3, 5, 16, 16) and batch.images.shape == (4, 3, 1, 16, 16)
     assert batch.low_res_videos is not None and batch.low_res_videos.shape == (4, 3, 5, 8, 8)
@@ -120,7 +120,7 @@ def test_a_batch_holds_what_the_contract_says(index: str) -> None:
     assert all(Path(path).is_absolute() for path in batch.paths)
 
 
-def test_lightning_and_plain_torch_move_a_batch(index: str) -> None:
+def test_joint_batch_is_moved_by_lightning_and_by_plain_torch(index: str) -> None:
     batch = next(iter(make(index).train_dataloader()))
     for moved in (move_data_to_device(batch, "meta"), batch.to("meta")):
         assert isinstance(moved, JointBatch)
@@ -130,7 +130,7 @@ def test_lightning_and_plain_torch_move_a_batch(index: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*unreadable files")
-def test_windows_of_several_sizes_share_one_shape_and_change_with_the_pass(index: str) -> None:
+def test_joint_data_crops_of_several_sizes_share_one_shape_and_change_each_epoch(index: str) -> None:
     def two_epochs(seed: int) -> list[JointBatch]:
         loader = make(index, size=16, sizes=(24, 32), crop=16, seed=seed).train_dataloader()
         return [batch for _ in range(2) for batch in loader]
@@ -148,7 +148,7 @@ def test_windows_of_several_sizes_share_one_shape_and_change_with_the_pass(index
 
 
 @pytest.mark.filterwarnings("ignore:.*unreadable files")
-def test_a_broken_clip_keeps_its_slot_with_weight_0(index: str) -> None:
+def test_joint_data_broken_clip_gets_weight_0(index: str) -> None:
     batches = list(make(index).train_dataloader())
     assert len(batches) == 3
     broken = [(b, n) for b in batches for n, path in enumerate(b.paths) if path.endswith("train-3.mp4")]
@@ -158,7 +158,7 @@ def test_a_broken_clip_keeps_its_slot_with_weight_0(index: str) -> None:
         assert batch.weight.sum() == 7
 
 
-def test_validation_is_in_order_and_the_same_every_time(index: str) -> None:
+def test_joint_data_validation_is_in_order_and_equal_every_time(index: str) -> None:
     loader = make(index).val_dataloader()
     assert not isinstance(loader, list)
     first, second = list(loader), list(loader)
@@ -170,7 +170,7 @@ def test_validation_is_in_order_and_the_same_every_time(index: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*unreadable files")
-def test_validation_of_windows_is_frame_0_and_the_centre(index: str) -> None:
+def test_joint_data_validation_crop_is_frame_0_and_the_centre(index: str) -> None:
     def validated(**settings: Any) -> list[Tensor]:
         loader = make(index, size=16, **settings).val_dataloader()
         assert not isinstance(loader, list)
@@ -189,7 +189,7 @@ def test_validation_of_windows_is_frame_0_and_the_centre(index: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*unreadable files")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_training_from_cache_and_from_pixels_gives_the_same_latents(index: str, vae: str, workers: int) -> None:
+def test_joint_data_cache_and_pixels_give_the_same_latents(index: str, vae: str, workers: int) -> None:
     settings: dict[str, Any] = {"views": 2, "low_res_size": 8, "seed": 4}
     cached = make(index, vae=vae, workers=workers, **settings)
     cached.prepare_data()
@@ -205,7 +205,7 @@ def test_training_from_cache_and_from_pixels_gives_the_same_latents(index: str, 
                 assert torch.equal(getattr(latents, name), wanted), name
 
 
-def test_stages_share_caches_of_the_same_size(index: str, vae: str) -> None:
+def test_joint_data_shares_caches_of_the_same_size_between_stages(index: str, vae: str) -> None:
     make(index, vae=vae).prepare_data()
     encoded = FakeVAE.clips
     assert encoded == 10 + 11 + 4 + 4
@@ -216,7 +216,7 @@ def test_stages_share_caches_of_the_same_size(index: str, vae: str) -> None:
 
 
 @pytest.mark.parametrize("aspect", [1.5, 0.75])
-def test_wide_and_tall_pictures_and_their_latents_and_twins(index: str, vae: str, aspect: float) -> None:
+def test_joint_data_aspect_shapes_pixels_latents_and_low_res(index: str, vae: str, aspect: float) -> None:
     settings: dict[str, Any] = {"low_res_size": 16, "size": 32, "aspect": aspect}
     pixels, cached = make(index, **settings), make(index, vae=vae, **settings)
     cached.prepare_data()
@@ -227,7 +227,7 @@ def test_wide_and_tall_pictures_and_their_latents_and_twins(index: str, vae: str
         assert batch.low_res_videos is not None and batch.low_res_videos.shape[3:] == (rows // 2, columns // 2)
 
 
-def test_a_new_autoencoder_makes_the_cache_stale(index: str, vae: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_joint_data_new_vae_makes_the_cache_stale(index: str, vae: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make(index, vae=vae).prepare_data()
     encoded = FakeVAE.clips
     monkeypatch.setattr(artifact, "read_card", lambda path: {"sha256": "2"})
@@ -236,7 +236,7 @@ def test_a_new_autoencoder_makes_the_cache_stale(index: str, vae: str, monkeypat
     assert FakeVAE.clips == 2 * encoded
 
 
-def test_a_limit_trains_on_the_first_clips_only(index: str, vae: str) -> None:
+def test_joint_data_cache_clips_trains_on_the_first_clips_only(index: str, vae: str) -> None:
     data = make(index, vae=vae, cache_clips=3, val_videos=0, videos_per_batch=3)
     data.prepare_data()
     assert FakeVAE.clips == 6 and data.counts() == {"train_videos": 3, "train_images": 3}
@@ -291,7 +291,7 @@ def quarantined(shapes: str) -> Iterator[Callable[..., None]]:
     path.unlink(missing_ok=True)
 
 
-def test_every_batch_has_one_size_and_its_clips_their_own_shape(shapes: str) -> None:
+def test_joint_data_every_batch_has_clips_of_one_bucket(shapes: str) -> None:
     loader = make_buckets(shapes, low_res_size=8).train_dataloader()
     seen = set()
     for batch in [batch for _ in range(3) for batch in loader]:
@@ -305,13 +305,13 @@ def test_every_batch_has_one_size_and_its_clips_their_own_shape(shapes: str) -> 
 
 
 @pytest.mark.filterwarnings("ignore:.*unreadable files")
-def test_one_bucket_of_the_old_size_changes_nothing(index: str) -> None:
+def test_joint_data_one_bucket_of_the_same_size_changes_nothing(index: str) -> None:
     plain, bucket = make(index).train_dataloader(), make(index, buckets=[(16, 16)]).train_dataloader()
     for old, new in zip(plain, bucket, strict=True):
         assert old.paths == new.paths and torch.equal(old.videos, new.videos) and torch.equal(old.images, new.images)
 
 
-def test_validation_goes_through_every_bucket(shapes: str) -> None:
+def test_joint_data_validation_goes_through_every_bucket(shapes: str) -> None:
     loader = make_buckets(shapes).val_dataloader()
     assert not isinstance(loader, list)
     batches = list(loader)
@@ -321,7 +321,7 @@ def test_validation_goes_through_every_bucket(shapes: str) -> None:
     assert labels == [number for number in range(12) if number not in (4, 8)]
 
 
-def test_the_start_tells_what_is_used_and_what_is_not(
+def test_joint_data_setup_prints_which_clips_are_used_and_why_not(
     shapes: str, quarantined: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     quarantined(0, 3, 1)
@@ -342,7 +342,7 @@ def test_the_start_tells_what_is_used_and_what_is_not(
         ({"buckets": [(64, 64), (96, 96)]}, r"(?s)no video and no image.*smaller than every size of data\.buckets"),
     ],
 )
-def test_a_split_with_nothing_usable_stops_with_the_reasons(settings: dict[str, Any], message: str, shapes: str) -> None:
+def test_joint_data_split_with_nothing_usable_stops_with_the_reasons(settings: dict[str, Any], message: str, shapes: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_buckets(shapes, **settings).setup("fit")
 
@@ -357,12 +357,12 @@ def test_a_split_with_nothing_usable_stops_with_the_reasons(settings: dict[str, 
         ({"low_res_size": 5}, "16 x 24 times .* is no number of pixels"),
     ],
 )
-def test_buckets_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_joint_data_refuses_buckets_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_buckets("index.parquet", **settings)
 
 
-def test_quarantined_clips_are_not_drawn_and_all_others_come_as_before(shapes: str, quarantined: Callable[..., None]) -> None:
+def test_joint_data_never_draws_quarantined_clips_and_keeps_the_order_of_others(shapes: str, quarantined: Callable[..., None]) -> None:
     def order() -> list[list[str]]:
         loader = make_buckets(shapes, image_stacks_per_batch=0, videos_per_batch=1).train_dataloader()
         return [batch.paths for _ in range(4) for batch in loader]
@@ -377,7 +377,7 @@ def test_quarantined_clips_are_not_drawn_and_all_others_come_as_before(shapes: s
         assert before and all(a == b for a, b in zip(before, after, strict=False))
 
 
-def test_a_resume_under_another_quarantine_says_so_and_goes_on(shapes: str, quarantined: Callable[..., None]) -> None:
+def test_joint_data_resume_under_another_quarantine_warns_and_continues(shapes: str, quarantined: Callable[..., None]) -> None:
     loader = make_buckets(shapes).train_dataloader()
     wanted = [batch.paths for _ in range(2) for batch in loader]
     first = make_buckets(shapes).train_dataloader()
@@ -395,7 +395,7 @@ def test_a_resume_under_another_quarantine_says_so_and_goes_on(shapes: str, quar
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_cache_of_every_bucket_gives_the_latents_of_its_pixels(
+def test_joint_data_cache_of_every_bucket_gives_the_latents_of_its_pixels(
     workers: int, shapes: str, vae: str, quarantined: Callable[..., None]
 ) -> None:
     quarantined(2)
@@ -416,7 +416,7 @@ def test_the_cache_of_every_bucket_gives_the_latents_of_its_pixels(
 
 
 @pytest.mark.filterwarnings("ignore:.*this shard is rebuilt")
-def test_a_flipped_byte_of_the_cache_costs_its_sample_and_is_named(shapes: str, vae: str) -> None:
+def test_joint_data_flipped_byte_of_the_cache_costs_one_sample_and_is_named(shapes: str, vae: str) -> None:
     make_buckets(shapes, vae=vae, val_videos=0).prepare_data()
     shard = next((Path(vae).parent / "cache").rglob("*-16x24-*/videos/00000.f16"))
     data = bytearray(shard.read_bytes())
@@ -436,7 +436,7 @@ def test_a_flipped_byte_of_the_cache_costs_its_sample_and_is_named(shapes: str, 
 # Streams
 
 
-def test_a_stream_takes_the_place_of_the_training_split(index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_joint_data_stream_replaces_the_training_split(index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for kind, ending in (("video", "mp4"), ("image", "png")):
         with tarfile.open(tmp_path / f"{kind}.tar", "w") as tar:
             for number in range(3):
@@ -453,7 +453,7 @@ def test_a_stream_takes_the_place_of_the_training_split(index: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("shards", [{"video": "a.tar"}, {}, {"video": "a.tar", "image": "b.tar", "sound": "c.tar"}])
-def test_shards_of_other_kinds_than_the_batch_has_are_refused(shards: dict[str, str]) -> None:
+def test_joint_data_refuses_shards_of_other_kinds_than_the_batch(shards: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"data\.shards names the shards of each kind that the batch has"):
         make("index.parquet", shards=shards)
 
@@ -501,7 +501,7 @@ def fit(data: JointData, steps: int, folder: Path, resume: Path | None = None, *
 
 @pytest.mark.filterwarnings("ignore:.*unreadable files")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_anywhere_gives_the_samples_of_an_uninterrupted_run(index: str, workers: int, tmp_path: Path) -> None:
+def test_joint_data_resumes_anywhere_with_the_samples_of_an_uninterrupted_run(index: str, workers: int, tmp_path: Path) -> None:
     # Epochs have 3 steps: step 4 lies in the middle of the second, step 6 at its end.
     settings: dict[str, Any] = {"size": 16, "sizes": (32,), "crop": 16, "seed": 2}
     whole = fit(make(index, **settings), 8, tmp_path / "whole")
@@ -512,7 +512,7 @@ def test_resuming_anywhere_gives_the_samples_of_an_uninterrupted_run(index: str,
 
 
 @pytest.mark.filterwarnings("ignore:.*unreadable files")
-def test_validation_and_shortened_epochs_do_not_disturb_the_order(index: str, tmp_path: Path) -> None:
+def test_joint_data_validation_and_short_epochs_do_not_change_the_order(index: str, tmp_path: Path) -> None:
     whole = fit(make(index), 6, tmp_path / "whole")
     often = fit(make(index), 6, tmp_path / "often", val_check_interval=1)
     short = fit(make(index, workers=2), 6, tmp_path / "short", limit_train_batches=2)
@@ -529,7 +529,7 @@ def ranked(data: JointData, rank: int, ranks: int) -> JointData:
 
 
 @pytest.mark.filterwarnings("ignore:.*unreadable files")
-def test_two_ranks_share_the_batch_and_one_goes_on(index: str) -> None:
+def test_joint_data_two_ranks_share_the_batch_and_one_resumes(index: str) -> None:
     one = make(index).train_dataloader()
     whole = [batch for _ in range(2) for batch in one]
     pair = [ranked(make(index), rank, 2).train_dataloader() for rank in range(2)]
@@ -542,7 +542,7 @@ def test_two_ranks_share_the_batch_and_one_goes_on(index: str) -> None:
     assert next(iter(alone)).paths == whole[3].paths
 
 
-def test_ranks_that_do_not_divide_the_batch_are_refused(index: str) -> None:
+def test_joint_data_refuses_ranks_that_do_not_divide_the_batch(index: str) -> None:
     with pytest.raises(ValueError, match=r"data\.videos_per_batch .* multiple of the 3 ranks, got 4: set it to 3 or 6, or take another"):
         ranked(make(index), 0, 3).setup("fit")
     with pytest.raises(ValueError, match=r"data\.image_stacks_per_batch .* 4 ranks, got 2: set it to 4, or take"):
@@ -562,7 +562,7 @@ def test_ranks_that_do_not_divide_the_batch_are_refused(index: str) -> None:
         ({"images_per_stack": 0}, "data.images_per_stack must be at least 1"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_joint_data_refuses_settings_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make("index.parquet", **settings)
 
@@ -582,7 +582,7 @@ def no_validation(row: dict[str, object]) -> bool:
         (no_validation, 'nothing in split "val"'),
     ],
 )
-def test_data_that_is_not_there_is_named(keep: Callable[[dict[str, object]], bool], message: str, tmp_path: Path) -> None:
+def test_joint_data_names_missing_videos_or_images(keep: Callable[[dict[str, object]], bool], message: str, tmp_path: Path) -> None:
     fixed: dict[str, object] = {
         "frames": 1,
         "fps": 0.0,

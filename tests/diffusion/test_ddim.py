@@ -47,7 +47,7 @@ def perfect(x0: Tensor) -> Denoise:
 
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_sampling_is_the_same_whatever_the_default_dtype(eta: float, default: torch.dtype, default_dtype: SetDtype) -> None:
+def test_ddim_is_independent_of_the_default_dtype(eta: float, default: torch.dtype, default_dtype: SetDtype) -> None:
     """The noise of every step (eta 1) included, which comes from torch's global generator here."""
     start, clips = noise(), []
     for dtype in (torch.float32, default):
@@ -58,14 +58,14 @@ def test_sampling_is_the_same_whatever_the_default_dtype(eta: float, default: to
 
 
 @pytest.mark.parametrize("steps", [1, 10, 50])
-def test_perfect_denoiser_returns_the_clean_latent(steps: int) -> None:
+def test_ddim_with_a_perfect_denoiser_returns_the_clean_latent(steps: int) -> None:
     x0 = noise(1)
     torch.testing.assert_close(ddim(perfect(x0), SCHEDULE, noise(), CONDITION, steps), x0, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 10, 50])
 @pytest.mark.parametrize("zero_terminal_snr", [True, False])
-def test_ddim_is_that_of_diffusers(steps: int, zero_terminal_snr: bool) -> None:
+def test_ddim_equals_diffusers(steps: int, zero_terminal_snr: bool) -> None:
     reference = DDIMScheduler(
         1000,
         1e-4,
@@ -86,7 +86,7 @@ def test_ddim_is_that_of_diffusers(steps: int, zero_terminal_snr: bool) -> None:
 
 
 @pytest.mark.parametrize("steps", [2, 5])
-def test_ancestral_step_is_that_of_diffusers(steps: int) -> None:
+def test_ddim_ancestral_step_equals_diffusers(steps: int) -> None:
     """Eta 1: the noise that is added is known, and the last update adds none. The first of two steps starts at pure noise."""
     reference = DDIMScheduler(
         1000,
@@ -110,13 +110,13 @@ def test_ancestral_step_is_that_of_diffusers(steps: int) -> None:
     torch.testing.assert_close(ours, want, atol=1e-3, rtol=1e-3)
 
 
-def test_sampling_is_reproducible() -> None:
+def test_ddim_is_reproducible() -> None:
     assert torch.equal(ddim(network, SCHEDULE, noise(), CONDITION, 5), ddim(network, SCHEDULE, noise(), CONDITION, 5))
     runs = [ddim(network, SCHEDULE, noise(), CONDITION, 5, 1.0, partial(noise, 1)) for _ in range(2)]
     assert torch.equal(*runs)
 
 
-def test_sampling_is_self_conditioned_on_the_step_before() -> None:
+def test_ddim_self_conditions_on_the_previous_step() -> None:
     seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
 
     def spy(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
@@ -133,7 +133,7 @@ def test_sampling_is_self_conditioned_on_the_step_before() -> None:
     assert torch.equal(out, clean[-1])
 
 
-def test_guided_estimate_is_shared_by_both_branches() -> None:
+def test_classifier_free_guidance_shares_the_estimate_of_both_branches() -> None:
     seen: list[tuple[bool, Tensor | None, Tensor]] = []
 
     def spy(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
@@ -150,7 +150,7 @@ def test_guided_estimate_is_shared_by_both_branches() -> None:
     assert torch.equal(seen[2][1], SCHEDULE.predict_x0(noise(), first, torch.full((LAYOUT.total_frames,), 999)))
 
 
-def test_known_past_comes_back_as_given() -> None:
+def test_ddim_returns_given_context_frames_unchanged() -> None:
     mask = torch.zeros(LAYOUT.total_frames, 1, 4, 4)
     mask[0] = 1
     given = CONDITION.given(noise(7), mask)
@@ -161,7 +161,7 @@ def test_known_past_comes_back_as_given() -> None:
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_given_frames_are_seen_with_the_noise_of_each_level(eta: float) -> None:
+def test_ddim_shows_context_frames_with_the_noise_of_each_timestep(eta: float) -> None:
     """In training the network sees given frames noised like all others, and learns nothing about their v."""
     context_latents, seen, seeds = noise(7), [], count(100)
 
@@ -208,7 +208,7 @@ TWO = (noise(11), noise(12))
 
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("frames", [1, 2])
-def test_the_right_denoiser_goes_on_as_the_past_did(told: bool, frames: int) -> None:
+def test_ddim_with_a_perfect_denoiser_continues_the_context_frames(told: bool, frames: int) -> None:
     """Told of it, or by the noisy frames alone, as a super-resolution stage without frame prediction is."""
     videos = LAYOUT.video_frames
     for clip in TWO:
@@ -217,7 +217,7 @@ def test_the_right_denoiser_goes_on_as_the_past_did(told: bool, frames: int) -> 
         torch.testing.assert_close(out[:videos], clip[:videos], atol=1e-3, rtol=1e-3)
 
 
-def test_guidance_over_the_past_leads_away_from_not_knowing_it() -> None:
+def test_classifier_free_guidance_over_context_leads_away_from_no_context() -> None:
     def network(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
         return torch.tanh(x) if condition.context_latents is None else torch.tanh(x + condition.context_latents.roll(1, 0))
 
@@ -230,7 +230,7 @@ def test_guidance_over_the_past_leads_away_from_not_knowing_it() -> None:
     torch.testing.assert_close(three(noise(), timestep, given, None), u + 3 * (c - u), atol=1e-5, rtol=1e-5)
 
 
-def test_rescaling_does_not_look_at_given_frames() -> None:
+def test_classifier_free_guidance_rescale_ignores_context_frames() -> None:
     """Nothing is learnt about their v, so it must not decide how strong the others are."""
     given = CONDITION.with_context(noise(7), torch.tensor([1, 2, 0]))
     mask = given.context_mask
@@ -249,18 +249,18 @@ def test_rescaling_does_not_look_at_given_frames() -> None:
 
 
 @pytest.mark.parametrize("scale", [-1.0, -0.01, math.nan, math.inf])
-def test_guidance_below_zero_is_refused(scale: float) -> None:
+def test_guidance_refuses_a_scale_below_zero(scale: float) -> None:
     with pytest.raises(ValueError, match="scale must be 0 or more"):
         Guidance(scale)
 
 
-def test_each_step_is_reported() -> None:
+def test_ddim_reports_each_step() -> None:
     count = []
     ddim(network, SCHEDULE, noise(), CONDITION, 7, each_step=lambda: count.append(1))
     assert len(count) == 7
 
 
-def test_guidance_of_one_is_the_conditional_model() -> None:
+def test_classifier_free_guidance_of_one_is_the_conditional_model() -> None:
     def never(condition: Condition) -> Condition:
         raise AssertionError("the unconditional branch was run")
 
@@ -271,7 +271,7 @@ def test_guidance_of_one_is_the_conditional_model() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.3, 1.5, 4.0])
-def test_guidance_is_mixed_on_the_velocity(scale: float) -> None:
+def test_classifier_free_guidance_mixes_velocities(scale: float) -> None:
     timestep = torch.full((3,), 999)
     u, c = network(noise(), timestep, CONDITION.without_text(), None), network(noise(), timestep, CONDITION, None)
     mixed = classifier_free_guidance(network, Guidance(scale), SCHEDULE, Condition.without_text)(noise(), timestep, CONDITION, None)
@@ -279,7 +279,7 @@ def test_guidance_is_mixed_on_the_velocity(scale: float) -> None:
 
 
 @pytest.mark.parametrize("phi", [0.5, 1.0])
-def test_rescaled_guidance_restores_the_spread_of_each_sample(phi: float) -> None:
+def test_classifier_free_guidance_rescale_restores_the_std_of_each_sample(phi: float) -> None:
     timestep = torch.full((3,), 700)
     told = network(noise(), timestep, CONDITION, None)
     plain = classifier_free_guidance(network, Guidance(6.0), SCHEDULE, Condition.without_text)(noise(), timestep, CONDITION, None)
@@ -295,7 +295,7 @@ def test_rescaled_guidance_restores_the_spread_of_each_sample(phi: float) -> Non
             torch.testing.assert_close(rescaled[frames].std(correction=0), want, atol=1e-4, rtol=1e-4)
 
 
-def test_power_cosine_has_no_guidance_at_noise_and_all_at_the_end() -> None:
+def test_guidance_power_cosine_weight_is_one_at_noise_and_full_at_the_end() -> None:
     guidance = Guidance(3.8, "power-cosine", 4.0)
     assert guidance.weight(1000, 1000) == 1
     assert guidance.weight(0, 1000) == pytest.approx(3.8)
@@ -304,11 +304,11 @@ def test_power_cosine_has_no_guidance_at_noise_and_all_at_the_end() -> None:
     assert weights == sorted(weights, reverse=True)
 
 
-def test_constant_guidance_is_constant() -> None:
+def test_guidance_constant_weight_is_constant() -> None:
     assert {Guidance(2.5).weight(n, 1000) for n in (0, 500, 999)} == {2.5}
 
 
-def test_power_cosine_reaches_the_network_by_level() -> None:
+def test_classifier_free_guidance_power_cosine_weighs_by_timestep() -> None:
     guidance = Guidance(3.8, "power-cosine")
     denoise = classifier_free_guidance(network, guidance, SCHEDULE, Condition.without_text)
     for n in (999, 500, 19):

@@ -55,7 +55,7 @@ class FakeDenoiser:
         return self.gain * x + (0 if estimate is None else self.share * estimate)
 
 
-def test_error_is_the_square_of_the_velocity_of_each_frame() -> None:
+def test_denoising_error_is_the_squared_velocity_error_of_each_frame() -> None:
     x0, eps = noise(0), noise(1)
     error = denoising_error(FakeDenoiser(torch.tensor(0.0)), SCHEDULE, x0, condition(), draws())
     assert error.shape == (LAYOUT.total_frames,) and error.dtype == torch.float32
@@ -65,7 +65,7 @@ def test_error_is_the_square_of_the_velocity_of_each_frame() -> None:
         assert float(error[frame]) == pytest.approx(float(v.square().mean()), rel=1e-5)
 
 
-def test_perfect_denoiser_has_no_error() -> None:
+def test_denoising_error_of_a_perfect_denoiser_is_zero() -> None:
     x0, eps = noise(0), noise(1)
 
     def perfect(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
@@ -74,7 +74,7 @@ def test_perfect_denoiser_has_no_error() -> None:
     assert torch.equal(denoising_error(perfect, SCHEDULE, x0, condition(), draws()), torch.zeros(LAYOUT.total_frames))
 
 
-def test_network_sees_the_noisy_latent_and_the_level_of_each_sample() -> None:
+def test_denoising_error_passes_noisy_latents_and_timesteps_to_the_network() -> None:
     fake = FakeDenoiser()
     denoising_error(fake, SCHEDULE, noise(0), condition(), draws())
     (call,) = fake.calls
@@ -84,7 +84,7 @@ def test_network_sees_the_noisy_latent_and_the_level_of_each_sample() -> None:
 
 
 @pytest.mark.parametrize("drawn", [[True, False, True, False], [False, False, False, True], [True] * 4, [False, True, False, False]])
-def test_self_conditioning_passes_only_where_drawn(drawn: list[bool]) -> None:
+def test_self_conditioning_pass_runs_only_selected_samples(drawn: list[bool]) -> None:
     rows = torch.tensor(drawn)
     frames = LAYOUT.per_frame(rows)
     # Of videos and of images at least one is run.
@@ -105,7 +105,7 @@ def test_self_conditioning_passes_only_where_drawn(drawn: list[bool]) -> None:
     assert torch.equal(second.estimate[frames], clean)
 
 
-def test_given_frames_need_no_estimate() -> None:
+def test_self_conditioning_pass_gives_context_frames_themselves() -> None:
     fake, context_latents = FakeDenoiser(), noise(7)
     given = condition().with_context(context_latents, torch.tensor([2, 1, 0, 0]))
     estimate = self_conditioning_pass(fake, SCHEDULE, noise(5), given, draws(torch.tensor([True, False, True, False])))
@@ -115,14 +115,14 @@ def test_given_frames_need_no_estimate() -> None:
     assert not torch.equal(estimate[2], context_latents[2])
 
 
-def test_without_self_conditioning_there_is_no_first_pass() -> None:
+def test_self_conditioning_pass_is_skipped_without_self_conditioning() -> None:
     fake = FakeDenoiser()
     assert self_conditioning_pass(fake, SCHEDULE, noise(0), condition(), draws()) is None
     denoising_error(fake, SCHEDULE, noise(0), condition(), draws())
     assert len(fake.calls) == 1 and fake.calls[0].estimate is None
 
 
-def test_where_nobody_is_drawn_a_video_and_an_image_run_for_nothing() -> None:
+def test_self_conditioning_pass_of_nobody_runs_one_video_and_one_image() -> None:
     """All ranks of a sharded model make the same passes: ZeRO 3 gathers other weights for videos than for images."""
     fake = FakeDenoiser()
     denoising_error(fake, SCHEDULE, noise(0), condition(), draws(NOBODY))
@@ -133,7 +133,7 @@ def test_where_nobody_is_drawn_a_video_and_an_image_run_for_nothing() -> None:
 
 
 @pytest.mark.parametrize("layout", [FrameLayout(2, 3, 0), FrameLayout(0, 3, 2)], ids=["videos", "images"])
-def test_first_estimate_of_one_kind_runs_one_sample_for_nothing(layout: FrameLayout) -> None:
+def test_self_conditioning_pass_of_videos_or_images_alone_runs_one_sample(layout: FrameLayout) -> None:
     fake, nobody = FakeDenoiser(), torch.zeros(2, dtype=torch.bool)
     given = Condition(layout, torch.ones(2, dtype=torch.bool))
     estimate = self_conditioning_pass(
@@ -143,7 +143,7 @@ def test_first_estimate_of_one_kind_runs_one_sample_for_nothing(layout: FrameLay
     assert estimate is not None and not estimate.any()
 
 
-def test_gradient_does_not_flow_through_the_first_pass() -> None:
+def test_self_conditioning_pass_has_no_gradient() -> None:
     gain = torch.tensor(0.5, requires_grad=True)
     fake = FakeDenoiser(gain)
     denoising_error(fake, SCHEDULE, noise(0), condition(), draws(~NOBODY)).sum().backward()
@@ -156,7 +156,7 @@ def test_gradient_does_not_flow_through_the_first_pass() -> None:
     torch.testing.assert_close(gain.grad, by_hand)
 
 
-def test_drawn_rows_take_their_conditions_with_them() -> None:
+def test_condition_select_takes_the_conditions_of_the_selected_samples() -> None:
     rows = torch.tensor([False, True, True, False])
     frames = LAYOUT.per_frame(rows)
     full = Condition(
@@ -210,18 +210,18 @@ def batch(weight: tuple[float, ...] = (1, 1, 1, 1)) -> JointBatch:
     )
 
 
-def test_given_frames_do_not_count(stage: LatentDiffusion) -> None:
+def test_frame_weight_of_context_frames_is_zero(stage: LatentDiffusion) -> None:
     given = condition().with_context(noise(0), torch.tensor([2, 1, 2, 1]))
     assert stage.frame_weight(batch(), given).tolist() == [0, 0, 1, 0, 1, 1, 1, 1]
     assert stage.frame_weight(batch(), condition()).tolist() == [1] * 8
 
 
-def test_unreadable_samples_do_not_count(stage: LatentDiffusion) -> None:
+def test_frame_weight_of_unreadable_samples_is_zero(stage: LatentDiffusion) -> None:
     given = condition().with_context(noise(0), torch.tensor([1, 1, 0, 0]))
     assert stage.frame_weight(batch((0, 1, 1, 0)), given).tolist() == [0, 0, 0, 0, 1, 1, 1, 0]
 
 
-def test_given_frames_are_clean_and_images_are_never_given() -> None:
+def test_condition_with_context_is_clean_and_never_for_images() -> None:
     given = condition().with_context(noise(0), torch.tensor([1, 2, 2, 1]))
     assert given.context_latents is not None and given.context_mask is not None
     assert given.context_mask.shape == (8, 1, 4, 4)

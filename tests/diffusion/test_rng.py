@@ -22,7 +22,7 @@ DRAWS: dict[str, Callable[[PerSampleRNG], Tensor]] = {
     "split",
     [[range(4), range(4, 8)], [range(0, 8, 2), range(1, 8, 2)], [[i] for i in range(8)], [[3], [7, 0, 1, 2, 4, 5, 6]]],
 )
-def test_draws_do_not_depend_on_how_the_batch_is_split(name: str, split: list[list[int]]) -> None:
+def test_per_sample_rng_does_not_depend_on_how_the_batch_is_split(name: str, split: list[list[int]]) -> None:
     draw = DRAWS[name]
     whole = draw(PerSampleRNG(1, 2, torch.arange(8)))
     for global_batch_index in split:
@@ -30,18 +30,18 @@ def test_draws_do_not_depend_on_how_the_batch_is_split(name: str, split: list[li
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_seeds_steps_and_slots_draw_apart(name: str) -> None:
+def test_per_sample_rng_differs_by_seed_step_and_global_batch_index(name: str) -> None:
     rows = [DRAWS[name](PerSampleRNG(seed, step, torch.arange(6))) for seed in range(3) for step in range(5)]
     values = torch.stack(rows).flatten(0, 1).flatten(1).tolist() if rows[0].dim() > 1 else torch.cat(rows)[:, None].tolist()
     assert len({tuple(value) for value in values}) == 3 * 5 * 6
 
 
-def test_one_draw_after_another_differs() -> None:
+def test_per_sample_rng_next_draw_differs() -> None:
     rng = PerSampleRNG(0, 0, torch.arange(4))
     assert not torch.equal(rng.rand(), rng.rand())
 
 
-def test_a_video_and_an_image_can_draw_noise_of_their_own_shape() -> None:
+def test_per_sample_rng_randn_has_a_shape_for_each_sample() -> None:
     rng = PerSampleRNG(0, 0, torch.arange(2))
     video, image = rng.randn([(5, 2, 4, 4), (1, 2, 4, 4)])
     assert video.shape == (5, 2, 4, 4) and image.shape == (1, 2, 4, 4)
@@ -49,18 +49,18 @@ def test_a_video_and_an_image_can_draw_noise_of_their_own_shape() -> None:
         rng.randn([(1,)])
 
 
-def test_chosen_rows_draw_what_they_would_have_drawn() -> None:
+def test_per_sample_rng_select_draws_what_the_whole_would() -> None:
     whole = PerSampleRNG(1, 2, torch.arange(8)).rand()
     part = PerSampleRNG(1, 2, torch.arange(8)).select(slice(4, 8))
     assert torch.equal(part.rand(), whole[4:8])
 
 
-def test_no_rows_draw_nothing() -> None:
+def test_per_sample_rng_of_no_samples_is_empty() -> None:
     assert PerSampleRNG(0, 0, torch.arange(0)).rand().shape == (0,)
     assert PerSampleRNG(0, 0, torch.arange(0)).randn([]) == []
 
 
-def test_draws_have_their_distributions() -> None:
+def test_per_sample_rng_draws_have_their_distributions() -> None:
     rng = PerSampleRNG(3, 4, torch.arange(2000))
     uniform = rng.rand()
     assert uniform.dtype == torch.float32 and float(uniform.min()) >= 0 and float(uniform.max()) < 1
@@ -75,7 +75,7 @@ def test_draws_have_their_distributions() -> None:
 
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", DRAWS)
-def test_draws_are_the_same_whatever_the_default_dtype(name: str, default: torch.dtype, default_dtype: SetDtype) -> None:
+def test_per_sample_rng_is_independent_of_the_default_dtype(name: str, default: torch.dtype, default_dtype: SetDtype) -> None:
     """An engine of another precision sets torch's default; a step must not draw other numbers for it."""
     draw = DRAWS[name]
     wanted, none = draw(PerSampleRNG(1, 2, torch.arange(8))), DRAWS["rand"](PerSampleRNG(1, 2, torch.arange(0)))
@@ -85,11 +85,11 @@ def test_draws_are_the_same_whatever_the_default_dtype(name: str, default: torch
     assert DRAWS["rand"](PerSampleRNG(1, 2, torch.arange(0))).dtype == none.dtype
 
 
-def test_no_rows_draw_integers() -> None:
+def test_per_sample_rng_of_no_samples_gives_integers() -> None:
     assert PerSampleRNG(0, 0, torch.arange(0)).randint(5).dtype == torch.int64
 
 
-def test_hash_spreads_near_inputs() -> None:
+def test_splitmix64_spreads_near_inputs() -> None:
     assert len({splitmix64(a, b, c) for a in range(8) for b in range(8) for c in range(8)}) == 512
     assert splitmix64(1, 2) != splitmix64(2, 1) and splitmix64(0) != splitmix64(0, 0)
     assert 0 <= splitmix64(-1, 1 << 70) < 1 << 64
@@ -97,7 +97,7 @@ def test_hash_spreads_near_inputs() -> None:
     assert 24 < sum(flips) / 64 < 40
 
 
-def test_hash_of_one_number_is_the_first_output_of_splitmix64() -> None:
+def test_splitmix64_of_zero_is_the_first_output_of_the_published_generator() -> None:
     """The published generator, seeded with 0: a resumed run meets the same numbers in every version of this code."""
     assert splitmix64(0) == 0xE220A8397B1DCDAF
     assert seeded_generator(0).initial_seed() % (1 << 64) == splitmix64(0)

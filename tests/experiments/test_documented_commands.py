@@ -14,7 +14,7 @@ from walt_pl.cli.config_files import extended_files
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_documented_command_parses_and_builds(command: str) -> None:
+def test_experiment_every_documented_command_parses_and_builds(command: str) -> None:
     assert typed(command)
     for arguments in typed(command):
         plan = planned(*arguments)
@@ -22,7 +22,7 @@ def test_every_documented_command_parses_and_builds(command: str) -> None:
         assert plan.stage in " ".join(arguments)
 
 
-def test_every_file_is_part_of_a_documented_command() -> None:
+def test_experiment_every_file_is_part_of_a_documented_command() -> None:
     used: set[Path] = set()
     for command in COMMANDS:
         for arguments in typed(command):
@@ -31,7 +31,7 @@ def test_every_file_is_part_of_a_documented_command() -> None:
     assert set(FILES) - used == set()
 
 
-def test_a_run_of_its_own_gets_its_autoencoder_by_what_is_documented() -> None:
+def test_experiment_commands_with_their_own_run_train_or_name_a_vae() -> None:
     """It is trained there, or named."""
     alone = [(command, match[1]) for command in COMMANDS if (match := re.search(r"--run ([\w/]+)", command))]
     trained = {run for command, run in alone if command.startswith("make train-vae")}
@@ -40,7 +40,7 @@ def test_a_run_of_its_own_gets_its_autoencoder_by_what_is_documented() -> None:
 
 
 @pytest.mark.parametrize("target", ["plan", "cache"])
-def test_make_plans_the_stage_that_there_is_on_the_devices_that_were_asked_for(target: str) -> None:
+def test_make_passes_the_stage_and_devices_and_names_a_missing_stage(target: str) -> None:
     def make(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["make", "-n", target, "EXP=ucf101", *words], cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -54,7 +54,7 @@ def test_make_plans_the_stage_that_there_is_on_the_devices_that_were_asked_for(t
 
 
 @pytest.mark.parametrize("config", FILES, ids=lambda path: "/".join(path.parts[-2:]))
-def test_every_file_opens_with_its_promise(config: Path) -> None:
+def test_experiment_every_file_opens_with_its_promise(config: Path) -> None:
     text = opening(config)
     if not documented(config):
         assert "No stage of its own" in text

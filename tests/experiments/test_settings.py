@@ -46,7 +46,7 @@ def settings(name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_experiment_has_the_published_optimiser_rate_decay_and_ema(name: str) -> None:
+def test_experiment_has_the_published_optimizer_rate_decay_and_ema(name: str) -> None:
     config = settings(name)
     optimizer, rate, decay, ema = PUBLISHED[name]
     model = config["model"]["init_args"]
@@ -60,7 +60,7 @@ def test_experiment_has_the_published_optimiser_rate_decay_and_ema(name: str) ->
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name.endswith("vae")])
-def test_experiment_weighs_the_kl_term_with_a_millionth(name: str) -> None:
+def test_experiment_kl_weight_is_one_millionth(name: str) -> None:
     default = inspect.signature(VAEStage).parameters["kl_weight"].default
     assert settings(name)["model"]["init_args"].get("kl_weight", default) == 1e-6
 
@@ -80,7 +80,7 @@ def test_experiment_of_another_aspect_scales_its_windows(name: str, size: list[i
     assert (denoiser["size"], denoiser.get("patch", 1), denoiser["window"]) == (size, patch, window)
 
 
-def test_experiment_of_kinetics_is_given_two_frames_always_and_text_to_video_sometimes() -> None:
+def test_experiment_of_kinetics_always_gets_two_context_frames_and_text_to_video_sometimes() -> None:
     kinetics = settings("kinetics600/base")["model"]["init_args"]
     assert (kinetics["denoiser"]["frame_prediction"], kinetics["diffusion"]["context_frames"]) == (1.0, [2])
     video = settings("text_to_video/base")["model"]["init_args"]
@@ -112,7 +112,7 @@ DURATIONS: list[tuple[str, float]] = [
 
 
 @pytest.mark.parametrize(("config", "steps"), DURATIONS)
-def test_stages_train_for_the_published_durations(config: str, steps: float) -> None:
+def test_experiment_trains_for_the_published_number_of_steps(config: str, steps: float) -> None:
     assert yaml.safe_load((EXPERIMENTS / f"{config}.yaml").read_text())["trainer"]["max_steps"] == pytest.approx(steps, abs=1)
 
 
@@ -132,10 +132,10 @@ def test_stages_train_for_the_published_durations(config: str, steps: float) -> 
         ("ucf101/base_xl", Guidance()),
     ],
 )
-def test_guidance_of_experiments_is_on_where_table_8_has_it(config: str, guidance: Guidance) -> None:
+def test_experiment_guidance_is_on_where_table_8_has_it(config: str, guidance: Guidance) -> None:
     assert of(config).model.diffusion.guidance == guidance
 
 
 @pytest.mark.parametrize("stage", ["vae", "base", "base_l", "base_9x16", "sr1", "sr2"])
-def test_text_to_video_takes_8_frames_a_second(stage: str) -> None:
+def test_experiment_text_to_video_reads_8_frames_a_second(stage: str) -> None:
     assert of(f"text_to_video/{stage}").datamodule.clip_transform.fps == 8

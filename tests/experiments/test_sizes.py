@@ -27,9 +27,7 @@ PUBLISHED: list[tuple[str, str | None, float, float]] = [
 
 
 @pytest.mark.parametrize(("config", "overlay", "published", "tolerance"), PUBLISHED)
-def test_published_sizes_have_the_published_number_of_parameters(
-    config: str, overlay: str | None, published: float, tolerance: float
-) -> None:
+def test_experiment_has_the_published_number_of_parameters(config: str, overlay: str | None, published: float, tolerance: float) -> None:
     parameters = of(config, overlay).parameters()
     assert parameters["total"] == sum(parameters["parts"].values()) == pytest.approx(published, rel=tolerance)
     name = f"`{config}`" + (f" + `{Path(overlay).name}`" if overlay else "")
@@ -37,7 +35,7 @@ def test_published_sizes_have_the_published_number_of_parameters(
     assert row in (ROOT / "docs" / "FIDELITY.md").read_text(encoding="utf-8").splitlines()
 
 
-def test_the_autoencoder_has_our_count_and_its_critic_stands_beside() -> None:
+def test_experiment_vae_has_the_documented_parameters_beside_its_discriminator() -> None:
     parameters = of("ucf101/vae").parameters()
     assert parameters["total"] == pytest.approx(370e6, rel=0.01)
     assert parameters["parts"]["encoder"] == pytest.approx(145e6, rel=0.01)
@@ -48,7 +46,7 @@ def test_the_autoencoder_has_our_count_and_its_critic_stands_beside() -> None:
     assert f"| its discriminator | not given | {count['discriminator']} M |" in page
 
 
-def test_the_autoencoder_of_images_is_2d_and_has_a_third_of_the_weights() -> None:
+def test_experiment_image_vae_is_2d_and_has_a_third_of_the_weights() -> None:
     plan, cube = of("imagenet/vae"), of("imagenet/vae", None, "--model.vae.time_kernel", "3")
     kernels = [m for m in plan.model.vae.modules() if isinstance(m, nn.Conv3d)]
     assert kernels and all(kernel.weight.shape[2] == 1 for kernel in kernels)

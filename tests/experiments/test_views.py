@@ -144,7 +144,7 @@ def name_of(arguments: Sequence[str]) -> str:
 
 
 @pytest.mark.parametrize("arguments", STAGES, ids=name_of)
-def test_shipped_stage_sees_more_than_one_start_and_crop_of_each_clip(
+def test_experiment_stage_sees_several_starts_and_crops_of_each_clip(
     arguments: Sequence[str], data_of: Callable[[Sequence[str]], JointData]
 ) -> None:
     """A clip that is as long as what is read of it has one start, and a square one has one crop where squares are read."""
@@ -161,13 +161,13 @@ def test_shipped_stage_sees_more_than_one_start_and_crop_of_each_clip(
 
 
 @pytest.mark.parametrize("config", ["imagenet/vae", "imagenet/base"])
-def test_imagenet_is_cropped_and_mirrored(config: str, data_of: Callable[[Sequence[str]], JointData]) -> None:
+def test_experiment_imagenet_is_cropped_and_mirrored(config: str, data_of: Callable[[Sequence[str]], JointData]) -> None:
     for views in seen(data_of(["--config", f"experiments/{config}.yaml"]), "image").values():
         assert {view.mirrored for view in views} == {False, True}
         assert len({view.place for view in views}) > 2
 
 
-def test_text_to_video_reads_eight_frames_a_second_and_mirrors_nothing() -> None:
+def test_experiment_text_to_video_reads_8_frames_a_second_and_never_mirrors() -> None:
     """Its captions say left and right."""
     components = [data_section(arguments) for arguments in LINES if "text_to_video" in " ".join(arguments)]
     assert len(components) > 6
@@ -182,7 +182,7 @@ def number(text: str) -> float:
 
 
 @pytest.mark.parametrize("config", [path for path in FILES if " bytes each" in opening(path)], ids=lambda path: "/".join(path.parts[-2:]))
-def test_disk_of_cached_views_is_what_the_file_says(config: Path) -> None:
+def test_experiment_file_states_the_disk_of_its_cached_views(config: Path) -> None:
     """Rows of float16 values and a CRC-32 each (walt_pl/data/cache.py)."""
     text = " ".join(line.removeprefix("# ") for line in opening(config).splitlines())
     found = CACHED.search(text)
@@ -196,6 +196,6 @@ def test_disk_of_cached_views_is_what_the_file_says(config: Path) -> None:
     assert number(gigabytes) == pytest.approx(clips * int(views) * number(size) / 1e9, rel=0.02)
 
 
-def test_every_file_with_views_says_their_disk() -> None:
+def test_experiment_every_file_with_views_states_their_disk() -> None:
     files = [path for path in FILES if re.search(r"\bviews: ", path.read_text(encoding="utf-8"))]
     assert len(files) == 5 and not [path for path in files if " bytes each" not in opening(path)]

@@ -40,7 +40,7 @@ for path in map(Path, sys.argv[1:]):
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(500, marks=pytest.mark.slow)])
-def test_mutated_files_neither_crash_nor_hang_and_each_error_names_its_file(tmp_path: Path, count: int) -> None:
+def test_probe_of_mutated_files_never_crashes_and_each_error_names_its_file(tmp_path: Path, count: int) -> None:
     rng = np.random.default_rng(count)
     (tmp_path / "whole").mkdir()
     files = originals(tmp_path / "whole")
@@ -64,7 +64,7 @@ def test_mutated_files_neither_crash_nor_hang_and_each_error_names_its_file(tmp_
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(500, marks=pytest.mark.slow)])
-def test_files_damaged_after_they_were_indexed_cost_themselves_and_are_all_named(tmp_path: Path, count: int) -> None:
+def test_joint_loader_loses_only_files_damaged_after_indexing_and_names_them(tmp_path: Path, count: int) -> None:
     found = mutated(tmp_path, count)
     assert found["each by its own name"] and found["each one named"]
     assert found["a training that goes on: failed by name"] > count // 3, "most of the damage is found"

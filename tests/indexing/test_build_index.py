@@ -103,7 +103,7 @@ def names(reasons: Iterable[MediaKey]) -> set[str]:
     return {Path(place.path).name for place in reasons}
 
 
-def test_broken_files_are_named_and_the_others_are_right(folder: Path, tmp_path: Path) -> None:
+def test_build_index_quarantines_broken_files_and_indexes_the_others(folder: Path, tmp_path: Path) -> None:
     built = build(folder, tmp_path / "data" / "set.parquet", workers=2)
     assert (built.rows, built.added, built.examined, built.quarantined) == (14, 14, 14, len(BROKEN))
     quarantine = Quarantine.beside(tmp_path / "data" / "set.parquet")
@@ -128,7 +128,7 @@ def test_broken_files_are_named_and_the_others_are_right(folder: Path, tmp_path:
     assert [entry.path.name for entry in Index(tmp_path / "data" / "set.parquet", "val").videos] == ["c.mp4"]
 
 
-def test_the_doctor_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_diagnose_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "set.parquet"
     build(folder, out, workers=2)
     (folder / "a.mp4").unlink()
@@ -166,7 +166,7 @@ def test_the_doctor_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, ca
     }
 
 
-def test_a_second_run_examines_only_what_is_new(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
+def test_build_index_second_run_examines_only_new_files(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
     out = tmp_path / "set.parquet"
     (folder / "b.mp4").rename(tmp_path / "b.mp4")
     build(folder, out)
@@ -181,7 +181,7 @@ def test_a_second_run_examines_only_what_is_new(folder: Path, tmp_path: Path, he
     assert (tmp_path / "once.parquet").read_bytes() == out.read_bytes(), "as if it had been built in one go"
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_index_interrupted_resumes_where_it_stopped(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "set.parquet"
     seen: list[str] = []
 
@@ -206,7 +206,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder: Path, tmp_path: Pat
     assert (tmp_path / "once.parquet").read_bytes() == out.read_bytes()
 
 
-def test_damage_after_indexing_is_found_and_forgiven_when_mended(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
+def test_build_index_finds_later_damage_and_releases_repaired_files(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
     out = tmp_path / "set.parquet"
     (folder / "raw.avi").write_bytes(b"")
     with av.open(str(folder / "raw.avi"), "w") as container:  # frames of their own: what is cut off is just missing
@@ -231,7 +231,7 @@ def test_damage_after_indexing_is_found_and_forgiven_when_mended(folder: Path, t
     assert {new["path"]: new["frames"] for new in pq.read_table(out).to_pylist()} == frames
 
 
-def test_a_file_that_became_shorter_is_truncated_though_it_decodes(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
+def test_build_index_calls_a_shortened_file_truncated_though_it_decodes(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
     out, key = tmp_path / "set.parquet", MediaKey("clips/b.mp4")
     build(folder, out)
     whole, index = (folder / "b.mp4").read_bytes(), out.read_bytes()
@@ -246,7 +246,7 @@ def test_a_file_that_became_shorter_is_truncated_though_it_decodes(folder: Path,
     assert key not in Quarantine.beside(out).reasons and out.read_bytes() == index
 
 
-def test_rows_of_other_sources_and_deleted_files_stay(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
+def test_build_index_keeps_rows_of_other_sources_and_deleted_files(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
     out = tmp_path / "set.parquet"
     build(folder / "val", out)
     (tmp_path / "more.csv").write_text("path,caption,label\nclips/a.mp4,one,walk\nclips/a.mp4,two,run\nclips/gone.mp4,x,run\n")
@@ -262,7 +262,7 @@ def test_rows_of_other_sources_and_deleted_files_stay(folder: Path, tmp_path: Pa
     assert len(here) == 3, "a file with two captions is examined once"
 
 
-def test_class_numbers_never_change(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
+def test_build_index_never_changes_class_numbers(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
     out = tmp_path / "set.parquet"
     for names_, wanted in ((("walk", "jump"), ["jump", "walk"]), (("walk", "climb"), ["jump", "walk", "climb"])):
         (tmp_path / "a.csv").write_text("path,label\n" + "".join(f"clips/{f}.mp4,{n}\n" for f, n in zip("ab", names_, strict=True)))
@@ -271,7 +271,7 @@ def test_class_numbers_never_change(folder: Path, tmp_path: Path, here: list[Med
     assert pq.read_table(out)["label"].to_pylist() == [1, 2]
 
 
-def test_members_of_shards_are_examined_in_place(folder: Path, tmp_path: Path) -> None:
+def test_build_index_examines_members_of_shards_in_place(folder: Path, tmp_path: Path) -> None:
     members = {
         "0.mp4": (folder / "a.mp4").read_bytes(),
         "0.txt": b"a clip",
@@ -288,7 +288,7 @@ def test_members_of_shards_are_examined_in_place(folder: Path, tmp_path: Path) -
     assert Quarantine.beside(tmp_path / "set.parquet").positions(index.videos).tolist() == [1]
 
 
-def test_the_held_out_share_depends_on_names_alone(tmp_path: Path, here: list[MediaFile]) -> None:
+def test_build_index_val_split_depends_on_names_alone(tmp_path: Path, here: list[MediaFile]) -> None:
     (tmp_path / "pictures").mkdir()
     for number in range(60):
         Image.new("RGB", (8, 8)).save(tmp_path / "pictures" / f"{number}.png")
@@ -302,7 +302,7 @@ def test_the_held_out_share_depends_on_names_alone(tmp_path: Path, here: list[Me
     assert held == {name for name in again if int(name[:-4]) < 60}
 
 
-def test_paths_lead_through_linked_folders(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
+def test_build_index_paths_lead_through_linked_folders(folder: Path, tmp_path: Path, here: list[MediaFile]) -> None:
     (tmp_path / "disk" / "deep").mkdir(parents=True)
     (tmp_path / "data").symlink_to(tmp_path / "disk" / "deep")
     shutil.copytree(folder / "val", tmp_path / "disk" / "val")
@@ -311,14 +311,14 @@ def test_paths_lead_through_linked_folders(folder: Path, tmp_path: Path, here: l
         assert Index(tmp_path / "data" / f"{where.parent.name}.parquet", "train").videos[0].path.samefile(where / "c.mp4")
 
 
-def test_names_that_are_no_utf8_are_left_out_and_said(tmp_path: Path, here: list[MediaFile]) -> None:
+def test_build_index_leaves_out_names_that_are_not_utf8_and_says_so(tmp_path: Path, here: list[MediaFile]) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     shutil.copy(tmp_path / "a.png", os.fsencode(tmp_path) + b"/\xff.png")
     built = build(tmp_path, tmp_path / "set.parquet")
     assert built.rows == 1 and "1 names are not UTF-8" in built.notes[-1]
 
 
-def test_an_examination_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_media_file_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def explode(*arguments: object, **options: object) -> None:
         raise MemoryError("9 GiB")
 
@@ -335,6 +335,6 @@ def test_an_examination_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("options", "message"),
     [({"val": 1.0}, "--val must be"), ({"workers": 0}, "--workers must be"), ({"seconds": 0}, "--seconds must be above 0, got 0")],
 )
-def test_wrong_options_are_named(options: dict[str, float], message: str) -> None:
+def test_index_options_name_wrong_values(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         IndexOptions(**options)  # type: ignore[arg-type]

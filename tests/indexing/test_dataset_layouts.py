@@ -16,7 +16,7 @@ def listed(source: Path | str, **options: object) -> dict[str, SourceItem]:
     return {f"{Path(item.file).name}{'' if item.offset < 0 else f'@{item.offset}'}": item for item in listing.items}
 
 
-def test_a_folder_gives_its_videos_and_images_with_text_files_as_captions(tmp_path: Path) -> None:
+def test_list_source_folder_gives_videos_and_images_with_text_files_as_captions(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "deep/b.MKV", "train/c.png", "Validation/d.webm", "notes.pdf", ".hidden/e.mp4", "._a.mp4")
     (tmp_path / "a.txt").write_text("a dog runs\n")
     items = listed(tmp_path)
@@ -29,7 +29,7 @@ def test_a_folder_gives_its_videos_and_images_with_text_files_as_captions(tmp_pa
     assert list_source(str(tmp_path)).notes == ["left out, neither video nor image: 1 .pdf"]
 
 
-def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
+def test_list_source_follows_linked_folders_once(tmp_path: Path) -> None:
     touch(tmp_path / "far", "a.mp4")
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "link").symlink_to(tmp_path / "far")
@@ -37,7 +37,7 @@ def test_linked_folders_are_followed_once(tmp_path: Path) -> None:
     assert len(list_source(str(tmp_path / "set")).items) == 1
 
 
-def test_an_empty_folder_says_what_was_found(tmp_path: Path) -> None:
+def test_list_source_of_an_empty_folder_names_what_was_found(tmp_path: Path) -> None:
     touch(tmp_path, "a.zip", "b.zip")
     with pytest.raises(ValueError, match=r"no video or image in it, read as layout folder\n  left out, neither video nor image: 2 \.zip"):
         list_source(str(tmp_path))
@@ -61,7 +61,7 @@ def ucf101(folder: Path) -> Path:
     return folder
 
 
-def test_ucf101_follows_its_official_lists(tmp_path: Path) -> None:
+def test_list_source_ucf101_follows_its_official_lists(tmp_path: Path) -> None:
     listing = list_source(str(ucf101(tmp_path)))
     assert listing.layout == "ucf101" and listing.classes == ["ApplyEyeMakeup", "YoYo"]
     splits = {Path(item.file).stem: item.split for item in listing.items}
@@ -78,7 +78,7 @@ def test_ucf101_follows_its_official_lists(tmp_path: Path) -> None:
         list_source(str(tmp_path), fold=4)
 
 
-def test_kinetics_follows_its_csv_files(tmp_path: Path) -> None:
+def test_list_source_kinetics_follows_its_csv_files(tmp_path: Path) -> None:
     head = "label,youtube_id,time_start,time_end,split\n"
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations" / "train.csv").write_text(
@@ -100,7 +100,7 @@ def test_kinetics_follows_its_csv_files(tmp_path: Path) -> None:
     assert listing.notes[0].startswith("1 of 4 clips of test.csv, train.csv, validate.csv are not there") and "stray" in listing.notes[1]
 
 
-def test_imagenet_folders_are_classes_and_the_mapping_names_them(tmp_path: Path) -> None:
+def test_list_source_imagenet_folders_are_classes_named_by_the_mapping(tmp_path: Path) -> None:
     touch(tmp_path, "train/n01440764/a.JPEG", "train/n01443537/b.JPEG", "val/n01443537/c.JPEG", "LOC_synset_mapping.txt")
     (tmp_path / "LOC_synset_mapping.txt").write_text("n01440764 tench, Tinca tinca\nn01443537 goldfish, Carassius auratus\n")
     items = listed(tmp_path)

@@ -16,7 +16,7 @@ def outcomes(jobs: list[str], workers: int = 2, seconds: float = 30.0, **options
     return dict(run_isolated(eval, jobs, workers, lambda job: 1.0 if job == SLEEP else seconds, **options))  # type: ignore[arg-type]
 
 
-def test_a_hang_and_a_crash_take_nothing_with_them() -> None:
+def test_run_isolated_finishes_other_jobs_after_a_hang_and_a_crash() -> None:
     jobs = [
         "1 + 1",
         ABORT,
@@ -34,21 +34,21 @@ def test_a_hang_and_a_crash_take_nothing_with_them() -> None:
     assert {lost.reason.split("with ")[1] for lost in crashes.values()} == {"SIGABRT", "SIGKILL (out of memory?)"}
 
 
-def test_what_was_lost_may_be_tried_in_another_way() -> None:
+def test_run_isolated_retries_a_lost_job_in_another_way() -> None:
     assert outcomes([ABORT, "3"], retry=lambda job: "'instead'" if job == ABORT else None) == {"'instead'": "instead", "3": 3}
 
 
-def test_an_error_of_the_function_is_an_error_here() -> None:
+def test_run_isolated_raises_an_error_of_the_function() -> None:
     with pytest.raises(ZeroDivisionError):
         outcomes(["1 / 0"])
 
 
-def test_a_damaged_header_cannot_ask_for_all_the_memory() -> None:
+def test_run_isolated_limits_the_memory_of_a_job() -> None:
     with pytest.raises(MemoryError):
         outcomes(["bytearray(9 << 30)"], workers=1)
 
 
-def test_processes_end_with_the_caller() -> None:
+def test_run_isolated_processes_end_with_the_caller() -> None:
     running = run_isolated(eval, ["__import__('os').getpid()", SLEEP], 2, lambda job: 60.0)
     _, process = next(running)
     running.close()  # type: ignore[attr-defined]

@@ -46,7 +46,7 @@ def build(folder: Path, text: str, again: bool = False) -> BuildReport:
     return build_index(list_source(str(folder / "list.csv")), folder / "i.parquet", IndexOptions(again))
 
 
-def test_scene_lists_become_pieces(tmp_path: Path, jobs: list[MediaFile]) -> None:
+def test_build_index_makes_a_row_for_each_piece_of_a_file(tmp_path: Path, jobs: list[MediaFile]) -> None:
     film(tmp_path / "film.mp4")
     built = build(
         tmp_path,
@@ -71,7 +71,7 @@ def test_scene_lists_become_pieces(tmp_path: Path, jobs: list[MediaFile]) -> Non
     assert selection.reason.tolist() == [SHORT, USED], "long enough is what the piece has"
 
 
-def test_jsonl_has_pieces_too(tmp_path: Path) -> None:
+def test_list_source_reads_the_begin_and_duration_of_pieces_from_jsonl(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text(json.dumps({"path": "a.mp4", "begin": 1, "duration": 0.5}) + "\n")
     (item,) = list_source(str(tmp_path / "list.jsonl")).items
     assert (item.begin, item.end) == (1.0, 1.5)
@@ -87,13 +87,13 @@ def test_jsonl_has_pieces_too(tmp_path: Path) -> None:
         ("a.png,2,3,", "a piece of a video, and this is an image"),
     ],
 )
-def test_wrong_pieces_are_named(tmp_path: Path, row: str, message: str) -> None:
+def test_list_source_names_wrong_pieces(tmp_path: Path, row: str, message: str) -> None:
     (tmp_path / "list.csv").write_text(f"path,begin,end,duration\n{row}\n")
     with pytest.raises(ValueError, match=message):
         list_source(str(tmp_path / "list.csv"))
 
 
-def test_an_index_with_an_impossible_piece_is_refused(tmp_path: Path) -> None:
+def test_write_index_refuses_an_impossible_piece(tmp_path: Path) -> None:
     same = {"kind": "video", "frames": 17, "fps": 8.0, "width": 8, "height": 8, "caption": "", "label": -1, "split": "train", "bytes": 9}
     for begin, end, message in (
         (-1.0, 0.0, "begin must be"),
@@ -104,7 +104,7 @@ def test_an_index_with_an_impossible_piece_is_refused(tmp_path: Path) -> None:
             write_index([{**same, "path": "a.mp4", "begin": begin, "end": end}], tmp_path / "i.parquet")
 
 
-def test_only_new_pieces_are_examined_and_an_interrupted_index_goes_on(
+def test_build_index_examines_only_new_pieces_and_resumes_after_an_interrupt(
     tmp_path: Path, jobs: list[MediaFile], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     film(tmp_path / "film.mp4")
@@ -130,7 +130,7 @@ def test_only_new_pieces_are_examined_and_an_interrupted_index_goes_on(
     assert (tmp_path / "i.parquet").read_bytes() == first_bytes
 
 
-def test_the_quarantine_tells_pieces_apart(tmp_path: Path, jobs: list[MediaFile]) -> None:
+def test_quarantine_tells_pieces_of_a_file_apart(tmp_path: Path, jobs: list[MediaFile]) -> None:
     film(tmp_path / "film.mp4")
     text = "path,begin,end\nfilm.mp4,0,2\nfilm.mp4,2,4\nfilm.mp4,5,7\nfilm.mp4,7,9\n"
     built = build(tmp_path, text)
@@ -149,7 +149,9 @@ def test_the_quarantine_tells_pieces_apart(tmp_path: Path, jobs: list[MediaFile]
     assert list(Quarantine.beside(tmp_path / "i.parquet").reasons) == [MediaKey("film.mp4", -1, 2.0, 4.0), beyond]
 
 
-def test_copies_are_the_same_piece_of_the_same_bytes(tmp_path: Path, jobs: list[MediaFile], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diagnose_calls_equal_pieces_of_equal_bytes_duplicates(
+    tmp_path: Path, jobs: list[MediaFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copy(film(tmp_path / "a.mp4"), tmp_path / "b.mp4")
     build(
         tmp_path,

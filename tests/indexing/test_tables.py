@@ -10,7 +10,7 @@ import pytest
 from walt_pl.indexing.dataset_layouts import list_source
 
 
-def test_a_csv_gives_captions_and_labels_whatever_is_in_them(tmp_path: Path) -> None:
+def test_list_source_csv_gives_captions_and_labels_with_any_characters(tmp_path: Path) -> None:
     text = '\ufeffpath,Caption,label,split,likes\na.mp4,"red, ""quick""\nfox",3,val,5\nsub/b.png,x\u2028y,0,,\n'
     (tmp_path / "clips.csv").write_text(text, encoding="utf-8")
     listing = list_source(str(tmp_path / "clips.csv"))
@@ -28,7 +28,7 @@ def test_a_csv_gives_captions_and_labels_whatever_is_in_them(tmp_path: Path) -> 
     assert elsewhere.items[0].file == str(tmp_path / "media" / "a.mp4")
 
 
-def test_a_jsonl_file_is_the_same_table(tmp_path: Path) -> None:
+def test_list_source_jsonl_equals_csv(tmp_path: Path) -> None:
     rows = [{"file_name": "a.mp4", "text": "one", "label": "walk"}, {"path": "b.bin", "kind": "video", "caption": None, "label": "7"}]
     (tmp_path / "clips.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
     items = list_source(str(tmp_path / "clips.jsonl")).items
@@ -49,7 +49,7 @@ def test_a_jsonl_file_is_the_same_table(tmp_path: Path) -> None:
         ("a.xlsx", "PK", r"wanted a folder, a \.csv, a \.jsonl or a \.tar, found a file \.xlsx"),
     ],
 )
-def test_wrong_tables_name_the_line(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_list_source_names_the_line_of_a_wrong_table(tmp_path: Path, name: str, text: str, message: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         list_source(str(tmp_path / name))

@@ -12,7 +12,7 @@ from walt_pl.indexing.shard_names import expand
 from walt_pl.indexing.tar_shards import list_shard
 
 
-def test_shards_give_the_place_of_every_member(tmp_path: Path) -> None:
+def test_list_shard_gives_the_place_of_every_member(tmp_path: Path) -> None:
     members = {
         "a/0.mp4": b"first clip",
         "a/0.txt": b"a dog\n",
@@ -36,7 +36,7 @@ def test_shards_give_the_place_of_every_member(tmp_path: Path) -> None:
     assert broken == ""
 
 
-def test_webdataset_reads_the_same_samples(tmp_path: Path) -> None:
+def test_list_shard_samples_equal_those_of_webdataset(tmp_path: Path) -> None:
     wds = pytest.importorskip("webdataset")
     members = {f"{key}.{ending}": f"{key} {ending}".encode() for key in ("x/000", "x/001.5", "002") for ending in ("mp4", "txt")}
     path = shard(tmp_path / "a.tar", members)
@@ -53,14 +53,14 @@ def test_webdataset_reads_the_same_samples(tmp_path: Path) -> None:
     assert ours[0] == theirs[0] == (b"x/000 mp4", "x/000 txt")
 
 
-def test_a_cut_shard_gives_what_is_whole_and_says_so(tmp_path: Path) -> None:
+def test_list_source_of_a_truncated_shard_gives_the_whole_members_and_says_so(tmp_path: Path) -> None:
     path = shard(tmp_path / "a.tar", {f"{number}.jpg": bytes(2000) for number in range(5)})
     path.write_bytes(path.read_bytes()[:6000])
     listing = list_source(str(path))
     assert 2 <= len(listing.items) <= 3 and "can be read as far as" in listing.notes[0]
 
 
-def test_patterns_of_shards_are_expanded_and_missing_ones_named(tmp_path: Path) -> None:
+def test_list_source_expands_shard_patterns_and_names_missing_shards(tmp_path: Path) -> None:
     assert expand("a-{08..11}.tar") == ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]
     assert expand("{0..1}/{1..2}.tar") == ["0/1.tar", "0/2.tar", "1/1.tar", "1/2.tar"]
     shard(tmp_path / "train" / "0.tar", {"a.jpg": b"x"})

@@ -40,7 +40,7 @@ STARTS = (0, 1, 9, 10, 11, 12, 13, 23, 24, 25, 36, 47, FRAMES - 5)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_every_start_and_stride_gives_the_frames_that_were_encoded(case: Case, probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
+def test_read_clip_every_start_and_stride_gives_the_encoded_frames(case: Case, probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
     entry = probes[case.name][0]
     for decoder in {entry.decoder, "pyav"}:
         for start in STARTS:
@@ -53,7 +53,7 @@ def test_every_start_and_stride_gives_the_frames_that_were_encoded(case: Case, p
 
 @pytest.mark.parametrize("share", [0.25, 0.375, 0.625, 1, 1.5625])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_sampling_by_time_gives_the_frames_that_are_shown_then(
+def test_read_clip_at_fps_gives_the_frames_shown_at_those_times(
     case: Case, share: float, probes: dict[str, tuple[IndexEntry, Probe]]
 ) -> None:
     entry, fps = probes[case.name][0], share * case.rate
@@ -69,7 +69,7 @@ def test_sampling_by_time_gives_the_frames_that_are_shown_then(
             assert numbers(read_clip(examined, FrameRange(7, fps=fps, start=start))) == shown, (examined.decoder, start)
 
 
-def test_decord_reads_from_the_first_frame_on_and_pyav_behind_a_seek(
+def test_read_clip_uses_decord_from_frame_0_and_pyav_after_a_seek(
     probes: dict[str, tuple[IndexEntry, Probe]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("decord")
@@ -82,14 +82,14 @@ def test_decord_reads_from_the_first_frame_on_and_pyav_behind_a_seek(
     assert used == ["read_decord", "_read_av", "_read_av"]
 
 
-def test_a_file_that_changed_since_it_was_indexed_is_not_given_to_decord(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_clip_never_gives_a_changed_file_to_decord(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode(tmp_path / "a.mp4", counting_clip(20), "libx264", **CLOSED)
     entry = entry_of(tmp_path / "a.mp4", decoder="decord")
     monkeypatch.setattr("walt_pl.media.reading.read_decord", lambda *_, **__: pytest.fail("decord was asked"))
     assert numbers(read_clip(replace(entry, bytes=entry.bytes - 1), FrameRange(3))) == [0, 1, 2]
 
 
-def test_without_decord_everything_is_read_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_clip_works_without_decord(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode(tmp_path / "a.mp4", counting_clip(30), "libx264", **B_FRAMES)
     entry = entry_of(tmp_path / "a.mp4")
     whole = read_clip(entry, FrameRange(9))
@@ -108,7 +108,7 @@ MATRICES = {
 
 
 @pytest.mark.parametrize("turn", MATRICES)
-def test_turned_files_come_back_upright(tmp_path: Path, turn: str) -> None:
+def test_read_clip_returns_rotated_files_upright(tmp_path: Path, turn: str) -> None:
     upright = textured_clip(1, 160, 240).repeat(12, 0)
     lying = {
         "upright": upright,
@@ -138,7 +138,7 @@ def reference(clip: np.ndarray, rows: int, columns: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("height", "width", "size", "mean", "most"), [(256, 256, (128, 128), 0.5, 2), (240, 320, (64, 64), 0.5, 2), (720, 1280, (64, 64), 1, 8)]
 )
-def test_scaled_while_decoding_is_the_antialiased_resize(
+def test_read_sizes_scaled_while_decoding_equals_the_antialiased_resize(
     tmp_path: Path, height: int, width: int, size: tuple[int, int], mean: float, most: float
 ) -> None:
     encode(tmp_path / "a.mp4", textured_clip(3, height, width), "libx264", crf="10", **CLOSED)
@@ -152,7 +152,7 @@ def test_scaled_while_decoding_is_the_antialiased_resize(
         assert np.array_equal(read_clip(entry, FrameRange(3), size), small), "one decoding for two sizes, and one for each"
 
 
-def test_small_pictures_and_those_that_would_grow_come_back_whole(tmp_path: Path) -> None:
+def test_read_clip_never_enlarges_and_returns_small_pictures_whole(tmp_path: Path) -> None:
     for height, width in ((128, 128), (130, 130)):
         encode(tmp_path / "a.mp4", textured_clip(3, height, width), "libx264", **CLOSED)
         size = (32, 32) if height == 128 else (132, 64)
@@ -160,7 +160,7 @@ def test_small_pictures_and_those_that_would_grow_come_back_whole(tmp_path: Path
 
 
 @pytest.mark.parametrize("name", ["open.mp4", "closed.mp4", "vp9.webm", "mpeg4.avi"])
-def test_members_of_a_shard_are_read_where_they_lie(tmp_path: Path, name: str, probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
+def test_read_clip_reads_members_of_a_shard_in_place(tmp_path: Path, name: str, probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
     entry = probes[name][0]
     write_image(tmp_path / "a.png", counting_clip(1)[0])
     shard = tmp_path / "a shard, 0.tar"
@@ -182,7 +182,7 @@ def test_members_of_a_shard_are_read_where_they_lie(tmp_path: Path, name: str, p
     assert str(error.value).startswith(f"{shard}, member at byte {video.offset_data}: ")
 
 
-def test_large_pictures_are_scaled_while_they_are_read(tmp_path: Path) -> None:
+def test_read_picture_scales_large_pictures_while_reading(tmp_path: Path) -> None:
     picture = textured_clip(1, 200, 300)
     write_image(tmp_path / "a.png", picture[0])
     found = probe_picture(tmp_path / "a.png")
@@ -191,7 +191,7 @@ def test_large_pictures_are_scaled_while_they_are_read(tmp_path: Path) -> None:
     assert small.shape == (1, 50, 75, 3) and np.abs(small - reference(picture, 50, 75)).max() <= 2
 
 
-def test_a_shorter_video_says_so_in_frames_and_in_seconds(probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
+def test_read_clip_names_a_short_video_in_frames_and_seconds(probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
     entry = probes["b_frames.mp4"][0]
     with pytest.raises(MediaError, match="found 4 frames from frame 60 on, wanted 17"):
         read_clip(entry, FrameRange(17, start=60))
@@ -200,7 +200,7 @@ def test_a_shorter_video_says_so_in_frames_and_in_seconds(probes: dict[str, tupl
         read_clip(uneven, FrameRange(17, fps=4, start=8.5))
 
 
-def test_broken_colours_are_no_reason_to_take_decord(tmp_path: Path) -> None:
+def test_read_clip_colours_equal_those_of_pyav(tmp_path: Path) -> None:
     """Both decoders see the same colours, or PyAV alone reads the file."""
     clip = np.zeros((12, 128, 160, 3), np.uint8)
     clip[:] = (200, 60, 30)

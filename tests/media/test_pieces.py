@@ -60,7 +60,7 @@ def pieces_of(case: Case) -> list[tuple[float, float, list[int]]]:
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in KINDS], ids=lambda case: case.name)
-def test_a_piece_has_exactly_the_frames_of_the_whole_file_that_lie_in_it(
+def test_read_clip_of_a_piece_has_exactly_its_frames_of_the_file(
     case: Case, files: dict[str, tuple[IndexEntry, Probe, list[Frames]]]
 ) -> None:
     entry, found, whole = files[case.name]
@@ -84,7 +84,7 @@ def test_a_piece_has_exactly_the_frames_of_the_whole_file_that_lie_in_it(
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.name in KINDS], ids=lambda case: case.name)
-def test_sampling_by_time_stays_in_the_piece(case: Case, files: dict[str, tuple[IndexEntry, Probe, list[Frames]]]) -> None:
+def test_read_clip_at_fps_stays_in_the_piece(case: Case, files: dict[str, tuple[IndexEntry, Probe, list[Frames]]]) -> None:
     entry, fps = files[case.name][0], case.rate * 0.4
     times, early = times_of(case), 0.3 / entry.fps
     for begin, end, inside in pieces_of(case):
@@ -102,7 +102,7 @@ def test_sampling_by_time_stays_in_the_piece(case: Case, files: dict[str, tuple[
 
 
 @pytest.mark.parametrize("fps", [None, 10.0, 4.0, 15.0])
-def test_starts_are_drawn_all_over_the_piece_and_nowhere_else(tmp_path: Path, fps: float | None) -> None:
+def test_pixel_dataset_draws_starts_all_over_the_piece_and_nowhere_else(tmp_path: Path, fps: float | None) -> None:
     entry = entry_of(film(tmp_path / "film.mp4"))
     limits = ((0.0, 2.5), (2.5, 6.0))
     pieces = [replace(entry, begin=begin, end=end, frames=round(10 * (end - begin)), duration=end - begin) for begin, end in limits]

@@ -27,7 +27,7 @@ from walt_pl.media.spans import FrameRange
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_probe_tells_what_is_in_a_file(case: Case, probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
+def test_probe_gives_frames_size_rate_and_duration(case: Case, probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
     found = probes[case.name][1]
     assert (found.frames, found.height, found.width, found.reason) == (FRAMES, case.height, case.width, "")
     assert found.variable_rate == (case.times is not None)
@@ -38,7 +38,7 @@ def test_probe_tells_what_is_in_a_file(case: Case, probes: dict[str, tuple[Index
         assert found.duration >= UNEVEN[-1] / 1000
 
 
-def test_decord_is_named_where_it_is_right_and_only_there(probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
+def test_probe_names_decord_only_where_it_is_right(probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
     decord = pytest.importorskip("decord")
     decord.logging.set_level(decord.logging.QUIET)
     chosen = {name: found.decoder for name, (_, found) in probes.items()}
@@ -56,7 +56,7 @@ def test_decord_is_named_where_it_is_right_and_only_there(probes: dict[str, tupl
 
 
 @pytest.mark.parametrize("name", ["closed.mp4", "open.mkv", "vp9.webm", "mpeg4.avi"])
-def test_what_was_cut_off_is_named(name: str, tmp_path: Path, probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
+def test_probe_names_a_truncated_file(name: str, tmp_path: Path, probes: dict[str, tuple[IndexEntry, Probe]]) -> None:
     whole = probes[name][0].path.read_bytes()
     path = tmp_path / name
     path.write_bytes(whole[: len(whole) * 2 // 3])
@@ -65,7 +65,7 @@ def test_what_was_cut_off_is_named(name: str, tmp_path: Path, probes: dict[str, 
     assert found.reason and str(path) not in found.reason
 
 
-def test_a_measured_rate_is_that_of_the_frames(tmp_path: Path) -> None:
+def test_probe_measures_the_rate_of_the_frames(tmp_path: Path) -> None:
     encode(tmp_path / "a.mkv", counting_clip(60), "libx264", rate=Fraction(30000, 1001), **B_FRAMES)
     found = probe(tmp_path / "a.mkv")
     assert found.fps == pytest.approx(30000 / 1001, rel=1e-3) and not found.variable_rate, "milliseconds are no uneven rate"
@@ -75,7 +75,7 @@ def test_a_measured_rate_is_that_of_the_frames(tmp_path: Path) -> None:
     )
 
 
-def test_images_of_every_kind_are_probed(tmp_path: Path) -> None:
+def test_probe_picture_reads_images_of_every_kind(tmp_path: Path) -> None:
     Image.new("P", (30, 20)).save(tmp_path / "a.png")
     assert probe_picture(tmp_path / "a.png") == Probe(1, 0.0, 30, 20, 0.0, False, "pillow")
     (tmp_path / "a.png").write_bytes(b"no picture")

@@ -7,7 +7,7 @@ import pytest
 from walt_pl.media.spans import FrameRange
 
 
-def test_a_span_is_refused_that_names_no_frames() -> None:
+def test_frame_range_refuses_wrong_values() -> None:
     for wrong in ({"frames": 0}, {"frames": 1, "stride": 0}, {"frames": 1, "fps": 0.0}, {"frames": 1, "start": -1}):
         with pytest.raises(ValueError, match="a span wants"):
             FrameRange(**wrong)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from walt_pl.media.types import MediaError
 from walt_pl.media.writing import gif_bytes, write_gif, write_image, write_video
 
 
-def test_written_clip_comes_back(path: Path) -> None:
+def test_write_video_is_read_back(path: Path) -> None:
     clip = read_video(path, 100)
     assert clip.dtype == np.uint8 and clip.shape == (100, 64, 96, 3)
     assert np.abs(clip.astype(int) - counting_clip(100)).mean() < 4
@@ -29,18 +29,18 @@ def test_written_clip_comes_back(path: Path) -> None:
         assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p") and stream.average_rate == 8
 
 
-def test_same_frames_give_the_same_bytes(path: Path, tmp_path: Path) -> None:
+def test_write_video_same_frames_give_the_same_bytes(path: Path, tmp_path: Path) -> None:
     write_video(tmp_path / "again.mp4", counting_clip(100), fps=8)
     assert (tmp_path / "again.mp4").read_bytes() == path.read_bytes()
 
 
-def test_fractional_rates_are_kept(tmp_path: Path) -> None:
+def test_write_video_keeps_fractional_rates(tmp_path: Path) -> None:
     write_video(tmp_path / "film.mp4", counting_clip(3), fps=24000 / 1001)
     with av.open(str(tmp_path / "film.mp4")) as container:
         assert container.streams.video[0].average_rate == Fraction(24000, 1001)
 
 
-def test_odd_sizes_and_floats_are_refused(tmp_path: Path) -> None:
+def test_write_video_refuses_odd_sizes_and_floats(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must be even, got 63 x 96"):
         write_video(tmp_path / "a.mp4", counting_clip(2, height=63), fps=8)
     with pytest.raises(ValueError, match=r"wanted uint8 frames \[t h w 3\], got float64"):
@@ -48,7 +48,7 @@ def test_odd_sizes_and_floats_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_video_on_a_full_disk_keeps_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(file: Path, *args: object) -> None:
         file.write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -60,7 +60,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(path: Path, monkeypatc
     assert path.read_bytes() == before and [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_image_is_a_one_frame_video(tmp_path: Path) -> None:
+def test_write_image_is_read_back_as_a_one_frame_video(tmp_path: Path) -> None:
     frame = counting_clip(4, 31, 40)[3]
     for name, error in (("a.png", 0), ("a.jpg", 8)):
         write_image(tmp_path / name, frame)
@@ -71,7 +71,7 @@ def test_image_is_a_one_frame_video(tmp_path: Path) -> None:
         write_image(tmp_path / "a.bmp", frame)
 
 
-def test_gif_plays_all_frames_for_ever(tmp_path: Path) -> None:
+def test_write_gif_plays_all_frames_in_a_loop(tmp_path: Path) -> None:
     clip = counting_clip(5)
     write_gif(tmp_path / "a.gif", clip, fps=8)
     assert (tmp_path / "a.gif").read_bytes() == gif_bytes(clip, 8)

@@ -81,7 +81,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_joint_batch_is_videos_and_images_run_apart(name: str) -> None:
+def test_denoiser_joint_batch_equals_videos_and_images_apart(name: str) -> None:
     denoiser = drawn(VARIANTS[name])
     x, condition, estimate = latents(), told(), latents(5)
     joint = denoiser(x, STEP, condition, estimate)
@@ -92,21 +92,21 @@ def test_joint_batch_is_videos_and_images_run_apart(name: str) -> None:
         close(denoiser(x[frames], STEP[rows], condition.select(rows), estimate[frames]), joint[frames])
 
 
-def test_fused_and_plain_attention_agree() -> None:
+def test_denoiser_fused_attention_equals_plain() -> None:
     fused, plain = drawn(), drawn(replace(TINY, attention="plain"))
     close(fused(latents(), STEP, told()), plain(latents(), STEP, told()))
 
 
-def test_prediction_starts_at_zero() -> None:
+def test_denoiser_prediction_starts_at_zero() -> None:
     assert torch.equal(Denoiser(TINY)(latents(), STEP, told()), torch.zeros(LAYOUT.total_frames, 2, 8, 12))
 
 
-def test_spatial_and_spatiotemporal_layers_alternate() -> None:
+def test_denoiser_spatial_and_spatiotemporal_layers_alternate() -> None:
     assert [TINY.window_of(layer) for layer in range(4)] == [(1, 4, 6), (3, 2, 3)] * 2
     assert {replace(TINY, window=(1, 2, 2)).window_of(layer) for layer in range(4)} == {(1, 4, 6)}
 
 
-def test_first_frame_hears_of_the_last_through_windows_only() -> None:
+def test_denoiser_frames_interact_through_spatiotemporal_windows_only() -> None:
     """A spatial layer keeps frames apart; a spatiotemporal one behind it joins them within its windows."""
     denoiser = drawn(DenoiserConfig(16, 1, 2, latent_channels=2, size=(3, 8, 12), window=(3, 4, 4)))
     layout = FrameLayout(1, 3, 0)
@@ -121,7 +121,7 @@ def test_first_frame_hears_of_the_last_through_windows_only() -> None:
     assert bool(((denoiser(x, timestep, condition) - y).abs().amax(dim=(1, 2, 3)) > 1e-6).all())
 
 
-def test_image_takes_the_place_of_a_first_frame() -> None:
+def test_position_embedding_gives_an_image_the_place_of_a_first_frame() -> None:
     position = PositionEmbedding(frames=3, tokens=4, width=8)
     out = position(2, 2)
     assert out.shape == (8, 4, 8)
@@ -130,26 +130,26 @@ def test_image_takes_the_place_of_a_first_frame() -> None:
     assert torch.equal(out[1], position.space + position.time[1])
 
 
-def test_step_embedding_tells_the_last_levels_apart() -> None:
+def test_timestep_embedding_tells_the_last_timesteps_apart() -> None:
     embedding = TimestepEmbedding(8)
     out = embedding(torch.tensor([998, 999]))
     assert differs(100 * out[:1], 100 * out[1:])
 
 
-def test_no_estimate_is_an_estimate_of_zeros() -> None:
+def test_denoiser_without_estimate_equals_an_estimate_of_zeros() -> None:
     denoiser = drawn()
     assert torch.equal(denoiser(latents(), STEP, told()), denoiser(latents(), STEP, told(), torch.zeros_like(latents())))
     assert differs(denoiser(latents(), STEP, told(), latents(5)), denoiser(latents(), STEP, told()))
 
 
-def test_unknown_past_is_zeros_with_a_zero_mask() -> None:
+def test_denoiser_without_context_equals_zeros_with_a_zero_mask() -> None:
     denoiser, condition = drawn(), told()
     nothing = condition.given(torch.zeros_like(latents()), torch.zeros(LAYOUT.total_frames, 1, 8, 12))
     assert torch.equal(denoiser(latents(), STEP, condition.without_context()), denoiser(latents(), STEP, nothing))
     assert differs(denoiser(latents(), STEP, condition), denoiser(latents(), STEP, nothing))
 
 
-def test_only_the_given_frames_of_the_past_are_seen() -> None:
+def test_denoiser_sees_only_the_given_context_frames() -> None:
     denoiser, condition = drawn(), told()
     assert condition.context_latents is not None and condition.context_mask is not None
     mask = condition.context_mask.bool()
@@ -159,7 +159,7 @@ def test_only_the_given_frames_of_the_past_are_seen() -> None:
     assert differs(denoiser(latents(), STEP, other), denoiser(latents(), STEP, condition))
 
 
-def test_padding_of_the_text_does_not_matter() -> None:
+def test_denoiser_ignores_the_padding_of_the_text() -> None:
     denoiser, condition = drawn(), told(condition_kept=torch.ones(5, dtype=torch.bool))
     assert condition.text is not None and condition.text_mask is not None
     mask = condition.text_mask[..., None]
@@ -180,7 +180,7 @@ def test_padding_of_the_text_does_not_matter() -> None:
     )
 
 
-def test_dropped_caption_and_label_are_not_seen() -> None:
+def test_denoiser_ignores_a_dropped_caption_and_label() -> None:
     denoiser, condition = drawn(), told().without_text()
     out = denoiser(latents(), STEP, condition)
     other = replace(
@@ -193,7 +193,7 @@ def test_dropped_caption_and_label_are_not_seen() -> None:
     assert differs(denoiser(latents(), STEP, replace(condition, condition_kept=~condition.condition_kept)), out)
 
 
-def test_low_resolution_latent_and_its_noise_level_are_seen() -> None:
+def test_denoiser_sees_low_res_and_its_noise_aug_level() -> None:
     denoiser, condition = drawn(), told()
     out = denoiser(latents(), STEP, condition)
     assert differs(denoiser(latents(), STEP, replace(condition, low_res=noise(LAYOUT.total_frames, 2, 4, 6, seed=9))), out)
@@ -202,13 +202,13 @@ def test_low_resolution_latent_and_its_noise_level_are_seen() -> None:
         denoiser(latents(), STEP, replace(condition, low_res=None))
 
 
-def test_low_resolution_latent_is_upscaled_by_a_convolution_and_depth_to_space() -> None:
+def test_low_res_upsampler_is_a_convolution_and_depth_to_space() -> None:
     upscale, low_res = drawn().low_res_upsampler, noise(LAYOUT.total_frames, 2, 4, 6)
     assert upscale is not None and upscale.conv.kernel_size == (3, 3)
     close(upscale(low_res), nn.functional.pixel_shuffle(upscale.conv(low_res), 2))
 
 
-def test_condition_vector_is_the_sum_of_timestep_label_and_low_noise_level() -> None:
+def test_denoiser_condition_vector_sums_timestep_label_and_noise_aug_level() -> None:
     denoiser, condition = drawn(), told()
     assert denoiser.label is not None and denoiser.low_res_upsampler is not None and condition.noise_aug_level is not None
     label = denoiser.label(torch.tensor([0, 5, 2, 3, 5]))  # 5 stands for a dropped one
@@ -217,7 +217,7 @@ def test_condition_vector_is_the_sum_of_timestep_label_and_low_noise_level() -> 
 
 
 @pytest.mark.parametrize("layer", range(4))
-def test_text_attention_is_in_every_layer(layer: int) -> None:
+def test_denoiser_has_text_attention_in_every_layer(layer: int) -> None:
     """With the text attention of all other layers switched off, the words still matter."""
     denoiser, condition = drawn(), told(condition_kept=torch.ones(5, dtype=torch.bool))
     for other, block in enumerate(denoiser.blocks):
@@ -227,7 +227,7 @@ def test_text_attention_is_in_every_layer(layer: int) -> None:
     assert differs(denoiser(latents(), STEP, replace(condition, text=noise(5, 4, 6, seed=9))), out)
 
 
-def test_patches_cut_and_joined_come_back_unchanged() -> None:
+def test_denoiser_patches_are_inverted_by_frames() -> None:
     denoiser = Denoiser(TINY)
     tokens = denoiser._patches(latents())
     assert tokens.shape == (LAYOUT.total_frames, 24, 8)
@@ -236,7 +236,7 @@ def test_patches_cut_and_joined_come_back_unchanged() -> None:
 
 
 @pytest.mark.parametrize("layout", [LAYOUT, FrameLayout(2, 3, 0), FrameLayout(0, 3, 3)])
-def test_every_parameter_gets_a_gradient_from_every_kind_of_batch(layout: FrameLayout) -> None:
+def test_denoiser_every_parameter_gets_a_gradient_from_videos_and_from_images(layout: FrameLayout) -> None:
     """Sharded engines wait for all of them."""
     denoiser = Denoiser(TINY)
     rows = torch.tensor([layout.videos > 0] * 2 + [layout.images > 0] * 3)
@@ -251,7 +251,7 @@ def loss_and_gradient(denoiser: Denoiser) -> tuple[Tensor, Tensor]:
     return loss.detach(), torch.cat([p.grad.flatten() for p in denoiser.parameters() if p.grad is not None])
 
 
-def test_checkpointing_changes_no_loss_and_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_denoiser_activation_checkpointing_keeps_loss_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[int] = []
     forward = Block.forward
     monkeypatch.setattr(Block, "forward", lambda self, *args: runs.append(1) or forward(self, *args))  # type: ignore[func-returns-value]
@@ -262,7 +262,7 @@ def test_checkpointing_changes_no_loss_and_no_gradient(monkeypatch: pytest.Monke
     assert len(runs) - kept == 2 * kept, "every layer runs again in the backward pass"
 
 
-def test_fused_and_plain_attention_have_the_same_gradient() -> None:
+def test_denoiser_fused_attention_has_the_gradient_of_plain() -> None:
     fused, plain = loss_and_gradient(drawn()), loss_and_gradient(drawn(replace(TINY, attention="plain")))
     torch.testing.assert_close(fused, plain, atol=1e-4, rtol=1e-3)
 
@@ -270,7 +270,7 @@ def test_fused_and_plain_attention_have_the_same_gradient() -> None:
 STW_TEXT = replace(TINY, stw_cross_attention=True)
 
 
-def test_text_reaches_a_spatiotemporal_layer_by_frame_or_by_window() -> None:
+def test_denoiser_text_reaches_a_spatiotemporal_layer_by_frame_or_by_window() -> None:
     assert [TINY.text_window_of(layer) for layer in range(4)] == [(1, 4, 6)] * 4
     assert [STW_TEXT.text_window_of(layer) for layer in range(4)] == [(1, 4, 6), (3, 2, 3)] * 2
     videos = torch.tensor([True, True, False, False, False])
@@ -283,18 +283,18 @@ def test_text_reaches_a_spatiotemporal_layer_by_frame_or_by_window() -> None:
     close(by_window(x[:3], timestep[:1], condition.select(first)), by_window(x, timestep, condition)[:3])
 
 
-def test_images_are_refused_where_text_has_spatiotemporal_windows() -> None:
+def test_denoiser_refuses_images_where_text_has_spatiotemporal_windows() -> None:
     with pytest.raises(ValueError, match=r"videos alone, got 3 images in the batch; set data\.image_stacks_per_batch to 0"):
         drawn(STW_TEXT)(latents(), STEP, told())
 
 
 @pytest.mark.parametrize("shape", [(9, 2, 8, 8), (9, 2, 12, 8)])
-def test_latents_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
+def test_denoiser_refuses_latents_of_another_size(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"want \(3, 8, 12\)"):
         Denoiser(TINY)(noise(*shape), STEP, told())
 
 
-def test_videos_of_another_length_are_refused() -> None:
+def test_denoiser_refuses_videos_of_another_length() -> None:
     with pytest.raises(ValueError, match="got 2 latent frames"):
         Denoiser(TINY)(latents()[:4], STEP[:2], Condition(FrameLayout(2, 2, 0), torch.ones(2, dtype=torch.bool)))
 
@@ -312,12 +312,12 @@ def test_videos_of_another_length_are_refused() -> None:
         ({"size": (2, 8, 12), "window": (2, 2, 2)}, "size must have three or more"),
     ],
 )
-def test_config_that_does_not_fit_is_refused(change: dict[str, object], message: str) -> None:
+def test_denoiser_config_refuses_values_that_do_not_fit(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TINY, **change)  # type: ignore[arg-type]
 
 
-def test_input_channels_are_those_of_the_inputs() -> None:
+def test_denoiser_config_in_channels_count_the_inputs() -> None:
     base = DenoiserConfig(self_conditioning=0)
     assert base.in_channels == 8
     assert replace(base, self_conditioning=0.9).in_channels == 16

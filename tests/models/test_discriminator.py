@@ -10,7 +10,7 @@ TINY = DiscriminatorConfig(width=4, channel_multipliers=(2, 2), size=(8, 12))
 
 
 @pytest.mark.parametrize("frames", [1, 5, 17])
-def test_every_clip_gets_one_logit(frames: int) -> None:
+def test_discriminator_gives_one_logit_a_clip(frames: int) -> None:
     torch.manual_seed(0)
     discriminator = Discriminator(TINY)
     x = torch.randn(3, 3, frames, 8, 12)
@@ -19,7 +19,7 @@ def test_every_clip_gets_one_logit(frames: int) -> None:
     torch.testing.assert_close(discriminator(x[1:2]), logits[1:2])
 
 
-def test_full_size_has_the_stated_number_of_parameters() -> None:
+def test_discriminator_full_size_has_the_stated_number_of_parameters() -> None:
     with torch.device("meta"):
         discriminator = Discriminator(DiscriminatorConfig())
     assert 61e6 <= sum(p.numel() for p in discriminator.parameters()) <= 68e6
@@ -39,24 +39,24 @@ def test_blur_pool_keeps_a_constant() -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 5])
-def test_every_parameter_learns(frames: int) -> None:
+def test_discriminator_every_parameter_gets_a_gradient(frames: int) -> None:
     torch.manual_seed(0)
     discriminator = Discriminator(TINY)
     discriminator(torch.randn(3, 3, frames, 8, 12)).sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in discriminator.parameters())
 
 
-def test_clips_of_another_size_are_refused() -> None:
+def test_discriminator_refuses_clips_of_another_size() -> None:
     with pytest.raises(ValueError, match=r"discriminator.size is \(8, 12\), got clips of \(12, 8\)"):
         Discriminator(TINY)(torch.zeros(1, 3, 1, 12, 8))
 
 
-def test_size_that_cannot_be_halved_is_refused() -> None:
+def test_discriminator_config_refuses_a_size_that_cannot_be_halved() -> None:
     with pytest.raises(ValueError, match="multiples of 32"):
         DiscriminatorConfig(size=(128, 120))
 
 
-def test_first_logits_tell_clips_apart_also_in_bfloat16() -> None:
+def test_discriminator_first_logits_tell_clips_apart_also_in_bfloat16() -> None:
     """At full width, with MAGVIT's start: the default of torch.nn gives a difference lost in one bfloat16 step of the logit."""
     torch.manual_seed(0)
     discriminator = Discriminator(DiscriminatorConfig(size=(32, 32)))
@@ -71,7 +71,7 @@ def test_first_logits_tell_clips_apart_also_in_bfloat16() -> None:
     assert float((exact.abs() / discriminator(x).detach().abs()).min()) > 0.3, "the difference is a good part of the logit"
 
 
-def test_kernels_start_xavier_uniform_and_biases_at_zero() -> None:
+def test_discriminator_kernels_start_xavier_uniform_and_biases_at_zero() -> None:
     """Uniform up to sqrt(6 / (fan in + fan out)), all taps counted."""
     torch.manual_seed(0)
     discriminator = Discriminator(DiscriminatorConfig(width=32, channel_multipliers=(2,), size=(8, 8)))
@@ -84,7 +84,7 @@ def test_kernels_start_xavier_uniform_and_biases_at_zero() -> None:
         assert float(p.detach().std()) == pytest.approx(bound / 3**0.5, rel=0.15), name
 
 
-def test_time_is_averaged() -> None:
+def test_discriminator_averages_over_time() -> None:
     """A clip that does not move has about the logit of one frame, whatever its length, away from the zeros before and after it."""
     torch.manual_seed(0)
     discriminator, frame = Discriminator(TINY).double(), torch.randn(1, 3, 1, 8, 12, dtype=torch.float64)

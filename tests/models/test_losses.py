@@ -21,7 +21,7 @@ from walt_pl.models.losses import (
 )
 
 
-def test_r1_of_a_quadratic_discriminator_is_known() -> None:
+def test_r1_penalty_of_a_quadratic_discriminator_is_known() -> None:
     x = torch.randn(3, 3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     a = torch.rand(3, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     penalty = r1_penalty(x, (a * x.square()).flatten(1).sum(dim=1) / 2)  # gradient: a x
@@ -30,7 +30,7 @@ def test_r1_of_a_quadratic_discriminator_is_known() -> None:
     torch.testing.assert_close(gradient, (8 * a * x.square()).mean(dim=0))
 
 
-def test_r1_of_the_discriminator_is_its_slope() -> None:
+def test_r1_penalty_of_the_discriminator_is_its_squared_slope() -> None:
     """Against finite differences of the discriminator along its own gradient, of pixels in 0..1."""
     torch.manual_seed(0)
     discriminator = Discriminator(DiscriminatorConfig(width=4, channel_multipliers=(2, 2), size=(8, 8))).double()
@@ -51,7 +51,7 @@ def test_squared_error_counts_pixels_in_zero_to_one() -> None:
     torch.testing.assert_close(squared_error(x, y), ((x + 1) / 2 - (y + 1) / 2).square().flatten(1).sum(dim=1))
 
 
-def test_adversarial_losses_are_non_saturating() -> None:
+def test_generator_loss_and_discriminator_loss_are_non_saturating() -> None:
     real, fake = torch.tensor([2.0, -1.0, 0.3]), torch.tensor([0.5, -3.0, 1.0])
     by_hand = -torch.sigmoid(fake).log()
     torch.testing.assert_close(generator_loss(fake), by_hand)
@@ -59,7 +59,7 @@ def test_adversarial_losses_are_non_saturating() -> None:
     assert float(generator_loss(torch.tensor([-50.0]))) == pytest.approx(50.0), "a sure discriminator still gives a slope"
 
 
-def test_lecam_keeps_logits_near_the_other_sides_mean() -> None:
+def test_lecam_pulls_logits_to_the_mean_of_the_other_side() -> None:
     lecam = LeCam(decay=0.5)
     lecam.update(torch.tensor(3.0), torch.tensor(-2.0))
     assert (float(lecam.real), float(lecam.fake)) == (1.5, -1.0)
@@ -74,7 +74,7 @@ def test_lecam_keeps_logits_near_the_other_sides_mean() -> None:
     assert real.grad.tolist() == [3, 0] and fake.grad.tolist() == [0, -4]
 
 
-def test_lecam_remembers_in_the_checkpoint_and_does_not_learn() -> None:
+def test_lecam_is_in_the_checkpoint_and_has_no_parameters() -> None:
     lecam = LeCam(0.9)
     lecam.update(torch.tensor(2.0, requires_grad=True), torch.tensor(1.0, requires_grad=True))
     again = LeCam(0.9)
@@ -83,7 +83,7 @@ def test_lecam_remembers_in_the_checkpoint_and_does_not_learn() -> None:
     assert not lecam.real.requires_grad and list(lecam.parameters()) == []
 
 
-def test_frames_are_all_or_the_chosen() -> None:
+def test_select_frames_gives_all_or_the_chosen() -> None:
     x = torch.randn(2, 3, 4, 5, 5)
     frames = select_frames(x)
     assert torch.equal(frames[5], x[1, :, 1])
@@ -119,7 +119,7 @@ def frames(seed: int) -> Tensor:
 
 
 @pytest.mark.usefixtures("random_vgg")
-def test_perceptual_distance_is_that_of_the_lpips_package(vgg: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lpips_equals_the_lpips_package(vgg: torch.nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "vgg16.pth"
     torch.save({key: value for key, value in vgg.state_dict().items() if key.startswith("features.")}, path)
     ours = LPIPS(path)
@@ -138,7 +138,7 @@ def test_perceptual_distance_is_that_of_the_lpips_package(vgg: torch.nn.Module, 
 
 
 @pytest.mark.usefixtures("random_vgg")
-def test_wrong_weight_file_is_named(tmp_path: Path) -> None:
+def test_lpips_names_a_wrong_weight_file(tmp_path: Path) -> None:
     path = tmp_path / "resnet.pth"
     torch.save({"conv1.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"resnet.pth is not torchvision's VGG16: 'features.0.weight' is missing"):
@@ -147,7 +147,7 @@ def test_wrong_weight_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("random_vgg")
 @pytest.mark.parametrize("content", ["shapes", "bytes"])
-def test_broken_weight_file_is_named(tmp_path: Path, vgg: torch.nn.Module, content: str) -> None:
+def test_lpips_names_a_broken_weight_file(tmp_path: Path, vgg: torch.nn.Module, content: str) -> None:
     path = tmp_path / "broken.pth"
     if content == "shapes":
         torch.save({key: torch.zeros(1) for key in vgg.state_dict()}, path)
@@ -157,15 +157,15 @@ def test_broken_weight_file_is_named(tmp_path: Path, vgg: torch.nn.Module, conte
         LPIPS(path)
 
 
-def test_missing_weight_file_says_what_to_provide(tmp_path: Path) -> None:
+def test_perceptual_term_with_a_missing_file_says_what_to_provide(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none.pth; provide torchvision's VGG16 .* or choose perceptual: none"):
         perceptual_term("lpips", str(tmp_path / "none.pth"))
 
 
-def test_lpips_without_a_file_says_what_to_provide() -> None:
+def test_perceptual_term_without_a_file_says_what_to_provide() -> None:
     with pytest.raises(ValueError, match="perceptual_weights, a local copy of torchvision's vgg16"):
         perceptual_term("lpips", None)
 
 
-def test_no_perceptual_term_is_none() -> None:
+def test_perceptual_term_none_is_none() -> None:
     assert perceptual_term("none", None) is None

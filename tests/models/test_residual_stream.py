@@ -55,13 +55,13 @@ def streams(denoiser: Denoiser) -> set[torch.dtype]:
     return seen
 
 
-def test_stream_is_float32_under_autocast_and_with_bfloat16_weights(denoiser: Denoiser) -> None:
+def test_denoiser_residual_stream_is_float32_under_autocast_and_bfloat16_weights(denoiser: Denoiser) -> None:
     assert streams(deepcopy(denoiser).bfloat16()) == {torch.float32}
     with torch.autocast("cpu", torch.bfloat16):
         assert streams(denoiser) == {torch.float32}
 
 
-def test_stream_error_of_bfloat16_weights_is_that_of_autocast(denoiser: Denoiser) -> None:
+def test_denoiser_error_of_bfloat16_weights_is_that_of_autocast(denoiser: Denoiser) -> None:
     """52 layers; the figures of docs/SCALING.md. A bfloat16 stream, which each layer rounds, has three times the error."""
     wanted, low_res = velocity(denoiser), deepcopy(denoiser).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):

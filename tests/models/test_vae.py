@@ -56,7 +56,7 @@ def close(got: Tensor, want: Tensor) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_future_frames_do_not_change_earlier_latents(norm: NormName) -> None:
+def test_vae_encode_future_frames_do_not_change_earlier_latents(norm: NormName) -> None:
     """Latent j sees frames up to 4 j: pixel frame k leaves every latent j with 4 j < k unchanged, bit for bit."""
     model, x = vae(norm), clip()
     before = model.encode(x)
@@ -69,7 +69,7 @@ def test_future_frames_do_not_change_earlier_latents(norm: NormName) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_one_later_frame_leaves_earlier_latents_alone(norm: NormName) -> None:
+def test_vae_encode_one_later_frame_does_not_change_earlier_latents(norm: NormName) -> None:
     model, x = vae(norm), clip()
     before = model.encode(x).mean
     for k in (1, 4, 5, 16):
@@ -80,7 +80,7 @@ def test_one_later_frame_leaves_earlier_latents_alone(norm: NormName) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_later_latents_do_not_change_earlier_frames(norm: NormName) -> None:
+def test_vae_decode_later_latents_do_not_change_earlier_frames(norm: NormName) -> None:
     """Latent j >= 1 leaves pixel frames <= 4 (j - 1) unchanged, bit for bit."""
     model, z = vae(norm), latent()
     before = model.decode(z)
@@ -92,7 +92,7 @@ def test_later_latents_do_not_change_earlier_frames(norm: NormName) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_image_is_a_one_frame_video(norm: NormName) -> None:
+def test_vae_image_is_a_one_frame_video(norm: NormName) -> None:
     model, x = vae(norm), clip()
     video, image = model.encode(x), model.encode(x[:, :, :1])
     close(image.mean, video.mean[:, :, :1])
@@ -102,7 +102,7 @@ def test_image_is_a_one_frame_video(norm: NormName) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_prefix_of_a_video_encodes_to_the_prefix_of_its_latents(norm: NormName) -> None:
+def test_vae_encode_prefix_of_a_video_gives_the_prefix_of_its_latents(norm: NormName) -> None:
     model, x = vae(norm), clip()
     close(model.encode(x[:, :, :9]).mean, model.encode(x).mean[:, :, :3])
 
@@ -110,7 +110,7 @@ def test_prefix_of_a_video_encodes_to_the_prefix_of_its_latents(norm: NormName) 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("frames", [1, 17, 25])
 @pytest.mark.parametrize("chunk", [4, 8, 12, 64])
-def test_encoding_in_chunks_is_encoding_the_whole(norm: NormName, frames: int, chunk: int) -> None:
+def test_vae_encode_chunked_equals_whole(norm: NormName, frames: int, chunk: int) -> None:
     model, x = vae(norm), clip(frames)
     whole, parts = model.encode(x), model.encode(x, chunk=chunk)
     close(parts.mean, whole.mean)
@@ -120,7 +120,7 @@ def test_encoding_in_chunks_is_encoding_the_whole(norm: NormName, frames: int, c
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("frames", [1, 5, 7])
 @pytest.mark.parametrize("chunk", [1, 2, 3, 16])
-def test_decoding_in_chunks_is_decoding_the_whole(norm: NormName, frames: int, chunk: int) -> None:
+def test_vae_decode_chunked_equals_whole(norm: NormName, frames: int, chunk: int) -> None:
     model, z = vae(norm), latent(frames)
     whole = model.decode(z)
     close(model.decode(z, chunk=chunk), whole)
@@ -129,7 +129,7 @@ def test_decoding_in_chunks_is_decoding_the_whole(norm: NormName, frames: int, c
     assert sum(part.shape[2] for part in cache) == 1 + 4 * (frames - 1)
 
 
-def test_chunks_can_be_as_long_as_they_like_at_every_level() -> None:
+def test_vae_chunks_of_any_length_work_with_other_strides() -> None:
     """Three temporal halvings and none at full resolution: other strides than the paper's."""
     config = VAEConfig(8, (1, 1, 1, 1), ((2, 2, 2), (2, 1, 2), (2, 2, 1)), (1, 1, 1, 1), 0, 4, "layer")
     model = VAE(config).requires_grad_(False)
@@ -141,20 +141,20 @@ def test_chunks_can_be_as_long_as_they_like_at_every_level() -> None:
 
 
 @pytest.mark.parametrize("chunk", [0, 3, 6])
-def test_chunk_that_the_strides_do_not_divide_is_refused(chunk: int) -> None:
+def test_vae_encode_refuses_a_chunk_that_the_strides_do_not_divide(chunk: int) -> None:
     with pytest.raises(ValueError, match="multiple of the temporal factor 4"):
         vae("layer").encode(clip(), chunk=chunk)
 
 
 @pytest.mark.parametrize("tile", [4, 9])
-def test_one_tile_that_covers_everything_is_the_whole(tile: int) -> None:
+def test_vae_decode_with_one_tile_equals_whole(tile: int) -> None:
     model, z = vae("layer"), latent(2, side=4)
     close(model.decode(z, tile=tile), model.decode(z))
     close(model.decode(z, chunk=1, tile=tile), model.decode(z))
 
 
 @pytest.mark.parametrize(("side", "tile"), [((6, 4), 4), ((5, 9), 4), ((9, 7), 6)])
-def test_tiles_fill_the_frame_and_agree_with_what_they_show(side: tuple[int, int], tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vae_decode_tiles_fill_the_frame_and_blend_without_seams(side: tuple[int, int], tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model, z = vae("layer"), noise(1, 4, 2, *side)
     assert model.decode(z, tile=tile).shape == (1, 3, 5, 8 * side[0], 8 * side[1])
 
@@ -166,19 +166,19 @@ def test_tiles_fill_the_frame_and_agree_with_what_they_show(side: tuple[int, int
     close(model.decode(z, tile=tile), enlarge(z))
 
 
-def test_tile_too_small_to_blend_is_refused() -> None:
+def test_vae_decode_refuses_a_tile_too_small_to_blend() -> None:
     with pytest.raises(ValueError, match="at least 4"):
         vae("layer").decode(latent(), tile=3)
 
 
 @pytest.mark.parametrize("shape", [(16, 16, 16), (17, 12, 16), (17, 16, 20), (2, 16, 16)])
-def test_clip_that_the_strides_do_not_divide_is_refused(shape: tuple[int, int, int]) -> None:
+def test_vae_encode_refuses_a_clip_that_the_strides_do_not_divide(shape: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="want 1 \\+ a multiple of 4 frames"):
         vae("layer").encode(noise(1, 3, *shape))
 
 
 @pytest.mark.parametrize("frames", [1, 5, 17])
-def test_latent_is_four_by_eight_by_eight_times_smaller(frames: int) -> None:
+def test_vae_latent_is_4_x_8_x_8_times_smaller(frames: int) -> None:
     model = vae("layer")
     z = model.encode(noise(2, 3, frames, 16, 24)).mean
     assert z.shape == (2, 4, 1 + (frames - 1) // 4, 2, 3) and z.dtype == torch.float32
@@ -186,14 +186,14 @@ def test_latent_is_four_by_eight_by_eight_times_smaller(frames: int) -> None:
     assert model.config.factors == (4, 8, 8)
 
 
-def test_vae_defaults_are_those_of_the_paper() -> None:
+def test_vae_config_defaults_are_those_of_the_paper() -> None:
     config = VAEConfig()
     assert config.factors == (4, 8, 8) and config.latent_channels == 8 and config.norm == "group"
     assert config.widths == (128, 256, 256, 512) and config.strides[0] == (1, 2, 2)
 
 
 @pytest.mark.parametrize("level", range(4))
-def test_vae_decoder_has_an_adaptive_norm_at_every_level(level: int) -> None:
+def test_vae_decoder_has_a_spatial_norm_at_every_level(level: int) -> None:
     """Its scale and shift matter, and they come from the latent."""
     model, z = vae("layer"), latent()
     norm = model.decoder.levels[level].norm  # type: ignore[union-attr]
@@ -211,7 +211,7 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def test_full_size_has_the_published_number_of_parameters() -> None:
+def test_vae_full_size_has_the_published_number_of_parameters() -> None:
     with torch.device("meta"):
         model = VAE(VAEConfig())
     assert parameters(model.encoder) == pytest.approx(145e6, rel=0.01)
@@ -219,7 +219,7 @@ def test_full_size_has_the_published_number_of_parameters() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_every_parameter_gets_a_gradient_from_a_video_and_from_an_image(norm: NormName) -> None:
+def test_vae_every_parameter_gets_a_gradient_from_a_video_and_from_an_image(norm: NormName) -> None:
     config = VAEConfig(32, (1, 1), ((2, 2, 2),), (1, 1), 1, 4, norm)
     for frames in (3, 1):
         model = VAE(config)
@@ -236,7 +236,7 @@ def test_posterior_samples_around_its_mean() -> None:
     torch.testing.assert_close(posterior.sample(torch.ones_like(mean)), mean + logvar.exp().sqrt())
 
 
-def test_kl_is_that_of_torch_distributions() -> None:
+def test_posterior_kl_equals_torch_distributions() -> None:
     mean, logvar = noise(2, 3, 1, 2, 2), noise(2, 3, 1, 2, 2, seed=1)
     normal = torch.distributions.Normal
     want = torch.distributions.kl_divergence(normal(mean, (0.5 * logvar).exp()), normal(torch.zeros(()), torch.ones(()))).sum(dim=1)
@@ -253,7 +253,7 @@ def test_kl_is_that_of_torch_distributions() -> None:
         ({"strides": ((3, 2, 2), (2, 2, 2), (2, 2, 2))}, "each must be 1 or 2"),
     ],
 )
-def test_config_that_cannot_be_built_is_refused(change: dict[str, object], message: str) -> None:
+def test_vae_config_refuses_values_that_cannot_be_built(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         VAEConfig(**change)  # type: ignore[arg-type]
 

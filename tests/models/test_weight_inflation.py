@@ -48,13 +48,13 @@ def converted(source: nn.Module, target: Drawn) -> Drawn:
 
 
 @pytest.mark.parametrize("grid", [(1, 16, 16), (9, 15, 15), (1, 1, 5)])
-def test_interpolating_to_the_same_size_changes_no_bit(grid: Window) -> None:
+def test_resize_position_table_to_the_same_size_changes_no_bit(grid: Window) -> None:
     table = noise(4, grid[0] * grid[1] * grid[2])
     assert table.view(torch.int32).equal(resize_position_table(table, grid, grid).view(torch.int32))
 
 
 @pytest.mark.parametrize("old, new", [((1, 16, 16), (1, 16, 28)), ((9, 15, 15), (9, 15, 27)), ((3, 3, 5), (3, 7, 2))])
-def test_linear_ramp_stays_a_linear_ramp(old: Window, new: Window) -> None:
+def test_resize_position_table_keeps_a_linear_ramp(old: Window, new: Window) -> None:
     def ramp(grid: Window) -> Tensor:
         t, h, w = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in grid), indexing="ij")
         return (2 * t - 3 * h + 5 * w + 1).flatten()[None]
@@ -62,7 +62,7 @@ def test_linear_ramp_stays_a_linear_ramp(old: Window, new: Window) -> None:
     torch.testing.assert_close(resize_position_table(ramp(old), old, new), ramp(new), atol=1e-5, rtol=1e-5)
 
 
-def test_interpolation_is_that_of_scipy() -> None:
+def test_resize_position_table_equals_scipy() -> None:
     old, new = (3, 5, 7), (3, 5, 13)
     table = noise(2, 3 * 5 * 7)
     places = [np.linspace(0, a - 1, b) for a, b in zip(old, new, strict=True)]
@@ -72,7 +72,7 @@ def test_interpolation_is_that_of_scipy() -> None:
         torch.testing.assert_close(ours, torch.from_numpy(theirs).flatten().float())
 
 
-def test_a_token_keeps_its_bias_to_itself() -> None:
+def test_inflate_weights_keeps_the_bias_of_a_token_to_itself() -> None:
     """The offset zero stays the offset zero, in every layer."""
     source = drawn(Denoiser(SQUARE))
     wide = converted(source, Denoiser(WIDE))
@@ -82,14 +82,14 @@ def test_a_token_keeps_its_bias_to_itself() -> None:
         torch.testing.assert_close(b[:, 0, -1], a[:, 0, -1])  # and the farthest pair stays the farthest
 
 
-def test_same_size_takes_every_weight_as_it_is() -> None:
+def test_inflate_weights_of_the_same_size_copies_every_weight() -> None:
     source = drawn(Denoiser(SQUARE))
     state = inflate_weights(Denoiser(replace(SQUARE, attention="plain", activation_checkpointing=True)), source)
     assert list(state) == list(source.state_dict())
     assert all(torch.equal(state[key], value) for key, value in source.state_dict().items())
 
 
-def test_wide_model_without_positions_computes_what_the_square_one_does() -> None:
+def test_inflate_weights_wide_denoiser_without_positions_equals_the_square_one() -> None:
     """With tables that are constant, a wide frame made of one token everywhere cannot be told from a square one."""
     source = drawn(Denoiser(SQUARE))
     for name, parameter in source.named_parameters():
@@ -107,7 +107,7 @@ def test_wide_model_without_positions_computes_what_the_square_one_does() -> Non
     torch.testing.assert_close(wide_out[..., :8], narrow_out, atol=1e-5, rtol=1e-4)
 
 
-def test_paper_geometry_converts() -> None:
+def test_inflate_weights_converts_the_geometry_of_the_paper() -> None:
     square = DenoiserConfig(width=16, depth=2, num_heads=2, size=(5, 16, 16), window=(5, 8, 8))
     wide = converted(drawn(Denoiser(square)), Denoiser(replace(square, size=(5, 16, 28), window=(5, 8, 14))))
     assert wide.config.window_of(0) == (1, 16, 28)
@@ -128,14 +128,14 @@ def test_paper_geometry_converts() -> None:
         ({"window": (1, 2, 7)}, "size and window have 3 and 3 frames there, 3 and 1 here"),
     ],
 )
-def test_what_cannot_be_interpolated_is_refused(change: dict[str, object], named: str) -> None:
+def test_inflate_weights_refuses_a_denoiser_that_cannot_be_interpolated(change: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named) as error:
         inflate_weights(Denoiser(replace(WIDE, **change)), Denoiser(SQUARE))  # type: ignore[arg-type]
     assert "rows and columns of size and window may differ" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_inflate_weights_takes_other_probabilities_of_training_but_no_other_channels() -> None:
+def test_inflate_weights_takes_other_training_probabilities_but_not_other_channels() -> None:
     given = Denoiser(replace(SQUARE, frame_prediction=0.5))
     other = inflate_weights(Denoiser(replace(SQUARE, frame_prediction=0.1, self_conditioning=0.3)), given)
     assert all(torch.equal(other[name], value) for name, value in given.state_dict().items())
@@ -167,7 +167,7 @@ def close(got: Tensor, want: Tensor) -> None:
 
 
 @pytest.mark.parametrize("norm", ["layer", "group"])
-def test_inflated_autoencoder_is_the_image_autoencoder_on_images(norm: NormName) -> None:
+def test_inflate_weights_video_vae_equals_the_image_vae_on_images(norm: NormName) -> None:
     image = image_vae(norm)
     video = video_vae(image)
     x = noise(2, 3, 1, 16, 16)
@@ -178,7 +178,7 @@ def test_inflated_autoencoder_is_the_image_autoencoder_on_images(norm: NormName)
 
 
 @pytest.mark.parametrize("norm", ["layer", "group"])
-def test_inflated_autoencoder_is_the_image_autoencoder_on_every_frame_of_a_still_video(norm: NormName) -> None:
+def test_inflate_weights_video_vae_equals_the_image_vae_on_a_still_video(norm: NormName) -> None:
     image = image_vae(norm)
     video = video_vae(image)
     x = noise(1, 3, 1, 16, 16)
@@ -191,7 +191,7 @@ def test_inflated_autoencoder_is_the_image_autoencoder_on_every_frame_of_a_still
     close(y, image.decode(want).expand_as(y))
 
 
-def test_inflated_autoencoder_sees_a_moving_video_as_a_row_of_images() -> None:
+def test_inflate_weights_video_vae_encodes_a_moving_video_frame_by_frame() -> None:
     """Latent j is that of frame 4 j, and pixel frames 4 (j - 1) + 1 .. 4 j are latent j's: kernels look at their last frame alone."""
     image = image_vae()
     video = video_vae(image)
@@ -203,14 +203,14 @@ def test_inflated_autoencoder_sees_a_moving_video_as_a_row_of_images() -> None:
     close(video.decode(z), torch.cat([frames[:, :, :1], frames[:, :, 1:].repeat_interleave(4, dim=2)], dim=2))
 
 
-def test_every_parameter_of_the_inflated_autoencoder_learns() -> None:
+def test_inflate_weights_every_parameter_of_the_video_vae_gets_a_gradient() -> None:
     video = video_vae(image_vae()).requires_grad_(True)
     video.decode(video.encode(noise(1, 3, 5, 8, 8)).mean).square().sum().backward()
     past = [p.grad[:, :, :-1] for p in video.parameters() if p.grad is not None and p.dim() == 5 and p.shape[2] == 3]
     assert past and all(bool(gradient.any()) for gradient in past), "the taps that start at zero"
 
 
-def test_image_autoencoder_has_no_weights_for_time() -> None:
+def test_vae_of_images_has_no_weights_for_time() -> None:
     assert {p.shape[2] for p in image_vae().parameters() if p.dim() == 5} == {1}
     with pytest.raises(ValueError, match="time_kernel: 1 is for images"):
         replace(IMAGES, strides=((1, 2, 2), (2, 2, 2)))
@@ -234,7 +234,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], Callable[[], nn.Module], str]]
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_inflated_is_refused(name: str) -> None:
+def test_inflate_weights_refuses_models_that_cannot_be_inflated(name: str) -> None:
     target, source, message = REFUSED[name]
     with pytest.raises(ValueError, match=message):
         inflate_weights(target(), source())

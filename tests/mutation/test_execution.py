@@ -109,7 +109,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_interrupted_run_goes_on_and_later_ones_try_what_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_interrupted_resumes_and_later_runs_try_what_changed(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = Runs()
     monkeypatch.setattr(program, "run_jobs", runs)
 
@@ -140,7 +140,7 @@ def test_an_interrupted_run_goes_on_and_later_ones_try_what_changed(project: Pat
     assert run() == 0
 
 
-def test_broken_runs_are_tried_again(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_session_repeats_broken_runs(project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     runs = Runs()
     monkeypatch.setattr(program, "run_jobs", runs)
     session = program.Session.choose(project, {"all": ["lib/*.py"]}, 3, 0)
@@ -152,7 +152,7 @@ def test_broken_runs_are_tried_again(project: Path, monkeypatch: pytest.MonkeyPa
     assert "0 of 3 killed" in session.report(results)[0]
 
 
-def test_tests_must_pass_on_the_tree_as_it_is(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_requires_tests_to_pass_on_the_unchanged_tree(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = Outcome(1, "tests/test_a.py::test", 1.0, 1.0, "E assert 0")
     monkeypatch.setattr(program, "run_jobs", lambda copies, jobs: ((job, outcome) for job in jobs))
     session = program.Session.choose(project, {"all": ["lib/*.py"]}, 3, 0)
@@ -160,7 +160,7 @@ def test_tests_must_pass_on_the_tree_as_it_is(project: Path, monkeypatch: pytest
         session.run(Results(project / "results.jsonl"), 1)
 
 
-def test_a_file_without_tests_is_named(project: Path) -> None:
+def test_session_names_a_file_without_tests(project: Path) -> None:
     (project / "lib" / "c.py").write_text("def c(x, y):\n    return x + y\n" * 80)
     with pytest.raises(TargetError, match=r"no test imports lib/c\.py"):
         program.Session.choose(project, {"all": ["lib/*.py"]}, 160, 0)

@@ -56,7 +56,7 @@ def test_near_tests_follow_a_move(tmp_path: Path) -> None:
         assert found == [test.replace("deep", "shallow") for test in near(before, source)] != []
 
 
-def test_tests_that_start_a_process_are_left_out_where_there_are_others(tmp_path: Path) -> None:
+def test_near_tests_leave_out_tests_that_start_a_process_where_there_are_others(tmp_path: Path) -> None:
     tree = project(tmp_path, FILES)
     helped = tree.near(tmp_path / "lib/deep/other.py")[0]
     assert helped.left_out == {"test_slow", "test_program"} and not helped.starts_processes
@@ -77,7 +77,7 @@ def test_digest_changes_with_a_test_and_its_helpers_only(tmp_path: Path) -> None
     assert digest() != before
 
 
-def test_near_keeps_tests_that_start_processes_where_asked(tmp_path: Path) -> None:
+def test_near_tests_keep_tests_that_start_a_process_where_asked(tmp_path: Path) -> None:
     mixed = (
         "from lib.deep.solver import Solver\nimport subprocess\n\ndef test_quick(): ...\n\ndef test_slow():\n    subprocess.run(['x'])\n"
     )

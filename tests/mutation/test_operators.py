@@ -69,7 +69,7 @@ def test_operator_gives_the_changed_code(operator: str, code: str, mutated: list
         "y = 'by one rank' if a else f'by {b}'",
     ],
 )
-def test_operators_leave_text_types_and_errors_alone(code: str) -> None:
+def test_operators_never_change_text_types_and_errors(code: str) -> None:
     assert [mutant.mutated for mutant in generate(code, "file.py")] == []
 
 
@@ -87,7 +87,7 @@ def test_mutants_of_the_tree_are_valid_and_differ_from_it() -> None:
             assert ast.dump(ast.parse(mutant.apply(source))) != ast.dump(ast.parse(source)), mutant
 
 
-def test_identity_survives_moving_lines_formatting_and_files() -> None:
+def test_mutant_identity_survives_moving_lines_formatting_and_files() -> None:
     source = "class A:\n    def f(self, a):\n        return a[1:] + a[:1]\n\n    def g(self):\n        return 1\n"
     moved = (
         "import os\n\nB = 7\n\n\nclass A:\n    def g(self):\n        return 1\n\n    def f(self, a):\n"

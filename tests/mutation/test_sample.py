@@ -10,7 +10,7 @@ SEED = 6
 """Of the sample. Where a rename brings another mutant into it that survives, the tests of its file have a gap: close it, or excuse it."""
 
 
-def test_twelve_mutants_are_killed_by_the_tests_of_their_files(tmp_path: Path) -> None:
+def test_mutation_command_kills_twelve_mutants_by_the_tests_of_their_files(tmp_path: Path) -> None:
     # Chosen by rule: spread over the groups, from files that have tests of their own name which start no process.
     command = [sys.executable, "-m", "tests.mutation", "--quick", "--count", "12", "--seed", str(SEED), "--workers", "2"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}

@@ -27,7 +27,7 @@ def tree(folder: Path) -> Path:
     return folder
 
 
-def test_sample_takes_as_many_from_each_group_and_operator_as_there_are() -> None:
+def test_sample_takes_equally_from_groups_and_operators() -> None:
     pools = {
         "large": generate(source(*range(40)), "a.py"),
         "other": generate(source(*range(50, 90)), "c.py"),
@@ -57,12 +57,12 @@ def test_sample_depends_on_seed_and_content_only() -> None:
     assert len(kept) == sum(identity[0] != "f40" for identity in more) >= 70
 
 
-def test_groups_match_files_and_give_enough_mutants() -> None:
+def test_mutants_of_groups_match_files_and_give_enough_mutants() -> None:
     pools = mutants_of(ROOT)
     assert set(pools) == set(GROUPS) and min(map(len, pools.values())) >= 20
 
 
-def test_pattern_without_a_file_is_named(tmp_path: Path) -> None:
+def test_mutants_of_names_a_pattern_without_a_file(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match=r"no file matches gone/\*\.py of group old; correct the pattern in GROUPS"):
         mutants_of(tree(tmp_path), {"new": ["large/*.py"], "old": ["gone/*.py"]})
     with pytest.raises(TargetError, match="found 28 in all groups, wanted at least 150"):
@@ -77,7 +77,7 @@ def excuse(mutant: Mutant, reason: str = "no value depends on it") -> Excuse:
     return Excuse(mutant.function, mutant.operator, mutant.original, mutant.mutated, reason, mutant.occurrence)
 
 
-def test_excuse_of_code_that_is_gone_is_stale() -> None:
+def test_stale_excuses_finds_the_excuse_of_removed_code() -> None:
     mutants = generate(source(0, 1), "a.py")
     renamed = generate(source(0, 2), "a.py")
     excuses = [excuse(mutants[0]), excuse(mutants[-1])]
@@ -111,7 +111,7 @@ def test_report_gives_the_entry_that_excuses_a_survivor(tmp_path: Path) -> None:
     assert "-     return" in text and "+     return" in text
 
 
-def test_list_of_excuses_is_checked(tmp_path: Path) -> None:
+def test_read_excuses_checks_the_list(tmp_path: Path) -> None:
     good = asdict(excuse(generate(source(0), "a.py")[0]))
     list_of = tmp_path / "survivors.yaml"
     for entries, wanted in (

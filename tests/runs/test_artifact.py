@@ -85,7 +85,7 @@ def siblings(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.parent.iterdir())
 
 
-def test_loaded_model_gives_equal_outputs(tmp_path: Path) -> None:
+def test_load_artifact_gives_equal_outputs(tmp_path: Path) -> None:
     model = Tiny(TinyConfig(width=6, levels=(1, 2, 3)))
     digest = save(tmp_path / "vae", model)
     loaded = walt_pl.load(tmp_path / "vae", verify=True)
@@ -102,7 +102,7 @@ def test_loaded_model_gives_equal_outputs(tmp_path: Path) -> None:
         loaded.read("other.model")
 
 
-def test_card_says_where_the_weights_come_from(tmp_path: Path) -> None:
+def test_artifact_card_says_where_the_weights_come_from(tmp_path: Path) -> None:
     save(tmp_path / "vae", card={"parents": {"vae": "cd"}, "steps": 9, "metrics": {"psnr": {"value": 30.5, "clips": 64}}})
     card = load(tmp_path / "vae").card
     assert set(card["files"]) == {"model.safetensors", "model.yaml", "train.yaml", "tokenizer.model"}
@@ -110,7 +110,7 @@ def test_card_says_where_the_weights_come_from(tmp_path: Path) -> None:
     assert card["packages"]["torch"] == torch.__version__.split("+")[0] and "code" in card and card["format"] == 2
 
 
-def test_weights_are_saved_as_contiguous_float32(tmp_path: Path) -> None:
+def test_save_artifact_stores_contiguous_float32(tmp_path: Path) -> None:
     model = Tiny(TinyConfig())
     state = {key: value.bfloat16().t() if value.ndim == 2 else value for key, value in model.state_dict().items()}
     save(tmp_path / "vae", models={"vae": (state, TinyConfig())})
@@ -119,27 +119,27 @@ def test_weights_are_saved_as_contiguous_float32(tmp_path: Path) -> None:
     assert torch.equal(weights["vae.layers.1.weight"], state["layers.1.weight"].float())
 
 
-def test_weights_that_share_memory_are_saved(tmp_path: Path) -> None:
+def test_save_artifact_stores_weights_that_share_memory(tmp_path: Path) -> None:
     flat = torch.randn(6)
     state = {**Tiny(TinyConfig()).state_dict(), "layers.0.bias": flat[:4], "layers.1.bias": flat[2:]}
     save(tmp_path / "vae", models={"vae": (state, TinyConfig())})
     assert torch.equal(load(tmp_path / "vae").models["vae"].get_parameter("layers.1.bias"), flat[2:])
 
 
-def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
+def test_load_artifact_leaves_the_random_state_unchanged(tmp_path: Path) -> None:
     save(tmp_path / "vae")
     before = torch.random.get_rng_state()
     load(tmp_path / "vae")
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_others_may_read_the_weights_where_they_may_read_the_rest(tmp_path: Path) -> None:
+def test_save_artifact_gives_all_files_the_same_permissions(tmp_path: Path) -> None:
     save(tmp_path / "vae")
     assert len({path.stat().st_mode for path in (tmp_path / "vae").iterdir()}) == 1
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.yaml", "train.yaml", "tokenizer.model", "card.json"])
-def test_flipped_byte_is_found_in_every_file(tmp_path: Path, name: str) -> None:
+def test_verify_artifact_finds_a_flipped_byte_in_every_file(tmp_path: Path, name: str) -> None:
     save(tmp_path / "vae")
     assert verify_artifact(tmp_path / "vae") == []
     wanted = file_sha256(tmp_path / "vae" / name)
@@ -152,7 +152,7 @@ def test_flipped_byte_is_found_in_every_file(tmp_path: Path, name: str) -> None:
         load(tmp_path / "vae", verify=True)
 
 
-def test_flipped_latent_statistic_is_found(tmp_path: Path) -> None:
+def test_load_artifact_finds_a_changed_latent_statistic(tmp_path: Path) -> None:
     save(tmp_path / "vae")
     card = tmp_path / "vae" / "card.json"
     card.write_text(card.read_text().replace("0.2", "0.3"))
@@ -160,7 +160,7 @@ def test_flipped_latent_statistic_is_found(tmp_path: Path) -> None:
         load(tmp_path / "vae")
 
 
-def test_hash_is_read_once_and_again_when_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_sha256_is_read_once_and_again_when_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"old")
     os.utime(path, ns=(0, 10**18))
@@ -173,7 +173,7 @@ def test_hash_is_read_once_and_again_when_the_file_changes(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize("broken_rename", [1, 2], ids=["moving the old aside", "moving the new in place"])
-def test_error_between_write_and_rename_leaves_the_old_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_rename: int) -> None:
+def test_save_artifact_failed_rename_leaves_the_old_one_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken_rename: int) -> None:
     old = save(tmp_path / "vae")
     replace, folders = os.replace, []
 
@@ -217,7 +217,7 @@ tests.save(tests.Path(sys.argv[2]))
     [(0, "old"), (1, "new"), (2, "new")],
     ids=["before the renames", "between the renames", "before the old one is removed"],
 )
-def test_kill_at_any_moment_leaves_one_whole_artifact(tmp_path: Path, folders_changed: int, whole: str) -> None:
+def test_save_artifact_killed_at_any_moment_leaves_one_whole_artifact(tmp_path: Path, folders_changed: int, whole: str) -> None:
     folder = tmp_path / "vae"
     old = save(folder)
     paths = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
@@ -231,7 +231,7 @@ def test_kill_at_any_moment_leaves_one_whole_artifact(tmp_path: Path, folders_ch
     assert load(folder, verify=True).sha256 == newest
 
 
-def test_reader_between_the_renames_does_not_disturb_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_artifact_between_the_renames_does_not_disturb_the_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "vae")
     replace, seen = os.replace, []
 
@@ -255,7 +255,7 @@ def full_fsync(_: int) -> None:
 
 
 @pytest.mark.parametrize(("where", "name", "full"), [(artifact_writing, "save_file", full_save_file), (os, "fsync", full_fsync)])
-def test_full_disk_keeps_the_old_artifact_and_says_how_much_is_needed(
+def test_save_artifact_on_a_full_disk_keeps_the_old_one_and_says_how_much_is_needed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: Any, name: str, full: Callable[..., None]
 ) -> None:
     old = save(tmp_path / "vae")
@@ -276,7 +276,7 @@ def test_full_disk_keeps_the_old_artifact_and_says_how_much_is_needed(
         ({"card": {"metrics": {"protocol": "p", "values": {"val/loss": float("inf")}}}}, r"metrics.values.val/loss is inf"),
     ],
 )
-def test_save_artifact_refuses_what_is_not_finite_and_keeps_the_old_one(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_save_artifact_refuses_nan_and_infinity_and_keeps_the_old_one(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     before = save(tmp_path / "vae")
     if "models" in changes:
         model = Tiny(TinyConfig())
@@ -342,7 +342,7 @@ FOREIGN: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 
 @pytest.mark.parametrize("case", FOREIGN)
-def test_save_artifact_removes_nothing_foreign(tmp_path: Path, case: str) -> None:
+def test_save_artifact_removes_no_foreign_file(tmp_path: Path, case: str) -> None:
     folder = tmp_path / "run" / "vae"
     named, plant = FOREIGN[case]
     save(folder)
@@ -357,7 +357,7 @@ def test_save_artifact_removes_nothing_foreign(tmp_path: Path, case: str) -> Non
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.yaml", "train.yaml", "card.json", "tokenizer.model"])
 @pytest.mark.parametrize("plant", [own_folder, own_file], ids=["folder", "file"])
-def test_save_artifact_keeps_a_folder_that_only_has_our_names(tmp_path: Path, name: str, plant: Any) -> None:
+def test_save_artifact_refuses_a_foreign_folder_with_our_file_names(tmp_path: Path, name: str, plant: Any) -> None:
     (tmp_path / "mine").mkdir()
     plant(name)(tmp_path / "mine")
     with pytest.raises(ArtifactError, match=re.escape(name)):
@@ -377,7 +377,7 @@ def test_save_artifact_replaces_its_own(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"] and (tmp_path / "link").is_symlink()
 
 
-def test_save_artifact_keeps_what_comes_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_save_artifact_keeps_foreign_files_that_appear_while_it_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path / "vae")
     write = artifact_writing._write
 
@@ -405,7 +405,7 @@ def link_to_a_folder(folder: Path) -> None:
     [link_in_place_of_the_weights, link_to_a_folder, lambda f: (f / "gone").symlink_to("nowhere"), lambda f: os.mkfifo(f / "pipe")],
     ids=["file", "folder", "broken", "pipe"],
 )
-def test_load_refuses_links_and_pipes(tmp_path: Path, plant: Callable[[Path], None]) -> None:
+def test_load_artifact_refuses_links_and_pipes(tmp_path: Path, plant: Callable[[Path], None]) -> None:
     save(tmp_path / "vae")
     plant(tmp_path / "vae")
     for read in (load, artifact.read_card):
@@ -414,14 +414,14 @@ def test_load_refuses_links_and_pipes(tmp_path: Path, plant: Callable[[Path], No
     assert "wanted a plain file or folder" in verify_artifact(tmp_path / "vae")[0]
 
 
-def test_load_takes_an_artifact_through_a_link_that_was_typed(tmp_path: Path) -> None:
+def test_load_artifact_follows_a_link_that_was_typed(tmp_path: Path) -> None:
     digest = save(tmp_path / "real")
     (tmp_path / "link").symlink_to("real")
     assert load(tmp_path / "link", verify=True).sha256 == digest
 
 
 @pytest.mark.parametrize("name", ["../private", "{tmp}/private", "deep/private", "..", ""])
-def test_load_refuses_a_card_that_lists_files_elsewhere(tmp_path: Path, name: str) -> None:
+def test_load_artifact_refuses_a_card_that_lists_files_elsewhere(tmp_path: Path, name: str) -> None:
     save(tmp_path / "vae")
     (tmp_path / "private").write_text("mine")
     files = json.loads((tmp_path / "vae" / "card.json").read_text())["files"]
@@ -459,7 +459,7 @@ def with_config(folder: Path, text: str) -> None:
         (lambda f: with_config(f, "vae: {width: 6}\n"), r"vae.layers.0.weight .found \[4, 4\], wanted \[6, 6\]"),
     ],
 )
-def test_what_cannot_be_loaded_says_why(tmp_path: Path, spoil: Callable[[Path], object], message: str) -> None:
+def test_load_artifact_says_why_it_cannot_load(tmp_path: Path, spoil: Callable[[Path], object], message: str) -> None:
     save(tmp_path / "vae")
     spoil(tmp_path / "vae")
     with pytest.raises(ArtifactError, match=message) as error:
@@ -467,7 +467,7 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path, spoil: Callable[[Path], 
     assert "\n" not in str(error.value) and str(tmp_path / "vae") in str(error.value)
 
 
-def test_no_folder_says_what_an_artifact_is(tmp_path: Path) -> None:
+def test_load_artifact_without_a_folder_says_what_an_artifact_is(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="is not a folder"):
         load(tmp_path / "vae")
 
@@ -482,7 +482,7 @@ def test_no_folder_says_what_an_artifact_is(tmp_path: Path) -> None:
         ({"files": {"card.json": b""}}, r"not one of the further files .*tokenizer.model"),
     ],
 )
-def test_wrong_arguments_write_nothing(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_save_artifact_with_wrong_arguments_writes_nothing(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         save(tmp_path / "vae", **changes)
     assert list(tmp_path.iterdir()) == []
@@ -517,7 +517,7 @@ class Tiny(nn.Linear):
 """
 
 
-def test_artifact_loads_without_lightning_and_deepspeed(tmp_path: Path) -> None:
+def test_load_artifact_works_without_lightning_and_deepspeed(tmp_path: Path) -> None:
     (tmp_path / "tiny_model.py").write_text(TINY_MODEL)
     state = {"weight": torch.ones(2, 2), "bias": torch.zeros(2)}
     save(tmp_path / "vae", models={"vae": (state, TinyConfig(width=2))}, sampling_config={})
@@ -528,7 +528,7 @@ def test_artifact_loads_without_lightning_and_deepspeed(tmp_path: Path) -> None:
     assert float(done.stdout) == 4.0
 
 
-def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
+def test_load_artifact_refuses_weights_that_are_not_safetensors(tmp_path: Path) -> None:
     save(tmp_path / "vae")
     weights = tmp_path / "vae" / "model.safetensors"
     weights.write_bytes(b"\x80\x04" + weights.read_bytes()[2:])  # the first bytes of a pickle

@@ -36,7 +36,7 @@ def write(folder: Path, step: int) -> Checkpoint:
     return finalize_checkpoint(part, step, samples=4 * step, strategy="ddp", world_size=2, metrics={"val/loss": 0.5})
 
 
-def test_what_was_sealed_is_found_and_read(tmp_path: Path) -> None:
+def test_checkpoint_newest_is_found_and_read(tmp_path: Path) -> None:
     for step in (5, 10, 100_000_000):
         write(tmp_path, step)
     newest = Checkpoint.newest(tmp_path)
@@ -70,7 +70,7 @@ TEARS: list[Callable[[Path], None]] = [
 
 
 @pytest.mark.parametrize("tear", TEARS, ids=["cut short", "half a card", "no state", "no card"])
-def test_a_torn_newest_one_is_passed_over_aloud(tear: Callable[[Path], None], tmp_path: Path) -> None:
+def test_checkpoint_newest_skips_a_torn_one_with_a_warning(tear: Callable[[Path], None], tmp_path: Path) -> None:
     for step in (5, 10):
         write(tmp_path, step)
     tear(tmp_path / "step=00000010")
@@ -81,7 +81,7 @@ def test_a_torn_newest_one_is_passed_over_aloud(tear: Callable[[Path], None], tm
         Checkpoint.at(tmp_path / "step=00000010")
 
 
-def test_one_that_was_being_written_is_none(tmp_path: Path) -> None:
+def test_checkpoint_newest_ignores_an_unfinished_one(tmp_path: Path) -> None:
     for step in (5, 10):
         write(tmp_path, step)
     never_renamed(tmp_path / "step=00000010")
@@ -90,7 +90,7 @@ def test_one_that_was_being_written_is_none(tmp_path: Path) -> None:
     assert newest is not None and newest.step == 5
 
 
-def test_another_format_is_no_torn_one(tmp_path: Path) -> None:
+def test_checkpoint_of_another_format_is_not_called_torn(tmp_path: Path) -> None:
     card = write(tmp_path, 5).path / "checkpoint.json"
     card.write_text(json.dumps({**json.loads(card.read_text()), "format": 9}))
     with pytest.raises(CheckpointError, match="format 9, this program reads 2"):
@@ -98,7 +98,7 @@ def test_another_format_is_no_torn_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [2_000, 100_000, 900_000])
-def test_a_disk_that_fills_up_in_the_middle_of_a_tensor_is_told_and_not_raised(limit: int, tmp_path: Path) -> None:
+def test_write_state_returns_the_error_of_a_full_disk(limit: int, tmp_path: Path) -> None:
     """Python's files are buffered, so that torch's writer comes to know at another moment for small tensors than for large ones."""
     file, state = tmp_path / "state.ckpt", {"small": torch.randn(1000), "a": torch.randn(200_000), "b": torch.randn(200_000)}
     with full_disk(limit):
@@ -114,7 +114,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_tensor_is_told_and_not_raised(l
 
 
 @pytest.mark.parametrize("protocol, zipped", [(2, True), (4, True), (2, False)])
-def test_code_in_a_single_file_is_refused(bomb: Bomb, protocol: int, zipped: bool, tmp_path: Path) -> None:
+def test_read_state_refuses_code_in_a_single_file(bomb: Bomb, protocol: int, zipped: bool, tmp_path: Path) -> None:
     file = tmp_path / "state.ckpt"
     torch.save({"state_dict": {"w": torch.ones(2)}, "x": bomb}, file, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     for read in (read_state, check_pickle):
@@ -137,7 +137,7 @@ def shards(folder: Path, **more: object) -> Path:
     return folder
 
 
-def test_code_in_a_shard_is_refused(bomb: Bomb, tmp_path: Path) -> None:
+def test_read_state_refuses_code_in_a_shard(bomb: Bomb, tmp_path: Path) -> None:
     assert read_state(shards(tmp_path / "good"))["global_step"] == 3
     bad = shards(tmp_path / "bad", x=bomb)
     for read in (read_state, check_pickle):
@@ -257,7 +257,7 @@ def test_checkpoint_card_names_no_file_outside(tmp_path: Path) -> None:
             Checkpoint.at(good.path)
 
 
-def test_weights_run_nothing_that_comes_after_the_look(bomb: Bomb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_run_no_code_of_a_shard_exchanged_after_the_check(bomb: Bomb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard is exchanged between the look at it and DeepSpeed's reading."""
     good = sharded(tmp_path / "run", 7)
 
@@ -272,7 +272,9 @@ def test_weights_run_nothing_that_comes_after_the_look(bomb: Bomb, tmp_path: Pat
 
 
 @pytest.mark.parametrize("variable", ["TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "OTHER"])
-def test_tensors_only_holds_whatever_is_asked_for(bomb: Bomb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_tensors_only_holds_against_every_environment_variable(
+    bomb: Bomb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
 
     monkeypatch.setenv(variable, "0" if "NO" not in variable else "1")
@@ -286,7 +288,7 @@ def test_tensors_only_holds_whatever_is_asked_for(bomb: Bomb, tmp_path: Path, mo
     assert os.environ[variable] == ("0" if "NO" not in variable else "1"), "and the environment is as it was"
 
 
-def test_types_of_deepspeed_are_read_without_it(tmp_path: Path) -> None:
+def test_read_state_reads_types_of_deepspeed_without_it(tmp_path: Path) -> None:
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -295,7 +297,7 @@ def test_types_of_deepspeed_are_read_without_it(tmp_path: Path) -> None:
     assert read_state(shards(tmp_path / "s", **held))["global_step"] == 3
 
 
-def test_code_in_perceptual_weights_is_refused(bomb: Bomb, tmp_path: Path) -> None:
+def test_perceptual_term_refuses_code_in_weights(bomb: Bomb, tmp_path: Path) -> None:
     file = tmp_path / "vgg16.pth"
     torch.save({"features.0.weight": bomb}, file)
     with pytest.raises(ValueError):
@@ -303,7 +305,7 @@ def test_code_in_perceptual_weights_is_refused(bomb: Bomb, tmp_path: Path) -> No
     assert not bomb.mark.exists()
 
 
-def test_code_in_an_artifact_is_refused(bomb: Bomb, tmp_path: Path) -> None:
+def test_load_artifact_refuses_code(bomb: Bomb, tmp_path: Path) -> None:
     (tmp_path / "artifact").mkdir()
     (tmp_path / "artifact" / "model.safetensors").write_bytes(pickle.dumps(bomb))
     mark = f"!!python/object/apply:os.mkdir ['{bomb.mark}']"
@@ -314,7 +316,7 @@ def test_code_in_an_artifact_is_refused(bomb: Bomb, tmp_path: Path) -> None:
     assert not bomb.mark.exists()
 
 
-def test_code_in_a_configuration_is_refused(bomb: Bomb, tmp_path: Path) -> None:
+def test_extended_files_runs_no_code_of_a_configuration(bomb: Bomb, tmp_path: Path) -> None:
     from walt_pl.cli.config_files import extended_files
 
     file = tmp_path / "vae.yaml"

@@ -75,14 +75,14 @@ def same_outputs(python: Path, before: str, autoencoder: tuple[VAE, Path], folde
         torch.testing.assert_close(clips, vae.decode(latents), rtol=0, atol=1e-6)
 
 
-def test_five_lines_load_an_artifact_where_lightning_and_deepspeed_cannot_be_imported(
-    autoencoder: tuple[VAE, Path], tmp_path: Path
-) -> None:
+def test_load_artifact_works_in_five_lines_where_lightning_and_deepspeed_are_blocked(autoencoder: tuple[VAE, Path], tmp_path: Path) -> None:
     same_outputs(Path(sys.executable), REFUSE, autoencoder, tmp_path)
 
 
 @pytest.mark.slow
-def test_five_lines_load_an_artifact_in_an_environment_without_them(autoencoder: tuple[VAE, Path], tmp_path: Path) -> None:
+def test_load_artifact_works_in_five_lines_where_lightning_and_deepspeed_are_not_installed(
+    autoencoder: tuple[VAE, Path], tmp_path: Path
+) -> None:
     """A virtual environment with links to everything that is installed here, but for them."""
     home = tmp_path / "venv"
     venv.create(home, with_pip=False)

@@ -109,7 +109,7 @@ def write_lock(run_dir: Path, holder: Holder) -> Path:
     return run_dir / "manifest.lock"
 
 
-def test_states_follow_a_stage_from_missing_to_done(run_dir: Path) -> None:
+def test_manifest_state_goes_from_missing_to_done(run_dir: Path) -> None:
     chain = Manifest.open(run_dir)
     assert chain.state("vae") == "missing" and not run_dir.exists()
     chain.start("vae", {})
@@ -122,7 +122,7 @@ def test_states_follow_a_stage_from_missing_to_done(run_dir: Path) -> None:
     assert sorted(p.name for p in run_dir.iterdir()) == ["manifest.json", "vae"]
 
 
-def test_stages_are_in_order_with_their_parents(run_dir: Path) -> None:
+def test_manifest_stages_are_in_order_with_their_parents(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base", "sr2", "sr1")
     assert list(chain.stages()) == ["vae", "base", "sr1", "sr2"]
     assert [parents_of(stage) for stage in chain.stages()] == [(), ("vae",), ("vae", "base"), ("vae", "base")]
@@ -141,7 +141,7 @@ def test_stages_are_in_order_with_their_parents(run_dir: Path) -> None:
         (("vae",), "sr2", "base", "make train-base EXP=shapes"),
     ],
 )
-def test_missing_parent_is_named_with_the_command_that_makes_it(
+def test_manifest_names_a_missing_parent_with_the_command_that_makes_it(
     run_dir: Path, trained: tuple[str, ...], stage: str, missing: str, command: str
 ) -> None:
     chain = train(run_dir, *trained)
@@ -150,7 +150,7 @@ def test_missing_parent_is_named_with_the_command_that_makes_it(
     assert str(error.value) == f'stage "{stage}" needs stage "{missing}", which is missing in {run_dir}; make it with: {command}'
 
 
-def test_base_models_stand_beside_each_other_in_one_run(run_dir: Path) -> None:
+def test_manifest_holds_several_base_models_in_one_run(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base_xl", "base_l_separate", "base_l")
     assert list(chain.stages()) == ["vae", "base_l", "base_xl", "base_l_separate"]
     assert parents_of("base_xl") == ("vae",) and kind_of("base_xl") == "base"
@@ -159,7 +159,7 @@ def test_base_models_stand_beside_each_other_in_one_run(run_dir: Path) -> None:
         chain.check_parents("sr1")
 
 
-def test_parent_whose_folder_was_removed_is_missing(run_dir: Path) -> None:
+def test_manifest_parent_whose_folder_was_removed_is_missing(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base")
     shutil.rmtree(run_dir / "vae")
     assert chain.state("vae") == "missing"
@@ -168,14 +168,14 @@ def test_parent_whose_folder_was_removed_is_missing(run_dir: Path) -> None:
     assert any("no artifact" in problem for problem in verify_run(run_dir))
 
 
-def test_parent_in_its_first_training_is_not_finished(run_dir: Path) -> None:
+def test_manifest_parent_in_its_first_training_is_not_finished(run_dir: Path) -> None:
     chain = Manifest.open(run_dir)
     chain.start("vae", {})
     with pytest.raises(MissingStage, match=rf"not finished \(begun by process {os.getpid()}.*make train-vae EXP=shapes$"):
         chain.check_parents("base")
 
 
-def test_stale_propagates_from_vae_to_base_to_super_resolution(run_dir: Path) -> None:
+def test_manifest_stale_propagates_from_vae_to_base_to_super_resolution(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base", "sr1")
     assert states(chain) == {"vae": "done", "base": "done", "sr1": "done"}
     train(run_dir, "vae")
@@ -187,7 +187,7 @@ def test_stale_propagates_from_vae_to_base_to_super_resolution(run_dir: Path) ->
     assert "stale" not in (run_dir / "manifest.json").read_text()
 
 
-def test_child_of_a_stale_stage_is_stale_though_its_own_parent_kept_its_bytes(run_dir: Path) -> None:
+def test_manifest_child_of_a_stale_stage_is_stale(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base")
     parents = {"base": chain.check_parents("sr1")["base"]}
     chain.start("sr1", parents)
@@ -197,14 +197,14 @@ def test_child_of_a_stale_stage_is_stale_though_its_own_parent_kept_its_bytes(ru
     assert chain.state("sr1") == "stale"
 
 
-def test_stage_exported_again_with_the_same_weights_leaves_its_children_valid(run_dir: Path) -> None:
+def test_manifest_stage_exported_again_with_equal_weights_leaves_its_children_valid(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base")
     chain.start("vae", {})
     chain.finish("vae", run_dir / "vae")
     assert chain.state("base") == "done"
 
 
-def test_stale_stage_is_refused_unless_allowed(run_dir: Path) -> None:
+def test_manifest_refuses_a_stale_stage_unless_allowed(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base")
     train(run_dir, "vae")
     with pytest.raises(StaleStage, match=r'"base", which is stale.*"vae" has changed.*--allow-stale.*make train-base EXP=shapes$'):
@@ -218,7 +218,7 @@ def test_stale_stage_is_refused_unless_allowed(run_dir: Path) -> None:
         chain.usable(["vae", "base"], allow_stale=True)
 
 
-def test_training_again_keeps_the_old_artifact_usable_until_it_is_finished(run_dir: Path) -> None:
+def test_manifest_keeps_the_old_artifact_usable_until_new_training_is_finished(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base")
     chain.start("vae", {})
     assert states(chain) == {"vae": "training", "base": "done", "sr1": "missing"}
@@ -226,7 +226,7 @@ def test_training_again_keeps_the_old_artifact_usable_until_it_is_finished(run_d
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.yaml", "train.yaml", "card.json"])
-def test_flipped_byte_in_any_file_of_the_run_is_found(run_dir: Path, name: str) -> None:
+def test_verify_run_finds_a_flipped_byte_in_any_file(run_dir: Path, name: str) -> None:
     chain = train(run_dir, "vae", "base")
     assert verify_run(run_dir) == []
     path = run_dir / "vae" / name
@@ -240,7 +240,7 @@ def test_flipped_byte_in_any_file_of_the_run_is_found(run_dir: Path, name: str) 
         chain.check_parents("base", allow_stale=True)
 
 
-def test_flip_that_keeps_size_and_time_is_found_by_verify(run_dir: Path) -> None:
+def test_verify_run_finds_a_flipped_byte_that_keeps_size_and_time(run_dir: Path) -> None:
     train(run_dir, "vae")
     weights = run_dir / "vae" / "model.safetensors"
     stat = weights.stat()
@@ -249,7 +249,7 @@ def test_flip_that_keeps_size_and_time_is_found_by_verify(run_dir: Path) -> None
     assert len(verify_run(run_dir)) == 1
 
 
-def test_bytes_are_read_only_where_size_or_time_changed(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifest_reads_bytes_only_where_size_or_time_changed(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = train(run_dir, "vae")
     read: list[Path] = []
 
@@ -267,7 +267,7 @@ def test_bytes_are_read_only_where_size_or_time_changed(run_dir: Path, monkeypat
     assert read == [weights]
 
 
-def test_crash_after_the_artifact_and_before_the_manifest_is_told(run_dir: Path) -> None:
+def test_manifest_names_a_crash_between_artifact_and_manifest(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base")
     chain.start("vae", {})
     export(run_dir, "vae", {})  # killed here, before `finish`
@@ -277,7 +277,7 @@ def test_crash_after_the_artifact_and_before_the_manifest_is_told(run_dir: Path)
     assert states(chain) == {"vae": "done", "base": "stale", "sr1": "missing"}
 
 
-def test_card_with_other_parents_than_the_stage_started_with_is_refused(run_dir: Path) -> None:
+def test_manifest_finish_refuses_a_card_with_other_parents(run_dir: Path) -> None:
     chain = train(run_dir, "vae")
     chain.start("base", chain.check_parents("base"))
     folder = export(run_dir, "base", {"vae": "0" * 64})
@@ -286,13 +286,13 @@ def test_card_with_other_parents_than_the_stage_started_with_is_refused(run_dir:
     assert chain.state("base") == "training"
 
 
-def test_stage_does_not_start_where_its_artifact_could_not_be_written(run_dir: Path) -> None:
+def test_manifest_start_refuses_a_folder_where_the_artifact_cannot_be_written(run_dir: Path) -> None:
     (run_dir / "vae" / "checkpoints").mkdir(parents=True)
     with pytest.raises(ArtifactError, match="checkpoints"):
         Manifest.open(run_dir).start("vae", {})
 
 
-def test_two_trainings_of_one_stage_are_refused_and_a_killed_one_goes_on(run_dir: Path) -> None:
+def test_manifest_start_refuses_two_trainings_of_a_stage_and_resumes_a_killed_one(run_dir: Path) -> None:
     chain = Manifest.open(run_dir)
     chain.start("vae", {})
     path = run_dir / "manifest.json"
@@ -309,7 +309,7 @@ def test_two_trainings_of_one_stage_are_refused_and_a_killed_one_goes_on(run_dir
     chain.start("vae", {})
 
 
-def test_interrupted_write_leaves_the_old_manifest(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifest_interrupted_write_leaves_the_old_one(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = train(run_dir, "vae")
     before = (run_dir / "manifest.json").read_bytes()
 
@@ -336,7 +336,7 @@ def test_manifest_that_cannot_be_read_is_named(run_dir: Path) -> None:
             Manifest.open(run_dir)
 
 
-def test_lock_of_a_living_process_is_an_error_that_names_it(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_manifest_names_the_living_process(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock_module, "LOCK_WAIT", 0.1)
     lock = write_lock(run_dir, Holder.here())
     with pytest.raises(LockedManifest, match=f"manifest.lock is held by process {os.getpid()} on {platform.node()}"):
@@ -344,14 +344,14 @@ def test_lock_of_a_living_process_is_an_error_that_names_it(run_dir: Path, monke
     assert lock.exists()
 
 
-def test_lock_of_another_host_is_never_taken_over(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_manifest_of_another_host_is_never_taken_over(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock_module, "LOCK_WAIT", 0.1)
     write_lock(run_dir, Holder("elsewhere", 1, None, "2025-01-01T00:00:00+00:00"))
     with pytest.raises(LockedManifest, match="process 1 on elsewhere"):
         Manifest.open(run_dir).start("vae", {})
 
 
-def test_lock_of_a_dead_process_is_taken_over_with_a_warning(run_dir: Path) -> None:
+def test_locked_manifest_of_a_dead_process_is_taken_over_with_a_warning(run_dir: Path) -> None:
     holder = dead_process()
     lock = write_lock(run_dir, holder)
     with pytest.warns(RuntimeWarning, match=f"held by process {holder.pid} .*taken over"):
@@ -360,14 +360,14 @@ def test_lock_of_a_dead_process_is_taken_over_with_a_warning(run_dir: Path) -> N
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are told apart by /proc")
-def test_lock_of_a_dead_process_whose_number_came_again_is_taken_over(run_dir: Path) -> None:
+def test_locked_manifest_of_a_reused_process_id_is_taken_over(run_dir: Path) -> None:
     here = Holder.here()
     write_lock(run_dir, Holder(here.host, here.pid, 1, here.time))
     with pytest.warns(RuntimeWarning, match="taken over"):
         Manifest.open(run_dir).start("vae", {})
 
 
-def test_lock_without_a_name_is_taken_over_once_it_is_old(run_dir: Path) -> None:
+def test_locked_manifest_without_a_holder_is_taken_over_once_it_is_old(run_dir: Path) -> None:
     run_dir.mkdir(parents=True)
     lock = run_dir / "manifest.lock"
     lock.touch()
@@ -376,7 +376,7 @@ def test_lock_without_a_name_is_taken_over_once_it_is_old(run_dir: Path) -> None
         Manifest.open(run_dir).start("vae", {})
 
 
-def test_lock_of_a_dead_process_is_taken_over_by_one_only(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_locked_manifest_of_a_dead_process_is_taken_over_by_one_only(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock_module, "LOCK_WAIT", 0.1)
     lock = write_lock(run_dir, dead_process())
     with ThreadPoolExecutor(1) as pool, lock.open("r+") as first:
@@ -405,7 +405,7 @@ for _ in range(25):
 """
 
 
-def test_lock_lets_one_process_in_at_a_time(run_dir: Path) -> None:
+def test_locked_manifest_admits_one_process_at_a_time(run_dir: Path) -> None:
     write_lock(run_dir, dead_process())
     (run_dir / "counter").write_text("0")
     command = [sys.executable, "-c", WRITER, str(Path(__file__).parents[2]), str(run_dir)]
@@ -414,7 +414,7 @@ def test_lock_lets_one_process_in_at_a_time(run_dir: Path) -> None:
     assert (run_dir / "counter").read_text() == "50"
 
 
-def test_run_that_may_not_be_written_can_still_be_used(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifest_of_a_read_only_run_is_usable(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = train(run_dir, "vae")
     os.utime(run_dir / "vae" / "model.yaml", ns=(0, 10**18))
 
@@ -425,7 +425,7 @@ def test_run_that_may_not_be_written_can_still_be_used(run_dir: Path, monkeypatc
     assert chain.usable(["vae"]) == {"vae": run_dir / "vae"}
 
 
-def test_copied_run_is_usable_and_needs_no_new_training(run_dir: Path, tmp_path: Path) -> None:
+def test_manifest_of_a_copied_run_is_usable_without_new_training(run_dir: Path, tmp_path: Path) -> None:
     train(run_dir, "vae", "base")
     shutil.copytree(run_dir, tmp_path / "copy", copy_function=shutil.copyfile)
     with warnings.catch_warnings():
@@ -434,7 +434,7 @@ def test_copied_run_is_usable_and_needs_no_new_training(run_dir: Path, tmp_path:
     assert verify_run(tmp_path / "copy") == []
 
 
-def test_status_shows_every_stage_with_what_to_type_next(run_dir: Path) -> None:
+def test_status_shows_every_stage_with_the_next_command(run_dir: Path) -> None:
     train(run_dir, "vae", "base")
     train(run_dir, "vae")
     rows = {row.stage: row for row in status_rows(run_dir, ["vae", "base", "sr1"])}
@@ -450,13 +450,13 @@ def test_status_shows_every_stage_with_what_to_type_next(run_dir: Path) -> None:
     assert "stale" in text and "make train-base EXP=shapes" in text and (rows["vae"].sha256 or "")[:12] in text
 
 
-def test_verify_of_what_is_no_run_names_those_that_there_are(run_dir: Path) -> None:
+def test_verify_run_of_a_missing_run_names_those_that_exist(run_dir: Path) -> None:
     train(run_dir, "vae")
     with pytest.raises(ManifestError, match=r"runs/typo is no run.*there are: runs/shapes\. Type: python -m walt_pl verify --run RUN"):
         verify_run("runs/typo")
 
 
-def test_verify_reports_stale_stages(run_dir: Path) -> None:
+def test_verify_run_reports_stale_stages(run_dir: Path) -> None:
     train(run_dir, "vae", "base", "sr1")
     train(run_dir, "vae")
     assert [problem.split()[1] for problem in verify_run(run_dir)] == ['"base"', '"sr1"']
@@ -479,12 +479,12 @@ def test_verify_reports_stale_stages(run_dir: Path) -> None:
         ("runs/patch_1", "vae", False, "python -m walt_pl fit --config experiments/EXP/vae.yaml --run runs/patch_1"),
     ],
 )
-def test_the_command_that_is_told_trains_that_stage_of_that_run(run_dir: Path, run: str, stage: str, fresh: bool, command: str) -> None:
+def test_manifest_command_trains_the_stage_of_the_run(run_dir: Path, run: str, stage: str, fresh: bool, command: str) -> None:
     write_experiment(Path("experiments/ucf101"), "base_l", "base_xl")
     assert Manifest.open(run).command(stage, fresh) == command
 
 
-def test_the_command_names_the_experiment_that_is_trained_in_a_run_of_another_name(run_dir: Path, tmp_path: Path) -> None:
+def test_manifest_command_names_the_experiment_of_a_run_of_another_name(run_dir: Path, tmp_path: Path) -> None:
     chain = Manifest.open("runs/patch_1", Path("experiments/shapes"))
     with pytest.raises(MissingStage, match=r'make it with: make train-vae EXP=shapes ARGS="--run runs/patch_1"$'):
         chain.check_parents("base")
@@ -492,7 +492,7 @@ def test_the_command_names_the_experiment_that_is_trained_in_a_run_of_another_na
     assert Manifest.open("runs/mine", elsewhere).command("vae") == f"python -m walt_pl fit --config {elsewhere}/vae.yaml"
 
 
-def test_the_stage_of_an_overlay_is_trained_again_with_the_configuration_it_left(run_dir: Path) -> None:
+def test_manifest_command_of_an_overlay_stage_uses_its_stored_configuration(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base_rank_16")
     train(run_dir, "vae")
     again = f"python -m walt_pl fit --config {run_dir}/base_rank_16/train.yaml --run {run_dir} --from_scratch false"
@@ -503,7 +503,7 @@ def test_the_stage_of_an_overlay_is_trained_again_with_the_configuration_it_left
 # ---- Artifacts of other runs, and those made by hand ------------------------------------------------------------------
 
 
-def test_an_artifact_that_is_named_becomes_a_stage_of_the_run(run_dir: Path, tmp_path: Path) -> None:
+def test_manifest_adopt_makes_an_artifact_a_stage_of_the_run(run_dir: Path, tmp_path: Path) -> None:
     train(run_dir, "vae", "base")
     chain = Manifest.open(tmp_path / "runs" / "other")
     chain.adopt("vae", run_dir / "vae")
@@ -524,7 +524,7 @@ def test_an_artifact_that_is_named_becomes_a_stage_of_the_run(run_dir: Path, tmp
     assert (chain.state("vae"), chain.state("base")) == ("done", "stale")
 
 
-def test_another_artifact_than_the_run_has_trained_is_refused(run_dir: Path, tmp_path: Path) -> None:
+def test_manifest_adopt_refuses_an_artifact_in_place_of_a_trained_one(run_dir: Path, tmp_path: Path) -> None:
     other = train(tmp_path / "runs" / "other", "vae", "base")
     chain = train(run_dir, "vae")
     sha256 = artifact.load(run_dir / "vae").sha256[:12]

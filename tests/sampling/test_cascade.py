@@ -35,7 +35,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_stages(tmp_path_factory.mktemp("run"))
 
 
-def test_a_clip_does_not_depend_on_the_others_of_its_batch(folders: dict[str, Path]) -> None:
+def test_cascade_clip_does_not_depend_on_others_of_its_batch(folders: dict[str, Path]) -> None:
     cascade = Cascade(folders, dtype=torch.float32)
     sampling = SamplingConfig(steps=3, eta=0.5, guidance={"base": Guidance(2.0)})
     both = cascade.sample(SampleRequest(prompts=CAPTIONS, seeds=[3, 4]), sampling)
@@ -45,7 +45,7 @@ def test_a_clip_does_not_depend_on_the_others_of_its_batch(folders: dict[str, Pa
         torch.testing.assert_close(both[stage][1:], alone[stage], rtol=1e-4, atol=1e-4)
 
 
-def test_steps_can_be_given_by_stage(folders: dict[str, Path]) -> None:
+def test_cascade_steps_can_be_given_by_stage(folders: dict[str, Path]) -> None:
     cascade = Cascade(folders, dtype=torch.float32)
     request = SampleRequest(prompts=CAPTIONS[:1], seeds=[3])
     mixed, taken = SamplingConfig(steps={"base": 3, "sr1": 2}), []
@@ -55,7 +55,7 @@ def test_steps_can_be_given_by_stage(folders: dict[str, Path]) -> None:
     assert mixed.steps_of("sr2") == 50
 
 
-def test_the_prompt_and_the_seed_matter(folders: dict[str, Path]) -> None:
+def test_cascade_sample_depends_on_prompt_and_seed(folders: dict[str, Path]) -> None:
     cascade = Cascade(folders, dtype=torch.float32)
     first, other_prompt, other_seed = (
         cascade.sample_stage("base", SampleRequest(prompts=[prompt], seeds=[seed]), SamplingConfig(steps=2))
@@ -65,7 +65,7 @@ def test_the_prompt_and_the_seed_matter(folders: dict[str, Path]) -> None:
     assert not torch.allclose(first, other_seed)
 
 
-def test_a_negative_prompt_takes_the_place_of_the_null(folders: dict[str, Path]) -> None:
+def test_cascade_negative_prompt_replaces_the_unconditional_branch(folders: dict[str, Path]) -> None:
     cascade = Cascade(folders, dtype=torch.float32)
     sampling = SamplingConfig(steps=2, guidance={"base": Guidance(3.0)})
     request = SampleRequest(prompts=CAPTIONS[:1], seeds=[1])
@@ -110,7 +110,7 @@ def latents(count: int, side: int = 4, clips: int = 2) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_given_frames_come_back_unchanged_at_every_stage(going_on: Cascade, count: int) -> None:
+def test_cascade_context_frames_come_back_unchanged_at_every_stage(going_on: Cascade, count: int) -> None:
     context_latents = {"base": latents(count), "sr1": latents(count, side=8)}
     request = SampleRequest(prompts=CAPTIONS, seeds=[3, 4], context_latents=context_latents)
     made = going_on.sample(request, SamplingConfig(steps=3, eta=0.5, guidance={"base": Guidance(2.0, rescale=0.5)}))
@@ -120,7 +120,7 @@ def test_given_frames_come_back_unchanged_at_every_stage(going_on: Cascade, coun
         assert not torch.allclose(made[stage][:, :, count:], free[stage][:, :, count:]), "what follows depends on it"
 
 
-def test_guidance_of_one_over_the_past_is_the_conditional_model(going_on: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cascade_guidance_of_one_over_context_is_the_conditional_model(going_on: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here without a caption, so that the past is all there is to guide over."""
     request = SampleRequest(prompts=["", ""], seeds=[3, 4], context_latents={"base": latents(2)})
     told: list[bool] = []
@@ -139,14 +139,14 @@ def test_guidance_of_one_over_the_past_is_the_conditional_model(going_on: Cascad
     assert not torch.allclose(led[:, :, 2:], plain[:, :, 2:])
 
 
-def test_a_clip_with_a_past_does_not_depend_on_the_others(going_on: Cascade) -> None:
+def test_cascade_clip_with_context_does_not_depend_on_others_of_its_batch(going_on: Cascade) -> None:
     request = SampleRequest(prompts=CAPTIONS, seeds=[3, 4], context_latents={"base": latents(2)})
     both = going_on.video(request, SamplingConfig(steps=2), frames=13)
     assert torch.equal(going_on.video(request, SamplingConfig(steps=2), frames=13), both), "same seed, same bytes"
     torch.testing.assert_close(going_on.video(request.part(1, 1), SamplingConfig(steps=2), frames=13), both[1:], rtol=1e-3, atol=1e-3)
 
 
-def test_the_end_of_a_round_is_the_past_of_the_next_one_at_every_stage(going_on: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cascade_end_of_a_segment_is_the_context_of_the_next_at_every_stage(going_on: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[SampleRequest] = []
     made: list[dict[str, torch.Tensor]] = []
     sample = going_on.sample
@@ -179,7 +179,7 @@ def test_the_end_of_a_round_is_the_past_of_the_next_one_at_every_stage(going_on:
     "factor, frames, num_segments",
     [(4, 1, 1), (4, 17, 1), (4, 18, 2), (4, 29, 2), (4, 30, 3), (4, 80, 7), (2, 9, 1), (2, 15, 2), (1, 5, 1), (1, 8, 2)],
 )
-def test_a_long_video_counts_on_without_a_gap(
+def test_cascade_long_video_has_no_gap_between_segments(
     going_on: Cascade, monkeypatch: pytest.MonkeyPatch, factor: int, frames: int, num_segments: int
 ) -> None:
     """Five latents a clip, and pixels that hold their own number: 17 + 12 = 29 frames after two rounds (docs/METHOD.md, section 3.7)."""
@@ -201,12 +201,12 @@ def test_a_long_video_counts_on_without_a_gap(
     assert going_on.num_evaluations(SamplingConfig(steps=5), frames) == 5 * 2 * num_segments
 
 
-def test_clips_are_as_long_as_the_latents_of_the_autoencoder(going_on: Cascade) -> None:
+def test_cascade_clip_frames_follow_from_the_latents_of_the_vae(going_on: Cascade) -> None:
     assert (going_on.clip_frames, going_on.overlap) == (9, 5)
     assert going_on.video(SampleRequest(prompts=CAPTIONS[:1], seeds=[0]), SamplingConfig(steps=1), 9).shape[2] == 9
 
 
-def test_kinetics_goes_on_without_text_and_guidance_and_wants_a_past(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_cascade_kinetics_continues_without_text_and_guidance_and_requires_context(folders: dict[str, Path], tmp_path: Path) -> None:
     denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=1.0, text_width=None)
     save_base(tmp_path / "base", denoiser, None, context_frames=(2,))
     cascade = Cascade({"vae": folders["vae"], "base": tmp_path / "base"}, dtype=torch.float32)
@@ -222,7 +222,7 @@ def test_kinetics_goes_on_without_text_and_guidance_and_wants_a_past(folders: di
             cascade.video(request, sampling, 9)
 
 
-def test_super_resolution_is_not_given_a_past_that_it_never_saw(going_on: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cascade_super_resolution_refuses_context_it_was_not_trained_on(going_on: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = going_on.stages[-1]
     sampler = going_on.samplers[stage]
     network = SimpleNamespace(config=replace(sampler.denoiser.config, frame_prediction=0.1))
@@ -234,7 +234,7 @@ def test_super_resolution_is_not_given_a_past_that_it_never_saw(going_on: Cascad
     going_on.check(replace(image, context_latents={"base": latents(1, clips=1)}), SamplingConfig(steps=1), 9)
 
 
-def test_a_class_model_goes_on(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_cascade_class_model_continues_a_clip(folders: dict[str, Path], tmp_path: Path) -> None:
     denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=0.1, text_width=None, num_classes=3)
     save_base(tmp_path / "base", denoiser, None, context_frames=(1,))
     cascade = Cascade({"vae": folders["vae"], "base": tmp_path / "base"}, dtype=torch.float32)
@@ -244,7 +244,7 @@ def test_a_class_model_goes_on(folders: dict[str, Path], tmp_path: Path) -> None
         cascade.video(request, SamplingConfig(steps=1), 13)
 
 
-def test_a_model_without_frame_prediction_says_so_before_it_begins(folders: dict[str, Path]) -> None:
+def test_cascade_refuses_context_without_frame_prediction_before_sampling(folders: dict[str, Path]) -> None:
     cascade = Cascade(folders, dtype=torch.float32)
     request = SampleRequest(prompts=CAPTIONS, seeds=[3, 4])
     for asked, frames in ((request, 10), (replace(request, context_latents={"base": latents(1)}), 9)):
@@ -253,7 +253,7 @@ def test_a_model_without_frame_prediction_says_so_before_it_begins(folders: dict
     assert cascade.video(request, SamplingConfig(steps=1), 4).shape[2] == 4, "shorter is only cut"
 
 
-def test_pictures_become_the_past_of_stages_they_are_large_enough_for(going_on: Cascade) -> None:
+def test_cascade_encode_context_serves_stages_the_picture_is_large_enough_for(going_on: Cascade) -> None:
     picture = torch.randint(256, (1, 40, 40, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8).numpy()
     context_latents = going_on.encode_context(picture, "p.png")
     assert {stage: tuple(z.shape) for stage, z in context_latents.items()} == {"base": (1, 8, 1, 4, 4), "sr1": (1, 8, 1, 8, 8)}
@@ -281,7 +281,7 @@ def run(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
     return run
 
 
-def test_code_of_the_documentation_makes_the_clip_of_the_program(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documentation_code_makes_the_clip_of_sample_command(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, code = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "EXPORT.md").read_text(encoding="utf-8"), re.DOTALL)
     assert code.count("runs/shapes/vae") == code.count("artifacts/base-500") == 1
     monkeypatch.chdir(tmp_path)
@@ -336,7 +336,7 @@ def files(tmp_path: Path) -> Path:
         ({"steps": {"sr1": 5}}, "steps names .'sr1'., but the stages that run are"),
     ],
 )
-def test_what_cannot_be_made_is_one_sentence_and_nothing_is_written(run: Path, files: Path, asked: dict[str, Any], said: str) -> None:
+def test_sample_command_error_is_one_sentence_and_writes_nothing(run: Path, files: Path, asked: dict[str, Any], said: str) -> None:
     given = {name: str(files / value) if name in ("image", "continue_", "prompts") and value else value for name, value in asked.items()}
     with pytest.raises((ValueError, MediaError), match=said) as raised:
         sample(**{"run": str(run), "prompt": CAPTIONS[0], "steps": 1, "out": str(files / "new" / "clip.mp4"), **given})
@@ -344,7 +344,7 @@ def test_what_cannot_be_made_is_one_sentence_and_nothing_is_written(run: Path, f
     assert not (files / "new").exists()
 
 
-def test_a_clip_goes_on_from_the_last_frames_of_another(run: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_command_continues_from_the_last_frames_of_a_clip(run: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[SampleRequest, int]] = []
     video = Cascade.video
 
@@ -366,17 +366,17 @@ def test_a_clip_goes_on_from_the_last_frames_of_another(run: Path, files: Path, 
     assert len(read_video(Path(out), 9)) == 9
 
 
-def test_super_resolution_without_a_low_latent_is_refused(folders: dict[str, Path]) -> None:
+def test_cascade_super_resolution_refuses_missing_low_res(folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match="latents of the stage before"):
         Cascade(folders).sample_stage("sr1", SampleRequest(prompts=CAPTIONS[:1], seeds=[1]), SamplingConfig(steps=1))
 
 
-def test_stages_that_do_not_double_the_size_are_refused(folders: dict[str, Path]) -> None:
+def test_cascade_refuses_stages_that_do_not_double_the_size(folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match=r'"sr2" makes latents of \(3, 8, 8\) from half of that, but "sr1" makes \(3, 8, 8\)'):
         Cascade({**folders, "sr2": folders["sr1"]})
 
 
-def test_one_of_several_base_models_starts_the_chain(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cascade_open_selects_one_of_several_base_models(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"vae": "vae", "base_l": "base", "base_xl": "base", "sr1": "sr1"}
     left = ArtifactRecord("", "", {}, {}, None, "")
     stages = {name: StageRecord(name, kind_of(name), artifact=left) for name in names} | {"base_s": StageRecord("base_s", "base")}

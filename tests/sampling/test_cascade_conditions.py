@@ -55,7 +55,9 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Known:
 
 @pytest.mark.parametrize("diffusion", [{}, {"zero_terminal_snr": False}, {"normalize_latents": False}])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_cascade_samples_with_the_schedule_and_the_latents_of_the_artifact(tmp_path: Path, diffusion: dict[str, bool], steps: int) -> None:
+def test_cascade_samples_with_noise_schedule_and_latent_statistics_of_the_artifact(
+    tmp_path: Path, diffusion: dict[str, bool], steps: int
+) -> None:
     made = Known(tmp_path, **diffusion).cascade.sample(REQUEST, SamplingConfig(steps=steps))
     for stage, latents in made.items():
         torch.testing.assert_close(latents, raw_latents(stage), atol=2e-4, rtol=2e-4)
@@ -63,7 +65,7 @@ def test_cascade_samples_with_the_schedule_and_the_latents_of_the_artifact(tmp_p
 
 @pytest.mark.parametrize("normalised", [True, False])
 @pytest.mark.parametrize("rescaled", [True, False])
-def test_cascade_noises_the_low_latents_at_the_level_of_the_artifact(tmp_path: Path, normalised: bool, rescaled: bool) -> None:
+def test_cascade_noises_low_res_at_the_noise_aug_level_of_the_artifact(tmp_path: Path, normalised: bool, rescaled: bool) -> None:
     known = Known(tmp_path, normalize_latents=normalised, zero_terminal_snr=rescaled)
     known.cascade.sample(REQUEST, SamplingConfig(steps=2))
     clean, schedule = known.networks["base"].x0, known.networks["sr1"].schedule
@@ -78,7 +80,7 @@ def test_cascade_noises_the_low_latents_at_the_level_of_the_artifact(tmp_path: P
 
 
 @pytest.mark.parametrize("rescaled", [True, False])
-def test_cascade_low_noise_is_that_of_the_schedule_of_the_artifact(tmp_path: Path, rescaled: bool) -> None:
+def test_cascade_low_res_noise_follows_the_noise_schedule_of_the_artifact(tmp_path: Path, rescaled: bool) -> None:
     """However large the clean latents are, the same noise is left without them."""
     known = Known(tmp_path, zero_terminal_snr=rescaled)
     found = []
@@ -91,7 +93,7 @@ def test_cascade_low_noise_is_that_of_the_schedule_of_the_artifact(tmp_path: Pat
     torch.testing.assert_close(found[0], found[1], atol=0.05, rtol=0)
 
 
-def test_cascade_numbers_its_stages_so_that_their_noise_differs(known: Known) -> None:
+def test_cascade_noise_differs_by_stage(known: Known) -> None:
     known.networks["sr1"].calls.clear()
     known.cascade.sample(REQUEST, SamplingConfig(steps=1))
     sampled = known.networks["sr1"].calls[0].x
@@ -99,7 +101,7 @@ def test_cascade_numbers_its_stages_so_that_their_noise_differs(known: Known) ->
     assert torch.equal(sampled, second) and not torch.allclose(sampled, first)
 
 
-def test_cascade_noise_of_a_clip_comes_from_its_seed_stage_and_round(known: Known) -> None:
+def test_cascade_noise_of_a_clip_depends_on_its_seed_stage_and_segment(known: Known) -> None:
     def start(stage: str = "base", request: SampleRequest = REQUEST, number: int = 0) -> Tensor:
         low_res = raw_latents("base") if stage == "sr1" else None
         return known.calls(stage, request, low_res=low_res, number=number)[0].x.view(2, -1)
@@ -114,7 +116,7 @@ def test_cascade_noise_of_a_clip_comes_from_its_seed_stage_and_round(known: Know
     assert float(flat.std()) == pytest.approx(1, abs=0.05)
 
 
-def test_cascade_low_noise_is_not_the_noise_that_sampling_starts_from(known: Known) -> None:
+def test_cascade_low_res_noise_differs_from_the_starting_noise(known: Known) -> None:
     call = known.calls("sr1", low_res=torch.full((2, 8, 3, 4, 4), MEAN))[0]
     assert call.condition.low_res is not None
     eps = call.condition.low_res / call.condition.low_res.std()
@@ -124,7 +126,7 @@ def test_cascade_low_noise_is_not_the_noise_that_sampling_starts_from(known: Kno
     assert float(torch.corrcoef(torch.stack([eps.flatten(), first]))[0, 1].abs()) < 0.2
 
 
-def test_cascade_is_self_conditioned_on_its_step_before_at_every_stage(known: Known) -> None:
+def test_cascade_self_conditions_on_the_previous_step_at_every_stage(known: Known) -> None:
     known.cascade.sample(REQUEST, SamplingConfig(steps=3, guidance={"base": Guidance(2.0)}))
     base = known.networks["base"].calls[-6:]
     assert base[0].estimate is None and base[1].estimate is None
@@ -136,7 +138,7 @@ def test_cascade_is_self_conditioned_on_its_step_before_at_every_stage(known: Kn
 
 
 @pytest.mark.parametrize("prompts, condition_kept", [(["a bar", CAPTIONS[0]], [True, True]), ([CAPTIONS[1], ""], [True, False])])
-def test_cascade_tells_the_words_of_each_prompt_with_their_mask(known: Known, prompts: list[str], condition_kept: list[bool]) -> None:
+def test_cascade_passes_the_text_of_each_prompt_with_its_mask(known: Known, prompts: list[str], condition_kept: list[bool]) -> None:
     assert known.cascade.text is not None
     text, mask = known.cascade.text.encode(prompts)
     assert not mask.all(), "one prompt is padded"
@@ -146,7 +148,7 @@ def test_cascade_tells_the_words_of_each_prompt_with_their_mask(known: Known, pr
         assert call.condition.condition_kept.tolist() == condition_kept, "no words are the null"
 
 
-def test_cascade_guidance_drops_text_and_past_together_and_keeps_the_low_latent(known: Known) -> None:
+def test_cascade_guidance_drops_text_and_context_and_keeps_low_res(known: Known) -> None:
     sampling = SamplingConfig(steps=1, guidance={"base": Guidance(2.0), "sr1": Guidance(2.0)})
     for stage, low_res in (("base", None), ("sr1", raw_latents("base"))):
         context_latents = {stage: raw_latents(stage)[:, :, :2]}
@@ -161,7 +163,7 @@ def test_cascade_guidance_drops_text_and_past_together_and_keeps_the_low_latent(
             assert null.condition.low_res is given.condition.low_res and null.condition.noise_aug_level is given.condition.noise_aug_level
 
 
-def test_cascade_negative_prompt_takes_the_place_of_the_text_and_the_past_is_dropped(known: Known) -> None:
+def test_cascade_negative_prompt_replaces_text_and_drops_context(known: Known) -> None:
     request = replace(
         REQUEST, prompts=[CAPTIONS[1], ""], negative_prompt=CAPTIONS[0], context_latents={"base": raw_latents("base")[:, :, :1]}
     )
@@ -176,7 +178,7 @@ def test_cascade_negative_prompt_takes_the_place_of_the_text_and_the_past_is_dro
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_cascade_past_is_normalised_and_fills_the_first_frames(known: Known, count: int) -> None:
+def test_cascade_context_is_normalised_and_fills_the_first_frames(known: Known, count: int) -> None:
     context_latents = raw_latents("base")[:, :, :count] + 1
     condition = known.calls("base", replace(REQUEST, context_latents={"base": context_latents}))[0].condition
     assert condition.context_latents is not None and condition.context_mask is not None
@@ -186,7 +188,7 @@ def test_cascade_past_is_normalised_and_fills_the_first_frames(known: Known, cou
     torch.testing.assert_close(frames, (context_latents - MEAN) / STD)
 
 
-def test_cascade_guidance_steps_and_eta_are_those_that_are_asked_for(known: Known) -> None:
+def test_cascade_guidance_steps_and_eta_are_as_requested(known: Known) -> None:
     assert len(known.calls("base", sampling=SamplingConfig(steps=3, guidance={"sr1": Guidance(2.0)}))) == 3
     assert len(known.calls("base", sampling=SamplingConfig(steps=3, guidance={"base": Guidance(2.0)}))) == 6
     assert SamplingConfig().steps_of("base") == 50 and len(known.calls("base", sampling=SamplingConfig())) == 50
@@ -194,7 +196,7 @@ def test_cascade_guidance_steps_and_eta_are_those_that_are_asked_for(known: Know
     assert torch.equal(plain[0].x, ancestral[0].x) and not torch.allclose(plain[1].x, ancestral[1].x)
 
 
-def test_cascade_ancestral_noise_of_a_clip_does_not_depend_on_the_others(known: Known) -> None:
+def test_cascade_ancestral_noise_of_a_clip_does_not_depend_on_others(known: Known) -> None:
     sampling = SamplingConfig(steps=3, eta=1.0)
     x = [call.x.view(2, -1) for call in known.calls("base", sampling=sampling)]
     torch.manual_seed(99)
@@ -207,9 +209,7 @@ def test_cascade_ancestral_noise_of_a_clip_does_not_depend_on_the_others(known: 
 
 
 @pytest.mark.parametrize("text_width", [None, 16])
-def test_cascade_tells_each_clip_its_label_and_guidance_drops_it(
-    known: Known, monkeypatch: pytest.MonkeyPatch, text_width: int | None
-) -> None:
+def test_cascade_passes_each_label_and_guidance_drops_it(known: Known, monkeypatch: pytest.MonkeyPatch, text_width: int | None) -> None:
     network = known.networks["base"]
     monkeypatch.setattr(network, "config", replace(network.config, num_classes=3, text_width=text_width))
     request = replace(REQUEST, labels=[1, 0], prompts=CAPTIONS if text_width else ())
@@ -219,7 +219,7 @@ def test_cascade_tells_each_clip_its_label_and_guidance_drops_it(
     assert (given.condition.text is None) is (text_width is None)
 
 
-def test_cascade_encodes_to_the_mean_and_decodes_to_pixels_between_minus_one_and_one(known: Known) -> None:
+def test_cascade_encodes_to_the_mean_and_decodes_within_minus_one_and_one(known: Known) -> None:
     clips = torch.rand(2, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     with torch.no_grad():
         torch.testing.assert_close(known.cascade.encode(clips), known.cascade.vae.encode(clips).mean, atol=1e-4, rtol=1e-4)
@@ -228,7 +228,7 @@ def test_cascade_encodes_to_the_mean_and_decodes_to_pixels_between_minus_one_and
     torch.testing.assert_close(known.cascade.decode(100 * raw_latents("base")), pixels.clamp(-1, 1), atol=1e-4, rtol=1e-4)
 
 
-def test_cascade_request_part_takes_what_belongs_to_its_clips() -> None:
+def test_sample_request_part_takes_the_values_of_its_clips() -> None:
     context_latents = {"base": torch.arange(3.0)[:, None, None, None, None]}
     part = SampleRequest(labels=[2, 1, 0], prompts=["a", "b", "c"], seeds=[7, 8, 9], context_latents=context_latents).part(1, 2)
     assert (part.labels, part.prompts, part.seeds, part.context_latents["base"].flatten().tolist()) == ([1, 0], ["b", "c"], [8, 9], [1, 2])

@@ -76,7 +76,7 @@ def sampled(walt: Walt, tmp_path: Path) -> Callable[..., bytes]:
     return sample
 
 
-def test_sample_guidance_default_is_that_of_each_stages_artifact(make_run: MakeRun, sampled: Callable[..., bytes]) -> None:
+def test_sample_command_guidance_default_is_that_of_each_artifact(make_run: MakeRun, sampled: Callable[..., bytes]) -> None:
     # The power of 2 cannot be typed: these flags change what they name, and nothing else of the artifact's guidance.
     guides = {"base": BASE, "sr1": SR1}
     run = make_run(**{stage: {"diffusion": DiffusionConfig(noise_aug_level=20, guidance=g).to_plain()} for stage, g in guides.items()})
@@ -97,7 +97,7 @@ def test_sample_guidance_default_is_that_of_each_stages_artifact(make_run: MakeR
     assert len({default, *clips.values()}) == 1 + len(others)
 
 
-def test_sample_guidance_is_one_where_the_artifact_keeps_none(make_run: MakeRun, sampled: Callable[..., bytes]) -> None:
+def test_sample_command_guidance_is_one_where_the_artifact_has_none(make_run: MakeRun, sampled: Callable[..., bytes]) -> None:
     run = make_run()
     assert sampled(run) == sampled(run, "--guidance", "1")
     assert sampled(run) != sampled(run, "--guidance", "2")
@@ -109,7 +109,7 @@ def written(clip: Path) -> tuple[Fraction | None, int]:
         return container.streams.video[0].average_rate, sum(1 for _ in container.decode(video=0))
 
 
-def test_sample_rate_default_is_that_of_the_artifact(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
+def test_sample_command_fps_default_is_that_of_the_artifact(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
     film = {"video": {"fps": 24000 / 1001}}
     run, out = make_run(base=film, sr1=film), tmp_path / "clip.mp4"
     typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out)]
@@ -121,7 +121,7 @@ def test_sample_rate_default_is_that_of_the_artifact(make_run: MakeRun, walt: Wa
         assert picture.info["duration"] == 80  # milliseconds, in hundredths of a second
 
 
-def test_sample_rate_is_8_where_the_artifacts_keep_none_and_says_so(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
+def test_sample_command_fps_is_8_where_artifacts_have_none_and_says_so(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
     run, out = make_run(), tmp_path / "clip.mp4"
     typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out)]
     said = " ".join(walt(*typed, "--seconds", "0.5").said.split())
@@ -130,7 +130,7 @@ def test_sample_rate_is_8_where_the_artifacts_keep_none_and_says_so(make_run: Ma
     assert "frames a second" not in walt(*typed, "--fps", "12").said
 
 
-def test_sample_rate_is_the_bases_where_stages_differ_and_says_so(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
+def test_sample_command_fps_is_that_of_the_base_where_stages_differ_and_says_so(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
     run, out = make_run(base={"video": {"fps": 10.0}}, sr1={"video": {"fps": 12.0}}), tmp_path / "clip.mp4"
     typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out)]
     said = " ".join(walt(*typed).said.split())
@@ -139,7 +139,7 @@ def test_sample_rate_is_the_bases_where_stages_differ_and_says_so(make_run: Make
     assert "different rates" not in walt(*typed, "--stages", "base").said
 
 
-def test_sample_continue_reads_the_clip_at_the_rate_of_the_model(
+def test_sample_command_continue_reads_the_clip_at_the_fps_of_the_model(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a clip at 20 frames a second, a model of 10 is given every second frame, the last one among them."""

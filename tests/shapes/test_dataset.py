@@ -50,14 +50,14 @@ def object_mask(scene: Scene, frames: int = 17, size: int = 128) -> NDArray[np.b
     return np.asarray(np.ptp(paint(scene, frames, size).astype(int), axis=-1) > 0.4 * np.ptp(RGB[scene.colour]))
 
 
-def test_the_caption_names_everything() -> None:
+def test_scene_caption_names_all_its_words() -> None:
     moving = replace(STILL, motion="left", texture="striped")
     assert moving.caption == "a striped red circle moving left"
     assert replace(STILL, motion="growing", colour="blue", shape="bar").caption == "a plain blue bar growing"
     assert replace(STILL, texture="dotted").caption == "a dotted red circle"
 
 
-def test_every_caption_is_read_back() -> None:
+def test_parse_caption_reads_every_caption() -> None:
     for shape, colour, motion, texture in product(SHAPES, COLOURS, (*MOTIONS, None), TEXTURES):
         scene = replace(STILL, shape=shape, colour=colour, motion=motion, texture=texture)
         assert parse_caption(scene.caption) == Words(shape, colour, motion, texture)
@@ -78,7 +78,7 @@ def test_every_caption_is_read_back() -> None:
         "a striped pink circle moving left",
     ],
 )
-def test_other_sentences_are_refused(caption: str) -> None:
+def test_parse_caption_refuses_other_sentences(caption: str) -> None:
     with pytest.raises(ValueError, match="no caption of the shapes"):
         parse_caption(caption)
 
@@ -89,12 +89,12 @@ def test_unseen_pairs_share_their_words_with_seen_ones() -> None:
         assert any(pair[0] == shape for pair in SEEN_PAIRS) and any(pair[1] == colour for pair in SEEN_PAIRS)
 
 
-def test_the_same_seed_gives_the_same_scenes() -> None:
+def test_sample_scene_is_equal_for_equal_seeds() -> None:
     assert scenes(5) == scenes(5)
     assert len(set(scenes(50))) == 50
 
 
-def test_all_words_are_drawn_about_equally_often() -> None:
+def test_sample_scene_draws_all_words_about_equally_often() -> None:
     drawn = scenes(1800)
     for words, name in ((SHAPES, "shape"), (COLOURS, "colour"), (MOTIONS, "motion"), (TEXTURES, "texture")):
         counts = Counter(getattr(scene, name) for scene in drawn)
@@ -103,7 +103,7 @@ def test_all_words_are_drawn_about_equally_often() -> None:
     assert all(scene.motion is None for scene in scenes(50, still=True))
 
 
-def test_objects_are_large_stay_in_the_frame_and_move_far() -> None:
+def test_sample_scene_objects_are_large_stay_in_the_frame_and_move_far() -> None:
     for scene in scenes(1000):
         travel = np.abs(np.subtract(scene.end, scene.start)).max()
         if scene.motion in ("growing", "shrinking"):
@@ -116,7 +116,7 @@ def test_objects_are_large_stay_in_the_frame_and_move_far() -> None:
             assert min(x, 1 - x) >= wide * radius - 0.04 and min(y, 1 - y) >= high * radius - 0.04
 
 
-def test_the_picture_moves_as_the_caption_says() -> None:
+def test_paint_moves_the_object_as_the_caption_says() -> None:
     grid = np.arange(128)
     for scene in scenes(60):
         first, last = object_mask(scene)[[0, -1]]
@@ -128,12 +128,12 @@ def test_the_picture_moves_as_the_caption_says() -> None:
         assert change[str(scene.motion)] > 18
 
 
-def test_areas_of_the_shapes_are_comparable() -> None:
+def test_paint_shapes_have_comparable_areas() -> None:
     areas = [object_mask(replace(STILL, shape=shape), 1).sum() for shape in SHAPES]
     assert max(areas) < 1.4 * min(areas)
 
 
-def test_textures_have_the_same_mean_colour() -> None:
+def test_paint_textures_have_equal_mean_colour() -> None:
     means = []
     for texture in TEXTURES:
         picture = paint(replace(STILL, texture=texture), 1)[0].astype(float)
@@ -141,7 +141,7 @@ def test_textures_have_the_same_mean_colour() -> None:
     assert np.abs(np.subtract(means, RGB["red"])).max() < 1.5
 
 
-def test_texture_is_fixed_to_the_object() -> None:
+def test_paint_texture_is_fixed_to_the_object() -> None:
     scene = replace(STILL, texture="dotted", motion="right", end=(0.5 + 32 / 128, 0.5))
     first, last = paint(scene)[[0, -1]]
     assert np.abs(first[30:98, 30:96].astype(int) - last[30:98, 62:128]).max() <= 1
@@ -149,7 +149,7 @@ def test_texture_is_fixed_to_the_object() -> None:
     assert np.array_equal(grown[0, 52:76, 52:76], grown[-1, 52:76, 52:76])
 
 
-def test_crests_of_a_moving_object_stay_where_they_are_in_the_frame() -> None:
+def test_paint_texture_crests_of_a_moving_object_stay_in_place() -> None:
     moving = [scene for scene in scenes(60) if scene.motion in ("left", "right", "up", "down") and scene.texture != "plain"]
     assert len(moving) > 10
     for scene in moving:
@@ -161,21 +161,21 @@ def test_crests_of_a_moving_object_stay_where_they_are_in_the_frame() -> None:
             assert (np.abs(clip[number] - clip[number + 1]) * both).max() <= 1
 
 
-def test_edges_are_soft_and_the_ground_is_plain() -> None:
+def test_paint_edges_are_soft_and_the_background_is_plain() -> None:
     picture: Frames = paint(STILL, 1)[0]
     assert np.all(picture[:20] == 40)
     values = np.unique(picture[..., 0])
     assert len(values) > 15 and values.min() == 40 and values.max() == RGB["red"][0]
 
 
-def test_smaller_pictures_show_the_same_scene() -> None:
+def test_paint_smaller_pictures_show_the_same_scene() -> None:
     for scene in scenes(6):
         large, small = object_mask(scene, 3), object_mask(scene, 3, 32)
         assert np.abs(large.mean((1, 2)) - small.mean((1, 2))).max() < 0.02
     assert np.ptp(paint(replace(STILL, texture="dotted"), 1, 16)[0, 6:10, 6:10], axis=(0, 1)).max() == 0
 
 
-def test_a_clip_is_painted_in_a_few_milliseconds() -> None:
+def test_paint_takes_a_few_milliseconds_a_clip() -> None:
     drawn = scenes(20)
     begin = time.process_time()
     for scene in drawn:
@@ -192,7 +192,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_splits_hold_what_they_should(written: Path) -> None:
+def test_write_set_splits_have_their_counts_and_pairs(written: Path) -> None:
     train, val, unseen = (Index(written, split) for split in ("train", "val", "unseen"))
     assert [len(part) for part in (train.videos, train.images, val.videos, val.images)] == [14, 18, 12, 2]
     assert len(unseen.videos) == 4 and len(unseen.images) == 0
@@ -202,14 +202,14 @@ def test_splits_hold_what_they_should(written: Path) -> None:
     assert not set(UNSEEN_PAIRS) & {parse_caption(entry.caption)[:2] for entry in val.videos}
 
 
-def test_images_show_unseen_pairs_in_every_texture() -> None:
+def test_write_set_images_show_unseen_pairs_in_every_texture() -> None:
     jobs = [job for job in shapes._jobs(2000, 1000, 300, 0) if job.still and job.split == "train"]
     drawn = (sample_scene(np.random.default_rng(job.seed), still=True, pairs=(job.pair,)) for job in jobs)
     found = Counter((scene.shape, scene.colour, scene.texture) for scene in drawn)
     assert min(found[*pair, texture] for pair, texture in product(UNSEEN_PAIRS, TEXTURES)) >= 8
 
 
-def test_files_are_what_the_index_says(written: Path) -> None:
+def test_write_set_files_are_as_the_index_says(written: Path) -> None:
     index = Index(written, "train")
     for entry in index.videos:
         assert read_video(entry.path, 17).shape == (17, 128, 128, 3)
@@ -221,7 +221,7 @@ def test_files_are_what_the_index_says(written: Path) -> None:
     assert {entry.path.suffix for entry in index.images} == {".png", ".jpg"}
 
 
-def test_a_second_call_changes_nothing(written: Path) -> None:
+def test_write_set_second_call_changes_nothing(written: Path) -> None:
     before = {file: file.stat().st_mtime_ns for file in written.parent.rglob("*.*4") if file.is_file()}
     stamp = written.stat().st_mtime_ns
     assert write_set(written.parent, videos=14, images=18, validation=12) == written
@@ -229,7 +229,7 @@ def test_a_second_call_changes_nothing(written: Path) -> None:
     assert before == {file: file.stat().st_mtime_ns for file in before}
 
 
-def test_the_same_seed_gives_the_same_bytes_and_damage_is_repaired(written: Path, tmp_path: Path) -> None:
+def test_write_set_same_seed_gives_the_same_bytes_and_repairs_damage(written: Path, tmp_path: Path) -> None:
     again = write_set(tmp_path / "again", videos=14, images=18, validation=12)
     wanted = content(written.parent)
     assert content(again.parent) == wanted
@@ -241,7 +241,7 @@ def test_the_same_seed_gives_the_same_bytes_and_damage_is_repaired(written: Path
     assert len(content(again.parent)) == 2 + 2 + 3 + 1 + 3  # with index (Parquet and Arrow) and recipe: nothing of the old seed is left
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_write_set_refuses_a_foreign_folder(tmp_path: Path) -> None:
     (tmp_path / "holiday.mp4").write_bytes(b"mine")
     with pytest.raises(ValueError, match="not of the set shapes; give an empty folder"):
         write_set(tmp_path, videos=1, images=0, validation=3)
@@ -260,7 +260,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends Ctrl-C to a process group")
-def test_ctrl_c_leaves_whole_files_and_the_next_call_goes_on(tmp_path: Path) -> None:
+def test_write_set_interrupted_leaves_whole_files_and_resumes(tmp_path: Path) -> None:
     out, program = tmp_path / "set", tmp_path / "program.py"
     program.write_text(PROGRAM)
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}

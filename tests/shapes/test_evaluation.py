@@ -22,7 +22,7 @@ def entries(painted: Path) -> list[IndexEntry]:
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_motion_is_read_from_the_frames_that_were_not_given(entries: list[IndexEntry], right: bool) -> None:
+def test_score_continuation_reads_motion_from_frames_that_were_not_given(entries: list[IndexEntry], right: bool) -> None:
     """An oracle that knows its clip by its beginning; the wrong one lets the rest run backwards."""
     clips = read_clips(entries, 32)
     asked: list[SampleRequest] = []
@@ -48,7 +48,7 @@ def test_motion_is_read_from_the_frames_that_were_not_given(entries: list[IndexE
     assert [request.seeds for request in asked[:2]] == [request.seeds for request in asked[2:]], "from the same noise"
 
 
-def test_an_autoencoder_alone_is_scored_by_how_far_off_its_reconstructions_are(
+def test_evaluate_autoencoder_scores_psnr_of_reconstructions(
     entries: list[IndexEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that is 0.1 off everywhere (of 2 from peak to peak) in one clip, 0.2 in the other; then perfect for the analytic scorer."""
@@ -75,7 +75,7 @@ def test_an_autoencoder_alone_is_scored_by_how_far_off_its_reconstructions_are(
         evaluate_autoencoder(tmp_path, missing, [0])
 
 
-def test_autoencoder_of_other_clips_has_no_shares_of_the_embedded_set(
+def test_evaluate_autoencoder_of_other_clips_has_no_scores_of_shapes(
     entries: list[IndexEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Blurred reconstructions lose high-frequency energy."""

@@ -57,7 +57,7 @@ def judge_file(number: int, folder: Path) -> list[list[bool]]:
     return [judge(clip if size == 128 else resize(clip, size), scene.caption) for size in SIZES]
 
 
-def test_thousand_real_clips_are_read_right_and_texture_is_gone_at_32_pixels(tmp_path: Path) -> None:
+def test_scorer_read_clip_is_right_on_a_thousand_clips_and_loses_texture_at_32_pixels(tmp_path: Path) -> None:
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         right = np.array(list(pool.map(judge_file, range(1000), [tmp_path] * 1000, chunksize=50)))  # [clip size word]
     shares = right.mean(0)
@@ -80,7 +80,7 @@ def clips() -> list[tuple[Tensor, str]]:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["noise", "blur", "pale", "bright ground"])
-def test_mild_damage_changes_no_word(clips: list[tuple[Tensor, str]], size: int, kind: str) -> None:
+def test_scorer_read_clip_is_robust_to_mild_damage(clips: list[tuple[Tensor, str]], size: int, kind: str) -> None:
     rng = torch.Generator().manual_seed(0)
     right = []
     for clip, caption in clips:
@@ -99,7 +99,7 @@ def test_mild_damage_changes_no_word(clips: list[tuple[Tensor, str]], size: int,
     assert words[3] == 1 if size > 32 else words[3] < 0.5
 
 
-def test_any_clip_gets_a_reading() -> None:
+def test_scorer_read_clip_gives_a_reading_for_any_clip() -> None:
     rng = torch.Generator().manual_seed(0)
     noise = torch.randn(3, 17, 32, 32, generator=rng)
     others = [
@@ -113,14 +113,14 @@ def test_any_clip_gets_a_reading() -> None:
         assert seen.shape in SHAPES and seen.colour in COLOURS and seen.motion in MOTIONS and seen.texture in TEXTURES
 
 
-def test_a_lone_bright_pixel_hides_no_object(clips: list[tuple[Tensor, str]]) -> None:
+def test_scorer_read_clip_ignores_a_lone_bright_pixel(clips: list[tuple[Tensor, str]]) -> None:
     clip, caption = clips[0]
     clip = clip.clone()
     clip[:, :, 2, 2] = torch.tensor([1.0, -1.0, -1.0])[:, None]
     assert judge(clip, caption) == [True] * 4
 
 
-def test_shares_count_the_words_that_are_right(clips: list[tuple[Tensor, str]]) -> None:
+def test_score_counts_the_words_that_are_right(clips: list[tuple[Tensor, str]]) -> None:
     clip = clips[0][0]
     seen = read_clip(clip)
     moving = f"moving {seen.motion}" if seen.motion in MOTIONS[:4] else seen.motion
@@ -139,7 +139,7 @@ def test_shares_count_the_words_that_are_right(clips: list[tuple[Tensor, str]]) 
     assert score(clip[None], [right.replace(seen.texture, texture)])["all"] == 1
 
 
-def test_wrong_input_is_named(clips: list[tuple[Tensor, str]]) -> None:
+def test_score_names_wrong_input(clips: list[tuple[Tensor, str]]) -> None:
     clip, caption = clips[0]
     with pytest.raises(ValueError, match="got 1 clips and 2 captions"):
         score(clip[None], [caption, caption])

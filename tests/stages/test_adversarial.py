@@ -16,7 +16,7 @@ from walt_pl.models.losses import DiscriminatorPause, discriminator_accuracy, r1
 from walt_pl.training.callbacks.spike_guard import SpikeGuard
 
 
-def test_logged_values_say_who_wins_at_every_step() -> None:
+def test_vae_stage_logs_discriminator_accuracy_and_logit_gap_at_every_step() -> None:
     seen = train(tiny_stage(), [tiny_batch()] * 2)
     for logged in seen.logged:
         assert 0 <= logged["train/discriminator_accuracy"] <= 1
@@ -25,7 +25,7 @@ def test_logged_values_say_who_wins_at_every_step() -> None:
     assert seen.moved == [(True, True)] * 2
 
 
-def test_gradient_ratio_is_that_of_the_two_terms_at_the_pixels() -> None:
+def test_vae_stage_gradient_ratio_is_that_of_the_two_losses_at_the_pixels() -> None:
     """Against autograd asked for each term alone, on the reconstruction of the same step."""
     module, taken = tiny_stage(kl_weight=0.0), {}
     reconstruct = module._reconstruct
@@ -56,7 +56,7 @@ def test_adversarial_weight_grows_from_its_start() -> None:
     assert ratios[0] == pytest.approx(train(tiny_stage(), [tiny_batch()]).logged[0]["train/gradient_ratio"] / 1000, rel=1e-3)
 
 
-def test_discriminator_that_wins_outright_rests_until_it_does_not() -> None:
+def test_discriminator_pause_stops_the_discriminator_that_wins_until_it_does_not() -> None:
     """Its logit is put beyond doubt: first right, then wrong. The running mean forgets half at each step."""
     module = tiny_stage(discriminator_pause=0.9, discriminator_resume=0.6)
     module.discriminator_pause.decay = 0.5
@@ -82,7 +82,7 @@ def test_discriminator_that_wins_outright_rests_until_it_does_not() -> None:
     assert all(vae for vae, _ in seen.moved), "the autoencoder learns on"
 
 
-def test_rest_is_part_of_the_checkpoint() -> None:
+def test_discriminator_pause_is_in_the_checkpoint() -> None:
     module = tiny_stage(discriminator_pause=0.97)
     for _ in range(400):
         module.discriminator_pause.update(torch.tensor(1.0))
@@ -91,7 +91,7 @@ def test_rest_is_part_of_the_checkpoint() -> None:
     assert bool(other.discriminator_pause.paused) and other.discriminator_pause.accuracy == module.discriminator_pause.accuracy
 
 
-def test_accuracy_counts_both_sides_and_one_number_that_is_none_does_not_stay() -> None:
+def test_discriminator_accuracy_counts_both_sides_and_pause_forgets_nan() -> None:
     assert discriminator_accuracy(torch.tensor([2.0, 0.1, -1.0]), torch.tensor([-3.0, 1.0, 2.0])).tolist() == [1.0, 0.5, 0.0]
     balance = DiscriminatorPause(pause=0.97)
     balance.update(discriminator_accuracy(torch.tensor([torch.nan]), torch.tensor([-1.0]))[0])
@@ -104,14 +104,14 @@ def test_accuracy_counts_both_sides_and_one_number_that_is_none_does_not_stay() 
         DiscriminatorPause(pause=0.8, resume=0.9)
 
 
-def test_a_batch_that_is_no_number_leaves_both_networks_and_the_running_means(tmp_path: Path) -> None:
+def test_spike_guard_skips_a_nan_batch_in_both_networks(tmp_path: Path) -> None:
     module = tiny_stage()
     seen = train(module, [tiny_batch(), tiny_batch(float("nan")), tiny_batch()], SpikeGuard(window=4), folder=tmp_path)
     assert seen.moved == [(True, True), (False, False), (True, True)]
     assert all(torch.isfinite(value).all() for value in module.state_dict().values())
 
 
-def test_discriminator_step_that_is_no_number_is_an_incident_and_is_not_taken(tmp_path: Path) -> None:
+def test_spike_guard_skips_a_nan_discriminator_step_and_writes_an_incident(tmp_path: Path) -> None:
     module = tiny_stage(r1_weight=0.0)
     assert module.discriminator is not None
     weight = next(module.discriminator.parameters())
@@ -126,7 +126,7 @@ def test_discriminator_step_that_is_no_number_is_an_incident_and_is_not_taken(tm
     assert incident["loss"] > 0 and len(incident["loss before"]) == 2, "the autoencoder's stay in its own window"
 
 
-def test_perceptual_frames_of_a_clip_are_drawn_by_its_place_in_the_global_batch() -> None:
+def test_vae_stage_perceptual_frames_depend_on_the_global_batch_index() -> None:
     """A rank that has half of the batch gets the distances of its half."""
     module, clips = tiny_stage(perceptual_frames=2), tiny_batch().videos
     groups = [(clips, 0.5 * clips), (tiny_batch().images[:2], torch.zeros(2, 3, 1, 8, 8))]
@@ -145,7 +145,7 @@ def test_perceptual_frames_of_a_clip_are_drawn_by_its_place_in_the_global_batch(
         torch.testing.assert_close(distances([row]), whole[[row, 2 + row]])
 
 
-def test_discriminator_does_not_learn_from_a_batch_that_was_skipped(tmp_path: Path) -> None:
+def test_spike_guard_skips_the_discriminator_step_of_a_skipped_batch(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="deviations above the median"):
         seen = train(
             tiny_stage(), [*[tiny_batch()] * 4, tiny_batch(1e4), tiny_batch()], SpikeGuard(window=4, deviations=20), folder=tmp_path
@@ -153,7 +153,7 @@ def test_discriminator_does_not_learn_from_a_batch_that_was_skipped(tmp_path: Pa
     assert seen.moved == [*[(True, True)] * 4, (False, False), (True, True)]
 
 
-def test_adversarial_start_is_no_spike(tmp_path: Path) -> None:
+def test_spike_guard_takes_adversarial_start_for_no_spike(tmp_path: Path) -> None:
     heavy = tiny_stage(adversarial_start=6, adversarial_weight=1e4)
     seen = train(heavy, [tiny_batch()] * 10, SpikeGuard(window=8, deviations=20, most=0), folder=tmp_path)
     assert seen.moved == [*[(True, False)] * 6, *[(True, True)] * 4]
@@ -174,13 +174,13 @@ def slope(clip: float | None, steps: int = 96) -> float:
     return float(r1_penalty(clips, stage.discriminator(clips)).mean())
 
 
-def test_discriminator_clip_is_off_so_that_lazy_r1_holds() -> None:
+def test_discriminator_gradient_clip_is_off_so_that_lazy_r1_works() -> None:
     """A limit on the gradient norm leaves next to nothing of a penalty that comes at one step in sixteen, weighted sixteen times."""
     assert tiny_stage().discriminator_gradient_clip_val is None
     assert slope(clip=None) < slope(clip=1.0) / 10
 
 
-def test_discriminator_gradient_norm_is_limited_where_asked() -> None:
+def test_discriminator_gradient_norm_is_clipped_where_asked() -> None:
     seen = train(tiny_stage(discriminator_gradient_clip_val=1e-12), [tiny_batch()])
     stage = tiny_stage(discriminator_gradient_clip_val=1e-3)
     stage.discriminator_optimizer = lambda p: torch.optim.SGD(p, lr=1.0)
@@ -191,7 +191,7 @@ def test_discriminator_gradient_norm_is_limited_where_asked() -> None:
     assert seen.logged[0]["train/discriminator_gradient_norm"] > 1e-3, "the logged norm is that before the limit"
 
 
-def test_published_autoencoders_have_the_published_weights() -> None:
+def test_experiment_vae_has_the_published_loss_weights() -> None:
     """docs/METHOD.md, section 2.8: MAGVIT's, and neither a pause nor a limit of the discriminator's gradients."""
     stages = [stage for config in FULL_SIZE if isinstance(stage := planned("--config", str(config)).model, VAEStage)]
     assert len(stages) == 5

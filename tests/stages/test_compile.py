@@ -64,13 +64,13 @@ def gradient(stage: nn.Module, loss: Tensor) -> Tensor:
     return torch.cat([p.grad.flatten() for p in stage.parameters() if p.grad is not None])
 
 
-def test_compiling_renames_no_weight() -> None:
+def test_compile_renames_no_weight() -> None:
     assert list(base(True).state_dict()) == list(base(False).state_dict())
     assert list(autoencoder(True).state_dict()) == list(autoencoder(False).state_dict())
     assert [name for name, _ in base(True).named_parameters()] == [name for name, _ in base(False).named_parameters()]
 
 
-def test_compiled_are_the_layers_and_the_autoencoder_and_only_where_asked_for() -> None:
+def test_compile_covers_denoiser_blocks_encoder_and_decoder_only_where_asked() -> None:
     def compiled(stage: nn.Module) -> set[str]:
         return {name for name, module in stage.named_modules() if module._compiled_call_impl is not None}
 
@@ -82,7 +82,7 @@ def test_compiled_are_the_layers_and_the_autoencoder_and_only_where_asked_for() 
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
-def test_compiled_denoiser_has_the_same_loss_and_gradient_for_every_make_up_of_a_batch(activation_checkpointing: bool) -> None:
+def test_compile_denoiser_keeps_loss_and_gradient_for_every_frame_layout(activation_checkpointing: bool) -> None:
     config = DenoiserConfig(**{**vars(DENOISER), "activation_checkpointing": activation_checkpointing})
     compiled, plain = base(True, config), base(False, config)
     # The first pass of self-conditioning runs on other numbers of videos and images at each step.
@@ -94,7 +94,7 @@ def test_compiled_denoiser_has_the_same_loss_and_gradient_for_every_make_up_of_a
 
 @pytest.mark.slow
 @needs_compiler
-def test_compiled_autoencoder_has_the_same_loss_and_gradient_on_videos_and_images() -> None:
+def test_compile_vae_keeps_loss_and_gradient_on_videos_and_images() -> None:
     compiled, plain = autoencoder(True), autoencoder(False)
     for frames in (5, 1):
         losses = [autoencoder_loss(stage, frames) for stage in (compiled, plain)]

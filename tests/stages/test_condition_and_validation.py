@@ -59,7 +59,7 @@ def shaped(statistic: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("space", ["latents", "pixels"])
 @pytest.mark.parametrize("normalised", [True, False])
-def test_latents_are_normalised_by_the_statistics_of_the_autoencoder(vae: str, space: str, normalised: bool) -> None:
+def test_latents_are_normalised_by_the_statistics_of_the_vae(vae: str, space: str, normalised: bool) -> None:
     stage, batch = ready(vae, normalize_latents=normalised), joint_batch()
     raw = LAYOUT.join(batch.videos, batch.images)
     if space == "pixels":
@@ -75,7 +75,7 @@ def test_latents_are_normalised_by_the_statistics_of_the_autoencoder(vae: str, s
 
 
 @pytest.mark.parametrize("videos, images", [(0, 2), (3, 0)])
-def test_latents_of_pixels_of_one_kind_have_the_layout_of_both(vae: str, videos: int, images: int) -> None:
+def test_latents_of_videos_or_images_alone_have_the_frame_layout_of_both(vae: str, videos: int, images: int) -> None:
     x0, layout = ready(vae).latents(torch.randn(videos, 3, 5, 8, 8), torch.randn(images, 3, 1, 8, 8), "pixels")
     assert layout == FrameLayout(videos, 3, images) and x0.shape == (3 * videos + images, 2, 4, 4)
 
@@ -86,7 +86,7 @@ def test_latents_of_another_number_of_channels_are_refused(vae: str) -> None:
 
 
 @pytest.mark.parametrize("rescaled", [True, False])
-def test_schedule_of_a_stage_is_the_one_it_was_asked_for(rescaled: bool) -> None:
+def test_latent_diffusion_uses_the_configured_noise_schedule(rescaled: bool) -> None:
     stage = build_stage(LatentDiffusion, CONFIG, zero_terminal_snr=rescaled)
     assert (float(stage.path.alpha_sigma(torch.tensor([999]))[0]) == 0) is rescaled
     assert stage.sampling_config()["diffusion"]["zero_terminal_snr"] is rescaled
@@ -116,7 +116,7 @@ def told(stage: LatentDiffusion, batch: JointBatch, step: str = "training_step")
 
 
 @pytest.mark.parametrize("step", ["training_step", "validation_step"])
-def test_condition_holds_the_captions_and_labels_of_their_samples(step: str) -> None:
+def test_condition_holds_captions_and_labels_of_their_samples(step: str) -> None:
     batch = joint_batch()
     batch.captions[1], batch.captions[4] = "", "  "
     condition = told(build_stage(LatentDiffusion, CONFIG, condition_dropout=0.0), batch, step)
@@ -127,7 +127,7 @@ def test_condition_holds_the_captions_and_labels_of_their_samples(step: str) -> 
     assert condition.labels.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_condition_that_is_always_dropped_is_dropped_in_training_only() -> None:
+def test_condition_dropout_of_one_applies_in_training_only() -> None:
     batch, settings = joint_batch(), {"condition_dropout": 1.0, "frame_prediction": 1.0}
     condition = told(build_stage(LatentDiffusion, CONFIG, **settings), batch)
     assert not condition.condition_kept.any() and condition.context_mask is not None and condition.context_mask.any(), (
@@ -188,7 +188,7 @@ def test_validation_runs_without_self_conditioning_and_with_every_condition() ->
     )
 
 
-def test_validation_noise_is_that_of_every_validation_and_of_each_batch_and_timestep_alone() -> None:
+def test_validation_noise_is_fixed_by_batch_timestep_and_seed() -> None:
     def noises(**settings: Any) -> list[Tensor]:
         _, network = validated(joint_batch(), **settings)
         return [network.eps(call) for call in network.calls]
@@ -206,7 +206,7 @@ def test_validation_noise_is_that_of_every_validation_and_of_each_batch_and_time
 
 
 @pytest.mark.parametrize("settings", [{}, {"zero_terminal_snr": False}, {"normalize_latents": False}, {"frame_prediction": 1.0}])
-def test_preview_of_the_right_network_shows_the_clips_themselves(vae: str, settings: dict[str, Any]) -> None:
+def test_preview_of_a_perfect_denoiser_shows_the_clips_themselves(vae: str, settings: dict[str, Any]) -> None:
     stage, batch = ready(vae, preview_steps=2, **settings), joint_batch()
     videos = FrameLayout(3, 3, 0)
     x0, _ = stage.latents(batch.videos, batch.images[:0], "latents")
@@ -228,7 +228,7 @@ def test_preview_of_the_right_network_shows_the_clips_themselves(vae: str, setti
     assert all(bool(call.condition.condition_kept.all()) for call in network.calls)
 
 
-def test_preview_noise_is_fixed_and_a_clips_own(vae: str) -> None:
+def test_preview_noise_is_fixed_and_differs_by_clip(vae: str) -> None:
     def start(count: int = 3, **settings: Any) -> Tensor:
         stage, batch = ready(vae, preview_steps=1, frame_prediction=0.0, **settings), joint_batch()
         network = KnownNetwork(CONFIG, torch.zeros(3 * count, 2, 4, 4), FrameLayout(count, 3, 0))
@@ -244,14 +244,14 @@ def test_preview_noise_is_fixed_and_a_clips_own(vae: str) -> None:
     assert float(noise.std()) == pytest.approx(1, abs=0.15) and float(torch.corrcoef(noise.view(3, -1)).triu(1).abs().max()) < 0.5
 
 
-def test_latents_of_no_clip_have_the_shape_of_the_autoencoder() -> None:
+def test_latents_of_no_clip_have_the_shape_of_the_vae() -> None:
     stage = build_stage(LatentDiffusion, CONFIG)
     stage._vae = [SimpleNamespace(to=lambda device: SimpleNamespace(factors=(4, 8, 2)))]
     assert stage._encode(torch.zeros(0, 3, 17, 32, 6)).shape == (0, 2, 5, 4, 3)
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_gradients_are_clipped_by_the_stage_unless_zero_does_it(sharded: bool) -> None:
+def test_gradient_clipping_is_done_by_the_stage_unless_zero_does_it(sharded: bool) -> None:
     stage = build_stage(LatentDiffusion, CONFIG, gradient_clip_val=0.5)
     logged = train_without_loop(stage)
     stage._trainer.strategy = object.__new__(ZeROStrategy) if sharded else SingleDeviceStrategy()

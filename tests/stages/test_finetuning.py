@@ -109,7 +109,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, square: Artifact) -> Path:
     return run
 
 
-def test_artifact_of_the_wide_model_goes_on_from_the_square_one(run: Path, square: Artifact) -> None:
+def test_init_from_trains_a_wide_model_from_a_square_one(run: Path, square: Artifact) -> None:
     wide = load(run / "base", verify=True)
     assert wide.card["steps"] == 2
     assert wide.models["denoiser"].config == WIDE
@@ -120,14 +120,14 @@ def test_artifact_of_the_wide_model_goes_on_from_the_square_one(run: Path, squar
         torch.testing.assert_close(trained[key], started[key], atol=1e-2, rtol=1e-2)
 
 
-def test_text_encoder_keeps_the_words_its_weights_were_trained_with(run: Path, square: Artifact) -> None:
+def test_init_from_keeps_the_vocabulary_of_the_text_encoder(run: Path, square: Artifact) -> None:
     vocabulary = square.read("tokenizer.model")
     assert load(run / "base").read("tokenizer.model") == vocabulary
     # It is there, too, when the training is interrupted and goes on without --init.
     assert (run / "training" / "base" / "tokenizer.model").read_bytes() == vocabulary
 
 
-def test_vae_init_takes_the_autoencoder_and_leaves_the_discriminator_as_it_starts(run: Path) -> None:
+def test_init_from_takes_the_vae_and_leaves_the_discriminator_untrained(run: Path) -> None:
     discriminator = DiscriminatorConfig(width=4, channel_multipliers=(2,), size=(8, 8))
     stage = VAEStage(VAE_CONFIG, partial(torch.optim.SGD, lr=1e-4), discriminator)  # type: ignore[arg-type]
     assert stage.discriminator is not None
@@ -139,13 +139,13 @@ def test_vae_init_takes_the_autoencoder_and_leaves_the_discriminator_as_it_start
     assert all(torch.equal(weight, trained[name]) for name, weight in stage.vae.state_dict().items())
 
 
-def test_wide_model_samples_wide_clips(run: Path, tmp_path: Path) -> None:
+def test_sample_command_of_a_wide_model_makes_wide_clips(run: Path, tmp_path: Path) -> None:
     sample(str(run), prompt=WORDS[0], steps=2, guidance=2.0, out=str(tmp_path / "clip.mp4"), dtype="float32", device="cpu")
     assert read_video(tmp_path / "clip.mp4", 9).shape == (9, 16, 28, 3)
     assert (tmp_path / "clip.png").exists()
 
 
-def test_what_cannot_be_taken_is_one_sentence_that_names_artifact_and_section(square: Artifact, run: Path) -> None:
+def test_init_from_error_is_one_sentence_that_names_artifact_and_section(square: Artifact, run: Path) -> None:
     with pytest.raises(ValueError) as error:
         init_from({"denoiser": Denoiser(DenoiserConfig(width=32, depth=2, num_heads=2, size=(3, 4, 7), window=(3, 2, 7)))}, square)
     assert str(error.value).startswith(f'--init {square.path}: section "denoiser" is of another size: width is 16 there and 32 here')

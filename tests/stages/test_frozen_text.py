@@ -68,7 +68,7 @@ def run(walt: Walt, painted: Path, config: PretrainedTextConfig, tmp_path_factor
     return run
 
 
-def test_a_frozen_encoder_is_no_part_of_the_module(config: PretrainedTextConfig) -> None:
+def test_frozen_text_encoder_is_not_in_the_module(config: PretrainedTextConfig) -> None:
     with_text = DenoiserConfig(**SMALL, text_width=16)  # type: ignore[arg-type]
     stage = BaseStage(with_text, sgd, text=config)
     assert {name.split(".")[0] for name, _ in stage.named_parameters()} == {"denoiser"}
@@ -76,7 +76,7 @@ def test_a_frozen_encoder_is_no_part_of_the_module(config: PretrainedTextConfig)
         BaseStage(with_text, sgd, text=PretrainedTextConfig("t5", config.path, width=8))
 
 
-def test_the_artifact_names_the_encoder_and_does_not_hold_it(run: Path, config: PretrainedTextConfig) -> None:
+def test_artifact_names_the_frozen_text_encoder_and_does_not_hold_it(run: Path, config: PretrainedTextConfig) -> None:
     artifact = load(run / "base", verify=True)
     assert list(artifact.models) == ["denoiser"]
     assert artifact.config["pretrained_text"] == {**asdict(config), "sha256": encoder_sha256(config)}
@@ -85,7 +85,7 @@ def test_the_artifact_names_the_encoder_and_does_not_hold_it(run: Path, config: 
     assert last["text_encoder"] == encoder_sha256(config)
 
 
-def test_training_and_validation_captions_are_in_the_runs_cache(run: Path, painted: Path) -> None:
+def test_feature_cache_of_a_run_has_training_and_validation_captions(run: Path, painted: Path) -> None:
     from safetensors import safe_open
 
     [folder] = (run / "cache").glob("text-*")
@@ -98,7 +98,7 @@ def test_training_and_validation_captions_are_in_the_runs_cache(run: Path, paint
     assert stored == len({entry.caption for entry in used})
 
 
-def test_a_base_with_a_frozen_encoder_samples_on_another_machine_too(run: Path, config: PretrainedTextConfig, tmp_path: Path) -> None:
+def test_cascade_with_a_frozen_text_encoder_samples_on_another_machine(run: Path, config: PretrainedTextConfig, tmp_path: Path) -> None:
     folders = {"vae": run / "vae", "base": run / "base"}
     request = SampleRequest(prompts=["a plain red circle"], seeds=[1])
     here = Cascade(folders, dtype=torch.float32).sample(request, SamplingConfig(steps=2))["base"]
@@ -113,7 +113,7 @@ def test_a_base_with_a_frozen_encoder_samples_on_another_machine_too(run: Path, 
     assert torch.equal(here, there)
 
 
-def test_super_resolution_takes_the_bases_encoder_and_the_cascade_runs(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
+def test_super_resolution_uses_the_frozen_text_encoder_of_its_base(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
     shards = {path.name for path in (run / "cache").glob("text-*/*.safetensors")}
     fit(walt, "sr1", run, painted)
     assert {path.name for path in (run / "cache").glob("text-*/*.safetensors")} == shards, "the base's features serve again"
@@ -122,7 +122,9 @@ def test_super_resolution_takes_the_bases_encoder_and_the_cascade_runs(walt: Wal
     assert Path(out).exists()
 
 
-def test_training_does_not_go_on_with_another_encoder(walt: Walt, run: Path, painted: Path, config: PretrainedTextConfig) -> None:
+def test_fit_command_refuses_to_resume_with_another_text_encoder(
+    walt: Walt, run: Path, painted: Path, config: PretrainedTextConfig
+) -> None:
     file = Path(config.path) / "config.json"
     before, features = file.read_text(), set((run / "cache").glob("text-*/*"))
     file.write_text(before.replace("{", "{ ", 1))

@@ -61,7 +61,7 @@ def size(weight: Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_optimiser_moves_the_weights_that_start_at_zero_by_about_its_rate(name: str) -> None:
+def test_optimizer_moves_zero_initialised_weights_by_about_its_learning_rate(name: str) -> None:
     training = Training(OPTIMISERS[name])
     losses = training.steps(30)
     assert losses[-1] < losses[0]
@@ -80,7 +80,7 @@ def test_adafactor_keeps_rows_and_columns_instead_of_a_second_matrix() -> None:
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_optimiser_goes_on_from_a_checkpoint_bit_for_bit(name: str) -> None:
+def test_optimizer_resumes_from_a_checkpoint_bit_for_bit(name: str) -> None:
     whole, resumed = Training(OPTIMISERS[name]), Training(OPTIMISERS[name])
     whole.steps(3)
     file = io.BytesIO()
@@ -92,7 +92,7 @@ def test_optimiser_goes_on_from_a_checkpoint_bit_for_bit(name: str) -> None:
     assert resumed.steps(3) == whole.steps(3)
 
 
-def test_constant_rate_warms_up_and_stays() -> None:
+def test_learning_rate_constant_warms_up_and_stays() -> None:
     optimizer = SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedule = learning_rate(optimizer, warmup_steps=3, total=-1, lr_schedule="constant")
     rates = []
@@ -103,7 +103,7 @@ def test_constant_rate_warms_up_and_stays() -> None:
     assert rates == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1])
 
 
-def test_cosine_is_that_of_torch_after_the_warm_up() -> None:
+def test_learning_rate_cosine_equals_torch_after_the_warmup() -> None:
     ours, theirs = (SGD([torch.zeros(1, requires_grad=True)], lr=1.0) for _ in range(2))
     schedules = (
         learning_rate(ours, warmup_steps=0, total=10, lr_schedule="cosine"),
@@ -117,7 +117,7 @@ def test_cosine_is_that_of_torch_after_the_warm_up() -> None:
 
 
 @pytest.mark.parametrize("limit, want", [(1.0, 1.0), (None, 5.0), (9.0, 5.0)])
-def test_gradient_norm_is_limited_and_the_norm_before_is_told(limit: float | None, want: float) -> None:
+def test_clip_gradients_limits_the_norm_and_returns_the_norm_before(limit: float | None, want: float) -> None:
     weight = torch.zeros(2, requires_grad=True)
     weight.grad = torch.tensor([3.0, 4.0])
     assert float(clip_gradients([weight], limit)) == pytest.approx(5)

@@ -77,7 +77,7 @@ def is_norm_or_bias(stage: nn.Module, name: str) -> bool:
 
 
 @pytest.mark.parametrize("lora_rank", [2, None])
-def test_super_resolution_stage_decays_matrices_only(lora_rank: int | None) -> None:
+def test_parameter_groups_of_super_resolution_decay_matrices_only(lora_rank: int | None) -> None:
     config = DenoiserConfig(**{**DENOISER.__dict__, "lora_rank": lora_rank})
     stage = SuperResolutionStage(config, adamw)
     ((decayed, plain),) = configured(stage)
@@ -88,7 +88,7 @@ def test_super_resolution_stage_decays_matrices_only(lora_rank: int | None) -> N
     assert not [name for name in decayed if is_norm_or_bias(stage, name)]
 
 
-def test_base_stage_decays_the_matrices_of_its_text_encoder_too() -> None:
+def test_parameter_groups_of_the_base_decay_matrices_of_its_text_encoder() -> None:
     config = DenoiserConfig(**{**DENOISER.__dict__, "super_resolution": False})
     stage = BaseStage(config, adamw, SmallTextConfig(width=8, depth=1, num_heads=2, vocab_size=16, max_length=4))
     ((decayed, plain),) = configured(stage)
@@ -98,7 +98,7 @@ def test_base_stage_decays_the_matrices_of_its_text_encoder_too() -> None:
     assert {name for name in decayed if name.startswith("text.")} == {f"{layer}.{part}" for part in parts}
 
 
-def test_vae_stage_decays_the_kernels_of_both_networks() -> None:
+def test_parameter_groups_of_the_vae_decay_kernels_of_both_networks() -> None:
     stage = VAEStage(VAE, adamw, DISCRIMINATOR)
     networks = configured(stage)
     assert len(networks) == 2
@@ -134,7 +134,7 @@ def step_without_gradients(make: Any) -> tuple[Denoiser, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_optimiser_decays_the_first_group_and_leaves_the_second(name: str) -> None:
+def test_parameter_groups_first_is_decayed_and_second_is_not(name: str) -> None:
     denoiser, before = step_without_gradients(OPTIMISERS[name])
     after = dict(denoiser.named_parameters())
     shrunk = {name for name, value in before.items() if after[name].detach().abs().max() < value.abs().max()}
@@ -143,7 +143,7 @@ def test_optimiser_decays_the_first_group_and_leaves_the_second(name: str) -> No
     assert shrunk == moved == {names[p] for p in parameter_groups(denoiser)[0]["params"]}
 
 
-def test_muon_chooses_by_shape_whatever_the_group() -> None:
+def test_muon_chooses_by_shape_in_every_parameter_group() -> None:
     denoiser = Denoiser(DENOISER)
     for p in denoiser.parameters():
         p.grad = torch.randn_like(p)
@@ -166,7 +166,7 @@ def written(line: Sequence[str]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_shipped_stage_writes_its_weight_decay(command: str) -> None:
+def test_experiment_stage_states_its_weight_decay(command: str) -> None:
     for line in typed(command):
         assert isinstance(written(line).get("weight_decay"), float), line
 
@@ -195,7 +195,9 @@ def forget_groups(checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.parametrize("stage, more", [("vae", []), ("base", []), ("base", [*SHARDED, *ADAMW])], ids=["vae", "base", "base with ZeRO 2"])
-def test_resume_from_one_group_says_what_to_type(stage: str, more: list[str], painted: Path, parents: Path, tmp_path: Path) -> None:
+def test_check_groups_on_resume_from_one_group_says_what_to_type(
+    stage: str, more: list[str], painted: Path, parents: Path, tmp_path: Path
+) -> None:
     run, ranks = tmp_path / "run", 2 if more else 1
     if stage != "vae":
         copy_parents(parents, run, stage)

@@ -52,7 +52,7 @@ def latent_batch(videos: int = 2, images: int = 3) -> JointBatch:
     )
 
 
-def test_given_frames_and_lost_samples_do_not_count() -> None:
+def test_frame_weight_of_context_frames_and_unreadable_samples_is_zero() -> None:
     stage = BaseStage(DenoiserConfig(**SMALL, frame_prediction=0.1), sgd)  # type: ignore[arg-type]
     batch = latent_batch()
     batch.weight[1] = 0
@@ -64,7 +64,7 @@ def test_given_frames_and_lost_samples_do_not_count() -> None:
     assert stage.frame_weight(batch, condition).tolist() == [0, 0, 1, 0, 0, 0, 1, 1, 1]
 
 
-def test_the_past_is_given_to_the_first_frames_of_videos_only() -> None:
+def test_condition_with_context_marks_the_first_frames_of_videos_only() -> None:
     layout = FrameLayout(1, 3, 2)
     x0 = torch.randn(5, 8, 4, 4)
     condition = Condition(layout, torch.ones(3, dtype=torch.bool)).with_context(x0, torch.tensor([1, 1, 1]))
@@ -86,7 +86,7 @@ def given_frames(stage: BaseStage, batch: JointBatch, step: int = 0) -> tuple[Co
     return condition, x0, condition.context_mask[: layout.video_frames, 0, 0, 0].view(layout.videos, layout.frames).sum(dim=1)
 
 
-def test_one_video_in_ten_is_given_one_or_two_clean_frames() -> None:
+def test_frame_prediction_gives_one_video_in_ten_one_or_two_clean_frames() -> None:
     stage = BaseStage(DenoiserConfig(**SMALL, frame_prediction=0.1), sgd)  # type: ignore[arg-type]
     batch = clips_of(1000)
     condition, x0, counts = given_frames(stage, batch)
@@ -99,7 +99,7 @@ def test_one_video_in_ten_is_given_one_or_two_clean_frames() -> None:
     assert torch.equal(given_frames(stage, batch, step=0)[2], counts) and not torch.equal(given_frames(stage, batch, step=1)[2], counts)
 
 
-def test_kinetics_is_always_given_two_frames() -> None:
+def test_frame_prediction_of_one_always_gives_two_context_frames() -> None:
     config = DenoiserConfig(**SMALL, frame_prediction=1.0)  # type: ignore[arg-type]
     stage = BaseStage(config, sgd, diffusion=DiffusionConfig(context_frames=(2,)))
     batch = clips_of(20)
@@ -114,7 +114,7 @@ def test_kinetics_is_always_given_two_frames() -> None:
     assert sometimes.sampling_config()["diffusion"]["context_frames"] == [1, 2]
 
 
-def test_without_the_channels_no_past_is_given() -> None:
+def test_base_stage_without_frame_prediction_has_no_context_channels() -> None:
     stage = BaseStage(DenoiserConfig(**SMALL), sgd)  # type: ignore[arg-type]
     batch = clips_of(3)
     x0, layout = stage.latents(batch.videos, batch.images, "latents")
@@ -122,7 +122,7 @@ def test_without_the_channels_no_past_is_given() -> None:
     assert stage.denoiser.config.in_channels == 2 * 8, "noisy latent and self-conditioning"
 
 
-def test_guidance_of_a_stage_is_that_of_its_previews_and_its_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guidance_of_a_stage_is_used_by_previews_and_stored_in_its_artifact(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Guidance] = []
 
     def spy(denoise: Denoise, guidance: Guidance, *more: object) -> Denoise:
@@ -137,14 +137,14 @@ def test_guidance_of_a_stage_is_that_of_its_previews_and_its_artifact(monkeypatc
     assert asked == [DiffusionConfig.from_plain(stage.sampling_config()["diffusion"]).guidance] == [Guidance(3.0, rescale=0.5)]
 
 
-def test_guidance_is_refused_where_the_past_is_always_given() -> None:
+def test_guidance_is_refused_where_context_is_always_given() -> None:
     config = DenoiserConfig(**SMALL, frame_prediction=1.0)  # type: ignore[arg-type]
     said = r"model.diffusion.guidance.scale is 2, but with model.denoiser.frame_prediction 1 .*: set the scale to 1"
     with pytest.raises(ValueError, match=said):
         BaseStage(config, sgd, diffusion=DiffusionConfig(guidance=Guidance(2.0)))
 
 
-def test_low_latents_are_noised_at_their_level_and_the_level_is_told() -> None:
+def test_super_resolution_noises_low_res_at_its_noise_aug_level() -> None:
     stage = SuperResolutionStage(DenoiserConfig(**SMALL, super_resolution=True), sgd)  # type: ignore[arg-type]
     batch = latent_batch()
     x0, layout = stage.latents(batch.videos, batch.images, "latents")
@@ -163,7 +163,7 @@ def test_low_latents_are_noised_at_their_level_and_the_level_is_told() -> None:
     assert 0.8 < float(noise.std()) < 1.2
 
 
-def test_draws_of_a_sample_do_not_depend_on_its_rank() -> None:
+def test_training_draws_of_a_sample_do_not_depend_on_its_rank() -> None:
     stage = BaseStage(DenoiserConfig(**SMALL), sgd)  # type: ignore[arg-type]
     batch = latent_batch(videos=4, images=0)
     x0, layout = stage.latents(batch.videos, batch.images, "latents")
@@ -174,7 +174,7 @@ def test_draws_of_a_sample_do_not_depend_on_its_rank() -> None:
 
 
 @pytest.mark.parametrize("default", [torch.bfloat16, torch.float64], ids=str)
-def test_a_step_draws_the_same_whatever_the_default_dtype(default: torch.dtype, default_dtype: SetDtype) -> None:
+def test_training_draws_are_independent_of_the_default_dtype(default: torch.dtype, default_dtype: SetDtype) -> None:
     """Latents by their statistics, levels, noise, given pasts and the noised smaller latent."""
     denoiser = DenoiserConfig(**SMALL, frame_prediction=0.5, super_resolution=True)  # type: ignore[arg-type]
     stage, batch, steps = SuperResolutionStage(denoiser, sgd), latent_batch(), []
@@ -204,7 +204,7 @@ def test_first_videos_leaves_out_the_images() -> None:
     assert len(batch.videos) == 1 and len(batch.images) == 0 and len(batch.captions) == len(batch.global_batch_index) == 1
 
 
-def test_statistics_are_those_of_all_training_latents_of_all_ranks() -> None:
+def test_latent_statistics_are_those_of_all_training_latents_of_all_ranks() -> None:
     parts = [torch.randn(2, 2, 3, 4, 4) * 3 + 1, torch.randn(5, 2, 1, 4, 4)]
     measured = latent_statistics(latent_sums(parts[:1], 2) + latent_sums(parts[1:], 2) + latent_sums([], 2))
     with pytest.raises(ValueError, match="no clip that can be read"):
@@ -226,7 +226,7 @@ def test_statistics_are_those_of_all_training_latents_of_all_ranks() -> None:
         (lambda: DenoiserConfig(**SMALL, self_conditioning=True), "self_conditioning"),  # type: ignore[arg-type]
     ],
 )
-def test_configs_that_contradict_each_other_are_refused(build: Callable[[], object], named: str) -> None:
+def test_stage_refuses_configs_that_contradict_each_other(build: Callable[[], object], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         build()
 
@@ -246,7 +246,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
         learning_rate(optimizer, warmup_steps=4, total=4, lr_schedule="cosine")
 
 
-def test_a_validation_batch_that_is_all_lost_counts_for_nothing() -> None:
+def test_vae_validation_batch_of_unreadable_clips_has_no_weight() -> None:
     """And its value is logged all the same: ranks add up their values in the order in which they are logged."""
     vae = VAEConfig(
         width=8,

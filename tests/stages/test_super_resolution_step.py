@@ -57,14 +57,14 @@ def drawn() -> tuple[KnownNetwork, JointBatch]:
     return network, batch
 
 
-def test_super_resolution_noise_level_is_uniform_below_350(drawn: tuple[KnownNetwork, JointBatch]) -> None:
+def test_super_resolution_noise_aug_level_is_uniform_below_350(drawn: tuple[KnownNetwork, JointBatch]) -> None:
     level = drawn[0].calls[-1].condition.noise_aug_level
     assert level is not None and level.dtype == torch.int64 and int(level.min()) == 0 and int(level.max()) == 349
     for kind in (level[:10_000], level[10_000:]):
         assert stats.chisquare(torch.bincount(kind, minlength=350).numpy()).pvalue > 1e-3
 
 
-def test_super_resolution_low_latent_is_noised_at_the_level_that_is_told(drawn: tuple[KnownNetwork, JointBatch]) -> None:
+def test_super_resolution_low_res_is_noised_at_the_level_the_network_sees(drawn: tuple[KnownNetwork, JointBatch]) -> None:
     network, batch = drawn
     call = network.calls[-1]
     eps, level = low_eps(network, call, batch), call.condition.layout.per_frame(call.condition.noise_aug_level)  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def test_super_resolution_training_step_loss_is_the_mean_over_frames_that_count(
     assert float(stage.training_step(batch, 0)) == pytest.approx(by_hand, rel=1e-4)
 
 
-def test_super_resolution_first_pass_sees_the_same_low_latent() -> None:
+def test_super_resolution_self_conditioning_pass_sees_the_same_low_res() -> None:
     batch = joint_batch()
     stage, network = stage_of(batch, self_conditioning=1.0)
     train_without_loop(stage)
@@ -109,7 +109,7 @@ def test_super_resolution_first_pass_sees_the_same_low_latent() -> None:
 
 
 @pytest.mark.parametrize("level", [50, 7])
-def test_super_resolution_validates_at_the_level_that_it_samples_at(level: int) -> None:
+def test_super_resolution_validates_at_the_noise_aug_level_of_sampling(level: int) -> None:
     batch = joint_batch()
     stage, network = stage_of(batch, noise_aug_level=level)
     train_without_loop(stage)
@@ -122,11 +122,11 @@ def test_super_resolution_validates_at_the_level_that_it_samples_at(level: int) 
     assert stage.sampling_config()["diffusion"]["noise_aug_level"] == level
 
 
-def test_super_resolution_level_is_fifty_at_sampling_unless_told() -> None:
+def test_super_resolution_noise_aug_level_default_is_50() -> None:
     assert SuperResolutionStage(LARGER, sgd).sampling_config()["diffusion"]["noise_aug_level"] == 50
 
 
-def test_super_resolution_keeps_the_past_and_drops_captions_as_the_base_does() -> None:
+def test_super_resolution_keeps_context_and_drops_captions_as_the_base_does() -> None:
     batch = joint_batch()
     stage, network = stage_of(batch, condition_dropout=1.0, frame_prediction=1.0)
     train_without_loop(stage)
@@ -140,7 +140,7 @@ def test_super_resolution_keeps_the_past_and_drops_captions_as_the_base_does() -
     )
 
 
-def test_super_resolution_low_noise_depends_on_seed_step_and_slot_only() -> None:
+def test_super_resolution_low_res_noise_depends_on_seed_step_and_global_batch_index() -> None:
     def low_res(total_batch_idx: int = 7, seed: int = 0, global_batch_index: list[int] | None = None) -> Tensor:
         batch = joint_batch()
         batch.global_batch_index = torch.tensor([0, 1, 2, 3, 4] if global_batch_index is None else global_batch_index)
@@ -158,7 +158,7 @@ def test_super_resolution_low_noise_depends_on_seed_step_and_slot_only() -> None
 
 
 @pytest.mark.parametrize("rescaled", [True, False])
-def test_super_resolution_low_noise_is_that_of_the_schedule_of_the_stage(rescaled: bool) -> None:
+def test_super_resolution_low_res_noise_follows_the_configured_noise_schedule(rescaled: bool) -> None:
     """However large the clean latents are, the same noise is left without them."""
     found = []
     for scale in (1, 1000):
@@ -173,7 +173,7 @@ def test_super_resolution_low_noise_is_that_of_the_schedule_of_the_stage(rescale
 
 
 @pytest.mark.parametrize("change, said", [({"low_res_videos": None}, "low_res_size is not set"), ({}, "set it to half of data.size")])
-def test_super_resolution_without_latents_of_half_the_size_is_refused(change: dict[str, Any], said: str) -> None:
+def test_super_resolution_refuses_low_res_that_is_not_half_the_size(change: dict[str, Any], said: str) -> None:
     batch = joint_batch()
     stage, _ = stage_of(batch)
     wrong = replace(batch, **(change or {"low_res_videos": batch.videos, "low_res_images": batch.images}))
@@ -189,7 +189,7 @@ class Cells(torch.nn.Module):
         return z[:, [0, 1, 0]] / 10
 
 
-def test_super_resolution_previews_are_rows_of_low_sample_and_original() -> None:
+def test_super_resolution_previews_show_low_res_sample_and_original() -> None:
     batch = joint_batch()
     stage, _ = stage_of(batch, preview_steps=2)
     stage._vae = [Cells()]  # type: ignore[list-item]

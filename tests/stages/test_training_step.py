@@ -54,14 +54,14 @@ def test_training_step_loss_is_the_mean_over_frames_that_count(step: int) -> Non
     assert logged["train/loss_video"].options["batch_size"] == 9 and logged["train/loss_image"].options["batch_size"] == 2
 
 
-def test_training_step_loss_without_given_frames_is_the_plain_mean() -> None:
+def test_training_step_loss_without_context_frames_is_the_plain_mean() -> None:
     batch = joint_batch()
     stage, _ = with_network(batch, ERROR, frame_prediction=0.0)
     train_without_loop(stage)
     assert float(stage.training_step(batch, 0)) == pytest.approx(float(ERROR.square().mean()), rel=1e-4)
 
 
-def test_training_step_loss_of_the_right_network_is_zero() -> None:
+def test_training_step_loss_of_a_perfect_denoiser_is_zero() -> None:
     batch = joint_batch()
     for step in range(10):
         stage, _ = with_network(batch)
@@ -70,7 +70,7 @@ def test_training_step_loss_of_the_right_network_is_zero() -> None:
 
 
 @pytest.mark.parametrize("rescaled", [True, False])
-def test_training_step_noise_is_that_of_the_schedule_of_the_stage(rescaled: bool) -> None:
+def test_training_step_noise_follows_the_configured_noise_schedule(rescaled: bool) -> None:
     """However large the clean latents are, the same noise is left without them."""
     found = []
     for scale in (1, 1000):
@@ -83,7 +83,7 @@ def test_training_step_noise_is_that_of_the_schedule_of_the_stage(rescaled: bool
     torch.testing.assert_close(found[0], found[1], atol=0.05, rtol=0)
 
 
-def test_training_step_logs_only_the_kinds_that_there_are() -> None:
+def test_training_step_logs_losses_of_videos_and_images_that_are_in_the_batch() -> None:
     for layout, name in ((FrameLayout(2, 3, 0), "train/loss_video"), (FrameLayout(0, 3, 2), "train/loss_image")):
         batch = joint_batch(layout)
         stage, _ = with_network(batch)
@@ -92,7 +92,7 @@ def test_training_step_logs_only_the_kinds_that_there_are() -> None:
         assert set(logged) == {"train/loss", name}
 
 
-def test_training_step_of_lost_clips_alone_is_zero_and_logs_every_kind() -> None:
+def test_training_step_of_unreadable_clips_alone_is_zero_and_logs_every_loss() -> None:
     """Ranks add up their values in the order in which they log them."""
     batch = joint_batch(weight=torch.zeros(5))
     stage, _ = with_network(batch, ERROR)
@@ -121,7 +121,7 @@ def test_training_step_losses_of_two_ranks_average_to_that_of_the_whole_batch() 
         assert sum(parts) / 2 == pytest.approx(float((ERROR.square() * weight).sum() / count), rel=1e-4)
 
 
-def test_training_step_asks_the_other_ranks_how_many_frames_count() -> None:
+def test_training_step_asks_other_ranks_how_many_frames_count() -> None:
     batch = joint_batch(weight=torch.tensor([1.0, 0, 1, 1, 0]))
     stage, _ = with_network(batch, ERROR, frame_prediction=0.0)
     asked: list[float] = []
@@ -140,7 +140,7 @@ def noise_of(total_batch_idx: int, batch_idx: int = 0, seed: int = 0, global_bat
     return network.calls[-1].timestep, network.eps(network.calls[-1])
 
 
-def test_training_step_draws_depend_on_seed_step_and_slot_only() -> None:
+def test_training_step_draws_depend_on_seed_step_and_global_batch_index() -> None:
     step, eps = noise_of(7)
     torch.manual_seed(99)
     for again in (noise_of(7, batch_idx=3), noise_of(7, batch_idx=0)):
@@ -152,7 +152,7 @@ def test_training_step_draws_depend_on_seed_step_and_slot_only() -> None:
     torch.testing.assert_close(moved[1], eps[[3, 4, 5, 0, 1, 2, 6, 7, 8, 10, 9]], atol=1e-3, rtol=1e-3)
 
 
-def test_training_step_shows_given_frames_to_the_first_pass() -> None:
+def test_training_step_shows_context_frames_to_the_self_conditioning_pass() -> None:
     """The estimate is x_0 as the first pass has it: off by sigma times its error, and the given frames themselves where given."""
     batch = joint_batch()
     stage, network = with_network(batch, ERROR, frame_prediction=1.0, self_conditioning=1.0)
@@ -210,7 +210,7 @@ def test_training_step_drops_the_condition_of_one_sample_in_ten(drawn: KnownNetw
         assert float(kind.float().mean()) == pytest.approx(0.9, abs=0.01)
 
 
-def test_training_step_runs_the_first_pass_for_nine_samples_in_ten(drawn: KnownNetwork) -> None:
+def test_training_step_runs_the_self_conditioning_pass_for_nine_samples_in_ten(drawn: KnownNetwork) -> None:
     first, second = drawn.calls
     assert first.condition.labels is not None and second.condition.labels is not None
     rows = torch.isin(second.condition.labels, first.condition.labels)
@@ -218,7 +218,7 @@ def test_training_step_runs_the_first_pass_for_nine_samples_in_ten(drawn: KnownN
         assert float(kind.float().mean()) == pytest.approx(0.9, abs=0.01)
 
 
-def test_training_step_gives_one_video_in_ten_one_or_two_frames(drawn: KnownNetwork) -> None:
+def test_training_step_gives_one_video_in_ten_one_or_two_context_frames(drawn: KnownNetwork) -> None:
     mask = drawn.calls[-1].condition.context_mask
     assert mask is not None and not mask[30_000:].any()
     count = mask[:30_000].view(10_000, 3).sum(dim=1)

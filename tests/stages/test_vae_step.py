@@ -67,7 +67,7 @@ def discriminating_stage(**settings: Any) -> Any:
     return stage
 
 
-def test_vae_step_moves_the_autoencoder_by_the_written_out_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vae_step_moves_the_vae_by_the_written_out_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     stage = discriminating_stage(
         optimizer=sgd, discriminator_optimizer=frozen, gradient_clip_val=None, kl_weight=0.5, adversarial_weight=0.3
     )
@@ -117,7 +117,7 @@ def written_out_discriminator_loss(stage: Any, batch: JointBatch, step: int, r1_
 
 
 @pytest.mark.parametrize(("step", "penalty"), [(0, 16.0), (1, 0.0), (15, 0.0), (16, 16.0)])
-def test_discriminator_step_moves_it_by_the_written_out_loss(step: int, penalty: float) -> None:
+def test_discriminator_step_moves_the_discriminator_by_the_written_out_loss(step: int, penalty: float) -> None:
     """R1 comes at every sixteenth step, with sixteen times its cost; it is 10 times the squared slope, without a half."""
     stage = discriminating_stage(optimizer=frozen, discriminator_optimizer=sgd, r1_weight=10.0, lecam_weight=0.2)
     batch, seen = tiny_batch(0.5), {}
@@ -150,7 +150,7 @@ def test_discriminator_step_moves_it_by_the_written_out_loss(step: int, penalty:
         assert logged["train/discriminator_gradient_norm"] < 0.99 * logged[name]
 
 
-def test_lost_clips_count_for_nothing_in_either_network() -> None:
+def test_vae_step_unreadable_clips_move_neither_network() -> None:
     """A batch with a lost video and a lost image moves both networks as the same batch without them."""
     batch = tiny_batch(0.5)
     batch.weight[1] = batch.weight[4] = 0
@@ -170,7 +170,7 @@ def test_lost_clips_count_for_nothing_in_either_network() -> None:
     torch.testing.assert_close(means, wanted)
 
 
-def test_discriminator_step_on_separable_clips_raises_the_gap() -> None:
+def test_discriminator_step_on_separable_clips_raises_the_logit_gap() -> None:
     """Real clips are bright, reconstructions of a network that does not learn are not."""
     stage = tiny_stage(frozen, discriminator_optimizer=lambda p: torch.optim.Adam(p, lr=2e-3, betas=(0.0, 0.99)), r1_weight=0.0)
     batch = tiny_batch(0.2)
@@ -179,7 +179,7 @@ def test_discriminator_step_on_separable_clips_raises_the_gap() -> None:
     assert gaps[0] < 0.5 and gaps[-1] > gaps[0] + 1
 
 
-def test_generator_step_lowers_the_discriminators_certainty() -> None:
+def test_vae_step_raises_the_logits_of_reconstructions() -> None:
     """With a discriminator that does not learn and no other term, reconstructions come to pass for real."""
     stage = discriminating_stage(
         optimizer=lambda p: torch.optim.Adam(p, lr=2e-3), discriminator_optimizer=frozen, reconstruction_weight=0.0, adversarial_weight=1.0
@@ -200,7 +200,7 @@ def test_lecam_follows_the_logits_of_the_global_batch() -> None:
 
 
 @pytest.mark.parametrize("clip", [None, 1e-3])
-def test_autoencoder_gradient_norm_is_limited_to_one(clip: float | None) -> None:
+def test_vae_step_gradient_norm_is_limited_to_one(clip: float | None) -> None:
     """By default; and to what is asked for."""
     settings = {} if clip is None else {"gradient_clip_val": clip}
     stage = tiny_stage(optimizer=sgd, adversarial_start=9, reconstruction_weight=1e4, **settings)
@@ -222,7 +222,7 @@ def test_vae_validation_scores_the_clips_that_could_be_read() -> None:
             assert logged[f"val/psnr_{name}"] == pytest.approx(float(-10 * torch.log10(error)), rel=1e-5)
 
 
-def test_vae_previews_show_each_of_four_clips_beside_its_reconstruction() -> None:
+def test_vae_previews_show_four_clips_beside_their_reconstructions() -> None:
     stage, batch = tiny_stage(), tiny_batch(3.0, videos=6)
     batch.captions[:] = [f"clip {i}" for i in range(len(batch.captions))]
     with torch.no_grad():
@@ -235,7 +235,7 @@ def test_vae_previews_show_each_of_four_clips_beside_its_reconstruction() -> Non
 
 
 @pytest.mark.parametrize("images", [3, 0])
-def test_training_latents_are_the_means_of_what_could_be_read(images: int) -> None:
+def test_training_latents_are_the_means_of_the_clips_that_could_be_read(images: int) -> None:
     stage, batch = tiny_stage(), tiny_batch(videos=5, images=images)
     batch.weight[1] = 0
     found = list(training_latents(stage.vae, [batch, batch], 1, torch.device("cpu")))

@@ -46,7 +46,7 @@ def unloadable(*_: object) -> PretrainedTextEncoder:
 # ---- Which encoder -------------------------------------------------------------------------------------------------
 
 
-def test_an_encoder_is_known_by_the_bytes_of_its_files(config: PretrainedTextConfig, tmp_path: Path) -> None:
+def test_encoder_sha256_depends_on_the_bytes_of_its_files(config: PretrainedTextConfig, tmp_path: Path) -> None:
     known = encoder_sha256(config)
     shutil.copytree(config.path, tmp_path / "elsewhere")
     assert encoder_sha256(replace(config, path=str(tmp_path / "elsewhere"))) == known
@@ -61,7 +61,9 @@ def test_an_encoder_is_known_by_the_bytes_of_its_files(config: PretrainedTextCon
     assert encoder_sha256(config) == known
 
 
-def test_hashes_are_remembered_by_size_and_time(config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoder_sha256_is_remembered_by_size_and_time(
+    config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     weights, memory = Path(config.path) / "model.safetensors", tmp_path / "new" / "hashes.json"
     for path in Path(config.path).iterdir():
         os.utime(path, ns=(0, 10**18))
@@ -75,7 +77,7 @@ def test_hashes_are_remembered_by_size_and_time(config: PretrainedTextConfig, tm
     assert encoder_sha256(config, memory) != known, "a damaged memory is no memory"
 
 
-def test_a_file_that_changed_just_now_is_not_remembered(config: PretrainedTextConfig, tmp_path: Path) -> None:
+def test_encoder_sha256_of_a_file_that_changed_just_now_is_not_remembered(config: PretrainedTextConfig, tmp_path: Path) -> None:
     weights, memory = Path(config.path) / "model.safetensors", tmp_path / "hashes.json"
     os.utime(weights)
     before, stat = encoder_sha256(config, memory), weights.stat()
@@ -89,7 +91,7 @@ def artifact(config: PretrainedTextConfig | None, sha256: str = "") -> Artifact:
     return Artifact(Path("runs/x/base"), {}, encoder_section(config, sha256) if config else {}, {})
 
 
-def test_a_missing_or_changed_encoder_is_one_sentence_that_says_what_to_type(config: PretrainedTextConfig, tmp_path: Path) -> None:
+def test_recorded_encoder_missing_or_changed_says_what_to_type(config: PretrainedTextConfig, tmp_path: Path) -> None:
     made = artifact(config, encoder_sha256(config))
     assert recorded_encoder(made, None, "--text-encoder") == config
     moved = str(shutil.move(config.path, tmp_path / "moved"))
@@ -101,7 +103,7 @@ def test_a_missing_or_changed_encoder_is_one_sentence_that_says_what_to_type(con
         recorded_encoder(made, moved, "--text-encoder")
 
 
-def test_text_encoder_that_an_artifact_names_is_not_downloaded(config: PretrainedTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_encoder_of_an_artifact_is_not_downloaded(config: PretrainedTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A person's own --text-encoder is, and a snapshot that is on this machine is taken."""
     asked: list[bool] = []
 
@@ -120,7 +122,7 @@ def test_text_encoder_that_an_artifact_names_is_not_downloaded(config: Pretraine
     assert recorded_encoder(artifact(config, sha256), "stranger/away", "--text-encoder") is not None and False in asked
 
 
-def test_a_place_for_an_encoder_that_is_not_frozen_is_refused() -> None:
+def test_recorded_encoder_refuses_a_path_where_no_encoder_is_frozen() -> None:
     assert recorded_encoder(artifact(None), None, "--text-encoder") is None
     with pytest.raises(ValueError, match="not trained with a frozen text encoder"):
         recorded_encoder(artifact(None), "/somewhere", "--text-encoder")
@@ -129,7 +131,7 @@ def test_a_place_for_an_encoder_that_is_not_frozen_is_refused() -> None:
 # ---- Features on disk ----------------------------------------------------------------------------------------------
 
 
-def test_cached_features_are_the_encoders_bit_for_bit(
+def test_cached_text_encoder_gives_the_features_of_the_encoder_bit_for_bit(
     config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     direct, words = PretrainedTextEncoder(config).encode(sorted(CAPTIONS, key=lambda caption: (len(caption), caption)))
@@ -142,7 +144,7 @@ def test_cached_features_are_the_encoders_bit_for_bit(
     assert not tokens[~mask].any()
 
 
-def test_what_the_cache_lacks_is_encoded_once_and_added(
+def test_cached_text_encoder_encodes_missing_captions_once_and_stores_them(
     config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cached = encoder(config, tmp_path)
@@ -155,14 +157,14 @@ def test_what_the_cache_lacks_is_encoded_once_and_added(
     assert torch.equal(first[-1][mask[-1]], first[-2][mask[-2]])
 
 
-def test_only_words_are_stored(config: PretrainedTextConfig, tmp_path: Path) -> None:
+def test_feature_cache_stores_no_padding(config: PretrainedTextConfig, tmp_path: Path) -> None:
     _, words = PretrainedTextEncoder(config).encode(CAPTIONS)
     encoder(config, tmp_path).fill(CAPTIONS)
     [shard] = shards(tmp_path)
     assert load_file(shard)["tokens"].shape == (int(words.sum()), 16)
 
 
-def test_empty_captions_have_a_token_and_no_captions_a_shape(config: PretrainedTextConfig, tmp_path: Path) -> None:
+def test_cached_text_encoder_gives_empty_captions_a_token_and_no_captions_a_shape(config: PretrainedTextConfig, tmp_path: Path) -> None:
     tokens, mask = encoder(config, tmp_path).encode(["", "red"])
     assert mask[0].tolist()[:1] == [True] and tokens.shape[0] == 2
     tokens, mask = encoder(config, tmp_path).encode([])
@@ -170,13 +172,13 @@ def test_empty_captions_have_a_token_and_no_captions_a_shape(config: PretrainedT
 
 
 @pytest.mark.parametrize("change", [{"max_length": 12}, {"dtype": "float32"}])
-def test_another_length_or_dtype_has_a_cache_of_its_own(config: PretrainedTextConfig, tmp_path: Path, change: dict[str, str]) -> None:
+def test_feature_cache_of_another_length_or_dtype_is_its_own(config: PretrainedTextConfig, tmp_path: Path, change: dict[str, str]) -> None:
     encoder(config, tmp_path).fill(CAPTIONS)
     other = encoder(replace(config, **change), tmp_path)  # type: ignore[arg-type]
     assert other.cache.missing(CAPTIONS) == sorted(CAPTIONS)
 
 
-def test_a_shard_of_another_encoder_is_never_read(config: PretrainedTextConfig, tmp_path: Path) -> None:
+def test_feature_cache_never_reads_a_shard_of_another_encoder(config: PretrainedTextConfig, tmp_path: Path) -> None:
     encoder(config, tmp_path).fill(CAPTIONS)
     [shard] = shards(tmp_path)
     other = encoder(config, tmp_path, "1" * 64)
@@ -188,7 +190,7 @@ def test_a_shard_of_another_encoder_is_never_read(config: PretrainedTextConfig, 
     assert other.cache.read(CAPTIONS[0]) is None
 
 
-def test_flipped_bytes_and_cut_files_are_encoded_anew(config: PretrainedTextConfig, tmp_path: Path) -> None:
+def test_cached_text_encoder_encodes_damaged_features_again(config: PretrainedTextConfig, tmp_path: Path) -> None:
     right, _ = encoder(config, tmp_path).encode(CAPTIONS)
     [shard] = shards(tmp_path)
     data, token = bytearray(shard.read_bytes()), load_file(shard)["tokens"][-1]
@@ -204,7 +206,7 @@ def test_flipped_bytes_and_cut_files_are_encoded_anew(config: PretrainedTextConf
     assert len(shards(tmp_path)) == 3
 
 
-def test_an_interrupted_build_goes_on_to_the_same_bytes(
+def test_cached_text_encoder_interrupted_build_resumes_to_the_same_bytes(
     config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(text_features, "SHARD_CAPTIONS", 2)
@@ -228,7 +230,7 @@ def test_an_interrupted_build_goes_on_to_the_same_bytes(
     assert torch.equal(cached.encode(CAPTIONS)[0], whole.encode(CAPTIONS)[0])
 
 
-def test_ranks_share_the_work(config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_text_encoder_ranks_share_the_work(config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_features, "SHARD_CAPTIONS", 2)
     ranks = [encoder(config, tmp_path) for _ in range(2)]
     for cached in ranks:
@@ -245,7 +247,7 @@ def test_ranks_share_the_work(config: PretrainedTextConfig, tmp_path: Path, monk
     assert torch.equal(first, second)
 
 
-def test_a_full_disk_says_how_much_was_needed_and_what_to_do(
+def test_feature_cache_on_a_full_disk_says_how_much_was_needed(
     config: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, data: bytes) -> None:
@@ -256,7 +258,7 @@ def test_a_full_disk_says_how_much_was_needed_and_what_to_do(
         encoder(config, tmp_path).fill(CAPTIONS)
 
 
-def test_half_written_shards_are_removed_once_nobody_can_be_writing_them(config: PretrainedTextConfig, tmp_path: Path) -> None:
+def test_feature_cache_removes_old_unfinished_shards_only(config: PretrainedTextConfig, tmp_path: Path) -> None:
     cached = encoder(config, tmp_path)
     cached.cache.folder.mkdir(parents=True)
     for name, age in (("old", 10**9), ("new", None)):

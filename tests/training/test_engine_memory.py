@@ -11,7 +11,7 @@ from walt_pl.training.engine_memory import BUCKET, engine_bytes, moment_bytes
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, AdafactorBigVision, lambda p: torch.optim.SGD(p, momentum=0.9)])
-def test_moments_are_those_of_a_real_optimiser_after_a_step(optimizer: Any) -> None:
+def test_moment_bytes_equal_those_of_a_real_optimizer(optimizer: Any) -> None:
     model = nn.Sequential(nn.Linear(30, 50), nn.Conv2d(3, 4, 5))
     real = optimizer(model.parameters())
     for p in model.parameters():
@@ -33,13 +33,13 @@ def test_moments_are_those_of_a_real_optimiser_after_a_step(optimizer: Any) -> N
         ("zero3", 40_306_592, 40_306_592, 80_613_188 + 40_306_592),
     ],
 )
-def test_engines_hold_what_was_measured_of_them(engine: Any, parameters: int, gradients: int, optimizer: int) -> None:
+def test_engine_bytes_equal_what_was_measured(engine: Any, parameters: int, gradients: int, optimizer: int) -> None:
     """Bytes of a real model of 20,153,296 parameters on two ranks in float32, under Lightning 2.6.6 and DeepSpeed 0.19.8."""
     held = engine_bytes(engine, 20_153_296, 161_226_416, 2, "32-true", 1, False, {"kept": 0})
     assert (held.parameters, held.gradients, held.optimizer) == pytest.approx((parameters, gradients, optimizer), rel=0.001)
 
 
-def test_bfloat16_under_zero_keeps_float32_weights_and_two_moments_in_shards() -> None:
+def test_engine_bytes_of_bfloat16_under_zero_shard_float32_weights_and_moments() -> None:
     held = engine_bytes("zero2", 1000, 8000, 4, "bf16-mixed", 1, True, {"kept": 7})
     assert (held.parameters, held.gradients, held.optimizer, held.ema) == (2000, 500, 3000, 1000)
     wide = engine_bytes("zero2", 1000, 8000, 4, "32-true", 1, True, {"kept": 7})

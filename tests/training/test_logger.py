@@ -11,7 +11,9 @@ from tests.helpers.environment import full_disk
 from walt_pl.training.logger import ResilientTensorBoardLogger
 
 
-def test_training_goes_on_without_its_curves_and_they_go_on_once_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resilient_tensorboard_logger_on_a_full_disk_warns_and_resumes_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(walt_pl.training.logger, "RETRY", 0.5)
     curves = ResilientTensorBoardLogger(tmp_path, name="logs")
     curves.log_metrics({"train/loss": 1.0}, 0)
@@ -29,6 +31,6 @@ def test_training_goes_on_without_its_curves_and_they_go_on_once_there_is_room(t
     assert {0, 1, 600} <= seen
 
 
-def test_a_value_that_is_none_is_an_error_as_ever(tmp_path: Path) -> None:
+def test_resilient_tensorboard_logger_refuses_a_value_that_is_not_a_number(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not supported"):
         ResilientTensorBoardLogger(tmp_path, name="logs").log_metrics({"train/loss": "high"}, 0)  # type: ignore[dict-item]

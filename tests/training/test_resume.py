@@ -113,7 +113,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("stage, more", CASES)
-def test_resume_after_kill_gives_the_same_losses(
+def test_fit_command_resumed_after_a_kill_gives_the_same_losses(
     stage: str, more: list[str], painted: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """In the middle of an epoch, and at its edge with the validation that was cut off, there with workers that read ahead."""
@@ -129,7 +129,7 @@ def test_resume_after_kill_gives_the_same_losses(
     assert_same(runs["edge"], runs["whole"], stage, first=8)
 
 
-def test_one_process_and_two_ranks_draw_the_same(painted: Path, tmp_path: Path) -> None:
+def test_fit_command_on_two_ranks_draws_as_one_process(painted: Path, tmp_path: Path) -> None:
     """Crops, noise, the penalty on the discriminator and its running means: the norm of the global batch's gradient is the same number."""
     norms, latents = [], []
     for ranks, more in ((1, []), (2, TWO)):
@@ -142,7 +142,7 @@ def test_one_process_and_two_ranks_draw_the_same(painted: Path, tmp_path: Path) 
         assert latents[1][value] == pytest.approx(latents[0][value], rel=1e-3, abs=1e-4), "of what both ranks trained on"
 
 
-def test_a_second_start_beside_a_living_one_is_refused_and_takes_nothing(painted: Path, parents: Path, tmp_path: Path) -> None:
+def test_fit_command_second_start_beside_a_living_one_is_refused(painted: Path, parents: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     copy_parents(parents, run, "base")
     command = arguments("base", run, painted, "--trainer.max_steps", "100000", "--checkpoint.every_steps", "2")
@@ -160,7 +160,7 @@ def test_a_second_start_beside_a_living_one_is_refused_and_takes_nothing(painted
     assert "going on from" in fit(*command, "--trainer.max_steps", str(max(kept) + 200))
 
 
-def test_kills_at_random_moments_change_nothing(painted: Path, parents: Path, tmp_path: Path) -> None:
+def test_fit_command_killed_at_random_moments_gives_the_same_training(painted: Path, parents: Path, tmp_path: Path) -> None:
     """Fifty are `make soak`."""
     counts = soak(tmp_path, painted, parents, kills=2, steps=100, seed=1)
     assert counts["of starts that went on"] == 2
@@ -174,7 +174,7 @@ def until(started: Start, words: str) -> None:
         time.sleep(0.05)
 
 
-def test_a_rank_that_is_told_of_the_end_stops_all_and_the_same_command_goes_on(painted: Path, tmp_path: Path) -> None:
+def test_fit_command_signal_to_one_rank_stops_all_and_resumes(painted: Path, tmp_path: Path) -> None:
     """SIGTERM reaches one rank only; no step is computed twice."""
     run = tmp_path / "run"
     command = arguments(
@@ -195,7 +195,7 @@ def test_a_rank_that_is_told_of_the_end_stops_all_and_the_same_command_goes_on(p
     assert not (run / "vae").exists(), "an interrupted stage has no artifact"
 
 
-def test_what_a_checkpoint_holds_does_not_win_over_the_command_line(painted: Path, parents: Path, tmp_path: Path) -> None:
+def test_fit_command_options_win_over_the_checkpoint(painted: Path, parents: Path, tmp_path: Path) -> None:
     """Neither its optimiser's learning rate nor hyper-parameters that Lightning keeps; and every start leaves its configuration."""
     run = tmp_path / "run"
     last = Checkpoint.newest(parents / "training" / "vae" / "checkpoints")
@@ -221,7 +221,7 @@ def test_what_a_checkpoint_holds_does_not_win_over_the_command_line(painted: Pat
         assert told["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.5
 
 
-def test_a_torn_checkpoint_is_passed_over_and_fresh_starts_over(painted: Path, tmp_path: Path) -> None:
+def test_fit_command_skips_a_torn_checkpoint_and_from_scratch_starts_over(painted: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = arguments("vae", run, painted, "--checkpoint.every_steps", "3", "--data.val_videos", "0")
     bomb = ["--trainer.callbacks", "[{class_path: tests.training.test_resume.Kill, init_args: {step: 8}}]"]
@@ -236,7 +236,7 @@ def test_a_torn_checkpoint_is_passed_over_and_fresh_starts_over(painted: Path, t
     assert "going on from" not in said and "step 1/12" in said
 
 
-def test_a_progress_bar_is_for_a_terminal_only(painted: Path, tmp_path: Path) -> None:
+def test_fit_command_shows_a_progress_bar_in_a_terminal_only(painted: Path, tmp_path: Path) -> None:
     command = arguments("vae", tmp_path / "run", painted, "--trainer.max_steps", "3", "--data.val_videos", "0")
     assert "Epoch 0" not in fit(*command, "--from_scratch", "true")
     master, slave = pty.openpty()

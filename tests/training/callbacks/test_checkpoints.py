@@ -102,7 +102,7 @@ def kept(folder: Path) -> list[int]:
     return [checkpoint.step for checkpoint in Checkpoint.all(folder)]
 
 
-def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
+def test_checkpoints_keeps_the_last_ones_and_the_best(tmp_path: Path) -> None:
     train(tmp_path, 6, Line((3.0, 1.0, 2.0, 5.0, 4.0, 6.0)), keep=2, best="val/loss")
     assert kept(tmp_path) == [2, 5, 6]
     assert Checkpoint.at(tmp_path / "step=00000002").metrics == {"val/loss": 1.0}
@@ -110,13 +110,13 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step=00000002", "step=00000005", "step=00000006"]
 
 
-def test_the_best_one_is_written_where_none_was_due(tmp_path: Path) -> None:
+def test_checkpoints_writes_the_best_one_off_schedule(tmp_path: Path) -> None:
     train(tmp_path, 6, Line((3.0, 4.0, 2.0, 5.0, 9.0, 6.0)), every_steps=0, keep=1, best="val/loss", best_is="highest")
     assert kept(tmp_path) == [5, 6]
 
 
 @pytest.mark.parametrize("mine, first", [(None, 3), (3, None), (3, 5)])
-def test_ranks_that_would_start_at_different_steps_are_told_so(mine: int | None, first: int | None, tmp_path: Path) -> None:
+def test_checkpoints_refuses_ranks_that_would_start_at_different_steps(mine: int | None, first: int | None, tmp_path: Path) -> None:
     """All of them ask, also one that has nothing to go on from: the others would wait for it."""
     if mine is not None:
         train(tmp_path, mine)
@@ -127,21 +127,21 @@ def test_ranks_that_would_start_at_different_steps_are_told_so(mine: int | None,
         Checkpoints(str(tmp_path)).setup(trainer, Line(), "fit")
 
 
-def test_minutes_count_as_steps_do(tmp_path: Path) -> None:
+def test_checkpoints_every_minutes_works_as_every_steps(tmp_path: Path) -> None:
     train(tmp_path / "always", 3, every_steps=0, every_minutes=1e-9, keep=9)
     assert kept(tmp_path / "always") == [1, 2, 3]
     train(tmp_path / "never", 3, every_steps=0, every_minutes=60, keep=9)
     assert kept(tmp_path / "never") == [3], "the last step is always written"
 
 
-def test_clocks_push_out_no_checkpoint_that_was_written_on_schedule(tmp_path: Path) -> None:
+def test_checkpoints_every_minutes_removes_none_of_every_steps(tmp_path: Path) -> None:
     train(tmp_path, 7, every_steps=3, every_minutes=1e-9, keep=1)
     assert kept(tmp_path) == [6, 7]
     train(tmp_path / "long", 5, every_steps=3, every_minutes=1e-9, keep=1)
     assert kept(tmp_path / "long") == [3, 5]
 
 
-def test_a_training_that_starts_removes_another_ones_future(tmp_path: Path) -> None:
+def test_checkpoints_starting_removes_later_ones_of_another_training(tmp_path: Path) -> None:
     train(tmp_path, 5, keep=9)
     (tmp_path / f"{folder_name(6)}.part").mkdir()
     (tmp_path / "step=00000005" / "checkpoint.json").unlink()
@@ -175,7 +175,7 @@ PLACES = {"state": (torch, "save", half_a_state), "averages": (EMA, "save", no_s
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_full_disk_costs_a_warning_and_nothing_else(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_on_a_full_disk_warns_and_training_continues(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever the writing fails: the training goes on, what was there stays, no part is left, and each failure is told."""
     full = At(2, lambda: monkeypatch.setattr(*PLACES[place]))
     room = At(4, monkeypatch.undo)
@@ -200,7 +200,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_on_a_disk_that_is_really_full_nothing_is_lost(small_disk: Path) -> None:
+def test_checkpoints_on_a_real_full_disk_loses_nothing(small_disk: Path) -> None:
     with pytest.warns(UserWarning, match="No space left on device"):
         trainer = train(small_disk, 20, keep=99)
     assert trainer.global_step == 20
@@ -217,7 +217,7 @@ def test_on_a_disk_that_is_really_full_nothing_is_lost(small_disk: Path) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_and_stops(number: signal.Signals, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_checkpoints_saves_and_stops_on_a_signal(number: signal.Signals, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
         train(tmp_path, 9, None, At(3, lambda: os.kill(os.getpid(), number)), every_steps=0)
@@ -227,7 +227,7 @@ def test_a_signal_saves_and_stops(number: signal.Signals, tmp_path: Path, caplog
     assert train(tmp_path, 9, resume=True).global_step == 9
 
 
-def test_a_signal_does_not_wait_for_a_validation(tmp_path: Path) -> None:
+def test_checkpoints_on_a_signal_does_not_wait_for_validation(tmp_path: Path) -> None:
     module = Line((1.0,) * 9)
     told = At(2, lambda: os.kill(os.getpid(), signal.SIGTERM), hook="on_validation_start")
     with pytest.raises(SystemExit):
@@ -239,7 +239,7 @@ def test_a_signal_does_not_wait_for_a_validation(tmp_path: Path) -> None:
 # ---- What a checkpoint must not decide -----------------------------------------------------------------------------------
 
 
-def test_the_command_lines_learning_rate_wins_and_the_moments_stay(tmp_path: Path) -> None:
+def test_hyperparameters_of_the_command_line_win_and_the_moments_stay(tmp_path: Path) -> None:
     train(tmp_path, 3, Line(lr=0.1), Hyperparameters())
     module = Line(lr=0.5)
     trainer = train(tmp_path, 5, module, Hyperparameters(), resume=True)
@@ -253,7 +253,7 @@ def test_the_command_lines_learning_rate_wins_and_the_moments_stay(tmp_path: Pat
     assert again.rates == unbroken.rates[3:], "to the last bit, where nothing was changed"
 
 
-def test_dropout_is_the_same_after_a_restart(tmp_path: Path) -> None:
+def test_reseed_gives_equal_dropout_after_a_restart(tmp_path: Path) -> None:
     whole, begun, resumed = Line(), Line(), Line()
     train(tmp_path / "whole", 6, whole, Reseed(7))
     train(tmp_path / "two", 3, begun, Reseed(7))
@@ -264,7 +264,7 @@ def test_dropout_is_the_same_after_a_restart(tmp_path: Path) -> None:
     assert not torch.equal(whole.masks[0], whole.masks[1])
 
 
-def test_a_line_a_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_progress_prints_a_line_a_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 20))
     fake = SimpleNamespace(monotonic=lambda: next(clock), strftime=time.strftime)
     monkeypatch.setattr("walt_pl.training.callbacks.text_progress.time", fake)
@@ -276,7 +276,7 @@ def test_a_line_a_minute(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     assert "step 4/9" in lines[1] and "step 7/9" in lines[2]
 
 
-def test_an_unfinished_part_is_never_a_checkpoint(tmp_path: Path) -> None:
+def test_checkpoints_unfinished_part_is_never_a_checkpoint(tmp_path: Path) -> None:
     part = tmp_path / f"{folder_name(1)}.part"
     part.mkdir()
     torch.save({}, part / "state.ckpt")

@@ -59,7 +59,7 @@ def expected(steps: int, decay: float) -> float:
     return average
 
 
-def test_average_follows_its_formula_and_validation_sees_it(tmp_path: Path) -> None:
+def test_ema_follows_its_formula_and_validation_sees_it(tmp_path: Path) -> None:
     ema = EMA(decay=0.5)
     module, _ = fit(6, ema, tmp_path)
     assert float(module.weight) == 6, "the raw weight trains on"
@@ -75,7 +75,7 @@ def test_ema_warmup_ends_at_the_steps_that_its_help_names(decay: float, end: int
 
 
 @pytest.mark.parametrize("config", ["base", "vae"])
-def test_ema_warmup_is_said_in_the_common_files(config: str) -> None:
+def test_ema_warmup_is_stated_in_the_common_files(config: str) -> None:
     text = (ROOT / "experiments" / "common" / f"{config}.yaml").read_text(encoding="utf-8")
     ema = EMA(**yaml.safe_load(text)["ema"])
     found = re.search(r"at step n is min\(([\d.]+), \(1 \+ n\) / \((\d+) \+ n\)\): it is ([\d.]+) from step ([\d,]+) on", text)
@@ -84,7 +84,7 @@ def test_ema_warmup_is_said_in_the_common_files(config: str) -> None:
     assert ema.decay_at(end - 1) < ema.decay - 1e-9 and ema.decay_at(end) == pytest.approx(ema.decay, abs=1e-12)
 
 
-def test_swapping_twice_changes_nothing(tmp_path: Path) -> None:
+def test_ema_swapping_twice_changes_nothing(tmp_path: Path) -> None:
     ema = EMA(decay=0.5)
     module, _ = fit(3, ema, tmp_path)
     with ema.swapped(module):
@@ -101,7 +101,7 @@ def saved(ema: EMA, folder: Path) -> Line:
 
 
 @pytest.mark.parametrize("cpu", [False, True])
-def test_average_survives_a_checkpoint_in_a_file_of_its_own(tmp_path: Path, cpu: bool) -> None:
+def test_ema_is_stored_in_its_own_file_of_the_checkpoint(tmp_path: Path, cpu: bool) -> None:
     saved(EMA(decay=0.5, cpu=cpu), tmp_path)
     averages = load_file(tmp_path / "ema.safetensors")
     assert {name: value.dtype for name, value in averages.items()} == {"weight": torch.float32}
@@ -113,7 +113,7 @@ def test_average_survives_a_checkpoint_in_a_file_of_its_own(tmp_path: Path, cpu:
     assert abs(module.validated[-1] - expected(6, 0.5)) < 1e-5
 
 
-def test_validate_alone_takes_the_average_of_a_checkpoint(tmp_path: Path) -> None:
+def test_ema_of_a_checkpoint_is_used_by_validate_alone(tmp_path: Path) -> None:
     saved(EMA(decay=0.5), tmp_path)
     ema, module = EMA(decay=0.5), Line()
     ema.load(tmp_path)
@@ -123,14 +123,14 @@ def test_validate_alone_takes_the_average_of_a_checkpoint(tmp_path: Path) -> Non
     assert abs(module.validated[-1] - expected(3, 0.5)) < 1e-5
 
 
-def test_a_checkpoint_without_an_average_is_said_to_be_one(tmp_path: Path) -> None:
+def test_ema_load_warns_of_a_checkpoint_without_one(tmp_path: Path) -> None:
     saved(EMA(decay=0.0), tmp_path)
     assert not (tmp_path / "ema.safetensors").exists()
     with pytest.warns(UserWarning, match=r"has no ema.safetensors"):
         EMA(decay=0.5).load(tmp_path)
 
 
-def test_an_average_of_another_model_is_refused(tmp_path: Path) -> None:
+def test_ema_of_another_model_is_refused(tmp_path: Path) -> None:
     save_file({"weight": torch.zeros(()), "other": torch.zeros(2)}, tmp_path / "ema.safetensors")
     ema = EMA(decay=0.5)
     ema.load(tmp_path)
@@ -138,6 +138,6 @@ def test_an_average_of_another_model_is_refused(tmp_path: Path) -> None:
         fit(1, ema, tmp_path)
 
 
-def test_zero_decay_switches_it_off(tmp_path: Path) -> None:
+def test_ema_decay_of_zero_switches_it_off(tmp_path: Path) -> None:
     module, _ = fit(3, EMA(decay=0.0), tmp_path)
     assert module.validated[-1] == 3

@@ -62,7 +62,7 @@ def checkpoint(folder: Path, name: str, step: int) -> Path:
 
 
 @pytest.mark.parametrize("engine", ["single", *ENGINES])
-def test_checkpoint_of_weights_that_are_not_finite_is_not_written(folder: Path, engine: str) -> None:
+def test_checkpoints_writes_none_of_weights_that_are_not_finite(folder: Path, engine: str) -> None:
     """On every rank: the last good one stays the newest, and the message names it."""
     name = f"{engine} step"
     error = said(folder, name)
@@ -73,7 +73,7 @@ def test_checkpoint_of_weights_that_are_not_finite_is_not_written(folder: Path, 
 
 
 @pytest.mark.parametrize("name", [*(f"{engine} weights" for engine in ("single", *ENGINES)), "single raw"])
-def test_artifact_of_weights_that_are_not_finite_is_not_written(folder: Path, name: str) -> None:
+def test_export_artifact_writes_none_of_weights_that_are_not_finite(folder: Path, name: str) -> None:
     size = load_file(folder / "single" / "weights.safetensors")[POISONED].numel()
     error, done = said(folder, name), folder / name / "run"
     assert f'stage "base" is not done, {done / "base"} is not written: {size:,} of {size:,} values of {POISONED} are nan' in error
@@ -82,14 +82,14 @@ def test_artifact_of_weights_that_are_not_finite_is_not_written(folder: Path, na
 
 
 @pytest.mark.parametrize("engine", ["single", "ddp", "zero2", "zero3"])
-def test_artifact_of_averages_that_are_not_finite_is_not_written(folder: Path, engine: str) -> None:
+def test_export_artifact_writes_none_of_an_ema_that_is_not_finite(folder: Path, engine: str) -> None:
     """The weights themselves are sound here: rank zero alone sees the averages whole, and all end alike."""
     name = f"{engine} average"
     assert f"values of {POISONED} are nan or infinite" in said(folder, name)
     assert not (folder / name / "run" / "base").exists() and Manifest.open(folder / name / "run").state("base") == "training"
 
 
-def test_resume_from_weights_that_are_not_finite_is_refused(folder: Path) -> None:
+def test_checkpoint_resume_refuses_weights_that_are_not_finite(folder: Path) -> None:
     error = said(folder, "resumed")
     assert f"{checkpoint(folder, 'resumed', 5)} is of no use: " in error and POISONED in error
     assert "there is no earlier checkpoint in" in error and "--from_scratch true" in error
@@ -113,7 +113,7 @@ def test_export_refuses_a_checkpoint_that_is_not_finite(folder: Path, tmp_path: 
     assert export_checkpoint(away, tmp_path / "out", ema=not ema)[0].step == 7
 
 
-def test_program_ends_with_an_error_and_goes_on_from_the_checkpoint_that_it_names(painted: Path, tmp_path: Path) -> None:
+def test_fit_command_after_nan_weights_resumes_from_the_checkpoint_it_names(painted: Path, tmp_path: Path) -> None:
     steps = ["--trainer.max_steps", "6", "--trainer.val_check_interval", "6", "--checkpoint.every_steps", "4", "--guard.policy", "off"]
     typed = arguments("vae", tmp_path / "run", painted, *steps, "--model.adversarial_weight", "0", "--data.videos_per_batch", "4")
     spoil = "[{class_path: tests.helpers.guarded_training.Spoil, init_args: {factors: {5: .nan}}}]"

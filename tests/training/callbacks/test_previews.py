@@ -42,7 +42,7 @@ class OneBatch(L.LightningDataModule):
 
 
 @pytest.mark.parametrize(("rate", "milliseconds"), [(20.0, 50), (None, 120)])  # GIF keeps time in hundredths of a second
-def test_previews_are_moving_pictures_in_the_event_file(tmp_path: Path, rate: float | None, milliseconds: int) -> None:
+def test_previews_are_gifs_in_the_event_file(tmp_path: Path, rate: float | None, milliseconds: int) -> None:
     clips = torch.linspace(-1, 1, 5)[None, None, :, None, None].expand(2, 3, 5, 16, 16).clone()
     none = torch.zeros(0, 3, 1, 16, 16)
     tail = torch.zeros(2, dtype=torch.int64)

@@ -64,7 +64,7 @@ def stayed(marks: list[float]) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ["single", *ENGINES, "zero2 half", "zero3 half"])
-def test_bad_steps_leave_weights_and_moments_as_they_were_on_every_rank(folder: Path, name: str) -> None:
+def test_spike_guard_skipped_steps_keep_weights_and_moments_on_every_rank(folder: Path, name: str) -> None:
     for rank in range(1 if name == "single" else 2):
         marks = seen(folder, name, rank)
         assert stayed(marks["weights"]) == sorted(BAD)
@@ -75,14 +75,14 @@ def test_bad_steps_leave_weights_and_moments_as_they_were_on_every_rank(folder: 
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_ranks_skip_what_one_process_skips(folder: Path, name: str) -> None:
+def test_spike_guard_of_ranks_skips_the_steps_of_one_process(folder: Path, name: str) -> None:
     mine, single = (load_file(folder / run / "weights.safetensors") for run in (name, "single"))
     for key, value in single.items():
         torch.testing.assert_close(mine[key], value, rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_an_incident_names_loss_files_and_norms_by_layer_the_same_for_every_engine(folder: Path, name: str) -> None:
+def test_spike_guard_incident_names_loss_files_and_norms_alike_for_every_engine(folder: Path, name: str) -> None:
     mine, single = (incident(folder, run, 8) for run in (name, "single"))
     assert mine["action"] == "skipped" and "deviations above the median" in " ".join(mine["why"])
     assert (mine["loss"], mine["gradient norm"]) == pytest.approx((single["loss"], single["gradient norm"]), rel=1e-3)
@@ -98,13 +98,13 @@ def test_an_incident_names_loss_files_and_norms_by_layer_the_same_for_every_engi
     assert spoilt["loss"] == "nan" and spoilt[layers]
 
 
-def test_without_the_guard_a_batch_that_is_no_number_is_the_end(folder: Path) -> None:
+def test_spike_guard_off_ends_the_training_at_a_nan_batch(folder: Path) -> None:
     assert "step 5: training ends without a checkpoint" in seen(folder, "off")["said"]
     assert "are nan or infinite" in seen(folder, "off")["said"]
 
 
 @pytest.mark.parametrize("policy", ["", " back"])
-def test_what_the_guard_knows_survives_a_resume(folder: Path, policy: str) -> None:
+def test_spike_guard_history_survives_a_resume(folder: Path, policy: str) -> None:
     """Three steps after the checkpoint are too few to call anything a spike: it is one for what came before."""
     whole, resumed = f"single{policy}", f"resumed{policy}"
     for key in ("weights", "moments", "average", "rate"):
@@ -113,7 +113,7 @@ def test_what_the_guard_knows_survives_a_resume(folder: Path, policy: str) -> No
 
 
 @pytest.mark.parametrize("name", ["single back", "ddp back", "zero2 back", "zero3 back"])
-def test_rolling_back_brings_weights_moments_and_average_of_the_last_checkpoint(folder: Path, name: str) -> None:
+def test_spike_guard_rollback_restores_weights_moments_and_ema(folder: Path, name: str) -> None:
     for rank in range(1 if name.startswith("single") else 2):
         marks = seen(folder, name, rank)
         for key in ("weights", "moments", "average"):
@@ -123,7 +123,7 @@ def test_rolling_back_brings_weights_moments_and_average_of_the_last_checkpoint(
     assert incident(folder, name, 8)["action"] == "rolled back"
 
 
-def test_too_many_incidents_end_the_training_with_what_to_do(folder: Path) -> None:
+def test_spike_guard_ends_the_training_after_too_many_incidents(folder: Path) -> None:
     said = seen(folder, "too many")["said"]
     assert "step 6: the loss is nan" in said and "guard.most is 2" in said and "lower model.optimizer.init_args.lr" in said
     assert incident(folder, "too many", 6)["action"] == "stopped"
@@ -132,7 +132,7 @@ def test_too_many_incidents_end_the_training_with_what_to_do(folder: Path) -> No
     assert seen(folder, "far apart")["said"] == "", "not more than one within the window"
 
 
-def test_a_median_bears_spikes_and_gets_used_to_what_stays() -> None:
+def test_spike_guard_median_ignores_spikes_and_adapts_to_a_new_level() -> None:
     guard = SpikeGuard(window=16, deviations=8)
     known = guard._history["loss"]
     assert guard._judge("loss", 1e9) is None, "nothing is known yet"
@@ -145,7 +145,7 @@ def test_a_median_bears_spikes_and_gets_used_to_what_stays() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("deviations", 0.5), ("window", 3), ("most", -1)])
-def test_settings_that_make_no_sense_are_refused(name: str, value: float) -> None:
+def test_spike_guard_refuses_settings_that_make_no_sense(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"guard.{name} must be at least"):
         SpikeGuard(**{name: value})  # type: ignore[arg-type]
 
@@ -154,7 +154,7 @@ def test_settings_that_make_no_sense_are_refused(name: str, value: float) -> Non
 
 
 @pytest.mark.parametrize("name", ["single", *ENGINES, "zero2 half", "zero3 half", "zero2 raw"])
-def test_whole_weights_of_a_checkpoint_are_those_that_trained(folder: Path, name: str) -> None:
+def test_weights_of_a_checkpoint_are_those_that_trained(folder: Path, name: str) -> None:
     last = Checkpoint.newest(folder / name / "checkpoints")
     assert last is not None
     raw, trained = weights(last, ema=False), load_file(folder / name / "weights.safetensors")
@@ -166,7 +166,7 @@ def test_whole_weights_of_a_checkpoint_are_those_that_trained(folder: Path, name
 
 
 @pytest.mark.parametrize("name", ["single", *ENGINES, "zero2 half", "zero3 half", "zero2 raw"])
-def test_export_gives_the_artifact_that_the_training_left(folder: Path, name: str, tmp_path: Path) -> None:
+def test_export_of_a_checkpoint_equals_the_artifact_of_the_training(folder: Path, name: str, tmp_path: Path) -> None:
     from walt_pl.cli.export import export_checkpoint
 
     checkpoint, sha256 = export_checkpoint(folder / name / "checkpoints", tmp_path / "out")
@@ -179,7 +179,7 @@ def test_export_gives_the_artifact_that_the_training_left(folder: Path, name: st
 
 
 @pytest.mark.parametrize("name", ["single", "ddp", "zero1", "zero2", "zero3", "zero2 half", "zero3 half", "zero2 raw"])
-def test_a_checkpoint_takes_the_bytes_that_the_plan_says(folder: Path, name: str) -> None:
+def test_checkpoint_bytes_are_as_planned(folder: Path, name: str) -> None:
     """Every byte of a tensor in its files; names and sizes are little beside those of a model worth planning."""
     last = Checkpoint.newest(folder / name / "checkpoints")
     assert last is not None

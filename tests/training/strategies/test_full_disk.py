@@ -107,7 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
-def test_training_goes_on_and_says_what_could_not_be_written(folder: Path, job: Full) -> None:
+def test_checkpoints_on_a_full_disk_of_one_rank_warns_and_all_ranks_continue(folder: Path, job: Full) -> None:
     checkpoints = folder / job.name / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == [folder_name(step) for step in (1, 4, 5)]
     for checkpoint in Checkpoint.all(checkpoints):

@@ -69,7 +69,7 @@ def train(run: Path, painted: Path, folder: Path, stage: str, name: str) -> Path
 
 
 @pytest.mark.parametrize("name", ["zero1", "zero2_offload", "zero3"])
-def test_a_base_trained_in_shards_leaves_the_artifact_of_one_process(run: Path, painted: Path, tmp_path: Path, name: str) -> None:
+def test_zero_strategy_base_artifact_equals_that_of_one_process(run: Path, painted: Path, tmp_path: Path, name: str) -> None:
     """Validated and shown with its averages, and whole in the artifact, which loads without DeepSpeed."""
     sharded = train(run, painted, tmp_path, "base", name)
     weights = [load_file(folder / "base" / "model.safetensors") for folder in (sharded, run)]
@@ -83,12 +83,12 @@ def test_a_base_trained_in_shards_leaves_the_artifact_of_one_process(run: Path, 
     assert "previews/samples" in (next((sharded / "training" / "base" / "logs").rglob("events*"))).read_bytes().decode("latin1")
 
 
-def test_super_resolution_trains_in_shards_beside_frozen_networks(run: Path, painted: Path, tmp_path: Path) -> None:
+def test_zero_strategy_trains_super_resolution_beside_frozen_networks(run: Path, painted: Path, tmp_path: Path) -> None:
     sharded = train(run, painted, tmp_path, "sr1", "zero2")
     assert set(load(sharded / "sr1").models) == {"denoiser"}
 
 
-def test_lightning_starts_the_second_process_by_itself(run: Path, painted: Path, tmp_path: Path) -> None:
+def test_zero_strategy_second_process_is_started_by_lightning(run: Path, painted: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     fit = command("base", tmp_path / "run", painted, *overlay("zero2"), "--trainer.devices", "2", "--from_scratch", "true")
     # Not a fork as in the other tests: Lightning types this process's own command again.
@@ -109,7 +109,9 @@ def test_lightning_starts_the_second_process_by_itself(run: Path, painted: Path,
         ("shapes/vae", ["--trainer.precision", "16-mixed"], "cannot share a gradient scaler"),
     ],
 )
-def test_what_cannot_be_is_named_with_what_to_type(monkeypatch: pytest.MonkeyPatch, config: str, more: list[str], said: str) -> None:
+def test_check_engine_names_an_impossible_strategy_with_what_to_type(
+    monkeypatch: pytest.MonkeyPatch, config: str, more: list[str], said: str
+) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["walt_pl plan", "--config", f"experiments/{config}.yaml", *more])
     with pytest.raises(ValueError, match=said):
@@ -117,23 +119,23 @@ def test_what_cannot_be_is_named_with_what_to_type(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("more", [["--trainer.devices", "2"], ["--trainer.devices", "1", "--trainer.num_nodes", "2"]])
-def test_an_autoencoder_on_several_ranks_may_leave_a_critic_unused(monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
+def test_check_engine_lets_ddp_leave_a_discriminator_unused(monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["walt_pl plan", "--config", "experiments/shapes/vae.yaml", *more])
     assert PlanCLI().options.trainer.strategy == "ddp_find_unused_parameters_true"
 
 
-def test_without_deepspeed_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_strategy_without_deepspeed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(ValueError, match=r"DeepSpeed, which is not installed; type: make setup"):
         ZeROStrategy(2)
 
 
-def test_offload_is_not_for_stage_3() -> None:
+def test_zero_strategy_refuses_offload_at_stage_3() -> None:
     with pytest.raises(ValueError, match="stages 1 and 2"):
         ZeROStrategy(3, offload=True)
 
 
-def test_the_program_starts_without_importing_deepspeed() -> None:
+def test_main_starts_without_importing_deepspeed() -> None:
     check = "import sys, walt_pl.cli.main; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0

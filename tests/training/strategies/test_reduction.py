@@ -60,5 +60,5 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_zero_reduces_gradients_of_bfloat16_weights_in_float32(folder: Path, engine: str) -> None:
+def test_zero_strategy_reduces_gradients_of_bfloat16_weights_in_float32(folder: Path, engine: str) -> None:
     assert json.loads((folder / engine / "dtypes.json").read_text()) == ["torch.float32"]

@@ -68,7 +68,7 @@ def apart(folder: Path, name: str, file: str) -> float:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_losses_and_norms_are_those_of_one_process(folder: Path, engine: str) -> None:
+def test_zero_strategy_losses_and_gradient_norms_equal_one_process(folder: Path, engine: str) -> None:
     """Lost clips, given pasts and drawn first passes included: ranks count what weighs together, and draw by slot."""
     found, wanted = result(folder, engine), result(folder, "single")
     assert close(found["losses"], wanted["losses"])
@@ -77,7 +77,7 @@ def test_losses_and_norms_are_those_of_one_process(folder: Path, engine: str) ->
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_average_and_weights_are_those_of_one_process(folder: Path, engine: str) -> None:
+def test_zero_strategy_weights_and_ema_equal_one_process(folder: Path, engine: str) -> None:
     assert apart(folder, engine, "weights.safetensors") < 5e-6
     assert apart(folder, engine, "ema.safetensors") < 5e-6
     assert apart(folder, "single", "ema.safetensors") == 0
@@ -86,12 +86,12 @@ def test_average_and_weights_are_those_of_one_process(folder: Path, engine: str)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_validation_sees_the_average_and_training_goes_on_with_the_weights(folder: Path, engine: str) -> None:
+def test_zero_strategy_validates_with_ema_and_trains_with_weights(folder: Path, engine: str) -> None:
     assert close(result(folder, engine)["validations"], result(folder, "single")["validations"])
 
 
 @pytest.mark.parametrize("engine", SHARDED)
-def test_every_rank_averages_its_own_shard(folder: Path, engine: str) -> None:
+def test_zero_strategy_every_rank_averages_its_own_shard(folder: Path, engine: str) -> None:
     whole = result(folder, "single")["held"][0]["average"]
     held = result(folder, engine)["held"]
     assert sum(rank["average"] for rank in held) < 1.02 * whole, "two halves, and padding"
@@ -100,7 +100,7 @@ def test_every_rank_averages_its_own_shard(folder: Path, engine: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["zero1 2 to 1", "zero2 2 to 1", "zero3 2 to 1", "zero2 1 to 2", "zero3 1 to 2", "zero2 2 to 2"])
-def test_a_training_goes_on_with_another_number_of_ranks(folder: Path, name: str) -> None:
+def test_zero_strategy_resumes_with_another_number_of_ranks(folder: Path, name: str) -> None:
     """Moments, schedule, order, draws and average: without one of them the losses part."""
     found, wanted = result(folder, name), result(folder, "single")
     assert close(found["losses"], wanted["losses"][4:])
@@ -110,7 +110,7 @@ def test_a_training_goes_on_with_another_number_of_ranks(folder: Path, name: str
     assert not list(folder.rglob("*.resharded")), "what was put together on the way is gone"
 
 
-def test_all_ranks_say_that_a_checkpoint_could_not_be_put_together(folder: Path, tmp_path: Path) -> None:
+def test_zero_strategy_all_ranks_report_a_checkpoint_that_could_not_be_resharded(folder: Path, tmp_path: Path) -> None:
     """And none of them waits for the others; here there is a file in the way, as it might be a full disk."""
     shutil.copytree(folder / "zero2 alone" / "at=4", tmp_path / "at=4")
     (tmp_path / "at=4" / "state.ckpt.resharded").touch()
@@ -139,7 +139,7 @@ def test_zero_strategy_writes_no_weight_outside_of_the_checkpoint(folder: Path, 
     assert not Path(outside).exists() and not (tmp_path / "deep" / "universal").exists()
 
 
-def test_zero_strategy_runs_nothing_that_deepspeed_reads(bomb: Bomb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zero_strategy_runs_no_code_that_deepspeed_reads(bomb: Bomb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A shard that was exchanged after the look at it, for as many ranks and on the way to another number of them."""
     from deepspeed.checkpoint import ds_to_universal
 
@@ -178,7 +178,7 @@ def test_zero_strategy_refuses_links_before_deepspeed_reads(folder: Path, tmp_pa
         (("optim", "model"), 3, None),
     ],
 )
-def test_zero_strategy_tells_by_what_a_checkpoint_was_written(
+def test_zero_strategy_names_the_strategy_that_wrote_a_checkpoint(
     files: tuple[str, ...], stage: Any, found: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("walt_pl.training.strategies.zero.check_pickle", lambda path: None)
@@ -195,11 +195,11 @@ def test_zero_strategy_tells_by_what_a_checkpoint_was_written(
 
 
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
-def test_validate_takes_the_average_of_a_checkpoint(folder: Path, engine: str) -> None:
+def test_zero_strategy_validate_uses_the_ema_of_a_checkpoint(folder: Path, engine: str) -> None:
     assert close(result(folder, f"{engine} validated")["validations"], result(folder, "single")["validations"][:1])
 
 
-def test_half_precision_stays_near(folder: Path) -> None:
+def test_zero_strategy_half_precision_stays_near_float32(folder: Path) -> None:
     """DeepSpeed makes the weights half precise and keeps float32 masters; batches, noise and counts stay float32."""
     wanted = result(folder, "single")["losses"]
     for name in ("half", "zero2 half", "zero3 half"):
@@ -207,7 +207,7 @@ def test_half_precision_stays_near(folder: Path) -> None:
         assert close(result(folder, name)["losses"], wanted, 1e-3), name
 
 
-def test_float16_trains_or_is_refused_with_what_to_choose(folder: Path, tmp_path: Path) -> None:
+def test_zero_strategy_float16_trains_or_is_refused_with_a_choice(folder: Path, tmp_path: Path) -> None:
     """Few CPUs have it, every GPU has."""
     from deepspeed.accelerator import get_accelerator
 
@@ -221,7 +221,7 @@ def test_float16_trains_or_is_refused_with_what_to_choose(folder: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_fifty_steps_are_those_of_one_process(tmp_path: Path) -> None:
+def test_zero_strategy_fifty_steps_equal_one_process(tmp_path: Path) -> None:
     start(tmp_path, 1, Job("single", steps=50), Job("accumulated", steps=25, accumulate=2))
     jobs = [Job(engine, engine, steps=50) for engine in ENGINES]
     start(tmp_path, 2, *jobs, *(Job(f"{engine} accumulated", engine, steps=25, accumulate=2) for engine in SHARDED))
