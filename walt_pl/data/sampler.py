@@ -215,9 +215,9 @@ class JointSampler:
                 mark = (epoch, place) if same else (epoch + (place > 0), 0)
                 self._consumed[kind][bucket] = order.position(*mark) if order.used else 0
             if same:
-                self._tell_quarantine(kind, set(state.get("quarantined", {}).get(kind, [])))
+                self._warn_quarantine(kind, set(state.get("quarantined", {}).get(kind, [])))
 
-    def _tell_quarantine(self, kind: Kind, before: set[int]) -> None:
+    def _warn_quarantine(self, kind: Kind, before: set[int]) -> None:
         now = {place for items in self._items[kind] for place in items.quarantined()}
         if now != before:
             warnings.warn(

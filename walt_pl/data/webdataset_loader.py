@@ -261,7 +261,7 @@ class StreamLoader(BatchLoader):
             num_workers=workers,
             multiprocessing_context=forkserver() if workers else None,
             worker_init_fn=end_with_training,
-            generator=torch.Generator(),  # not the global one, see JointLoader
+            generator=torch.Generator(),  # its own: iterating draws a seed, which would change the state of the global one
         )
         batches = iter(loader)
         try:

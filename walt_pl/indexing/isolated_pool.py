@@ -105,7 +105,7 @@ class _Worker(Generic[Job, Result]):
     def give(self, job: Job, seconds: float) -> None:
         if not self._started:
             try:
-                self.connection.recv()  # its imports are not the job's time
+                self.connection.recv()  # the time limit of a job must not include the imports
             except EOFError:
                 self._process.join()
                 raise RuntimeError(f"a worker process ended before it began (exit code {self._process.exitcode})") from None
@@ -155,7 +155,7 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
     while True:
         try:
             job = connection.recv()
-        except EOFError:  # the process that started us is gone
+        except EOFError:  # the process that started this one is gone
             return
         try:
             answer = (True, function(job))

@@ -35,7 +35,7 @@ def read_decord(
         return None
     if numbers is None or len(numbers) < frame_range.frames:
         return None
-    decord.logging.set_level(decord.logging.QUIET)  # PyAV reads the files that it cannot read, or explains the error
+    decord.logging.set_level(decord.logging.QUIET)  # PyAV reads the files that decord cannot read, or explains the error
     try:
         reader = decord.VideoReader(media.url if media.offset >= 0 else str(media.path), ctx=decord.cpu(0), num_threads=1)
         if len(reader) <= numbers[-1] or len(reader) != (of or len(reader)):

@@ -2,7 +2,7 @@
 
 Frames are scaled a few at a time while they are decoded, so that no clip is ever held at full size. Both decoders give equal results:
 swscale converts the frame to RGB at its own size, and an antialiased bicubic filter on bytes scales it. The result differs by at most
-2 of 255 levels from `transforms.to_size`, which computes in float32. (swscale's own scaling was no faster, and its colours differ.)
+2 of 255 levels from `transforms.to_size`, which computes in float32. swscale's own scaling was no faster, and its colours differ.
 Pictures of up to 128 x 128 pixels are returned as they are: scaling those in float32 costs nothing. Pixels are taken as square.
 """
 
