@@ -32,41 +32,41 @@ TRAIN, VALIDATION = "train", "val"
 class JointData(L.LightningDataModule):
     """Videos and images in one batch, at a fixed ratio (the trainer needs `use_distributed_sampler: false`).
 
-    Numbers per batch count the global batch, over all ranks. Order, views and crops follow from the seed, the pass and
-    the item, so they are the same whatever the number of ranks, workers or restarts.
+    Numbers per batch count the global batch, over all ranks. Order, views and crops follow from the seed, the epoch and the item. So
+    they do not depend on the number of ranks, workers or restarts.
 
-    What is on the quarantine list beside the index is not read; it may change between two starts of a run, see JointSampler.
+    Files on the quarantine list beside the index are not read. The list may change between two starts of a run, see JointSampler.
 
     Args:
         index: Parquet file that lists the clips and images.
-        size: Rows in pixels: clips are resized until they cover the picture, and what is over is cropped.
+        size: Rows in pixels: clips are resized until they cover the picture, and then cropped to it.
         frames: Frames of a video; with an autoencoder of temporal factor f, 1 + a multiple of f.
         videos_per_batch: Videos of the global batch; 0 trains on images alone.
         image_stacks_per_batch: Stacks of unrelated images in the global batch; 0 trains on videos alone.
-        images_per_stack: Images of a stack; as many as a video has latent frames, so that stacks and videos cost alike.
-        aspect: Columns to a row; 1.75 makes 128 x 224 of size 128. It holds for all sizes.
-        buckets: Sizes [rows, columns] in pixels in place of `size` x `aspect`: every batch has one of them, and every clip and image
-            goes into the one that cuts off least of it without enlarging it. Low-resolution twins are smaller by low_res_size / size.
-        low_res_size: Rows of the low-resolution twins in pixels (super-resolution).
-        fps: Frames a second that are taken of every video, whatever its own rate; null takes the file's frames.
-        stride: Frames of the file from one taken to the next; only without fps.
-        flip: Mirrors half of the views and windows, left for right (not where captions say left or right).
-        crop: Side of a random window in pixels, taken after resizing (autoencoder); every pass draws a new start frame and place.
-        sizes: More sizes beside `size`; with `crop`, every sample draws one of all of them; one named twice comes twice as often.
+        images_per_stack: Images of a stack; as many as a video has latent frames, so that a stack costs as much as a video.
+        aspect: Columns per row; 1.75 makes 128 x 224 of size 128. It holds for all sizes.
+        buckets: Sizes [rows, columns] in pixels in place of `size` x `aspect`. Every batch has one of them. Every clip and image goes into
+            the one that crops it least without enlarging it. Low-resolution copies are smaller by low_res_size / size.
+        low_res_size: Rows of the low-resolution copies in pixels (super-resolution).
+        fps: Frames read per second of every video, whatever its own rate; null reads the file's frames.
+        stride: Distance between frames that are read, in frames of the file; only without fps.
+        flip: Whether half of the views and windows are mirrored, left to right (not where captions say left or right).
+        crop: Side of a random window in pixels, cropped after resizing (autoencoder). Every epoch draws a new start frame and position.
+        sizes: More sizes beside `size`: with `crop`, every sample draws one of all sizes. A size that is named twice comes twice as often.
         vae: Folder of a trained autoencoder: the batches hold its latents, which are computed once and cached.
-        views: Fixed views (start frame and crop) of each clip, gone round pass by pass; 1 is frame 0 and the centre. Latents are cached
-            for each: disk in bytes is clips x views x (values of a latent x 2 + 4).
+        views: Fixed views (start frame and crop) of each clip. An epoch reads one of them: view = epoch mod views. View 0 is frame 0 and
+            the centre. Latents are cached for each view: disk in bytes is clips x views x (values of a latent x 2 + 4).
         cache_dir: Folder of the latents; empty puts them beside the autoencoder's folder. All machines must see it.
-        cache_clips: Train on the first so many videos and images only, to save time and disk; 0 takes all.
-        val_videos: Validate on so many videos (and images) of the split "val"; 0 does not validate.
-        workers: Processes that read ahead, per rank; 0 reads in the training process, which a decoder that crashes then ends.
-        patience: Seconds that a worker may spend on one file before it is ended and another one tries; the second time the file fails.
-        seed: Seeds order and crops.
+        cache_clips: Train only on this number of videos and images, the first ones, to save time and disk; 0 uses all.
+        val_videos: Number of videos (and of images) of the split "val" to validate on; 0 does not validate.
+        workers: Processes that read ahead, per rank. With 0 the training process reads, and a decoder that crashes ends it.
+        patience: Seconds that a worker may spend on one file before it is ended and another one tries. The second time the file fails.
+        seed: Seed of order and crops.
         shards: Streams the training set from tar shards in webdataset's notation, '{video: "clips-{000..999}.tar", image: ...}', in
-            place of the index, see walt_pl/data/webdataset_loader.py; validation, and captions for a vocabulary, still come from the index.
+            place of the index, see walt_pl/data/webdataset_loader.py. Validation, and captions for a vocabulary, still use the index.
 
     Raises:
-        ValueError: If parameters do not fit together.
+        ValueError: Parameters do not fit together.
     """
 
     def __init__(
@@ -147,29 +147,33 @@ class JointData(L.LightningDataModule):
         self._choices: dict[str, dict[Kind, Selection]] = {}
         self._loaders: list[BatchLoader] = []
 
-    # What there is
+    # Selection
 
     @property
     def index_sha256(self) -> str:
-        """Hash of the index file, for the card of the artifact."""
+        """Return the hash of the index file, for the card of the artifact."""
         return self._index(VALIDATION if self.shards else TRAIN).sha256
 
     def counts(self) -> dict[str, int]:
-        """Gives how many videos and images are trained and validated on, for the card of the artifact."""
+        """Return the numbers of videos and images for training and for validation, for the card of the artifact."""
         kinds: tuple[Kind, Kind] = ("video", "image")
         selections = {split: self.selection(split) for split in self._splits()}
         return {f"{split}_{kind}s": of[kind].used if kind in of else 0 for split, of in selections.items() for kind in kinds}
 
     def frame_rate(self) -> float | None:
-        """Gives the frames a second of the videos that are trained on; None for images alone, and where it is not known."""
+        """Return the frames per second of the training videos; None for images alone, and where the rate is not known."""
         if not self.videos_per_batch or self.clip_transform.frames == 1:
             return None
-        if self.shards is not None:  # whose files nobody has examined
+        if self.shards is not None:  # the files in shards were not examined
             return self.clip_transform.fps
         return trained_rate(self._entries(TRAIN)["video"], self.selection(TRAIN)["video"].positions(), self.clip_transform)
 
     def captions(self, validation: bool = False) -> Iterator[str]:
-        """Gives the captions that are trained on, for the vocabulary of a text encoder of our own; and those validated on, if wanted."""
+        """Yield the training captions, for the vocabulary of a text encoder that is trained here.
+
+        Args:
+            validation: Whether the validation captions follow.
+        """
         trained = [TRAIN] if self.shards is None or TRAIN in self._index(VALIDATION).splits else []
         for split in [*trained, VALIDATION] if validation and self.val_videos else trained:
             for kind, selection in self.selection(split).items():
@@ -178,14 +182,14 @@ class JointData(L.LightningDataModule):
                     yield from captions.take(positions[start : start + 4096]).to_pylist()
 
     def selection(self, split: str) -> dict[Kind, Selection]:
-        """Decides which clips and images of a split are used, at which size, and why the others are not, for the kinds that a batch has.
+        """Return the selection of each kind that a batch has: the used clips and images of a split, and the reasons for the others.
 
         Raises:
-            ValueError: If the split lacks a kind, or nothing of it can be used; with the reasons.
+            ValueError: The split lacks a kind, or nothing of it can be used. The message says the reasons.
         """
         found = self.choice(split)
         useless = [kind for kind, selection in found.items() if not selection.used]
-        # No batch of validation has to have both kinds.
+        # In validation, a batch may lack one of the kinds.
         if useless if split == TRAIN else len(useless) == len(found):
             lines = described(split, found, self.buckets, self.clip_transform)
             found_in = f'{self.index}: no {" and no ".join(useless)} of split "{split}" can be used:'
@@ -194,10 +198,10 @@ class JointData(L.LightningDataModule):
         return found
 
     def choice(self, split: str) -> dict[Kind, Selection]:
-        """The same, also where nothing can be used.
+        """Return the selection of each kind, also where nothing can be used.
 
         Raises:
-            ValueError: If the split lacks a kind.
+            ValueError: The split lacks a kind.
         """
         if split not in self._choices:
             self._choices[split] = self._choose(split)
@@ -209,13 +213,13 @@ class JointData(L.LightningDataModule):
         if split == TRAIN:
             return select(entries, self.clip_transform, self.buckets, quarantined, self.cache_clips)
         found: dict[Kind, Selection] = {}
-        for kind, listed in entries.items():  # kind by kind, as the batches of validation
+        for kind, listed in entries.items():  # each kind by itself: batches of validation may lack one
             found |= select({kind: listed}, self.clip_transform, self.buckets, quarantined, self.val_videos)
         return found
 
     @cached_property
     def quarantine(self) -> Quarantine:
-        """The files that are not to be read."""
+        """Return the list of files that must not be read."""
         return Quarantine.beside(self.index)
 
     def _index(self, split: str) -> Index:
@@ -228,7 +232,11 @@ class JointData(L.LightningDataModule):
         return [*trained, VALIDATION] if self.val_videos else trained
 
     def _entries(self, split: str) -> dict[Kind, IndexEntries]:
-        """Gives all clips and images of a split, of the kinds that a batch has."""
+        """Return all clips and images of a split, of the kinds that a batch has.
+
+        Raises:
+            ValueError: The training split lacks a kind.
+        """
         index = self._index(split)
         listed: dict[Kind, tuple[IndexEntries, int]] = {
             "video": (index.videos, self.videos_per_batch),
@@ -247,14 +255,14 @@ class JointData(L.LightningDataModule):
     # Latents
 
     def prepare_data(self) -> None:
-        """Computes the latents that are missing, on rank zero; without `vae` there is nothing to do."""
+        """Compute the latents that are missing, on rank zero. Without `vae`, do nothing."""
         self.build_caches(verify=False)
 
     def build_caches(self, verify: bool) -> None:
-        """Computes the latents that are missing, stale or not read because of a quarantine that is over.
+        """Compute the latents that are missing or stale, and those that a quarantine left out and that are free again.
 
         Args:
-            verify: Compares the hash of every byte, too, and computes again what is damaged.
+            verify: Whether to compare the hash of every byte, too, and compute again what is damaged.
         """
         if self.vae is None:
             return
@@ -262,14 +270,14 @@ class JointData(L.LightningDataModule):
             entries, skip = self._entries(split), self._skipped(split)
             for number in range(len(self.buckets)):
                 for rows, columns in self._sizes(number):
-                    clip_transform = self._whole_framing(split, rows, columns)
+                    clip_transform = self._whole_transform(split, rows, columns)
                     source = PixelDataset(entries.get("video", ()), entries.get("image", ()), clip_transform)
                     for kind, cache in self._caches(split, number, clip_transform).items():
                         batch_size, readers = encode_batch_size(clip_transform, kind), max(1, self.workers)
                         cache.build(source, kind, self._encoder, batch_size, readers, skip[kind], verify, self.patience)
 
     def _skipped(self, split: str) -> dict[Kind, dict[int, str]]:
-        """Places of the quarantined entries in their lists, with the reasons."""
+        """Return the positions of the quarantined entries in their lists, with the reasons."""
         skipped: dict[Kind, dict[int, str]] = {}
         for kind, entries in self._entries(split).items():
             positions = self.quarantine.positions(entries)
@@ -280,11 +288,11 @@ class JointData(L.LightningDataModule):
     def _sizes(self, number: int) -> list[tuple[int, int]]:
         return bucket_sizes(self.buckets[number], self.clip_transform)
 
-    def _whole_framing(self, split: str, rows: int, columns: int) -> ClipTransform:
+    def _whole_transform(self, split: str, rows: int, columns: int) -> ClipTransform:
         return whole_transform(self.clip_transform, rows, columns, views=1 if split == VALIDATION else self.clip_transform.views)
 
     def _caches(self, split: str, number: int, clip_transform: ClipTransform) -> dict[Kind, LatentCache]:
-        """Gives the cache of each kind that a bucket has."""
+        """Return the cache of each kind that a bucket has."""
         assert self.vae is not None
         vae_sha256, index_sha256 = artifact.read_card(self.vae)["sha256"], self._index(split).sha256
         key = cache_key(clip_transform, split, vae_sha256, index_sha256, compute_dtype(self._device()))
@@ -314,13 +322,13 @@ class JointData(L.LightningDataModule):
     # Loaders
 
     def setup(self, stage: str) -> None:
-        """Checks that the data is there and that the ranks divide the batch, and tells what is used and what is not.
+        """Check that the data exists and that the ranks divide the batch, and print the selection.
 
         Raises:
-            ValueError: If not.
+            ValueError: The data is missing or unusable, or the ranks do not divide the batch.
         """
         for split in self._splits():
-            self._entries(split)  # what is not there at all comes before what cannot be used
+            self._entries(split)  # the error of missing data comes before that of unusable data
         self.counts()
         _, ranks = self._ranks()
         for name in ("videos_per_batch", "image_stacks_per_batch"):
@@ -333,18 +341,18 @@ class JointData(L.LightningDataModule):
                     "or take another number of ranks (trainer.devices x trainer.num_nodes)"
                 )
         if stage == "fit":
-            self._tell()
+            self._print_selections()
 
     @rank_zero_only
-    def _tell(self) -> None:
-        """Prints what is used and what is not."""
+    def _print_selections(self) -> None:
+        """Print how many clips and images are used, and why the others are not."""
         for kind, pattern in (self.shards or {}).items():
             print(f"{TRAIN}: {kind}s streamed from {pattern}", flush=True)
         for split in self._splits():
             print("\n".join(described(split, self.selection(split), self.buckets, self.clip_transform)), flush=True)
 
     def train_dataloader(self) -> BatchLoader:
-        """Gives this rank's endless, resumable stream of batches."""
+        """Return this rank's endless, resumable stream of batches."""
         rank, ranks = self._ranks()
         if self.shards is not None:
             streamed = {kind: ShardStream(kind, pattern, self.seed) for kind, pattern in self.shards.items()}
@@ -356,12 +364,12 @@ class JointData(L.LightningDataModule):
         return self._loader(TRAIN, sampler)
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        """Gives this rank's validation batches: the first clips and images of the split, in order, in view 0 (frame 0, the centre).
+        """Return this rank's validation batches: the first clips and images of the split, in order, in view 0 (frame 0, the centre).
 
         Counts are rounded down to whole stacks on every rank, in every bucket, so that the ranks stay in step.
 
         Raises:
-            ValueError: If there are fewer clips and images than ranks.
+            ValueError: There are fewer clips and images than ranks.
         """
         if not self.val_videos:
             return []
@@ -379,7 +387,7 @@ class JointData(L.LightningDataModule):
         return self._loader(VALIDATION, sampler)
 
     def teardown(self, stage: str) -> None:
-        """Ends the workers of every loader, and names the files that could not be read."""
+        """End the workers of every loader, and warn with the names of the files that could not be read."""
         failures = {path: reason for loader in self._loaders for path, reason in loader.failures.items()}
         for loader in self._loaders:
             loader.close()
@@ -390,7 +398,7 @@ class JointData(L.LightningDataModule):
             )
 
     def _items(self, split: str) -> dict[Kind, list[BucketItems]]:
-        """What each bucket has of each kind."""
+        """Return the items of each bucket, by kind."""
         selections, buckets = self.selection(split), range(len(self.buckets))
         kinds: tuple[Kind, Kind] = ("video", "image")
         return {kind: [selections[kind].items(b) if kind in selections else BucketItems(range(0)) for b in buckets] for kind in kinds}
@@ -404,7 +412,7 @@ class JointData(L.LightningDataModule):
         return loader
 
     def _source(self, split: str, number: int) -> SampleSource:
-        """Reads the clips and images of a bucket."""
+        """Return the source that reads the clips and images of a bucket."""
         entries, sizes = self._entries(split), self._sizes(number)
         videos, images = entries.get("video", ()), entries.get("image", ())
         if self.vae is None:
@@ -414,7 +422,7 @@ class JointData(L.LightningDataModule):
                 self.clip_transform, size=rows, aspect=columns / rows, low_res_size=low_res, first_view=split == VALIDATION
             )
             return PixelDataset(videos, images, clip_transform)
-        caches = [self._caches(split, number, self._whole_framing(split, *size)) for size in sizes]
+        caches = [self._caches(split, number, self._whole_transform(split, *size)) for size in sizes]
         for cache in [cache for of_size in caches for cache in of_size.values()]:
             cache.open()
         return LatentDataset(videos, images, caches[-1], None if self.clip_transform.low_res_size is None else caches[0])
@@ -424,6 +432,6 @@ class JointData(L.LightningDataModule):
 
 
 def _first(items: BucketItems, unit: int) -> BucketItems:
-    """As many of those that are used as make whole units."""
+    """Return the first used items, as many as make whole units."""
     used = np.delete(np.asarray(items.positions, np.int64), items.left_out)
     return BucketItems(used[: len(used) // unit * unit])

@@ -1,4 +1,4 @@
-"""The contract between data and stages: what a joint batch of videos and images is."""
+"""The contract between data and stages: the joint batch of videos and images."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -12,22 +12,22 @@ Space = Literal["pixels", "latents"]
 
 
 class DataError(RuntimeError):
-    """Data that cannot be trained on; the message names the files."""
+    """Data that cannot be used for training. The message names the files."""
 
 
 class SampleRef(NamedTuple):
-    """One place of a global batch: what to read there."""
+    """Reference to the sample at one position of a global batch."""
 
     kind: Kind
-    """Which list `item` counts in."""
+    """The list in which `item` counts."""
     item: int
     """Number of the clip or image in its list."""
     epoch: int
-    """How often the list has been gone through before; together with `item` it seeds crops and views."""
+    """Number of earlier passes over the list; together with `item` it seeds crops and views."""
     global_batch_index: int
-    """Place in the global batch: videos first, then images."""
+    """Position in the global batch: videos first, then images."""
     bucket: int = 0
-    """Which of the sizes the whole batch has."""
+    """Number of the size that the whole batch has."""
 
 
 @dataclass
@@ -38,12 +38,12 @@ class Sample:
     content: Tensor
     """[c t h w], pixels in -1..1 or a raw latent; zeros where the file could not be read."""
     low_res: Tensor | None
-    """The same at the low size [c t h' w']; None outside super-resolution."""
+    """The low-resolution copy [c t h' w']; None outside super-resolution."""
     caption: str
     label: int
     path: str
     failure: str
-    """Why the file could not be read; empty when it could."""
+    """Reason why the file could not be read; empty if it could."""
     space: Space
 
 
@@ -51,7 +51,7 @@ class Sample:
 class JointBatch:
     """Videos and unrelated images of one rank and step.
 
-    A sample that could not be read keeps its slot, with zeros for content and weight 0.
+    A sample that could not be read keeps its place in the batch, with zeros for content and weight 0.
     """
 
     videos: Tensor
@@ -65,22 +65,22 @@ class JointBatch:
     weight: Tensor
     """[v+i] float32, 1, or 0 where the sample could not be read."""
     global_batch_index: Tensor
-    """[v+i] int64 places in the global batch; they seed the randomness of a sample."""
+    """[v+i] int64 positions in the global batch; they seed the randomness of a sample."""
     low_res_videos: Tensor | None
-    """[v c t h' w'] the same videos at the low size (super-resolution only)."""
+    """[v c t h' w'] low-resolution copies of the videos (super-resolution only)."""
     low_res_images: Tensor | None
-    """[i c 1 h' w'] the same images at the low size (super-resolution only)."""
+    """[i c 1 h' w'] low-resolution copies of the images (super-resolution only)."""
     space: Space
-    """What `videos` and `images` hold."""
+    """Whether `videos` and `images` hold pixels or latents."""
     paths: list[str]
     """v + i files, for messages."""
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "JointBatch":
-        """Returns the batch with every tensor on `device`."""
+        """Return the batch with every tensor on `device`."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "JointBatch":
-        """Returns the batch in page-locked memory; the DataLoader calls this on machines with a GPU."""
+        """Return the batch in page-locked memory; the loader calls this on machines with a GPU."""
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "JointBatch":
@@ -90,19 +90,19 @@ class JointBatch:
 
 
 class SampleSource(Protocol):
-    """Reads samples. It is pickled once for each worker, so it holds descriptions of the data and no open files."""
+    """Read samples. A source is pickled once for each worker, so it holds descriptions of the data and no open files."""
 
     def __getitem__(self, draw: SampleRef) -> Sample:
-        """Reads what is to stand in a place of a batch; a file that cannot be read gives `failed(draw, reason)`."""
+        """Read the sample of a position of a batch. If the file cannot be read, return `failed(draw, reason)`."""
         ...
 
     def failed(self, draw: SampleRef, reason: str) -> Sample:
-        """Gives the zeros that stand in for a file, without touching it."""
+        """Return the zeros that stand for a file, without reading it."""
         ...
 
 
 class BucketedSource:
-    """Reads every draw from the source of its bucket.
+    """Read every sample from the source of its bucket.
 
     Args:
         sources: One for each bucket.
@@ -112,11 +112,11 @@ class BucketedSource:
         self.sources = sources
 
     def __getitem__(self, draw: SampleRef) -> Sample:
-        """Reads one clip or image at the size of its bucket."""
+        """Read one clip or image at the size of its bucket."""
         return self.sources[draw.bucket][draw]
 
     def failed(self, draw: SampleRef, reason: str) -> Sample:
-        """Gives zeros of the size of its bucket."""
+        """Return zeros of the size of its bucket."""
         return self.sources[draw.bucket].failed(draw, reason)
 
 
@@ -128,10 +128,10 @@ class ReadFailure(NamedTuple):
 
 
 def collate(samples: Sequence[Sample]) -> tuple[JointBatch, list[ReadFailure]]:
-    """Puts one rank's samples, videos first, into a batch.
+    """Put the samples of one rank into a batch, videos first.
 
     Args:
-        samples: At least one; all videos have one shape, all images have one shape.
+        samples: At least one. All videos have one shape, and all images have one shape.
 
     Returns:
         The batch, and the files among its samples that could not be read.

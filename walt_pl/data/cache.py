@@ -1,18 +1,18 @@
-"""Latents computed once: shards of float16 on disk that workers map into memory.
+"""Latents that are computed once: shards of float16 on disk that workers map into memory.
 
 A cache is a folder with `meta.json` and files `00000.f16`, `00001.f16`, ... of `SHARD_ROWS` rows each. A row is the raw (not
 normalised) posterior mean of one view of one clip or image. float16 keeps 11 bits of a latent, far below the noise of the
-smallest diffusion step, at half the size of float32. After its rows a shard has the CRC-32 of each, 4 bytes.
+smallest diffusion timestep, at half the size of float32. After its rows a shard has the CRC-32 of each row, 4 bytes.
 
-Item n of the cache has the rows n * views to (n + 1) * views - 1. Where the cache does not hold simply the first items of a
-list, `items.i64` says which ones, ascending; workers map it, too.
+Item n of the cache has the rows n * views to (n + 1) * views - 1. Where the cache does not hold just the first items of a
+list, `items.i64` lists its items, ascending. Workers map that file, too.
 
-`meta.json` holds the key (whatever the latents depend on), the shape of a row, and per shard its SHA-256 and the files
-that could not be read. A cache with another key is rebuilt, never read.
+`meta.json` holds the key (everything that the latents depend on) and the shape of a row. Per shard it holds the SHA-256 and the
+files that could not be read. A cache with another key is rebuilt, never read.
 
-Bytes that change on disk are found at the row that has them, whenever it is read: its CRC takes 8 microseconds (20 KiB, 3.5 GB/s). The
-row then counts as unreadable and is named. Hashing whole shards in place of that would read the whole cache once in every
-worker of every rank. `python -m walt_pl cache` compares the SHA-256 of every shard and computes damaged ones again.
+Bytes that change on disk are found when their row is read: its CRC takes 8 microseconds (20 KiB, 3.5 GB/s). The row then counts
+as unreadable, and the message names it. Hashing whole shards instead would read the whole cache once in every worker of every
+rank. `python -m walt_pl cache` compares the SHA-256 of every shard and computes damaged ones again.
 """
 
 import hashlib
@@ -50,12 +50,12 @@ _SKIPPED = "quarantined: "
 _MEND = "python -m walt_pl cache --config EXPERIMENT"
 
 Encode = Callable[[Tensor], Tensor]
-"""Pixels [b 3 t h w] in -1..1 to posterior means [b c t' h' w']."""
+"""Function from pixels [b 3 t h w] in -1..1 to posterior means [b c t' h' w']."""
 
 
 @dataclass
 class Shard:
-    """What `meta.json` says of one file of the cache."""
+    """The entry of one file of the cache in `meta.json`."""
 
     sha256: str
     broken: dict[int, str] = field(default_factory=dict)
@@ -66,11 +66,11 @@ class LatentCache:
     """The latents of some clips (or images) of a split, `views` of each.
 
     Args:
-        folder: Where the cache lies or will lie.
-        key: What the latents depend on, as plain values: hashes of the autoencoder and the index, split, framing.
-        count: Clips or images.
+        folder: Folder of the cache, which may not exist yet.
+        key: Everything that the latents depend on, as plain values: hashes of the autoencoder and the index, split, clip transform.
+        count: Number of clips or images.
         views: Fixed views of each.
-        items: Which ones of their list, ascending; the first `count` when not given.
+        items: Their numbers in their list, ascending; the first `count` if not set.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, object], count: int, views: int = 1, items: NDArray[np.int64] | None = None) -> None:
@@ -88,7 +88,7 @@ class LatentCache:
         self._maps: dict[int, tuple[NDArray[np.float16], NDArray[np.uint32]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        # A pickled memory map is a copy of the file; workers map it themselves.
+        # A pickled memory map would be a copy of the file. Workers map the file themselves.
         return {**self.__dict__, "_maps": {}, "_items": None}
 
     def build(
@@ -102,24 +102,24 @@ class LatentCache:
         verify: bool = True,
         patience: float = 60.0,
     ) -> None:
-        """Computes every shard that is missing, stale or damaged; does nothing when there is none.
+        """Compute every shard that is missing, stale or damaged. Do nothing if there is none.
 
-        Every shard is written to a temporary file and renamed, so that an interrupted build goes on where it stopped.
+        Every shard is written to a temporary file and renamed, so that an interrupted build continues where it stopped.
 
         Args:
-            source: Reads the clips; its framing has the cache's views.
-            kind: Which of its lists is cached.
-            encode: Gives the encoder; called only when something has to be computed.
+            source: Reads the clips. Its clip transform has the cache's views.
+            kind: Kind of the list that is cached.
+            encode: Returns the encoder. It is called only if something must be computed.
             batch_size: Clips encoded together.
-            readers: Processes that decode ahead while the encoder runs; 0 decodes in this one, which a crash of a decoder ends.
-            skip: Items that are not to be read, with the reason: the quarantine. A shard with one that is free again is computed anew.
-            verify: Compares the SHA-256 of every shard; without it, damage shows when a row is read.
+            readers: Processes that decode ahead while the encoder runs. With 0, this process decodes, and a decoder that crashes ends it.
+            skip: Items that must not be read (the quarantine), with the reasons. A shard with an item that is free again is computed again.
+            verify: Compare the SHA-256 of every shard. Without it, damage is found when a row is read.
             patience: Seconds that a reader may spend on one file.
 
         Raises:
-            RuntimeError: If not one file of the first shard can be read.
-            ValueError: If a latent does not fit float16.
-            OSError: If the disk is full.
+            DataError: None of the files of the first shard can be read.
+            ValueError: A latent does not fit float16.
+            OSError: The disk is full.
         """
         skip = skip or {}
         self._load(verify)
@@ -144,10 +144,10 @@ class LatentCache:
                 self._build_shard(number, batches, run, lambda rows: bar.advance(task, rows))
 
     def open(self) -> None:
-        """Makes a finished cache readable.
+        """Make a finished cache readable.
 
         Raises:
-            RuntimeError: If the cache is missing, stale or unfinished.
+            DataError: The cache is missing, stale or unfinished.
         """
         self._load(verify=False)
         missing = sum(shard is None for shard in self.shards)
@@ -160,14 +160,14 @@ class LatentCache:
             raise DataError(f"{self.folder / 'items.i64'} is damaged: {_MEND} writes it again")
 
     def read(self, item: int, epoch: int) -> tuple[Tensor, str]:
-        """Gives the latent that a pass over the data sees.
+        """Return the latent of an item in one epoch.
 
         Args:
             item: Number of the clip or image in its list.
-            pass_number: How often the data was gone through; view = pass mod views.
+            epoch: Number of earlier passes over the list; view = epoch mod views.
 
         Returns:
-            The raw posterior mean, float32 [c t h w], and why there is none (empty when there is, else zeros).
+            The raw posterior mean, float32 [c t h w], and an empty string. If there is no latent: zeros and the reason.
         """
         row = self._place(item) * self.views + epoch % self.views
         number, place = divmod(row, SHARD_ROWS)
@@ -180,7 +180,7 @@ class LatentCache:
         return torch.zeros(self.shape, dtype=torch.float32), damage
 
     def _place(self, item: int) -> int:
-        """Which of the cache's items this one is."""
+        """Return the position of an item among the items of the cache."""
         if "items" not in self.key:
             return item
         if self._items is None:
@@ -190,7 +190,7 @@ class LatentCache:
         return place
 
     def _mapped(self, number: int) -> tuple[NDArray[np.float16], NDArray[np.uint32]]:
-        """Rows and checksums of a shard."""
+        """Return rows and checksums of a shard."""
         if number not in self._maps:
             if len(self._maps) == _MAPS:
                 self._maps.pop(next(iter(self._maps)))
@@ -201,7 +201,7 @@ class LatentCache:
         return self._maps[number]
 
     def _has_items(self) -> bool:
-        """Whether the file that says which items these are is there and whole, or not needed."""
+        """Return whether the file that lists the items is there and whole, or not needed."""
         if "items" not in self.key:
             return True
         path = self.folder / "items.i64"
@@ -220,7 +220,7 @@ class LatentCache:
         return self.folder / f"{number:05d}.f16"
 
     def _batches(self, numbers: Sequence[int], kind: Kind, batch_size: int) -> Iterator[list[SampleRef]]:
-        """What to read for some shards, in order; every shard begins with a new batch."""
+        """Yield the batches to read for some shards, in order. Every shard begins with a new batch."""
         for number in numbers:
             rows = self._rows_of(number)
             draws = [SampleRef(kind, self._item(row // self.views), row % self.views, row) for row in rows]
@@ -238,7 +238,7 @@ class LatentCache:
                 self.shards[number] = Shard(entry["sha256"], {int(row): why for row, why in entry["broken"].items()})
 
     def _read_meta(self) -> dict[str, Any] | None:
-        """Gives `meta.json`, or None (and says so) where it belongs to other latents."""
+        """Return `meta.json`. If it is damaged or belongs to other latents, warn and return None."""
         path = self.folder / "meta.json"
         if not path.is_file():
             return None
@@ -287,7 +287,7 @@ class LatentCache:
         self._write_meta()
 
     def _remove_left_overs(self) -> None:
-        """Frees the space of half-written, stale and damaged files."""
+        """Remove half-written, stale and damaged files, to free their space."""
         whole = {self._file(number) for number, shard in enumerate(self.shards) if shard is not None}
         for path in [*self.folder.glob("*.tmp"), *self.folder.glob("*.f16")]:
             if path not in whole:
@@ -300,10 +300,11 @@ class LatentCache:
 
 
 class _Skipping:
-    """Reads samples, but not those of some items."""
+    """Read samples, except those of some items."""
 
     def __init__(self, source: SampleSource, skip: Mapping[int, str]) -> None:
-        self._source, self._skip = source, skip
+        self._source = source
+        self._skip = skip
 
     def __getitem__(self, draw: SampleRef) -> Sample:
         if draw.item in self._skip:
@@ -316,7 +317,7 @@ class _Skipping:
 
 @contextmanager
 def _reading(source: SampleSource, steps: Iterable[Sequence[SampleRef]], readers: int, patience: float) -> Iterator[Iterator[Answer]]:
-    """Batches of samples in order, read ahead by processes where there are readers."""
+    """Yield batches of samples in order. With readers, processes read them ahead."""
     if not readers:
         yield (collate([source[draw] for draw in draws]) for draws in steps)
         return
@@ -329,7 +330,7 @@ def _reading(source: SampleSource, steps: Iterable[Sequence[SampleRef]], readers
 
 def _encode_batch(batch: JointBatch, encode: Encode) -> NDArray[np.float16]:
     latents = encode(batch.videos if len(batch.videos) else batch.images).float().cpu()
-    with np.errstate(over="ignore"):  # told below, with the file
+    with np.errstate(over="ignore"):  # the error below names the file
         rows = latents.numpy().astype(np.float16, order="C")  # encoders may leave channels last
     rows[(batch.weight == 0).numpy()] = 0
     if not np.isfinite(rows).all():
@@ -349,7 +350,7 @@ def _write(path: Path, data: bytes) -> None:
     """Write a file of a cache whole.
 
     Raises:
-        OSError: the disk is full; says what was to be written and what is free.
+        OSError: The disk is full. The message says how much was to be written and how much is free.
     """
     try:
         write_whole(path, data)
@@ -362,13 +363,13 @@ def _write(path: Path, data: bytes) -> None:
 
 
 class LatentDataset(Dataset[Sample]):
-    """Reads clips and images as latents from caches, by `SampleRef`.
+    """Read clips and images as latents from caches, by `SampleRef`.
 
     Args:
         videos: Entries of the clips.
         images: Entries of the images.
-        caches: An opened cache for each kind that is drawn.
-        low_caches: The same at the low size (super-resolution), or None.
+        caches: An opened cache for each kind that is read.
+        low_res_caches: Opened caches of the low-resolution copies (super-resolution), or None.
     """
 
     def __init__(
@@ -384,7 +385,7 @@ class LatentDataset(Dataset[Sample]):
         self.low_res_caches = low_res_caches
 
     def __getitem__(self, draw: SampleRef) -> Sample:
-        """Reads the latent [c t h w] of one clip or image, with its low-resolution twin where there is one."""
+        """Read the latent [c t h w] of one clip or image, with its low-resolution copy if there is one."""
         entry = self._entry(draw)
         content, failure = self.caches[draw.kind].read(draw.item, draw.epoch)
         low_res = None
@@ -394,7 +395,7 @@ class LatentDataset(Dataset[Sample]):
         return Sample(draw, content, low_res, entry.caption, entry.label, str(entry.place), failure, "latents")
 
     def failed(self, draw: SampleRef, reason: str) -> Sample:
-        """Gives zeros in place of latents."""
+        """Return zeros in place of latents."""
         entry = self._entry(draw)
         low_res = None if self.low_res_caches is None else torch.zeros(self.low_res_caches[draw.kind].shape, dtype=torch.float32)
         content = torch.zeros(self.caches[draw.kind].shape, dtype=torch.float32)
@@ -405,7 +406,7 @@ class LatentDataset(Dataset[Sample]):
 
 
 def encode_batch_size(clip_transform: ClipTransform, kind: Kind) -> int:
-    """How many clips to encode together: 16 of 17 frames at 32 px, and as many pixels at other sizes."""
+    """Return the number of clips to encode together: 16 clips of 17 frames at 32 px, and as many pixels at other sizes."""
     frames = clip_transform.frames if kind == "video" else 1
     rows, columns = clip_transform.shape(clip_transform.size)
     return min(256, max(1, 16 * 17 * 32**2 // (frames * rows * columns)))

@@ -1,4 +1,4 @@
-"""Layout of the caches of latents: the sizes, the key and the folder of each bucket's caches."""
+"""Layout of the latent caches: the sizes, the key and the folder of each bucket's caches."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from walt_pl.data.transforms import ClipTransform
 
 
 def bucket_sizes(bucket: Bucket, clip_transform: ClipTransform) -> list[tuple[int, int]]:
-    """Return rows and columns of each resolution at which a bucket's pictures are read, the smallest first."""
+    """Return rows and columns of each resolution at which the pictures of a bucket are read, the smallest first."""
     rows, columns = bucket
     if clip_transform.low_res_size is None:
         return [(rows, columns)]
@@ -25,23 +25,23 @@ def bucket_sizes(bucket: Bucket, clip_transform: ClipTransform) -> list[tuple[in
 
 
 def whole_transform(clip_transform: ClipTransform, rows: int, columns: int, views: int) -> ClipTransform:
-    """Return the framing of whole pictures of one resolution, in so many views."""
-    # A first view is never mirrored.
+    """Return the clip transform of whole pictures of one resolution, with `views` views."""
+    # View 0 is never mirrored, so one view needs no flip.
     return replace(clip_transform, size=rows, aspect=columns / rows, low_res_size=None, views=views, flip=clip_transform.flip and views > 1)
 
 
 def cache_name(clip_transform: ClipTransform, split: str, limit: int) -> str:
-    """Return the name of the folder of a split's caches; `limit` 0 stands for all clips."""
+    """Return the folder name of a split's caches. `limit` 0 stands for all clips."""
     rows, columns = clip_transform.shape(clip_transform.size)
     rate = f"-{clip_transform.fps:g}fps" if clip_transform.fps else f"-every{clip_transform.stride}" if clip_transform.stride > 1 else ""
     return f"{split}-{rows}x{columns}-{clip_transform.frames}f{rate}-{clip_transform.views}v-{limit or 'all'}"
 
 
 def cache_key(clip_transform: ClipTransform, split: str, vae_sha256: str, index_sha256: str, dtype: torch.dtype) -> dict[str, object]:
-    """Return all that the latents of a split depend on, as plain values.
+    """Return everything that the latents of a split depend on, as plain values.
 
     Args:
-        clip_transform: A framing of whole pictures.
+        clip_transform: A clip transform of whole pictures.
         split: Part of the data set.
         vae_sha256: Hash of the autoencoder's weights.
         index_sha256: Hash of the index file.
@@ -65,13 +65,13 @@ def cache_key(clip_transform: ClipTransform, split: str, vae_sha256: str, index_
 def bucket_caches(
     folder: Path, key: Mapping[str, object], clip_transform: ClipTransform, selections: Mapping[Kind, Selection], number: int
 ) -> dict[Kind, LatentCache]:
-    """Return the cache of each kind that a bucket has; stages that read equal pictures share them.
+    """Return the cache of each kind that a bucket has. Stages that read equal pictures share caches.
 
     Args:
         folder: Folder of the split's caches.
-        key: All that the latents depend on, but the frames.
-        clip_transform: A framing of whole pictures.
-        selections: Clips and images of the split that are used.
+        key: Everything that the latents depend on, except the frames.
+        clip_transform: A clip transform of whole pictures.
+        selections: Selection of clips and of images of the split.
         number: Number of the bucket.
     """
     frames: dict[Kind, int] = {"video": clip_transform.frames, "image": 1}

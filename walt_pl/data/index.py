@@ -1,11 +1,11 @@
-"""The data index: one Parquet file that lists every clip and image of a data set, and the same rows as Arrow beside it.
+"""The data index: one Parquet file that lists every clip and image of a data set, and the rows as Arrow beside it.
 
-`NAME.parquet` is the index: small, to hand around, and its SHA-256 stands for the data in caches and artifacts (the same rows give the
-same bytes). `NAME.arrow` holds the same rows as one Arrow record batch that processes map into memory, so that ten million rows cost a
-worker nothing but the pages it looks at. It carries the hash of its Parquet file; where it is missing, damaged or of another Parquet file,
-it is made anew. docs/DATA.md describes every column.
+`NAME.parquet` is the index: small enough to hand around. Its SHA-256 identifies the data in caches and artifacts (equal rows give
+equal bytes). `NAME.arrow` holds the rows as one Arrow record batch that processes map into memory. So ten million rows cost a worker
+only the pages that it reads. The Arrow file carries the hash of its Parquet file. It is written again where it is missing, damaged or
+of another Parquet file. docs/DATA.md describes every column.
 
-Rows are sorted by (split, kind), and otherwise stay in the order in which they were given: a split's videos are one slice of the file.
+Rows are sorted by (split, kind), and otherwise stay in the order of the source: a split's videos are one slice of the file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
 )
 # In memory and in the Arrow file: the captions of ten million clips are more than the 2 GiB that `string` can address.
 _LARGE = pa.schema([(field.name, pa.large_string() if field.type == pa.string() else field.type) for field in SCHEMA])
-# What a row may leave out.
+# Columns that a row may leave out.
 _DEFAULTS: dict[str, object] = {
     "duration": 0.0,
     "decoder": "",
@@ -58,26 +58,26 @@ _DEFAULTS: dict[str, object] = {
     "begin": 0.0,
     "end": 0.0,
 }
-# What stands for a null, which other programs write into Parquet files.
+# Values in place of nulls, which other programs write into Parquet files.
 _NULLS = {**_DEFAULTS, "caption": "", "label": -1}
 KINDS = ("video", "image")
 
 
 class MediaKey(NamedTuple):
-    """What tells the rows of an index apart: a file, a member of a tar shard, or a piece of either."""
+    """The identity of an index row: a file, a member of a tar shard, or a piece of either."""
 
     path: str
     """As written in the index."""
     offset: int = -1
-    """Where the member's bytes begin in the tar shard; -1: the file itself."""
+    """Byte of the tar shard at which the member begins; -1: the file itself."""
     begin: float = 0.0
     """Second at which the piece begins."""
     end: float = 0.0
-    """Second before which it ends; 0: with the file."""
+    """Second before which the piece ends; 0: at the end of the file."""
 
     @property
     def whole(self) -> MediaKey:
-        """The file or member that this is a piece of, or is."""
+        """Return the key of the whole file or member."""
         return MediaKey(self.path, self.offset)
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ class IndexEntry:
     height: int
     """Rows of pixels."""
     caption: str
-    """What it shows, "" where nobody said."""
+    """Text that describes it, "" where there is none."""
     label: int
     """Class number, -1 where there is none."""
     split: str
@@ -111,35 +111,36 @@ class IndexEntry:
     bytes: int
     """Size of the file (or of the member of a tar shard) when it was indexed."""
     duration: float = 0.0
-    """Seconds from the first frame to the end of the last one; 0 for an image, and where nobody measured."""
+    """Seconds from the first frame to the end of the last one; 0 for an image, and where it was not measured."""
     decoder: str = ""
-    """"decord", "pyav" or "pillow": what reads this file rightly. Empty: not examined."""
+    """The decoder that reads this file correctly: "decord", "pyav" or "pillow". Empty: not examined."""
     offset: int = -1
-    """Where the member's bytes begin in the tar shard `path`; -1: `path` is the file itself."""
+    """Byte of the tar shard `path` at which the member begins; -1: `path` is the file itself."""
     modified: int = 0
-    """When the file (or the shard) was last changed, in nanoseconds since 1970; 0: nobody noted."""
+    """Time of the last change of the file (or the shard), in nanoseconds since 1970; 0: unknown."""
     variable_rate: bool = False
     """Whether the frames of the file are not evenly spaced in time."""
     begin: float = 0.0
     """Second of the file at which the clip begins."""
     end: float = 0.0
-    """Second of the file before which it ends; 0: with the file."""
+    """Second of the file before which the clip ends; 0: at the end of the file."""
 
     @property
     def place(self) -> MediaKey:
-        """Its file and piece, as messages name them."""
+        """Return the key of the entry, with its absolute path, as messages name it."""
         return MediaKey(str(self.path), self.offset, self.begin, self.end)
 
 
 class _Mapped:
-    """The Arrow file of an index, mapped into memory. Pickles as its path, and is mapped again where it is unpickled.
+    """The Arrow file of an index, mapped into memory. It pickles as its path, and unpickling maps the file again.
 
     Raises:
-        ValueError: the file is damaged, or of another index than `sha256` says.
+        ValueError: The file is damaged, or belongs to another index than `sha256` says.
     """
 
     def __init__(self, file: Path, sha256: str) -> None:
-        self.file, self.sha256 = file, sha256
+        self.file = file
+        self.sha256 = sha256
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(file)))
             metadata = reader.schema.metadata or {}
@@ -157,7 +158,7 @@ class _Mapped:
 
 
 class IndexEntries(Sequence[IndexEntry]):
-    """Rows of a mapped index. An entry is made when it is asked for, a slice is a view, and pickling copies no row."""
+    """Rows of a mapped index. An entry is made on access, a slice is a view, and pickling copies no row."""
 
     def __init__(self, mapped: _Mapped, rows: range, folder: Path) -> None:
         self._mapped = mapped
@@ -174,7 +175,11 @@ class IndexEntries(Sequence[IndexEntry]):
     def __getitem__(self, number: slice) -> IndexEntries: ...
 
     def __getitem__(self, number: int | slice) -> IndexEntry | IndexEntries:
-        """The entry at `number`, or the entries of a slice. Raises IndexError past either end."""
+        """Return the entry at `number`, or the entries of a slice.
+
+        Raises:
+            IndexError: `number` lies past either end.
+        """
         if isinstance(number, slice):
             return IndexEntries(self._mapped, self._rows[number], self._folder)
         if not -len(self) <= number < len(self):
@@ -186,12 +191,13 @@ class IndexEntries(Sequence[IndexEntry]):
         return (self[number] for number in range(len(self)))
 
     def column(self, name: str) -> Any:
-        """A column of these rows: a NumPy array of numbers or booleans, a pyarrow array (`large_string`) of strings.
+        """Return a column of these rows: a NumPy array of numbers or booleans, a pyarrow array (`large_string`) of strings.
 
-        Both are views of the mapped file, read-only, except for `variable_rate` (its bits become booleans) and for slices with a step.
-        "path" is as it is written in the index: relative to the index's folder.
+        Both are views of the mapped file, read-only. The exceptions are `variable_rate` (its bits become booleans) and slices with a step.
+        "path" is as written in the index: relative to the index's folder.
 
-        Raises KeyError for a column that no index has.
+        Raises:
+            KeyError: The index has no such column.
         """
         values = self._mapped.rows.column(name)
         if self._rows.step == 1:
@@ -203,7 +209,7 @@ class IndexEntries(Sequence[IndexEntry]):
         return values.to_numpy(zero_copy_only=not pa.types.is_boolean(values.type))
 
     def places(self, positions: NDArray[np.int64]) -> list[MediaKey]:
-        """The places of the entries at some positions, their paths as written in the index."""
+        """Return the media keys of the entries at some positions, with paths as written in the index."""
         paths, *numbers = (self.column(name) for name in MediaKey._fields)
         return list(map(MediaKey, paths.take(pa.array(positions)).to_pylist(), *(column[positions].tolist() for column in numbers)))
 
@@ -211,11 +217,16 @@ class IndexEntries(Sequence[IndexEntry]):
 class Index:
     """One split of a data index.
 
-    `videos` and `images` hold its entries in the order of the file, `sha256` is the hash of the whole Parquet file, `splits` names every
-    split that the file has. The Arrow file beside the index is written where it is missing or not of this index; where that folder cannot
-    be written, it is kept in the user's cache folder (`XDG_CACHE_HOME`, or ~/.cache).
+    `videos` and `images` hold the entries of the split in the order of the file. `sha256` is the hash of the whole Parquet file. `splits`
+    names every split of the file. The Arrow file beside the index is written where it is missing or belongs to another index. If that
+    folder cannot be written, the Arrow file goes into the user's cache folder (`XDG_CACHE_HOME`, or ~/.cache).
 
-    Raises ValueError where the file is missing, is no Parquet, lacks columns, or has nothing in `split`.
+    Args:
+        path: The Parquet file.
+        split: Name of the split.
+
+    Raises:
+        ValueError: The file is missing, is no Parquet, lacks columns, or has nothing in `split`.
     """
 
     def __init__(self, path: str | Path, split: str) -> None:
@@ -238,10 +249,13 @@ class Index:
 def write_index(entries: Sequence[Mapping[str, object]], path: Path) -> None:
     """Write an index from rows, whole or not at all: `path` and the Arrow file beside it.
 
-    `entries` are rows with the columns of `SCHEMA`, of which those with a default in `IndexEntry` may be left out; `path` in them is
-    relative to the folder of the index.
+    Args:
+        entries: Rows with the columns of `SCHEMA`. Columns with a default in `IndexEntry` may be left out. Their `path` is relative to
+            the folder of the index.
+        path: The Parquet file.
 
-    Raises ValueError for a row that lacks a column, has another one, a wrong type, an unknown kind or an absolute path.
+    Raises:
+        ValueError: A row lacks a column, has another one, a wrong type, an unknown kind or an absolute path.
     """
     for number, entry in enumerate(entries):
         if set(_DEFAULTS | dict(entry)) != set(SCHEMA.names):
@@ -257,32 +271,34 @@ def write_index(entries: Sequence[Mapping[str, object]], path: Path) -> None:
 def write_table(table: pa.Table, path: Path) -> None:
     """Write an index from a table with the columns of `SCHEMA`, whole or not at all: `path` and the Arrow file beside it.
 
-    Raises ValueError as `write_index` does.
+    Raises:
+        ValueError: As in `write_index`.
     """
-    table, slices = _arranged(_conforming(table, path))
+    table, slices = _sort_rows(_conform(table, path))
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
-        # Without Arrow's own schema, which would call the strings large.
+        # Without Arrow's own schema: it would declare the strings as large.
         pq.write_table(table, file, store_schema=False)
     _write_mapped(table, slices, _sha256(path), path.with_suffix(".arrow"))
 
 
 def media_keys(table: pa.Table) -> list[MediaKey]:
-    """The place of each row, in order."""
+    """Return the media key of each row, in order."""
     return list(map(MediaKey, *(table[name].to_pylist() for name in MediaKey._fields)))
 
 
 def read_table(path: Path) -> pa.Table:
-    """All rows of an index, with the columns of `SCHEMA` (strings as `large_string`).
+    """Return all rows of an index, with the columns of `SCHEMA` (strings as `large_string`).
 
-    Raises ValueError where the file is missing, is no Parquet or lacks columns.
+    Raises:
+        ValueError: The file is missing, is no Parquet or lacks columns.
     """
     _check_there(path)
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: not a Parquet file that can be read: {error}") from error
-    return _conforming(table, path)
+    return _conform(table, path)
 
 
 def _check_there(path: Path) -> None:
@@ -293,12 +309,16 @@ def _check_there(path: Path) -> None:
         )
 
 
-def _conforming(table: pa.Table, path: Path) -> pa.Table:
-    """The columns of an index, in order, of the right types and without nulls."""
+def _conform(table: pa.Table, path: Path) -> pa.Table:
+    """Return the columns of an index, in order, of the right types and without nulls.
+
+    Raises:
+        ValueError: A column is missing, has a wrong type or a wrong value.
+    """
     missing = [name for name in SCHEMA.names if name not in table.column_names and name not in _DEFAULTS]
     if missing:
         raise ValueError(f"{path}: no column {', '.join(missing)} (found: {', '.join(table.column_names)})")
-    columns = [_conforming_column(table, field, path) for field in _LARGE]
+    columns = [_conform_column(table, field, path) for field in _LARGE]
     table = pa.Table.from_arrays(columns, schema=_LARGE)
     _check(table, pc.is_in(table["kind"], pa.array(KINDS, pa.large_string())), "kind", 'kind must be "video" or "image"', path)
     absolute = pc.match_substring_regex(table["path"], r"^(/|[A-Za-z]:[\\/])")
@@ -310,7 +330,7 @@ def _conforming(table: pa.Table, path: Path) -> pa.Table:
     return table
 
 
-def _conforming_column(table: pa.Table, field: pa.Field, path: Path) -> pa.ChunkedArray:
+def _conform_column(table: pa.Table, field: pa.Field, path: Path) -> pa.ChunkedArray:
     if field.name not in table.column_names:
         return pa.chunked_array([pa.repeat(pa.scalar(_DEFAULTS[field.name], field.type), table.num_rows)])
     column = table[field.name]
@@ -332,8 +352,12 @@ def _check(table: pa.Table, right: pa.ChunkedArray, name: str, wanted: str, path
         raise ValueError(f'{path}: entry {wrong}: {wanted}, found "{table[name][wrong]}"')
 
 
-def _arranged(table: pa.Table) -> tuple[pa.Table, dict[str, dict[str, list[int]]]]:
-    """The rows sorted by (split, kind), otherwise in their order; and from where to where each split and kind goes."""
+def _sort_rows(table: pa.Table) -> tuple[pa.Table, dict[str, dict[str, list[int]]]]:
+    """Sort the rows by (split, kind), and otherwise keep their order.
+
+    Returns:
+        The rows, and the first row and the row after the last of each split and kind.
+    """
     splits = sorted(pc.unique(table["split"]).to_pylist())
     numbers = {(split, kind): number for number, (split, kind) in enumerate((s, k) for s in splits for k in KINDS)}
     part = np.zeros(table.num_rows, np.int32)
@@ -349,17 +373,17 @@ def _arranged(table: pa.Table) -> tuple[pa.Table, dict[str, dict[str, list[int]]
 
 
 def _map(path: Path, sha256: str) -> _Mapped:
-    """The mapped rows of an index, from the Arrow file beside it or one made now."""
+    """Map the rows of an index, from the Arrow file beside it or from one that is written now."""
     beside, kept = path.with_suffix(".arrow"), _cache_folder() / f"{sha256}.arrow"
     for file in (beside, kept):
         try:
             return _Mapped(file, sha256)
         except ValueError:  # missing, damaged, or of another Parquet file
             continue
-    table, slices = _arranged(read_table(path))
+    table, slices = _sort_rows(read_table(path))
     try:
         _write_mapped(table, slices, sha256, beside)
-    except OSError:  # a folder that is not ours to write
+    except OSError:  # the folder may be read-only
         kept.parent.mkdir(parents=True, exist_ok=True)
         _write_mapped(table, slices, sha256, kept)
         return _Mapped(kept, sha256)
@@ -371,7 +395,7 @@ def _cache_folder() -> Path:
 
 
 def _write_mapped(table: pa.Table, slices: Mapping[str, object], sha256: str, path: Path) -> None:
-    """The rows as one record batch, which is mapped without a copy whatever its size."""
+    """Write the rows as one record batch, which can be mapped without a copy at any size."""
     schema = _LARGE.with_metadata({"sha256": sha256, "slices": json.dumps(slices)})
     columns = [table[name].combine_chunks() for name in _LARGE.names]
     # combine_chunks leaves a chunked array where there is no chunk at all, or where one would be too long.

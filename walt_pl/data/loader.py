@@ -16,16 +16,16 @@ _BATCHES_THAT_MAY_FAIL = 3
 
 
 class BatchLoader(ABC):
-    """What hands batches to the training loop: an epoch's number of them, again and again, with a state in between.
+    """Hand out one epoch of batches per iteration, with a state between batches.
 
-    Lightning saves and restores it by itself, because it has `state_dict`, `load_state_dict` and a length. (Without a
-    length Lightning fetches a batch ahead, and one batch is lost on resuming.)
+    Lightning saves and restores the loader by itself, because it has `state_dict`, `load_state_dict` and a length. Without a
+    length Lightning fetches a batch ahead, and one batch is lost on resuming.
 
-    A file that cannot be read keeps its slot with weight 0 and is warned about once, with its reason.
+    A sample whose file cannot be read keeps its place in the batch, with weight 0. The loader warns once for each file, with the reason.
     """
 
     endless: bool
-    """Whether an iteration goes on where the last one stopped."""
+    """Whether an iteration continues where the last one stopped."""
 
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}
@@ -35,27 +35,27 @@ class BatchLoader(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Batches of an epoch."""
+        """Return the number of batches of an epoch."""
 
     @abstractmethod
     def _answers(self) -> Generator[Answer, None, None]:
-        """Gives batches from where the state stands. Each one that is taken counts as handed out."""
+        """Yield batches from the position that the state holds. Each batch that is consumed counts as handed out."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands."""
+        """Return the position of the loader."""
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state."""
+        """Continue from a saved state."""
 
     def __iter__(self) -> Iterator[JointBatch]:
-        """Gives an epoch's batches.
+        """Yield the batches of an epoch.
 
-        A generator on purpose: Lightning calls `iter` before it restores, and workers must not start before that.
+        This is a generator on purpose: Lightning calls `iter` before it restores, and workers must not start before that.
 
         Raises:
-            RuntimeError: If not one sample of the first batches can be read.
+            DataError: None of the samples of the first batches can be read.
         """
         if not self.endless:
             self.restart()
@@ -66,19 +66,19 @@ class BatchLoader(ABC):
             self._usable += len(batch.paths) - len(failures)
             for failure in failures:
                 self._note(failure.path, failure.reason)
-            # A rank's share of a validation may be one clip, which is no reason to stop.
+            # A rank's share of a validation may be one clip. One unreadable clip is no reason to stop.
             if self.endless and not self._usable and self._handed_out >= min(_BATCHES_THAT_MAY_FAIL, len(self)):
                 raise DataError(self._nothing_readable())
             yield batch.pin_memory() if torch.cuda.is_available() else batch
 
     def restart(self) -> None:
-        """Forgets what has been read ahead."""
+        """Drop the batches that have been read ahead."""
         if self._stream is not None:
             self._stream.close()
         self._stream = None
 
     def close(self) -> None:
-        """Ends the workers; iterating again starts new ones."""
+        """End the workers. Iterating again starts new ones."""
         self.restart()
 
     def _note(self, path: str, reason: str) -> None:
@@ -98,23 +98,23 @@ class BatchLoader(ABC):
 
 
 class JointLoader(BatchLoader):
-    """Loads joint batches in the order of a sampler and resumes exactly, in the middle of an epoch too.
+    """Load joint batches in the order of a sampler, and resume exactly, in the middle of an epoch too.
 
-    What counts as consumed is a batch that was handed out, not one that a worker has read ahead. An iteration gives
-    `len(loader)` batches from where the sampler stands; what workers have read ahead at its end is kept for the next one.
+    A batch counts as consumed when it is handed out, not when a worker has read it ahead. An iteration yields `len(loader)` batches
+    from the sampler's position. Batches that workers have read ahead at its end are kept for the next iteration.
 
-    With workers, a file that kills its reader or takes longer than `patience`, each twice, counts as one that cannot be read.
+    With workers, a file fails like one that cannot be read if it twice kills its reader or takes longer than `patience`.
 
     Args:
         source: Reads a sample by its `SampleRef`.
-        sampler: Gives this rank's draws.
-        workers: Worker processes; 0 reads in this process, which a crash of a decoder then ends.
+        sampler: Yields the `SampleRef`s of this rank.
+        workers: Worker processes. With 0, this process reads, and a decoder that crashes ends it.
         patience: Seconds that a worker may spend on one file.
     """
 
     def __init__(self, source: SampleSource, sampler: Sampler, workers: int = 0, patience: float = 60.0) -> None:
         super().__init__()
-        # Not `sampler`: Lightning takes whatever has that attribute for a torch DataLoader and looks for the rest.
+        # Not `sampler`: Lightning treats an object with that attribute as a torch DataLoader and looks for the rest.
         self._sampler = sampler
         self._source = source
         self._workers = Workers(source, workers, patience) if workers else None
@@ -138,10 +138,10 @@ class JointLoader(BatchLoader):
             self._workers.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, see the sampler."""
+        """Return the position of the sampler, see `Sampler.state_dict`."""
         return self._sampler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state; the number of ranks and workers may differ."""
+        """Continue from a saved state. The number of ranks and workers may differ."""
         self._sampler.load_state_dict(state)
         self.restart()

@@ -1,4 +1,4 @@
-"""Endless permutations of items and of buckets, given by a seed."""
+"""Endless permutations of items and of buckets, determined by a seed."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -7,19 +7,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 NOTHING: NDArray[np.int64] = np.empty(0, np.int64)
-"""Numbers of no item."""
+"""An empty array of item numbers."""
 
 
 class EndlessPermutation:
-    """The numbers 0..count-1, each once per pass, every pass in a new order given by (seed, pass).
+    """The numbers 0..count-1, each once per epoch, every epoch in a new order that follows from (seed, epoch).
 
-    Numbers can be left out without disturbing the order of the others. Only the order of the pass last asked for is kept, as
-    an array.
+    Numbers can be left out without a change to the order of the others. Only the order of the epoch that was last asked for is kept,
+    as an array.
 
     Args:
-        count: How many items there are.
-        seed: A number, or several, at least 0.
-        left_out: Numbers that do not come, ascending.
+        count: Number of items.
+        seed: One or more numbers, at least 0.
+        left_out: Numbers that are skipped, ascending.
     """
 
     def __init__(self, count: int, *seed: int, left_out: NDArray[np.int64] = NOTHING) -> None:
@@ -31,7 +31,7 @@ class EndlessPermutation:
         self._order = np.empty(0, dtype=np.int64)
 
     def index(self, position: int) -> tuple[int, int]:
-        """Gives the item at a position of the endless sequence and the pass it belongs to."""
+        """Return the item at a position of the endless sequence, and the epoch of the position."""
         epoch, place = divmod(position, self.used)
         if epoch != self._pass:
             self._order = self._whole(epoch)
@@ -41,14 +41,17 @@ class EndlessPermutation:
         return int(self._order[place]), epoch
 
     def mark(self, position: int) -> tuple[int, int]:
-        """Gives the pass of a position, and how much of the order of all numbers, those left out too, lies behind it."""
+        """Return the epoch of a position, and its place in that epoch's full order.
+
+        The place counts the numbers before the position, also those that are left out.
+        """
         epoch, place = divmod(position, self.used)
         if place and len(self._left_out):
             place = int(np.flatnonzero(self._comes(self._whole(epoch)))[place - 1]) + 1
         return epoch, place
 
     def position(self, epoch: int, place: int) -> int:
-        """Gives the position of a mark, also of one that was made while other numbers were left out."""
+        """Return the position of a mark, also of a mark that was made while other numbers were left out."""
         if place and len(self._left_out):
             place = int(self._comes(self._whole(epoch)[:place]).sum())
         return epoch * self.used + place
@@ -63,12 +66,13 @@ class EndlessPermutation:
 
 
 class BucketOrder:
-    """Which bucket every step is of: as often as its share of the samples says, in an order given by (seed, step).
+    """The bucket of every step, in an order that follows from (seed, step).
 
-    Within a round of `steps` steps a bucket of share p comes p * steps times, rounded up or down by chance.
+    Each bucket comes as often as its share of the samples requires. Within a round of `steps` steps, a bucket of share p comes
+    p * steps times, rounded up or down at random.
 
     Args:
-        shares: Of each bucket, at least 0 and not all 0; of any unit.
+        shares: Share of each bucket, in any unit; at least 0 and not all 0.
         steps: Steps of a round.
         seed: At least 0.
     """
@@ -76,12 +80,13 @@ class BucketOrder:
     def __init__(self, shares: Sequence[int], steps: int, seed: int) -> None:
         self._ends = np.cumsum(shares) / sum(shares)
         self._only = next(number for number, share in enumerate(shares) if share) if np.count_nonzero(shares) == 1 else None
-        self._steps, self._seed = steps, seed
-        # The loader looks ahead of where the training stands.
+        self._steps = steps
+        self._seed = seed
+        # Two rounds: the loader may read a round ahead of the training step.
         self._round = lru_cache(maxsize=2)(self._draw_round)
 
     def __getitem__(self, step: int) -> int:
-        """The bucket of a step."""
+        """Return the bucket of a step."""
         if self._only is not None:
             return self._only
         number, place = divmod(step, self._steps)
@@ -89,6 +94,6 @@ class BucketOrder:
 
     def _draw_round(self, number: int) -> NDArray[np.int64]:
         rng = np.random.default_rng([self._seed, 2, number])
-        # Systematic sampling: evenly spaced points, moved together, in a random order.
+        # Systematic sampling: evenly spaced points with one random offset, in a random order.
         points = (rng.permutation(self._steps) + rng.random()) / self._steps
         return np.searchsorted(self._ends, points, side="right")

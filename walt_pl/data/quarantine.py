@@ -1,8 +1,8 @@
-"""The quarantine: a list of files that no one trains on, in a CSV beside the index that people may read and write.
+"""The quarantine: a list of files that are not used for training, in a CSV beside the index that people may read and write.
 
-`NAME.quarantine.csv` has the columns path, offset, begin and end (as in the index, see docs/DATA.md) and reason. A row without begin and
-end stands for the file and for every piece of it. The doctor's reasons begin with one of `FINDINGS`: the doctor takes such a row away again
-when the file is found well. Rows with any other reason are their author's.
+`NAME.quarantine.csv` has the columns path, offset, begin and end (as in the index, see docs/DATA.md) and reason. A row without begin
+and end stands for the file and for every piece of it. The reasons of the doctor begin with one of `FINDINGS`. The doctor removes such
+a row when it finds the file well. Rows with any other reason belong to their author, and the doctor does not change them.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from walt_pl.data.index import IndexEntries, MediaKey
 from walt_pl.files import write_whole
 
 FINDINGS = ("missing", "corrupt", "truncated", "hang", "crash", "duplicate")
-"""First words of the reasons that are the doctor's."""
+"""First words of the reasons that the doctor writes."""
 COLUMNS = [*MediaKey._fields, "reason"]
 
 
 class Quarantine:
-    """Files that are not used, and why.
+    """Files that are not used, with the reasons.
 
     Args:
-        path: The CSV. A file that is not there is an empty list.
+        path: The CSV. If the file does not exist, the list is empty.
 
     Raises:
-        ValueError: a row is not one of a quarantine list; says which.
+        ValueError: A row is not one of a quarantine list. The message names the row.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.reasons: dict[MediaKey, str] = {}
-        """Reason by place, paths as written in the index."""
+        """Reason by media key, with paths as written in the index."""
         if path.is_file():
             self._read()
 
     @classmethod
     def beside(cls, index: str | Path) -> Quarantine:
-        """The quarantine list of an index."""
+        """Return the quarantine list of an index."""
         return cls(Path(index).with_suffix(".quarantine.csv"))
 
     def _read(self) -> None:
@@ -65,26 +65,29 @@ class Quarantine:
         return len(self.reasons)
 
     def add(self, place: MediaKey, reason: str) -> None:
-        """Note a file or piece, its path as it is written in the index. A later reason replaces an earlier one."""
+        """Add a file or piece, with its path as written in the index. A later reason replaces an earlier one."""
         self.reasons[place] = reason
 
     def admit(self, place: MediaKey, finding: str, reason: str) -> None:
-        """The doctor's `add`: does nothing where a person has put this place on the list."""
+        """Add a finding of the doctor. Do nothing where a person has put this place on the list."""
         before = self.reasons.get(place)
         if before is None or finding_of(before):
             self.add(place, f"{finding}: {reason}")
 
     def release(self, place: MediaKey) -> None:
-        """Take a place off the list if it was the doctor who put it there."""
+        """Remove a place from the list if the doctor put it there."""
         if finding_of(self.reasons.get(place, "")):
             del self.reasons[place]
 
     def reason(self, place: MediaKey) -> str | None:
-        """Why a place is not used, for itself or for the file that it is a piece of; None: it is used."""
+        """Return why a place is not used, or None if it is used.
+
+        The reason of a whole file also holds for its pieces.
+        """
         return self.reasons.get(place, self.reasons.get(place.whole))
 
     def positions(self, entries: IndexEntries) -> NDArray[np.int64]:
-        """Where in `entries` the places of the list are, ascending."""
+        """Return the positions in `entries` of the places on the list, ascending."""
         if not self.reasons:
             return np.empty(0, np.int64)
         listed_paths = pa.array(sorted({place.path for place in self.reasons}), pa.large_string())
@@ -94,11 +97,11 @@ class Quarantine:
 
     @property
     def sha256(self) -> str:
-        """Hash of what is on the list, whatever the order."""
+        """Return the hash of the list's content, which does not depend on the order."""
         return hashlib.sha256(self._text().encode()).hexdigest()
 
     def write(self) -> None:
-        """Write the list, whole or not at all; an empty list leaves no file."""
+        """Write the list, whole or not at all. An empty list leaves no file."""
         if not self.reasons:
             self.path.unlink(missing_ok=True)
             return
@@ -113,6 +116,6 @@ class Quarantine:
 
 
 def finding_of(reason: str) -> str:
-    """The doctor's word that a reason begins with, "" where it is not the doctor's."""
+    """Return the doctor's word that a reason begins with, or "" if the reason is not one of the doctor's."""
     word = reason.split(":", 1)[0]
     return word if word in FINDINGS else ""

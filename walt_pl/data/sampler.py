@@ -22,17 +22,17 @@ class BucketItems:
     """The clips (or images) of one bucket."""
 
     positions: NDArray[np.int64] | range
-    """Where they stand in the list of their kind, ascending."""
+    """Their positions in the list of their kind, ascending."""
     left_out: NDArray[np.int64] = field(default_factory=NOTHING.copy)
-    """Which of these do not come because they are quarantined: numbers into `positions`, ascending."""
+    """Those of them that are skipped because they are quarantined: numbers into `positions`, ascending."""
 
     @property
     def used(self) -> int:
-        """How many come."""
+        """Return the number of items that are not skipped."""
         return len(self.positions) - len(self.left_out)
 
     def quarantined(self) -> list[int]:
-        """Where those that do not come stand in the list of their kind."""
+        """Return the positions of the skipped items in the list of their kind."""
         return [int(self.positions[number]) for number in self.left_out]
 
 
@@ -41,57 +41,58 @@ def _items(given: int | Sequence[BucketItems]) -> Sequence[BucketItems]:
 
 
 class Sampler(Protocol):
-    """What the loader needs of a sampler: this rank's draws, step by step, and where it stands."""
+    """Protocol between loader and sampler: the `SampleRef`s of this rank, step by step, and a state."""
 
     endless: bool
-    """Whether `steps` has no end, and the next epoch goes on where the last one stopped."""
+    """Whether `steps` has no end, so that the next epoch continues where the last one stopped."""
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
+        """Return the number of steps of an epoch."""
         ...
 
     def steps(self) -> Iterator[list[SampleRef]]:
-        """Gives this rank's draws of every step from where the sampler stands."""
+        """Yield the `SampleRef`s of this rank for every step, from the sampler's position on."""
         ...
 
     def advance(self) -> None:
-        """Notes that a step's batch was handed to the training loop."""
+        """Note that the batch of a step was handed to the training loop."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the sampler stands."""
+        """Return the position of the sampler."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes back to where a state was saved."""
+        """Go back to the position at which a state was saved."""
         ...
 
 
 class JointSampler:
-    """Gives each step's videos and images, this rank's share of them.
+    """Yield this rank's share of the videos and images of each step.
 
-    Every step is of one bucket. In each bucket videos and images go round in passes of their own, at the ratio of their numbers
-    per batch: within a pass nothing comes twice and nothing is left out, also where the counts do not divide (a batch then
-    spans two passes). Buckets come as often as their videos (their images, where there are no videos) are many. One that
-    lacks a kind of the batch never comes.
-    An epoch is one pass over the videos of all buckets, rounded up; over the images where there are no videos.
+    Every step is of one bucket. In each bucket, videos and images have epochs of their own, at the ratio of their numbers per batch.
+    Within an epoch no item comes twice and none is left out, also where the counts do not divide (a batch then spans two epochs).
+    Buckets come in proportion to their number of videos (of images, where there are no videos). A bucket that lacks a kind of the batch
+    never comes.
+    An epoch of the sampler is one pass over the videos of all buckets, rounded up; over the images where there are no videos.
 
-    The state counts the samples of all ranks, and it counts the quarantined ones that were passed over, too. So the order goes on
-    exactly on any number of ranks, and also under another quarantine: what is newly quarantined is passed over, what is
-    free again comes where its place still lies ahead, and all others come as they would have. (Only where a quarantine takes the
-    last sample of a kind from a bucket, the buckets come in another order from then on.)
+    The state counts the samples of all ranks, and also the quarantined ones that were skipped. So the order continues exactly on any
+    number of ranks, and also under another quarantine. An item that is newly quarantined is skipped. An item that is free again comes
+    if its place still lies ahead. All others come as before, with one exception. If a quarantine removes the last sample of a kind
+    from a bucket, the order of the buckets changes from then on.
 
     Args:
-        videos: Number of clips, or those of each bucket.
-        images: Number of images, or those of each bucket.
+        videos: Number of clips, or the clips of each bucket.
+        images: Number of images, or the images of each bucket.
         videos_per_batch: Clips of the global batch.
         images_per_batch: Images of the global batch.
-        rank: Which of the ranks this is.
-        ranks: Ranks that share the global batch; they take contiguous parts of it.
-        seed: Seeds the order, at least 0.
+        rank: Number of this rank.
+        ranks: Number of ranks that share the global batch. Each gets a contiguous part of it.
+        seed: Seed of the order, at least 0.
 
     Raises:
-        ValueError: If the ranks do not divide a number per batch, or a kind is asked for that does not exist.
+        ValueError: The batch is empty, or the ranks do not divide a number per batch. Also: the data lacks a kind that the batch has,
+            or no bucket has both kinds.
     """
 
     endless = True
@@ -130,24 +131,25 @@ class JointSampler:
         whole = [all(self._items[kind][bucket].used for kind in wanted) for bucket in range(len(leading))]
         if not any(whole):
             raise ValueError("no bucket has both videos and images")
-        # Not the used ones: the buckets come in the same order whatever the quarantine.
+        # Count the skipped items too: the order of the buckets must not depend on the quarantine.
         shares = [len(items.positions) if there else 0 for items, there in zip(leading, whole, strict=True)]
         self._steps = -(-sum(items.used for items, there in zip(leading, whole, strict=True) if there) // self._per_batch[self._leading])
         self._bucket = BucketOrder(shares, -(-sum(shares) // self._per_batch[self._leading]), seed)
         self._consumed: dict[Kind, list[int]] = {kind: [0] * len(items) for kind, items in self._items.items()}
         self._step = 0
-        self._rank, self._ranks = rank, ranks
+        self._rank = rank
+        self._ranks = ranks
 
     def __len__(self) -> int:
-        """Steps of an epoch."""
+        """Return the number of steps of an epoch."""
         return self._steps
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
-        """Gives an epoch's draws from where the sampler stands."""
+        """Yield the `SampleRef`s of an epoch, from the sampler's position on."""
         return islice(self.steps(), len(self))
 
     def steps(self) -> Iterator[list[SampleRef]]:
-        """Gives the draws of every step from where the sampler stands, without end; workers may run ahead of `advance`."""
+        """Yield the `SampleRef`s of every step from the sampler's position on, without end. Workers may run ahead of `advance`."""
         consumed = {kind: list(counts) for kind, counts in self._consumed.items()}
         step = self._step
         while True:
@@ -170,12 +172,15 @@ class JointSampler:
             consumed[kind][bucket] += per_batch
 
     def advance(self) -> None:
-        """Notes that one global batch was handed to the training loop."""
+        """Note that one global batch was handed to the training loop."""
         self._count(self._consumed, self._bucket[self._step])
         self._step += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps made, and for each kind and bucket the pass and the place in it, so that any number of ranks can go on from here."""
+        """Return the steps made, and for each kind and bucket the epoch and the place in it.
+
+        Any number of ranks can continue from this state.
+        """
         return {
             "step": self._step,
             **{f"{kind}s": self._marks(kind) for kind in _KINDS},
@@ -184,10 +189,10 @@ class JointSampler:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on after the samples that were consumed, and warns where it cannot do so exactly.
+        """Continue after the samples that were consumed, and warn where that is not exact.
 
         Raises:
-            ValueError: If the state is of another number of buckets.
+            ValueError: The state is of another number of buckets.
         """
         for kind in _KINDS:
             marks = state[f"{kind}s"]
@@ -210,9 +215,9 @@ class JointSampler:
                 mark = (epoch, place) if same else (epoch + (place > 0), 0)
                 self._consumed[kind][bucket] = order.position(*mark) if order.used else 0
             if same:
-                self._tell_quarantine(kind, set(state.get("quarantined", {}).get(kind, [])))
+                self._warn_quarantine(kind, set(state.get("quarantined", {}).get(kind, [])))
 
-    def _tell_quarantine(self, kind: Kind, before: set[int]) -> None:
+    def _warn_quarantine(self, kind: Kind, before: set[int]) -> None:
         now = {place for items in self._items[kind] for place in items.quarantined()}
         if now != before:
             warnings.warn(
@@ -227,7 +232,7 @@ class JointSampler:
 
     @cached_property
     def _fingerprint(self) -> str:
-        """Stands for what the order is made of, quarantined items included."""
+        """Return a hash of the items that the order is made of, quarantined ones included."""
         digest = hashlib.sha256()
         for kind in _KINDS:
             for items in self._items[kind]:
@@ -238,18 +243,18 @@ class JointSampler:
 
 
 class SequentialSampler:
-    """Gives the first clips and images once, in order, for validation; every epoch is the same.
+    """Yield the first clips and images once, in order, for validation. Every epoch is equal.
 
-    Bucket by bucket, each step has videos and images in the numbers of the training batch until one kind runs out; the last
-    batch of a bucket may be smaller. The counts must divide by the ranks, so that all ranks make the same number of steps.
+    The buckets come one after the other. Each step has videos and images in the numbers of the training batch until one kind runs out.
+    The last batch of a bucket may be smaller. The counts must divide by the ranks, so that all ranks make equally many steps.
 
     Args:
-        videos: Number of clips, or those of each bucket.
-        images: Number of images, or those of each bucket.
+        videos: Number of clips, or the clips of each bucket.
+        images: Number of images, or the images of each bucket.
         videos_per_batch: Clips of the global batch.
         images_per_batch: Images of the global batch.
-        rank: Which of the ranks this is.
-        ranks: Ranks that share the global batch.
+        rank: Number of this rank.
+        ranks: Number of ranks that share the global batch.
     """
 
     endless = False
@@ -268,18 +273,19 @@ class SequentialSampler:
         counts = [items.used for of_kind in self._items.values() for items in of_kind]
         assert all(number % ranks == 0 for number in (*counts, *self._per_batch.values()))
         assert not any(len(items.left_out) for of_kind in self._items.values() for items in of_kind)
-        self._rank, self._ranks = rank, ranks
+        self._rank = rank
+        self._ranks = ranks
 
     def __len__(self) -> int:
-        """Steps until both kinds of all buckets have run out."""
+        """Return the number of steps until both kinds of all buckets have run out."""
         return sum(map(self._steps_of, range(len(self._items["video"]))))
 
     def __iter__(self) -> Iterator[list[SampleRef]]:
-        """Gives this rank's draws, all of pass 0."""
+        """Yield the `SampleRef`s of this rank, all of epoch 0."""
         return self.steps()
 
     def steps(self) -> Iterator[list[SampleRef]]:
-        """The same."""
+        """Yield the `SampleRef`s of this rank, all of epoch 0."""
         for bucket in range(len(self._items["video"])):
             for step in range(self._steps_of(bucket)):
                 videos = self._share("video", bucket, step, first_index=0)
@@ -295,11 +301,11 @@ class SequentialSampler:
             yield SampleRef(kind, int(items.positions[start + place]), 0, first_index + place, bucket)
 
     def advance(self) -> None:
-        """Does nothing: validation always starts at the first sample."""
+        """Do nothing: validation always starts at the first sample."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing to keep."""
+        """Return an empty state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing to restore."""
+        """Do nothing: there is no state to restore."""

@@ -1,4 +1,4 @@
-"""Which clips and images of an index are trained on, at which size, and why the others are not."""
+"""Select the clips and images of an index for training, with their sizes, and give the reasons for the others."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ REASONS = (
     "alone, as no size of data.buckets has both videos and images",
 )
 _ROWS = 1 << 20
-"""Entries that are looked at together: ten million cost no more memory than one."""
+"""Entries that are processed at once: ten million entries need no more memory than these."""
 
 
 class Bucket(NamedTuple):
@@ -60,33 +60,33 @@ def check_buckets(buckets: Sequence[Bucket], clip_transform: ClipTransform) -> N
 
 @dataclass(frozen=True)
 class Selection:
-    """What becomes of the clips (or images) of a split."""
+    """The decision for each clip (or image) of a split."""
 
     bucket: NDArray[np.int16]
-    """[n] number of the bucket that an entry falls into, quarantined or not; -1 where it falls into none."""
+    """[n] number of the bucket of an entry, quarantined or not; -1 where no bucket fits."""
     reason: NDArray[np.uint8]
-    """[n] USED, or why it is not used: a number in REASONS."""
+    """[n] USED, or the reason why it is not used: a number in REASONS."""
 
     @property
     def used(self) -> int:
-        """How many are used."""
+        """Return the number of entries that are used."""
         return int((self.reason == USED).sum())
 
     def left_out(self) -> dict[str, int]:
-        """How many are not used, by reason."""
+        """Return the number of entries that are not used, by reason."""
         counts = np.bincount(self.reason, minlength=len(REASONS))
         return {REASONS[number]: int(count) for number, count in enumerate(counts) if count and number != USED}
 
     def closed(self) -> "Selection":
-        """The same with nothing used, because the other kind has no place in any of its buckets."""
+        """Return a copy in which nothing is used, because the other kind has no entry in any of its buckets."""
         return Selection(np.full_like(self.bucket, -1), np.where(self.reason == USED, ALONE, self.reason).astype(np.uint8))
 
     def positions(self) -> NDArray[np.int64]:
-        """Where those that are used stand in their list, ascending."""
+        """Return the positions of the used entries in their list, ascending."""
         return np.flatnonzero(self.reason == USED)
 
     def items(self, bucket: int) -> BucketItems:
-        """A bucket's entries as the sampler wants them."""
+        """Return the entries of a bucket as the sampler needs them."""
         places = np.flatnonzero(self.bucket == bucket)
         left_out = np.flatnonzero(self.reason[places] != USED)
         return BucketItems(range(len(places)) if len(places) == len(self.bucket) else places, left_out)
@@ -99,21 +99,21 @@ def select(
     quarantined: Mapping[Kind, NDArray[np.int64]],
     limit: int = 0,
 ) -> dict[Kind, Selection]:
-    """Decides for every entry of a split.
+    """Decide for every entry of a split whether it is used, and in which bucket.
 
-    Of the buckets that a picture covers without being enlarged it goes into the one that cuts off least, and of equal ones into
-    the largest. A bucket in which a kind has nothing is closed, because a batch holds both kinds at one size; what would
-    go there goes into the next best. A single bucket takes everything, whatever it has to enlarge or cut off.
+    A picture fits the buckets that it covers without being enlarged. It goes into the one that crops least, and of equal ones into the
+    largest. A bucket in which a kind has no entry is closed, because a batch holds both kinds at one size. Its entries go into the next
+    best bucket. A single bucket accepts every picture, however much it must be enlarged or cropped.
 
     Args:
-        entries: Of each kind that a batch has.
-        clip_transform: How long a clip must be.
+        entries: Entries of each kind that a batch has.
+        clip_transform: Says how long a clip must be.
         buckets: Sizes of the batches.
-        quarantined: Places in the lists, ascending.
-        limit: Takes the first so many of each kind that fit; 0 takes all.
+        quarantined: Positions of the quarantined entries in the lists, ascending.
+        limit: Use only the first `limit` of each kind that fit; 0 uses all.
 
     Returns:
-        A selection for each kind; none has anything used where no bucket has all kinds.
+        A selection for each kind. In all of them nothing is used where no bucket has all kinds.
     """
     first: dict[Kind, Selection] = {}
     open_ = list(range(len(buckets)))
@@ -124,7 +124,7 @@ def select(
         lacking = [number for number, kinds in there.items() if any(kinds) and not all(kinds)]
         if not lacking or not all(selection.used for selection in first.values()):
             break
-        # The largest: what is in it fits into smaller ones, and nothing smaller fits into it.
+        # Close the largest: its pictures fit into smaller buckets, and no smaller picture fits into it.
         open_.remove(max(lacking, key=lambda number: buckets[number].rows * buckets[number].columns))
     shared = all(selection.used for selection in found.values())
     alone = not shared and all(selection.used for selection in first.values())
@@ -144,7 +144,7 @@ def _select(
     for start in range(0, len(entries), _ROWS):
         part = entries[start : start + _ROWS]
         here = slice(start, start + len(part))
-        bucket[here], reason[here] = _fitted(part, buckets, open_)
+        bucket[here], reason[here] = _assign_buckets(part, buckets, open_)
         if kind == "video":
             frames, fps, duration = (part.column(name) for name in ("frames", "fps", "duration"))
             short = frames < clip_transform.needs(frames, fps, duration)
@@ -156,13 +156,13 @@ def _select(
     return Selection(bucket, reason)
 
 
-def _fitted(entries: IndexEntries, buckets: Sequence[Bucket], open_: Sequence[int]) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """The bucket of each entry by its size alone, and why it has none."""
+def _assign_buckets(entries: IndexEntries, buckets: Sequence[Bucket], open_: Sequence[int]) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+    """Return the bucket of each entry by its size alone, and the reason where it has none."""
     if len(buckets) == 1:
         return np.zeros(len(entries), np.int16), np.zeros(len(entries), np.uint8)
     height, width = (entries.column(name).astype(np.float64) for name in ("height", "width"))
     best, kept_of_best = np.full(len(entries), -1, np.int16), np.zeros(len(entries))
-    # The largest first: a smaller one has to keep more of the picture to take its place.
+    # Largest first: a smaller bucket replaces a larger one only if it keeps more of the picture.
     for number in sorted(open_, key=lambda number: -buckets[number].rows * buckets[number].columns):
         rows, columns = buckets[number]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -176,13 +176,13 @@ def _fitted(entries: IndexEntries, buckets: Sequence[Bucket], open_: Sequence[in
 
 
 def described(split: str, selections: Mapping[Kind, Selection], buckets: Sequence[Bucket], clip_transform: ClipTransform) -> list[str]:
-    """The counts in words, a line a kind and a line a bucket.
+    """Return the counts in words, one line for each kind and each bucket.
 
     Args:
         split: Name of the split.
-        selections: Of each kind.
+        selections: Selection of each kind.
         buckets: Sizes of the batches.
-        clip_transform: What is taken of a clip.
+        clip_transform: Says which frames are read of a clip.
     """
     rate = (
         f" at {clip_transform.fps:g} a second"

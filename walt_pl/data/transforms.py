@@ -1,4 +1,4 @@
-"""From decoded frames to training pixels: start frame, size, crop, mirror; each once for the whole clip."""
+"""Turn decoded frames into training pixels: start frame, size, crop, mirror; each once for the whole clip."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ _KIND_NUMBER: dict[Kind, int] = {"video": 0, "image": 1}
 
 
 def to_square(clip: Frames, size: int, place: tuple[float, float] = (0.5, 0.5)) -> Tensor:
-    """Resizes the shorter side to `size` (bicubic with antialias) and cuts a square out of the longer one.
+    """Resize the shorter side to `size` (bicubic with antialias) and crop a square from the longer one.
 
     Args:
         clip: uint8 [t h w 3].
         size: Side of the square in pixels.
-        place: Where the square lies between the first (0) and the last (1) possible row and column; (0.5, 0.5) is the
-            centre. It is a share, so that it names the same region at every size.
+        place: Position of the square between the first (0) and the last (1) possible row and column. (0.5, 0.5) is the centre.
+            It is a share, so it names one region at every size.
 
     Returns:
         float32 [3 t size size] in -1..1.
@@ -37,9 +37,14 @@ def to_square(clip: Frames, size: int, place: tuple[float, float] = (0.5, 0.5)) 
 
 
 def to_size(clip: Frames, rows: int, columns: int, place: tuple[float, float] = (0.5, 0.5), mirrored: bool = False) -> Tensor:
-    """The same for a rectangle: resizes the clip until it covers `rows` x `columns` pixels, and cuts off what is over.
+    """Resize a clip until it covers `rows` x `columns` pixels (bicubic with antialias), and crop a rectangle of that size.
 
-    What is left is turned left for right where it is `mirrored`.
+    Args:
+        clip: uint8 [t h w 3].
+        rows: Rows of the rectangle in pixels.
+        columns: Columns of the rectangle in pixels.
+        place: Position of the rectangle, see `to_square`.
+        mirrored: Whether the rectangle is flipped left to right after cropping.
 
     Returns:
         float32 [3 t rows columns] in -1..1.
@@ -54,17 +59,17 @@ def to_size(clip: Frames, rows: int, columns: int, place: tuple[float, float] = 
     left = round(place[1] * (frames.shape[3] - columns))
     part = frames[:, :, top : top + rows, left : left + columns]
     part = rearrange(part.flip(-1) if mirrored else part, "t c h w -> c t h w")
-    # To float and -1..1 last: what is left after resizing is small.
+    # Convert to float and -1..1 last: after resizing and cropping, few pixels are left.
     return torch.empty(part.shape, dtype=torch.float32).copy_(part).div_(127.5).sub_(1)
 
 
 def random_crop(clip: Tensor, crop: int, rng: np.random.Generator) -> Tensor:
-    """Takes a uniformly drawn window, the same in all frames.
+    """Crop a window at a uniformly drawn position, equal in all frames.
 
     Args:
         clip: [c t h w].
         crop: Side of the window in pixels, at most h and w.
-        rng: Draws the place.
+        rng: Draws the position.
 
     Returns:
         [c t crop crop].
@@ -75,33 +80,34 @@ def random_crop(clip: Tensor, crop: int, rng: np.random.Generator) -> Tensor:
 
 
 def center_crop(clip: Tensor, crop: int) -> Tensor:
-    """Takes the window in the middle, [c t h w] to [c t crop crop]."""
+    """Crop the window in the middle, [c t h w] to [c t crop crop]."""
     top, left = (clip.shape[2] - crop) // 2, (clip.shape[3] - crop) // 2
     return clip[:, :, top : top + crop, left : left + crop].contiguous()
 
 
 @dataclass(frozen=True)
 class View:
-    """Which part of a longer or wider clip is looked at."""
+    """The part of a longer or wider clip that is read."""
 
     start: int
     """First frame."""
     place: tuple[float, float]
-    """Where the square lies, see `to_square`."""
+    """Position of the crop, see `to_square`."""
     mirrored: bool = False
-    """Left for right, where the framing flips."""
+    """Whether the view is flipped left to right, where the clip transform flips."""
 
 
 def draw_view(kind: Kind, item: int, number: int, spare_frames: int) -> View:
-    """Gives view `number` of a clip or image: 0 is frame 0 and the centre, the others are drawn once and for all.
+    """Return view `number` of a clip or image.
 
-    No training seed goes in, so that a latent cache holds for every seed.
+    View 0 is frame 0 and the centre. The other views are drawn at random, but each is fixed for its (number, item, kind). They do not
+    depend on the training seed, so that a latent cache holds for every seed.
 
     Args:
         kind: Video or image.
-        item: Number of the clip or image.
-        number: Which view.
-        spare_frames: Frames of the clip beyond the ones that are read.
+        item: Number of the clip or image in its list.
+        number: Number of the view, from 0.
+        spare_frames: Frames of the clip beyond those that are read.
     """
     if number == 0:
         return View(start=0, place=(0.5, 0.5))
@@ -113,38 +119,38 @@ def draw_view(kind: Kind, item: int, number: int, spare_frames: int) -> View:
 
 @dataclass(frozen=True)
 class ClipTransform:
-    """What is taken of every clip and image."""
+    """The frames and pixels that are read of every clip and image."""
 
     size: int
-    """Rows in pixels; columns as many, unless `aspect` says otherwise."""
+    """Rows in pixels. There are as many columns, unless `aspect` differs from 1."""
     frames: int = 17
     """Frames of a video."""
     low_res_size: int | None = None
-    """Rows of the low-resolution twin (super-resolution)."""
+    """Rows of the low-resolution copy in pixels (super-resolution)."""
     views: int = 1
-    """Fixed views that the passes over the data go round: view = pass mod views."""
+    """Number of fixed views of an item. An epoch reads one of them: view = epoch mod views."""
     sizes: tuple[int, ...] = ()
-    """More sizes beside `size`: with `crop`, every sample draws one of all of them; one named twice comes twice as often."""
+    """More sizes beside `size`: with `crop`, every sample draws one of all sizes. A size that is named twice comes twice as often."""
     crop: int | None = None
-    """Side of the random window that is taken (autoencoder)."""
+    """Side of the random window in pixels (autoencoder)."""
     seed: int = 0
-    """Seeds sizes, windows and start frames when `crop` is given."""
+    """Seed of sizes, windows and start frames when `crop` is set."""
     aspect: float = 1.0
-    """Columns to a row, at every size: 1.75 makes 128 x 224 of size 128."""
+    """Columns per row, at every size: 1.75 makes 128 x 224 of size 128."""
     fps: float | None = None
-    """Frames taken per second of a video, whatever its own rate; None: every `stride`-th frame."""
+    """Frames read per second of a video, whatever its own rate; None: every `stride`-th frame."""
     stride: int = 1
-    """Frames of the file from one taken to the next; only without `fps`."""
+    """Distance between frames that are read, in frames of the file; only without `fps`."""
     flip: bool = False
-    """Whether half of the views and windows are mirrored, left for right (not where captions say left or right)."""
+    """Whether half of the views and windows are mirrored, left to right (not where captions say left or right)."""
     first_view: bool = False
-    """With `crop`, take frame 0 and the centre at `size` in place of a random window (validation)."""
+    """With `crop`, read frame 0 and the centre at `size` in place of a random window (validation)."""
 
     def __post_init__(self) -> None:
         for name in ("size", "frames", "views"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
-        # Nearly: 232 / 56 * 56 is not quite 232.
+        # Rounding errors must pass: in floating point, 232 / 56 * 56 is not exactly 232.
         columns = [size * self.aspect for size in (*self.all_sizes, self.low_res_size or 0)]
         if not self.aspect > 0 or not all(abs(number - round(number)) < 1e-6 for number in columns):
             raise ValueError(f"data.aspect times each size must be a number of columns, got {self.aspect:g} and sizes {self.all_sizes}")
@@ -168,14 +174,21 @@ class ClipTransform:
 
     @property
     def all_sizes(self) -> tuple[int, ...]:
-        """`size` and `sizes`, ascending."""
+        """Return `size` and `sizes`, ascending."""
         return tuple(sorted((self.size, *self.sizes)))
 
     def needs(self, frames: ArrayLike, fps: ArrayLike, duration: ArrayLike) -> NDArray[np.float64]:
-        """Gives how many frames each video must have at least, from the index's columns (numbers or arrays alike).
+        """Return the number of frames that each video must have at least.
 
-        A video is long enough where `frames >= needs(frames, fps, duration)`. Infinite where a video of unknown rate
-        should be sampled by time.
+        A video is long enough where `frames >= needs(frames, fps, duration)`.
+
+        Args:
+            frames: Frames of each video; this and the next two are columns of the index, numbers or arrays alike.
+            fps: Frames per second of each video, 0 where unknown.
+            duration: Seconds of each video, 0 where unknown.
+
+        Returns:
+            float64, shaped like the columns. Infinite where a video of unknown rate should be sampled by time.
         """
         if self.fps is None:
             return np.full(np.shape(frames), 1.0 + (self.frames - 1) * self.stride)
@@ -183,38 +196,41 @@ class ClipTransform:
         return np.where(rate > 0, np.floor((self.frames - 1) / self.fps * rate + EARLY) + 1, np.inf)
 
     def frame_range(self, entry: IndexEntry, start: int = 0) -> FrameRange:
-        """What is read of a video; sampled by time it begins when frame `start` would be shown at the mean rate."""
+        """Return the frame range that is read of a video.
+
+        A range that is sampled by time begins when frame `start` would be shown at the mean rate.
+        """
         rate = _rate(entry.frames, entry.fps, entry.duration)
         return FrameRange(self.frames, self.fps, self.stride, start if self.fps is None or not rate else start / float(rate))
 
     def spare(self, entry: IndexEntry) -> int:
-        """Frames of a video beyond the ones that it must have; 0 for an image."""
+        """Return the frames of a video beyond those that it must have; 0 for an image."""
         if entry.kind == "image":
             return 0
         return int(max(0.0, entry.frames - float(self.needs(entry.frames, entry.fps, entry.duration))))
 
     def shape(self, size: int) -> tuple[int, int]:
-        """Rows and columns of a picture of this size."""
+        """Return rows and columns of a picture of this size, in pixels."""
         return size, round(size * self.aspect)
 
 
 def _rate(frames: ArrayLike, fps: ArrayLike, duration: ArrayLike) -> NDArray[np.float64]:
-    """Frames per second on average, 0 where it is unknown."""
+    """Return the mean frames per second, 0 where it is unknown."""
     seconds = np.asarray(duration, np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(seconds > 0, np.asarray(frames) / seconds, np.asarray(fps, np.float64))
 
 
 class PixelDataset(Dataset[Sample]):
-    """Reads clips and images as pixels, by `SampleRef`.
+    """Read clips and images as pixels, by `SampleRef`.
 
-    What is read depends on (seed, pass, item) alone, never on the worker that reads it. A file that cannot be read
-    gives zeros and its reason.
+    A sample depends only on (seed, epoch, item), never on the worker that reads it. A file that cannot be read gives zeros and its
+    reason.
 
     Args:
         videos: Entries of the clips.
         images: Entries of the images.
-        clip_transform: What to take of each.
+        clip_transform: Says which frames and pixels are read of each.
     """
 
     def __init__(self, videos: Sequence[IndexEntry], images: Sequence[IndexEntry], clip_transform: ClipTransform) -> None:
@@ -223,7 +239,7 @@ class PixelDataset(Dataset[Sample]):
         self.clip_transform = clip_transform
 
     def __getitem__(self, draw: SampleRef) -> Sample:
-        """Reads one clip [3 t h w] or image [3 1 h w], with its low-resolution twin where one is asked for."""
+        """Read one clip [3 t h w] or image [3 1 h w], with its low-resolution copy if the clip transform asks for one."""
         entry = (self.videos if draw.kind == "video" else self.images)[draw.item]
         try:
             content, low_res = self._read(entry, draw)
@@ -232,7 +248,7 @@ class PixelDataset(Dataset[Sample]):
         return Sample(draw, content, low_res, entry.caption, entry.label, str(entry.place), "", "pixels")
 
     def failed(self, draw: SampleRef, reason: str) -> Sample:
-        """Gives the zeros that stand in for a clip or image, without touching its file."""
+        """Return the zeros that stand for a clip or image, without reading its file."""
         entry = (self.videos if draw.kind == "video" else self.images)[draw.item]
         content, low_res = self._blank(draw.kind)
         return Sample(draw, content, low_res, entry.caption, entry.label, str(entry.place), reason, "pixels")

@@ -1,14 +1,14 @@
-"""Joint batches streamed from tar shards, front to back: for data that lies where nothing else is fast, such as object storage.
+"""Joint batches streamed from tar shards, front to back: for data on storage without fast random access, such as object storage.
 
-Shards are those of webdataset, and its functions list and open them: `clips-{0000..0999}.tar`, `https://...`,
-`pipe:aws s3 cp s3://bucket/{000..999}.tar -`. Every pass deals them out to the readers in a new order; a reader is one worker of
-one rank, and reads its shards one after the other, each in its own order (shuffle when you write them). So within a pass nothing is
-left out and nothing comes twice, but who has read its share begins the next pass.
+The shards have webdataset's format, and its functions list and open them: `clips-{0000..0999}.tar`, `https://...`,
+`pipe:aws s3 cp s3://bucket/{000..999}.tar -`. Every epoch distributes the shards to the readers in a new order. A reader is one
+worker of one rank. It reads its shards one after the other, each in its own order (shuffle when you write them). So within an epoch
+no sample is left out and none comes twice. A reader that has finished its share begins its next epoch at once.
 
-A shard has no table of contents: what is known is where each reader stands, shard and sample. A resume with as many ranks and
-workers goes on exactly there. With another number nobody can, and new passes begin. For exact resume on any number of ranks, buckets,
-a quarantine, starts within a clip, cached latents and workers that are replaced, index the shards (`python -m walt_pl index`): an
-index holds the place of every member, and a disk or a mounted bucket gives the rest.
+A shard has no table of contents, so the state is the position of each reader: shard and sample. A resume with as many ranks and
+workers continues exactly there. With another number this is impossible, and new epochs begin. An index of the shards
+(`python -m walt_pl index`) adds exact resume on any number of ranks, buckets and a quarantine. It also adds starts within a clip,
+cached latents, and workers that are replaced. An index holds the place of every member; it needs a disk or a mounted bucket.
 """
 
 import hashlib
@@ -36,24 +36,24 @@ from walt_pl.data.workers import Answer, end_with_training, forkserver
 from walt_pl.media.extensions import IMAGES, VIDEOS
 
 EPOCH = 1000
-"""Steps that are called an epoch: nobody knows how many samples there are."""
+"""Steps that count as an epoch: the number of samples is not known."""
 _ENDINGS: dict[Kind, frozenset[str]] = {"video": VIDEOS, "image": IMAGES}
 _NUMBER: dict[Kind, int] = {"video": 0, "image": 1}
 
 
 class StreamPosition(NamedTuple):
-    """Where a reader stands among the shards of a kind."""
+    """Position of a reader among the shards of a kind."""
 
     epoch: int = 0
-    """How often it has read its share."""
+    """Number of times that the reader has read its share."""
     shard: int = 0
-    """How many shards of this pass's share lie behind it."""
+    """Number of shards of its share that it has finished in this epoch."""
     sample: int = 0
-    """How many samples of the next shard lie behind it, too."""
+    """Number of samples of the next shard that it has read, too."""
 
 
 class ShardSample(NamedTuple):
-    """A clip or image as it came out of a shard."""
+    """A clip or image as read from a shard, not decoded."""
 
     name: str
     """Shard and name in it, for messages."""
@@ -63,30 +63,36 @@ class ShardSample(NamedTuple):
 
 
 class ShardStream:
-    """The shards of a kind, dealt out to readers anew in every pass.
+    """The shards of a kind, distributed to readers in a new order in every epoch.
 
     Args:
-        kind: What is taken from them.
-        pattern: Their names, in webdataset's notation.
-        seed: Seeds the order of the shards.
+        kind: Kind of the samples that are read.
+        pattern: Names of the shards, in webdataset's notation.
+        seed: Seed of the order of the shards.
 
     Raises:
-        ValueError: If the pattern names no shard.
+        ValueError: The pattern names no shard.
     """
 
     def __init__(self, kind: Kind, pattern: str, seed: int) -> None:
-        self.kind, self.seed = kind, seed
+        self.kind = kind
+        self.seed = seed
         self.urls = list(expand_urls(pattern))
         if not self.urls:
             raise ValueError(f"data.shards: {pattern} names no shard")
 
     def read(self, reader: int, readers: int, place: StreamPosition) -> Iterator[tuple[ShardSample, StreamPosition]]:
-        """Gives a reader's samples from a place on, without end, each with the place after it.
+        """Yield a reader's samples from a position on, without end, each with the position after it.
 
-        A shard that breaks off is warned about, and the next one is begun.
+        If a shard breaks off, warn and continue with the next one.
+
+        Args:
+            reader: Number of the reader, from 0.
+            readers: Number of readers.
+            place: Position to start from.
 
         Raises:
-            RuntimeError: If a whole pass gives nothing.
+            DataError: A whole epoch has no sample.
         """
         found, whole = 0, place == StreamPosition(place.epoch)
         while True:
@@ -110,7 +116,7 @@ class ShardStream:
                 count += 1
                 if count > behind:
                     yield _member(sample, ending), count
-        # tarfile, the process behind a pipe, and a bad member name each have exceptions of their own.
+        # tarfile, the process behind a pipe, and a bad member name each raise their own exceptions.
         except Exception as error:
             warnings.warn(f"{url}: could be read as far as {count} {self.kind}s: {error}", stacklevel=2)
 
@@ -133,7 +139,7 @@ def _said(text: bytes) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """Who reads what: the shards of each kind and this rank's part of the batch."""
+    """The shards of each kind, and this rank's part of the batch."""
 
     shards: Mapping[Kind, ShardStream]
     per_batch: Mapping[Kind, int]
@@ -142,33 +148,35 @@ class StreamConfig:
     rank: int
     ranks: int
     workers: int
-    """Processes of a rank, at least 1 reader."""
+    """Processes of a rank. With 0, the training process is the one reader of the rank."""
 
     @property
     def readers(self) -> int:
-        """Workers of all ranks."""
+        """Return the number of readers of all ranks."""
         return self.ranks * max(1, self.workers)
 
     @property
     def own(self) -> range:
-        """The readers of this rank."""
+        """Return the numbers of the readers of this rank."""
         return range(self.readers // self.ranks * self.rank, self.readers // self.ranks * (self.rank + 1))
 
     def identity(self) -> str:
-        """Stands for what a place means: shards, their order and who reads which."""
+        """Return a hash of everything that gives a position its meaning: shards, their order, ranks and workers."""
         listed = [(kind, shards.urls, shards.seed) for kind, shards in self.shards.items()]
         return hashlib.sha256(repr((listed, self.ranks, self.workers)).encode()).hexdigest()
 
 
 class _Stream(IterableDataset[tuple[int, dict[Kind, StreamPosition], Answer]]):
-    """What one worker reads: its number among the readers, where it stands after the batch, and the batch."""
+    """The batches of one worker. Each comes with the number of the reader and the reader's positions after the batch."""
 
     def __init__(self, reading: StreamConfig, places: Mapping[int, Mapping[Kind, StreamPosition]], turn: int) -> None:
-        self._reading, self._places, self._turn = reading, places, turn
+        self._reading = reading
+        self._places = places
+        self._turn = turn
 
     def __iter__(self) -> Iterator[tuple[int, dict[Kind, StreamPosition], Answer]]:
         reading, info = self._reading, get_worker_info()
-        # The DataLoader asks worker 0 first; after a resume it is the turn of another.
+        # The DataLoader asks worker 0 first, but after a resume the next batch may be another worker's.
         worker = 0 if info is None else (info.id + self._turn) % info.num_workers
         reader = reading.own[worker]
         places = {kind: StreamPosition(*self._places.get(reader, {}).get(kind, ())) for kind in reading.shards}
@@ -180,13 +188,13 @@ class _Stream(IterableDataset[tuple[int, dict[Kind, StreamPosition], Answer]]):
                 share = per_batch // reading.ranks
                 for global_batch_index in range(first_index + reading.rank * share, first_index + (reading.rank + 1) * share):
                     member, places[kind] = next(streams[kind])
-                    samples.append(_decoded(member, kind, places[kind].epoch, global_batch_index, reading.clip_transform))
+                    samples.append(_decode_sample(member, kind, places[kind].epoch, global_batch_index, reading.clip_transform))
                 first_index += per_batch
             yield reader, dict(places), collate(samples)
 
 
 class _Always(Sequence[IndexEntry]):
-    """The same entry at every place."""
+    """A sequence with one entry at every position."""
 
     def __init__(self, entry: IndexEntry) -> None:
         self._entry = entry
@@ -198,13 +206,13 @@ class _Always(Sequence[IndexEntry]):
         return self._entry
 
 
-def _decoded(member: ShardSample, kind: Kind, epoch: int, global_batch_index: int, clip_transform: ClipTransform) -> Sample:
-    """Decodes a clip from its first frame on; decoders want a file."""
+def _decode_sample(member: ShardSample, kind: Kind, epoch: int, global_batch_index: int, clip_transform: ClipTransform) -> Sample:
+    """Decode a clip from its first frame on, by way of a temporary file, because decoders read files."""
     memory = Path("/dev/shm")
     with tempfile.NamedTemporaryFile(suffix=Path(member.name).suffix, dir=memory if memory.is_dir() else None) as file:
         file.write(member.content)
         file.flush()
-        # Its length is not known, and need not be.
+        # The length of the clip is unknown. An entry with `frames` frames is read from frame 0.
         frames = clip_transform.frames if kind == "video" else 1
         entry = IndexEntry(Path(file.name), kind, frames, 0.0, 0, 0, member.caption, member.label, "train", len(member.content))
         draw = SampleRef(kind, zlib.crc32(member.name.encode()), epoch, global_batch_index)
@@ -217,13 +225,13 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class StreamLoader(BatchLoader):
-    """Loads joint batches from tar shards; resumes where every reader stood, see above.
+    """Load joint batches from tar shards, and resume at the position of every reader (see the text at the top of this file).
 
     Args:
-        reading: What this rank reads.
+        reading: The shards, and the part of them that this rank reads.
 
     Raises:
-        ValueError: If there are fewer shards than readers, or the ranks do not divide a number per batch.
+        ValueError: There are fewer shards than readers.
     """
 
     endless = True
@@ -241,7 +249,7 @@ class StreamLoader(BatchLoader):
         self._turn = 0
 
     def __len__(self) -> int:
-        """Batches of what is called an epoch."""
+        """Return the number of batches that count as an epoch."""
         return EPOCH
 
     def _answers(self) -> Generator[Answer, None, None]:
@@ -253,7 +261,7 @@ class StreamLoader(BatchLoader):
             num_workers=workers,
             multiprocessing_context=forkserver() if workers else None,
             worker_init_fn=end_with_training,
-            generator=torch.Generator(),  # not the global one, see JointLoader
+            generator=torch.Generator(),  # its own: iterating draws a seed, which would change the state of the global one
         )
         batches = iter(loader)
         try:
@@ -262,13 +270,13 @@ class StreamLoader(BatchLoader):
                 self._turn = (self._turn + 1) % max(1, workers)
                 yield answer
         finally:
-            # Left to the garbage collector, every worker that has read ahead costs five seconds: its queue is gone before it is
-            # told to stop.
+            # The garbage collector would need five seconds for every worker that has read ahead: it removes the worker's queue
+            # before it stops the worker.
             if isinstance(batches, _MultiProcessingDataLoaderIter):
                 batches._shutdown_workers()
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the readers of all ranks stand; every rank must ask."""
+        """Return the positions of the readers of all ranks. Every rank must call this, because it gathers over ranks."""
         places = {r: {kind: tuple(place) for kind, place in self._places[r].items()} for r in self._reading.own if r in self._places}
         if torch.distributed.is_initialized():
             of_ranks: list[Any] = [None] * self._reading.ranks
@@ -277,7 +285,7 @@ class StreamLoader(BatchLoader):
         return {"places": places, "turn": self._turn, "reading": self._reading.identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a saved state; warns where it cannot."""
+        """Continue from a saved state. Warn where the shards or the number of readers differ: then new epochs begin."""
         self.restart()
         self._places, self._turn = {}, 0
         if state["reading"] == self._reading.identity():

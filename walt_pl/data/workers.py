@@ -1,8 +1,9 @@
-"""Processes that read batches ahead, and outlive what native decoders do to them.
+"""Processes that read batches ahead, and survive crashes and hangs of native decoders.
 
-torch's DataLoader ends with an error when a worker dies, does not say at which file, and leaves a hanging one hanging. Here
-every worker has a pipe of its own and notes in shared memory which file it is reading since when. Whoever dies or takes too long
-is replaced, its batches are read again, and nobody else notices. Batches travel as in torch's: their tensors in shared memory.
+torch's DataLoader ends with an error when a worker dies. It does not name the file, and it does not end a worker that hangs. Here
+every worker has a pipe of its own, and notes in shared memory the file that it reads and the start time. A worker that dies or
+takes too long is replaced, and its batches are read again. The training loop and the other workers are not affected. Batches
+travel as in torch's DataLoader: their tensors lie in shared memory.
 """
 
 import contextlib
@@ -21,15 +22,15 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
-import torch.multiprocessing  # teaches pipes to carry tensors
+import torch.multiprocessing  # registers the pickling of tensors for pipes
 
 from walt_pl.data.batch import DataError, JointBatch, Kind, ReadFailure, SampleRef, SampleSource, collate
 from walt_pl.processes import exit_reason
 
 AHEAD = 2
-"""Batches that each worker has before it: one being read, one waiting."""
+"""Batches that each worker has before it: it reads one, and one waits."""
 LIVES = 3
-"""Workers that may die in a row without a file being read."""
+"""Number of workers dying in a row, without a file being read, at which reading ends with an error."""
 
 Answer = tuple[JointBatch, list[ReadFailure]]
 
@@ -45,24 +46,26 @@ class _Worker:
     process: Any
     connection: "Connection[Any, Any]"
     reading: Any
-    """Shared doubles: number of the batch, place in it (-1: no file is being read), since when on the monotonic clock."""
+    """Shared doubles: number of the batch, place in it (-1: no file is being read), start time on the monotonic clock."""
     tasks: deque[_Task] = field(default_factory=deque)
 
 
 class Workers:
-    """Reads batches in processes, and gives them in order.
+    """Read batches in processes, and yield them in order.
 
-    A file at which a worker dies, or which takes longer than `patience`, is tried once more by a new worker. The second time it is given
-    up: from then on it fails like any file that cannot be read, with zeros in its place, and is not touched again.
+    A new worker tries a file once more if a worker died at it, or if it took longer than `patience`. After the second time the file is
+    not read again. From then on it fails like any file that cannot be read, with zeros in its place.
 
     Args:
-        source: Reads the samples; pickled to every worker.
-        count: Processes, at least 1. They start with the first batch.
+        source: Reads the samples. It is pickled to every worker.
+        count: Number of processes, at least 1. They start with the first batch.
         patience: Seconds that one file may take.
     """
 
     def __init__(self, source: SampleSource, count: int, patience: float = 60.0) -> None:
-        self._source, self._count, self._patience = source, count, patience
+        self._source = source
+        self._count = count
+        self._patience = patience
         self._workers: list[_Worker] = []
         self._asked = 0
         self._suspects: set[tuple[Kind, int]] = set()
@@ -70,17 +73,17 @@ class Workers:
         self._deaths = 0
 
     def read(self, steps: Iterable[Sequence[SampleRef]]) -> Iterator[Answer]:
-        """Gives the batch of every step, in order, with some read ahead. A reading that was left unfinished is dropped.
+        """Yield the batch of every step, in order, with some read ahead. An earlier reading that was left unfinished is dropped.
 
         Raises:
-            RuntimeError: If reading fails for another reason than a file, or workers die before they read anything.
+            DataError: Reading failed for another reason than a file, or workers died before they read anything.
         """
         while len(self._workers) < self._count:
             self._workers.append(self._start())
         coming, wanted = iter(steps), self._asked
         ready: dict[int, Answer] = {}
         for worker in self._workers:
-            worker.tasks = deque(_Task(task.number, ()) for task in worker.tasks)  # only their answers are still awaited
+            worker.tasks = deque(_Task(task.number, ()) for task in worker.tasks)  # their answers still arrive, and are dropped
         more = True
         while True:
             while more and self._asked - wanted < AHEAD * self._count:
@@ -98,7 +101,7 @@ class Workers:
             wanted += 1
 
     def close(self) -> None:
-        """Ends the processes; reading again starts new ones."""
+        """End the processes. Reading again starts new ones."""
         for worker in self._workers:
             _end(worker)
         self._workers.clear()
@@ -117,17 +120,17 @@ class Workers:
         given_up = {
             draw.global_batch_index: self._given_up[draw.kind, draw.item] for draw in task.draws if (draw.kind, draw.item) in self._given_up
         }
-        with contextlib.suppress(OSError):  # it has died; found when its answer is waited for
+        with contextlib.suppress(OSError):  # it has died; `_take` notices that when it waits for the answer
             worker.connection.send((task.number, task.draws, given_up))
 
     def _take(self, ready: dict[int, Answer], seconds: float) -> None:
-        """Takes the answers that arrive within some seconds, and replaces workers that died or hang."""
+        """Receive the answers that arrive within some seconds, and replace workers that died or hang."""
         busy: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers if worker.tasks}
         for connection in wait(list(busy), seconds):
             worker = busy[connection]
             try:
                 number, answer = worker.connection.recv()
-            # OSError, too: the tensors are fetched from a process that may have died since.
+            # Also OSError: the tensors come from a process that may have died since.
             except (EOFError, OSError):
                 self._replace(worker, "")
                 continue
@@ -145,7 +148,7 @@ class Workers:
                 self._replace(worker, f"still being read after {self._patience:g} seconds")
 
     def _replace(self, worker: _Worker, reason: str) -> None:
-        """Puts a new worker in the place of one that hangs (for a reason) or has died, and gives it the same batches."""
+        """Start a new worker in place of one that hangs (for a reason) or has died, and hand it the old worker's batches."""
         _end(worker)
         number, place = (int(value) for value in worker.reading[:2])
         reason = reason or f"its worker was killed by {exit_reason(worker.process.exitcode)}"
@@ -177,20 +180,23 @@ class Workers:
 
 def _end(worker: _Worker) -> None:
     worker.process.kill()  # it holds no lock and no file but its own
-    worker.process.join(5)  # not for ever: what waits for a disk that is gone cannot be killed
+    worker.process.join(5)  # with a limit: a process that waits for a lost disk cannot be killed
     worker.connection.close()
 
 
 def forkserver() -> Any:
-    """How processes that decode are started: native decoders and thread pools do not survive a fork."""
+    """Return the multiprocessing context of processes that decode: native decoders and thread pools do not survive a fork."""
     context = multiprocessing.get_context("forkserver")
-    # The server imports torch once; every worker after that starts in milliseconds.
+    # The server imports torch once. Then every worker starts in milliseconds.
     context.set_forkserver_preload(["walt_pl.data.workers", "walt_pl.data.transforms"])
     return context
 
 
 def end_with_training(worker: int) -> None:
-    """Ends a DataLoader's worker when the training process is gone: torch looks at the server that forked it, and that one waits for it."""
+    """End a DataLoader's worker when the training process is gone.
+
+    torch watches the server that forked the worker, and that server waits for the worker.
+    """
     training = multiprocessing.parent_process()
     assert training is not None
 
@@ -202,9 +208,9 @@ def end_with_training(worker: int) -> None:
 
 
 def _serve(source: SampleSource, connection: "Connection[Any, Any]", reading: Any) -> None:
-    """What a worker does: reads the batches it is given until its pipe is closed."""
+    """Read the batches that arrive, until the pipe is closed: the main loop of a worker."""
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # typed for the main process, which ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
     while True:
         try:
             number, draws, given_up = connection.recv()
@@ -213,7 +219,7 @@ def _serve(source: SampleSource, connection: "Connection[Any, Any]", reading: An
         try:
             data = ForkingPickler.dumps((number, _read(source, number, draws, given_up, reading)))
         except Exception:
-            # Named here: when the answer arrives, this process may be reading the next batch.
+            # Name the file here: when the answer arrives, this process may be reading the next batch.
             place = int(reading[1])
             name = f"{source.failed(draws[place], '').path}: " if place >= 0 else ""
             data = ForkingPickler.dumps((number, name + traceback.format_exc()))

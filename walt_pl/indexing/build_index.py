@@ -1,6 +1,7 @@
-"""Builds and extends an index: examines what is new, in many processes, and goes on where it was interrupted.
+"""Build and extend an index: examine new files, in many processes, and continue where an earlier run was interrupted.
 
-What was examined is noted at once in a journal beside the index (`.NAME.parquet.journal`), which goes when the index is written.
+Every examined file is noted at once in a journal beside the index (`.NAME.parquet.journal`). The journal is removed when the index is
+written.
 """
 
 from __future__ import annotations
@@ -32,18 +33,18 @@ _MEASURED = [column.name for column in fields(MediaFacts) if column.name in SCHE
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """How an index is built."""
+    """Options for building an index."""
 
     again: bool = False
-    """Examine everything that is listed or was indexed, not only what is new."""
+    """Examine all files that are listed or were indexed, not only new ones."""
     split: str = ""
-    """Split of what the source gives none; "train" where this is empty."""
+    """Split of the items for which the source names none; "train" where this is empty."""
     val: float = 0.0
-    """Share of the training split that is held out as "val", 0..1. It follows from the names: what is added later changes nothing."""
+    """Share of the training split that is held out as "val", 0..1. It depends on the names: items added later change nothing."""
     workers: int = 1
     """Processes that decode."""
     seconds: float = 60.0
-    """Time limit of a file; one of more than 10 MB has as much again for every further 10 MB."""
+    """Time limit of a file in seconds. A file of more than 10 MB gets as much again for every further 10 MB."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val < 1:
@@ -56,7 +57,7 @@ class IndexOptions:
 
 @dataclass
 class BuildReport:
-    """What building an index did."""
+    """The results of building an index."""
 
     rows: int
     added: int
@@ -66,15 +67,21 @@ class BuildReport:
     quarantined: int
     """Files on the quarantine list now."""
     changed: dict[MediaKey, str] = field(default_factory=dict)
-    """Files that are not as they were when they were indexed, and how, in words."""
+    """Files that changed after they were indexed, each with the change in words."""
     notes: list[str] = field(default_factory=list)
 
 
 def build_index(listing: SourceListing | None, out: Path, options: IndexOptions = IndexOptions()) -> BuildReport:
-    """Write the index `out` of what a source lists, beside what `out` lists already; without a source, of the latter alone.
+    """Write the index `out` of the items that a source lists and of the rows that `out` has already.
 
-    A file whose size and time of change are those of its row is not decoded again. One that cannot be decoded keeps its row (with what is
-    known of it, or zeros) and goes on the quarantine list; a file found well leaves it. Rows of a split and kind are sorted by path.
+    Without a source, only the latter. A file is not decoded again if its size and time of change are those of its row. A file that cannot
+    be decoded keeps its row (with its known facts, or zeros) and goes on the quarantine list. A file that is found well leaves the list.
+    Rows of a split and kind are sorted by path.
+
+    Args:
+        listing: The listed source, or None.
+        out: The index, a Parquet file.
+        options: Options for building it.
 
     Raises:
         ValueError: `out` is no index and cannot become one.
@@ -85,7 +92,7 @@ def build_index(listing: SourceListing | None, out: Path, options: IndexOptions 
     out.parent.mkdir(parents=True, exist_ok=True)
     old = read_table(out) if out.exists() else SCHEMA.empty_table()
     known = _known(old)
-    items, notes = _named(listing.items if listing else [], out)
+    items, notes = _name_items(listing.items if listing else [], out)
     media = _media(items)
     if options.again:
         media |= {place: _medium(place, known[place][1], known[place][0], out) for place in known if place not in media}
@@ -96,9 +103,9 @@ def build_index(listing: SourceListing | None, out: Path, options: IndexOptions 
     }
     facts = {place: fact for place, (fact, _) in known.items()}
     for place, found in _examine(wanted, out, options).items():
-        facts[place] = _judged(found, facts.get(place), place, quarantine)
+        facts[place] = _accept(found, facts.get(place), place, quarantine)
     numbers = _numbers(listing, out)
-    table = _sorted(_table(old, items, facts, numbers, options))
+    table = _sort_rows(_table(old, items, facts, numbers, options))
     quarantine.write()
     if not table.equals(old.cast(table.schema)) or not out.with_suffix(".arrow").exists():
         write_table(table, out)
@@ -111,9 +118,9 @@ def build_index(listing: SourceListing | None, out: Path, options: IndexOptions 
 # ---- Names and places ------------------------------------------------------------------------------------------------
 
 
-def _named(items: Iterable[SourceItem], out: Path) -> tuple[list[tuple[MediaKey, SourceItem]], list[str]]:
-    """The items with their places; those whose names no index can hold are left out, and said."""
-    # Real folders on both sides: the system takes ".." of a linked folder from where the link leads.
+def _name_items(items: Iterable[SourceItem], out: Path) -> tuple[list[tuple[MediaKey, SourceItem]], list[str]]:
+    """Return the items with their media keys. Items whose names no index can hold are left out and noted."""
+    # Resolve links on both sides: the system resolves ".." of a linked folder from the target of the link.
     folder = os.path.realpath(out.parent)
     real = lru_cache(maxsize=None)(os.path.realpath)
     named, unnameable = [], []
@@ -146,7 +153,7 @@ def _medium(place: MediaKey, kind: str, facts: MediaFacts, out: Path) -> MediaFi
 
 
 def _known(old: pa.Table) -> dict[MediaKey, tuple[MediaFacts, str]]:
-    """Facts and kind of what an index lists."""
+    """Return facts and kind of each row of an index."""
     columns = [old[name].to_pylist() for name in ("kind", *_MEASURED)]
     return {place: (MediaFacts(*measured), kind) for place, kind, *measured in zip(media_keys(old), *columns, strict=True)}
 
@@ -155,7 +162,10 @@ def _known(old: pa.Table) -> dict[MediaKey, tuple[MediaFacts, str]]:
 
 
 def _examine(wanted: dict[MediaKey, MediaFile], out: Path, options: IndexOptions) -> dict[MediaKey, MediaFacts]:
-    """What decoding each of them finds, with the journal's part of it. A file is decoded once for all of its pieces."""
+    """Decode the files, except those that the journal has, and return the facts of each place.
+
+    A file is decoded once for all of its pieces.
+    """
     found = {place: facts for place, facts in _read_journal(out) if place in wanted and _same(facts, wanted[place])}
     pieces: dict[tuple[str, int], list[MediaKey]] = defaultdict(list)
     for place, medium in wanted.items():
@@ -178,18 +188,18 @@ def _examine(wanted: dict[MediaKey, MediaFile], out: Path, options: IndexOptions
 
 
 def _without_decord(medium: MediaFile) -> MediaFile | None:
-    """How a file is tried again at which a decoder hung or crashed."""
+    """Return the second try for a file at which a decoder hung or crashed."""
     return replace(medium, decord=False) if medium.kind == "video" and medium.decord else None
 
 
 def limit(medium: MediaFile, seconds: float) -> float:
-    """Seconds that a file may take."""
+    """Return the seconds that a file may take."""
     return seconds * max(1.0, medium.bytes / 10e6)
 
 
 @contextmanager
 def progress(words: str, total: int, done: int = 0) -> Iterator[Any]:
-    """A progress bar on standard error; gives the function that moves it on by one."""
+    """Show a progress bar on standard error, and yield the function that advances it by one."""
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(words, total=total, completed=done)
@@ -201,7 +211,7 @@ def _same(facts: MediaFacts, medium: MediaFile) -> bool:
 
 
 def _changed(facts: MediaFacts, medium: MediaFile) -> bool:
-    """Whether a file that was sound when it was indexed has been written since."""
+    """Return whether a file that was sound when it was indexed has been written since."""
     noted = facts.frames and facts.modified and medium.end >= 0
     return bool(noted) and not _same(facts, medium)
 
@@ -230,22 +240,22 @@ def _read_journal(out: Path) -> Iterator[tuple[MediaKey, MediaFacts]]:
             try:
                 place, facts = json.loads(line)
                 yield MediaKey(*place), MediaFacts(*facts)
-            except (ValueError, TypeError):  # what was written when the power went
+            except (ValueError, TypeError):  # a line that a crash cut off
                 continue
 
 
-def _judged(found: MediaFacts, before: MediaFacts | None, place: MediaKey, quarantine: Quarantine) -> MediaFacts:
-    """The facts that the row gets. The quarantine list learns whether the file can be used."""
+def _accept(found: MediaFacts, before: MediaFacts | None, place: MediaKey, quarantine: Quarantine) -> MediaFacts:
+    """Return the facts for the row, and note in the quarantine list whether the file can be used."""
     if before is not None and not found.finding and found.frames < before.frames and found.bytes < before.bytes:
-        # A truncated mkv opens without an error and is just shorter.
+        # A truncated mkv opens without an error, and has fewer frames.
         found = replace(found, finding="truncated", reason=f"{found.frames} frames, {before.frames} when it was indexed")
     if not found.finding:
         copy = finding_of(quarantine.reasons.get(place, "")) == "duplicate"
-        if not copy or before is None or before.bytes != found.bytes:  # whether it still is a copy, `diagnose` finds out
+        if not copy or before is None or before.bytes != found.bytes:  # `diagnose` decides whether it still is a copy
             quarantine.release(place)
         return found
     quarantine.admit(place, found.finding, found.reason)
-    # What was once right stays: a file that comes back whole is then known again.
+    # Facts that were once right stay: if the file comes back whole, it is known again.
     return before if before is not None and before.frames else found
 
 
@@ -253,7 +263,10 @@ def _judged(found: MediaFacts, before: MediaFacts | None, place: MediaKey, quara
 
 
 def _numbers(listing: SourceListing | None, out: Path) -> dict[str, int]:
-    """Number of each class that has a name: its line in NAME.classes.txt, from 0. New names go to its end: no number ever changes."""
+    """Return the number of each class that has a name: its line in NAME.classes.txt, from 0.
+
+    New names go to the end of that file, so that no number ever changes.
+    """
     path = out.with_suffix(".classes.txt")
     names = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     known = set(names)
@@ -276,7 +289,7 @@ def _table(
     numbers: dict[str, int],
     options: IndexOptions,
 ) -> pa.Table:
-    """Rows of the items, and the old ones of other places."""
+    """Return the rows of the items, and the old rows of other places."""
     listed = {place for place, _ in items}
     rows: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     known = media_keys(old)
@@ -297,7 +310,7 @@ def _types() -> list[pa.DataType]:
     return [pa.large_string() if column.type == pa.string() else column.type for column in SCHEMA]
 
 
-def _sorted(table: pa.Table) -> pa.Table:
+def _sort_rows(table: pa.Table) -> pa.Table:
     # "video" before "image", as in every index.
     return table.sort_by([("split", "ascending"), ("kind", "descending"), *((name, "ascending") for name in MediaKey._fields)])
 

@@ -1,6 +1,6 @@
 """Sources that can be indexed: folders, tables, known data sets and tar shards. docs/DATA.md shows each layout as a tree.
 
-A source is listed without decoding anything; `walt_pl.indexing.build_index` examines the listed files.
+A source is listed without decoding. `walt_pl.indexing.build_index` examines the listed files.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from walt_pl.media.extensions import kind_of
 
 
 def list_source(source: str, layout: SourceLayout = "auto", root: str | None = None, fold: int = 1, workers: int = 1) -> SourceListing:
-    """List what a source holds.
+    """List the items of a source.
 
     Args:
         source: A folder, a CSV or JSONL file, a tar shard, or a pattern of shards ("train-{000..099}.tar", "train-*.tar").
-        layout: How the source is laid out; "auto" looks, see `layout_of`.
-        root: Folder that paths in a table are relative to; the table's own where not given.
-        fold: Which of UCF-101's three official splits.
+        layout: Layout of the source; "auto" detects it, see `layout_of`.
+        root: Folder that paths in a table are relative to; the table's own folder if not set.
+        fold: Number of one of UCF-101's three official splits.
         workers: Processes that read shards.
 
     Raises:
-        ValueError: The source is not there, is not of this layout, has a wrong row (says which), or holds nothing.
+        ValueError: The source is missing, is not of this layout, has a wrong row (the message names it), or holds nothing.
     """
     if layout == "auto":
         layout = layout_of(source)
@@ -51,7 +51,11 @@ def list_source(source: str, layout: SourceLayout = "auto", root: str | None = N
 
 
 def layout_of(source: str) -> SourceLayout:
-    """What a source looks like. Raises ValueError where there is nothing."""
+    """Detect the layout of a source.
+
+    Raises:
+        ValueError: There is no such source, or it is a file of another type.
+    """
     path = Path(source)
     if path.suffix == ".tar" or is_pattern(source):
         return "webdataset"
@@ -75,7 +79,7 @@ def layout_of(source: str) -> SourceLayout:
 
 
 def _folder(source: Path) -> SourceListing:
-    """Every video and image below a folder; a text file of the same name beside it holds the caption."""
+    """List every video and image below a folder. A text file of equal name beside it holds the caption."""
     if not source.is_dir():
         raise ValueError(f"{source}: layout folder wants a folder")
     files, others = _media(source)
@@ -89,7 +93,7 @@ def _folder(source: Path) -> SourceListing:
 
 
 def _classes(source: Path) -> SourceListing:
-    """[split/]CLASS/files: the folder that a file lies in is its class."""
+    """List [split/]CLASS/files: the folder that holds a file is its class."""
     names = _synset_names(source)
     files, others = _media(source)
     items, loose = [], []
@@ -109,7 +113,7 @@ def _classes(source: Path) -> SourceListing:
 
 
 def _synset_names(source: Path) -> dict[str, str]:
-    """ImageNet's names of its folders, first synonym, from LOC_synset_mapping.txt ("n01440764 tench, Tinca tinca")."""
+    """Return ImageNet's names of its folders, first synonym, from LOC_synset_mapping.txt ("n01440764 tench, Tinca tinca")."""
     mapping = source / "LOC_synset_mapping.txt"
     if not mapping.is_file():
         return {}
@@ -118,7 +122,7 @@ def _synset_names(source: Path) -> dict[str, str]:
 
 
 def _media(source: Path) -> tuple[list[Path], set[Path]]:
-    """Videos and images below a folder, sorted, and the other files."""
+    """Return videos and images below a folder, sorted, and the other files."""
     media, others = [], set[Path]()
     for path in _walk(source, set()):
         if kind_of(path.name):
@@ -129,7 +133,7 @@ def _media(source: Path) -> tuple[list[Path], set[Path]]:
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Files below a folder, without hidden ones; links are followed, each folder once."""
+    """Yield files below a folder, without hidden ones. Links are followed, each folder once."""
     state = folder.stat()
     if (state.st_dev, state.st_ino) in seen:
         return
@@ -162,7 +166,7 @@ def _kind(file: Path) -> str:
 
 
 def _words(name: str) -> str:
-    """ "ApplyEyeMakeup" and "apply_eye_makeup" as "apply eye makeup"."""
+    """Return a class name in words: "ApplyEyeMakeup" and "apply_eye_makeup" become "apply eye makeup"."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).replace("_", " ").lower().strip()
 
 
@@ -170,13 +174,13 @@ def _words(name: str) -> str:
 
 
 def _ucf101_lists(source: Path) -> Path | None:
-    """The folder of UCF-101's official split files."""
+    """Return the folder of UCF-101's official split files, or None."""
     places = (source, source / "ucfTrainTestlist", source / "UCF101TrainTestSplits-RecognitionTask" / "ucfTrainTestlist")
     return next((place for place in places if (place / "trainlist01.txt").is_file()), None)
 
 
 def _ucf101(source: Path, fold: int) -> SourceListing:
-    """v_CLASS_gGG_cCC.avi below the source, with the official lists of one fold."""
+    """List v_CLASS_gGG_cCC.avi below the source, with the official lists of one fold."""
     lists = _ucf101_lists(source)
     if lists is None:
         raise ValueError(f"{source}: no ucfTrainTestlist/trainlist01.txt in it; unpack UCF101TrainTestSplits-RecognitionTask.zip there")
@@ -187,7 +191,7 @@ def _ucf101(source: Path, fold: int) -> SourceListing:
     items, missing = [], 0
     for split in ("train", "test"):
         for line in read_text(lists / f"{split}list{fold:02d}.txt").splitlines():
-            listed = line.split()[0] if line.strip() else ""  # the train lists have a class number behind it
+            listed = line.split()[0] if line.strip() else ""  # the train lists have a class number after the name
             if not listed:
                 continue
             action, _, name = listed.rpartition("/")
@@ -214,7 +218,7 @@ def _is_kinetics(path: Path) -> bool:
 
 
 def _kinetics(source: Path, root: str | None) -> SourceListing:
-    """Clips named ID_000010_000020.mp4 anywhere below the source (or `root`), with the CSVs of the data set."""
+    """List clips named ID_000010_000020.mp4 anywhere below the source (or `root`), with the CSVs of the data set."""
     tables = [source] if source.is_file() else [table for table in _tables(source) if _is_kinetics(table)]
     if not tables:
         raise ValueError(f"{source}: no CSV with the columns label, youtube_id, time_start, time_end in it or in its annotations/")
@@ -224,7 +228,7 @@ def _kinetics(source: Path, root: str | None) -> SourceListing:
     for table in tables:
         for number, row in read_rows(table):
             stem = _kinetics_stem(row, f"{table}:{number}")
-            if stem in seen:  # a table of all splits may lie beside theirs
+            if stem in seen:  # a table of all splits may lie beside the tables of each split
                 continue
             seen.add(stem)
             name = row.get("label", "")

@@ -1,8 +1,8 @@
-"""The doctor: what is wrong with the files of an index, and what an experiment makes of them.
+"""The doctor: reports defects of the files of an index, and the use that an experiment makes of them.
 
-Files are decoded by `walt_pl.indexing.build_index`, each in a process of its own; here are the findings that take a look at the whole
-index: copies, clips that are short, of variable rate or without words. Two tables come of it, beside the index: `NAME.report.csv`, with a
-row for each finding, and for an experiment `NAME.EXPERIMENT.csv`, with a row for each clip and image: used in which bucket, or why not.
+`walt_pl.indexing.build_index` decodes the files, each in a process of its own. This module adds the findings that need the whole index:
+copies, and clips that are short, of variable rate or without text. It writes two tables beside the index. `NAME.report.csv` has a row
+for each finding. For an experiment, `NAME.EXPERIMENT.csv` has a row for each clip and image: used in which bucket, or why not.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from walt_pl.indexing.listing import SourceListing
 from walt_pl.indexing.probe_file import MediaFile, digest, stat_media_file
 
 SHORT = 17
-"""Frames of a clip where no experiment says how many it needs."""
+"""Frames below which a clip counts as short, where no experiment says how many it needs."""
 _NOTICED = {
     "short": f"fewer than {SHORT} frames (--config says what an experiment needs)",
     "variable rate": "frames not evenly spaced: sample by time (data.fps), or the speed of motion varies",
@@ -44,7 +44,7 @@ _ROWS = 1 << 16
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about a file or piece that its owner should know; a row of the report."""
+    """A finding about a file or piece that its owner should know; a row of the report."""
 
     place: MediaKey
     """As in the index."""
@@ -56,12 +56,12 @@ class Finding:
 
 
 def diagnose(index: Path, options: IndexOptions, changed: Mapping[MediaKey, str]) -> list[Finding]:
-    """Everything that is to be said of an index whose files have just been examined; copies go on the quarantine list.
+    """Return the findings of an index whose files have just been examined, and put copies on the quarantine list.
 
     Args:
         index: The index.
-        options: How it was built.
-        changed: What examining them found changed (`BuildReport.changed`).
+        options: Options with which it was built.
+        changed: Changes that examining the files found (`BuildReport.changed`).
 
     Raises:
         ValueError: The index cannot be read.
@@ -79,8 +79,10 @@ def diagnose(index: Path, options: IndexOptions, changed: Mapping[MediaKey, str]
 
 
 def _copies(table: pa.Table, quarantine: Quarantine, index: Path, options: IndexOptions) -> dict[MediaKey, MediaKey]:
-    """Files with the bytes of another one, and which; of pieces, the same piece of it. What is held out stays and its copy in the
-    training split goes."""
+    """Return the files whose bytes equal those of another file, with that file; for a piece, the equal piece of that file.
+
+    A file that is held out stays, and its copy in the training split goes.
+    """
     alike: dict[tuple[object, ...], dict[MediaKey, tuple[bool, MediaKey]]] = defaultdict(dict)
     columns = ("kind", "split", "begin", "end", "bytes", "width", "height", "frames")
     for place, kind, split, *size in zip(media_keys(table), *(table[name].to_pylist() for name in columns), strict=True):
@@ -112,7 +114,7 @@ def _digests(media: Mapping[MediaKey, MediaFile], options: IndexOptions) -> dict
 
 
 def _listed(table: pa.Table, places: Iterable[MediaKey]) -> Iterable[tuple[MediaKey, str, str]]:
-    """Place, split and kind of the rows of some files, and maybe of other pieces and members of them."""
+    """Return place, split and kind of the rows of some files; other pieces and members of the files may be among them."""
     rows = table.filter(pc.is_in(table["path"], pa.array(sorted({place.path for place in places}), pa.large_string())))
     return zip(media_keys(rows), rows["split"].to_pylist(), rows["kind"].to_pylist(), strict=True)
 
@@ -126,7 +128,7 @@ def _quarantined(table: pa.Table, quarantine: Quarantine) -> Iterable[Finding]:
 
 
 def _noticed(table: pa.Table) -> Iterable[Finding]:
-    """What may be meant so."""
+    """Yield findings that may be intended."""
     sound = pc.greater(table["frames"], 0)
     video = pc.and_(pc.equal(table["kind"], "video"), sound)
     wordless = pc.and_(pc.equal(table["caption"], ""), pc.less(table["label"], 0))
@@ -160,9 +162,13 @@ def write_use(index: Path, name: str, selections: Mapping[str, Mapping[Kind, Sel
 
     Args:
         index: The index.
-        name: The experiment's.
-        selections: By split and kind, for all entries of the index's split and kind; none where the experiment reads none.
-        buckets: Sizes that the selections' bucket numbers name.
+        name: Name of the experiment.
+        selections: Selections by split and kind, for all entries of that split and kind. A kind that the experiment does not read is
+            missing.
+        buckets: Sizes that the selections' bucket numbers refer to.
+
+    Returns:
+        The path of the table.
     """
     columns = [*MediaKey._fields, "split", "kind", "used", "bucket", "reason"]
     return write_rows(index.with_suffix(f".{name}.csv"), columns, _used(index, selections, buckets))
@@ -197,7 +203,7 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def render_findings(findings: Sequence[Finding], index: Path) -> RenderableType:
-    """The findings for a terminal: how many of each, and the first of them."""
+    """Render the findings for a terminal: the count of each kind, and the first ones."""
     if not findings:
         return f"{index}: nothing is wrong with any file"
     counts = Counter(finding.finding for finding in findings)
@@ -215,7 +221,7 @@ def render_findings(findings: Sequence[Finding], index: Path) -> RenderableType:
 
 
 def render_build(built: BuildReport, listing: SourceListing | None, index: Path) -> str:
-    """What was done, in a few lines."""
+    """Describe in a few lines what was done."""
     lines = [f"{index}: {built.rows:,} rows, {built.added:,} of them new; {built.examined:,} files examined"]
     if listing is not None:
         lines[0] += f" (layout {listing.layout})"
@@ -229,6 +235,9 @@ def render_build(built: BuildReport, listing: SourceListing | None, index: Path)
 
 
 def print_rich(content: RenderableType) -> None:
-    """Print as it is: names of files may look like rich's markup. Lines are long where nobody reads on a terminal."""
+    """Print content without rich's markup, because names of files may look like it.
+
+    Without a terminal, lines may have 200 characters.
+    """
     console = Console()
     (console if console.is_terminal else Console(width=200)).print(Text(content) if isinstance(content, str) else content)

@@ -1,4 +1,4 @@
-"""Jobs in processes of their own, each with a time limit: a decoder that hangs or crashes takes nothing with it but its file."""
+"""Run jobs in processes of their own, each with a time limit. A decoder that hangs or crashes affects only its own file."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from walt_pl.processes import exit_reason
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-# No real file needs so much; a damaged header may ask for more than the machine has.
+# No real file needs so much. A damaged header may ask for more memory than the machine has.
 _MEMORY = 8 << 30
 
 
 @dataclass(frozen=True)
 class LostJob:
-    """What became of a job whose process was killed by us or by the system."""
+    """The outcome of a job whose process was killed by this pool or by the system."""
 
     finding: str
     """"hang" or "crash"."""
     reason: str
-    """In words, without the finding."""
+    """The reason in words, without the finding."""
 
 
 def run_isolated(
@@ -41,20 +41,20 @@ def run_isolated(
     seconds: Callable[[Job], float],
     retry: Callable[[Job], Job | None] = lambda job: None,
 ) -> Iterator[tuple[Job, Result | LostJob]]:
-    """Each job with its result, in the order in which they are done, from `workers` processes.
+    """Yield each job with its result, in the order in which they finish, from `workers` processes.
 
-    A job that takes longer than its `seconds` is killed. What a process writes to standard error is dropped: decoders complain about every
+    A job that takes longer than its `seconds` is killed. The standard error of the processes is dropped: decoders complain about every
     bad byte.
 
     Args:
-        function: of a module, so that another process can import it.
-        jobs: are asked for as workers become free.
-        workers: processes, at least 1.
-        seconds: time limit of a job, from when its process begins it.
-        retry: what is done in place of a job that was lost; None: it stays lost.
+        function: Function of a module, so that another process can import it.
+        jobs: Jobs. They are consumed as workers become free.
+        workers: Number of processes, at least 1.
+        seconds: Returns the time limit of a job in seconds, from when its process begins it.
+        retry: Returns the job that replaces a lost job; None: the job stays lost.
 
     Raises:
-        Exception: what `function` raises.
+        Exception: An exception that `function` raises.
     """
     first, again = iter(jobs), deque[Job]()
     pool: list[_Worker[Job, Result]] = [_Worker(function) for _ in range(workers)]
@@ -85,10 +85,10 @@ def run_isolated(
 
 
 class _Worker(Generic[Job, Result]):
-    """One process, and the job that it has."""
+    """One process, and its present job."""
 
     def __init__(self, function: Callable[[Job], Result]) -> None:
-        # Started afresh: native decoders do not survive a fork.
+        # spawn, because native decoders do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, function), daemon=True)
@@ -105,13 +105,13 @@ class _Worker(Generic[Job, Result]):
     def give(self, job: Job, seconds: float) -> None:
         if not self._started:
             try:
-                self.connection.recv()  # its imports are not the job's time
+                self.connection.recv()  # the time limit of a job must not include the imports
             except EOFError:
                 self._process.join()
                 raise RuntimeError(f"a worker process ended before it began (exit code {self._process.exitcode})") from None
             self._started = True
         self._job = job
-        with suppress(BrokenPipeError):  # it died after its last answer: `outcome` tells
+        with suppress(BrokenPipeError):  # it died after its last answer; `outcome` notices that
             self.connection.send(job)
         self._seconds = seconds
         self.deadline = time.monotonic() + seconds
@@ -122,7 +122,7 @@ class _Worker(Generic[Job, Result]):
         return job
 
     def outcome(self) -> Result | LostJob | None:
-        """What came of the job; None: it goes on."""
+        """Return the result of the job, or None while it runs."""
         if self.connection.poll():
             try:
                 done, outcome = self.connection.recv()
@@ -148,18 +148,18 @@ def _cause(code: int | None) -> str:
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     _limit_memory()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     connection.send(None)
     while True:
         try:
             job = connection.recv()
-        except EOFError:  # the process that started us is gone
+        except EOFError:  # the process that started this one is gone
             return
         try:
             answer = (True, function(job))
-        except Exception as error:  # raised again where the job came from
+        except Exception as error:  # `outcome` raises it again in the process that sent the job
             answer = (False, error)
         connection.send(answer)
 

@@ -17,48 +17,53 @@ SPLITS = {
 
 @dataclass(frozen=True, slots=True)
 class SourceItem:
-    """One row to be: where a clip or image is, and what its source says of it."""
+    """A row for the index: a clip or image, and the metadata in its source."""
 
     file: str
     """Path of the file, or of the tar shard that holds it."""
     kind: str
     """"video" or "image"."""
     caption: str = ""
-    """What it shows, "" where the source does not say."""
+    """Text that describes it, "" where the source has none."""
     label: int | str = -1
-    """Class, by number or by name; -1 where the source does not say."""
+    """Class, by number or by name; -1 where the source has none."""
     split: str = ""
-    """Part of the data set, "" where the source does not say."""
+    """Part of the data set, "" where the source has none."""
     offset: int = -1
-    """Where the member's bytes begin in the shard; -1: `file` is the file itself."""
+    """Byte of the shard at which the member begins; -1: `file` is the file itself."""
     bytes: int = -1
     """Size of the member; -1: `file` is the file itself."""
     begin: float = 0.0
     """Second of the file at which the clip begins."""
     end: float = 0.0
-    """Second before which it ends; 0: with the file."""
+    """Second before which the clip ends; 0: at the end of the file."""
     family: str = ""
-    """Clips of one family (cut from one film) are held out together; "": of its own."""
+    """Clips of one family (cut from one film) are held out together; "": the clip is a family of its own."""
 
 
 @dataclass
 class SourceListing:
-    """Everything that a source lists."""
+    """All items that a source lists."""
 
     layout: SourceLayout
     items: list[SourceItem]
     notes: list[str] = field(default_factory=list)
-    """What was left out, and why."""
+    """Items that were left out, and why."""
     classes: list[str] = field(default_factory=list)
     """Names of classes in the order of their official numbers, where the source has one."""
 
 
 def split_of(folders: Iterable[str]) -> str:
-    """The split that the first folder of such a name says."""
+    """Return the split that the first of some folder names stands for, or "" where none does."""
     return next((SPLITS[name.lower()] for name in folders if name.lower() in SPLITS), "")
 
 
 def read_text(path: Path) -> str:
+    """Read a UTF-8 file, without surrounding white space.
+
+    Raises:
+        ValueError: The file is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError as error:

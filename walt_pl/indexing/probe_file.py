@@ -1,4 +1,4 @@
-"""What a file holds, found out by decoding it. Runs in a process of its own (`run_isolated`): decoders hang and crash."""
+"""Decode a file to find out what it holds. This runs in a process of its own (`run_isolated`): decoders hang and crash."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ class MediaFile:
     kind: str
     """"video" or "image"."""
     offset: int
-    """Where the member's bytes begin; -1: the whole file."""
+    """Byte of the tar shard at which the member begins; -1: the whole file."""
     bytes: int
     """Size of the file or member."""
     modified: int
-    """When the file was last changed, in nanoseconds since 1970."""
+    """Time of the last change of the file, in nanoseconds since 1970."""
     end: int
-    """Size of the file that holds it; -1: it is not there."""
+    """Size of the file that holds it; -1: the file is missing."""
     decord: bool = True
     """Whether decord may be tried."""
     pieces: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
-    """Begin and end in seconds of the pieces that are wanted; (0, 0) is the whole."""
+    """Begin and end in seconds of the pieces to examine; (0, 0) is the whole."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaFacts:
-    """What was found. The columns of the index of these names; all 0 where nothing could be decoded."""
+    """The findings of an examination. Fields are index columns of equal name; all are 0 where nothing could be decoded."""
 
     bytes: int
     modified: int
@@ -45,20 +45,23 @@ class MediaFacts:
     decoder: str = ""
     variable_rate: bool = False
     finding: str = ""
-    """Why it cannot be used, as one word of `quarantine.FINDINGS`; "": it can."""
+    """Reason why the file cannot be used, as one word of `quarantine.FINDINGS`; "" if it can."""
     reason: str = ""
-    """The same in words."""
+    """The reason in words."""
 
 
 def probe_media_file(medium: MediaFile) -> list[MediaFacts]:
-    """Decode a clip or image from its first frame to its last: the facts of each piece. Never raises for what is wrong with the file."""
+    """Decode a clip or image from its first frame to its last, and return the facts of each piece.
+
+    This function never raises for a defect of the file.
+    """
     plain = MediaFacts(medium.bytes, medium.modified)
     found = _decode(medium, plain)
     return [found if isinstance(found, MediaFacts) else _facts(plain, found, *piece) for piece in medium.pieces]
 
 
 def _decode(medium: MediaFile, plain: MediaFacts) -> Probe | MediaFacts:
-    """What is in the file, or why it cannot be used."""
+    """Return the probe of the file, or the facts that say why it cannot be used."""
     if medium.end < 0:
         return _bad(plain, "missing", "no such file")
     if medium.offset >= 0 and medium.offset + medium.bytes > medium.end:
@@ -68,7 +71,7 @@ def _decode(medium: MediaFile, plain: MediaFacts) -> Probe | MediaFacts:
     place = (Path(medium.file), medium.offset, medium.bytes if medium.offset >= 0 else None)
     try:
         found = probe(*place, decord=medium.decord) if medium.kind == "video" else probe_picture(*place)
-    # Whatever a decoder throws at a damaged file beside its own errors, MemoryError among it, is that file's.
+    # On a damaged file a decoder may raise any error, also MemoryError. The file is the cause.
     except Exception as error:
         return _bad(plain, "corrupt", f"{type(error).__name__}: {error}")
     if found.reason:
@@ -91,7 +94,7 @@ def _bad(facts: MediaFacts, finding: str, reason: str) -> MediaFacts:
 
 
 def digest(medium: MediaFile) -> str:
-    """SHA-256 of the bytes; "" where they cannot be read."""
+    """Return the SHA-256 of the bytes, or "" where they cannot be read."""
     try:
         with open(medium.file, "rb") as file:
             if medium.offset < 0:
@@ -103,7 +106,7 @@ def digest(medium: MediaFile) -> str:
 
 
 def stat_media_file(file: str, kind: str, offset: int = -1, length: int = -1) -> MediaFile:
-    """The file as it lies on the disk now; `length` is the size of a member of a tar shard."""
+    """Return the present state of a file on disk. `length` is the size of a member of a tar shard."""
     try:
         state = os.stat(file)
     except OSError:

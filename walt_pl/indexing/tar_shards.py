@@ -1,4 +1,4 @@
-"""Tar shards as webdataset writes them, listed with the place of every clip and image."""
+"""List tar shards as webdataset writes them, with the position of every clip and image."""
 
 import json
 import re
@@ -16,7 +16,15 @@ _SHARD_SECONDS = 3600.0  # to list one shard: a large one on a slow network disk
 
 
 def list_shards(source: str, workers: int) -> SourceListing:
-    """Samples of webdataset shards: members that share their name up to the first dot of the last part."""
+    """List the samples of webdataset shards. A sample is the members that share their name up to the first dot of its last part.
+
+    Args:
+        source: A folder, a shard or a pattern of shards.
+        workers: Processes that read shards.
+
+    Raises:
+        ValueError: A shard is packed or missing.
+    """
     path = Path(source)
     names = [str(shard) for shard in sorted(path.rglob("*.tar"))] if path.is_dir() else expand(source)
     if packed := [str(shard) for ending in ("*.tar.gz", "*.tgz", "*.tar.zst") for shard in path.glob(ending)] if path.is_dir() else []:
@@ -35,10 +43,13 @@ def list_shards(source: str, workers: int) -> SourceListing:
 
 
 def list_shard(name: str) -> tuple[list[SourceItem], str]:
-    """The clips and images in a tar shard, each with the place of its bytes; and why the rest of the shard could not be read, if so.
+    """List the clips and images in a tar shard, each with the position of its bytes.
 
-    Of a sample, `.txt` (or "caption" or "text" of its `.json`) is the caption, `.cls` (or "label" of its `.json`) the class. The shard's
-    name or folder may say the split: "train-0001.tar", "val/0001.tar".
+    The caption of a sample is its `.txt` (or "caption" or "text" of its `.json`). Its class is its `.cls` (or "label" of its `.json`). The
+    shard's name or folder may name the split: "train-0001.tar", "val/0001.tar".
+
+    Returns:
+        The items, and why the rest of the shard could not be read ("" if all could).
     """
     split = split_of([*Path(name).parts[-2:-1], *re.split(r"[^A-Za-z]+", Path(name).stem)])
     media: list[tuple[str, tarfile.TarInfo]] = []
@@ -68,14 +79,14 @@ def list_shard(name: str) -> tuple[list[SourceItem], str]:
 
 
 def _sample(member: str) -> tuple[str, str]:
-    """Key and ending of a member, as webdataset cuts them: "a/b.c.jpg" is ("a/b", "c.jpg")."""
+    """Split a member's name into key and ending, as webdataset does: "a/b.c.jpg" is ("a/b", "c.jpg")."""
     folder, _, name = member.rpartition("/")
     stem, _, ending = name.partition(".")
     return f"{folder}/{stem}", ending.lower()
 
 
 def _said(shard: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> dict[str, Any]:
-    """What a small member says of its sample."""
+    """Return the metadata of a sample that a small member holds."""
     file = shard.extractfile(member)
     assert file is not None
     text = file.read().decode("utf-8", errors="replace").strip()

@@ -15,13 +15,23 @@ _LINE = 14
 
 
 def to_uint8(clips: Tensor) -> Frames:
-    """Pixels [... c t h w] in -1..1 to uint8 [... t h w c]."""
+    """Convert pixels [... c t h w] in -1..1 to uint8 [... t h w c]."""
     pixels = ((clips.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round()
     return pixels.movedim(-4, -1).numpy().astype(np.uint8)
 
 
 def captioned_grid(clips: Tensor, captions: Sequence[str], columns: int | None = None, side: int = 128) -> Frames:
-    """Clips [b 3 t h w] side by side, enlarged to at least ``side`` pixels with their captions below, uint8 [t H W 3]."""
+    """Arrange clips side by side, enlarged, with their captions below.
+
+    Args:
+        clips: [b 3 t h w] in -1..1.
+        captions: Caption of each clip.
+        columns: Clips of a row; about the square root of b if not set.
+        side: Least width of an enlarged clip in pixels.
+
+    Returns:
+        uint8 [t H W 3].
+    """
     b, _, t, h, w = clips.shape
     zoom = max(1, math.ceil(side / w))
     columns = columns or math.ceil(math.sqrt(b))
@@ -34,7 +44,16 @@ def captioned_grid(clips: Tensor, captions: Sequence[str], columns: int | None =
 
 
 def contact_sheet(clips: Tensor, captions: Sequence[str], shown: int = 5) -> Frames:
-    """Return one picture of clips [b 3 t h w], uint8 [h w 3]: a row of ``shown`` frames from first to last for each, two clips abreast."""
+    """Return one picture of clips, in which each clip is a row of frames, two clips abreast.
+
+    Args:
+        clips: [b 3 t h w] in -1..1.
+        captions: Caption of each clip.
+        shown: Frames of each clip, from first to last.
+
+    Returns:
+        uint8 [h w 3].
+    """
     t = clips.shape[2]
     picked = clips[:, :, [round(i * (t - 1) / (shown - 1)) for i in range(shown)]]
     strips = rearrange(picked, "b c t h w -> b c 1 h (t w)")
@@ -43,7 +62,7 @@ def contact_sheet(clips: Tensor, captions: Sequence[str], shown: int = 5) -> Fra
 
 
 def _caption(text: str, width: int) -> Frames:
-    """Text on two lines that fit."""
+    """Return text on at most two lines that fit the width, uint8 [h w 3]."""
     image = Image.new("RGB", (width, _LINE * 2))
     draw = ImageDraw.Draw(image)
     lines = [""]

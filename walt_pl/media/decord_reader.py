@@ -1,6 +1,6 @@
 """Read the files in which `probe` found decord right everywhere.
 
-decord loads native code, so it is imported where it is used: in the worker that reads, never before a fork.
+decord loads native code. So it is imported where it is used: in the worker that reads, never before a fork.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,18 @@ from walt_pl.media.types import Frames, Size
 def read_decord(
     media: Media, frame_range: FrameRange, clock: Clock, sizes: Sequence[Size | None], of: int | None = None
 ) -> list[Frames] | None:
-    """The clip at each size; None where decord is missing, cannot read the file, or finds too few (or not `of`) frames."""
+    """Return the clip at each size, or None where decord cannot read it.
+
+    Args:
+        media: The file or member.
+        frame_range: Frames to read.
+        clock: Times of the file.
+        sizes: Rows and columns that the pictures must cover; None keeps the size of the file.
+        of: Number of frames that the file must have, if known.
+
+    Returns:
+        One uint8 clip [t h w 3] for each size. None where decord is missing, cannot read the file, or finds too few (or not `of`) frames.
+    """
     numbers = frame_numbers(frame_range, clock)
     try:
         import decord
@@ -24,14 +35,14 @@ def read_decord(
         return None
     if numbers is None or len(numbers) < frame_range.frames:
         return None
-    decord.logging.set_level(decord.logging.QUIET)  # what it cannot read, PyAV reads or explains
+    decord.logging.set_level(decord.logging.QUIET)  # PyAV reads the files that decord cannot read, or explains the error
     try:
         reader = decord.VideoReader(media.url if media.offset >= 0 else str(media.path), ctx=decord.cpu(0), num_threads=1)
         if len(reader) <= numbers[-1] or len(reader) != (of or len(reader)):
             return None
         once, places = np.unique(numbers, return_inverse=True)
         clip: Frames = reader.get_batch(once).asnumpy()
-    # DECORDError is a RuntimeError or a ValueError by release; a damaged index raises IndexError.
+    # DECORDError is a RuntimeError or a ValueError, depending on the release. A damaged index raises IndexError.
     except (decord.DECORDError, RuntimeError, ValueError, IndexError, OSError):
         return None
     if clip.shape[-1] != 3:  # it misreads the rows of some widths

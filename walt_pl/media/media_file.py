@@ -20,11 +20,15 @@ class Media:
 
     @property
     def url(self) -> str:
-        """FFmpeg's name for it."""
+        """Return FFmpeg's name for it."""
         return f"file:{self.path}" if self.offset < 0 else f"subfile,,start,{self.offset},end,{self.offset + self.length},,:{self.path}"
 
     def check(self) -> int:
-        """Size of the file. Raises MediaError where there is nothing to read."""
+        """Check that there is something to read, and return the size of the file in bytes.
+
+        Raises:
+            MediaError: The file is missing or empty, or the shard ends before the member does.
+        """
         if not self.path.is_file():
             raise MediaError(f"{self}: no such file")
         size = self.path.stat().st_size
@@ -35,6 +39,7 @@ class Media:
         return size
 
     def opened(self) -> io.BytesIO:
+        """Return the bytes of the file or member, as a file in memory."""
         with open(self.path, "rb") as file:
             file.seek(max(0, self.offset))
             return io.BytesIO(file.read(self.length if self.offset >= 0 else -1))

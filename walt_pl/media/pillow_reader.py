@@ -8,6 +8,11 @@ from walt_pl.media.types import Frames, MediaError
 
 
 def read_pillow(media: Media) -> Frames:
+    """Return an image as a one-frame video, uint8 [1 h w 3], turned upright as its EXIF data say.
+
+    Raises:
+        MediaError: The file is missing or is no image.
+    """
     media.check()
     try:
         with Image.open(media.opened() if media.offset >= 0 else media.path) as picture:

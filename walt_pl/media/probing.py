@@ -1,4 +1,4 @@
-"""Decode a whole file, and find the decoder that reads it rightly."""
+"""Decode a whole file, and find the decoder that reads it correctly."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from walt_pl.media.types import Frames, MediaError, Size, reason
 
 @dataclass(frozen=True)
 class Probe:
-    """What there is in a file, after all of it has been decoded."""
+    """The properties of a file, after all of it has been decoded."""
 
     frames: int = 0
     """Frames that were really decoded."""
@@ -38,17 +38,21 @@ class Probe:
     variable_rate: bool = False
     """Whether the frames are not evenly spaced in time."""
     decoder: str = ""
-    """"decord", "pyav" or "pillow": what reads the file rightly."""
+    """The decoder that reads the file correctly: "decord", "pyav" or "pillow"."""
     reason: str = ""
-    """Why the file is unusable; empty: it is sound."""
+    """Reason why the file is unusable; empty: it is sound."""
     times: tuple[float, ...] = field(default=(), repr=False)
-    """Of a file of variable rate, the second of each frame."""
+    """Second of each frame, for a file of variable rate only."""
 
     def piece(self, begin: float, end: float) -> Probe:
-        """The same for a piece of the file: the frames whose times lie from `begin` on and before `end` (0: to the end), in seconds.
+        """Return the probe of a piece of the file: of the frames whose times lie from `begin` on and before `end`.
 
-        A time up to 0.3 of the mean interval before either counts as there: lists of scenes round. So pieces that follow on each other
-        share no frame and lose none. `fps` and `variable_rate` stay those of the file.
+        A time up to 0.3 of the mean interval before either limit counts as reaching it, because lists of scenes round. So pieces that
+        follow each other share no frame and lose none. `fps` and `variable_rate` stay those of the file.
+
+        Args:
+            begin: Second at which the piece begins.
+            end: Second before which the piece ends; 0: at the end of the file.
         """
         clock = Clock(float(np.float32(self.fps)), self.variable_rate, begin, end or math.inf)  # float32 as in the index
         if self.reason or not clock.cut:
@@ -62,16 +66,16 @@ class Probe:
 
 
 def probe(path: Path, offset: int = -1, length: int | None = None, decord: bool = True) -> Probe:
-    """Decodes a whole video and finds the decoder that reads it rightly.
+    """Decode a whole video and find the decoder that reads it correctly.
 
-    PyAV is right where it finds the frames again by seeking that it found by decoding from the start; decord where it finds
-    as many frames, and the same ones.
-    Never raises for what is in the file: `Probe.reason` says what is wrong with it. Native decoders may crash or hang on
-    a broken file, so call it in a process of its own, with a time limit.
+    PyAV is right where seeking finds the frames that decoding from the start found. decord is right where it finds equally many and
+    equal frames.
+    This function never raises for the content of the file: `Probe.reason` says what is wrong with it. Native decoders may crash or hang
+    on a broken file, so call it in a process of its own, with a time limit.
 
     Args:
         path: The file, or the tar shard.
-        offset: Where the member begins in the shard; -1: the file itself.
+        offset: Byte of the shard at which the member begins; -1: the file itself.
         length: Bytes of the member.
         decord: Whether decord is tried (after a crash, call again without).
     """
@@ -85,7 +89,7 @@ def probe(path: Path, offset: int = -1, length: int | None = None, decord: bool 
 
 
 def probe_picture(path: Path, offset: int = -1, length: int | None = None) -> Probe:
-    """The same for an image: decodes it with Pillow."""
+    """Decode a whole image with Pillow. The arguments are those of `probe`."""
     media = Media(path, offset, length or 0)
     try:
         height, width = read_pillow(media).shape[1:3]
@@ -95,7 +99,11 @@ def probe_picture(path: Path, offset: int = -1, length: int | None = None) -> Pr
 
 
 def _examine(media: Media) -> tuple[Probe, list[int], list[int]]:
-    """What PyAV finds from the first frame to the last, the numbers of the key frames, and a mark of each frame."""
+    """Decode a file with PyAV from the first frame to the last.
+
+    Returns:
+        The probe, the numbers of the key frames, and a checksum of each frame.
+    """
     times: list[Fraction | None] = []
     keys: list[int] = []
     marks: list[int] = []
@@ -125,7 +133,7 @@ def _examine(media: Media) -> tuple[Probe, list[int], list[int]]:
                 size = upright
                 marks.append(_mark(frame))
                 times.append(None if frame.pts is None or counted else frame.pts * stream.time_base)
-        # The last piece of a file that was cut off is damaged too: first the cause.
+        # The end of a truncated file is damaged too. So report the truncation first: it is the cause.
         _check_end(media, container, stream, packets, end)
         if damage or size is None:
             raise MediaError(f"{media}: {damage or 'no frame in it'}")
@@ -137,7 +145,7 @@ def _examine(media: Media) -> tuple[Probe, list[int], list[int]]:
     if interval <= 0:
         raise MediaError(f"{media}: all frames have the same time")
     uneven = bool(np.abs(seconds - np.arange(len(seconds)) * interval).max() > EARLY * interval)
-    # The last frame of an uneven file is as long as it says, as far as that can be believed.
+    # The last frame of an uneven file has the duration in the file, but at most the longest interval: headers may be wrong.
     held = min(float(last) or interval, np.diff(seconds).max()) if uneven and len(seconds) > 1 else interval
     duration = float(seconds[-1] - seconds[0] + held)
     found = Probe(len(seconds), float(1 / interval), size[1], size[0], duration, uneven, times=tuple(seconds.tolist()) if uneven else ())
@@ -145,11 +153,15 @@ def _examine(media: Media) -> tuple[Probe, list[int], list[int]]:
 
 
 def _check_end(media: Media, container: Any, stream: Any, packets: int, end: float) -> None:
-    """Compare what was found with what the file's header says; demuxers take a file that was cut off as a shorter one."""
+    """Compare the decoded length with the length in the file's header. Demuxers take a truncated file for a shorter one.
+
+    Raises:
+        MediaError: The file is truncated.
+    """
     formats = container.format.name
     if "mov" in formats and packets < stream.frames:
         raise MediaError(f"{media}: truncated: {packets} of {stream.frames} frames are there")
-    # Others guess their length from the size of the file.
+    # Other formats guess their length from the size of the file.
     if not any(name in formats for name in ("mov", "matroska", "avi", "asf", "flv")) or not container.duration:
         return
     claimed = container.duration / 1_000_000
@@ -159,7 +171,13 @@ def _check_end(media: Media, container: Any, stream: Any, packets: int, end: flo
 
 
 def _right_decoder(media: Media, found: Probe, keys: list[int], marks: list[int], decord: bool) -> str:
-    """Reads at both ends, and before, on and behind some key frames, as a loader would."""
+    """Return the decoder that reads the file correctly.
+
+    The test reads at both ends, and before, on and after some key frames, as a loader would.
+
+    Raises:
+        MediaError: PyAV does not find the frames again by their times.
+    """
     chosen = [keys[number] for number in sorted({1, len(keys) // 2, len(keys) - 1}) if 0 < number < len(keys)]
     starts = {0, found.frames - 4, *(key + offset for key in chosen for offset in (-2, 0, 5))}
     clock = Clock(found.fps, found.variable_rate)
@@ -171,7 +189,7 @@ def _right_decoder(media: Media, found: Probe, keys: list[int], marks: list[int]
                 raise MediaError(f"{media}: its frames cannot be found again by their times; write it anew, e.g. as mp4")
             (ours,) = pictures(frames, (None,))
         theirs = read_decord(media, frame_range, clock, (None,), of=found.frames) if decord else None
-        # Another colour matrix, or the picture beside it, is more than half a level off.
+        # Another colour matrix, or a neighbouring frame, differs by more than half a level.
         decord = theirs is not None and theirs[0].shape == ours.shape and bool(_distance(theirs[0], ours).max() <= 0.5)
     return "decord" if decord else "pyav"
 
@@ -181,6 +199,6 @@ def _distance(a: Frames, b: Frames) -> NDArray[np.float64]:
 
 
 def _mark(frame: Any) -> int:
-    """A checksum of the first plane, without what is beyond the width of the picture."""
+    """Return a checksum of the first plane, without the bytes beyond the width of the picture."""
     plane = frame.planes[0]
     return zlib.crc32(np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width].tobytes())

@@ -1,6 +1,6 @@
 """Open videos with PyAV, and turn its frames into upright pictures.
 
-PyAV loads native code, so it is imported where it is used: in the worker that reads, never before a fork.
+PyAV loads native code. So it is imported where it is used: in the worker that reads, never before a fork.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ GROUP = 8
 
 
 def import_av() -> Any:
+    """Import PyAV.
+
+    Raises:
+        ImportError: PyAV is not installed. The message says how to install it.
+    """
     try:
         import av
     except ImportError as error:
@@ -31,18 +36,22 @@ def import_av() -> Any:
 
 @contextmanager
 def opened_av(media: Media) -> Iterator[tuple[Any, Any]]:
-    """PyAV's container and its first video stream; what goes wrong while they are read is a MediaError."""
+    """Open a file and yield PyAV's container and its best video stream.
+
+    Raises:
+        MediaError: The file cannot be opened, or an error occurs while it is read.
+    """
     av = import_av()
     try:
-        # No file may send us to another one, or to the network.
+        # No file may refer to another file, or to the network.
         with av.open(media.url, options={"protocol_whitelist": "file,subfile"}) as container:
             stream = container.streams.best("video")
             if stream is None or stream.codec_context is None or not stream.time_base:
                 raise MediaError(f"{media}: no video stream in it that can be decoded")
             stream.codec_context.thread_count = 1
             yield container, stream
-    # FFmpegError is one of these by kind. NumPy raises ValueError where the size changes on the way; absurd times and sizes in a
-    # damaged header end in the last two.
+    # FFmpegError is a subclass of one of these, by kind. NumPy raises ValueError where the size changes on the way. Absurd times and
+    # sizes in a damaged header end in the last two.
     except (av.error.FFmpegError, RuntimeError, LookupError, ValueError, OSError, ArithmeticError, MemoryError) as error:
         if isinstance(error, MediaError):
             raise
@@ -51,7 +60,7 @@ def opened_av(media: Media) -> Iterator[tuple[Any, Any]]:
 
 @dataclass(frozen=True)
 class Turn:
-    """How the pictures of a file are turned upright; cameras write that beside the frames."""
+    """The transposition and flips that make the pictures of a file upright. Cameras write them beside the frames."""
 
     transposed: bool = False
     up_down: bool = False
@@ -59,7 +68,10 @@ class Turn:
 
     @classmethod
     def of(cls, frame: Any) -> Turn:
-        """The display matrix: a pixel at (x, y) is shown at (a x + c y, b x + d y)."""
+        """Return the turn that a frame's display matrix describes.
+
+        The matrix shows a pixel at (x, y) at (a x + c y, b x + d y).
+        """
         matrix = next((bytes(data)[:36] for data in frame.side_data if data.type.name == "DISPLAYMATRIX"), None)
         if matrix is None:
             return cls()
@@ -67,6 +79,7 @@ class Turn:
         return cls(True, b < 0, c < 0) if abs(b) > abs(a) else cls(False, d < 0, a < 0)
 
     def upright(self, height: int, width: int) -> Size:
+        """Return rows and columns of the upright picture. The function is its own inverse."""
         return (width, height) if self.transposed else (height, width)
 
     def __call__(self, clip: Frames) -> Frames:
@@ -76,7 +89,15 @@ class Turn:
 
 
 def pictures(frames: Iterable[Any], sizes: Sequence[Size | None]) -> list[Frames]:
-    """PyAV's frames as clips of each size, upright; [0 0 0 3] where there are none."""
+    """Convert PyAV's frames to an upright clip of each size.
+
+    Args:
+        frames: Frames in order.
+        sizes: Rows and columns that the pictures must cover; None keeps the size of the file.
+
+    Returns:
+        One uint8 clip [t h w 3] for each size; [0 0 0 3] where there are no frames.
+    """
     from av.video.reformatter import VideoReformatter
 
     frames = iter(frames)
@@ -85,7 +106,7 @@ def pictures(frames: Iterable[Any], sizes: Sequence[Size | None]) -> list[Frames
         return [np.zeros((0, 0, 0, 3), np.uint8) for _ in sizes]
     turn = Turn.of(first)
     lying = [None if size is None else turn.upright(*size) for size in sizes]
-    converter = VideoReformatter()  # one for the whole clip: setting it up takes as long as a frame
+    converter = VideoReformatter()  # one for the whole clip: its setup takes as long as a frame
     pictures = (converter.reformat(frame, format="rgb24", threads=1).to_ndarray() for frame in chain([first], frames))
     clips: list[list[Frames]] = [[] for _ in sizes]
     while group := list(islice(pictures, GROUP)):

@@ -1,9 +1,9 @@
 """Read clips and images: of an index, or of any file.
 
-Measured on decord 0.6.0: after a seek it gives wrong frames, silently, on open GOPs (x265's default), does not open AV1 and
-Theora, and drifts where one reader serves several samples. So it reads only the files in which `probe` found it right
-everywhere, with a reader of its own for each sample, and from their first frame on: behind a seek PyAV gives the same frames, and
-faster, as it decodes none that no other depends on (benchmarks/data.py). PyAV reads all else, and seeks by time.
+Measured on decord 0.6.0: after a seek it gives wrong frames, silently, on open GOPs (x265's default). It does not open AV1 and
+Theora, and it drifts where one reader serves several samples. So it reads only the files in which `probe` found it right everywhere.
+Each sample has a reader of its own, which reads from the first frame of the file on. After a seek PyAV gives equal frames, and
+faster, as it skips frames that no other depends on (benchmarks/data.py). PyAV reads all other files, and seeks by time.
 """
 
 import math
@@ -22,24 +22,25 @@ from walt_pl.media.types import Frames, MediaEntry, MediaError, Size
 
 
 def read_clip(entry: MediaEntry, frame_range: FrameRange, size: Size | None = None) -> Frames:
-    """The frames of `frame_range`, uint8 [t h w 3], upright.
+    """Return the frames of `frame_range`, uint8 [t h w 3], upright.
 
-    Reads files, members of tar shards (`entry.offset`) and pieces of either (`entry.begin`, `entry.end`), never beyond the piece.
-    Where the index names decord it reads what begins with the first frame of the file; PyAV reads all else, and files that were
-    not examined or have another size than when they were indexed.
+    The entry is a file, a member of a tar shard (`entry.offset`) or a piece of either (`entry.begin`, `entry.end`). No frame beyond
+    the piece is read. With decord in the index, decord reads the ranges that begin with the first frame of the file. PyAV reads all
+    others. It also reads files that were not examined, or whose size has changed since they were indexed.
 
     Args:
         entry: A video of the index.
-        span: Which frames.
-        size: Rows and columns that the pictures must cover; larger ones are scaled down until they just do.
+        frame_range: Frames to read.
+        size: Rows and columns that the pictures must cover. Larger pictures are scaled down until they just cover them.
 
-    Raises MediaError, with the path, where the file is missing, broken or too short.
+    Raises:
+        MediaError: The file is missing, broken or too short. The message starts with the path.
     """
     return read_sizes(entry, frame_range, (size,))[0]
 
 
 def read_sizes(entry: MediaEntry, frame_range: FrameRange, sizes: Sequence[Size | None]) -> list[Frames]:
-    """The same clip at several sizes from one decoding; each is what `read_clip` gives for that size."""
+    """Return one clip at several sizes from one decoding. Each equals the result of `read_clip` for that size."""
     media = Media(entry.path, entry.offset, entry.bytes)
     unchanged = media.check() == entry.bytes or entry.offset >= 0
     known = (entry.fps, entry.variable_rate) if entry.decoder and unchanged else (0.0, False)
@@ -51,23 +52,31 @@ def read_sizes(entry: MediaEntry, frame_range: FrameRange, sizes: Sequence[Size 
 
 
 def read_picture(entry: MediaEntry, size: Size | None = None) -> Frames:
-    """An image of the index as a one-frame video, uint8 [1 h w 3]; the rest as `read_clip`."""
+    """Return an image of the index as a one-frame video, uint8 [1 h w 3].
+
+    Args:
+        entry: An image of the index.
+        size: As in `read_clip`.
+
+    Raises:
+        MediaError: The file is missing or broken. The message starts with the path.
+    """
     return picture_sizes(entry, (size,))[0]
 
 
 def picture_sizes(entry: MediaEntry, sizes: Sequence[Size | None]) -> list[Frames]:
-    """The same image at several sizes from one decoding."""
+    """Return one image at several sizes from one decoding."""
     picture = read_pillow(Media(entry.path, entry.offset, entry.bytes))
     return [resized(picture, target(picture, size)) for size in sizes]
 
 
 def read_video(path: Path, frames: int, start: int = 0) -> Frames:
-    """Exactly `frames` frames of any video file from frame `start` on, uint8 [t h w 3], upright.
+    """Return exactly `frames` frames of any video file from frame `start` on, uint8 [t h w 3], upright.
 
-    Frames are counted in the order of display; with `start` above 0 the place is found by time, at the average frame
-    rate of the file.
+    Frames are counted in the order of display. With `start` above 0 the position is found by time, at the average frame rate of the file.
 
-    Raises MediaError where the file is missing, is no video, or is too short.
+    Raises:
+        MediaError: The file is missing, is no video, or is too short.
     """
     media = Media(path)
     media.check()
@@ -75,16 +84,17 @@ def read_video(path: Path, frames: int, start: int = 0) -> Frames:
 
 
 def read_last_frames(path: Path, frames: int, fps: float | None = None) -> Frames:
-    """The last `frames` frames of a video, or all of a shorter one, uint8 [t h w 3], upright.
+    """Return the last `frames` frames of a video, or all frames of a shorter one, uint8 [t h w 3], upright.
 
-    The whole file is decoded: containers tell their number of frames wrongly, or not at all.
+    The whole file is decoded: containers give their number of frames wrongly, or not at all.
 
     Args:
         path: The file.
-        frames: How many are taken.
-        fps: Frames taken per second of the video, whatever its own rate, as a `FrameRange` takes them; None: the frames of the file.
+        frames: Number of frames.
+        fps: Frames read per second of the video, whatever its own rate, as in a `FrameRange`; None: the frames of the file.
 
-    Raises MediaError where the file is missing or is no video.
+    Raises:
+        MediaError: The file is missing or is no video.
     """
     media = Media(path)
     media.check()
@@ -94,15 +104,16 @@ def read_last_frames(path: Path, frames: int, fps: float | None = None) -> Frame
 
 
 def read_image(path: Path) -> Frames:
-    """An image as a one-frame video, uint8 [1 h w 3], turned upright as its EXIF data say.
+    """Return an image as a one-frame video, uint8 [1 h w 3], turned upright as its EXIF data say.
 
-    Raises MediaError where the file is missing or is no image.
+    Raises:
+        MediaError: The file is missing or is no image.
     """
     return read_pillow(Media(path))
 
 
 def _read_av(media: Media, frame_range: FrameRange, clock: Clock, sizes: Sequence[Size | None]) -> list[Frames]:
-    """The clip at each size."""
+    """Return the clip at each size, read with PyAV."""
     numbers = frame_numbers(frame_range, clock)
     with opened_av(media) as (container, stream):
         if numbers is not None:

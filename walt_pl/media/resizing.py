@@ -1,9 +1,9 @@
 """Scale pictures down while they are read.
 
 Frames are scaled a few at a time while they are decoded, so that no clip is ever held at full size. Both decoders give equal results:
-the frame becomes RGB at its own size, by swscale, and is scaled with an antialiased bicubic filter on bytes, at most 2 of 255 levels
-beside `transforms.to_size`, which computes in float32. (swscale's own scaling was no faster, and its colours are others.) Pictures of
-up to 128 x 128 pixels come back as they are: scaling those in float32 costs nothing. Pixels are taken as square.
+swscale converts the frame to RGB at its own size, and an antialiased bicubic filter on bytes scales it. The result differs by at most
+2 of 255 levels from `transforms.to_size`, which computes in float32. swscale's own scaling was no faster, and its colours differ.
+Pictures of up to 128 x 128 pixels are returned as they are: scaling those in float32 costs nothing. Pixels are taken as square.
 """
 
 import torch
@@ -16,14 +16,17 @@ SMALL = 128 * 128
 
 
 def covering(height: int, width: int, rows: int, columns: int) -> Size:
-    """Size of a picture of `height` x `width` that is scaled until it just covers `rows` x `columns`."""
-    # The side that is too short for its share of the rectangle decides.
+    """Return the size of a picture of `height` x `width` that is scaled until it just covers `rows` x `columns`."""
+    # The side that is shorter in proportion to the rectangle determines the scale.
     wanted, found = (rows, height) if rows * width >= columns * height else (columns, width)
     return max(rows, round(height * wanted / found)), max(columns, round(width * wanted / found))
 
 
 def target(clip: Frames, size: Size | None) -> Size:
-    """Size to which pictures are scaled down so that they just cover `size`; their own where they are small, or would have to grow."""
+    """Return the size to which pictures are scaled down so that they just cover `size`.
+
+    Small pictures (see `SMALL`), and pictures that would have to grow, keep their own size.
+    """
     height, width = clip.shape[1:3]
     if size is None or height * width <= SMALL:
         return height, width
@@ -32,8 +35,9 @@ def target(clip: Frames, size: Size | None) -> Size:
 
 
 def resized(clip: Frames, target: Size) -> Frames:
+    """Scale a clip, uint8 [t h w 3], down to the rows and columns of `target`."""
     if clip.shape[1:3] == target:
         return clip
-    pictures = torch.from_numpy(clip).permute(0, 3, 1, 2)  # [t c h w], channels last in memory: the fast way for bytes
+    pictures = torch.from_numpy(clip).permute(0, 3, 1, 2)  # [t c h w], channels last in memory: the fast layout for bytes
     resized: Frames = F.interpolate(pictures, size=target, mode="bicubic", antialias=True).permute(0, 2, 3, 1).contiguous().numpy()
     return resized

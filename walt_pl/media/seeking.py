@@ -11,7 +11,7 @@ from walt_pl.media.spans import EARLY, Clock, FrameRange
 
 
 def by_number(container: Any, stream: Any, numbers: NDArray[np.int64], clock: Clock) -> Iterator[Any]:
-    """Frames by their numbers in the file (ascending) in the order of display."""
+    """Yield frames by their numbers in the file (ascending), in the order of display."""
     if not len(numbers):
         return
     first = int(numbers[0])
@@ -28,7 +28,7 @@ def by_number(container: Any, stream: Any, numbers: NDArray[np.int64], clock: Cl
     elif first and rate:
         step = 1 / (rate * float(stream.time_base))
         target = begin_time(container, stream) + first * step
-        # Half a frame early: times are rounded to the stream's units.
+        # Begin half a frame early: times are rounded to the stream's units.
         number, begins = first, target - step / 2
         frames = _from(container, stream, target, step / 2)
     frames = container.decode(stream) if frames is None else frames
@@ -36,7 +36,12 @@ def by_number(container: Any, stream: Any, numbers: NDArray[np.int64], clock: Cl
 
 
 def picked(frames: Iterable[Any], numbers: NDArray[np.int64]) -> Iterator[Any]:
-    """Those of some frames that have these numbers (ascending, each as often as it is named), counted from 0."""
+    """Yield those of some frames that have these numbers, counted from 0.
+
+    Args:
+        frames: Frames in order.
+        numbers: Numbers of frames, ascending. A frame comes as often as its number is named.
+    """
     wanted = deque(numbers.tolist())
     for number, frame in enumerate(frames):
         while wanted and wanted[0] == number:
@@ -47,7 +52,7 @@ def picked(frames: Iterable[Any], numbers: NDArray[np.int64]) -> Iterator[Any]:
 
 
 def by_time(container: Any, stream: Any, frame_range: FrameRange, fps: float, clock: Clock) -> Iterator[Any]:
-    """The frame that is shown at `frame_range.start`, and those shown at equal distances from its time on."""
+    """Yield the frame that is shown at `frame_range.start`, and those shown at equal distances after its time."""
     taken, origin, target = 0, 0.0, clock.begin + frame_range.start
     for frame, since, until in _shown(timed(container, stream, clock, target), EARLY * _interval(stream, clock)):
         while target < until:
@@ -61,7 +66,11 @@ def by_time(container: Any, stream: Any, frame_range: FrameRange, fps: float, cl
 
 
 def last_by_time(container: Any, stream: Any, count: int, fps: float) -> list[Any]:
-    """The last frame, and those shown at equal distances before its time, in the order of display; fewer where the video is shorter."""
+    """Return the last frame, and those shown at equal distances before its time.
+
+    Returns:
+        At most `count` frames in the order of display; fewer where the video is shorter.
+    """
     clock, shown = Clock(), deque[tuple[float, Any]]()
     for frame, time, _ in timed(container, stream, clock, 0.0):
         shown.append((time, frame))
@@ -74,12 +83,15 @@ def last_by_time(container: Any, stream: Any, count: int, fps: float) -> list[An
 
 
 def _interval(stream: Any, clock: Clock) -> float:
-    """Mean seconds from frame to frame."""
+    """Return the mean seconds from frame to frame."""
     return 1 / (clock.rate or float(stream.average_rate or 25))
 
 
 def timed(container: Any, stream: Any, clock: Clock, start: float) -> Iterator[tuple[Any, float, float]]:
-    """The frames of the piece, with their times and durations in seconds, from one shown at second `start` of the file or before on."""
+    """Yield the frames of the piece with their times and durations, in seconds.
+
+    The first frame is one that is shown at second `start` of the file, or an earlier one.
+    """
     interval = _interval(stream, clock)
     early, unit = EARLY * interval, float(stream.time_base)
     if is_counted(container, stream):
@@ -96,7 +108,12 @@ def timed(container: Any, stream: Any, clock: Clock, start: float) -> Iterator[t
 
 
 def _shown(timed: Iterable[tuple[Any, float, float]], early: float) -> Iterator[tuple[Any, float, float]]:
-    """From frames with time and duration: each with its time and the one until which it is shown, in seconds."""
+    """Yield each frame with its time and the time until which it is shown, in seconds.
+
+    Args:
+        timed: Frames with their times and durations in seconds.
+        early: Seconds by which the next frame counts as shown before its time.
+    """
     last: tuple[Any, float, float] | None = None
     for frame, since, duration in timed:
         if last is not None:
@@ -107,14 +124,17 @@ def _shown(timed: Iterable[tuple[Any, float, float]], early: float) -> Iterator[
 
 
 def is_counted(container: Any, stream: Any) -> bool:
-    """Whether frames can only be found by counting them from the first one on: what has no times, or loses them when seeking."""
+    """Return whether frames can only be found by counting them from the first one on.
+
+    This holds for streams without times, and for streams that lose their times when seeking.
+    """
     formats = ("mpeg", "mpegvideo", "h264", "hevc", "m4v")
     return container.format.name in formats or (container.format.name == "avi" and stream.codec_context.has_b_frames)
 
 
 def begin_time(container: Any, stream: Any) -> int:
-    """Time of the first frame, in the stream's units."""
-    if container.format.name == "avi":  # it has decoding times only, and FFmpeg guesses the others
+    """Return the time of the first frame, in the stream's units."""
+    if container.format.name == "avi":  # it has decoding times only, and FFmpeg guesses the display times
         container.seek(0, stream=stream)
         first = next(container.decode(stream), None)
         return 0 if first is None or first.pts is None else int(first.pts)
@@ -122,19 +142,24 @@ def begin_time(container: Any, stream: Any) -> int:
 
 
 def _from(container: Any, stream: Any, target: float, slack: float, every: bool = False) -> Iterator[Any]:
-    """Frames in the order of display, from one at or before `target` (in the stream's units; `slack`: how inexact it is) on.
+    """Yield frames in the order of display, from one at or before a target time on.
 
-    Without `every`, those before the target may be left out.
+    Args:
+        container: PyAV's container.
+        stream: Its video stream.
+        target: Target time, in the stream's units.
+        slack: Uncertainty of the target, in the stream's units.
+        every: Yield every frame from the first one on. Otherwise, frames before the target may be left out.
     """
-    start = min(0, stream.start_time or 0)  # a transport stream that is sent to its own start time comes out behind it
+    start = min(0, stream.start_time or 0)  # a transport stream that seeks to its own start time lands after it
     margin = 0.0
     while True:
         place = max(start, int(target + slack - margin))
         container.seek(place, stream=stream, backward=True, any_frame=False)
-        frames = _decoded(container, stream, -np.inf if every else target - slack)
+        frames = _decode(container, stream, -np.inf if every else target - slack)
         key, frame = next(frames, (None, None))
-        # Seeking goes by decoding time, which runs ahead of display; and the frames that an open GOP shows before its
-        # key frame are lost where it is the first one. Then an earlier key frame is needed.
+        # Seeking uses decoding time, which runs ahead of display. And if decoding begins with an open GOP, the frames that are
+        # shown before its key frame are lost. Then an earlier key frame is needed.
         reached = frame is not None and None not in (key, frame.pts) and max(key, frame.pts) <= target + slack
         if reached or place == start:
             break
@@ -144,11 +169,14 @@ def _from(container: Any, stream: Any, target: float, slack: float, every: bool 
         yield from (frame for _, frame in frames)
 
 
-def _decoded(container: Any, stream: Any, unneeded: float) -> Iterator[tuple[int | None, Any]]:
-    """Frames, each with the time of the key frame that decoding began with; none that no other depends on before `unneeded`."""
+def _decode(container: Any, stream: Any, unneeded: float) -> Iterator[tuple[int | None, Any]]:
+    """Yield frames, each with the time of the key frame that decoding began with.
+
+    Frames before `unneeded` that no other frame depends on are left out.
+    """
     key, skipping = None, False
     stream.codec_context.skip_frame = "DEFAULT"
-    if stream.codec_context.name not in ("h264", "hevc"):  # libdav1d, for one, cannot change its mind
+    if stream.codec_context.name not in ("h264", "hevc"):  # others, such as libdav1d, cannot change skip_frame while decoding
         unneeded = -np.inf
     for packet in container.demux(stream):
         if key is None and packet.is_keyframe:

@@ -1,4 +1,4 @@
-"""Spans of a video, and the arithmetic from frames to seconds and back."""
+"""Frame ranges of a video, and the arithmetic from frames to seconds and back."""
 
 import math
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 EARLY = 0.3
-"""A frame counts as shown from so much of the mean interval before its time: containers round times, cameras jitter."""
+"""Share of the mean interval by which a frame counts as shown before its time: containers round times, cameras jitter."""
 
 
 @dataclass(frozen=True)
 class FrameRange:
-    """Which frames of a video are taken; of a piece of a file, places count from the piece's own beginning."""
+    """The frames of a video that are read. In a piece of a file, `start` counts from the beginning of the piece."""
 
     frames: int
-    """How many."""
+    """Number of frames."""
     fps: float | None = None
-    """Frames taken per second of the video, whatever its own rate; None: every `stride`-th frame of the file."""
+    """Frames read per second of the video, whatever its own rate; None: every `stride`-th frame of the file."""
     stride: int = 1
-    """Frames of the file from one taken to the next; only without `fps`."""
+    """Distance between frames that are read, in frames of the file; only without `fps`."""
     start: float = 0
-    """Where the first one lies: without `fps` its number in the order of display, with `fps` a second in which it is shown."""
+    """Position of the first frame. Without `fps`: its number in the order of display. With `fps`: a second in which it is shown."""
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.stride < 1 or not self.start >= 0 or not (self.fps is None or self.fps > 0):
@@ -34,55 +34,56 @@ class FrameRange:
 
 @dataclass(frozen=True)
 class Clock:
-    """What is known of a file's times, from the index, and the piece of it that is read."""
+    """The times of a file, as the index knows them, and the piece of it that is read."""
 
     rate: float = 0.0
     """Frames per second on average; 0: not known."""
     uneven: bool = False
-    """Known not to be evenly spaced."""
+    """Whether the frames are known not to be evenly spaced in time."""
     begin: float = 0.0
     """Second at which the piece begins."""
     end: float = math.inf
-    """Second before which it ends."""
+    """Second before which the piece ends."""
 
     @property
     def even(self) -> bool:
-        """Whether a frame's number tells its time."""
+        """Return whether the number of a frame determines its time."""
         return self.rate > 0 and not self.uneven
 
     @property
     def cut(self) -> bool:
-        """Whether less than the whole file is read."""
+        """Return whether less than the whole file is read."""
         return self.begin > 0 or self.end < math.inf
 
     @property
     def early(self) -> float:
-        """Seconds by which a frame may lie before a limit and count as there."""
+        """Return the seconds by which a frame may lie before a limit and still count as reaching it."""
         return EARLY / self.rate
 
     def numbers(self) -> tuple[int, float]:
-        """Of an even file: number of the first frame of the piece, and of the first one behind it."""
+        """Return the number of the first frame of the piece, and of the first frame after it. The file must be even."""
         stop = math.inf if self.end == math.inf else math.ceil(self.end * self.rate - EARLY)
         return math.ceil(max(0.0, self.begin * self.rate - EARLY)), stop
 
 
 def counts(frame_range: FrameRange) -> NDArray[np.int64]:
-    """The frames of a span without `fps`, by number from the beginning of the file or piece."""
+    """Return the frames of a range without `fps`, by number from the beginning of the file or piece."""
     return int(frame_range.start) + frame_range.stride * np.arange(frame_range.frames)
 
 
 def frame_numbers(frame_range: FrameRange, clock: Clock) -> NDArray[np.int64] | None:
-    """The frames of a span by number in the file, as far as the piece goes.
+    """Return the frames of a range by number in the file, up to the end of the piece.
 
-    None where that takes a rate that is not known, or that the file does not keep.
+    Returns:
+        int64 numbers, ascending. None where they depend on a rate that is not known, or that the file does not keep.
     """
     if not clock.even:
         return None if clock.cut or frame_range.fps is not None else counts(frame_range)
-    numbers = counts(frame_range) if frame_range.fps is None else _sampled(frame_range, frame_range.fps, clock)
+    numbers = counts(frame_range) if frame_range.fps is None else _sample(frame_range, frame_range.fps, clock)
     first, stop = clock.numbers()
     numbers = numbers + first
     return numbers[numbers < stop]
 
 
-def _sampled(frame_range: FrameRange, fps: float, clock: Clock) -> NDArray[np.int64]:
+def _sample(frame_range: FrameRange, fps: float, clock: Clock) -> NDArray[np.int64]:
     return int(frame_range.start * clock.rate + EARLY) + (np.arange(frame_range.frames) * (clock.rate / fps) + EARLY).astype(np.int64)

@@ -16,48 +16,49 @@ class MediaError(RuntimeError):
 
 
 class MediaEntry(Protocol):
-    """A video or image of an index, as far as reading it goes: a file, a member of a tar shard, or a piece of either."""
+    """The properties of an index entry that reading needs: a file, a member of a tar shard, or a piece of either."""
 
     @property
     def path(self) -> Path:
-        """Path of the file, or of the tar shard."""
+        """Return the path of the file, or of the tar shard."""
         ...
 
     @property
     def offset(self) -> int:
-        """Byte of the tar shard at which the member begins; -1: `path` is the file itself."""
+        """Return the byte of the tar shard at which the member begins; -1: `path` is the file itself."""
         ...
 
     @property
     def bytes(self) -> int:
-        """Size of the file or member when it was indexed."""
+        """Return the size of the file or member when it was indexed."""
         ...
 
     @property
     def begin(self) -> float:
-        """Second of the file at which the piece begins."""
+        """Return the second of the file at which the piece begins."""
         ...
 
     @property
     def end(self) -> float:
-        """Second of the file before which the piece ends; 0: with the file."""
+        """Return the second of the file before which the piece ends; 0: at the end of the file."""
         ...
 
     @property
     def fps(self) -> float:
-        """Frames per second of the file on average; 0 for an image."""
+        """Return the frames per second of the file on average; 0 for an image."""
         ...
 
     @property
     def variable_rate(self) -> bool:
-        """Say whether the frames of the file are not evenly spaced in time."""
+        """Return whether the frames of the file are not evenly spaced in time."""
         ...
 
     @property
     def decoder(self) -> str:
-        """Return "decord", "pyav" or "pillow", whichever reads the file rightly; empty: not examined."""
+        """Return the decoder that reads the file correctly: "decord", "pyav" or "pillow". Empty: not examined."""
         ...
 
 
 def reason(error: BaseException) -> str:
+    """Return the message of an error, without its number where the system gives one."""
     return getattr(error, "strerror", None) or str(error)

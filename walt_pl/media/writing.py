@@ -17,9 +17,17 @@ from walt_pl.media.types import Frames, MediaError, reason
 def write_video(path: Path, frames: Frames, fps: float, crf: int = 18) -> None:
     """Write uint8 [t h w 3] as H.264 yuv420p in mp4, whole or not at all.
 
-    GOPs are closed, so that every decoder may seek in the file; the same frames give the same bytes.
+    GOPs are closed, so that every decoder may seek in the file. Equal frames give equal bytes.
 
-    Raises ValueError for other arrays or odd sizes (yuv420p halves both), MediaError where the file cannot be written.
+    Args:
+        path: The file.
+        frames: uint8 [t h w 3], h and w even.
+        fps: Frames per second.
+        crf: Constant rate factor of x264; lower is better and larger.
+
+    Raises:
+        ValueError: The array has another form, or an odd size (yuv420p halves both).
+        MediaError: The file cannot be written.
     """
     _check_frames(path, frames)
     if frames.shape[1] % 2 or frames.shape[2] % 2:
@@ -28,9 +36,11 @@ def write_video(path: Path, frames: Frames, fps: float, crf: int = 18) -> None:
 
 
 def write_image(path: Path, frame: Frames) -> None:
-    """Write uint8 [h w 3] as JPEG or PNG, by the name's ending, whole or not at all.
+    """Write uint8 [h w 3] as JPEG or PNG, by the ending of the file's name, whole or not at all.
 
-    Raises ValueError for other arrays or endings, MediaError where the file cannot be written.
+    Raises:
+        ValueError: The array has another form, or the name another ending.
+        MediaError: The file cannot be written.
     """
     _check_frames(path, frame[None])
     options: dict[str, dict[str, Any]] = {
@@ -45,7 +55,9 @@ def write_image(path: Path, frame: Frames) -> None:
 def write_gif(path: Path, frames: Frames, fps: float) -> None:
     """Write uint8 [t h w 3] as a GIF that plays for ever, whole or not at all.
 
-    Raises ValueError for other arrays, MediaError where the file cannot be written.
+    Raises:
+        ValueError: The array has another form.
+        MediaError: The file cannot be written.
     """
     _check_frames(path, frames)
     content = gif_bytes(frames, fps)
@@ -53,7 +65,7 @@ def write_gif(path: Path, frames: Frames, fps: float) -> None:
 
 
 def gif_bytes(frames: Frames, fps: float) -> bytes:
-    """uint8 [t h w 3] as the bytes of a GIF that plays for ever; GIF keeps time in hundredths of a second."""
+    """Return uint8 [t h w 3] as the bytes of a GIF that plays for ever. GIF stores times in hundredths of a second."""
     pictures = [Image.fromarray(frame) for frame in frames]
     file = io.BytesIO()
     duration = max(20, round(1000 / fps))  # browsers slow down below 20 ms
@@ -69,7 +81,7 @@ def _encode(file: Path, frames: Frames, fps: float, crf: int) -> None:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # One thread: the order of work, and with it the bytes, must not depend on the machine.
+        # One thread: the order of work determines the bytes, which must not depend on the machine.
         stream.codec_context.thread_count = 1
         stream.options = {"crf": str(crf), "preset": "veryfast", "x264-params": "open-gop=0:keyint=48:threads=1"}
         converter = VideoReformatter()
@@ -80,12 +92,12 @@ def _encode(file: Path, frames: Frames, fps: float, crf: int) -> None:
 
 
 def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then rename it."""
+    """Call `write` with a temporary file beside `path`, then rename that file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
             write(temporary)
-    except (OSError, ValueError) as error:  # FFmpegError is one or the other; a full disk reaches us as one
+    except (OSError, ValueError) as error:  # FFmpegError is one of the two, and so is the error of a full disk
         raise MediaError(f"{path}: cannot be written: {reason(error)}") from error
 
 
