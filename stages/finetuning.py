@@ -1,4 +1,4 @@
-"""Initialisation of a stage from the artifact of another one (``--init``)."""
+"""Initialisation of a stage from the artifact of another one (`--init`)."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from walt_pl.text.small_encoder import SmallTextEncoder
 def init_from(components: Mapping[str, nn.Module], artifact: Artifact) -> None:
     """Load the models of a stage from an artifact, with conversion from another aspect ratio or from images.
 
-    Models that are not in ``components``, such as a discriminator, keep their initial weights.
+    Models that are not in `components`, such as a discriminator, keep their initial weights.
 
     Args:
         components: models of the stage by section name.

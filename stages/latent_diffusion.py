@@ -203,14 +203,14 @@ class LatentDiffusion(L.LightningModule):
         return self.vae.encode(x).mean
 
     def draws(self, x0: Tensor, layout: FrameLayout, rng: PerSampleRNG) -> TrainingDraws:
-        """Draw the timesteps, noise and self-conditioning of an optimiser step, for frames ``x0`` [f c h w]."""
+        """Draw the timesteps, noise and self-conditioning of an optimiser step, for frames `x0` [f c h w]."""
         step = rng.randint(self.path.num_timesteps)
         noise = rng.randn_frames(layout, x0.shape[1:])
         probability = self.denoiser.config.self_conditioning
         return TrainingDraws(step, noise, rng.bernoulli(probability) if probability else None)
 
     def condition(self, batch: JointBatch, x0: Tensor, layout: FrameLayout, rng: PerSampleRNG) -> Condition:
-        """Return the condition of a training batch with the latents ``x0`` [f c h w]."""
+        """Return the condition of a training batch with the latents `x0` [f c h w]."""
         condition_kept = ~rng.bernoulli(self.condition_dropout)
         condition = self.described(batch.captions, batch.labels, layout, condition_kept)
         if self.denoiser.config.frame_prediction:
@@ -345,7 +345,7 @@ class LatentDiffusion(L.LightningModule):
 
 
 def first_videos(batch: JointBatch, count: int) -> JointBatch:
-    """Return the first ``count`` videos of a batch, without its images."""
+    """Return the first `count` videos of a batch, without its images."""
     v = min(count, len(batch.videos))
     return JointBatch(
         videos=batch.videos[:v],

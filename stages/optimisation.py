@@ -42,9 +42,9 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     between.
 
     The rule uses the owner of a parameter, not its number of dimensions: tables are 2D, and ZeRO-3 flattens all parameters. Within a
-    group, the order is that of ``module.parameters()``. Frozen parameters are in neither group.
+    group, the order is that of `module.parameters()`. Frozen parameters are in neither group.
 
-    The first group takes ``weight_decay`` from the optimiser's arguments, the second sets it to 0.0. timm's Muon uses the shape of each
+    The first group takes `weight_decay` from the optimiser's arguments, the second sets it to 0.0. timm's Muon uses the shape of each
     parameter, not its group. In both groups it orthogonalises matrices, tables too, and updates vectors with AdamW.
     """
     decayed = {
@@ -67,7 +67,7 @@ def group_sizes(modules: Sequence[nn.Module]) -> list[list[int]]:
 
 
 def check_groups(checkpoint: str | Path | None, modules: Sequence[nn.Module]) -> None:
-    """Compare the parameter groups of a checkpoint with those of ``modules``.
+    """Compare the parameter groups of a checkpoint with those of `modules`.
 
     Args:
         checkpoint: to resume from; None for none.
@@ -100,7 +100,7 @@ def learning_rate(optimizer: Optimizer, warmup_steps: int, total: int, lr_schedu
         lr_schedule: "cosine" or "constant".
 
     Raises:
-        ValueError: the schedule is cosine, and ``total`` is not above ``warmup_steps``.
+        ValueError: the schedule is cosine, and `total` is not above `warmup_steps`.
     """
     if lr_schedule == "cosine" and total <= warmup_steps:
         raise ValueError(
@@ -124,5 +124,5 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
-    """Scale the gradients down to a total norm of ``limit`` (None: no limit), and return their norm before."""
+    """Scale the gradients down to a total norm of `limit` (None: no limit), and return their norm before."""
     return torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)

@@ -1,6 +1,6 @@
 """Window attention over frames of tokens (W.A.L.T, arXiv 2312.06662, section 3.2).
 
-Tokens have the shape ``[f n d]``: frames of the batch, tokens of a frame, width.
+Tokens have the shape `[f n d]`: frames of the batch, tokens of a frame, width.
 """
 
 from typing import Literal
@@ -20,7 +20,7 @@ NormName = Literal["layer", "rms", "none"]
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, name: AttentionName) -> Tensor:
     """Return the attention of queries over keys and values.
 
-    ``plain`` is matrix product, softmax, matrix product. In bfloat16 on a CPU it is faster than the fused call for windows of up to
+    `plain` is matrix product, softmax, matrix product. In bfloat16 on a CPU it is faster than the fused call for windows of up to
     about 300 tokens. There, a bias that needs a gradient makes the fused call take its slow path anyway.
 
     Args:
@@ -28,7 +28,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, name: Attention
         k: keys [b heads m e].
         v: values [b heads m e].
         bias: additive bias that broadcasts to [b heads n m]; None for none.
-        name: ``sdpa`` is the fused call, ``plain`` the matrix products.
+        name: `sdpa` is the fused call, `plain` the matrix products.
 
     Returns:
         Attended values [b heads n e].
@@ -86,7 +86,7 @@ class WindowAttention(nn.Module):
 
     A window of one frame is a spatial layer (SW): every frame of the batch is a window, whether of a video or an image. A window of
     several frames is a spatiotemporal layer (STW): it partitions videos into windows. Images get the identity mask there. Under that
-    mask attention returns each token's own value, so the layer computes only ``W_o v`` for images.
+    mask attention returns each token's own value, so the layer computes only `W_o v` for images.
     """
 
     def __init__(self, width: int, num_heads: int, window: Window, qk_norm: NormName, attention: AttentionName) -> None:
@@ -147,7 +147,7 @@ def window_partition(x: Tensor, frames: int, grid: tuple[int, int], window: Wind
 
 
 def window_reverse(x: Tensor, frames: int, grid: tuple[int, int], window: Window) -> Tensor:
-    """Join windows of tokens [(v nt nh nw) (t h w) d] into frames [(v t) n d]: the inverse of :func:`window_partition`."""
+    """Join windows of tokens [(v nt nh nw) (t h w) d] into frames [(v t) n d]: the inverse of `window_partition`."""
     return rearrange(
         x,
         "(v nt nh nw) (t h w) d -> (v nt t) (nh h nw w) d",

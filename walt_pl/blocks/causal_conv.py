@@ -1,6 +1,6 @@
 """Convolutions and norms that are causal in time (MAGVIT-v2, arXiv 2310.05737, section 3.2).
 
-Every layer takes ``b c t h w``. For a long video in chunks it also takes a :class:`CausalConvCache`, which holds the frames that the
+Every layer takes `b c t h w`. For a long video in chunks it also takes a `CausalConvCache`, which holds the frames that the
 next chunk needs of this one.
 """
 
@@ -115,7 +115,7 @@ class ResBlock(nn.Module):
 class Upsample(nn.Module):
     """Up-sampling by a convolution and depth-to-space, at constant width.
 
-    It drops the first ``s - 1`` frames, where s is the factor in time: 1 + t frames become 1 + s t.
+    It drops the first `s - 1` frames, where s is the factor in time: 1 + t frames become 1 + s t.
     """
 
     def __init__(self, channels: int, factors: Strides, time_kernel: int = 3) -> None:

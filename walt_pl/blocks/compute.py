@@ -10,7 +10,7 @@ PRECISIONS = {
 
 
 def compute_dtype(device: torch.device | str) -> torch.dtype:
-    """Return the dtype that autocast should use on ``device``: bfloat16 where the hardware has it, else float32.
+    """Return the dtype that autocast should use on `device`: bfloat16 where the hardware has it, else float32.
 
     On a CPU this checks for AMX-BF16 and AVX512-BF16 directly. oneDNN's own test is also true where it only emulates bfloat16, and
     emulation is slower than float32.
@@ -19,7 +19,7 @@ def compute_dtype(device: torch.device | str) -> torch.dtype:
         device: device of the model.
 
     Returns:
-        ``torch.bfloat16`` or ``torch.float32``.
+        `torch.bfloat16` or `torch.float32`.
     """
     kind = torch.device(device).type
     if kind == "cuda":
@@ -42,7 +42,7 @@ def normalize_precision(given: str | int) -> str:
         given: value of trainer.precision, in any form that Lightning accepts.
 
     Returns:
-        One of the values of ``PRECISIONS``.
+        One of the values of `PRECISIONS`.
 
     Raises:
         ValueError: the weights would not be float32.

@@ -48,7 +48,7 @@ class FrameLayout:
         return torch.cat([x[: self.video_frames].view(self.videos, self.frames).mean(dim=1), x[self.video_frames :]])
 
     def select(self, rows: Tensor) -> "FrameLayout":
-        """Return the layout of the samples where ``rows`` [s] is true."""
+        """Return the layout of the samples where `rows` [s] is true."""
         videos = int(rows[: self.videos].sum())
         return FrameLayout(videos, self.frames, int(rows.sum()) - videos)
 

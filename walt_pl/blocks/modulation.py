@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class AdaLN(nn.Module):
     """Adaptive LayerNorm: shift, scale and gate of the attention and the feed-forward part of every layer, from a condition vector.
 
-    ``A^i = MLP(cond) + W_b^i W_a^i cond``. ``W_b`` and the MLP's last layer start at zero, so every block starts as the identity.
+    `A^i = MLP(cond) + W_b^i W_a^i cond`. `W_b` and the MLP's last layer start at zero, so every block starts as the identity.
 
     Args:
         width: d, channels of the condition and of the tokens.
@@ -55,5 +55,5 @@ class FinalModulation(nn.Module):
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Scale and shift tokens ``x`` [f n d] by one value for each frame and channel [f d]: ``x (1 + scale) + shift``."""
+    """Scale and shift tokens `x` [f n d] by one value for each frame and channel [f d]: `x (1 + scale) + shift`."""
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None])

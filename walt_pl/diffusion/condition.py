@@ -10,7 +10,7 @@ from walt_pl.blocks.frames import FrameLayout
 
 @dataclass(frozen=True)
 class Condition:
-    """Conditions of a joint batch. Tensors over samples are [s ...], over frames [f ...] (see :class:`FrameLayout`)."""
+    """Conditions of a joint batch. Tensors over samples are [s ...], over frames [f ...] (see `FrameLayout`)."""
 
     layout: FrameLayout
     condition_kept: Tensor
@@ -28,10 +28,10 @@ class Condition:
     low_res: Tensor | None = None
     """[f c h/2 w/2] normalised low-resolution latents, noised."""
     noise_aug_level: Tensor | None = None
-    """[s] noise augmentation level: the timestep at which ``low_res`` is noised."""
+    """[s] noise augmentation level: the timestep at which `low_res` is noised."""
 
     def select(self, rows: Tensor) -> "Condition":
-        """Return the condition of the samples where ``rows`` [s] is true."""
+        """Return the condition of the samples where `rows` [s] is true."""
         frames = self.layout.per_frame(rows)
         over_frames = {"context_latents", "context_mask", "low_res"}
         picked = {}
@@ -42,7 +42,7 @@ class Condition:
         return replace(self, layout=self.layout.select(rows), **picked)
 
     def given(self, context_latents: Tensor, mask: Tensor) -> "Condition":
-        """Return the condition with ``context_latents`` [f c h w] as context where ``mask`` [f 1 h w] is one."""
+        """Return the condition with `context_latents` [f c h w] as context where `mask` [f 1 h w] is one."""
         return replace(self, context_latents=context_latents, context_mask=mask)
 
     def with_context(self, x0: Tensor, count: Tensor) -> "Condition":
@@ -60,7 +60,7 @@ class Condition:
         return self.given(x0, mask[:, None, None, None].expand(shape).to(x0.dtype))
 
     def known(self, x0: Tensor) -> Tensor:
-        """Return the estimate ``x0`` [f c h w] with its context frames replaced by the known latents."""
+        """Return the estimate `x0` [f c h w] with its context frames replaced by the known latents."""
         if self.context_latents is None or self.context_mask is None:
             return x0
         return torch.where(self.context_mask.bool(), self.context_latents, x0)

@@ -15,7 +15,7 @@ from walt_pl.diffusion.path import ProbabilityPath, alpha_sigma_like, trailing_t
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance ``u + w (c - u)`` of the predictions v. At pure noise, a prediction of eps holds no information."""
+    """Classifier-free guidance `u + w (c - u)` of the predictions v. At pure noise, a prediction of eps holds no information."""
 
     scale: float = 1.0
     """Guidance scale w; 1 is the conditional model alone."""
@@ -31,7 +31,7 @@ class Guidance:
             raise ValueError(f"guidance: the scale must be 0 or more (1 is the conditional model alone), got {self.scale:g}")
 
     def weight(self, n: int, steps: int) -> float:
-        """Return the guidance scale at timestep ``n`` of ``steps`` timesteps."""
+        """Return the guidance scale at timestep `n` of `steps` timesteps."""
         if self.shape == "constant":
             return self.scale
         return 1 + (self.scale - 1) * (1 - math.cos(math.pi * (1 - n / steps) ** self.power)) / 2
@@ -46,10 +46,10 @@ def classifier_free_guidance(
         denoise: the network.
         guidance: scale and shape.
         path: its number of timesteps is needed by the power-cosine.
-        unconditional: turns a condition into that of the unconditional branch, e.g. ``Condition.without_text``.
+        unconditional: turns a condition into that of the unconditional branch, e.g. `Condition.without_text`.
 
     Returns:
-        The guided denoiser, which evaluates the network twice where w is not 1; ``denoise`` itself for scale 1.
+        The guided denoiser, which evaluates the network twice where w is not 1; `denoise` itself for scale 1.
     """
     if guidance.scale == 1:
         return denoise
@@ -121,7 +121,7 @@ def ddim(
         x_0, float32 [f c h w].
 
     Raises:
-        ValueError: ``steps`` is not 1 .. ``path.num_timesteps``.
+        ValueError: `steps` is not 1 .. `path.num_timesteps`.
     """
     x, estimate = noise.float(), None
     levels = trailing_timesteps(path, steps)
@@ -154,7 +154,7 @@ def _ddim_update(
     eta: float,
     fresh_noise: Callable[[], Tensor] | None,
 ) -> Tensor:
-    """Return x [f c h w] at the timestep ``following`` after ``level`` (equations 12 and 16 of arXiv 2010.02502)."""
+    """Return x [f c h w] at the timestep `following` after `level` (equations 12 and 16 of arXiv 2010.02502)."""
     alphas, sigmas = (values.tolist() for values in path.alpha_sigma(torch.tensor([level, following])))
     deviation = eta * sigmas[1] / sigmas[0] * math.sqrt(1 - (alphas[0] / alphas[1]) ** 2)
     if not deviation:

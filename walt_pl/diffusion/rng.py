@@ -26,7 +26,7 @@ def splitmix64(*numbers: int) -> int:
 
 
 def seeded_generator(*numbers: int) -> torch.Generator:
-    """Return a CPU generator seeded by the hash of ``numbers``."""
+    """Return a CPU generator seeded by the hash of `numbers`."""
     seed = splitmix64(*numbers)
     return torch.Generator().manual_seed(seed - (1 << 64) if seed >> 63 else seed)
 
@@ -56,7 +56,7 @@ class PerSampleRNG:
         return self._stack(lambda g: torch.rand((), generator=g, dtype=torch.float32), torch.float32)
 
     def bernoulli(self, probability: float) -> Tensor:
-        """Draw true with probability ``probability``, bool [s]."""
+        """Draw true with probability `probability`, bool [s]."""
         return self.rand() < probability
 
     def randint(self, high: int) -> Tensor:
@@ -64,16 +64,16 @@ class PerSampleRNG:
         return self._stack(lambda g: torch.randint(high, (), generator=g), torch.int64)
 
     def randperm(self, total: int, count: int) -> Tensor:
-        """Draw ``count`` different numbers of 0 .. total - 1 for each sample, in random order, int64 [s count]."""
+        """Draw `count` different numbers of 0 .. total - 1 for each sample, in random order, int64 [s count]."""
         return self._stack(lambda g: torch.randperm(total, generator=g)[:count], torch.int64)
 
     def randn(self, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Draw standard normal noise, float32, of one shape of ``shapes`` for each sample."""
+        """Draw standard normal noise, float32, of one shape of `shapes` for each sample."""
         pairs = zip(self._generators, shapes, strict=True)
         return [torch.randn(tuple(shape), generator=g, dtype=torch.float32).to(self.device) for g, shape in pairs]
 
     def randn_frames(self, layout: FrameLayout, shape: Sequence[int]) -> Tensor:
-        """Draw standard normal noise for every frame of the samples, float32 [f c h w], where ``shape`` is [c h w]."""
+        """Draw standard normal noise for every frame of the samples, float32 [f c h w], where `shape` is [c h w]."""
         frames = [layout.frames] * layout.videos + [1] * layout.images
         return torch.cat(self.randn([(count, *shape) for count in frames]))
 

@@ -7,7 +7,7 @@ from walt_pl.diffusion.path import alpha_sigma_like
 
 
 class NoiseSchedule:
-    """Probability path (see :class:`ProbabilityPath`): ``x_t = sqrt(g) x_0 + sqrt(1 - g) eps`` with ``g = alphas_cumprod[t]``.
+    """Probability path (see `ProbabilityPath`): `x_t = sqrt(g) x_0 + sqrt(1 - g) eps` with `g = alphas_cumprod[t]`.
 
     Timesteps are 0 .. N - 1, betas linear from 1e-4 to 0.02. The network predicts the velocity v. The table is float64. It is not a
     buffer, since engines that cast modules to bfloat16 would cast it too.
@@ -31,16 +31,16 @@ class NoiseSchedule:
         return g.sqrt(), (1 - g).sqrt()
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Return ``v = sqrt(g) eps - sqrt(1-g) x_0`` (Salimans & Ho, arXiv 2202.00512; the W.A.L.T paper swaps the two roots)."""
+        """Return `v = sqrt(g) eps - sqrt(1-g) x_0` (Salimans & Ho, arXiv 2202.00512; the W.A.L.T paper swaps the two roots)."""
         a, s = alpha_sigma_like(self, t, x0)
         return a * eps - s * x0
 
     def predict_x0(self, xt: Tensor, output: Tensor, t: Tensor) -> Tensor:
-        """Return ``x_0 = sqrt(g) x_t - sqrt(1-g) v``."""
+        """Return `x_0 = sqrt(g) x_t - sqrt(1-g) v`."""
         a, s = alpha_sigma_like(self, t, xt)
         return a * xt - s * output
 
     def predict_eps(self, xt: Tensor, output: Tensor, t: Tensor) -> Tensor:
-        """Return ``eps = sqrt(g) v + sqrt(1-g) x_t``."""
+        """Return `eps = sqrt(g) v + sqrt(1-g) x_t`."""
         a, s = alpha_sigma_like(self, t, xt)
         return a * output + s * xt

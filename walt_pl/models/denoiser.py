@@ -30,7 +30,7 @@ class DenoiserConfig:
     num_heads: int = 16
     """Attention heads of each layer."""
     mlp_width: int | None = None
-    """Hidden width of the feed-forward part; 4 x width when not given."""
+    """Hidden width of the feed-forward part; null for 4 x width."""
     latent_channels: int = 8
     """Channels of the autoencoder's latent."""
     size: Window = (5, 16, 16)
@@ -170,7 +170,7 @@ class LowResUpsampler(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Window-attention transformer that predicts the velocity ``v`` from noisy latents and their condition."""
+    """Window-attention transformer that predicts the velocity `v` from noisy latents and their condition."""
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()

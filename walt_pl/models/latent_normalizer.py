@@ -36,7 +36,7 @@ class LatentNormalizer:
 
     @classmethod
     def identity(cls, channels: int) -> "LatentNormalizer":
-        """Return the normaliser that leaves latents of ``channels`` channels unchanged."""
+        """Return the normaliser that leaves latents of `channels` channels unchanged."""
         return cls(torch.zeros(channels, dtype=torch.float32), torch.ones(channels, dtype=torch.float32))
 
     def normalize(self, z: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class LatentNormalizer:
         return self.normalize(z.transpose(1, 2)).transpose(1, 2)
 
     def denormalize(self, z: Tensor) -> Tensor:
-        """Return raw latents [f c h w], the decoder's input, from normalised ones: the inverse of :meth:`normalize`."""
+        """Return raw latents [f c h w], the decoder's input, from normalised ones: the inverse of `normalize`."""
         return z * self._broadcast(self.std, z) + self._broadcast(self.mean, z)
 
     @staticmethod

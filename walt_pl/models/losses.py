@@ -15,10 +15,10 @@ PerceptualName = Literal["lpips", "none"]
 class LPIPS(nn.Module):
     """Learned perceptual distance on frames (Zhang et al., arXiv 1801.03924), VGG16 with the published heads.
 
-    The ``lpips`` package contains the heads. The backbone is torchvision's ``vgg16-397923af.pth``, which this code does not download.
+    The `lpips` package contains the heads. The backbone is torchvision's `vgg16-397923af.pth`, which this code does not download.
 
     Args:
-        weights: path of ``vgg16-397923af.pth``.
+        weights: path of `vgg16-397923af.pth`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -71,15 +71,15 @@ def _load_vgg(net: nn.Module, state: dict[str, Tensor], weights: Path) -> None:
 
 
 def perceptual_term(name: PerceptualName, weights: str | None) -> nn.Module | None:
-    """Return the perceptual distance that a config names, or None for ``none``.
+    """Return the perceptual distance that a config names, or None for `none`.
 
     Args:
-        name: ``lpips`` or ``none``.
-        weights: path of torchvision's VGG16, for ``lpips``.
+        name: `lpips` or `none`.
+        weights: path of torchvision's VGG16, for `lpips`.
 
     Raises:
-        FileNotFoundError: there is no file ``weights``.
-        ValueError: ``lpips`` has no weight file, or the file is not the VGG16 state dict.
+        FileNotFoundError: there is no file `weights`.
+        ValueError: `lpips` has no weight file, or the file is not the VGG16 state dict.
     """
     if name == "none":
         return None
@@ -134,7 +134,7 @@ def r1_penalty(real: Tensor, logits: Tensor) -> Tensor:
 
     Args:
         real: real clips [b 3 t h w] in -1..1, which require gradients.
-        logits: the discriminator's logits of ``real``, [b].
+        logits: the discriminator's logits of `real`, [b].
 
     Returns:
         Squared gradient of each clip, [b].

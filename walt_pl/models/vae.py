@@ -1,6 +1,6 @@
 """The causal 3D autoencoder: one latent space for images and videos (MAGVIT-v2, arXiv 2310.05737, without its quantiser).
 
-``x [b 3 1+T H W] -> z [b c 1+t h w]``. The first frame is encoded alone, so an image is a one-frame video with the same weights.
+`x [b 3 1+T H W] -> z [b c 1+t h w]`. The first frame is encoded alone, so an image is a one-frame video with the same weights.
 """
 
 import itertools
@@ -84,7 +84,7 @@ class Posterior:
     logvar: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Return a sample [b c 1+t h w]: mean plus standard deviation times ``noise``."""
+        """Return a sample [b c 1+t h w]: mean plus standard deviation times `noise`."""
         return self.mean + (0.5 * self.logvar).exp() * noise
 
     def kl(self) -> Tensor:
@@ -199,7 +199,7 @@ class VAE(nn.Module):
             Distribution of the latents [b c 1+t h w].
 
         Raises:
-            ValueError: the factors do not divide the shape, or the temporal factor does not divide ``chunk``.
+            ValueError: the factors do not divide the shape, or the temporal factor does not divide `chunk`.
         """
         self._check_pixels(x)
         x = x.contiguous(memory_format=torch.channels_last_3d)
@@ -215,7 +215,7 @@ class VAE(nn.Module):
         """Decode latents.
 
         Args:
-            z: raw latents [b c 1+t h w], as ``encode`` returns them (not normalised).
+            z: raw latents [b c 1+t h w], as `encode` returns them (not normalised).
             chunk: latent frames decoded at once; None decodes all. The result is equal up to rounding, and with chunks memory does not
                 grow with the clip's length.
             tile: side in latent cells of overlapping tiles, blended over a quarter of their side; for frames too large for memory.
@@ -225,14 +225,14 @@ class VAE(nn.Module):
             Pixels [b 3 1+T H W], about -1..1, float32.
 
         Raises:
-            ValueError: ``tile`` is below 4, or ``chunk`` below 1.
+            ValueError: `tile` is below 4, or `chunk` below 1.
         """
         if tile is not None:
             return _blend_tiles(z, tile, self.config.factors, lambda part: self.decode(part, chunk))
         return torch.cat(list(self.decode_chunks(z, chunk)), dim=2)
 
     def decode_chunks(self, z: Tensor, chunk: int | None = None) -> Iterator[Tensor]:
-        """Yield the pixels of :meth:`decode`, one chunk of frames at a time, float32 [b 3 t H W]."""
+        """Yield the pixels of `decode`, one chunk of frames at a time, float32 [b 3 t H W]."""
         if chunk is None:
             yield self.decoder(z).float()
             return
@@ -256,10 +256,10 @@ class VAE(nn.Module):
 
 
 def _chunks(x: Tensor, size: int, factor: int) -> Iterator[Tensor]:
-    """Split [b c 1+T h w] in time: 1 + ``size`` frames in the first chunk, ``size`` in the others.
+    """Split [b c 1+T h w] in time: 1 + `size` frames in the first chunk, `size` in the others.
 
     Raises:
-        ValueError: ``size`` is not a multiple of ``factor``.
+        ValueError: `size` is not a multiple of `factor`.
     """
     if size < factor or size % factor:
         raise ValueError(f"chunk must be a multiple of the temporal factor {factor}, got {size}")
@@ -272,7 +272,7 @@ def _blend_tiles(z: Tensor, tile: int, factors: Strides, decode) -> Tensor:  # t
     """Decode overlapping tiles of [b c t h w] and blend them with ramps, divided by the sum of the ramps.
 
     Raises:
-        ValueError: ``tile`` is below 4.
+        ValueError: `tile` is below 4.
     """
     if tile < 4:
         raise ValueError(f"tile must be at least 4 latent cells, got {tile}")

@@ -20,7 +20,7 @@ State = dict[str, Tensor]
 
 
 def inflate_weights(target: nn.Module, source: nn.Module) -> State:
-    """Return the state dict of ``source`` in the shapes of ``target``.
+    """Return the state dict of `source` in the shapes of `target`.
 
     Args:
         target: model to initialise.
@@ -89,12 +89,12 @@ def resize_position_table(table: Tensor, old: Window, new: Window) -> Tensor:
     interpolation keeps a ramp a ramp up to the edge. It never overshoots, unlike the bicubic interpolation of Swin's released code.
 
     Args:
-        table: [c (t h w)] with the grid ``old``.
+        table: [c (t h w)] with the grid `old`.
         old: grid of the table.
         new: grid of the result.
 
     Returns:
-        Table [c (t h w)] with the grid ``new``, in the dtype of ``table``.
+        Table [c (t h w)] with the grid `new`, in the dtype of `table`.
     """
     grid = table.double().unflatten(1, old)[None]
     return F.interpolate(grid, size=new, mode="trilinear", align_corners=True)[0].flatten(1).to(table.dtype)

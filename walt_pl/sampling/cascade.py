@@ -62,7 +62,7 @@ class SampleRequest:
         return len(self.labels) or len(self.prompts)
 
     def part(self, start: int, count: int) -> "SampleRequest":
-        """Return the request for ``count`` of the clips, from ``start``."""
+        """Return the request for `count` of the clips, from `start`."""
         stop = start + count
         context_latents = {stage: latents[start:stop] for stage, latents in self.context_latents.items()}
         return replace(
@@ -98,9 +98,9 @@ class Cascade:
     """Models of a run, loaded for sampling.
 
     Args:
-        folders: artifact folder of each stage. ``vae`` alone can encode and decode; sampling also needs ``base`` and the stages above.
+        folders: artifact folder of each stage. `vae` alone can encode and decode; sampling also needs `base` and the stages above.
         device: to run on.
-        dtype: of the networks' arithmetic; :func:`compute_dtype` of the device when None. Noise and updates stay float32.
+        dtype: of the networks' arithmetic; `compute_dtype` of the device when None. Noise and updates stay float32.
         text_encoder: path of a pretrained text encoder, if not that of the base's training.
 
     Raises:
@@ -143,8 +143,8 @@ class Cascade:
             stages: to load, without a gap from a base model upwards; all finished ones when None.
             allow_stale: load stages although a parent was trained again.
             device: to run on.
-            dtype: see :class:`Cascade`.
-            text_encoder: see :class:`Cascade`.
+            dtype: see `Cascade`.
+            text_encoder: see `Cascade`.
 
         Raises:
             ManifestError: a stage is missing, stale or changed on disk.
@@ -175,7 +175,7 @@ class Cascade:
         )
 
     def _check_chain(self) -> None:
-        """Check that each stage doubles the size of the stage before, and that super-resolution fits the text encoder of ``base``.
+        """Check that each stage doubles the size of the stage before, and that super-resolution fits the text encoder of `base`.
 
         Raises:
             ValueError: a size does not fit, or super-resolution was trained with another small text encoder.
@@ -215,12 +215,12 @@ class Cascade:
         return next(iter(self.frame_rates.values()), None)
 
     def num_segments(self, frames: int) -> int:
-        """Return the number of segments of a video of ``frames`` pixel frames."""
+        """Return the number of segments of a video of `frames` pixel frames."""
         new = max(1, self.clip_frames - self.overlap)  # at least 1: `check` refuses models with fewer frames
         return 1 + math.ceil(max(0, frames - self.clip_frames) / new)
 
     def num_evaluations(self, sampling: SamplingConfig, frames: int) -> int:
-        """Return the number of sampling steps for a video of ``frames`` pixel frames, for a progress bar."""
+        """Return the number of sampling steps for a video of `frames` pixel frames, for a progress bar."""
         return sum(sampling.steps_of(stage) for stage in self.stages) * self.num_segments(frames)
 
     def encode_context(self, pictures: Frames, name: str, crop: bool = False) -> dict[str, Tensor]:
@@ -229,7 +229,7 @@ class Cascade:
         A super-resolution stage with frames larger than the pictures gets no context. Enlarged pictures lack the detail of its size.
 
         Args:
-            pictures: uint8 [t h w 3], one frame or ``overlap`` frames.
+            pictures: uint8 [t h w 3], one frame or `overlap` frames.
             name: of the file, for errors.
             crop: crop pictures of another aspect ratio to their middle.
 
@@ -237,7 +237,7 @@ class Cascade:
             Raw latents [1 c 1|2 h w] by stage name.
 
         Raises:
-            ValueError: the aspect ratio of the pictures differs by more than 1 %, and ``crop`` is false.
+            ValueError: the aspect ratio of the pictures differs by more than 1 %, and `crop` is false.
         """
         sizes = {stage: self.pixels(stage) for stage in self.stages}
         height, width = pictures.shape[1:3]
@@ -252,7 +252,7 @@ class Cascade:
         return {stage: self.encode(to_size(pictures, *sizes[stage])[None]) for stage in fitting}
 
     def guidance(self, stage: str, sampling: SamplingConfig = SamplingConfig()) -> Guidance:
-        """Return the guidance of a stage: that of ``sampling``, or else that of the artifact."""
+        """Return the guidance of a stage: that of `sampling`, or else that of the artifact."""
         return sampling.guidance.get(stage) or self.samplers[stage].config.guidance
 
     def check(self, request: SampleRequest, sampling: SamplingConfig, frames: int) -> None:
@@ -295,7 +295,7 @@ class Cascade:
     def _context_frames(self, stage: str) -> Sequence[int]:
         """Return the numbers of context frames that a stage accepts.
 
-        A stage without frame prediction accepts all, since it gets context frames by the replacement method of :func:`ddim`.
+        A stage without frame prediction accepts all, since it gets context frames by the replacement method of `ddim`.
         """
         sampler = self.samplers[stage]
         return sampler.config.context_frames if sampler.denoiser.config.frame_prediction else list(KNOWN)
@@ -304,13 +304,13 @@ class Cascade:
     def video(self, request: SampleRequest, sampling: SamplingConfig, frames: int, each_step: Callable[[], None] = lambda: None) -> Tensor:
         """Sample a video of the last stage, in as many segments as its length needs (docs/METHOD.md, section 3.7).
 
-        Each segment is one clip. Its last ``overlap`` pixel frames, encoded, are the two context frames (latents) of the next segment.
+        Each segment is one clip. Its last `overlap` pixel frames, encoded, are the two context frames (latents) of the next segment.
         They are encoded again because the first latent of a clip stands for one pixel frame alone.
 
         Every stage, not only the base, gets context frames from its own last segment. The low-resolution clips overlap, so a
         super-resolution stage has already made the first frames of its segment. With them as context, texture that the low-resolution
         clip lacks continues across the boundary. A stage trained with frame prediction gets them as a condition. Any other stage gets
-        them by the replacement method of :func:`ddim`. That is enough where the low-resolution clip determines the content.
+        them by the replacement method of `ddim`. That is enough where the low-resolution clip determines the content.
 
         Args:
             request: conditions, seeds and context frames of the clips.
@@ -322,7 +322,7 @@ class Cascade:
             Pixels [b 3 frames h w] in -1..1. A shorter video of that seed is equal to the first frames, bit for bit.
 
         Raises:
-            ValueError: the base model was not trained for this, see :meth:`check`.
+            ValueError: the base model was not trained for this, see `check`.
         """
         self.check(request, sampling, frames)
         pieces: list[Tensor] = []
@@ -379,7 +379,7 @@ class Cascade:
             Raw latents [b c t h w], float32.
 
         Raises:
-            ValueError: super-resolution gets no ``low_res``, or the request lacks the prompts or labels of the model.
+            ValueError: super-resolution gets no `low_res`, or the request lacks the prompts or labels of the model.
         """
         sampler = self.samplers[stage]
         c = sampler.denoiser.config

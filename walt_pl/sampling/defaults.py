@@ -33,7 +33,7 @@ def stage_guidance(
 def sampling_fps(cascade: Cascade) -> float:
     """Return the training frame rate of the models in frames a second. Print a note where they have none, or several rates.
 
-    Without a rate, return ``DEFAULT_FPS``.
+    Without a rate, return `DEFAULT_FPS`.
     """
     rates, fps = cascade.frame_rates, cascade.fps
     if fps is None:
@@ -50,7 +50,7 @@ def sampling_fps(cascade: Cascade) -> float:
 
 
 def frame_count(seconds: float, fps: float) -> int:
-    """Return the number of frames in ``seconds`` at ``fps`` frames a second, at least 1.
+    """Return the number of frames in `seconds` at `fps` frames a second, at least 1.
 
     Raises:
         ValueError: the product is below 0.5 or infinite.

@@ -136,7 +136,7 @@ def is_of_shapes(caption: str) -> bool:
 
 
 def read_clips(entries: Sequence[IndexEntry], size: int) -> Tensor:
-    """Read clips of an index as pixels [b 3 t h w] in -1..1, with ``size`` rows and columns."""
+    """Read clips of an index as pixels [b 3 t h w] in -1..1, with `size` rows and columns."""
     return torch.stack([to_square(read_video(entry.path, entry.frames), size) for entry in entries])
 
 
@@ -184,7 +184,7 @@ def score_base(cascade: Cascade, captions: Sequence[str], sampling: SamplingConf
         batch: samples at once.
 
     Returns:
-        Correct shares of colour, motion, shape, all three (``all``), and shape with colour (``pair``).
+        Correct shares of colour, motion, shape, all three (`all`), and shape with colour (`pair`).
     """
     request = SampleRequest(prompts=captions, seeds=[seed + i for i in range(len(captions))])
     made = [
@@ -209,7 +209,7 @@ def score_continuation(
         batch: samples at once.
 
     Returns:
-        Correct shares of the motion with context frames (``motion_continued``) and without (``motion_without_past``).
+        Correct shares of the motion with context frames (`motion_continued`) and without (`motion_without_past`).
     """
     captions = [entry.caption for entry in entries]
     given = cascade.encode(read_clips(entries, min(cascade.pixels(cascade.base)))[:, :, : cascade.overlap])
@@ -263,7 +263,7 @@ def score_upscaling(
 
 
 def bicubic(clips: Tensor, size: int) -> Tensor:
-    """Resize clips [b 3 t h w] to ``size`` rows and columns, frame by frame, with bicubic interpolation."""
+    """Resize clips [b 3 t h w] to `size` rows and columns, frame by frame, with bicubic interpolation."""
     frames = clips.transpose(1, 2).flatten(0, 1)
     larger = F.interpolate(frames, size=(size, size), mode="bicubic").clamp(-1, 1)
     return larger.unflatten(0, (len(clips), -1)).transpose(1, 2)

@@ -20,7 +20,7 @@ Array = NDArray[np.float32]
 
 # Shape and texture are read from every second frame: half the time, with equal answers.
 _STRIDE = 2
-# Half the amplitude of the weakest texture at 64 pixels after a blur of one pixel of 128, and twice that of the strongest left at 32.
+# Half of the weakest texture at 64 pixels after a blur of one pixel of 128. Twice the strongest texture that is left at 32 pixels.
 _FAINT = 0.06
 """Relative amplitude below which an object is plain."""
 

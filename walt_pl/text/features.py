@@ -59,7 +59,7 @@ def encoder_sha256(config: PretrainedTextConfig, memory: Path | None = None, dow
     Args:
         config: the encoder.
         memory: file that stores the hashes by path, size and modification time, so that 10 GB are read once; None for no file.
-        download: see :func:`files_of`.
+        download: see `files_of`.
 
     Raises:
         ValueError: a file is missing.
@@ -104,13 +104,13 @@ def recorded_encoder(artifact: Artifact, path: str | None, option: str, memory: 
         artifact: of a base model.
         path: of the encoder, if not that of training.
         option: command-line option for another path, for the messages.
-        memory: see :func:`encoder_sha256`.
+        memory: see `encoder_sha256`.
 
     Returns:
         Config of the encoder; None for an artifact without one.
 
     Raises:
-        ValueError: the encoder's files are missing or differ, or there is a ``path`` for an artifact without a frozen encoder.
+        ValueError: the encoder's files are missing or differ, or there is a `path` for an artifact without a frozen encoder.
     """
     if SECTION not in artifact.config:
         if path is not None:
@@ -272,7 +272,7 @@ class CachedTextEncoder:
 
     Args:
         config: of the encoder.
-        sha256: of the encoder's files, see :func:`encoder_sha256`.
+        sha256: of the encoder's files, see `encoder_sha256`.
         folder: of the caches, such as runs/EXP/cache.
         device: of the tokens and of the model.
     """

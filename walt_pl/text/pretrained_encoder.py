@@ -65,7 +65,7 @@ def files_of(config: PretrainedTextConfig, download: bool = True) -> dict[str, P
 def _folder(path: str, download: bool) -> Path:
     """Return a local folder unchanged, and for a hub name the folder of its local snapshot.
 
-    A missing snapshot is downloaded where ``download`` allows it.
+    A missing snapshot is downloaded where `download` allows it.
 
     Raises:
         ValueError: there is no such folder or snapshot, or the download fails or has no weights.
@@ -125,7 +125,7 @@ class _Library(Protocol):
         ...
 
     def cut(self, caption: str) -> list[int]:
-        """Return at most ``limit`` token ids of a caption, with the end token."""
+        """Return at most `limit` token ids of a caption, with the end token."""
         ...
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class PretrainedTextEncoder:
         device: to run on.
 
     Raises:
-        ValueError: the files are missing or do not fit, or the encoder has another width than ``config.width``.
+        ValueError: the files are missing or do not fit, or the encoder has another width than `config.width`.
     """
 
     def __init__(self, config: PretrainedTextConfig, device: torch.device | str = "cpu") -> None:

@@ -1,6 +1,6 @@
 """Text encoders: captions to tokens that the denoiser attends to.
 
-:class:`TextEncoder` is the interface. The encoder here is small and trained together with the base model. Super-resolution stages load
+`TextEncoder` is the interface. The encoder here is small and trained together with the base model. Super-resolution stages load
 it, frozen, from the base's artifact. Pretrained encoders, such as the paper's T5-XL, are in `walt_pl.text.pretrained_encoder`.
 """
 
@@ -99,7 +99,7 @@ def train_vocabulary(captions: Iterable[str], size: int) -> bytes:
 class SmallTextEncoder(nn.Module):
     """Small transformer over sentencepiece ids.
 
-    The vocabulary is not a parameter: :meth:`load_vocabulary` sets it, from training or from the artifact's ``tokenizer.model``.
+    The vocabulary is not a parameter: `load_vocabulary` sets it, from training or from the artifact's `tokenizer.model`.
     """
 
     def __init__(self, config: SmallTextConfig) -> None:
@@ -158,7 +158,7 @@ class SmallTextEncoder(nn.Module):
         return self(ids, mask), mask
 
     def _cut(self, ids: list[int]) -> list[int]:
-        """Return at most ``max_length`` of the ids. Truncated captions are counted, and the first one warns."""
+        """Return at most `max_length` of the ids. Truncated captions are counted, and the first one warns."""
         if len(ids) > self.config.max_length:
             self.truncated += 1
             if self.truncated == 1:
