@@ -228,13 +228,7 @@ class VAEStage(L.LightningModule):
         return parts
 
     def _autoencoder_loss(self, reconstructions: list[Reconstruction], weight: Tensor, rng: PerSampleRNG) -> Tensor:
-        """Return the loss without the adversarial term, and log its terms.
-
-        Args:
-            reconstructions: of the batch.
-            weight: of each sample, [s], see `_frame_weight`.
-            rng: draws the frames of the perceptual term.
-        """
+        """Return the loss without the adversarial term, and log its terms. `weight` [s] is that of `_frame_weight`."""
         errors = [squared_error(part.x, part.y) / part.x[0].numel() for part in reconstructions]
         kl = torch.cat([part.posterior.kl().flatten(1).sum(dim=1) / part.x[0].numel() for part in reconstructions])
         for part, error, share in zip(reconstructions, errors, weight.split([len(error) for error in errors]), strict=True):
@@ -403,14 +397,7 @@ class VAEStage(L.LightningModule):
 
 @torch.no_grad()
 def training_latents(vae: Autoencoder, loader: Iterable[JointBatch], batches: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield the posterior means of the first training batches, a few clips at a time. Images are one-frame clips.
-
-    Args:
-        vae: the autoencoder.
-        loader: of the training data.
-        batches: number of batches.
-        device: of the autoencoder.
-    """
+    """Yield the posterior means of the first `batches` training batches, a few clips at a time. Images are one-frame clips."""
     for _, batch in zip(range(batches), loader, strict=False):
         cut = len(batch.videos)
         for x in (batch.videos[batch.weight[:cut] > 0], batch.images[batch.weight[cut:] > 0]):

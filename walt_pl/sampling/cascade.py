@@ -1,7 +1,4 @@
-"""From a prompt, an image or a clip to pixels: text encoder, base sampler, super-resolution samplers, decoder.
-
-Longer videos repeat this for each segment.
-"""
+"""From a prompt, an image or a clip to pixels: text encoder, base sampler, super-resolution samplers, decoder, for each segment."""
 
 import itertools
 import math
@@ -208,10 +205,7 @@ class Cascade:
 
     @property
     def fps(self) -> float | None:
-        """Frame rate of the clips in frames a second: that of the first stage that has one; None where no stage has.
-
-        The base is the first stage, and it determines the motion.
-        """
+        """Frames a second of the clips. The base determines the motion: its rate, or that of the first stage with one; None for none."""
         return next(iter(self.frame_rates.values()), None)
 
     def num_segments(self, frames: int) -> int:
@@ -256,12 +250,7 @@ class Cascade:
         return sampling.guidance.get(stage) or self.samplers[stage].config.guidance
 
     def check(self, request: SampleRequest, sampling: SamplingConfig, frames: int) -> None:
-        """Compare a request with the context frames that the stages had in training.
-
-        Args:
-            request: the clips, with their context frames.
-            sampling: settings, of which the base's guidance matters.
-            frames: length of the video in pixel frames.
+        """Compare a request for videos of `frames` pixel frames with the context frames that the stages had in training.
 
         Raises:
             ValueError: a stage was not trained for this.
@@ -339,12 +328,7 @@ class Cascade:
 
     @torch.no_grad()
     def sample(self, request: SampleRequest, sampling: SamplingConfig, each_step: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
-        """Sample the latents of one segment with all stages.
-
-        Args:
-            request: conditions, seeds and context frames of the clips.
-            sampling: settings.
-            each_step: called after every sampling step.
+        """Sample the latents of one segment with all stages, and call `each_step` after every sampling step.
 
         Returns:
             Raw (de-normalised) latents [b c t h w] by stage name, float32.
