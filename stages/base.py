@@ -1,4 +1,4 @@
-"""Stage two: the base model, latents from text or a class at the smallest size (docs/METHOD.md, section 3)."""
+"""Stage two: the base model, which samples latents of the smallest size from text or a class (docs/METHOD.md, section 3)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,11 +19,11 @@ VOCABULARY = "tokenizer.model"
 
 
 class BaseStage(LatentDiffusion):
-    """Trains the base denoiser, and with it a small text encoder where the config asks for one.
+    """Train the base denoiser, together with a small text encoder where the config has one.
 
     Args:
         denoiser: see `LatentDiffusion`, as for all arguments that are not explained here.
-        text: size of a small text encoder to be trained, or which frozen one to use; null for models without text.
+        text: size of a small text encoder to train, or a frozen pretrained one to use; null for models without text.
     """
 
     def __init__(
@@ -69,7 +69,10 @@ class BaseStage(LatentDiffusion):
             self.use_pretrained_text(self.pretrained_text, stage)
 
     def _vocabulary(self, text: SmallTextEncoder) -> bytes:
-        """The run's sentencepiece model: that of the weights it starts from (--init), or learnt from the training captions."""
+        """Write the run's sentencepiece model on rank 0, and return its bytes on all ranks.
+
+        A resumed run keeps its model. Otherwise it is that of the initial weights (--init), or learnt from the training captions.
+        """
         path = Path(self.trainer.default_root_dir) / VOCABULARY
         if self.trainer.is_global_zero and (self.trainer.ckpt_path is None or not path.exists()):
             captions = self.trainer.datamodule.captions  # type: ignore[attr-defined]

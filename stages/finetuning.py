@@ -1,4 +1,4 @@
-"""Starting a stage from what another one left (``--init``)."""
+"""Initialisation of a stage from the artifact of another one (`--init`)."""
 
 from collections.abc import Mapping
 
@@ -10,12 +10,16 @@ from walt_pl.text.small_encoder import SmallTextEncoder
 
 
 def init_from(components: Mapping[str, nn.Module], artifact: Artifact) -> None:
-    """Fill the models of a stage from an artifact, converted where it is of another aspect ratio or of images.
+    """Load the models of a stage from an artifact, with conversion from another aspect ratio or from images.
 
-    What an artifact does not hold, such as a discriminator, starts afresh.
+    Models that are not in `components`, such as a discriminator, keep their initial weights.
+
+    Args:
+        components: models of the stage by section name.
+        artifact: with a section for each of them.
 
     Raises:
-        ValueError: a section that is missing, or that cannot be converted.
+        ValueError: a section is missing, or cannot be converted.
     """
     for name, model in components.items():
         if name not in artifact.models:
@@ -25,5 +29,5 @@ def init_from(components: Mapping[str, nn.Module], artifact: Artifact) -> None:
         except ValueError as error:
             raise ValueError(f'--init {artifact.path}: section "{name}" {error}') from error
         if isinstance(model, SmallTextEncoder):
-            # Its embeddings are those of its own words.
+            # The word embeddings belong to this vocabulary.
             model.load_vocabulary(artifact.read("tokenizer.model"))

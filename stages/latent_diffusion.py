@@ -1,4 +1,4 @@
-"""What the base and the super-resolution stages share: one training step of latent diffusion (docs/METHOD.md, sections 1 and 3)."""
+"""Training of latent diffusion, shared by the base and the super-resolution stages (docs/METHOD.md, sections 1 and 3)."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -28,28 +28,28 @@ from walt_pl.text.small_encoder import PretrainedTextConfig, TextEncoder
 from walt_pl.training.strategies.zero import ZeROStrategy
 
 VALIDATION_LEVELS = range(50, 1000, 100)
-"""The ten noise levels of the validation loss."""
+"""The ten timesteps of the validation loss."""
 
 
 class LatentDiffusion(L.LightningModule):
     """Train a denoiser on joint batches of latents.
 
-    The parents are given as artifact folders; the program fills them in from the run. They are frozen, so they stay out of the module's
-    parameters and checkpoints.
+    Arguments name the parent stages by their artifact folders; the program fills them in from the run. Parents are frozen, so they stay
+    out of the module's parameters and checkpoints.
 
     Args:
         denoiser: size and inputs of the network; its probabilities of self-conditioning and frame prediction are those of training. With
-            frame prediction of probability 1 (Kinetics-600) validation gets the context frames, too.
-        optimizer: over everything this stage trains (see stages/optimisation.py).
+            frame prediction of probability 1 (Kinetics-600), validation uses context frames too.
+        optimizer: over all weights that this stage trains (see stages/optimisation.py).
         vae: artifact of the autoencoder.
         diffusion: schedule, objective and defaults of sampling; the artifact keeps it.
-        warmup_steps: steps of linear warm-up.
-        lr_schedule: what follows the warm-up.
+        warmup_steps: optimiser steps of linear warm-up.
+        lr_schedule: learning rate after the warm-up.
         condition_dropout: probability of dropping a sample's caption or label (for guidance).
         gradient_clip_val: largest gradient norm; null for none.
         seed: of every random draw of the training.
         preview_steps: sampling steps of the previews.
-        compile: torch.compile the denoiser's layers: slow at first, and it needs a C++ compiler.
+        compile: torch.compile the denoiser's layers; the first steps are slow, and it needs a C++ compiler.
     """
 
     kind = "base"
@@ -76,7 +76,7 @@ class LatentDiffusion(L.LightningModule):
             )
         self.denoiser = Denoiser(denoiser)
         if compile:
-            # Layer by layer, so that equal layers share their code; in place, so that checkpoints and artifacts keep their keys.
+            # Compile layer by layer, so that equal layers share their code. Compile in place, so that checkpoints keep their keys.
             for block in self.denoiser.blocks:
                 block.compile()
         self.diffusion = diffusion
@@ -119,27 +119,35 @@ class LatentDiffusion(L.LightningModule):
 
     @property
     def text_encoder(self) -> TextEncoder | None:
-        """What turns captions into tokens; None for models without text."""
+        """Text encoder of the captions, on this module's device; None for models without text."""
         return self.cached_text.to(self.device) if self.cached_text is not None else None
 
     def use_pretrained_text(self, config: PretrainedTextConfig, stage: str) -> None:
-        """Take captions' tokens from a frozen encoder; before training, compute those that are not on disk yet."""
+        """Use a frozen text encoder. Before training, compute the features that are not on disk yet.
+
+        Args:
+            config: of the encoder.
+            stage: Lightning's, such as "fit".
+
+        Raises:
+            ValueError: the encoder's files are missing, or are not those that the checkpoint was trained with.
+        """
         if self.cached_text is not None:
             return
         trainer, data = self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
         if trainer.is_global_zero:
-            encoder_sha256(config, self.text_hashes)  # remembered, so that the other ranks need not read the weights
+            encoder_sha256(config, self.text_hashes)  # writes the hashes to a file, so the other ranks need not read the weights
         trainer.strategy.barrier("text encoder")
         self.cached_text = CachedTextEncoder(config, encoder_sha256(config, self.text_hashes), data.cache_dir, trainer.strategy.root_device)
         if stage == "fit":
-            if trainer.ckpt_path is not None:  # before hours of another encoder's features
+            if trainer.ckpt_path is not None:  # check now: hours of features of a wrong encoder would be lost
                 self.on_load_checkpoint(read_state(trainer.ckpt_path, mapped=True))
             barrier = partial(trainer.strategy.barrier, "text features")
             self.cached_text.fill(data.captions(validation=True), trainer.global_rank, trainer.world_size, barrier)
 
     @property
     def text_hashes(self) -> Path:
-        """File that remembers the hashes of encoders' files."""
+        """File with the hashes of encoders' files."""
         folder: Path = self.trainer.datamodule.cache_dir  # type: ignore[attr-defined]
         return folder / HASHES
 
@@ -171,7 +179,16 @@ class LatentDiffusion(L.LightningModule):
         return loss
 
     def latents(self, videos: Tensor, images: Tensor, space: Space) -> tuple[Tensor, FrameLayout]:
-        """Pixels or raw latents of a batch to normalised latents as frames [f c h w], float32, and their layout."""
+        """Return normalised latents of a batch.
+
+        Args:
+            videos: pixels or raw latents [v c t h w].
+            images: pixels or raw latents [i c 1 h w].
+            space: "pixels" or "latents", the content of both tensors.
+
+        Returns:
+            Latents as frames [f c h w], float32, and their layout.
+        """
         if space == "pixels":
             videos, images = (self._encode(x) for x in (videos, images))
         layout = FrameLayout(len(videos), videos.shape[2], len(images))
@@ -186,14 +203,14 @@ class LatentDiffusion(L.LightningModule):
         return self.vae.encode(x).mean
 
     def draws(self, x0: Tensor, layout: FrameLayout, rng: PerSampleRNG) -> TrainingDraws:
-        """Noise level, noise and self-conditioning of a step."""
+        """Draw the timesteps, noise and self-conditioning of an optimiser step, for frames `x0` [f c h w]."""
         step = rng.randint(self.path.num_timesteps)
         noise = rng.randn_frames(layout, x0.shape[1:])
         probability = self.denoiser.config.self_conditioning
         return TrainingDraws(step, noise, rng.bernoulli(probability) if probability else None)
 
     def condition(self, batch: JointBatch, x0: Tensor, layout: FrameLayout, rng: PerSampleRNG) -> Condition:
-        """What the denoiser is told of a training batch whose latents are ``x0``."""
+        """Return the condition of a training batch with the latents `x0` [f c h w]."""
         condition_kept = ~rng.bernoulli(self.condition_dropout)
         condition = self.described(batch.captions, batch.labels, layout, condition_kept)
         if self.denoiser.config.frame_prediction:
@@ -204,23 +221,33 @@ class LatentDiffusion(L.LightningModule):
         return condition
 
     def described(self, captions: Sequence[str], labels: Tensor, layout: FrameLayout, condition_kept: Tensor) -> Condition:
-        """Captions and labels as a condition; an empty caption is the null."""
+        """Return captions and labels as a condition; an empty caption becomes the null.
+
+        Args:
+            captions: one for each sample.
+            labels: class numbers [s].
+            layout: of the samples.
+            condition_kept: [s] bool, false where caption and label are dropped.
+
+        Raises:
+            ValueError: a label is not a class of the model.
+        """
         classes = self.denoiser.config.num_classes
         if classes and not bool(((labels >= 0) & (labels < classes)).all()):
             raise ValueError(f"labels must be 0 .. {classes - 1} (denoiser.num_classes), got {labels.tolist()}; see the index column label")
         return text_condition(self.text_encoder, captions, labels, layout, condition_kept)
 
     def frame_weight(self, batch: JointBatch, condition: Condition) -> Tensor:
-        """How much each frame counts, [f]: not at all where the sample could not be read or the frame was given."""
+        """Return the weight of each frame in the loss, [f]: 0 for unreadable samples and for context frames."""
         weight = condition.layout.per_frame(batch.weight)
         if condition.context_mask is not None:
             weight = weight * (1 - condition.context_mask[:, 0, 0, 0])
         return weight
 
     def _mean(self, error: Tensor, weight: Tensor) -> Tensor:
-        """This rank's part of the mean over the frames of the global batch; the mean of the ranks' parts is that mean.
+        """Return this rank's part of the mean over the frames of the global batch; the mean of all ranks' parts is that mean.
 
-        Ranks count together: a rank with a lost clip or more given frames must not weigh its others more.
+        The count is over all ranks: a rank with an unreadable clip or more context frames must not weight its other frames more.
         """
         count = self.trainer.strategy.reduce(weight.sum(), reduce_op="mean").clamp(min=1 / self.trainer.world_size)
         return (error * weight).sum() / count
@@ -237,12 +264,12 @@ class LatentDiffusion(L.LightningModule):
                 )
 
     def configure_gradient_clipping(self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
-        # ZeRO's engine clips at `gradient_clip_val` itself: it knows the norm of all shards together.
+        # ZeRO's engine clips at `gradient_clip_val` itself, since only it has the norm over all shards.
         if not isinstance(self.trainer.strategy, ZeROStrategy):
             self.log("train/gradient_norm", clip_gradients(self.parameters(), self.gradient_clip_val))
 
     def configure_optimizers(self) -> Any:
-        # Here, and not where Lightning hands over the checkpoint: DeepSpeed has restored the optimiser by then, or failed to.
+        # Check here, not in `on_load_checkpoint`: before that, DeepSpeed has restored the optimiser, or failed to.
         check_groups(self.trainer.ckpt_path, [self])
         optimizer = self.optimizer(parameter_groups(self))
         schedule = learning_rate(optimizer, self.warmup_steps, int(self.trainer.max_steps), self.lr_schedule)
@@ -254,7 +281,7 @@ class LatentDiffusion(L.LightningModule):
         x0, layout = self.latents(batch.videos, batch.images, batch.space)
         errors = []
         for level in VALIDATION_LEVELS:
-            # The same noise at every validation: only the weights change between two values of this loss.
+            # Equal noise at every validation, so that two values of this loss differ only by the weights.
             rng = PerSampleRNG(self.seed, splitmix64(level, batch_idx), batch.global_batch_index)
             condition = self.validation_condition(batch, x0, layout, rng)
             draws = self.draws(x0, layout, rng)
@@ -265,7 +292,10 @@ class LatentDiffusion(L.LightningModule):
         self.log("val/loss", torch.stack(errors).mean(), batch_size=layout.total_frames, sync_dist=True, prog_bar=True)
 
     def validation_condition(self, batch: JointBatch, x0: Tensor, layout: FrameLayout, rng: PerSampleRNG) -> Condition:
-        """The condition of a validation batch: everything told, and nothing of the past unless it is always given."""
+        """Return the condition of a validation batch: all captions and labels.
+
+        Context frames are part of it only where training always has them (frame prediction of probability 1).
+        """
         condition_kept = torch.ones(layout.num_samples, dtype=torch.bool, device=batch.videos.device)
         condition = self.described(batch.captions, batch.labels, layout, condition_kept)
         if self.denoiser.config.frame_prediction < 1:
@@ -273,7 +303,15 @@ class LatentDiffusion(L.LightningModule):
         return condition.with_context(x0, torch.full((layout.num_samples,), max(self.diffusion.context_frames), device=x0.device))
 
     def preview_samples(self, batch: JointBatch, count: int = 8) -> tuple[Tensor, list[str]]:
-        """Clips sampled for the first captions of a batch from fixed noise, [b 3 t h w], and the captions."""
+        """Sample clips for the first captions of a batch from fixed noise.
+
+        Args:
+            batch: with the captions.
+            count: largest number of clips.
+
+        Returns:
+            Pixels [b 3 t h w] in -1..1, and the captions.
+        """
         batch = first_videos(batch, count)
         x0, layout = self.latents(batch.videos, batch.images, batch.space)
         rng = PerSampleRNG(self.seed, 0, batch.global_batch_index)
@@ -284,30 +322,30 @@ class LatentDiffusion(L.LightningModule):
         return self.vae.decode(videos).clamp(-1, 1), batch.captions
 
     def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
-        """Rows of clips for the eye."""
+        """Return clips for visual inspection, by name: pixels [b 3 t h w], captions, and clips a row."""
         return {"samples": (*self.preview_samples(batch), 4)}
 
     # ---- Artifact ---------------------------------------------------------------------------------------------------
 
     def components(self) -> Mapping[str, nn.Module]:
-        """The models of the artifact by section name."""
+        """Return the models of the artifact by section name."""
         return {"denoiser": self.denoiser}
 
     def sampling_config(self) -> dict[str, Any]:
-        """What sampling must know beside the models."""
+        """Return the plain sections of model.yaml that sampling needs beside the models."""
         return {"diffusion": self.diffusion.to_plain()}
 
     def extra_files(self) -> dict[str, bytes]:
-        """Further files of the artifact."""
+        """Return further files of the artifact by name."""
         return {}
 
     def card_entries(self) -> dict[str, Any]:
-        """What the card says beside provenance."""
+        """Return the entries of the card beside provenance."""
         return {}
 
 
 def first_videos(batch: JointBatch, count: int) -> JointBatch:
-    """The first videos of a batch, without its images."""
+    """Return the first `count` videos of a batch, without its images."""
     v = min(count, len(batch.videos))
     return JointBatch(
         videos=batch.videos[:v],
@@ -324,7 +362,15 @@ def first_videos(batch: JointBatch, count: int) -> JointBatch:
 
 
 def artifact_at(path: str | None, what: str) -> Artifact:
-    """Load a parent, or say which one is missing."""
+    """Load the artifact of a parent stage.
+
+    Args:
+        path: of its folder.
+        what: name of the argument, for the message.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
     if path is None or not Path(path).is_dir():
         raise ValueError(f"model.{what}: no artifact at {path}; train that stage first or name its folder")
     return load(path)

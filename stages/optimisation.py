@@ -1,8 +1,8 @@
-"""Parameter groups, learning-rate schedules and gradient norms, the same for every stage.
+"""Parameter groups, learning-rate schedules and gradient norms, for every stage.
 
-Optimisers are those of libraries, by class path: torch.optim.AdamW, torch.optim.Adam with betas [0, 0.99] (autoencoder), and for the
-paper's Adafactor timm.optim.AdafactorBigVision. Not torch.optim.Adafactor: it multiplies the rate by each weight's size, 0.001 at
-least, so at the paper's 2e-4 the weights that start at zero (every gate, the last layer) would move 2e-7 a step.
+Optimisers come from libraries, by class path: torch.optim.AdamW, torch.optim.Adam with betas [0, 0.99] (autoencoder), and for the
+paper's Adafactor timm.optim.AdafactorBigVision. torch.optim.Adafactor is not suitable: it multiplies the rate by each weight's size,
+at least 0.001. At the paper's 2e-4, weights that start at zero (every gate, the last layer) would move by 2e-7 an optimiser step.
 """
 
 import math
@@ -27,24 +27,25 @@ DECAYED: dict[type[nn.Module], tuple[str, ...]] = {
     nn.MultiheadAttention: ("in_proj_weight",),
     AdaLN: ("down", "up", "weight"),
 }
-"""Parameters that weight decay applies to, by the module that owns them. Every other parameter is left out."""
+"""Parameters with weight decay, by the module that owns them. All other parameters have none."""
 GROUPS = "parameter_groups"
-"""Key of a checkpoint: number of weights in each group of each optimiser."""
+"""Key of a checkpoint: number of parameters in each group of each optimiser."""
 
 
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Return the two parameter groups of an optimiser: with weight decay, and without.
 
-    With: matrices and convolution kernels, of which decay bounds the gain. That includes the modulation: the shared MLP, the LoRA pair of
-    each layer (decay pulls a layer towards the shared modulation, which the low rank is for) and the matrices of the separate mode.
-    Without: norms and biases, which set scales and offsets; relative-position tables, position embeddings, class and word embeddings and
-    the null text. A row of a table gets a gradient only when its entry occurs, and decay would shrink rare rows in between.
+    With decay: matrices and convolution kernels, since decay bounds their gain. They include the modulation: the shared MLP, the LoRA pair
+    of each layer, and the matrices of the separate mode. Decay pulls a layer towards the shared modulation, which is the purpose of the
+    low rank. Without decay: norms and biases, which set scales and offsets; relative-position tables, position embeddings, class and word
+    embeddings, and the null text. A row of a table gets a gradient only when its entry occurs, and decay would shrink rare rows in
+    between.
 
-    The rule goes by the owner of a parameter, not by its number of dimensions: tables are 2D, and ZeRO-3 flattens everything. Within a
-    group, the order is that of ``module.parameters()``. Frozen parameters are in neither.
+    The rule uses the owner of a parameter, not its number of dimensions: tables are 2D, and ZeRO-3 flattens all parameters. Within a
+    group, the order is that of `module.parameters()`. Frozen parameters are in neither group.
 
-    The first group takes ``weight_decay`` from the optimiser's arguments, the second sets it to 0.0. timm's Muon looks at the shape of each
-    parameter, not at its group: matrices, tables too, are orthogonalised in both, and vectors go to AdamW in both.
+    The first group takes `weight_decay` from the optimiser's arguments, the second sets it to 0.0. timm's Muon uses the shape of each
+    parameter, not its group. In both groups it orthogonalises matrices, tables too, and updates vectors with AdamW.
     """
     decayed = {
         id(owner._parameters.get(name))
@@ -61,15 +62,19 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def group_sizes(modules: Sequence[nn.Module]) -> list[list[int]]:
-    """Return the number of weights in each group of the optimiser of each module, for checkpoints."""
+    """Return the number of parameters in each group of the optimiser of each module, for checkpoints."""
     return [[len(group["params"]) for group in parameter_groups(module)] for module in modules]
 
 
 def check_groups(checkpoint: str | Path | None, modules: Sequence[nn.Module]) -> None:
-    """Compare the parameter groups of a checkpoint to go on from (None: there is none) with those of ``modules``.
+    """Compare the parameter groups of a checkpoint with those of `modules`.
+
+    Args:
+        checkpoint: to resume from; None for none.
+        modules: one for each optimiser.
 
     Raises:
-        CheckpointError: they differ, or the checkpoint has one group only, as older ones do.
+        CheckpointError: the groups differ, or the checkpoint has no record of them, as from older versions with one group.
     """
     if checkpoint is None:
         return
@@ -86,10 +91,16 @@ def check_groups(checkpoint: str | Path | None, modules: Sequence[nn.Module]) ->
 
 
 def learning_rate(optimizer: Optimizer, warmup_steps: int, total: int, lr_schedule: LRSchedule) -> LambdaLR:
-    """Return linear warm-up over ``warmup_steps``, then cosine to zero at ``total`` steps, or constant.
+    """Return a schedule of the learning rate: linear warm-up, then cosine to zero or constant.
+
+    Args:
+        optimizer: its learning rate is the maximum.
+        warmup_steps: optimiser steps of warm-up.
+        total: optimiser step at which the cosine reaches zero.
+        lr_schedule: "cosine" or "constant".
 
     Raises:
-        ValueError: a cosine without an end.
+        ValueError: the schedule is cosine, and `total` is not above `warmup_steps`.
     """
     if lr_schedule == "cosine" and total <= warmup_steps:
         raise ValueError(
@@ -108,10 +119,10 @@ def learning_rate(optimizer: Optimizer, warmup_steps: int, total: int, lr_schedu
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """Norm of all gradients together, which stay as they are."""
+    """Return the total norm of all gradients, without changing them."""
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def clip_gradients(parameters: Iterable[Tensor], limit: float | None) -> Tensor:
-    """Scale the gradients down to a total norm of ``limit`` (None: leave them), and give the norm they had."""
+    """Scale the gradients down to a total norm of `limit` (None: no limit), and return their norm before."""
     return torch.nn.utils.clip_grad_norm_(parameters, math.inf if limit is None else limit)

@@ -1,4 +1,4 @@
-"""Stages three and four: twice the size, from a noised latent of half the size (docs/METHOD.md, section 4)."""
+"""Stages three and four: super-resolution by two, from noised low-resolution latents (docs/METHOD.md, section 4)."""
 
 from collections.abc import Mapping
 
@@ -20,12 +20,12 @@ from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder
 
 
 class SuperResolutionStage(LatentDiffusion):
-    """Trains a denoiser that is given the same clip at half the size.
+    """Train a denoiser with the low-resolution latents of each clip, at half the size, as condition.
 
     Args:
         denoiser: see `LatentDiffusion`, as for all arguments that are not explained here. `diffusion` has the noise augmentation.
         base: artifact of the base model, for its frozen text encoder; needed when the denoiser takes text.
-        text_path: where a pretrained text encoder lies, if not where the base's training found it.
+        text_path: path of a pretrained text encoder, if not that of the base's training.
     """
 
     kind = "super_resolution"
@@ -91,7 +91,17 @@ class SuperResolutionStage(LatentDiffusion):
         return self.add_low_res(condition, batch, torch.full_like(batch.global_batch_index, self.diffusion.noise_aug_level), rng)
 
     def add_low_res(self, condition: Condition, batch: JointBatch, step: Tensor, rng: PerSampleRNG) -> Condition:
-        """Add the low-resolution latent, noised at ``step`` [s] before it is upscaled."""
+        """Add low-resolution latents to a condition, noised before the network upscales them.
+
+        Args:
+            condition: of the samples.
+            batch: with the low-resolution clips.
+            step: noise augmentation level (a timestep) of each sample, int64 [s].
+            rng: source of the noise.
+
+        Raises:
+            ValueError: the batch has no low-resolution clips, or they have another size than half the denoiser's.
+        """
         if batch.low_res_videos is None or batch.low_res_images is None:
             raise ValueError("data.low_res_size is not set; a super-resolution stage wants half of data.size")
         low_res, layout = self.latents(batch.low_res_videos, batch.low_res_images, batch.space)
@@ -106,13 +116,13 @@ class SuperResolutionStage(LatentDiffusion):
         batch = first_videos(batch, 4)
         assert batch.low_res_videos is not None and batch.low_res_images is not None
         samples, captions = self.preview_samples(batch, 4)
-        original = self._shown(batch.videos, batch.images, batch.space)
-        low_res = self._shown(batch.low_res_videos, batch.low_res_images, batch.space)
+        original = self._decode(batch.videos, batch.images, batch.space)
+        low_res = self._decode(batch.low_res_videos, batch.low_res_images, batch.space)
         low_res = low_res.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
         rows = torch.stack([low_res, samples, original], dim=1).flatten(0, 1)
         return {"super_resolution": (rows, [c for caption in captions for c in ("low", caption, "original")], 3)}
 
-    def _shown(self, videos: Tensor, images: Tensor, space: Space) -> Tensor:
-        """What the autoencoder makes of clips of a batch, [v 3 t h w]."""
+    def _decode(self, videos: Tensor, images: Tensor, space: Space) -> Tensor:
+        """Return the autoencoder's reconstruction of the videos of a batch, [v 3 t h w] in -1..1."""
         latents, layout = self.latents(videos, images, space)
         return self.vae.decode(layout.split(self._normalizer.denormalize(latents))[0]).clamp(-1, 1)

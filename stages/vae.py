@@ -40,54 +40,55 @@ from walt_pl.models.losses import (
 from walt_pl.models.vae import VAE, Posterior, VAEConfig
 
 ENCODED_AT_ONCE = 4
-"""Clips whose latents are measured together: as many as a card holds in training."""
+"""Clips that are encoded at once for the latent statistics: as many as a GPU's memory holds in training."""
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Clips of one kind, videos or images, and what the autoencoder makes of them."""
+    """Clips of one kind, videos or images, and their reconstructions by the autoencoder."""
 
     x: Tensor
     """Pixels [b 3 t h w] in -1..1."""
     y: Tensor
     """Reconstructed pixels [b 3 t h w]."""
     posterior: Posterior
+    """Distribution of their latents [b c 1+t h w]."""
 
 
 class VAEStage(L.LightningModule):
-    """Trains the causal autoencoder: reconstruction, KL, perceptual and adversarial terms.
+    """Train the causal autoencoder with reconstruction, KL, perceptual and adversarial terms.
 
-    Every term is a mean over the frames of the global batch that could be read: a frame of an image and one of a video weigh the same.
+    Every term is a mean over the readable frames of the global batch. Frames of images and of videos have equal weight.
 
     Args:
         vae: size of the autoencoder.
-        discriminator: size of the discriminator; its `size` is that of the clips trained on.
+        discriminator: size of the discriminator; its `size` is that of the training clips.
         optimizer: of the autoencoder.
         discriminator_optimizer: of the discriminator; null for the same kind as the autoencoder's.
-        warmup_steps: steps of linear warm-up.
-        lr_schedule: what follows the warm-up.
+        warmup_steps: optimiser steps of linear warm-up.
+        lr_schedule: learning rate after the warm-up.
         reconstruction_weight: of the mean squared error, of pixels in 0..1.
         kl_weight: of the KL divergence to N(0, 1), summed over the latent and divided by the number of pixel values.
         perceptual: distance on frames: lpips, or none.
         perceptual_weights: local VGG16 file for lpips.
         perceptual_weight: of the perceptual term.
-        perceptual_frames: frames of each clip that it looks at, drawn anew each step; null for all.
+        perceptual_frames: frames of each clip in the perceptual term, drawn anew each step; null for all.
         adversarial_weight: of the generator's adversarial term; 0 trains without a discriminator.
-        adversarial_start: step at which the discriminator starts to train and to count.
-        adversarial_warmup: steps from there in which its weight grows to `adversarial_weight`.
-        discriminator_pause: running accuracy above which the discriminator rests; null for never, as in the paper.
-        discriminator_resume: running accuracy below which it learns again.
-        r1_weight: cost of the gradient penalty on real clips, of pixels in 0..1 and summed over a clip's: the same number restrains small
-            clips more than large ones.
-        r1_every: steps between gradient penalties, each weighted by that number.
-        discriminator_gradient_clip_val: largest gradient norm of the discriminator; null for none. A limit makes the penalty, which comes
-            seldom and is large, all but nothing.
+        adversarial_start: step at which the discriminator starts to train and its term enters the loss.
+        adversarial_warmup: steps from adversarial_start in which the term's weight grows to `adversarial_weight`.
+        discriminator_pause: running accuracy above which the discriminator's training pauses; null for never, as in the paper.
+        discriminator_resume: running accuracy below which it trains again.
+        r1_weight: of the gradient penalty on real clips, in units of pixels in 0..1 and summed over a clip. One value therefore restrains
+            small clips more than large ones.
+        r1_every: steps between gradient penalties; each penalty is multiplied by this number.
+        discriminator_gradient_clip_val: largest gradient norm of the discriminator; null for none. The penalty is rare and large, so a
+            limit makes it almost ineffective.
         lecam_weight: of the LeCAM regulariser.
         lecam_decay: of its running means of the logits.
         gradient_clip_val: largest gradient norm of the autoencoder; null for none.
         seed: of every random draw of the training.
         statistics_batches: training batches that the latent statistics are measured on at the end.
-        compile: torch.compile encoder and decoder: slow at first, and it needs a C++ compiler.
+        compile: torch.compile encoder and decoder; the first steps are slow, and it needs a C++ compiler.
     """
 
     kind = "vae"
@@ -122,17 +123,18 @@ class VAEStage(L.LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
-        # Two optimisers that take turns: the order of their steps is ours.
+        # Two optimisers alternate, so this module orders their steps itself.
         self.automatic_optimization = False
         self.vae = VAE(vae)
         if compile:
-            # In place: checkpoints and artifacts keep their keys. Not the discriminator, whose penalty is differentiated twice.
+            # Compile in place, so that checkpoints and artifacts keep their keys. The discriminator's penalty is differentiated twice,
+            # so it is not compiled.
             self.vae.encoder.compile()
             self.vae.decoder.compile()
         self.discriminator = Discriminator(discriminator) if adversarial_weight else None
         self.lecam = LeCam(lecam_decay)
         self.discriminator_pause = DiscriminatorPause(discriminator_pause, discriminator_resume)
-        # Frozen, so kept out of the module's parameters and checkpoints.
+        # In a list, since it is frozen and must stay out of the module's parameters and checkpoints.
         self._perceptual: list[nn.Module | None] = [None]
         self.perceptual = perceptual
         self.perceptual_weights = perceptual_weights
@@ -156,7 +158,7 @@ class VAEStage(L.LightningModule):
         self.statistics_batches = statistics_batches
 
     def setup(self, stage: str) -> None:
-        # Not in the constructor: a plan is made without the weight file.
+        # Not in the constructor, since a plan must not need the weight file.
         self._perceptual = [perceptual_term(self.perceptual, self.perceptual_weights)]
 
     # ---- Training -------------------------------------------------------------------------------------------------
@@ -191,18 +193,18 @@ class VAEStage(L.LightningModule):
             scheduler.step()
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        # Here, where callbacks have seen the gradients as they were.
+        # Clip here, after the callbacks have seen the unclipped gradients.
         self.log("train/gradient_norm", clip_gradients(self.vae.parameters(), self.gradient_clip_val))
 
     def _adversarial_weight(self, step: int) -> float:
-        """Grows from its start: a discriminator that knows nothing yet has no say."""
+        """Return the weight of the adversarial term at a step. It grows linearly, since an untrained discriminator is not yet useful."""
         since = step - self.adversarial_start + 1
         return self.adversarial_weight * min(1.0, since / max(1, self.adversarial_warmup))
 
     def _frame_weight(self, batch: JointBatch) -> Tensor:
-        """Share of each sample's frames in the frames of the global batch, times the number of ranks, [s]; 0 where it could not be read.
+        """Return each sample's share of the frames of the global batch, times the number of ranks, [s]; 0 for unreadable samples.
 
-        The sum of values times weights is this rank's part of their mean over frames; the mean of the ranks' parts is that mean.
+        The sum of values times weights is this rank's part of their mean over frames; the mean of all ranks' parts is that mean.
         """
         counts = [x.shape[2] for x in (batch.videos, batch.images) for _ in x]
         frames = torch.tensor(counts, device=batch.weight.device) * batch.weight
@@ -210,7 +212,10 @@ class VAEStage(L.LightningModule):
         return frames / total.clamp(min=1 / self.trainer.world_size)
 
     def _reconstruct(self, batch: JointBatch, rng: PerSampleRNG) -> list[Reconstruction]:
-        """Encode, sample and decode the videos, then the images; samples that could not be read, too: all ranks make the same passes."""
+        """Encode, sample and decode the videos, then the images.
+
+        Unreadable samples are included, so that all ranks make equal passes.
+        """
         parts, start = [], 0
         for x in (batch.videos, batch.images):
             rows = slice(start, start + len(x))
@@ -223,7 +228,7 @@ class VAEStage(L.LightningModule):
         return parts
 
     def _autoencoder_loss(self, reconstructions: list[Reconstruction], weight: Tensor, rng: PerSampleRNG) -> Tensor:
-        """Everything but the adversarial term."""
+        """Return the loss without the adversarial term, and log its terms. `weight` [s] is that of `_frame_weight`."""
         errors = [squared_error(part.x, part.y) / part.x[0].numel() for part in reconstructions]
         kl = torch.cat([part.posterior.kl().flatten(1).sum(dim=1) / part.x[0].numel() for part in reconstructions])
         for part, error, share in zip(reconstructions, errors, weight.split([len(error) for error in errors]), strict=True):
@@ -239,7 +244,7 @@ class VAEStage(L.LightningModule):
         return loss
 
     def _perceptual_distance(self, metric: nn.Module, reconstructions: list[Reconstruction], rng: PerSampleRNG) -> Tensor:
-        """Mean over the frames of each sample, all or those drawn for this step, [s]."""
+        """Return the mean perceptual distance of each sample, [s], over all of its frames or those drawn for this step."""
         distances, start = [], 0
         for part in reconstructions:
             rows = rng.select(slice(start, start + len(part.x)))
@@ -266,7 +271,10 @@ class VAEStage(L.LightningModule):
         self.untoggle_optimizer(optimizer)
 
     def _update_accuracy(self, real: Tensor, fake: Tensor, weight: Tensor) -> None:
-        """Log who wins, over all ranks, so that all of them decide alike whether the discriminator learns from the next batch."""
+        """Log the discriminator's accuracy and update its pause.
+
+        The accuracy is over all ranks, so that they all decide alike whether the discriminator trains on the next batch.
+        """
         accuracy = self._global_mean(discriminator_accuracy(real, fake), weight)
         self.discriminator_pause.update(accuracy)
         means = [(logits * weight).sum() for logits in (real, fake)]
@@ -274,15 +282,23 @@ class VAEStage(L.LightningModule):
         self.log_dict({"train/discriminator_accuracy": accuracy, "train/discriminator_paused": self.discriminator_pause.paused.float()})
 
     def _global_mean(self, values: Tensor, weight: Tensor) -> Tensor:
-        """Mean of a value of each sample [s] over the frames of the global batch."""
+        """Return the mean of the samples' values [s] over the frames of the global batch."""
         mean: Tensor = self.trainer.strategy.reduce((values * weight).sum(), reduce_op="mean")
         return mean
 
     def _update_discriminator(self, optimizer: Any, real: Tensor, fake: Tensor, weight: Tensor, penalised: list[Tensor]) -> None:
-        """Take one step of the discriminator on the logits [s] of both sides and, where there are any, the clips to penalise its slope at.
+        """Take one optimiser step of the discriminator.
 
-        The penalty's gradients are added to those of the same step, so learning rate and betas need no correction (StyleGAN2 corrects
-        both by 16/17, since its penalty has optimiser steps of its own). It is differentiated apart, so that its share of the norm shows.
+        The penalty's gradients are added to those of this step, so learning rate and betas need no correction. StyleGAN2 corrects both by
+        16/17, since its penalty has optimiser steps of its own. The penalty has a separate backward pass, so that its share of the norm
+        can be logged.
+
+        Args:
+            optimizer: of the discriminator.
+            real: logits of the clips, [s].
+            fake: logits of the reconstructions, [s].
+            weight: of each sample, [s].
+            penalised: clips of the R1 penalty; empty for a step without it.
         """
         assert self.discriminator is not None
         loss = (discriminator_loss(real, fake) * weight).sum()
@@ -295,16 +311,19 @@ class VAEStage(L.LightningModule):
         if penalised:
             self._penalise(penalised, weight)
             self.log("train/discriminator_gradient_norm_with_r1", gradient_norm(self.discriminator.parameters()))
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning does it for the optimiser that counts steps
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning calls it only for the optimiser that counts steps
             callback.on_before_optimizer_step(self.trainer, self, optimizer.optimizer)
         norm = clip_gradients(self.discriminator.parameters(), self.discriminator_gradient_clip_val)
-        if 0 < norm < math.inf:  # on one rank as on all: gradients are averaged; 0 where the guard has let them go
+        if 0 < norm < math.inf:  # equal on all ranks, since gradients are averaged; 0 where the spike guard has dropped them
             self.lecam.update(self._global_mean(real.detach(), weight), self._global_mean(fake.detach(), weight))
-            # Past Lightning's wrapper: its step counts, and one batch is to be one step.
+            # Without Lightning's wrapper, which would count a second step for this batch.
             optimizer.optimizer.step()
 
     def _penalise(self, clips: list[Tensor], weight: Tensor) -> None:
-        """Add the gradients of lazy R1: every `r1_every` steps, with that many times the cost (StyleGAN2, arXiv 1912.04958, appendix B)."""
+        """Add the gradients of the lazy R1 penalty (StyleGAN2, arXiv 1912.04958, appendix B).
+
+        It applies every `r1_every` steps, with its weight times `r1_every`.
+        """
         assert self.discriminator is not None
         inputs = [x.detach().requires_grad_() for x in clips]
         penalty = (torch.cat([r1_penalty(x, self.discriminator(x)) for x in inputs]) * weight).sum()
@@ -342,12 +361,12 @@ class VAEStage(L.LightningModule):
             if not len(x):
                 continue
             x = x[weight > 0]
-            # Also of clips that are all lost, here: all ranks add up the same values in the same order.
+            # Log also where no clip of this rank is readable, since all ranks must reduce the logged values in one order.
             found = psnr(self.vae.decode(self.vae.encode(x).mean).clamp(-1, 1), x).mean() if len(x) else 0.0
             self.log(f"val/psnr_{name}", found, batch_size=len(x), sync_dist=True, prog_bar=name == "video")
 
     def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
-        """Rows of clips for the eye: each original beside its reconstruction."""
+        """Return clips for visual inspection: each original beside its reconstruction."""
         x = batch.videos[:4]
         y = self.vae.decode(self.vae.encode(x).mean).clamp(-1, 1)
         captions = batch.captions[: len(x)]
@@ -355,19 +374,19 @@ class VAEStage(L.LightningModule):
         return {"reconstruction": (rows, [c for caption in captions for c in (caption, "reconstruction")], 2)}
 
     def components(self) -> Mapping[str, nn.Module]:
-        """The models of the artifact by section name."""
+        """Return the models of the artifact by section name."""
         return {"vae": self.vae}
 
     def sampling_config(self) -> dict[str, Any]:
-        """Further plain sections of model.yaml."""
+        """Return further plain sections of model.yaml."""
         return {}
 
     def extra_files(self) -> dict[str, bytes]:
-        """Further files of the artifact."""
+        """Return further files of the artifact by name."""
         return {}
 
     def card_entries(self) -> dict[str, Any]:
-        """What the card says beside provenance: mean and standard deviation of each latent channel on the training data of all ranks."""
+        """Return the card's entries beside provenance: mean and standard deviation of each latent channel, on all ranks' training data."""
         sums = latent_sums(self._training_latents(), self.vae.latent_channels)
         return {"latents": latent_statistics(self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu())}
 
@@ -378,7 +397,7 @@ class VAEStage(L.LightningModule):
 
 @torch.no_grad()
 def training_latents(vae: Autoencoder, loader: Iterable[JointBatch], batches: int, device: torch.device) -> Iterator[Tensor]:
-    """Posterior means of the first training batches, images as one-frame clips beside the videos, a few clips at a time."""
+    """Yield the posterior means of the first `batches` training batches, a few clips at a time. Images are one-frame clips."""
     for _, batch in zip(range(batches), loader, strict=False):
         cut = len(batch.videos)
         for x in (batch.videos[batch.weight[:cut] > 0], batch.images[batch.weight[cut:] > 0]):
@@ -387,7 +406,7 @@ def training_latents(vae: Autoencoder, loader: Iterable[JointBatch], batches: in
 
 
 def latent_sums(latents: Iterable[Tensor], channels: int) -> Tensor:
-    """Sum, sum of squares and count of each channel of clips [b c t h w], float64 [3 c]; those of several ranks add up."""
+    """Return sum, sum of squares and count of each channel of clips [b c t h w], float64 [3 c]. Sums of several ranks can be added."""
     total = torch.zeros(3, channels, dtype=torch.float64)
     for z in latents:
         flat = z.movedim(1, 0).flatten(1).double().cpu()
@@ -396,10 +415,13 @@ def latent_sums(latents: Iterable[Tensor], channels: int) -> Tensor:
 
 
 def latent_statistics(sums: Tensor) -> dict[str, list[float]]:
-    """Mean and standard deviation of each channel, from `latent_sums`.
+    """Return mean and standard deviation of each channel.
+
+    Args:
+        sums: from `latent_sums`, [3 c].
 
     Raises:
-        ValueError: they are of no clip at all.
+        ValueError: the sums contain no clip.
     """
     if not bool(sums[2].all()):
         raise ValueError("model.statistics_batches: the training data has no clip that can be read to measure the latents on")
@@ -409,7 +431,12 @@ def latent_statistics(sums: Tensor) -> dict[str, list[float]]:
 
 
 def _record_gradients(clips: list[Tensor], squares: list[Tensor]) -> list[Tensor]:
-    """Return the same clips for one term of the loss; the backward pass appends the squared norm of that term's gradient at each."""
+    """Return views of clips for one term of the loss, and record the gradients of that term.
+
+    Args:
+        clips: inputs of the term.
+        squares: the backward pass appends the squared norm of the gradient at each clip.
+    """
     seen = [clip.view_as(clip) for clip in clips]
     for clip in seen:
         clip.register_hook(lambda gradient: squares.append(gradient.float().square().sum()))

@@ -1,6 +1,6 @@
 """Window attention over frames of tokens (W.A.L.T, arXiv 2312.06662, section 3.2).
 
-Tokens travel as ``[f n d]``: frames of the batch, tokens of a frame, width.
+Tokens have the shape `[f n d]`: frames of the batch, tokens of a frame, width.
 """
 
 from typing import Literal
@@ -18,10 +18,20 @@ NormName = Literal["layer", "rms", "none"]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, name: AttentionName) -> Tensor:
-    """Attention of [b heads n e] queries over [b heads m e] keys and values, with an additive bias that broadcasts to [b heads n m].
+    """Return the attention of queries over keys and values.
 
-    ``plain`` is matrix product, softmax, matrix product: in bfloat16 on a CPU it beats the fused call for windows of up to about
-    300 tokens, where a bias that needs a gradient sends the fused call down its slow path anyway.
+    `plain` is matrix product, softmax, matrix product. In bfloat16 on a CPU it is faster than the fused call for windows of up to
+    about 300 tokens. There, a bias that needs a gradient makes the fused call take its slow path anyway.
+
+    Args:
+        q: queries [b heads n e].
+        k: keys [b heads m e].
+        v: values [b heads m e].
+        bias: additive bias that broadcasts to [b heads n m]; None for none.
+        name: `sdpa` is the fused call, `plain` the matrix products.
+
+    Returns:
+        Attended values [b heads n e].
     """
     if name == "sdpa":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
@@ -32,7 +42,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, name: Attention
 
 
 class QKNorm(nn.Module):
-    """qk-norm: queries and keys normalised per head before their product, so that logits cannot grow without bound."""
+    """Norm of queries or keys per head, before their product (qk-norm). It bounds the attention logits."""
 
     def __init__(self, size: int, name: NormName) -> None:
         super().__init__()
@@ -43,7 +53,10 @@ class QKNorm(nn.Module):
 
 
 class RelativePositionBias(nn.Module):
-    """Learned bias per head and offset within a window (Swin, arXiv 2103.14030), one table of (2t-1)(2h-1)(2w-1) entries."""
+    """Learned bias of each head and each offset within a window (Swin, arXiv 2103.14030).
+
+    The table has (2t-1)(2h-1)(2w-1) entries for each head.
+    """
 
     index: Tensor
 
@@ -55,12 +68,12 @@ class RelativePositionBias(nn.Module):
         self.register_buffer("index", _relative_index(window), persistent=False)
 
     def forward(self) -> Tensor:
-        """The bias of every pair of tokens, [heads n n]."""
+        """Return the bias of every pair of tokens, [heads n n]."""
         return self.table[:, self.index]
 
 
 def _relative_index(window: Window) -> Tensor:
-    """Row of the table for each pair of the window's tokens (row-major t h w), [n n]."""
+    """Return the table entry of each pair of the window's tokens (row-major t h w), int64 [n n]."""
     axes = torch.meshgrid(*(torch.arange(size) for size in window), indexing="ij")
     place = torch.stack([axis.flatten() for axis in axes])  # [3 n]
     offset = place[:, :, None] - place[:, None, :]  # [3 n n]
@@ -69,16 +82,18 @@ def _relative_index(window: Window) -> Tensor:
 
 
 class WindowAttention(nn.Module):
-    """Self-attention within windows of (t, h, w) tokens with relative bias and qk-norm.
+    """Window self-attention over (t, h, w) tokens, with relative position bias and qk-norm.
 
     A window of one frame is a spatial layer (SW): every frame of the batch is a window, whether of a video or an image. A window of
-    several frames is a spatiotemporal layer (STW): videos are cut into windows; images meet the identity mask, under which attention
-    returns each token's own value, so only ``W_o v`` is computed for them.
+    several frames is a spatiotemporal layer (STW): it partitions videos into windows. Images get the identity mask there. Under that
+    mask attention returns each token's own value, so the layer computes only `W_o v` for images.
     """
 
     def __init__(self, width: int, num_heads: int, window: Window, qk_norm: NormName, attention: AttentionName) -> None:
         super().__init__()
-        self.num_heads, self.window, self.attention = num_heads, window, attention
+        self.num_heads = num_heads
+        self.window = window
+        self.attention = attention
         self.qkv = nn.Linear(width, 3 * width)
         self.q_norm = QKNorm(width // num_heads, qk_norm)
         self.k_norm = QKNorm(width // num_heads, qk_norm)
@@ -86,7 +101,16 @@ class WindowAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, layout: FrameLayout, grid: tuple[int, int]) -> Tensor:
-        """Tokens [f n d] of frames with ``grid`` = (rows, columns) tokens each, to [f n d]."""
+        """Attend within each window.
+
+        Args:
+            x: tokens [f n d].
+            layout: of the frames.
+            grid: (rows, columns) of tokens in a frame.
+
+        Returns:
+            Tokens [f n d].
+        """
         if self.window[0] == 1:
             return self.out(self._attend(x))
         videos, images = x[: layout.video_frames], x[layout.video_frames :]
@@ -99,7 +123,7 @@ class WindowAttention(nn.Module):
             mixed.append(F.linear(images, self.qkv.weight[2 * width :], self.qkv.bias[2 * width :]))
         y = self.out(torch.cat(mixed) if len(mixed) > 1 else mixed[0])
         if not layout.videos and torch.is_grad_enabled():
-            # Sharded engines want a gradient for every parameter on every rank: a zero-weighted term for those no image touches.
+            # Sharded engines want a gradient for every parameter on every rank. Images do not use all of them: add a zero-weighted term.
             y = y + 0 * sum(p.sum() for p in self.parameters())
         return y
 
@@ -110,7 +134,7 @@ class WindowAttention(nn.Module):
 
 
 def window_partition(x: Tensor, frames: int, grid: tuple[int, int], window: Window) -> Tensor:
-    """Frames of videos [(v t) n d] to windows of tokens [(v nt nh nw) (t h w) d]."""
+    """Partition frames of videos [(v t) n d] into windows of tokens [(v nt nh nw) (t h w) d]."""
     return rearrange(
         x,
         "(v nt t) (nh h nw w) d -> (v nt nh nw) (t h w) d",
@@ -123,7 +147,7 @@ def window_partition(x: Tensor, frames: int, grid: tuple[int, int], window: Wind
 
 
 def window_reverse(x: Tensor, frames: int, grid: tuple[int, int], window: Window) -> Tensor:
-    """The inverse of :func:`window_partition`."""
+    """Join windows of tokens [(v nt nh nw) (t h w) d] into frames [(v t) n d]: the inverse of `window_partition`."""
     return rearrange(
         x,
         "(v nt nh nw) (t h w) d -> (v nt t) (nh h nw w) d",
@@ -137,15 +161,17 @@ def window_reverse(x: Tensor, frames: int, grid: tuple[int, int], window: Window
 
 
 class CrossAttention(nn.Module):
-    """Cross-attention of a window's tokens over their own input and the text (section 3.4): keys = concat(window, text).
+    """Cross-attention of a window's tokens over themselves and the text (section 3.4): keys = concat(window, text).
 
-    The window's own tokens among the keys let a layer ignore the caption, and keep a one-word caption from taking all the weight.
-    A window of one frame is the whole frame, of videos and images alike; windows of several frames take batches of videos alone.
+    The keys include the window's own tokens. A layer can therefore ignore the caption, and a one-word caption does not get all the
+    weight. A window of one frame is the whole frame, for videos and images. Windows of several frames need batches without images.
     """
 
     def __init__(self, width: int, num_heads: int, window: Window, qk_norm: NormName, attention: AttentionName) -> None:
         super().__init__()
-        self.num_heads, self.window, self.attention = num_heads, window, attention
+        self.num_heads = num_heads
+        self.window = window
+        self.attention = attention
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.q_norm = QKNorm(width // num_heads, qk_norm)
@@ -155,11 +181,22 @@ class CrossAttention(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor, layout: FrameLayout, grid: tuple[int, int]) -> Tensor:
-        """Tokens [f n d] of frames of ``grid``, text [s l d] of each sample and its mask [s l] (true = a word), to [f n d]."""
+        """Attend to the window and the text.
+
+        Args:
+            x: tokens [f n d].
+            text: projected text tokens of each sample [s l d].
+            mask: [s l] bool, true for words.
+            layout: of the frames.
+            grid: (rows, columns) of tokens in a frame.
+
+        Returns:
+            Tokens [f n d].
+        """
         if self.window[0] == 1:
             return self._attend(x, text, mask, layout)
         windows = window_partition(x, layout.frames, grid, self.window)
-        # The windows of a video share its caption as its frames do.
+        # All windows of a video use its caption, so each window counts as a frame here.
         shared = FrameLayout(layout.videos, len(windows) // layout.videos, 0)
         return window_reverse(self._attend(windows, text, mask, shared), layout.frames, grid, self.window)
 

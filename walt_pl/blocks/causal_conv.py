@@ -1,6 +1,7 @@
-"""Convolutions and norms that never look ahead in time (MAGVIT-v2, arXiv 2310.05737, section 3.2).
+"""Convolutions and norms that are causal in time (MAGVIT-v2, arXiv 2310.05737, section 3.2).
 
-Every layer takes ``b c t h w`` and, when a long video comes in chunks, a :class:`Stream` that holds what the next chunk needs of this one.
+Every layer takes `b c t h w`. For a long video in chunks it also takes a `CausalConvCache`, which holds the frames that the
+next chunk needs of this one.
 """
 
 from dataclasses import dataclass, field
@@ -17,26 +18,26 @@ NormName = Literal["group", "layer"]
 
 @dataclass
 class CausalConvCache:
-    """What a causal network carries from one chunk of a video to the next."""
+    """State of a causal network between two chunks of a video."""
 
     inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     """Last input frames of each convolution, [b c k h w]."""
     first: bool = True
-    """Whether the chunk under way is the first: only it drops frames after up-sampling."""
+    """Whether the present chunk is the first: only the first drops frames after up-sampling."""
 
 
 class CausalConv3d(nn.Conv3d):
     """3D convolution with all of its temporal padding in front.
 
-    The pad repeats the first frame: zeros would tell the network where the clip begins. A single frame therefore meets the same pixel
-    under every temporal tap, and the layer is a 2D convolution with the taps summed, which is what it computes then.
+    The padding repeats the first frame: zeros would show the network where the clip begins. For a single frame, every temporal tap
+    therefore sees the same pixel. The layer then equals a 2D convolution with the taps summed, and computes that.
 
     Args:
         in_channels: channels of the input [b c t h w].
         out_channels: channels of the output.
-        kernel: odd side of the kernel.
-        stride: (time, rows, columns); 17 frames at stride 2 give 9, one gives one.
-        time_kernel: frames the kernel sees at most; 1 works on each frame alone.
+        kernel: side of the kernel, odd.
+        stride: (time, rows, columns); at stride 2, 17 frames become 9 and one frame stays one.
+        time_kernel: upper limit of the kernel's frames; 1 computes each frame alone.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: Strides = (1, 1, 1), time_kernel: int = 3) -> None:
@@ -50,7 +51,7 @@ class CausalConv3d(nn.Conv3d):
         if self.past:
             x = torch.cat([self._before(x, cache), x], dim=2)
             if cache is not None:
-                # The next output starts `stride` frames after the last one: kernel - stride inputs are seen again.
+                # The next output starts `stride` frames after the last one, so it needs kernel - stride of these inputs again.
                 cache.inputs[self] = x[:, :, -(self.past + 1 - self.stride[0]) :].clone()
         return super().forward(x)
 
@@ -65,7 +66,7 @@ class CausalConv3d(nn.Conv3d):
 
 
 class ChannelLayerNorm(nn.Module):
-    """LayerNorm over the channels of each position: causal by construction, and cheaper than GroupNorm on a CPU."""
+    """LayerNorm over the channels of each position. It is causal, and cheaper than GroupNorm on a CPU."""
 
     def __init__(self, channels: int, affine: bool = True) -> None:
         super().__init__()
@@ -76,7 +77,7 @@ class ChannelLayerNorm(nn.Module):
 
 
 class FrameGroupNorm(nn.Module):
-    """GroupNorm(32) of each frame on its own: statistics over time would let later frames change the first."""
+    """GroupNorm(32) of each frame alone. With statistics over time, later frames would change the first one."""
 
     def __init__(self, channels: int, affine: bool = True) -> None:
         super().__init__()
@@ -87,12 +88,15 @@ class FrameGroupNorm(nn.Module):
 
 
 def make_norm(name: NormName, channels: int, affine: bool = True) -> nn.Module:
-    """The norm a config names, over [b c t h w]."""
+    """Return the norm that a config names, over [b c t h w]."""
     return FrameGroupNorm(channels, affine) if name == "group" else ChannelLayerNorm(channels, affine)
 
 
 class ResBlock(nn.Module):
-    """norm, swish, conv3, norm, swish, conv3, plus the input (through 1x1x1 where the widths differ)."""
+    """Residual block: norm, swish, conv3, norm, swish, conv3, plus the input.
+
+    Where the widths differ, the input passes through a 1x1x1 convolution.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, norm: NormName, time_kernel: int = 3) -> None:
         super().__init__()
@@ -109,7 +113,10 @@ class ResBlock(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Convolution and depth-to-space that keep the width; the first ``s - 1`` frames fall away, so 1 + t becomes 1 + s t."""
+    """Up-sampling by a convolution and depth-to-space, at constant width.
+
+    It drops the first `s - 1` frames, where s is the factor in time: 1 + t frames become 1 + s t.
+    """
 
     def __init__(self, channels: int, factors: Strides, time_kernel: int = 3) -> None:
         super().__init__()
@@ -123,10 +130,10 @@ class Upsample(nn.Module):
 
 
 class SpatialNorm(nn.Module):
-    """Norm whose scale and shift come from the latent of the same position (MAGVIT-v2's adaptive norm, made causal).
+    """Norm with scale and shift from the latent of the same position (MAGVIT-v2's adaptive norm, made causal).
 
-    Latent 0 governs frame 0 and latent j the frames s(j-1)+1 .. sj, so z is repeated and the first s - 1 frames fall away:
-    resizing it would mix in the future.
+    Latent 0 modulates frame 0, and latent j the frames s(j-1)+1 .. sj. The layer therefore repeats z and drops the first s - 1
+    frames. Interpolating z would use future frames.
     """
 
     def __init__(self, channels: int, latent_channels: int, norm: NormName) -> None:

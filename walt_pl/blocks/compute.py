@@ -1,4 +1,4 @@
-"""Which number format to compute in on a device."""
+"""Number formats to compute in: autocast's dtype and the Trainer's precision."""
 
 import torch
 
@@ -6,17 +6,17 @@ PRECISIONS = {
     **{name: name for name in ("32-true", "bf16-mixed", "16-mixed")},
     **{"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"},
 }
-"""Precisions of Lightning's Trainer that a stage trains in, and its short names for them."""
+"""Precisions of Lightning's Trainer that a stage can train in, and Lightning's short names of them."""
 
 
 def compute_dtype(device: torch.device | str) -> torch.dtype:
-    """Says in which dtype autocast should run on `device`: bfloat16 where the hardware has it, else float32.
+    """Return the dtype that autocast should use on `device`: bfloat16 where the hardware has it, else float32.
 
-    On a CPU this asks for AMX-BF16 or AVX512-BF16 themselves. oneDNN's own test is also true where it only emulates
-    bfloat16, which is slower than float32.
+    On a CPU this checks for AMX-BF16 and AVX512-BF16 directly. oneDNN's own test is also true where it only emulates bfloat16, and
+    emulation is slower than float32.
 
     Args:
-        device: Where the model runs.
+        device: device of the model.
 
     Returns:
         `torch.bfloat16` or `torch.float32`.
@@ -35,11 +35,14 @@ def compute_dtype(device: torch.device | str) -> torch.dtype:
 def normalize_precision(given: str | int) -> str:
     """Return Lightning's full name of a precision whose weights are float32.
 
-    The weights that the optimiser moves, their averages and the artifacts are float32. In 7 bits of bfloat16 most updates of a trained
-    weight are rounded away. Of float64, each validation would leave float32, since the averages take the weights' place there.
+    The optimiser's weights, their averages and the artifacts are float32. In the 7 bits of bfloat16, most updates of a trained weight
+    are rounded away. With float64, each validation would leave float32 weights, since the averages replace the weights there.
 
     Args:
-        given: value of trainer.precision, as Lightning takes it.
+        given: value of trainer.precision, in any form that Lightning accepts.
+
+    Returns:
+        One of the values of `PRECISIONS`.
 
     Raises:
         ValueError: the weights would not be float32.

@@ -1,4 +1,4 @@
-"""AdaLN-LoRA: every layer's modulation is the shared one plus a low-rank correction of its own (section 3.3)."""
+"""AdaLN-LoRA: each layer's modulation is a shared one plus a low-rank correction of that layer (section 3.3)."""
 
 import torch
 import torch.nn.functional as F
@@ -6,14 +6,14 @@ from torch import Tensor, nn
 
 
 class AdaLN(nn.Module):
-    """Condition vector to (shift, scale, gate) for the attention and the feed-forward part of every layer.
+    """Adaptive LayerNorm: shift, scale and gate of the attention and the feed-forward part of every layer, from a condition vector.
 
-    ``A^i = MLP(cond) + W_b^i W_a^i cond``. ``W_b`` and the MLP's last layer start at zero, so every block starts as the identity.
+    `A^i = MLP(cond) + W_b^i W_a^i cond`. `W_b` and the MLP's last layer start at zero, so every block starts as the identity.
 
     Args:
-        width: d.
+        width: d, channels of the condition and of the tokens.
         depth: number of transformer layers.
-        rank: r of the correction, or None for a linear layer of each layer's own (the paper's "separate" AdaLN).
+        rank: r of the correction; None gives each layer a full linear layer instead (the paper's "separate" AdaLN).
     """
 
     def __init__(self, width: int, depth: int, rank: int | None) -> None:
@@ -30,7 +30,7 @@ class AdaLN(nn.Module):
         self.up = nn.Parameter(torch.zeros(depth, 6 * width, rank))
 
     def forward(self, cond: Tensor) -> Tensor:
-        """[s d] to [layers s 6 d]."""
+        """Return the modulation of every layer, [layers s 6 d], from conditions [s d]."""
         cond = F.silu(cond)
         if self.rank is None:
             out = cond @ self.weight.transpose(1, 2) + self.bias[:, None]
@@ -40,7 +40,7 @@ class AdaLN(nn.Module):
 
 
 class FinalModulation(nn.Module):
-    """Shift and scale of the last norm."""
+    """Shift and scale of the last norm, from the condition vector."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -49,11 +49,11 @@ class FinalModulation(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, cond: Tensor) -> tuple[Tensor, Tensor]:
-        """[s d] to two of [s d]."""
+        """Return shift and scale, [s d] each, from conditions [s d]."""
         shift, scale = self.linear(F.silu(cond)).chunk(2, dim=-1)  # 2 x [s d]
         return shift, scale
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Scale and shift [f n d] by values of each frame [f d]."""
+    """Scale and shift tokens `x` [f n d] by one value for each frame and channel [f d]: `x (1 + scale) + shift`."""
     return torch.addcmul(shift[:, None], x, 1 + scale[:, None])

@@ -1,4 +1,4 @@
-"""What a denoiser may know about the samples of a batch, beside their noisy latents."""
+"""Conditions of a denoiser: its inputs beside the noisy latents."""
 
 from dataclasses import dataclass, fields, replace
 
@@ -10,11 +10,11 @@ from walt_pl.blocks.frames import FrameLayout
 
 @dataclass(frozen=True)
 class Condition:
-    """Conditions of a joint batch. Tensors over samples are [s ...], over frames [f ...] (see :class:`FrameLayout`)."""
+    """Conditions of a joint batch. Tensors over samples are [s ...], over frames [f ...] (see `FrameLayout`)."""
 
     layout: FrameLayout
     condition_kept: Tensor
-    """[s] bool: whether the caption or label is known; false takes the learned null."""
+    """[s] bool: whether the network sees the caption or label; where false, it sees the learned null."""
     text: Tensor | None = None
     """[s l e] tokens of the text encoder."""
     text_mask: Tensor | None = None
@@ -22,16 +22,16 @@ class Condition:
     labels: Tensor | None = None
     """[s] class numbers."""
     context_latents: Tensor | None = None
-    """[f c h w] clean normalised latents, where known."""
+    """[f c h w] clean normalised latents of the context frames."""
     context_mask: Tensor | None = None
-    """[f 1 h w] one where the latent is known."""
+    """[f 1 h w] one in context frames, zero elsewhere."""
     low_res: Tensor | None = None
     """[f c h/2 w/2] normalised low-resolution latents, noised."""
     noise_aug_level: Tensor | None = None
-    """[s] noise level of ``low_res``."""
+    """[s] noise augmentation level: the timestep at which `low_res` is noised."""
 
     def select(self, rows: Tensor) -> "Condition":
-        """The same for the samples where ``rows`` [s] is true."""
+        """Return the condition of the samples where `rows` [s] is true."""
         frames = self.layout.per_frame(rows)
         over_frames = {"context_latents", "context_mask", "low_res"}
         picked = {}
@@ -42,11 +42,16 @@ class Condition:
         return replace(self, layout=self.layout.select(rows), **picked)
 
     def given(self, context_latents: Tensor, mask: Tensor) -> "Condition":
-        """The same with ``context_latents`` [f c h w] known where ``mask`` [f 1 h w] is one."""
+        """Return the condition with `context_latents` [f c h w] as context where `mask` [f 1 h w] is one."""
         return replace(self, context_latents=context_latents, context_mask=mask)
 
     def with_context(self, x0: Tensor, count: Tensor) -> "Condition":
-        """The same with the first ``count`` [s] frames of each video of ``x0`` [f c h w] known; images are never given."""
+        """Return the condition with the first frames of each video as context frames; images never are context.
+
+        Args:
+            x0: clean normalised latents [f c h w].
+            count: number of context frames of each sample, int64 [s]; 0 for none.
+        """
         layout = self.layout
         place = torch.arange(layout.frames, device=x0.device).repeat(layout.videos)
         videos = place < count[: layout.videos].repeat_interleave(layout.frames)
@@ -55,15 +60,15 @@ class Condition:
         return self.given(x0, mask[:, None, None, None].expand(shape).to(x0.dtype))
 
     def known(self, x0: Tensor) -> Tensor:
-        """An estimate ``x0`` [f c h w] with the given past in its place: what is known need not be estimated."""
+        """Return the estimate `x0` [f c h w] with its context frames replaced by the known latents."""
         if self.context_latents is None or self.context_mask is None:
             return x0
         return torch.where(self.context_mask.bool(), self.context_latents, x0)
 
     def without_text(self) -> "Condition":
-        """The same with every caption and label dropped: the unconditional branch of guidance."""
+        """Return the condition with every caption and label dropped, for the unconditional branch of guidance."""
         return replace(self, condition_kept=torch.zeros_like(self.condition_kept))
 
     def without_context(self) -> "Condition":
-        """The same with nothing known of the past: the null of frame prediction is zeros with a zero mask."""
+        """Return the condition without context frames: the null of frame prediction is zeros with a zero mask."""
         return replace(self, context_latents=None, context_mask=None)

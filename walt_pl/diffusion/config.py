@@ -1,4 +1,4 @@
-"""What training and sampling of a diffusion model must agree on; an artifact keeps it in the section `diffusion` of model.yaml."""
+"""Settings that training and sampling of a diffusion model share; an artifact keeps them in the section `diffusion` of model.yaml."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -11,22 +11,22 @@ from walt_pl.diffusion.schedule import NoiseSchedule
 
 @dataclass(frozen=True)
 class DiffusionConfig:
-    """How latents are noised, what the network predicts, and how it is sampled where nothing else is asked for."""
+    """Noise schedule, training objective and sampling defaults."""
 
     objective: Literal["v"] = "v"
-    """What the network predicts: the velocity (Salimans & Ho, arXiv 2202.00512)."""
+    """Prediction of the network: the velocity (Salimans & Ho, arXiv 2202.00512)."""
     zero_terminal_snr: bool = True
     """Rescale the schedule so that the last timestep is pure noise (arXiv 2305.08891)."""
     normalize_latents: bool = True
     """Normalise latents to zero mean and unit variance per channel."""
     noise_aug_max: int = 350
-    """Super-resolution: the low-resolution latent is noised in training at a timestep drawn from 0 .. this - 1."""
+    """Super-resolution: training noises the low-resolution latents at a timestep drawn from 0 .. this - 1."""
     noise_aug_level: int = 50
-    """Super-resolution: the fixed timestep at which it is noised in sampling."""
+    """Super-resolution: sampling noises the low-resolution latents at this timestep."""
     context_frames: tuple[int, ...] = (1, 2)
-    """Frame prediction: how many latent frames are given, one of these: 1 is an image, 2 the end of a clip."""
+    """Frame prediction: possible numbers of context frames (latent frames): 1 is an image, 2 the end of a clip."""
     guidance: Guidance = field(default_factory=Guidance)
-    """Classifier-free guidance of previews, and of sampling where nothing else is asked for."""
+    """Classifier-free guidance of previews, and the default of sampling."""
 
     def __post_init__(self) -> None:
         if not self.context_frames or not set(self.context_frames) <= {1, 2}:

@@ -15,23 +15,23 @@ from walt_pl.diffusion.path import ProbabilityPath, alpha_sigma_like, trailing_t
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance ``u + w (c - u)``, mixed on v: at pure noise eps carries nothing."""
+    """Classifier-free guidance `u + w (c - u)` of the predictions v. At pure noise, a prediction of eps holds no information."""
 
     scale: float = 1.0
-    """w; 1 is the conditional model alone."""
+    """Guidance scale w; 1 is the conditional model alone."""
     shape: Literal["constant", "power-cosine"] = "constant"
-    """The same at every level, or none at pure noise and all at the end (MDT, arXiv 2303.14389)."""
+    """Guidance over the timesteps: constant, or from none at pure noise to the full scale at the end (MDT, arXiv 2303.14389)."""
     power: float = 4.0
     """Power of the power-cosine."""
     rescale: float = 0.0
-    """phi of arXiv 2305.08891, section 3.4: how much of the conditional prediction's spread is restored."""
+    """phi of arXiv 2305.08891, section 3.4: the share of the conditional prediction's standard deviation that is restored, 0 .. 1."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale < math.inf:
             raise ValueError(f"guidance: the scale must be 0 or more (1 is the conditional model alone), got {self.scale:g}")
 
     def weight(self, n: int, steps: int) -> float:
-        """w at level n of N."""
+        """Return the guidance scale at timestep `n` of `steps` timesteps."""
         if self.shape == "constant":
             return self.scale
         return 1 + (self.scale - 1) * (1 - math.cos(math.pi * (1 - n / steps) ** self.power)) / 2
@@ -40,19 +40,22 @@ class Guidance:
 def classifier_free_guidance(
     denoise: Denoise, guidance: Guidance, path: ProbabilityPath, unconditional: Callable[[Condition], Condition]
 ) -> Denoise:
-    """Wrap a denoiser in guidance.
+    """Wrap a denoiser in classifier-free guidance.
 
     Args:
         denoise: the network.
-        guidance: strength and shape.
-        path: whose number of timesteps the power-cosine needs.
-        unconditional: makes the unconditional branch's condition of a condition, e.g. ``Condition.without_text``.
+        guidance: scale and shape.
+        path: its number of timesteps is needed by the power-cosine.
+        unconditional: turns a condition into that of the unconditional branch, e.g. `Condition.without_text`.
+
+    Returns:
+        The guided denoiser, which evaluates the network twice where w is not 1; `denoise` itself for scale 1.
     """
     if guidance.scale == 1:
         return denoise
 
     def wrapped(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        # All samples of a batch are at the same level while sampling.
+        # In sampling, all samples of a batch have one timestep.
         w = guidance.weight(int(timestep[0]), path.num_timesteps)
         conditional = denoise(x, timestep, condition, estimate)
         if w == 1:
@@ -66,7 +69,16 @@ def classifier_free_guidance(
 
 
 def _rescale(v: Tensor, conditional: Tensor, condition: Condition, phi: float) -> Tensor:
-    """Bring the spread of each sample's guided v back towards that of the conditional one, over the frames that are not given."""
+    """Rescale each sample's guided v towards the standard deviation of the conditional one (arXiv 2305.08891, section 3.4).
+
+    The deviations are taken over the frames that are not context frames.
+
+    Args:
+        v: guided prediction [f c h w].
+        conditional: prediction of the conditional branch [f c h w].
+        condition: of the samples.
+        phi: share of the rescaled prediction, 0 .. 1.
+    """
     layout = condition.layout
     counts = torch.ones_like(v[:, 0, 0, 0]) if condition.context_mask is None else 1 - condition.context_mask[:, 0, 0, 0]
 
@@ -95,18 +107,21 @@ def ddim(
 
     Args:
         denoise: a denoiser, guided or not.
-        path: from clean latents to noise; timesteps are spaced "trailing", the last update goes to the clean latent.
+        path: from clean latents to noise; timesteps are spaced "trailing", and the last update returns the clean latent.
         noise: starting point, standard normal [f c h w].
-        condition: what is known. Given frames come back as given, and on the way the network sees them as in training, with the noise of
-            the level: nothing is learnt about v there. A network without frame prediction learns of its past by this alone (the
-            replacement method of Ho et al., arXiv 2204.03458, section 3.1).
+        condition: of the samples. Context frames are returned unchanged. Until then the network sees them as in training, with the
+            noise of the timestep, since it has not learnt v there. A network without frame prediction gets its context frames in this
+            way only (the replacement method of Ho et al., arXiv 2204.03458, section 3.1).
         steps: number of network evaluations (twice that with guidance).
         eta: 0 is deterministic, 1 is ancestral sampling.
-        fresh_noise: gives the noise [f c h w] that each step adds when eta > 0; from torch's global generator when not given.
-        each_step: called after every step, for progress.
+        fresh_noise: returns the noise [f c h w] that each sampling step adds when eta > 0; None draws from torch's global generator.
+        each_step: called after every sampling step, for progress.
 
     Returns:
         x_0, float32 [f c h w].
+
+    Raises:
+        ValueError: `steps` is not 1 .. `path.num_timesteps`.
     """
     x, estimate = noise.float(), None
     levels = trailing_timesteps(path, steps)
@@ -122,7 +137,7 @@ def ddim(
 
 
 def _predict(path: ProbabilityPath, x: Tensor, output: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
-    """Return x_0 and eps as the network's output has them; in given frames x_0 is known, and eps follows from it."""
+    """Return x_0 and eps, [f c h w] each, from the network's output; in context frames x_0 is known, and eps follows from it."""
     x0, eps = condition.known(path.predict_x0(x, output, t)), path.predict_eps(x, output, t)
     if condition.context_mask is None:
         return x0, eps
@@ -139,7 +154,7 @@ def _ddim_update(
     eta: float,
     fresh_noise: Callable[[], Tensor] | None,
 ) -> Tensor:
-    """Return x at the following timestep (equations 12 and 16 of arXiv 2010.02502)."""
+    """Return x [f c h w] at the timestep `following` after `level` (equations 12 and 16 of arXiv 2010.02502)."""
     alphas, sigmas = (values.tolist() for values in path.alpha_sigma(torch.tensor([level, following])))
     deviation = eta * sigmas[1] / sigmas[0] * math.sqrt(1 - (alphas[0] / alphas[1]) ** 2)
     if not deviation:

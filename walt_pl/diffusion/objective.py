@@ -10,30 +10,33 @@ from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.path import ProbabilityPath, add_noise
 
 Denoise = Callable[[Tensor, Tensor, Condition, Tensor | None], Tensor]
-"""(x_t [f c h w], step [s], condition, estimate [f c h w] or None) -> v [f c h w]."""
+"""Signature of a denoiser: (x_t [f c h w], timestep [s], condition, estimate [f c h w] or None) -> v [f c h w]."""
 
 
 @dataclass(frozen=True)
 class TrainingDraws:
-    """What chance decides about a batch."""
+    """Random draws for the samples of a batch."""
 
     timestep: Tensor
-    """[s] noise level of each sample."""
+    """[s] timestep of each sample."""
     noise: Tensor
     """[f c h w] standard normal."""
     self_condition: Tensor | None
-    """[s] bool: whether the sample gets a first pass; None where no sample ever does."""
+    """[s] bool: whether the sample gets a self-conditioning pass; None for models without self-conditioning."""
 
 
 def denoising_error(denoise: Denoise, path: ProbabilityPath, x0: Tensor, condition: Condition, draws: TrainingDraws) -> Tensor:
-    """Return the squared error of the prediction, averaged over channels and places, float32 [f].
+    """Return the squared error of the prediction.
 
     Args:
         denoise: the network.
         path: from clean latents to noise.
         x0: clean normalised latents [f c h w], float32.
-        condition: what the network is told; its layout says what the frames are.
-        draws: noise level, noise and self-conditioning of this step.
+        condition: of the samples, with their layout.
+        draws: timesteps, noise and self-conditioning of this optimiser step.
+
+    Returns:
+        Mean over channels, rows and columns, float32 [f].
     """
     n = condition.layout.per_frame(draws.timestep)
     xt = add_noise(path, x0, draws.noise, n)
@@ -46,10 +49,20 @@ def denoising_error(denoise: Denoise, path: ProbabilityPath, x0: Tensor, conditi
 def self_conditioning_pass(
     denoise: Denoise, path: ProbabilityPath, xt: Tensor, condition: Condition, draws: TrainingDraws
 ) -> Tensor | None:
-    """Return the clean latent that a first pass predicts for the selected samples, zeros for the others; None without self-conditioning.
+    """Return the clean latents that a first pass predicts.
 
     Run only the selected samples. If no video (or no image) was selected, run one and discard the result: under ZeRO-3 all ranks must
     gather the same weights in the same order, and videos need other ones than images.
+
+    Args:
+        denoise: the network.
+        path: from clean latents to noise.
+        xt: noisy latents [f c h w].
+        condition: of the samples.
+        draws: timesteps, and the selected samples.
+
+    Returns:
+        Estimates of x_0 [f c h w], zeros for samples that are not selected; None without self-conditioning.
     """
     if draws.self_condition is None:
         return None

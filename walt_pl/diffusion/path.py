@@ -1,4 +1,4 @@
-"""The probability path between clean latents and noise: what the loss and the solver share."""
+"""The probability path between clean latents and noise, which the loss and the solver share."""
 
 from typing import Protocol
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 class ProbabilityPath(Protocol):
-    """A path ``x_t = alpha_t x_0 + sigma_t eps`` over timesteps 0 .. num_timesteps - 1, and what the network predicts on it.
+    """A path `x_t = alpha_t x_0 + sigma_t eps` over timesteps 0 .. num_timesteps - 1, and the network's target on it.
 
     Timesteps are integers [b], one for each sample or frame.
     """
@@ -21,36 +21,36 @@ class ProbabilityPath(Protocol):
         ...
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Return what the network is trained to predict, from ``x0`` and ``eps`` [b ...]."""
+        """Return the network's training target, from `x0` and `eps` [b ...]."""
         ...
 
     def predict_x0(self, xt: Tensor, output: Tensor, t: Tensor) -> Tensor:
-        """Return the clean latent that a prediction ``output`` at ``xt`` [b ...] means."""
+        """Return the clean latent that the network's `output` at `xt` [b ...] stands for."""
         ...
 
     def predict_eps(self, xt: Tensor, output: Tensor, t: Tensor) -> Tensor:
-        """Return the noise that a prediction ``output`` at ``xt`` [b ...] means."""
+        """Return the noise that the network's `output` at `xt` [b ...] stands for."""
         ...
 
 
 def alpha_sigma_like(path: ProbabilityPath, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha_t and sigma_t of timesteps [b], float32, shaped to broadcast over ``like`` [b ...]."""
+    """Return alpha_t and sigma_t of timesteps [b], float32, shaped to broadcast over `like` [b ...]."""
     alpha, sigma = path.alpha_sigma(t)
     shape = (-1, *[1] * (like.dim() - 1))
     return alpha.float().to(like.device).view(shape), sigma.float().to(like.device).view(shape)
 
 
 def add_noise(path: ProbabilityPath, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-    """Return ``x_t = alpha_t x_0 + sigma_t eps`` [b ...] at timesteps [b]."""
+    """Return `x_t = alpha_t x_0 + sigma_t eps` [b ...] at timesteps [b]."""
     alpha, sigma = alpha_sigma_like(path, t, x0)
     return alpha * x0 + sigma * eps
 
 
 def trailing_timesteps(path: ProbabilityPath, count: int) -> list[int]:
-    """Return ``count`` evenly spaced timesteps that include the last: 999, 979, ..., 19 for 50 (arXiv 2305.08891, table 2).
+    """Return `count` evenly spaced timesteps that include the last: 999, 979, ..., 19 for 50 (arXiv 2305.08891, table 2).
 
     Raises:
-        ValueError: fewer than one, or more than there are.
+        ValueError: `count` is less than one, or more than `path.num_timesteps`.
     """
     total = path.num_timesteps
     if not 1 <= count <= total:

@@ -1,6 +1,6 @@
-"""Every random number of a training step, from (seed, step, place in the global batch).
+"""Every random number of a training step, from (seed, optimiser step, index in the global batch).
 
-The same draws whatever the number of ranks, workers or restarts: no generator state has to survive.
+The draws do not depend on the number of ranks, workers or restarts. A checkpoint need not hold generator states.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ _MASK = (1 << 64) - 1
 
 
 def splitmix64(*numbers: int) -> int:
-    """64-bit hash of integers (SplitMix64's finaliser over a running state): near inputs give unrelated outputs."""
+    """Return a 64-bit hash of integers (SplitMix64's finaliser over a running state): near inputs give unrelated outputs."""
     state = 0
     for number in numbers:
         state = (state + (number & _MASK) + 0x9E3779B97F4A7C15) & _MASK
@@ -26,18 +26,18 @@ def splitmix64(*numbers: int) -> int:
 
 
 def seeded_generator(*numbers: int) -> torch.Generator:
-    """A CPU generator seeded by the hash of ``numbers``."""
+    """Return a CPU generator seeded by the hash of `numbers`."""
     seed = splitmix64(*numbers)
     return torch.Generator().manual_seed(seed - (1 << 64) if seed >> 63 else seed)
 
 
 class PerSampleRNG:
-    """The draws of one training step.
+    """Random draws of one training step, with a generator for each sample.
 
     Args:
         seed: the run's seed.
-        step: optimiser step (batches seen; two optimisers do not count twice).
-        global_batch_index: place of each sample in the global batch, [s].
+        step: optimiser step (number of batches so far; two optimisers do not count twice).
+        global_batch_index: index of each sample in the global batch, int64 [s].
     """
 
     def __init__(self, seed: int, step: int, global_batch_index: Tensor) -> None:
@@ -45,35 +45,35 @@ class PerSampleRNG:
         self._generators = [seeded_generator(seed, step, global_batch_index) for global_batch_index in global_batch_index.tolist()]
 
     def select(self, rows: slice) -> "PerSampleRNG":
-        """The draws of some of the samples."""
+        """Return the draws of some of the samples. They share their generators with this object."""
         part = copy(self)
         part._generators = self._generators[rows]
         return part
 
     def rand(self) -> Tensor:
-        """One number in [0, 1) per sample, float32 [s]."""
-        # The dtype is given: torch's default is that of whoever set it last, such as an engine of another precision.
+        """Draw a number in [0, 1) for each sample, float32 [s]."""
+        # An explicit dtype: an engine of another precision may have changed torch's default.
         return self._stack(lambda g: torch.rand((), generator=g, dtype=torch.float32), torch.float32)
 
     def bernoulli(self, probability: float) -> Tensor:
-        """True with the given probability, bool [s]."""
+        """Draw true with probability `probability`, bool [s]."""
         return self.rand() < probability
 
     def randint(self, high: int) -> Tensor:
-        """Uniform on 0 .. high - 1, int64 [s]."""
+        """Draw uniformly from 0 .. high - 1, int64 [s]."""
         return self._stack(lambda g: torch.randint(high, (), generator=g), torch.int64)
 
     def randperm(self, total: int, count: int) -> Tensor:
-        """So many different ones of 0 .. total - 1 for each sample, in any order, int64 [s count]."""
+        """Draw `count` different numbers of 0 .. total - 1 for each sample, in random order, int64 [s count]."""
         return self._stack(lambda g: torch.randperm(total, generator=g)[:count], torch.int64)
 
     def randn(self, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-        """Standard normal noise of a shape for each sample, float32."""
+        """Draw standard normal noise, float32, of one shape of `shapes` for each sample."""
         pairs = zip(self._generators, shapes, strict=True)
         return [torch.randn(tuple(shape), generator=g, dtype=torch.float32).to(self.device) for g, shape in pairs]
 
     def randn_frames(self, layout: FrameLayout, shape: Sequence[int]) -> Tensor:
-        """Standard normal noise for every frame of the samples, float32 [f c h w], where ``shape`` is [c h w]."""
+        """Draw standard normal noise for every frame of the samples, float32 [f c h w], where `shape` is [c h w]."""
         frames = [layout.frames] * layout.videos + [1] * layout.images
         return torch.cat(self.randn([(count, *shape) for count in frames]))
 

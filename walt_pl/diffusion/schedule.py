@@ -7,10 +7,10 @@ from walt_pl.diffusion.path import alpha_sigma_like
 
 
 class NoiseSchedule:
-    """A probability path (see `ProbabilityPath`): ``x_t = sqrt(g) x_0 + sqrt(1 - g) eps`` with ``g = alphas_cumprod[t]``.
+    """Probability path (see `ProbabilityPath`): `x_t = sqrt(g) x_0 + sqrt(1 - g) eps` with `g = alphas_cumprod[t]`.
 
-    Timesteps are 0 .. N - 1, betas linear from 1e-4 to 0.02. The network predicts the velocity v. The table is float64 and no buffer:
-    engines that cast modules to bfloat16 would cast it too.
+    Timesteps are 0 .. N - 1, betas linear from 1e-4 to 0.02. The network predicts the velocity v. The table is float64. It is not a
+    buffer, since engines that cast modules to bfloat16 would cast it too.
 
     Args:
         num_timesteps: N.
@@ -26,21 +26,21 @@ class NoiseSchedule:
         self.alphas_cumprod = root.square()
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sqrt(g) and sqrt(1 - g) of timesteps [b], float64 [b]; on the CPU for devices without float64."""
+        """Return sqrt(g) and sqrt(1 - g) of timesteps [b], float64 [b]; they are on the CPU for devices without float64."""
         g = self.alphas_cumprod.to(t.device)[t] if t.device.type != "mps" else self.alphas_cumprod[t.cpu()]
         return g.sqrt(), (1 - g).sqrt()
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Return ``v = sqrt(g) eps - sqrt(1-g) x_0`` (Salimans & Ho, arXiv 2202.00512; W.A.L.T prints the roots the other way round)."""
+        """Return `v = sqrt(g) eps - sqrt(1-g) x_0` (Salimans & Ho, arXiv 2202.00512; the W.A.L.T paper swaps the two roots)."""
         a, s = alpha_sigma_like(self, t, x0)
         return a * eps - s * x0
 
     def predict_x0(self, xt: Tensor, output: Tensor, t: Tensor) -> Tensor:
-        """Return ``x_0 = sqrt(g) x_t - sqrt(1-g) v``."""
+        """Return `x_0 = sqrt(g) x_t - sqrt(1-g) v`."""
         a, s = alpha_sigma_like(self, t, xt)
         return a * xt - s * output
 
     def predict_eps(self, xt: Tensor, output: Tensor, t: Tensor) -> Tensor:
-        """Return ``eps = sqrt(g) v + sqrt(1-g) x_t``."""
+        """Return `eps = sqrt(g) v + sqrt(1-g) x_t`."""
         a, s = alpha_sigma_like(self, t, xt)
         return a * output + s * xt

@@ -1,4 +1,4 @@
-"""What stages, samplers and caches need of an autoencoder: the seam for others than `walt_pl.models.vae.VAE`."""
+"""Interface of an autoencoder, as stages, samplers and caches use it. Others than `walt_pl.models.vae.VAE` can implement it."""
 
 from typing import Protocol
 
@@ -7,23 +7,23 @@ from torch import Tensor
 
 
 class LatentDistribution(Protocol):
-    """What an autoencoder's encoder gives."""
+    """Distribution of latents that an encoder returns."""
 
     mean: Tensor
-    """[b c 1+t h w] float32."""
+    """Mean of the latents [b c 1+t h w], float32."""
 
 
 class Autoencoder(Protocol):
-    """Pixels [b 3 1+T H W] in -1..1 to latents [b c 1+t h w] and back, images as one-frame videos."""
+    """Autoencoder between pixels [b 3 1+T H W] in -1..1 and latents [b c 1+t h w]. Images are one-frame videos."""
 
     @property
     def factors(self) -> tuple[int, int, int]:
-        """By how much time, rows and columns shrink: T = t f_t, H = h f_h, W = w f_w."""
+        """Down-sampling factors of time, rows and columns: T = t f_t, H = h f_h, W = w f_w."""
         ...
 
     @property
     def latent_channels(self) -> int:
-        """Channels of a latent."""
+        """Channels of the latents."""
         ...
 
     def encode(self, x: Tensor, chunk: int | None = None) -> LatentDistribution:
@@ -35,5 +35,5 @@ class Autoencoder(Protocol):
         ...
 
     def to(self, device: torch.device) -> "Autoencoder":
-        """Move it to a device."""
+        """Move the weights to a device, and return the autoencoder."""
         ...

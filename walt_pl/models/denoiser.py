@@ -1,6 +1,6 @@
 """The window-attention transformer that denoises latents of videos and images (W.A.L.T, arXiv 2312.06662, section 3).
 
-One network for the base and the super-resolution stages: a config says what else it is given beside the noisy latent.
+The base and the super-resolution stages use this one network. A config selects its inputs beside the noisy latents.
 """
 
 from collections.abc import Callable
@@ -30,24 +30,24 @@ class DenoiserConfig:
     num_heads: int = 16
     """Attention heads of each layer."""
     mlp_width: int | None = None
-    """Hidden width of the feed-forward part; 4 x width when not given."""
+    """Hidden width of the feed-forward part; null for 4 x width."""
     latent_channels: int = 8
     """Channels of the autoencoder's latent."""
     size: Window = (5, 16, 16)
     """Latent frames, rows and columns of a video."""
     patch: int = 1
-    """Side of the square patches a latent frame is cut into."""
+    """Side of a square patch of a latent frame."""
     window: Window = (5, 8, 8)
     """Tokens of the spatiotemporal window (frames, rows, columns); one frame makes every layer spatial (a whole frame)."""
     lora_rank: int | None = 2
-    """Rank of AdaLN-LoRA; null gives every layer a modulation of its own ("separate")."""
+    """Rank of AdaLN-LoRA; null gives every layer its own full modulation (the paper's "separate")."""
     qk_norm: NormName = "layer"
     """Norm of queries and keys per head."""
     self_conditioning: float = 0.9
-    """Probability in training, per sample, of a first pass whose estimate of the clean latent the network is given; 0: it has no such
-    input channels."""
+    """Probability, per sample in training, of a first pass that estimates the clean latent for the network's input; 0: no input channels
+    for it."""
     frame_prediction: float = 0.0
-    """Probability in training that a video's first latents are given; 1 for pure frame prediction; 0: it has no such input channels."""
+    """Probability in training that a video has context frames; 1 for pure frame prediction; 0: no input channels for them."""
     num_classes: int | None = None
     """Number of classes, for class-conditional models."""
     text_width: int | None = None
@@ -55,7 +55,7 @@ class DenoiserConfig:
     stw_cross_attention: bool = False
     """Spatiotemporal layers attend to the text with their own windows instead of frames; for training on videos alone."""
     super_resolution: bool = False
-    """Channels for an upscaled latent of half the size, and an embedding of its noise level."""
+    """Input channels for upscaled latents of half the size, and an embedding of their noise augmentation level."""
     attention: AttentionName = "sdpa"
     """Fused attention, or plain matrix products (faster on CPUs)."""
     activation_checkpointing: bool = False
@@ -91,21 +91,21 @@ class DenoiserConfig:
 
     @property
     def in_channels(self) -> int:
-        """Noisy latent, and what else is concatenated to it."""
+        """Input channels: the noisy latents and all inputs concatenated to them (docs/METHOD.md, section 3.1)."""
         c = self.latent_channels
         return c + c * (self.self_conditioning > 0) + (c + 1) * (self.frame_prediction > 0) + c * self.super_resolution
 
     def window_of(self, layer: int) -> Window:
-        """The attention window of a layer: SW in even layers, STW in odd ones."""
+        """Return the attention window of a layer: SW in even layers, STW in odd ones."""
         return (1, *self.grid) if layer % 2 == 0 or self.window[0] == 1 else self.window
 
     def text_window_of(self, layer: int) -> Window:
-        """The window in which a layer attends to the text: a whole frame, or the layer's own."""
+        """Return the window in which a layer attends to the text: a whole frame, or the layer's own window."""
         return self.window_of(layer) if self.stw_cross_attention else (1, *self.grid)
 
 
 class Block(nn.Module):
-    """Window attention, text attention, feed-forward; the first and last modulated by the condition."""
+    """Transformer layer: window attention, cross-attention to the text, feed-forward. The condition modulates the first and the last."""
 
     def __init__(self, config: DenoiserConfig, layer: int) -> None:
         super().__init__()
@@ -120,10 +120,20 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(d, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, d))
 
     def forward(self, x: Tensor, modulation: Tensor, layout: FrameLayout, text: Tensor | None, mask: Tensor | None) -> Tensor:
-        """Tokens, float32 [f n d], modulation [s 6 d], text [s l d] and its mask [s l], to float32 [f n d].
+        """Run the layer.
 
-        The residual stream is float32 also where an engine has made the weights bfloat16, as it is under autocast: each part computes in
-        the dtype of its weights and adds to the stream.
+        The residual stream is float32, under autocast and also where an engine has cast the weights to bfloat16. Each part computes in
+        the dtype of its weights and adds its output to the stream.
+
+        Args:
+            x: tokens, float32 [f n d].
+            modulation: of this layer, [s 6 d].
+            layout: of the frames.
+            text: projected text tokens [s l d]; None for models without text.
+            mask: of the text, [s l] bool, true for words.
+
+        Returns:
+            Tokens, float32 [f n d].
         """
         dtype = self.attention.out.weight.dtype
         shift1, scale1, gate1, shift2, scale2, gate2 = layout.per_frame(modulation).unbind(dim=1)  # 6 x [f d]
@@ -137,14 +147,17 @@ class Block(nn.Module):
 
 
 class ResidualLayerNorm(nn.LayerNorm):
-    """LayerNorm of the float32 residual stream, whatever the dtype of its weights."""
+    """LayerNorm that computes the float32 residual stream in float32, for every dtype of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.layer_norm(x, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
 class LowResUpsampler(nn.Module):
-    """The learned way from a latent of half the size to the channels of a super-resolution stage: convolution and depth-to-space."""
+    """Learned upsampling of low-resolution latents to the size of a super-resolution stage: convolution and depth-to-space.
+
+    It also holds the embedding of the noise augmentation level.
+    """
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -152,12 +165,12 @@ class LowResUpsampler(nn.Module):
         self.timestep = TimestepEmbedding(width)
 
     def forward(self, low_res: Tensor) -> Tensor:
-        """[f c h/2 w/2] to [f c h w]."""
+        """Upsample latents [f c h/2 w/2] to [f c h w]."""
         return rearrange(self.conv(low_res.to(self.conv.weight.dtype)), "f (c sh sw) h w -> f c (h sh) (w sw)", sh=2, sw=2)
 
 
 class Denoiser(nn.Module):
-    """Noisy latents and what is known about them to the velocity ``v``."""
+    """Window-attention transformer that predicts the velocity `v` from noisy latents and their condition."""
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
@@ -184,15 +197,16 @@ class Denoiser(nn.Module):
 
         Args:
             x: noisy normalised latents as frames, [f c h w].
-            timestep: noise level of each sample, integers [s].
-            condition: what else is known of the samples, and their layout.
-            estimate: self-conditioning, the clean latent as last estimated, [f c h w]; zeros when not given.
+            timestep: of each sample, integers [s].
+            condition: of the samples, with their layout.
+            estimate: self-conditioning, the last estimate of the clean latents [f c h w]; None stands for zeros.
 
         Returns:
             v, float32 [f c h w].
 
         Raises:
-            ValueError: latents of another size than the config's, or images where text attention has spatiotemporal windows.
+            ValueError: the latents have another size than the config's, or there are images and cross-attention has spatiotemporal
+                windows, or a super-resolution model gets no low-resolution latents.
         """
         layout = condition.layout
         if x.shape[2:] != self.config.size[1:] or (layout.videos and layout.frames != self.config.size[0]):
@@ -202,7 +216,7 @@ class Denoiser(nn.Module):
                 f"denoiser.stw_cross_attention is for videos alone, got {layout.images} images in the batch; "
                 "set data.image_stacks_per_batch to 0, or denoiser.stw_cross_attention to false"
             )
-        # Latents, noise and the residual stream are float32 also where an engine has made the weights bfloat16.
+        # Latents, noise and the residual stream stay float32 where an engine has cast the weights to bfloat16.
         dtype = self.patch_embed.weight.dtype
         tokens = self.patch_embed(self._patches(self._inputs(x, condition, estimate)).to(dtype))
         tokens = tokens + self.position(layout.videos, layout.images)
@@ -221,7 +235,7 @@ class Denoiser(nn.Module):
         return block(*args)
 
     def _inputs(self, x: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        """All channels of the input, in the order of docs/METHOD.md, section 3.1."""
+        """Concatenate all inputs, [f in_channels h w], in the order of docs/METHOD.md, section 3.1."""
         parts = [x]
         if self.config.self_conditioning:
             parts.append(torch.zeros_like(x) if estimate is None else estimate)
@@ -237,7 +251,7 @@ class Denoiser(nn.Module):
         return torch.cat(parts, dim=1)
 
     def _vector(self, timestep: Tensor, condition: Condition) -> Tensor:
-        """The condition as one vector a sample, [s d]."""
+        """Return the condition vector of each sample, [s d]: timestep, label and noise augmentation level."""
         cond = self.timestep(timestep)
         if self.label is not None:
             assert condition.labels is not None and self.config.num_classes is not None
@@ -248,11 +262,11 @@ class Denoiser(nn.Module):
         return cond
 
     def _text(self, condition: Condition) -> tuple[Tensor | None, Tensor | None]:
-        """Projected text tokens [s l d] and their mask [s l]; a dropped caption is the one null token."""
+        """Return projected text tokens [s l d] and their mask [s l]; a dropped caption becomes one null token."""
         if self.text_in is None or self.null_text is None:
             return None, None
         assert condition.text is not None and condition.text_mask is not None
-        # Frozen encoders have a dtype of their own.
+        # The dtype of a frozen encoder may differ from the model's.
         text, mask, condition_kept = condition.text.to(self.null_text.dtype), condition.text_mask, condition.condition_kept
         first = torch.arange(mask.shape[1], device=mask.device) == 0
         text = torch.where(condition_kept[:, None, None], text, self.null_text)

@@ -17,7 +17,7 @@ class DiscriminatorConfig:
     channel_multipliers: tuple[int, ...] = (2, 4, 4, 4, 4)
     """Width after each halving, in multiples of `width`."""
     size: tuple[int, int] = (128, 128)
-    """Rows and columns of the clips it judges."""
+    """Rows and columns of its input clips."""
 
     def __post_init__(self) -> None:
         scale = 2 ** len(self.channel_multipliers)
@@ -28,7 +28,10 @@ class DiscriminatorConfig:
 
 
 class BlurPool(nn.Module):
-    """Low-pass with [1, 2, 1] cubed, then every second frame, row and column (Zhang, arXiv 1904.11486); one frame stays one."""
+    """Low-pass filter [1, 2, 1] along each axis, then every second frame, row and column (Zhang, arXiv 1904.11486).
+
+    One frame stays one frame.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (1, 1, 1, 1, 1, 1), mode="replicate")
@@ -43,25 +46,25 @@ class BlurPool(nn.Module):
 
 
 class Conv3x3x3(nn.Conv3d):
-    """3x3x3 convolution, zero padding of one on all sides.
+    """3x3x3 convolution with zero padding of one on all sides.
 
-    The padding frames of a single frame are zeros, so only the middle slice of the kernel meets pixels, and the layer is a 2D convolution.
-    Compute that: it is cheaper, and torch 2.14's bfloat16 convolution of one frame of 3 channels returns uninitialised memory on CPUs
-    with AMX.
+    The padding frames of a single frame are zeros, so only the middle slice of the kernel sees pixels. The layer then equals a 2D
+    convolution and computes that, for two reasons. It is cheaper. On CPUs with AMX, torch 2.14's bfloat16 convolution of one frame of
+    3 channels returns uninitialised memory.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b c t h w] to [b d t h w]."""
+        """Convolve [b c t h w] to [b d t h w]."""
         if x.shape[2] > 1:
             return super().forward(x)
         return F.conv2d(x[:, :, 0], self.weight[:, :, 1], self.bias, padding=1)[:, :, None]
 
 
 class DiscriminatorBlock(nn.Module):
-    """Two convolutions, a halving between them, and a residual sum divided by sqrt 2."""
+    """Residual block: two convolutions with a halving between them; the residual sum is divided by sqrt 2."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -77,11 +80,11 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Clips to one logit each: positive for real. Takes one-frame clips too.
+    """Discriminator of clips, of one frame or more: one logit for each clip, positive for real.
 
-    Kernels start xavier-uniform and biases at zero, as in MAGVIT's code: with torch's default, which is smaller, the differences between
-    clips die over the layers. The last linear layer is float32 (ours): one bfloat16 step of the logit is larger than what tells real
-    clips from reconstructions at the start.
+    Kernels start xavier-uniform and biases at zero, as in MAGVIT's code. Torch's default is smaller, and with it the differences
+    between clips vanish over the layers. The last linear layer is float32 (our choice). At the start of training, real clips and
+    reconstructions differ in the logit by less than one bfloat16 rounding.
     """
 
     def __init__(self, config: DiscriminatorConfig) -> None:
@@ -101,10 +104,10 @@ class Discriminator(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pixels [b 3 t h w] in -1..1 to logits [b], in the dtype of the weights.
+        """Return the logits [b] of clips [b 3 t h w] in -1..1, in the dtype of the weights.
 
         Raises:
-            ValueError: clips of another size than the config's.
+            ValueError: the clips have another size than the config's.
         """
         if tuple(x.shape[3:]) != self.config.size:
             raise ValueError(f"discriminator.size is {self.config.size}, got clips of {tuple(x.shape[3:])}; set it to the size trained on")
@@ -113,5 +116,5 @@ class Discriminator(nn.Module):
             h = block(h)
         h = F.leaky_relu(self.conv_out(h), 0.2).mean(dim=2)
         h = F.leaky_relu(self.hidden(h.flatten(1)), 0.2)
-        # Not as a matrix product, which autocast would make bfloat16.
+        # An elementwise product: autocast would compute a matrix product in bfloat16.
         return (h * self.logit.weight).sum(dim=1) + self.logit.bias

@@ -1,4 +1,4 @@
-"""Latents normalised to zero mean and unit variance per channel: the statistics belong to the autoencoder's artifact."""
+"""Normalisation of latents to zero mean and unit variance per channel. The autoencoder's artifact holds the statistics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,14 +10,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LatentNormalizer:
-    """Mean and standard deviation of each latent channel, float32 [c]. Plain tensors: an engine in bfloat16 must not cast them."""
+    """Mean and standard deviation of each latent channel, float32 [c].
+
+    They are plain tensors, not buffers: an engine in bfloat16 must not cast them.
+    """
 
     mean: Tensor
     std: Tensor
 
     @classmethod
     def from_card(cls, card: Mapping[str, Any]) -> "LatentNormalizer":
-        """The statistics that an autoencoder's card holds.
+        """Read the statistics from an autoencoder's card.
 
         Raises:
             ValueError: the card has none.
@@ -33,21 +36,21 @@ class LatentNormalizer:
 
     @classmethod
     def identity(cls, channels: int) -> "LatentNormalizer":
-        """Leave latents as they are."""
+        """Return the normaliser that leaves latents of `channels` channels unchanged."""
         return cls(torch.zeros(channels, dtype=torch.float32), torch.ones(channels, dtype=torch.float32))
 
     def normalize(self, z: Tensor) -> Tensor:
-        """Raw latents [f c h w] to zero mean and unit variance."""
-        return (z - self._shaped(self.mean, z)) / self._shaped(self.std, z)
+        """Normalise raw latents [f c h w] to zero mean and unit variance."""
+        return (z - self._broadcast(self.mean, z)) / self._broadcast(self.std, z)
 
     def normalize_clips(self, z: Tensor) -> Tensor:
-        """The same for [b c t h w]."""
+        """Normalise raw latents of clips [b c t h w]."""
         return self.normalize(z.transpose(1, 2)).transpose(1, 2)
 
     def denormalize(self, z: Tensor) -> Tensor:
-        """The inverse, as the decoder wants them."""
-        return z * self._shaped(self.std, z) + self._shaped(self.mean, z)
+        """Return raw latents [f c h w], the decoder's input, from normalised ones: the inverse of `normalize`."""
+        return z * self._broadcast(self.std, z) + self._broadcast(self.mean, z)
 
     @staticmethod
-    def _shaped(value: Tensor, like: Tensor) -> Tensor:
+    def _broadcast(value: Tensor, like: Tensor) -> Tensor:
         return value.to(like.device)[:, None, None]

@@ -15,10 +15,10 @@ PerceptualName = Literal["lpips", "none"]
 class LPIPS(nn.Module):
     """Learned perceptual distance on frames (Zhang et al., arXiv 1801.03924), VGG16 with the published heads.
 
-    The heads ship with the ``lpips`` package; the backbone is torchvision's ``vgg16-397923af.pth``, which nothing here downloads.
+    The `lpips` package contains the heads. The backbone is torchvision's `vgg16-397923af.pth`, which this code does not download.
 
     Args:
-        weights: that file.
+        weights: path of `vgg16-397923af.pth`.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -39,7 +39,7 @@ class LPIPS(nn.Module):
         _load_vgg(self.metric.net, state, weights)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of frames [f 3 h w] in -1..1, float32 [f]."""
+        """Return the distance of frames [f 3 h w] in -1..1, float32 [f]."""
         distance: Tensor = self.metric(x, y)
         return distance.flatten(1).mean(dim=1).float()
 
@@ -57,7 +57,11 @@ def _read_vgg(weights: Path) -> dict[str, Tensor]:
 
 
 def _load_vgg(net: nn.Module, state: dict[str, Tensor], weights: Path) -> None:
-    """Fill lpips's slices of VGG16 from torchvision's state dict: the keys keep torchvision's layer numbers."""
+    """Fill lpips's slices of VGG16 from torchvision's state dict. Their keys contain torchvision's layer numbers.
+
+    Raises:
+        ValueError: a weight is missing or has another shape.
+    """
     wanted = net.state_dict()
     source = {name: "features." + name.split(".", 1)[1] for name in wanted}
     wrong = [key for name, key in source.items() if key not in state or state[key].shape != wanted[name].shape]
@@ -67,10 +71,15 @@ def _load_vgg(net: nn.Module, state: dict[str, Tensor], weights: Path) -> None:
 
 
 def perceptual_term(name: PerceptualName, weights: str | None) -> nn.Module | None:
-    """The perceptual distance a config names, or None.
+    """Return the perceptual distance that a config names, or None for `none`.
+
+    Args:
+        name: `lpips` or `none`.
+        weights: path of torchvision's VGG16, for `lpips`.
 
     Raises:
-        ValueError: ``lpips`` without a weight file.
+        FileNotFoundError: there is no file `weights`.
+        ValueError: `lpips` has no weight file, or the file is not the VGG16 state dict.
     """
     if name == "none":
         return None
@@ -80,7 +89,12 @@ def perceptual_term(name: PerceptualName, weights: str | None) -> nn.Module | No
 
 
 def select_frames(x: Tensor, chosen: Tensor | None = None) -> Tensor:
-    """Frames [f 3 h w] of clips [b 3 t h w]: all, or those of each clip whose numbers are ``chosen``, int64 [b k]."""
+    """Return frames [f 3 h w] of clips [b 3 t h w].
+
+    Args:
+        x: the clips.
+        chosen: indices of the frames of each clip, int64 [b k]; None for all frames.
+    """
     frames = rearrange(x, "b c t h w -> b t c h w")
     if chosen is not None:
         frames = frames[torch.arange(len(x), device=x.device)[:, None], chosen.to(x.device)]
@@ -88,38 +102,55 @@ def select_frames(x: Tensor, chosen: Tensor | None = None) -> Tensor:
 
 
 def squared_error(x: Tensor, y: Tensor) -> Tensor:
-    """Squared error of clips [b 3 t h w] in -1..1, summed over each clip, with pixels counted in 0..1, [b].
+    """Return the squared error of clips, summed over each clip, in units of pixels in 0..1.
 
-    MAGVIT's weights of the error (5) and of R1 (10) belong to pixels in 0..1: there an error is a quarter of that in -1..1.
+    MAGVIT's weights of the error (5) and of R1 (10) are for pixels in 0..1. There a squared error is a quarter of that in -1..1.
+
+    Args:
+        x: clips [b 3 t h w] in -1..1.
+        y: clips [b 3 t h w] in -1..1.
+
+    Returns:
+        Sum of squares of each clip, [b].
     """
     return (x - y).square().flatten(1).sum(dim=1) / 4
 
 
 def generator_loss(fake: Tensor) -> Tensor:
-    """Non-saturating loss of the generator for each logit [b] of its output, [b]."""
+    """Return the generator's non-saturating loss [b], from the logits [b] of its outputs."""
     return F.softplus(-fake)
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Logistic loss of the discriminator for each pair of logits [b], a clip's and its reconstruction's, [b]."""
+    """Return the discriminator's logistic loss [b], from the logits [b] of clips and of their reconstructions."""
     return F.softplus(-real) + F.softplus(fake)
 
 
 def r1_penalty(real: Tensor, logits: Tensor) -> Tensor:
-    """Squared gradient of each logit [b] at its real clip [b 3 t h w] in -1..1, with pixels counted in 0..1, [b].
+    """Return the R1 penalty: the squared gradient of each logit at its real clip, in units of pixels in 0..1.
 
-    That is R1 (Mescheder et al., arXiv 1801.04406) as MAGVIT's code has it: without the factor 1/2 of the paper. A pixel moves half as
-    far in 0..1 as in -1..1, so slopes are twice as large.
+    R1 (Mescheder et al., arXiv 1801.04406) as in MAGVIT's code: without the factor 1/2 of the paper. A pixel's range in 0..1 is half
+    of that in -1..1, so slopes are twice as large.
+
+    Args:
+        real: real clips [b 3 t h w] in -1..1, which require gradients.
+        logits: the discriminator's logits of `real`, [b].
+
+    Returns:
+        Squared gradient of each clip, [b].
     """
     (gradient,) = torch.autograd.grad(logits.sum(), real, create_graph=True)
     return 4 * gradient.square().flatten(1).sum(dim=1)
 
 
 class LeCam(nn.Module):
-    """LeCAM regulariser (Tseng et al., arXiv 2104.03310, equation 4): each logit stays near the running mean of the other side's.
+    """LeCAM regulariser (Tseng et al., arXiv 2104.03310, equation 4). It keeps each logit near the running mean of the other side's.
 
-    Each logit, as in LeCAM's own code. MAGVIT's compares the means of batches, so its penalty depends on how a batch is split over ranks.
-    The averages are buffers, so they live in the checkpoint and training resumes with them.
+    It penalises single logits, as LeCAM's code does. MAGVIT's code compares the means of batches, so its penalty depends on the split of
+    a batch over ranks. The running means are buffers, so the checkpoint holds them and training resumes with them.
+
+    Args:
+        decay: of the running means.
     """
 
     real: Tensor
@@ -133,7 +164,7 @@ class LeCam(nn.Module):
 
     @torch.no_grad()
     def update(self, real: Tensor, fake: Tensor) -> None:
-        """Move the averages towards the mean logits of a global batch."""
+        """Update the running means with the mean logits of a global batch."""
         self.real.lerp_(real.to(self.real), 1 - self.decay)
         self.fake.lerp_(fake.to(self.fake), 1 - self.decay)
 
@@ -143,18 +174,19 @@ class LeCam(nn.Module):
 
 
 class DiscriminatorPause(nn.Module):
-    """Whether the discriminator rests: one that is nearly always right has no gradient left to teach with, and learns the set by heart.
+    """Pause of the discriminator's training while its running accuracy is too high.
 
-    It rests once the running mean of its accuracy is above a limit, until the generator has brought it below another. Mean and state are
-    buffers, so they live in the checkpoint and training resumes with them.
+    A discriminator that is nearly always right gives the generator no useful gradient, and memorises the training set. It pauses when
+    the running mean of its accuracy exceeds a limit, and resumes when the mean is not above a second, lower limit. Mean and state are
+    buffers, so the checkpoint holds them and training resumes with them.
 
     Args:
-        pause: accuracy above which it rests; null for never.
-        resume: accuracy below which it learns again.
+        pause: accuracy above which it pauses; None for never.
+        resume: accuracy at or below which it trains again.
         decay: of the running mean.
 
     Raises:
-        ValueError: limits that are not 0.5 < resume < pause < 1.
+        ValueError: the limits are not 0.5 < resume < pause < 1.
     """
 
     accuracy: Tensor
@@ -166,13 +198,15 @@ class DiscriminatorPause(nn.Module):
             raise ValueError(
                 f"model.discriminator_pause: wanted 0.5 < discriminator_resume < discriminator_pause < 1, got {resume}, {pause}"
             )
-        self.pause, self.resume, self.decay = pause, resume, decay
+        self.pause = pause
+        self.resume = resume
+        self.decay = decay
         self.register_buffer("accuracy", torch.tensor(0.5))
         self.register_buffer("paused", torch.tensor(False))
 
     @torch.no_grad()
     def update(self, accuracy: Tensor) -> None:
-        """Take in a batch's accuracy, the same on all ranks; what is no number is passed over."""
+        """Update the running mean with a batch's accuracy, equal on all ranks. An accuracy that is not finite is ignored."""
         if self.pause is None or not accuracy.isfinite():
             return
         self.accuracy.lerp_(accuracy.to(self.accuracy), 1 - self.decay)
@@ -181,6 +215,6 @@ class DiscriminatorPause(nn.Module):
 
 
 def discriminator_accuracy(real: Tensor, fake: Tensor) -> Tensor:
-    """Return the share of a clip's two logits [b] with the right sign, [b]; not a number where one of them is not."""
+    """Return the share of each clip's two logits [b] that have the right sign, [b]; NaN where one of them is NaN."""
     right = [torch.where(side.isnan(), side, (side > 0).to(side)) for side in (real, -fake)]
     return (right[0] + right[1]) / 2

@@ -1,6 +1,6 @@
 """The causal 3D autoencoder: one latent space for images and videos (MAGVIT-v2, arXiv 2310.05737, without its quantiser).
 
-``x [b 3 1+T H W] -> z [b c 1+t h w]``. The first frame is encoded on its own, so an image is a one-frame video through the same weights.
+`x [b 3 1+T H W] -> z [b c 1+t h w]`. The first frame is encoded alone, so an image is a one-frame video with the same weights.
 """
 
 import itertools
@@ -37,13 +37,13 @@ class VAEConfig:
     num_res_blocks: tuple[int, ...] = (4, 4, 4, 4)
     """Residual blocks of each level."""
     num_middle_blocks: int = 4
-    """Residual blocks at the lowest resolution, beside that level's own."""
+    """Residual blocks at the lowest resolution, in addition to those of that level."""
     latent_channels: int = 8
     """Channels of the latent."""
     norm: NormName = "group"
     """GroupNorm(32) per frame, or LayerNorm over the channels of each position."""
     time_kernel: Literal[1, 3] = 3
-    """Frames each convolution sees; 1 for an autoencoder of images, whose weights a video autoencoder can start from."""
+    """Frames each convolution sees; 1 for an autoencoder of images, which can initialise a video autoencoder."""
 
     def __post_init__(self) -> None:
         levels = len(self.channel_multipliers)
@@ -65,7 +65,7 @@ class VAEConfig:
 
     @property
     def factors(self) -> Strides:
-        """How much smaller the latent is in (time, rows, columns)."""
+        """Down-sampling factors from pixels to latents: (time, rows, columns)."""
         return _product(self.strides)
 
 
@@ -78,22 +78,22 @@ def _product(strides: tuple[Strides, ...]) -> Strides:
 
 @dataclass
 class Posterior:
-    """Gaussian over latents, [b c 1+t h w] each."""
+    """Gaussian over latents: mean and log-variance, float32 [b c 1+t h w] each."""
 
     mean: Tensor
     logvar: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Mean plus standard deviation times ``noise``."""
+        """Return a sample [b c 1+t h w]: mean plus standard deviation times `noise`."""
         return self.mean + (0.5 * self.logvar).exp() * noise
 
     def kl(self) -> Tensor:
-        """KL to N(0, 1) in nats, summed over channels, [b 1+t h w]."""
+        """Return the KL divergence to N(0, 1) in nats, summed over channels, [b 1+t h w]."""
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).sum(dim=1)
 
 
 class Encoder(nn.Module):
-    """Pixels to the mean and log-variance of the latent."""
+    """Encoder of pixels [b 3 1+T H W] to the mean and log-variance of the latent, [b 2c 1+t h w]."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
             self.layers.append(ResBlock(channels, channels, config.norm, config.time_kernel))
         self.norm_out = make_norm(config.norm, channels)
         self.conv_out = CausalConv3d(channels, 2 * config.latent_channels, kernel=1)
-        # A posterior as wide as the prior would drown the latent in noise until the log-variance is learnt.
+        # With a posterior as wide as the prior, noise would dominate the latent until the log-variance is learnt.
         nn.init.constant_(self.conv_out.bias[config.latent_channels :], -6.0)  # type: ignore[index]
 
     def forward(self, x: Tensor, cache: CausalConvCache | None = None) -> Tensor:
@@ -122,7 +122,7 @@ class Encoder(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """Adaptive norm on the latent, residual blocks, and the way up to the next level (none at full resolution)."""
+    """Level of the decoder: norm with the latent's modulation, residual blocks, and up-sampling (none at full resolution)."""
 
     def __init__(self, config: VAEConfig, level: int, in_channels: int) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class DecoderLevel(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent to pixels."""
+    """Decoder of latents [b c 1+t h w] to pixels [b 3 1+T H W]."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv3d(channels, 3, time_kernel=config.time_kernel)
 
     def forward(self, z: Tensor, cache: CausalConvCache | None = None) -> Tensor:
-        # Channels last from the start: 3D convolutions on CPUs and tensor cores want it, and every layer keeps it.
+        # Channels last from the start: 3D convolutions are faster with it on CPUs and tensor cores, and every layer keeps it.
         z = z.contiguous(memory_format=torch.channels_last_3d)
         h = self.conv_in(z, cache)
         for block in self.middle:
@@ -179,24 +179,27 @@ class VAE(nn.Module):
 
     @property
     def factors(self) -> Strides:
-        """By how much time, rows and columns shrink."""
+        """Down-sampling factors of time, rows and columns."""
         return self.config.factors
 
     @property
     def latent_channels(self) -> int:
-        """Channels of a latent."""
+        """Channels of the latents."""
         return self.config.latent_channels
 
     def encode(self, x: Tensor, chunk: int | None = None) -> Posterior:
-        """Pixels [b 3 1+T H W] in -1..1 to the latent's distribution.
+        """Encode clips.
 
         Args:
-            x: 1 + a multiple of the temporal factor frames; sides that are multiples of the spatial factors.
-            chunk: pixel frames worked on at once (a multiple of the temporal factor); None takes the whole clip. Same result to
-                rounding, with memory that does not grow with length.
+            x: pixels [b 3 1+T H W] in -1..1. T is a multiple of the temporal factor, H and W are multiples of the spatial factors.
+            chunk: pixel frames encoded at once, a multiple of the temporal factor; None encodes the whole clip. The result is equal up
+                to rounding, and with chunks memory does not grow with the clip's length.
+
+        Returns:
+            Distribution of the latents [b c 1+t h w].
 
         Raises:
-            ValueError: a shape that the strides do not divide.
+            ValueError: the factors do not divide the shape, or the temporal factor does not divide `chunk`.
         """
         self._check_pixels(x)
         x = x.contiguous(memory_format=torch.channels_last_3d)
@@ -209,19 +212,27 @@ class VAE(nn.Module):
         return Posterior(mean, logvar.clamp(-30, 20))
 
     def decode(self, z: Tensor, chunk: int | None = None, tile: int | None = None) -> Tensor:
-        """Latent [b c 1+t h w] (not normalised) to pixels [b 3 1+T H W], about -1..1.
+        """Decode latents.
 
         Args:
-            z: latents as ``encode`` gives them.
-            chunk: latent frames worked on at once; same result to rounding, with memory that does not grow with length.
-            tile: side in latent cells of overlapping tiles, blended over a quarter of their side; for sizes that do not fit.
+            z: raw latents [b c 1+t h w], as `encode` returns them (not normalised).
+            chunk: latent frames decoded at once; None decodes all. The result is equal up to rounding, and with chunks memory does not
+                grow with the clip's length.
+            tile: side in latent cells of overlapping tiles, blended over a quarter of their side; for frames too large for memory.
+                None decodes whole frames.
+
+        Returns:
+            Pixels [b 3 1+T H W], about -1..1, float32.
+
+        Raises:
+            ValueError: `tile` is below 4, or `chunk` below 1.
         """
         if tile is not None:
             return _blend_tiles(z, tile, self.config.factors, lambda part: self.decode(part, chunk))
         return torch.cat(list(self.decode_chunks(z, chunk)), dim=2)
 
     def decode_chunks(self, z: Tensor, chunk: int | None = None) -> Iterator[Tensor]:
-        """The pixels of :meth:`decode`, a chunk of frames at a time."""
+        """Yield the pixels of `decode`, one chunk of frames at a time, float32 [b 3 t H W]."""
         if chunk is None:
             yield self.decoder(z).float()
             return
@@ -245,7 +256,11 @@ class VAE(nn.Module):
 
 
 def _chunks(x: Tensor, size: int, factor: int) -> Iterator[Tensor]:
-    """Cut [b c 1+T h w] in time: one frame more in the first chunk, `size` in the others."""
+    """Split [b c 1+T h w] in time: 1 + `size` frames in the first chunk, `size` in the others.
+
+    Raises:
+        ValueError: `size` is not a multiple of `factor`.
+    """
     if size < factor or size % factor:
         raise ValueError(f"chunk must be a multiple of the temporal factor {factor}, got {size}")
     starts = [0, *range(1 + size, x.shape[2], size)]
@@ -254,7 +269,11 @@ def _chunks(x: Tensor, size: int, factor: int) -> Iterator[Tensor]:
 
 
 def _blend_tiles(z: Tensor, tile: int, factors: Strides, decode) -> Tensor:  # type: ignore[no-untyped-def]
-    """Decode overlapping tiles of [b c t h w] and blend them with ramps that sum to one after division."""
+    """Decode overlapping tiles of [b c t h w] and blend them with ramps, divided by the sum of the ramps.
+
+    Raises:
+        ValueError: `tile` is below 4.
+    """
     if tile < 4:
         raise ValueError(f"tile must be at least 4 latent cells, got {tile}")
     step = tile - tile // 4

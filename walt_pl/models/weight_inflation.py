@@ -1,6 +1,6 @@
-"""Weights of one configuration made to fit another, to start a training from (finetuning).
+"""Conversion of weights to another configuration, to initialise a training (finetuning).
 
-A denoiser of another aspect ratio takes interpolated position tables; a video autoencoder takes the inflated weights of an image
+A denoiser of another aspect ratio gets interpolated position tables. A video autoencoder gets the inflated weights of an image
 autoencoder.
 """
 
@@ -20,15 +20,19 @@ State = dict[str, Tensor]
 
 
 def inflate_weights(target: nn.Module, source: nn.Module) -> State:
-    """The state dict of ``source`` in the shapes of ``target``, a model of the same class.
+    """Return the state dict of `source` in the shapes of `target`.
+
+    Args:
+        target: model to initialise.
+        source: model of that class with trained weights.
 
     Raises:
         ValueError: the configurations differ in more than can be converted.
     """
     if isinstance(target, Denoiser) and isinstance(source, Denoiser):
-        return _resized(target, source)
+        return _resize_denoiser(target, source)
     if isinstance(target, VAE) and isinstance(source, VAE) and source.config.time_kernel < target.config.time_kernel:
-        return _inflated(target, source)
+        return _inflate_vae(target, source)
     _require_same(target.config, source.config, (), "nothing")
     return source.state_dict()
 
@@ -47,8 +51,12 @@ def _require_same(target: Any, source: Any, free: tuple[str, ...], may_differ: s
 # ---- Another aspect ratio ----------------------------------------------------------------------------------------------
 
 
-def _resized(target: Denoiser, source: Denoiser) -> State:
-    """Position tables interpolated; all other weights know nothing of the number of tokens (docs/METHOD.md, section 3.8)."""
+def _resize_denoiser(target: Denoiser, source: Denoiser) -> State:
+    """Interpolate the position tables. All other weights do not depend on the number of tokens (docs/METHOD.md, section 3.8).
+
+    Raises:
+        ValueError: the configurations differ in more than rows and columns of size and window.
+    """
     old, new = source.config, target.config
     may_differ = "rows and columns of size and window"
     probabilities = ("self_conditioning", "frame_prediction")
@@ -70,15 +78,23 @@ def _resized(target: Denoiser, source: Denoiser) -> State:
 
 
 def _offsets(window: Window) -> Window:
-    """How many offsets there are between two tokens of a window, along each axis."""
+    """Return the number of offsets between two tokens of a window, along each axis."""
     return 2 * window[0] - 1, 2 * window[1] - 1, 2 * window[2] - 1
 
 
 def resize_position_table(table: Tensor, old: Window, new: Window) -> Tensor:
-    """Interpolate a table over a (t, h, w) grid, [c (t h w)], linearly along each axis with the corners aligned.
+    """Interpolate a table over a (t, h, w) grid, linearly along each axis with aligned corners.
 
-    Corners, so that the edges of the frame stay its edges, the offset zero stays the offset zero, and the same size is the identity;
-    linear, since it keeps a ramp a ramp up to the edge and never overshoots, unlike the bicubic of Swin's released code.
+    Aligned corners map the frame's edges to edges and the offset zero to the offset zero. At equal sizes they are the identity. Linear
+    interpolation keeps a ramp a ramp up to the edge. It never overshoots, unlike the bicubic interpolation of Swin's released code.
+
+    Args:
+        table: [c (t h w)] with the grid `old`.
+        old: grid of the table.
+        new: grid of the result.
+
+    Returns:
+        Table [c (t h w)] with the grid `new`, in the dtype of `table`.
     """
     grid = table.double().unflatten(1, old)[None]
     return F.interpolate(grid, size=new, mode="trilinear", align_corners=True)[0].flatten(1).to(table.dtype)
@@ -87,8 +103,14 @@ def resize_position_table(table: Tensor, old: Window, new: Window) -> Tensor:
 # ---- From images to videos ---------------------------------------------------------------------------------------------
 
 
-def _inflated(target: VAE, source: VAE) -> State:
-    """2D kernels as 3D ones that look at their last frame alone: a video is at first a row of images (docs/METHOD.md, section 2.9)."""
+def _inflate_vae(target: VAE, source: VAE) -> State:
+    """Inflate 2D kernels to 3D ones that see only their last frame (docs/METHOD.md, section 2.9).
+
+    The initialised model therefore treats a video as a sequence of images.
+
+    Raises:
+        ValueError: the configurations differ in more than time_kernel and the strides in time.
+    """
     may_differ = "time_kernel and the strides in time"
     _require_same(target.config, source.config, ("time_kernel", "strides"), may_differ)
     spatial = [[stride[1:] for stride in model.config.strides] for model in (source, target)]
@@ -97,7 +119,7 @@ def _inflated(target: VAE, source: VAE) -> State:
     state: State = source.state_dict()
     for name, module in target.named_modules():
         if isinstance(module, Upsample):
-            # The same in every time phase: whichever frames fall away, those that stay are right.
+            # Equal weights in every time phase: the remaining frames are right, for any number of dropped frames.
             st, sh, sw = module.factors
             for key in (f"{name}.conv.weight", f"{name}.conv.bias"):
                 state[key] = repeat(state[key], "(c s) ... -> (c st s) ...", st=st, s=sh * sw)

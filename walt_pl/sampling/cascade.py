@@ -1,4 +1,4 @@
-"""From a prompt, an image or a clip to pixels: text encoder, base sampler, super-resolution samplers, decoder, and round again."""
+"""From a prompt, an image or a clip to pixels: text encoder, base sampler, super-resolution samplers, decoder, for each segment."""
 
 import itertools
 import math
@@ -31,25 +31,25 @@ from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder
 
 BASE, VAE_STAGE = "base", "vae"
 KNOWN = {1: "an image", 2: "the end of a clip"}
-"""What a number of given latent frames is: the first latent of a clip is one pixel frame, each further one is f_t of them."""
+"""Meaning of a number of context frames: the first latent of a clip is one pixel frame, each further latent is f_t pixel frames."""
 
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """Clips to make."""
+    """Request for clips: their conditions and seeds."""
 
     prompts: Sequence[str] = ()
-    """One clip each; ignored by class-conditional models."""
+    """Captions, one for each clip; ignored by class-conditional models."""
     labels: Sequence[int] = ()
-    """One clip each, for class-conditional models."""
+    """Class numbers, one for each clip, for class-conditional models."""
     negative_prompt: str = ""
-    """What the unconditional branch is told instead of nothing."""
+    """Text condition of the unconditional branch, instead of the learned null."""
     seeds: Sequence[int] = ()
-    """One for each clip: the noise of a clip does not depend on the others of its batch."""
+    """Seeds, one for each clip: the noise of a clip does not depend on the others of its batch."""
     context_latents: Mapping[str, Tensor] = field(default_factory=dict)
-    """By stage: raw latents [b c 1|2 h w] of the frames that the clips begin with. A stage that is not named is given none."""
+    """Context frames by stage: raw latents [b c 1|2 h w] that the clips begin with. A stage that is not named has none."""
     segment: int = 0
-    """Which piece of a longer video this is: the pieces' noise differs."""
+    """Number of the segment in a longer video: each segment has other noise."""
 
     def __post_init__(self) -> None:
         if len(self.seeds) != len(self):
@@ -59,7 +59,7 @@ class SampleRequest:
         return len(self.labels) or len(self.prompts)
 
     def part(self, start: int, count: int) -> "SampleRequest":
-        """``count`` of the clips, from ``start``."""
+        """Return the request for `count` of the clips, from `start`."""
         stop = start + count
         context_latents = {stage: latents[start:stop] for stage, latents in self.context_latents.items()}
         return replace(
@@ -73,32 +73,35 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How to sample."""
+    """Settings of the sampler and of the decoder."""
 
     steps: int | Mapping[str, int] = 50
     """Network evaluations (twice that with guidance), of every stage or by stage; stages that are not named take 50."""
     eta: float = 0.0
-    """0 is deterministic, 1 ancestral."""
+    """Noise of each DDIM update: 0 is deterministic, 1 ancestral."""
     guidance: Mapping[str, Guidance] = field(default_factory=dict)
-    """By stage; stages that are not named take that of their artifact."""
+    """Classifier-free guidance by stage; stages that are not named use that of their artifact."""
     chunk: int | None = None
     """Latent frames decoded at once; null for all."""
     tile: int | None = None
-    """Side in latent cells of the tiles decoded at once; null for all."""
+    """Side in latent cells of the tiles decoded at once; null for whole frames."""
 
     def steps_of(self, stage: str) -> int:
-        """Network evaluations of a stage."""
+        """Return the network evaluations of a stage."""
         return self.steps if isinstance(self.steps, int) else self.steps.get(stage, 50)
 
 
 class Cascade:
-    """The models of a run, ready to sample.
+    """Models of a run, loaded for sampling.
 
     Args:
-        folders: artifact folder of each stage: ``vae``, which alone encodes and decodes, and to sample ``base`` and what follows it.
-        device: where to run.
-        dtype: of the networks' arithmetic; what the device is fastest at when not given. Noise and updates stay float32.
-        text_encoder: where a pretrained text encoder lies, if not where the base's training found it.
+        folders: artifact folder of each stage. `vae` alone can encode and decode; sampling also needs `base` and the stages above.
+        device: to run on.
+        dtype: of the networks' arithmetic; `compute_dtype` of the device when None. Noise and updates stay float32.
+        text_encoder: path of a pretrained text encoder, if not that of the base's training.
+
+    Raises:
+        ValueError: the stages do not fit each other, or the text encoder is missing or another one.
     """
 
     def __init__(
@@ -130,10 +133,19 @@ class Cascade:
         dtype: torch.dtype | None = None,
         text_encoder: str | None = None,
     ) -> "Cascade":
-        """The cascade of a run, all of its finished stages or those named.
+        """Load the cascade of a run.
+
+        Args:
+            run: folder of the run.
+            stages: to load, without a gap from a base model upwards; all finished ones when None.
+            allow_stale: load stages although a parent was trained again.
+            device: to run on.
+            dtype: see `Cascade`.
+            text_encoder: see `Cascade`.
 
         Raises:
             ManifestError: a stage is missing, stale or changed on disk.
+            ValueError: the stages have a gap, or the run has several base models and none is named.
         """
         manifest = Manifest.open(run)
         finished = [name for name, stage in manifest.stages().items() if stage.artifact is not None]
@@ -141,10 +153,10 @@ class Cascade:
         bases = [stage for stage in found if kind_of(stage) == "base"]
         if not stages and len(bases) > 1 and BASE not in bases:
             raise ValueError(f"{run} has the base models {', '.join(bases)}; choose one: --stages {bases[0]}")
-        base = bases[0] if bases else BASE  # BASE comes first in the order
+        base = bases[0] if bases else BASE  # BASE is the first of the bases where the run has it
         above = [stage for stage in found if stage not in bases]
         wanted = list(stages) if stages else [base, *above]
-        # Base models of one run stand beside each other: one of them starts the chain.
+        # A run may have several base models; only one of them starts the chain.
         base = next((stage for stage in wanted if kind_of(stage) == "base"), base)
         known = in_order([*{base, *above, *(stage for stage in wanted if kind_of(stage) == "super_resolution")}])
         if in_order(wanted) != known[: len(wanted)]:
@@ -160,7 +172,11 @@ class Cascade:
         )
 
     def _check_chain(self) -> None:
-        """Super-resolution doubles the size of the stage before, and was trained with the text encoder of the run's ``base``."""
+        """Check that each stage doubles the size of the stage before, and that super-resolution fits the text encoder of `base`.
+
+        Raises:
+            ValueError: a size does not fit, or super-resolution was trained with another small text encoder.
+        """
         for low_res, high in itertools.pairwise(self.stages):
             small, large = (self._denoiser(stage).config.size for stage in (low_res, high))
             if large != (small[0], 2 * small[1], 2 * small[2]):
@@ -173,49 +189,49 @@ class Cascade:
 
     @property
     def clip_frames(self) -> int:
-        """Pixel frames that the base model makes at once."""
+        """Number of pixel frames in one sample of the base model."""
         return 1 + (self._denoiser(self.base).config.size[0] - 1) * self.vae.factors[0]
 
     @property
     def overlap(self) -> int:
-        """Pixel frames that two latents stand for: what the next piece of a long video is given."""
+        """Number of pixel frames in two latent frames, the context of the next segment of a long video."""
         return 1 + self.vae.factors[0]
 
     @property
     def frame_rates(self) -> dict[str, float]:
-        """Frames a second of the videos that each stage was trained on, for the stages whose artifact knows it, in their order."""
+        """Training frame rate of each stage in frames a second, in the order of the stages; those whose artifact has none are left out."""
         known = {stage: artifact.config.get("video") for stage, artifact in self.artifacts.items()}
         return {stage: video["fps"] for stage, video in known.items() if video is not None}
 
     @property
     def fps(self) -> float | None:
-        """Frames a second of the clips: the base decides how they move, so its rate, or that of the first stage which knows one."""
+        """Frames a second of the clips. The base determines the motion: its rate, or that of the first stage with one; None for none."""
         return next(iter(self.frame_rates.values()), None)
 
     def num_segments(self, frames: int) -> int:
-        """How many pieces a video of so many frames is made of."""
-        new = max(1, self.clip_frames - self.overlap)  # models of so few frames are refused by `check`
+        """Return the number of segments of a video of `frames` pixel frames."""
+        new = max(1, self.clip_frames - self.overlap)  # at least 1: `check` refuses models with fewer frames
         return 1 + math.ceil(max(0, frames - self.clip_frames) / new)
 
     def num_evaluations(self, sampling: SamplingConfig, frames: int) -> int:
-        """How many sampling steps a video of so many frames takes, for a progress bar."""
+        """Return the number of sampling steps for a video of `frames` pixel frames, for a progress bar."""
         return sum(sampling.steps_of(stage) for stage in self.stages) * self.num_segments(frames)
 
     def encode_context(self, pictures: Frames, name: str, crop: bool = False) -> dict[str, Tensor]:
-        """What the stages are given of an image, or of the end of a clip.
+        """Encode an image, or the end of a clip, as context latents of the stages.
 
-        A super-resolution stage that makes larger frames than the pictures is given none: enlarged pictures are no examples of its size.
+        A super-resolution stage with frames larger than the pictures gets no context. Enlarged pictures lack the detail of its size.
 
         Args:
-            pictures: uint8 [t h w 3], one frame or ``overlap`` of them.
+            pictures: uint8 [t h w 3], one frame or `overlap` frames.
             name: of the file, for errors.
-            crop: cut the middle out of pictures of another aspect.
+            crop: crop pictures of another aspect ratio to their middle.
 
         Returns:
-            stage name -> raw latents [1 c 1|2 h w].
+            Raw latents [1 c 1|2 h w] by stage name.
 
         Raises:
-            ValueError: pictures of another aspect (a hundredth of a side is let go), where ``crop`` is not set.
+            ValueError: the aspect ratio of the pictures differs by more than 1 %, and `crop` is false.
         """
         sizes = {stage: self.pixels(stage) for stage in self.stages}
         height, width = pictures.shape[1:3]
@@ -230,14 +246,14 @@ class Cascade:
         return {stage: self.encode(to_size(pictures, *sizes[stage])[None]) for stage in fitting}
 
     def guidance(self, stage: str, sampling: SamplingConfig = SamplingConfig()) -> Guidance:
-        """Return the guidance of a stage: that of ``sampling``, else that of the artifact."""
+        """Return the guidance of a stage: that of `sampling`, or else that of the artifact."""
         return sampling.guidance.get(stage) or self.samplers[stage].config.guidance
 
     def check(self, request: SampleRequest, sampling: SamplingConfig, frames: int) -> None:
-        """Compare what is asked of the stages with the past that they were given in training.
+        """Compare a request for videos of `frames` pixel frames with the context frames that the stages had in training.
 
         Raises:
-            ValueError: one was not trained for this.
+            ValueError: a stage was not trained for this.
         """
         longer = {2} if frames > self.clip_frames else set()
         given = {stage: {context_latents.shape[2]} for stage, context_latents in request.context_latents.items()}
@@ -266,33 +282,36 @@ class Cascade:
             )
 
     def _context_frames(self, stage: str) -> Sequence[int]:
-        """Numbers of latent frames that a stage can go on from; one without frame prediction sees them as its own frames."""
+        """Return the numbers of context frames that a stage accepts.
+
+        A stage without frame prediction accepts all, since it gets context frames by the replacement method of `ddim`.
+        """
         sampler = self.samplers[stage]
         return sampler.config.context_frames if sampler.denoiser.config.frame_prediction else list(KNOWN)
 
     @torch.no_grad()
     def video(self, request: SampleRequest, sampling: SamplingConfig, frames: int, each_step: Callable[[], None] = lambda: None) -> Tensor:
-        """Pixels of the last stage, in as many rounds as the length takes (docs/METHOD.md, section 3.7).
+        """Sample a video of the last stage, in as many segments as its length needs (docs/METHOD.md, section 3.7).
 
-        A round samples a clip; its last ``overlap`` pixel frames, encoded, are the two latents that the next round begins with, and what
-        comes after them is new. They are encoded again because the first latent of a clip stands for one frame alone.
+        Each segment is one clip. Its last `overlap` pixel frames, encoded, are the two context frames (latents) of the next segment.
+        They are encoded again because the first latent of a clip stands for one pixel frame alone.
 
-        Every stage is given its own last round, not only the base: the small clips overlap, so the frames that a super-resolution stage
-        begins a round with are already made, and texture that the small clip does not hold goes on over the seam. A stage trained with
-        frame prediction is told of them; any other sees them where its own frames would be (see :func:`ddim`), which serves a stage whose
-        content the small clip decides.
+        Every stage, not only the base, gets context frames from its own last segment. The low-resolution clips overlap, so a
+        super-resolution stage has already made the first frames of its segment. With them as context, texture that the low-resolution
+        clip lacks continues across the boundary. A stage trained with frame prediction gets them as a condition. Any other stage gets
+        them by the replacement method of `ddim`. That is enough where the low-resolution clip determines the content.
 
         Args:
-            request: what the clips show, and what they begin with.
-            sampling: how.
-            frames: length; what the last round makes beyond it is cut off.
+            request: conditions, seeds and context frames of the clips.
+            sampling: settings.
+            frames: length in pixel frames; further frames of the last segment are dropped.
             each_step: called after every sampling step.
 
         Returns:
-            [b 3 frames h w] in -1..1. The first frames are those of a shorter video of the same seed, bit for bit.
+            Pixels [b 3 frames h w] in -1..1. A shorter video of that seed is equal to the first frames, bit for bit.
 
         Raises:
-            ValueError: the base model was not trained for this, see :meth:`check`.
+            ValueError: the base model was not trained for this, see `check`.
         """
         self.check(request, sampling, frames)
         pieces: list[Tensor] = []
@@ -309,10 +328,10 @@ class Cascade:
 
     @torch.no_grad()
     def sample(self, request: SampleRequest, sampling: SamplingConfig, each_step: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
-        """Normalised latents after each stage.
+        """Sample the latents of one segment with all stages, and call `each_step` after every sampling step.
 
         Returns:
-            stage name -> raw (de-normalised) latents [b c t h w], float32.
+            Raw (de-normalised) latents [b c t h w] by stage name, float32.
         """
         made: dict[str, Tensor] = {}
         low_res: Tensor | None = None
@@ -330,18 +349,21 @@ class Cascade:
         number: int = 0,
         each_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """Run one stage.
+        """Sample the latents of one stage.
 
         Args:
             stage: its name.
-            request: what the clips show. Frames that it gives come back as they are, to rounding.
-            sampling: how.
+            request: conditions, seeds and context frames of the clips. Context frames are returned unchanged, up to rounding.
+            sampling: settings.
             low_res: raw latents of half the size [b c t h w], for super-resolution.
-            number: of the stage in the cascade; it keeps the noise of the stages apart.
+            number: index of the stage in the cascade; each stage has other noise.
             each_step: called after every sampling step.
 
         Returns:
-            raw latents [b c t h w].
+            Raw latents [b c t h w], float32.
+
+        Raises:
+            ValueError: super-resolution gets no `low_res`, or the request lacks the prompts or labels of the model.
         """
         sampler = self.samplers[stage]
         c = sampler.denoiser.config
@@ -369,14 +391,14 @@ class Cascade:
 
     @torch.no_grad()
     def decode(self, latents: Tensor, sampling: SamplingConfig = SamplingConfig()) -> Tensor:
-        """Raw latents [b c t h w] to pixels [b 3 T H W] in -1..1, one clip at a time."""
+        """Decode raw latents [b c t h w] to pixels [b 3 T H W] in -1..1 on the CPU, one clip at a time."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             clips = [self.vae.decode(z, sampling.chunk, sampling.tile).clamp(-1, 1).cpu() for z in latents.split(1)]
         return torch.cat(clips)
 
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:
-        """Pixels [b 3 T H W] in -1..1 to raw latents, the posterior's mean, one clip at a time."""
+        """Encode pixels [b 3 T H W] in -1..1 as raw latents [b c t h w], the posterior's mean, one clip at a time."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return torch.cat([self.vae.encode(clip.to(self.device)).mean for clip in clips.split(1)])
 
@@ -384,7 +406,7 @@ class Cascade:
         return self.samplers[stage].denoiser
 
     def pixels(self, stage: str) -> tuple[int, int]:
-        """Rows and columns of pixels that a stage makes."""
+        """Return the rows and columns of a stage's frames in pixels."""
         size, factors = self._denoiser(stage).config.size, self.vae.factors
         return size[1] * factors[1], size[2] * factors[2]
 
@@ -400,7 +422,7 @@ class Cascade:
         return text_condition(self.text if config.text_width else None, request.prompts, labels, layout, condition_kept)
 
     def _unconditional(self, request: SampleRequest, config: DenoiserConfig) -> Callable[[Condition], Condition]:
-        """Return what makes the unconditional branch's condition: the learned null, or the negative prompt in its place."""
+        """Return a function that turns a condition into that of the unconditional branch: the learned null, or the negative prompt."""
         if not request.negative_prompt or not config.text_width:
             return unconditional
         assert self.text is not None

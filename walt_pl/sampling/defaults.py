@@ -1,4 +1,4 @@
-"""Guidance and rate of `sample` where the command line does not say: those that the artifacts keep."""
+"""Defaults of the command `sample`: guidance and frame rate from the artifacts."""
 
 import math
 from dataclasses import replace
@@ -14,13 +14,13 @@ GuidanceName = Literal["constant", "power-cosine"]
 def stage_guidance(
     cascade: Cascade, scale: float | dict[str, float] | None, shape: GuidanceName | None, rescale: float | None
 ) -> dict[str, Guidance]:
-    """Return the guidance of each stage: that of its artifact, changed in what was typed.
+    """Return the guidance of each stage: that of its artifact, with the typed options replaced.
 
     Args:
-        cascade: The stages that run.
-        scale: Of every stage or by stage.
-        shape: Of every stage.
-        rescale: Of every stage.
+        cascade: the stages that run.
+        scale: guidance scale, of every stage or by stage; None keeps the artifact's.
+        shape: of every stage; None keeps the artifact's.
+        rescale: of every stage; None keeps the artifact's.
     """
     guides = {}
     for stage in cascade.stages:
@@ -31,7 +31,10 @@ def stage_guidance(
 
 
 def sampling_fps(cascade: Cascade) -> float:
-    """Return the frames a second that the models were trained at; say so where they tell none, or tell different ones."""
+    """Return the training frame rate of the models in frames a second. Print a note where they have none, or several rates.
+
+    Without a rate, return `DEFAULT_FPS`.
+    """
     rates, fps = cascade.frame_rates, cascade.fps
     if fps is None:
         if cascade.clip_frames > 1:
@@ -47,10 +50,10 @@ def sampling_fps(cascade: Cascade) -> float:
 
 
 def frame_count(seconds: float, fps: float) -> int:
-    """Return the frames of so many seconds.
+    """Return the number of frames in `seconds` at `fps` frames a second, at least 1.
 
     Raises:
-        ValueError: They are less than one, or without end.
+        ValueError: the product is below 0.5 or infinite.
     """
     if not 0.5 <= seconds * fps < math.inf:
         raise ValueError(f"sample: --seconds must be {1 / fps:g} (one frame at {fps:g} frames a second) or more, got {seconds:g}")

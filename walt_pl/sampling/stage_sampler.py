@@ -1,6 +1,6 @@
-"""From a condition and noise to latents: the one way in which a trained denoiser is sampled.
+"""From a condition and noise to latents. All sampling from a trained denoiser uses this code.
 
-Conditions are built here, too, for training and for sampling: both must give the network the same inputs.
+Conditions of training and of sampling are built here too, since both must pass the network the same inputs.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ from walt_pl.text.small_encoder import TextEncoder
 def text_condition(
     encoder: TextEncoder | None, captions: Sequence[str], labels: Tensor | None, layout: FrameLayout, condition_kept: Tensor
 ) -> Condition:
-    """Return captions and labels as a condition; an empty caption is the null.
+    """Return captions and labels as a condition; an empty caption becomes the null.
 
     Args:
         encoder: of the captions; None for models without text.
         captions: one for each sample.
-        labels: classes [s], where the model has them.
+        labels: class numbers [s]; None for models without classes.
         layout: of the samples.
         condition_kept: [s] bool, false where caption and label are dropped.
     """
@@ -41,20 +41,20 @@ def text_condition(
 
 
 def with_low_res(condition: Condition, path: ProbabilityPath, low_res: Tensor, noise: Tensor, level: Tensor) -> Condition:
-    """Return the condition with low-resolution latents, noised before they are upscaled (noise augmentation).
+    """Return the condition with low-resolution latents, noised before the network upscales them (noise augmentation).
 
     Args:
         condition: of the samples.
         path: from clean latents to noise.
-        low_res: normalised latents of half the size [f c h w].
+        low_res: low-resolution latents, normalised [f c h w].
         noise: standard normal [f c h w].
-        level: timestep of the noise for each sample, int64 [s].
+        level: noise augmentation level (a timestep) of each sample, int64 [s].
     """
     return replace(condition, low_res=add_noise(path, low_res, noise, condition.layout.per_frame(level)), noise_aug_level=level)
 
 
 def with_context(condition: Condition, latents: Tensor) -> Condition:
-    """Return the condition with normalised latents [b c 1|2 h w] as the first frames of its clips."""
+    """Return the condition with normalised latents [b c 1|2 h w] as the context frames of its clips."""
     layout, count = condition.layout, latents.shape[2]
     clips = F.pad(latents, (0, 0, 0, 0, 0, layout.frames - count))
     return condition.with_context(layout.join(clips, clips[:0]), torch.full((layout.num_samples,), count, device=latents.device))
@@ -63,16 +63,16 @@ def with_context(condition: Condition, latents: Tensor) -> Condition:
 def unconditional(condition: Condition) -> Condition:
     """Return the condition of guidance's unconditional branch, without text, label and context frames.
 
-    Text and context are one condition with one scale. Training drops them independently, so it has seen this null often (no text, no
-    context: 9 % of the samples) and the one that keeps the context hardly (1 %). Two scales (InstructPix2Pix, arXiv 2211.09800) would lean
-    on that rare branch and take three evaluations a step; Stable Video Diffusion drops its image and all else at once, too.
+    Text and context are one condition with one scale. Training drops them independently. This null (no text, no context) is 9 % of the
+    samples, and the null that keeps the context only 1 %. Two scales (InstructPix2Pix, arXiv 2211.09800) would depend on the rare one,
+    and take three evaluations a sampling step. Stable Video Diffusion also drops its image and all other conditions together.
     """
     return condition.without_text().without_context()
 
 
 @dataclass(frozen=True)
 class StageSampler:
-    """A trained denoiser and what sampling from it takes."""
+    """A trained denoiser with its diffusion settings and latent statistics."""
 
     denoiser: Denoiser
     config: DiffusionConfig
@@ -97,14 +97,14 @@ class StageSampler:
         """Sample clips with DDIM and classifier-free guidance.
 
         Args:
-            condition: what is known of the clips.
+            condition: of the clips.
             noise: standard normal [f c h w].
             steps: sampling steps.
-            guidance: strength and shape.
+            guidance: scale and shape.
             eta: 0 is deterministic, 1 is ancestral.
-            unconditional: makes the unconditional branch's condition.
-            fresh_noise: gives the noise that each step adds when eta > 0.
-            each_step: called after every step, for progress.
+            unconditional: turns a condition into that of the unconditional branch.
+            fresh_noise: returns the noise [f c h w] that each sampling step adds when eta > 0.
+            each_step: called after every sampling step, for progress.
 
         Returns:
             Raw (not normalised) latents of the videos [v c t h w], float32.

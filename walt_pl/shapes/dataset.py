@@ -1,9 +1,9 @@
 """The embedded set `shapes`: clips of one moving, textured shape, painted from a seed and written as ordinary files.
 
-A caption names everything there is to see: "a striped red circle moving left". Shape, colour and motion survive at 32
-pixels; the texture is too fine for that, and the super-resolution stages must take it from the caption. It sits fixed
-on the object (its phase follows from the object's centre), so that the right answer is determined. Some (shape,
-colour) pairs are in images and in no training video: only joint training can bring them to videos.
+A caption describes all of the content: "a striped red circle moving left". Shape, colour and motion are visible at 32 pixels. The
+texture is too fine for 32 pixels, so the super-resolution stages must take it from the caption. The texture is fixed on the object:
+its phase follows from the object's centre, so the right answer is determined. Some (shape, colour) pairs are in images and in no
+training video. A model can show them in videos only by joint training.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Array = NDArray[np.float32]
 FRAMES, FPS, SIZE = 17, 8.0, 128
 
 SHAPES = ("circle", "bar", "triangle")
-# 60 degrees of hue apart; the brightest channel leaves room for the crests of the texture.
+# 60 degrees of hue apart. The brightest channel is at most 158, so the crests of the texture (x 1.56) stay below 255.
 RGB = {
     "red": (158, 41, 41),
     "yellow": (155, 144, 36),
@@ -53,43 +53,44 @@ TEXTURES = ("plain", "striped", "dotted")
 PAIRS = tuple((shape, colour) for colour in COLOURS for shape in SHAPES)
 UNSEEN_PAIRS = (("circle", "yellow"), ("bar", "cyan"), ("triangle", "blue"), ("bar", "red"))
 SEEN_PAIRS = tuple(pair for pair in PAIRS if pair not in UNSEEN_PAIRS)
-# Images are few in a batch: nearly half of them show what no video does.
+# A batch has few images, so nearly half of them show a pair that no video shows.
 _IMAGE_PAIRS = PAIRS + 2 * UNSEEN_PAIRS
 
-# Antialiased bicubic scaling leaves 79 % of such a wave at 64 pixels (2.75 pixels long there) and 8 % at 32 pixels.
+# Antialiased bicubic scaling leaves 79 % of this wave's amplitude at 64 pixels (2.75 pixels long there) and 8 % at 32 pixels.
 PERIOD = 5.5
-"""Length of a texture's wave in pixels of a 128-pixel picture."""
+"""Length of a texture's wave, in pixels of a 128-pixel picture."""
 WAVES = {"plain": (0.0, 0.0), "striped": (0.0, 0.42), "dotted": (0.28, 0.28)}
 """Relative amplitude of a texture's waves along x and y."""
 
-# Objects start on a lattice of whole waves and jump by one wave every second frame, so that the crests of a moving object stay where they
-# are in the frame. Moving freely, four frames of one latent hold a phase and a velocity for each wave, and an autoencoder of the demo's
-# budget lost the waves along the motion (75 % of textures right at 128 pixels after 5 minutes; moving half a wave a frame, 80 %).
+# Objects start on a lattice of whole waves and move by one wave every second frame. The crests of a moving object therefore keep their
+# positions in the frame. With free motion, the four frames of one latent hold a phase and a velocity for each wave. An autoencoder of
+# the demo's budget then lost the waves along the motion: 75 % of textures were right at 128 pixels after 5 minutes. With motion by half
+# a wave a frame, 80 % were right.
 _WAVE = PERIOD / SIZE
-"""A texture's wave in sides of the frame."""
+"""Length of a texture's wave, in sides of the frame."""
 _JUMPS = (FRAMES - 1) // 2
 _MOVE = _JUMPS * _WAVE
-"""How far an object moves, in sides of the frame."""
+"""Distance that an object moves, in sides of the frame."""
 _STEP = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-# Half width and half height for a radius of 1: areas 3.1, 2.5 and 2.4. Laid over each other, any two differ in more than 1.4: with a square
-# in place of the bar (0.7 from the circle), the base model of the demo painted circles for two thirds of the squares.
+# Half width and half height for a radius of 1: areas 3.1, 2.5 and 2.4. Any two shapes with one centre differ in an area above 1.4. With
+# a square instead of the bar (0.7 from the circle), the base model of the demo painted circles for two thirds of the squares.
 _EXTENT = {"circle": (1.0, 1.0), "bar": (1.12, 0.56), "triangle": (1.12, 1.06)}
 _OVERHANG = 0.018  # sides of the frame that an object may stick out
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip or image: four words and the geometry, in sides of the frame with the origin at the upper left."""
+    """One clip or image: four words, and the geometry in sides of the frame with the origin at the upper left."""
 
     shape: str
     colour: str
     motion: str | None
-    """None: a still image."""
+    """None for a still image."""
     texture: str
     start: tuple[float, float]
     """Centre (x, y) of the object's bounding box in the first frame."""
     end: tuple[float, float]
-    """The same in the last frame."""
+    """Centre (x, y) of that box in the last frame."""
     radius: tuple[float, float]
     """Radius in the first and the last frame."""
     background: int
@@ -97,7 +98,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The words as a sentence: "a striped red circle moving left", "a plain blue bar growing"."""
+        """Caption of the four words: "a striped red circle moving left", "a plain blue bar growing"."""
         return " ".join(["a", self.texture, self.colour, self.shape, *_motion_words(self.motion)])
 
 
@@ -117,7 +118,11 @@ class Words(NamedTuple):
 
 
 def parse_caption(caption: str) -> Words:
-    """The words of a caption. Raises ValueError for a sentence that `Scene.caption` does not make."""
+    """Return the words of a caption.
+
+    Raises:
+        ValueError: the caption is not one that `Scene.caption` returns.
+    """
     words = caption.split(" ")
     if len(words) >= 4 and words[0] == "a":
         _, texture, colour, shape, *rest = words
@@ -129,10 +134,15 @@ def parse_caption(caption: str) -> Words:
 
 
 def sample_scene(rng: np.random.Generator, *, still: bool = False, pairs: Sequence[tuple[str, str]] = PAIRS) -> Scene:
-    """Draw a scene: a pair of `pairs`, a motion (none if `still`), a texture, and a place within the frame.
+    """Draw a scene: shape and colour, motion, texture, and a position within the frame.
 
-    An object of radius 0.26 to 0.305 (in sides of the frame) moves by 0.34; one that grows does so from about 0.20 to about 0.34.
-    The first centre is a whole number of waves from the corner of the frame.
+    In sides of the frame, an object of radius 0.26 to 0.305 moves by 0.34. The radius of a growing object changes from about 0.20 to
+    about 0.34. The first centre is a whole number of waves from the corner of the frame.
+
+    Args:
+        rng: source of all draws.
+        still: draw no motion, for an image.
+        pairs: (shape, colour) pairs to draw from.
     """
     shape, colour = pairs[int(rng.integers(len(pairs)))]
     motion = None if still else MOTIONS[rng.integers(len(MOTIONS))]
@@ -156,7 +166,7 @@ def _sample_path(
     direction = np.array(_STEP.get(motion or "", (0, 0)))
     margin = extent - _OVERHANG
     move = direction * _MOVE
-    # Centre of the path: its two ends keep the margin, to half a wave.
+    # Centre of the path. Its two ends keep the margin, up to half a wave from the rounding.
     low = margin + abs(move) / 2
     middle = rng.uniform(low, 1 - low)
     start = np.round((middle - move / 2) / _WAVE) * _WAVE
@@ -165,26 +175,42 @@ def _sample_path(
 
 
 def distance(shape: str, x: Array, y: Array, radius: Array) -> Array:
-    """Signed distance to the shape's edge, negative inside; `x` and `y` are relative to the centre of its bounding box.
+    """Return the signed distance to the shape's edge, negative inside.
 
-    All in the same unit, broadcast against each other. Outside a corner it is the distance to the nearest edge's line.
+    All lengths have one unit, and the arrays broadcast against each other.
+
+    Args:
+        shape: one of `SHAPES`.
+        x: relative to the centre of the shape's bounding box.
+        y: relative to the centre of the shape's bounding box.
+        radius: of the shape.
+
+    Returns:
+        Distance, float32. Outside a corner it is the distance to the line of the nearest edge.
     """
     if shape == "circle":
         return np.asarray(np.sqrt(x * x + y * y) - radius, np.float32)
     wide, high = _EXTENT[shape]
     if shape == "bar":
         return np.asarray(np.maximum(abs(x) - wide * radius, abs(y) - high * radius), np.float32)
-    # The slanted edge runs from (0, -high) to (wide, high).
+    # For radius 1, the slanted edge runs from (0, -high) to (wide, high).
     slope = math.hypot(2 * high, wide)
     slanted = (2 * high * abs(x) - wide * (y + high * radius)) / slope
     return np.asarray(np.maximum(slanted, y - high * radius), np.float32)
 
 
 def paint(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Frames:
-    """Paint a scene, uint8 [t h w 3], with edges one pixel soft.
+    """Paint a scene, with antialiased edges one pixel wide.
 
-    A still image is painted with `frames=1`. The texture's wave is `PERIOD * size / 128` pixels long; below two pixels,
-    where no grid of pixels can hold it, it is left out.
+    The texture's wave is `PERIOD * size / 128` pixels long. Below two pixels it is left out, since a grid of pixels cannot represent it.
+
+    Args:
+        scene: to paint.
+        frames: number of frames; 1 for a still image.
+        size: rows and columns in pixels.
+
+    Returns:
+        Frames, uint8 [t h w 3].
     """
     time = np.linspace(0, 1, frames, dtype=np.float32) if frames > 1 else np.zeros(1, np.float32)
     start, end = np.array(scene.start, np.float32), np.array(scene.end, np.float32)
@@ -212,7 +238,7 @@ def _texture(texture: str, x: Array, y: Array, period: float) -> Array:
 
 
 class _Job(NamedTuple):
-    """One file of the set, painted from nothing but this."""
+    """One file of the set: all arguments that its content depends on."""
 
     path: str
     split: str
@@ -221,22 +247,33 @@ class _Job(NamedTuple):
     seed: tuple[int, ...]
 
 
-_FORMAT = 3  # raise it when the same arguments give other pictures
+_FORMAT = 3  # increase it when a change of the code gives other pictures for equal arguments
 _SPLITS = ("train", "val", "unseen")
-_CHUNK = 25  # files that a worker paints between two steps of the bar
+_CHUNK = 25  # files that a worker paints between two updates of the progress bar
 
 
 def write_set(out: Path, videos: int = 2000, images: int = 1000, validation: int = 300, seed: int = 0) -> Path:
-    """Write the set into the folder `out` and return the path of its index, `out/index.parquet`.
+    """Write the set into a folder.
 
-    Splits: "train" has `videos` clips without `UNSEEN_PAIRS` and `images` images with them; "val" has `validation`
-    clips and a sixth as many images; "unseen" has a third as many clips, all of `UNSEEN_PAIRS`. The label is the
-    place of (shape, colour) in `PAIRS`.
+    Splits: "train" has `videos` clips without `UNSEEN_PAIRS` and `images` images with them. "val" has `validation` clips and a sixth as
+    many images. "unseen" has a third as many clips, all of `UNSEEN_PAIRS`. The label is the index of (shape, colour) in `PAIRS`.
 
-    Goes on where it was interrupted, repaints files that are gone or of another size than the index says, and returns
-    at once where the set for these arguments is whole. A set painted from another seed is painted over.
+    An interrupted call can be repeated: it paints only files that are missing or differ in size from the index. It returns at once
+    where the set for these arguments is complete. It replaces a set of another seed.
 
-    Raises ValueError where `out` holds something else, MediaError where a file cannot be written.
+    Args:
+        out: folder of the set.
+        videos: number of training videos, at least 1.
+        images: number of training images.
+        validation: number of validation videos, at least 3.
+        seed: of all scenes.
+
+    Returns:
+        Path of the index, `out/index.parquet`.
+
+    Raises:
+        ValueError: a number is out of range, or `out` holds other files.
+        MediaError: a file cannot be written.
     """
     if videos < 1 or images < 0 or validation < 3 or seed < 0:
         found = f"{videos} videos, {images} images, {validation} validation videos, seed {seed}"
@@ -250,7 +287,7 @@ def write_set(out: Path, videos: int = 2000, images: int = 1000, validation: int
 
 
 def _jobs(videos: int, images: int, validation: int, seed: int) -> list[_Job]:
-    """Every file of the set, in the order of the index. Pairs take turns."""
+    """Return all files of the set, in the order of the index. The pairs alternate."""
     parts = (
         ("train", False, videos, SEEN_PAIRS),
         ("train", True, images, _IMAGE_PAIRS),
@@ -261,7 +298,7 @@ def _jobs(videos: int, images: int, validation: int, seed: int) -> list[_Job]:
     jobs = []
     for split, still, count, pairs in parts:
         for number in range(count):
-            # Both kinds of image file, as a user's own folder has them.
+            # Both formats of image files, as in a user's own folder.
             name = f"images/{number:05d}.{'jpg' if number % 2 else 'png'}" if still else f"videos/{number:05d}.mp4"
             place = (seed, _SPLITS.index(split), int(still), number)
             jobs.append(_Job(f"{split}/{name}", split, still, pairs[number % len(pairs)], place))
@@ -269,7 +306,11 @@ def _jobs(videos: int, images: int, validation: int, seed: int) -> list[_Job]:
 
 
 def _clear(out: Path, recipe: dict[str, object]) -> None:
-    """Make `out` ready for files of this recipe: remove those of another one, refuse what is not ours."""
+    """Prepare `out` for files of this recipe: remove the files of another recipe.
+
+    Raises:
+        ValueError: `out` holds files that are not of the set.
+    """
     note = out / "recipe.json"
     if not note.exists():
         if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
@@ -283,10 +324,10 @@ def _clear(out: Path, recipe: dict[str, object]) -> None:
 
 
 def _is_whole(index: Path, jobs: list[_Job]) -> bool:
-    """Whether the index lists these files and all are there. Files of another size than it says are removed."""
+    """Return whether the index lists these files and all exist. Delete files that differ in size from the index."""
     try:
         table = pq.read_table(index, columns=["path", "bytes"])
-    except (OSError, pa.ArrowInvalid):  # not there, or damaged
+    except (OSError, pa.ArrowInvalid):  # missing or damaged
         return False
     whole = bool(table["path"].to_pylist() == [job.path for job in jobs])
     for name, size in zip(table["path"].to_pylist(), table["bytes"].to_pylist(), strict=True):
@@ -298,10 +339,10 @@ def _is_whole(index: Path, jobs: list[_Job]) -> bool:
 
 
 def _paint_files(out: Path, jobs: list[_Job]) -> list[dict[str, object]]:
-    """Paint what is missing, in as many processes as there are processors; rows of the index in the order of `jobs`."""
+    """Paint the missing files in parallel, with at most 16 processes, and return the index rows in the order of `jobs`."""
     chunks = [jobs[first : first + _CHUNK] for first in range(0, len(jobs), _CHUNK)]
     rows: list[dict[str, object]] = []
-    # Workers start afresh: native decoders and encoders must not be forked. They leave Ctrl-C to us.
+    # Spawn the workers, since native decoders and encoders must not be forked. Workers ignore SIGINT: the main process handles it.
     context = multiprocessing.get_context("spawn")
     workers = min(os.cpu_count() or 1, len(chunks), 16)
     with ProcessPoolExecutor(workers, context, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
@@ -311,7 +352,7 @@ def _paint_files(out: Path, jobs: list[_Job]) -> list[dict[str, object]]:
             for part in track(parts, f"painting {len(jobs)} files into {out}", total=len(chunks), console=console):
                 rows.extend(part)
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # what is being painted is finished, the rest is not begun
+            pool.shutdown(cancel_futures=True)  # running chunks finish, the others do not start
             raise
     return rows
 
@@ -321,10 +362,10 @@ def _paint_chunk(out: Path, jobs: list[_Job]) -> list[dict[str, object]]:
 
 
 def _paint_file(out: Path, job: _Job) -> dict[str, object]:
-    """Paint one file unless it is there; its row of the index."""
+    """Paint one file unless it exists, and return its row of the index."""
     scene = sample_scene(np.random.default_rng(job.seed), still=job.still, pairs=(job.pair,))
     path = out / job.path
-    if not path.is_file():  # files appear whole or not at all
+    if not path.is_file():  # writes are atomic, so an existing file is complete
         if job.still:
             write_image(path, paint(scene, frames=1)[0])
         else:

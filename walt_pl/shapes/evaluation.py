@@ -1,4 +1,4 @@
-"""Scores of a run: on the embedded set what the analytic scorer reads from each stage's pictures; of an autoencoder on any data PSNR."""
+"""Scores of a run: on the embedded set, the analytic scorer's readings of each stage; on any data, PSNR of an autoencoder."""
 
 import json
 import os
@@ -29,9 +29,9 @@ RECONSTRUCTED = 64
 UPSCALED = 64
 """Validation clips that each super-resolution stage is scored on."""
 CONTINUED = 120
-"""Validation clips whose beginning the base model goes on from, where it was trained with frame prediction."""
+"""Validation clips that the base model continues, where it was trained with frame prediction."""
 STEPS = {"base": 10, "super_resolution": 2}
-"""Sampling steps by kind of stage. Few for super-resolution, whose answer is determined: sr2 had 30.4 dB with 1 or 2 and 29.6 dB with 4."""
+"""Sampling steps by kind of stage. Super-resolution needs few: its answer is determined. sr2 had 30.4 dB with 1 or 2, 29.6 dB with 4."""
 
 
 def evaluate_run(
@@ -44,20 +44,20 @@ def evaluate_run(
     stages: Sequence[str] | None = None,
     allow_stale: bool = False,
 ) -> dict[str, Any]:
-    """Score the finished stages of a run, or those named, each with the guidance of its artifact.
+    """Score stages of a run, each with the guidance of its artifact.
 
     Args:
         run: folder of the run.
         index: of the embedded set.
-        prompts: validation captions that the base model is scored on.
-        unseen: captions with a pair of shape and colour that no training video has.
+        prompts: number of validation captions that the base model is scored on.
+        unseen: number of captions with a pair of shape and colour that no training video has.
         seed: of the noise.
-        steps: sampling steps, of every stage or by stage; `default_steps` where not given.
-        stages: to score; all finished ones when not given.
+        steps: sampling steps, of every stage or by stage; `default_steps` for the others.
+        stages: to score; all finished ones when None.
         allow_stale: score although a parent was trained again.
 
     Returns:
-        What summary.json holds beside times. "scores" has the figures of each stage: shares right as 0..1, PSNR in dB.
+        Content of summary.json except the times. "scores" has the figures of each stage: correct shares 0..1, PSNR in dB.
     """
     cascade = Cascade.open(run, stages, allow_stale)
     sampling = SamplingConfig(steps if isinstance(steps, int) else {**default_steps(cascade), **(steps or {})})
@@ -85,24 +85,24 @@ def evaluate_run(
 
 
 def default_steps(cascade: Cascade) -> dict[str, int]:
-    """Return the sampling steps of each stage that its scores are measured with."""
+    """Return the default number of sampling steps of each stage in an evaluation."""
     return {stage: STEPS[kind_of(stage)] for stage in cascade.stages}
 
 
 def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Sequence[int]) -> tuple[dict[str, Any], Tensor, list[str]]:
-    """Score an autoencoder alone by reconstructing clips, whatever they show.
+    """Score an autoencoder alone by reconstructions of clips of any data.
 
     Args:
-        folder: Its artifact.
-        source: Reads whole pictures.
-        positions: Places of the clips in the source's list of videos, at least one.
+        folder: of its artifact.
+        source: dataset that reads whole pictures.
+        positions: indices of the clips in the source's list of videos, at least one.
 
     Returns:
-        Figures as `evaluate_run`'s, PSNR in dB, with those of `score_autoencoder` where the source is the embedded set; clips
-        [2b 3 t h w], each original before its reconstruction; and a line for each of them.
+        Three values. First, figures as from `evaluate_run`, PSNR in dB; where the source is the embedded set, also those of
+        `score_autoencoder`. Second, clips [2b 3 t h w], each original before its reconstruction. Third, a line of text for each clip.
 
     Raises:
-        DataError: A clip cannot be read.
+        DataError: a clip cannot be read.
     """
     cascade = Cascade({"vae": folder}, "cuda" if torch.cuda.is_available() else "cpu")
     shown: list[Tensor] = []
@@ -127,7 +127,7 @@ def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Sequence
 
 
 def is_of_shapes(caption: str) -> bool:
-    """Say whether a caption is one of the embedded set's."""
+    """Return whether a caption is one of the embedded set."""
     try:
         parse_caption(caption)
     except ValueError:
@@ -136,15 +136,21 @@ def is_of_shapes(caption: str) -> bool:
 
 
 def read_clips(entries: Sequence[IndexEntry], size: int) -> Tensor:
-    """Clips of an index as pixels [b 3 t h w] in -1..1."""
+    """Read clips of an index as pixels [b 3 t h w] in -1..1, with `size` rows and columns."""
     return torch.stack([to_square(read_video(entry.path, entry.frames), size) for entry in entries])
 
 
 def score_autoencoder(cascade: Cascade, entries: Sequence[IndexEntry], sizes: Sequence[int]) -> dict[str, float]:
-    """Score reconstructions of clips at several sizes in pixels, ascending.
+    """Score reconstructions of clips at several sizes.
+
+    Args:
+        cascade: with the autoencoder.
+        entries: clips of the embedded set.
+        sizes: rows and columns in pixels, ascending.
 
     Returns:
-        Colour, motion and shape at the smallest size, texture at the largest; PSNR and high-frequency energy at each.
+        Correct shares of colour, motion and shape at the smallest size, and of texture at the largest. PSNR in dB and the share of
+        high-frequency energy at each size.
     """
     captions = [entry.caption for entry in entries]
     words: dict[int, dict[str, float]] = {}
@@ -160,12 +166,26 @@ def score_autoencoder(cascade: Cascade, entries: Sequence[IndexEntry], sizes: Se
 
 
 def high_frequency_share(rebuilt: Tensor, clips: Tensor) -> float:
-    """High-frequency energy of reconstructions over that of their originals, [b 3 t h w] each: below 1 they are too smooth."""
+    """Return the high-frequency energy of reconstructions divided by that of their originals, [b 3 t h w] each.
+
+    Below 1, the reconstructions are too smooth.
+    """
     return float(high_frequency_energy(rebuilt).sum() / high_frequency_energy(clips).sum())
 
 
 def score_base(cascade: Cascade, captions: Sequence[str], sampling: SamplingConfig, seed: int, batch: int = 32) -> dict[str, float]:
-    """Colour, motion, shape, all three, and shape with colour (``pair``) of samples for these captions."""
+    """Score samples of the base model.
+
+    Args:
+        cascade: with the base model.
+        captions: one for each sample.
+        sampling: settings.
+        seed: of the first sample's noise; each further sample adds 1.
+        batch: samples at once.
+
+    Returns:
+        Correct shares of colour, motion, shape, all three (`all`), and shape with colour (`pair`).
+    """
     request = SampleRequest(prompts=captions, seeds=[seed + i for i in range(len(captions))])
     made = [
         cascade.decode(cascade.sample_stage(cascade.base, request.part(start, batch), sampling)) for start in range(0, len(captions), batch)
@@ -177,9 +197,19 @@ def score_base(cascade: Cascade, captions: Sequence[str], sampling: SamplingConf
 def score_continuation(
     cascade: Cascade, entries: Sequence[IndexEntry], sampling: SamplingConfig, seed: int, batch: int = 32
 ) -> dict[str, float]:
-    """How often a clip goes on in its direction from two given latents and no caption, beside the same without them (chance: 1/6).
+    """Score the motion of clips that the base model continues from two context frames (latents), without a caption.
 
-    The first 5 of 17 true frames are given; the motion is read from the 12 others.
+    The context is the first 5 of 17 true frames; the motion is read from the 12 others. Chance is 1/6.
+
+    Args:
+        cascade: with the base model.
+        entries: clips of the embedded set.
+        sampling: settings.
+        seed: of the first sample's noise; each further sample adds 1.
+        batch: samples at once.
+
+    Returns:
+        Correct shares of the motion with context frames (`motion_continued`) and without (`motion_without_past`).
     """
     captions = [entry.caption for entry in entries]
     given = cascade.encode(read_clips(entries, min(cascade.pixels(cascade.base)))[:, :, : cascade.overlap])
@@ -199,7 +229,19 @@ def score_continuation(
 def score_upscaling(
     cascade: Cascade, stage: str, entries: Sequence[IndexEntry], sampling: SamplingConfig, seed: int, batch: int = 16
 ) -> dict[str, float]:
-    """One super-resolution stage from the true clip's latents one size below, beside bicubic upscaling of those latents decoded."""
+    """Score a super-resolution stage on the latents of true clips at half the size, beside bicubic upscaling of these latents, decoded.
+
+    Args:
+        cascade: with the stage.
+        stage: its name.
+        entries: clips of the embedded set.
+        sampling: settings.
+        seed: of the first sample's noise; each further sample adds 1.
+        batch: samples at once.
+
+    Returns:
+        Correct share of textures and PSNR in dB, of the stage and of bicubic upscaling.
+    """
     size = min(cascade.pixels(stage))
     captions = [entry.caption for entry in entries]
     clips = read_clips(entries, size)
@@ -221,14 +263,14 @@ def score_upscaling(
 
 
 def bicubic(clips: Tensor, size: int) -> Tensor:
-    """Clips [b 3 t h w] at another size, frame by frame."""
+    """Resize clips [b 3 t h w] to `size` rows and columns, frame by frame, with bicubic interpolation."""
     frames = clips.transpose(1, 2).flatten(0, 1)
     larger = F.interpolate(frames, size=(size, size), mode="bicubic").clamp(-1, 1)
     return larger.unflatten(0, (len(clips), -1)).transpose(1, 2)
 
 
 def machine() -> str:
-    """Processor and cores, as figures should be read with."""
+    """Return the processor, its cores and torch's threads, to report beside measurements."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -238,13 +280,13 @@ def machine() -> str:
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    """Write summary.json whole."""
+    """Write summary.json atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(summary, indent=2) + "\n").encode())
 
 
 def render_summary(summary: Mapping[str, Any]) -> Table:
-    """The figures as a table."""
+    """Return the scores of a summary as a table."""
     table = Table("stage", "figure", "value")
     for stage, figures in summary["scores"].items():
         for figure, value in figures.items():

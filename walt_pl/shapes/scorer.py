@@ -1,7 +1,7 @@
-"""Prompt score of the embedded set: reads shape, colour, motion and texture back from pixels, with nothing learned.
+"""Prompt score of the embedded set: analytic readings of shape, colour, motion and texture from pixels, with no learned parts.
 
-A reading is what the clip shows most clearly, whatever the clip: noise gets one as well. Textures are told at 64 and
-128 pixels; at 32 their waves are shorter than two pixels, and every object reads as plain.
+Every clip has a reading, even noise: the best match of each kind. Textures can be read at 64 and 128 pixels. At 32 pixels their waves
+are shorter than two pixels, and every object reads as plain.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from walt_pl.shapes.dataset import COLOURS, PERIOD, RGB, SHAPES, SIZE, distance,
 
 Array = NDArray[np.float32]
 
-# Every second frame tells shape and texture: half the time, the same answers.
+# Shape and texture are read from every second frame: half the time, with equal answers.
 _STRIDE = 2
-# Half of the weakest texture at 64 pixels after a blur of one pixel of 128, twice the strongest that is left at 32.
+# Half of the weakest texture at 64 pixels after a blur of one pixel of 128. Twice the strongest texture that is left at 32 pixels.
 _FAINT = 0.06
-"""Relative amplitude under which an object is plain."""
+"""Relative amplitude below which an object is plain."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a clip shows, in the words of the captions."""
+    """Content of a clip, in the words of the captions."""
 
     shape: str
     colour: str
@@ -36,9 +36,13 @@ class Reading:
 
 
 def read_clip(clip: Tensor) -> Reading:
-    """Read a clip, float [3 t h w] in -1..1 with two frames or more, of any size.
+    """Read shape, colour, motion and texture of a clip.
 
-    Raises ValueError for another shape.
+    Args:
+        clip: float [3 t h w] in -1..1 with two frames or more, of any size.
+
+    Raises:
+        ValueError: the clip has another shape.
     """
     if clip.ndim != 4 or clip.shape[0] != 3 or clip.shape[1] < 2:
         raise ValueError(f"wanted a clip [3 t h w] of two frames or more, got {list(clip.shape)}")
@@ -56,12 +60,17 @@ def read_clip(clip: Tensor) -> Reading:
 
 
 def score(clips: Tensor, captions: Sequence[str]) -> dict[str, float]:
-    """Shares of clips, float [b 3 t h w] in -1..1, that show what their captions say.
+    """Return the shares of clips that agree with their captions.
 
-    Keys: shape, colour, motion, texture, pair (shape and colour together), and all (those and motion together). No motion is right for the
-    caption of a still image.
+    Args:
+        clips: float [b 3 t h w] in -1..1.
+        captions: one for each clip. For the caption of a still image, every motion counts as wrong.
 
-    Raises ValueError for no clips, for another number of captions, and for captions that are not of the embedded set.
+    Returns:
+        Shares 0..1 by key: shape, colour, motion, texture, pair (shape and colour together), and all (pair and motion together).
+
+    Raises:
+        ValueError: there are no clips, or another number of captions, or a caption is not of the embedded set.
     """
     if len(clips) == 0 or len(clips) != len(captions):
         raise ValueError(f"wanted a caption for each of at least one clip, got {len(clips)} clips and {len(captions)} captions")
@@ -75,9 +84,9 @@ def score(clips: Tensor, captions: Sequence[str]) -> dict[str, float]:
 
 
 def _find_object(pixels: Array) -> tuple[str, Array]:
-    """The object's colour and how much of it each pixel holds, [t h w], about 0 on the ground and about 1 inside."""
+    """Return the object's colour, and its matte [t h w]: about 0 on the background and about 1 inside."""
     palette = np.array([RGB[colour] for colour in COLOURS], np.float32)
-    palette -= palette.mean(-1, keepdims=True)  # without their grey: the ground is grey, nothing is left of it
+    palette -= palette.mean(-1, keepdims=True)  # without the grey part, so the grey background projects to zero
     palette /= np.linalg.norm(palette, axis=-1, keepdims=True)
     share = palette @ pixels.reshape(3, -1)  # [colours t*h*w]
     # Each strongly coloured pixel votes with its strength for the colour nearest in direction.
@@ -86,19 +95,19 @@ def _find_object(pixels: Array) -> tuple[str, Array]:
     votes = np.bincount(share[:, strong].argmax(0), weights=strength[strong], minlength=len(COLOURS))
     best = int(votes.argmax())
     own = share[best].reshape(pixels.shape[1:])
-    # Relative to what this clip's object has: a pale reconstruction is still an object.
+    # Relative to this clip's object, so that a pale reconstruction still counts as an object.
     inside = own[own > 0.5 * _peak(own)]
     level = float(np.median(inside)) if inside.size else 1.0
     return COLOURS[best], _smooth(own) / max(level, 1e-3)
 
 
 def _peak(values: Array) -> float:
-    """What one pixel in a hundred exceeds: a lone bright one sets no measure. Every seventh pixel will do."""
+    """Return the 99th percentile, which single bright pixels do not change. Every seventh pixel is enough."""
     return float(np.quantile(values.ravel()[::7], 0.99))
 
 
 def _smooth(matte: Array) -> Array:
-    """Mean over about the length of a wave: a texture's troughs are no holes, a lone noisy pixel is no object."""
+    """Average over about the length of a wave. This fills a texture's troughs and removes single noisy pixels."""
     width = max(1, round(PERIOD * matte.shape[-1] / SIZE)) | 1
     for axis in (1, 2):
         padding = [(0, 0)] * 3
@@ -110,7 +119,7 @@ def _smooth(matte: Array) -> Array:
 
 
 def _places(masks: NDArray[np.bool_]) -> Array:
-    """Centre x, centre y and area of each frame's object in pixels, [t 3]; area 0 in the middle without one."""
+    """Return centre x, centre y and area of each frame's object in pixels, [t 3]; without an object, the frame's centre and area 0."""
     height, width = masks.shape[1:]
     area = masks.sum((1, 2)).astype(np.float32)
     x = (masks.sum(1) * (np.arange(width) + 0.5)).sum(-1)
@@ -120,7 +129,10 @@ def _places(masks: NDArray[np.bool_]) -> Array:
 
 
 def _motion(places: Array, height: int, width: int) -> str:
-    """The largest of three changes over the clip, by straight lines through all frames: x, y, and twice the radius."""
+    """Return the motion with the largest of three changes over the clip: x, y, and twice the radius.
+
+    Each change is the slope of a straight line fitted to all frames.
+    """
     time = np.linspace(-0.5, 0.5, len(places))
     x, y, area = places.T.astype(np.float64)
     values = np.stack([x / width, y / height, 2 * np.sqrt(area / (math.pi * height * width))])
@@ -131,7 +143,7 @@ def _motion(places: Array, height: int, width: int) -> str:
 
 
 def _shape(masks: NDArray[np.bool_], places: Array) -> str:
-    """The shape that covers the masks best when it is painted with their areas around their centres."""
+    """Return the shape with the best overlap with the masks, when painted with their areas around their centres."""
     x = np.arange(masks.shape[2], dtype=np.float32) + 0.5 - places[:, 0, None, None]
     y = np.arange(masks.shape[1], dtype=np.float32)[:, None] + 0.5 - places[:, 1, None, None]
     overlap = []
@@ -145,14 +157,14 @@ def _shape(masks: NDArray[np.bool_], places: Array) -> str:
 
 
 def _unit(shape: str) -> tuple[float, float]:
-    """Area of a shape of radius 1, and how far its centre of mass lies below the centre of its box."""
+    """Return the area of a shape of radius 1, and the distance of its centre of mass below the centre of its box."""
     grid = np.linspace(-1.2, 1.2, 241, dtype=np.float32)
     inside = distance(shape, grid[None], grid[:, None], np.ones((1, 1), np.float32)) < 0
     return float(inside.sum() * 0.01**2), float((inside.sum(1) * grid).sum() / inside.sum())
 
 
 def _texture(pixels: Array, masks: NDArray[np.bool_], places: Array, colour: str) -> str:
-    """Waves of the known length along x and along y, inside the object, relative to its brightness."""
+    """Return the texture, from waves of the known length along x and y inside the object, relative to its brightness."""
     tone = np.array(RGB[colour], np.float32) / 255
     light = np.tensordot(tone / (tone @ tone), pixels, 1)  # [t h w], 1 in a plain object
     inner = _window(masks, places)
@@ -169,7 +181,10 @@ def _texture(pixels: Array, masks: NDArray[np.bool_], places: Array, colour: str
 
 
 def _window(masks: NDArray[np.bool_], places: Array) -> Array:
-    """Weights of a texture's pixels, [t h w]: a bell of 0.4 of the object's radius, so that its edges make no waves."""
+    """Return weights of a texture's pixels, [t h w]: a Gaussian with sigma 0.4 of the object's radius.
+
+    It suppresses the object's edges, which would count as waves.
+    """
     x = np.arange(masks.shape[2], dtype=np.float32) + 0.5 - places[:, 0, None]
     y = np.arange(masks.shape[1], dtype=np.float32) + 0.5 - places[:, 1, None]
     spread = np.maximum(places[:, 2] / math.pi, 1)[:, None] * 2 * 0.4**2

@@ -1,15 +1,15 @@
-"""Features of frozen text encoders: which encoder an artifact was trained with, and its tokens computed once a caption.
+"""Features of frozen text encoders: identity of an artifact's encoder, and a cache of tokens that computes each caption once.
 
-A cache is a folder `text-HASH` of shards that nobody changes once they are written, so that any number of processes add to it:
+A cache is a folder `text-HASH` of shards. A written shard never changes, so any number of processes can add shards:
 
     sha256  [n 32]   of each caption
-    start   [n + 1]  where its tokens begin
+    start   [n + 1]  row of its first token
     crc32   [n]      of its tokens
     tokens  [sum e]  in the encoder's dtype, words only
 
 Ten million captions of 20 words at width 2048 are 0.8 TB in bfloat16; padded to 128 words they would be 5.2 TB.
 
-The key (files of the encoder, length, dtype) names the folder and stands in every shard; a shard with another key is not read.
+The key (files of the encoder, length, dtype) names the folder, and every shard contains it. A shard with another key is not read.
 """
 
 import contextlib
@@ -41,49 +41,49 @@ from walt_pl.text.pretrained_encoder import PretrainedTextEncoder, files_of
 from walt_pl.text.small_encoder import PretrainedTextConfig
 
 SECTION = "pretrained_text"
-"""Section of model.yaml: the config and identity of the frozen encoder that a base model was trained with."""
+"""Section of model.yaml: config and hash of the frozen encoder that a base model was trained with."""
 HASHES = "encoders.json"
-"""File beside the caches that remembers the hashes of encoders' files."""
+"""File beside the caches with the hashes of encoders' files."""
 SHARD_CAPTIONS = 1024
 BATCH = 64
-"""Captions encoded together."""
+"""Captions in one call of the encoder."""
 _FORMAT = 1
 
 
-# ---- Which encoder ---------------------------------------------------------------------------------------------------
+# ---- Identity of the encoder -----------------------------------------------------------------------------------------
 
 
 def encoder_sha256(config: PretrainedTextConfig, memory: Path | None = None, download: bool = True) -> str:
-    """Hash over names, sizes and bytes of an encoder's files.
+    """Return the hash of the names, sizes and bytes of an encoder's files.
 
     Args:
         config: the encoder.
-        memory: file that keeps the hashes by path, size and time of change, so that 10 GB are read once.
-        download: see :func:`files_of`.
+        memory: file that stores the hashes by path, size and modification time, so that 10 GB are read once; None for no file.
+        download: see `files_of`.
 
     Raises:
         ValueError: a file is missing.
     """
-    known = _remembered(memory)
+    known = _read_hashes(memory)
     before = dict(known)
     lines: list[str] = [config.kind]
     for name, path in sorted(files_of(config, download).items()):
         stat = path.stat()
         place, seen = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
         if known.get(place, [])[:2] != seen:
-            # As in file_sha256: a file changed just now may change again without a new time.
+            # As in file_sha256: a file that changed a moment ago may change again without a new modification time.
             settled = time.time_ns() - stat.st_mtime_ns > 2_000_000_000
             known[place] = [*(seen if settled else [0, 0]), file_sha256(path)]
         lines.append(f"{name} {stat.st_size} {known[place][2]}")
     if memory is not None and known != before:
-        # Only a memory: where it cannot be written, the files are read again next time.
+        # If the file cannot be written, the next call hashes the encoder's files again.
         with contextlib.suppress(OSError):
             memory.parent.mkdir(parents=True, exist_ok=True)
             write_whole(memory, json.dumps(known, indent=1).encode())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _remembered(memory: Path | None) -> dict[str, list[Any]]:
+def _read_hashes(memory: Path | None) -> dict[str, list[Any]]:
     try:
         return dict(json.loads(memory.read_text(encoding="utf-8"))) if memory is not None else {}
     except (OSError, ValueError):
@@ -91,23 +91,26 @@ def _remembered(memory: Path | None) -> dict[str, list[Any]]:
 
 
 def encoder_section(config: PretrainedTextConfig, sha256: str) -> dict[str, Any]:
-    """What model.yaml says of an encoder."""
+    """Return the section of model.yaml for an encoder, from its config and hash."""
     return {SECTION: {**dataclasses.asdict(config), "sha256": sha256}}
 
 
 def recorded_encoder(artifact: Artifact, path: str | None, option: str, memory: Path | None = None) -> PretrainedTextConfig | None:
-    """The frozen encoder an artifact was trained with, after comparing its files; None where it has none.
+    """Return the frozen encoder that an artifact was trained with, after a comparison of its files' hash.
 
-    The name in the artifact may be a stranger's: only what lies on this machine already is read by it.
+    An artifact may come from a stranger. The path in it therefore selects only files that are on this machine already.
 
     Args:
         artifact: of a base model.
-        path: where the encoder lies, if not where it lay in training.
-        option: what to type to give another place.
-        memory: see :func:`identity`.
+        path: of the encoder, if not that of training.
+        option: command-line option for another path, for the messages.
+        memory: see `encoder_sha256`.
+
+    Returns:
+        Config of the encoder; None for an artifact without one.
 
     Raises:
-        ValueError: the encoder's files are missing or others.
+        ValueError: the encoder's files are missing or differ, or there is a `path` for an artifact without a frozen encoder.
     """
     if SECTION not in artifact.config:
         if path is not None:
@@ -134,11 +137,11 @@ def recorded_encoder(artifact: Artifact, path: str | None, option: str, memory: 
 
 
 class FeatureCache:
-    """Tokens of captions on disk, for one encoder.
+    """Cache on disk of the tokens of captions, for one encoder.
 
     Args:
-        folder: where the shards lie or will lie.
-        key: what the features depend on.
+        folder: of the shards; it need not exist.
+        key: everything that the features depend on.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, object]) -> None:
@@ -146,19 +149,19 @@ class FeatureCache:
         self.key = json.dumps({**key, "format": _FORMAT}, sort_keys=True)
         self._shards: list[Path] = []
         self._seen: set[str] = set()
-        # First 8 bytes of a caption's hash, in order, with shard and row: 16 bytes a caption.
+        # First 8 bytes of each caption's hash, sorted, with shard and row: 16 bytes a caption.
         self._hashes = np.zeros(0, np.uint64)
         self._places = np.zeros((0, 2), np.int32)
 
     def look(self) -> None:
-        """Find the shards written since, by any process."""
+        """Find the shards that any process has written since the last call. A damaged or stale shard warns."""
         hashes, places = [self._hashes], [self._places]
         for path in sorted(self.folder.glob("*.safetensors")):
             if path.name in self._seen:
                 continue
             self._seen.add(path.name)
             try:
-                shard = _opened(path)
+                shard = _open_shard(path)
                 key = (shard.metadata() or {}).get("key")
                 sums = shard.get_tensor("sha256").numpy()
             except (SafetensorError, OSError) as error:
@@ -172,10 +175,11 @@ class FeatureCache:
             self._shards.append(path)
         every = np.concatenate(hashes)
         order = np.argsort(every, kind="stable")
-        self._hashes, self._places = every[order], np.concatenate(places)[order]
+        self._hashes = every[order]
+        self._places = np.concatenate(places)[order]
 
     def missing(self, captions: Iterable[str]) -> list[str]:
-        """The captions that no shard has, each once, in order."""
+        """Return the captions that no shard has, without repeats, sorted."""
         wanted = sorted(set(captions))
         if not wanted:
             return []
@@ -183,13 +187,13 @@ class FeatureCache:
         return [caption for caption, there in zip(wanted, known, strict=True) if not there]
 
     def read(self, caption: str) -> Tensor | None:
-        """Tokens [n e] of a caption; None where there are none, or where they are damaged."""
+        """Return the tokens [n e] of a caption; None where no shard has them. Damaged tokens warn and count as missing."""
         digest = _sums([caption])
         first, last = (int(np.searchsorted(self._hashes, _prefixes(digest)[0], side)) for side in ("left", "right"))
         for number, row in self._places[first:last]:
             path = self._shards[number]
             try:
-                shard = _opened(path)
+                shard = _open_shard(path)
                 if not np.array_equal(shard.get_slice("sha256")[row : row + 1].numpy(), digest):
                     continue
                 start, stop = shard.get_slice("start")[row : row + 2].tolist()
@@ -203,10 +207,14 @@ class FeatureCache:
         return None
 
     def write(self, captions: Sequence[str], rows: Sequence[Tensor]) -> None:
-        """Add a shard with the tokens [n e] of captions; whole or not at all.
+        """Add a shard with the tokens of captions. The write is atomic.
+
+        Args:
+            captions: the captions.
+            rows: tokens [n e] of each caption.
 
         Raises:
-            OSError: the disk is full.
+            OSError: the shard cannot be written; for a full disk, the message has the sizes.
         """
         starts = torch.tensor([0, *(len(row) for row in rows)]).cumsum(0)
         tensors = {
@@ -230,17 +238,17 @@ class FeatureCache:
             ) from error
 
     def remove_left_overs(self) -> None:
-        """Free the space of shards that were half written when their process died."""
+        """Delete temporary files older than an hour: incomplete shards of processes that died."""
         for path in self.folder.glob(".*.tmp"):
-            # Another process may be writing one right now.
+            # Another process may be writing or deleting this file.
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - path.stat().st_mtime > 3600:
                     path.unlink()
 
 
 @lru_cache(maxsize=256)
-def _opened(path: Path) -> Any:
-    """A shard, mapped into memory; its bytes never change."""
+def _open_shard(path: Path) -> Any:
+    """Map a shard into memory. The result can be cached, since a shard's bytes never change."""
     return safe_open(path, framework="pt")
 
 
@@ -256,21 +264,23 @@ def _crc(tokens: Tensor) -> int:
     return zlib.crc32(tokens.contiguous().view(torch.uint8).numpy().tobytes())
 
 
-# ---- An encoder that remembers ---------------------------------------------------------------------------------------
+# ---- Encoder with the cache ------------------------------------------------------------------------------------------
 
 
 class CachedTextEncoder:
-    """A frozen text encoder whose features are read from disk; it is loaded only for captions that are not there.
+    """Frozen text encoder that reads its features from disk. It loads the model only for captions that the cache lacks.
 
     Args:
-        config: which encoder.
-        sha256: its identity.
-        folder: where caches lie, such as runs/EXP/cache.
-        device: where tokens go and the encoder runs.
+        config: of the encoder.
+        sha256: of the encoder's files, see `encoder_sha256`.
+        folder: of the caches, such as runs/EXP/cache.
+        device: of the tokens and of the model.
     """
 
     def __init__(self, config: PretrainedTextConfig, sha256: str, folder: Path, device: torch.device | str = "cpu") -> None:
-        self.config, self.sha256, self.width = config, sha256, config.width
+        self.config = config
+        self.sha256 = sha256
+        self.width = config.width
         self.device = torch.device(device)
         key = {"encoder": sha256, "width": config.width, "length": config.max_length, "dtype": config.dtype}
         name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -279,25 +289,26 @@ class CachedTextEncoder:
         self._encoder: PretrainedTextEncoder | None = None
 
     def to(self, device: torch.device | str) -> "CachedTextEncoder":
-        """The same on another device."""
+        """Move the encoder to a device, and return it."""
         if self.device != torch.device(device):
-            self.device, self._encoder = torch.device(device), None
+            self.device = torch.device(device)
+            self._encoder = None
         return self
 
     def fill(self, captions: Iterable[str], rank: int = 0, ranks: int = 1, barrier: Callable[[], object] = lambda: None) -> None:
-        """Compute what is missing of these captions, each rank its share, and let go of the encoder.
+        """Compute the missing features of captions, each rank its share, then release the model.
 
-        Shares and batches follow from the captions alone, so that an interrupted build goes on to the same bytes.
+        Shares and batches depend on the captions alone. An interrupted build therefore continues to equal bytes.
 
         Args:
-            captions: all of them, on every rank.
+            captions: all captions, on every rank.
             rank: of this process.
-            ranks: how many work together.
-            barrier: waits for the others.
+            ranks: number of processes that share the work.
+            barrier: waits for the other ranks.
         """
         self.cache.look()
         missing = self.cache.missing(captions)
-        # Nobody writes before everybody has made the list.
+        # No rank may write before all ranks have listed the missing captions.
         barrier()
         if missing:
             if rank == 0:
@@ -314,7 +325,11 @@ class CachedTextEncoder:
         self._encoder = None
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Captions to tokens [s l e] in the encoder's dtype and their mask [s l]; what the cache lacks is encoded and added to it."""
+        """Encode captions. Those that the cache lacks are computed and added to it.
+
+        Returns:
+            Tokens [s l e] in the encoder's dtype, and their mask [s l] (true = a word).
+        """
         if not captions:
             empty = torch.zeros(0, 1, self.width, dtype=getattr(torch, self.config.dtype), device=self.device)
             return empty, torch.zeros(0, 1, dtype=torch.bool, device=self.device)
@@ -330,7 +345,7 @@ class CachedTextEncoder:
         return tokens.to(self.device), mask.to(self.device)
 
     def _compute(self, captions: Sequence[str]) -> dict[str, Tensor]:
-        """Encode captions and put them on disk; captions of about one length share a batch."""
+        """Encode captions, write their tokens to disk and return them. Captions of similar length share a batch."""
         self._encoder = self._encoder or PretrainedTextEncoder(self.config, self.device)
         ordered = sorted(captions, key=lambda caption: (len(caption), caption))
         rows: list[Tensor] = []

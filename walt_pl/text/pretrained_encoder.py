@@ -1,6 +1,6 @@
-"""Pretrained text encoders, frozen: T5, CLIP's text tower, and whatever transformers' AutoModel reads.
+"""Pretrained text encoders, frozen: T5, CLIP's text tower, and every model that transformers' AutoModel reads.
 
-The encoder is no nn.Module on the outside, so that it stays out of the parameters, checkpoints and artifact of the stage that uses it.
+The encoder is not an nn.Module. A stage that uses it therefore keeps it out of its parameters, checkpoints and artifact.
 """
 
 import importlib
@@ -18,7 +18,7 @@ from walt_pl.text.small_encoder import PretrainedTextConfig
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.txt", "vocab.json")
 SMALL = ("config.json", *TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 WEIGHTS = ("*.safetensors", "*.bin")
-"""The first kind that a folder has is read."""
+"""Patterns of weight files; the first one that matches in a folder is read."""
 
 _PACKAGES = {"transformers": "transformers==5.23.0", "open_clip": "open-clip-torch==3.3.0"}
 
@@ -27,14 +27,15 @@ _PACKAGES = {"transformers": "transformers==5.23.0", "open_clip": "open-clip-tor
 
 
 def files_of(config: PretrainedTextConfig, download: bool = True) -> dict[str, Path]:
-    """The files an encoder is made of by name: configuration, tokenizer and weights; of a hub name, those of the local snapshot.
+    """Return the files of an encoder by name: configuration, tokenizer and weights. For a hub name, they are in the local snapshot.
 
     Args:
         config: the encoder.
-        download: a hub name that has no local snapshot. False for a name that no person has typed, such as one in an artifact.
+        download: whether a hub name without a local snapshot is downloaded. False for a name that no person has typed, such as one in
+            an artifact.
 
     Raises:
-        ValueError: one is missing; the message says where it was looked for and how to get it.
+        ValueError: a file is missing; the message has the place and the way to get it.
     """
     if config.kind == "clip":
         model, _, file = config.path.partition("@")
@@ -48,7 +49,7 @@ def files_of(config: PretrainedTextConfig, download: bool = True) -> dict[str, P
     weights = next((named for pattern in WEIGHTS if (named := [p for p in found if fnmatch(p.name, pattern)])), [])
     small = [p for p in found if any(fnmatch(p.name, pattern) for pattern in SMALL)]
     index = [p for p in found if weights and p.name.endswith(f"{weights[0].suffix}.index.json")]
-    # Without these files transformers makes up an empty vocabulary or random weights, and says nothing.
+    # Without these files, transformers silently uses an empty vocabulary or random weights.
     lacks = [] if (folder / "config.json").is_file() else ["config.json"]
     lacks += [] if any(fnmatch(p.name, pattern) for p in small for pattern in TOKENIZERS) else [f"a tokenizer ({', '.join(TOKENIZERS)})"]
     lacks += [] if weights else [f"weights ({' or '.join(WEIGHTS)})"]
@@ -62,7 +63,13 @@ def files_of(config: PretrainedTextConfig, download: bool = True) -> dict[str, P
 
 
 def _folder(path: str, download: bool) -> Path:
-    """A local folder as it is, a hub name as its local snapshot, downloaded where it is not there yet and may be."""
+    """Return a local folder unchanged, and for a hub name the folder of its local snapshot.
+
+    A missing snapshot is downloaded where `download` allows it.
+
+    Raises:
+        ValueError: there is no such folder or snapshot, or the download fails or has no weights.
+    """
     local = Path(path).expanduser()
     if local.is_dir():
         return local
@@ -70,7 +77,7 @@ def _folder(path: str, download: bool) -> Path:
         raise ValueError(f"text.path: there is no folder {local.absolute()}; copy the text encoder there, or name the folder it lies in")
     hub = _package("huggingface_hub")
     try:
-        # What is here already first: a newer revision on the hub would be another encoder.
+        # Try the local snapshot first: a newer revision on the hub would be another encoder.
         for offline in (True, False) if download else (True,):
             for pattern in WEIGHTS:
                 try:
@@ -105,23 +112,24 @@ def _package(name: str) -> Any:
 
 
 class _Library(Protocol):
-    """What is asked of a library: piece ids of captions, token states of ids."""
+    """Interface to a library of encoders: token ids of captions, and token states of ids."""
 
     model: nn.Module
     limit: int
-    """Tokens of a caption at most."""
+    """Largest number of tokens of a caption."""
     pad: int
+    """Id of the padding token."""
 
     def pieces(self, caption: str) -> list[int]:
-        """All ids of a caption, with those that stand for its beginning and end."""
+        """Return all token ids of a caption, with the start and end tokens."""
         ...
 
     def cut(self, caption: str) -> list[int]:
-        """The ids of a caption that fit, still with its end."""
+        """Return at most `limit` token ids of a caption, with the end token."""
         ...
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Padded ids [s l] and their mask to token states [s l e]."""
+        """Return token states [s l e] of padded ids [s l] and their mask [s l]."""
         ...
 
 
@@ -132,12 +140,12 @@ class _Transformers:
         folder = files_of(config)["config.json"].parent
         kind = library.T5EncoderModel if config.kind == "t5" else library.AutoModel
         try:
-            here = {"local_files_only": True, "trust_remote_code": False}  # neither a network nor code beside the weights
+            here = {"local_files_only": True, "trust_remote_code": False}  # no network, and no code beside the weights
             self.tokenizer = library.AutoTokenizer.from_pretrained(folder, **here)
             self.model, loaded = kind.from_pretrained(folder, dtype=getattr(torch, config.dtype), output_loading_info=True, **here)
-        except Exception as error:  # every library below raises its own
+        except Exception as error:  # each library raises errors of its own
             raise ValueError(f"text.path: {folder} cannot be read as kind {config.kind}: {error}") from error
-        # transformers fills what is missing with random values. Poolers come after the token states.
+        # transformers fills missing weights with random values. Poolers follow the token states, so they may be missing.
         missing = sorted(key for key in loaded["missing_keys"] if "pooler" not in key)
         if missing:
             raise ValueError(
@@ -165,7 +173,7 @@ class _Clip:
     def __init__(self, config: PretrainedTextConfig) -> None:
         library = _package("open_clip")
         [(name, file)] = files_of(config).items()
-        # Only the models of the package: hf-hub:NAME would be downloaded, local-dir:NAME opened.
+        # Allow only the package's own models: open_clip would download hf-hub:NAME, and open local-dir:NAME.
         described = library.get_model_config(name) if name in library.list_models() else None
         if described is None:
             raise ValueError(
@@ -174,9 +182,9 @@ class _Clip:
         if {"hf_tokenizer_name", "hf_model_name"} & set(described["text_cfg"]):
             raise ValueError(f"text.path: the tokenizer of {name} is no part of open_clip; use its text encoder by kind auto")
         try:
-            # Custom text: the tower is a module of its own, and the image tower can go.
+            # force_custom_text makes the text tower a separate module, so the image tower can be freed.
             tower = library.create_model(name, pretrained=str(file), force_custom_text=True).text
-        except Exception as error:  # every library below raises its own
+        except Exception as error:  # each library raises errors of its own
             raise ValueError(f"text.path: {file} does not hold the weights of {name}: {error}") from error
         tower.output_tokens = True
         self.model: nn.Module = tower.to(getattr(torch, config.dtype))
@@ -191,7 +199,7 @@ class _Clip:
         return [*self.pieces(caption)[: self.limit - 1], self.tokenizer.eot_token_id]
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
-        # The tower's causal mask has its full length; words never see the padding behind them.
+        # The tower's causal mask has the full context length. Under it, words do not see the padding after them.
         padded = nn.functional.pad(ids, (0, self.context - ids.shape[1]))
         states: Tensor = self.model(padded)[1]
         return states[:, : ids.shape[1]]
@@ -201,21 +209,23 @@ class _Clip:
 
 
 class PretrainedTextEncoder:
-    """A pretrained text encoder in evaluation mode and its own dtype, whatever autocast is on.
+    """Pretrained text encoder, in evaluation mode and in its own dtype under every autocast.
 
     Args:
-        config: which.
-        device: where it runs.
+        config: of the encoder.
+        device: to run on.
 
     Raises:
-        ValueError: the files are missing or do not fit, or the encoder has another width than ``config.width``.
+        ValueError: the files are missing or do not fit, or the encoder has another width than `config.width`.
     """
 
     def __init__(self, config: PretrainedTextConfig, device: torch.device | str = "cpu") -> None:
-        self.config, self.width = config, config.width
-        self.device, self.dtype = torch.device(device), getattr(torch, config.dtype)
+        self.config = config
+        self.width = config.width
+        self.device = torch.device(device)
+        self.dtype = getattr(torch, config.dtype)
         self.truncated = 0
-        # Initial values are thrown away; drawing them must not move a seed.
+        # The libraries draw initial weights before they load; that must not change the state of the global generator.
         with torch.random.fork_rng(devices=[]):
             self._library: _Library = _Clip(config) if config.kind == "clip" else _Transformers(config)
         self._library.model.to(self.device).eval().requires_grad_(False)
@@ -228,10 +238,13 @@ class PretrainedTextEncoder:
 
     @torch.no_grad()
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Captions to tokens [s l e] in the encoder's dtype and their mask [s l]; at least one token each.
+        """Encode captions.
+
+        Returns:
+            Tokens [s l e] in the encoder's dtype, and their mask [s l] (true = a word); every caption has at least one token.
 
         Raises:
-            ValueError: a state is not finite.
+            ValueError: a token state is not finite.
         """
         if not captions:
             none = torch.zeros(0, 1, self.width, dtype=self.dtype, device=self.device)
@@ -247,7 +260,7 @@ class PretrainedTextEncoder:
         return states, mask
 
     def _pieces(self, caption: str) -> list[int]:
-        """The pieces that fit; a caption that loses its end is counted, and the first one told of."""
+        """Return the token ids of a caption, truncated to the limit. Truncated captions are counted, and the first one warns."""
         pieces = self._library.pieces(caption)
         if len(pieces) <= self._library.limit:
             return pieces

@@ -1,7 +1,7 @@
 """Text encoders: captions to tokens that the denoiser attends to.
 
-The seam is :class:`TextEncoder`. The encoder here is small and trained together with the base model; SR stages load it frozen from the
-base's artifact. Pretrained ones, such as the paper's T5-XL, are in `text_frozen`.
+`TextEncoder` is the interface. The encoder here is small and trained together with the base model. Super-resolution stages load
+it, frozen, from the base's artifact. Pretrained encoders, such as the paper's T5-XL, are in `walt_pl.text.pretrained_encoder`.
 """
 
 import io
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 
 class TextEncoder(Protocol):
-    """What a stage needs of a text encoder."""
+    """Interface of a text encoder, as stages use it."""
 
     width: int
     """Channels of a token."""
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Captions to tokens [s l e] and their mask [s l] (true = a word)."""
+        """Encode captions as tokens [s l e] and their mask [s l] (true = a word)."""
         ...
 
 
 @dataclass(frozen=True)
 class SmallTextConfig:
-    """A small transformer over a sentencepiece vocabulary of the captions themselves."""
+    """A small transformer over a sentencepiece vocabulary learnt from the training captions."""
 
     width: int = 128
     """Channels of a token."""
@@ -36,9 +36,9 @@ class SmallTextConfig:
     num_heads: int = 4
     """Attention heads."""
     vocab_size: int = 256
-    """Pieces of the vocabulary at most."""
+    """Largest number of pieces in the vocabulary."""
     max_length: int = 16
-    """Tokens of a caption; longer ones are cut."""
+    """Largest number of tokens of a caption; longer captions are truncated."""
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
@@ -50,19 +50,26 @@ class PretrainedTextConfig:
     """A pretrained text encoder, frozen."""
 
     kind: Literal["t5", "clip", "auto"]
-    """Which library reads it: transformers' T5EncoderModel, open_clip's text tower, transformers' AutoModel."""
+    """Library that reads it: t5 is transformers' T5EncoderModel, clip open_clip's text tower, auto transformers' AutoModel."""
     path: str
     """Local folder or hub name; for clip MODEL@FILE, an open_clip model name and its local weight file."""
     width: int
     """Channels of a token."""
     max_length: int = 128
-    """Tokens of a caption; longer ones are cut."""
+    """Largest number of tokens of a caption; longer captions are truncated."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Of its weights and arithmetic."""
+    """Number format of its weights and arithmetic."""
 
 
 def train_vocabulary(captions: Iterable[str], size: int) -> bytes:
-    """A sentencepiece BPE model of at most ``size`` pieces, as the bytes of its file.
+    """Train a sentencepiece BPE model on captions.
+
+    Args:
+        captions: of the training split.
+        size: largest number of pieces.
+
+    Returns:
+        Bytes of the model's file.
 
     Raises:
         ValueError: there is no caption to learn from.
@@ -90,9 +97,9 @@ def train_vocabulary(captions: Iterable[str], size: int) -> bytes:
 
 
 class SmallTextEncoder(nn.Module):
-    """Sentencepiece ids through a transformer of our own.
+    """Small transformer over sentencepiece ids.
 
-    The vocabulary is no parameter: :meth:`load_vocabulary` gives it, from training or from the artifact's ``tokenizer.model``.
+    The vocabulary is not a parameter: `load_vocabulary` sets it, from training or from the artifact's `tokenizer.model`.
     """
 
     def __init__(self, config: SmallTextConfig) -> None:
@@ -115,7 +122,10 @@ class SmallTextEncoder(nn.Module):
         self.layers = nn.TransformerEncoder(layer, config.depth, nn.LayerNorm(config.width), enable_nested_tensor=False)
 
     def load_vocabulary(self, vocabulary: bytes) -> None:
-        """Take a sentencepiece model, given as the bytes of its file.
+        """Set the vocabulary.
+
+        Args:
+            vocabulary: bytes of a sentencepiece model's file.
 
         Raises:
             ValueError: it has more pieces than the embedding has rows.
@@ -128,7 +138,14 @@ class SmallTextEncoder(nn.Module):
         self.vocabulary = vocabulary
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Captions to tokens [s l e] and their mask [s l]; at least one token each, the pad for an empty caption."""
+        """Encode captions.
+
+        Returns:
+            Tokens [s l e] and their mask [s l] (true = a word). An empty caption has one token, the padding.
+
+        Raises:
+            RuntimeError: there is no vocabulary yet.
+        """
         if not self.vocabulary:
             raise RuntimeError("text: no vocabulary yet; call load_vocabulary first")
         if not captions:
@@ -141,7 +158,7 @@ class SmallTextEncoder(nn.Module):
         return self(ids, mask), mask
 
     def _cut(self, ids: list[int]) -> list[int]:
-        """The pieces that fit; a caption that loses its end is counted, and the first one told of."""
+        """Return at most `max_length` of the ids. Truncated captions are counted, and the first one warns."""
         if len(ids) > self.config.max_length:
             self.truncated += 1
             if self.truncated == 1:
@@ -153,9 +170,9 @@ class SmallTextEncoder(nn.Module):
         return ids[: self.config.max_length]
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Piece ids [s l] and their mask to tokens [s l e]."""
+        """Return tokens [s l e] of piece ids [s l] and their mask [s l]."""
         words = self.embedding(ids)
         out: Tensor = self.layers(words + self.position[: ids.shape[1]], src_key_padding_mask=~mask)
-        # The words themselves beside what became of them: the base model, which trains this encoder, has no use for a word that tells of
-        # fine texture, and its layers made such words nearly the same. Super-resolution needs them, and finds the encoder frozen.
+        # Add the word embeddings to the output of the layers. The base model trains this encoder, and needs no words for fine texture:
+        # the layers made such words nearly equal. Super-resolution needs these words, and uses the encoder frozen.
         return out + words
