@@ -79,7 +79,7 @@ def run_ablations(experiment: Path, run: Path, index: Path, out: Path) -> None:
     for change in CHANGES:
         folder = run / "ablations" / change.name
         done = folder / "result.json"
-        if folder.exists() and read_card(vae)["sha256"] != _marked(folder / "parent.txt"):
+        if folder.exists() and read_card(vae)["sha256"] != _read_mark(folder / "parent.txt"):
             print(f"ablate: {folder} is of another autoencoder and trained anew: the rows of a table share theirs", flush=True)
             shutil.rmtree(folder)
         if not done.exists():
@@ -118,7 +118,7 @@ def _train(experiment: Path, folder: Path, name: str, vae: Path, index: Path) ->
     return time.monotonic() - began
 
 
-def _marked(path: Path) -> str:
+def _read_mark(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 

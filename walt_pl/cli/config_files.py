@@ -17,7 +17,7 @@ def extended_by_first_config(arguments: list[str]) -> list[str]:
     Raises:
         ValueError: the first config is not that of a stage, and neither --stage nor a config names the stage.
     """
-    configs, stage = _typed(arguments)
+    configs, stage = _parse_typed(arguments)
     if not configs:
         return []
     first = configs[0]
@@ -34,11 +34,11 @@ def extended_by_first_config(arguments: list[str]) -> list[str]:
 
 def configs_of(arguments: list[str]) -> list[Path]:
     """Return the configuration files of a command line and those that the first one extends, the lowest first."""
-    configs, _ = _typed(arguments)
+    configs, _ = _parse_typed(arguments)
     return [*extended_files(configs[0]), *configs] if configs else []
 
 
-def _typed(arguments: list[str]) -> tuple[list[Path], str | None]:
+def _parse_typed(arguments: list[str]) -> tuple[list[Path], str | None]:
     """Return the values of --config and of --stage."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="append", default=[], type=Path)

@@ -144,7 +144,7 @@ class PlanCLI(WaltCLI):
                 engine: {
                     **asdict(b),
                     "total": {way: b.total(way) for way in b.activations},
-                    "fits_gib": {way: _fitting(b, way) for way in b.activations},
+                    "fits_gib": {way: _fitting_cards(b, way) for way in b.activations},
                 }
                 for engine, b in held.items()
             },
@@ -206,7 +206,7 @@ class PlanCLI(WaltCLI):
             Console().print(render(report))
 
 
-def _fitting(b: EngineMemory, way: str) -> list[int]:
+def _fitting_cards(b: EngineMemory, way: str) -> list[int]:
     """Return the cards that a plan fits on."""
     return [card for card in CARDS if b.total(way) <= USABLE * card * 2**30]
 

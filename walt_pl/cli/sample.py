@@ -77,7 +77,7 @@ def sample(
         text_encoder: path of the run's pretrained text encoder on this machine, if it differs from that in training.
     """
     _check_sample(image, continue_, seconds, fps, out)
-    texts, labels = _wanted(prompt, prompts, label, optional=image is not None or continue_ is not None)
+    texts, labels = _read_prompts(prompt, prompts, label, optional=image is not None or continue_ is not None)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = stages.split(",") if isinstance(stages, str) else stages
     cascade = Cascade.open(run, wanted, allow_stale, device, getattr(torch, dtype) if dtype else None, text_encoder)
@@ -88,7 +88,7 @@ def sample(
     seeds = [seed + i for i in range(max(len(texts), len(labels)))]
     fps = fps or sampling_fps(cascade)
     frames = cascade.clip_frames if seconds is None else frame_count(seconds, fps)
-    context_latents = {stage: z.expand(len(seeds), -1, -1, -1, -1) for stage, z in _past(cascade, image, continue_, crop).items()}
+    context_latents = {stage: z.expand(len(seeds), -1, -1, -1, -1) for stage, z in _encode_context(cascade, image, continue_, crop).items()}
     request = SampleRequest(texts, labels, negative_prompt, seeds, context_latents)
     clips = make_clips(cascade, request, sampling, batch, frames)
     _write_clips(Path(out), clips, texts or [f"class {number}" for number in labels], fps)
@@ -109,7 +109,7 @@ def _check_sample(image: str | None, clip: str | None, seconds: float | None, fp
             raise ValueError(f"sample: {name} must be above 0, got {value:g}")
 
 
-def _past(cascade: Cascade, image: str | None, clip: str | None, crop: bool) -> dict[str, torch.Tensor]:
+def _encode_context(cascade: Cascade, image: str | None, clip: str | None, crop: bool) -> dict[str, torch.Tensor]:
     """Return the latents of the context frames from --image or --continue, by stage [1 c 1|2 h w].
 
     Raises:
@@ -126,7 +126,7 @@ def _past(cascade: Cascade, image: str | None, clip: str | None, crop: bool) -> 
     return cascade.encode_context(pictures, clip, crop)
 
 
-def _wanted(prompt: str | None, prompts: str | None, label: int | None, optional: bool) -> tuple[list[str], list[int]]:
+def _read_prompts(prompt: str | None, prompts: str | None, label: int | None, optional: bool) -> tuple[list[str], list[int]]:
     """Return prompts or labels; one empty prompt if both are absent and `optional` is true.
 
     Raises:

@@ -91,13 +91,13 @@ def save_artifact(
     folder = Path(folder).resolve()
     restore(folder)
     check_replaceable(folder)
-    components, weights = _plain(models)
-    config = yaml.safe_dump(_merged(components, sampling_config), sort_keys=False)
-    small = {CONFIG: config.encode(), TRAIN: train_config.encode(), **_extra(files or {})}
+    components, weights = _to_plain(models)
+    config = yaml.safe_dump(_merge_sections(components, sampling_config), sort_keys=False)
+    small = {CONFIG: config.encode(), TRAIN: train_config.encode(), **_check_extra(files or {})}
     found = non_finite_weights(weights) or non_finite_entry(card)
     if found:
         raise NonFiniteError(f"{folder} is not written: {found}")
-    described = _described(kind, card)
+    described = _complete_card(kind, card)
     needed = sum(tensor.nbytes for tensor in weights.values()) + sum(map(len, small.values()))
 
     new = new_folder(folder)
@@ -111,7 +111,7 @@ def save_artifact(
     except BaseException as error:
         _remove(new)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(error.errno, folder, needed) from error
+            raise _disk_full_error(error.errno, folder, needed) from error
         raise
     return digest
 
@@ -171,7 +171,7 @@ def _check_own(folder: Path, card_left_over: bool = False) -> None:
             )
 
 
-def _plain(models: Mapping[str, ModelOrState]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _to_plain(models: Mapping[str, ModelOrState]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the plain fields of each section's config, and all weights under their section's name."""
     components: dict[str, Any] = {}
     weights: dict[str, Tensor] = {}
@@ -190,21 +190,21 @@ def _plain(models: Mapping[str, ModelOrState]) -> tuple[dict[str, Any], dict[str
     return components, weights
 
 
-def _merged(components: Mapping[str, Any], sampling_config: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_sections(components: Mapping[str, Any], sampling_config: Mapping[str, Any]) -> dict[str, Any]:
     clash = sorted(set(sampling_config) & set(COMPONENTS))
     if clash:
         raise ValueError(f"settings: {', '.join(clash)} are sections of models; give them in `models`")
     return {**components, **sampling_config}
 
 
-def _extra(files: Mapping[str, bytes]) -> dict[str, bytes]:
+def _check_extra(files: Mapping[str, bytes]) -> dict[str, bytes]:
     for name in files:
         if name not in EXTRA:
             raise ValueError(f'files: "{name}" is not one of the further files that an artifact may have ({", ".join(EXTRA)})')
     return dict(files)
 
 
-def _described(kind: str, card: Mapping[str, Any]) -> dict[str, Any]:
+def _complete_card(kind: str, card: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(card) - set(GIVEN))
     if unknown:
         raise ValueError(f"card: unknown keys {', '.join(unknown)} (known: {', '.join(GIVEN)})")
@@ -273,7 +273,7 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
-def _full(number: int, folder: Path, needed: int) -> OSError:
+def _disk_full_error(number: int, folder: Path, needed: int) -> OSError:
     free = shutil.disk_usage(next(p for p in folder.parents if p.exists())).free
     return OSError(
         number,

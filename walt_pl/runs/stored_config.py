@@ -50,7 +50,7 @@ def clip_arguments(train_config: str, where: str) -> dict[str, Any]:
         ValueError: a value is no number, or the text is no training configuration.
     """
     data = _section(train_config, where, "data")
-    return {name: _checked(data[name], check, where, f"data.{name}") for name, check in CLIPS.items() if name in data}
+    return {name: _check_value(data[name], check, where, f"data.{name}") for name, check in CLIPS.items() if name in data}
 
 
 def stored_index(train_config: str, where: str) -> str:
@@ -59,7 +59,7 @@ def stored_index(train_config: str, where: str) -> str:
     Raises:
         ValueError: the path is no text, or the text is no training configuration.
     """
-    found: str = _checked(_section(train_config, where, "data").get("index"), lambda value: isinstance(value, str), where, "data.index")
+    found: str = _check_value(_section(train_config, where, "data").get("index"), lambda value: isinstance(value, str), where, "data.index")
     return found
 
 
@@ -70,7 +70,7 @@ def statistics_batches(train_config: str, where: str) -> int:
         ValueError: the value is no integer, or the text is no training configuration.
     """
     arguments = _section(train_config, where, "model", "init_args")
-    found: int = _checked(arguments.get("statistics_batches"), _is_integer, where, "model.statistics_batches")
+    found: int = _check_value(arguments.get("statistics_batches"), _is_integer, where, "model.statistics_batches")
     return found
 
 
@@ -96,7 +96,7 @@ def _section(train_config: str, where: str, *keys: str) -> dict[str, Any]:
         ) from None
 
 
-def _checked(value: Any, check: Callable[[Any], bool], where: str, name: str) -> Any:
+def _check_value(value: Any, check: Callable[[Any], bool], where: str, name: str) -> Any:
     if not check(value):
         raise ValueError(f"{where}: {name} of its training configuration is {value!r}, wanted plain values; take one of this program's")
     return value

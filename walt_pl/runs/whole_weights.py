@@ -23,7 +23,7 @@ def weights(checkpoint: Checkpoint, ema: bool = True) -> dict[str, Tensor]:
         UnsafePickle: reading it would run code.
         CheckpointError: it is damaged, the averages are of another model, or DeepSpeed is not installed and the weights are in shards.
     """
-    found = _put_together(checkpoint.state) if checkpoint.strategy.startswith("zero") else read_state(checkpoint.state)["state_dict"]
+    found = _merge_shards(checkpoint.state) if checkpoint.strategy.startswith("zero") else read_state(checkpoint.state)["state_dict"]
     whole = {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
     if ema and checkpoint.ema is not None:
         averages = load_file(checkpoint.ema)
@@ -34,7 +34,7 @@ def weights(checkpoint: Checkpoint, ema: bool = True) -> dict[str, Tensor]:
     return whole
 
 
-def _put_together(folder: Path) -> dict[str, Tensor]:
+def _merge_shards(folder: Path) -> dict[str, Tensor]:
     """Merge the shards of every rank into float32 weights."""
     check_pickle(folder)
     try:

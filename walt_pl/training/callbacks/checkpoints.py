@@ -117,7 +117,7 @@ class Checkpoints(callbacks.Checkpoint):
             )
         if self._start is None:
             return
-        for averages in _averages(trainer):
+        for averages in _ema_callbacks(trainer):
             averages.load(self._start.path)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -125,13 +125,13 @@ class Checkpoints(callbacks.Checkpoint):
         self._written = time.monotonic()
         self._signal = 0
         # Lightning's handler waits for the other ranks at any point of the code. Ours sets a flag that is read after each step.
-        self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+        self._former = {number: signal.signal(number, self._record_signal) for number in SIGNALS}
         if self._start is not None:
             self._check_finite(trainer, pl_module, f"{self._start.path} is of no use")
         if trainer.is_global_zero:
-            self._forget_the_future(trainer.global_step)
+            self._remove_later(trainer.global_step)
 
-    def _forget_the_future(self, step: int) -> None:
+    def _remove_later(self, step: int) -> None:
         """Remove unfinished checkpoints and those of later steps; the later ones belong to another training.
 
         Args:
@@ -142,16 +142,16 @@ class Checkpoints(callbacks.Checkpoint):
                 rank_zero_info(f"removing {path}: training starts at step {step}")
                 _remove(path)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._let_go()
+        self._restore_handlers()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._let_go()
+        self._restore_handlers()
 
-    def _let_go(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former = {}
@@ -163,7 +163,7 @@ class Checkpoints(callbacks.Checkpoint):
         if step == self._seen:  # gradients are still being accumulated
             return
         self._seen = step
-        due, told = self._agree(trainer, self._minutes_are_over(trainer), self._signal)
+        due, told = self._agree(trainer, self._is_time_due(trainer), self._signal)
         if due or told or step == trainer.max_steps or (self.every_steps and step % self.every_steps == 0):
             self.save(trainer, pl_module)
         if told:
@@ -183,7 +183,7 @@ class Checkpoints(callbacks.Checkpoint):
         if trainer.strategy.broadcast(self._saved != trainer.global_step and self._is_best(metrics)):
             self.save(trainer, pl_module, metrics)
         elif trainer.is_global_zero and self._saved == trainer.global_step:
-            self._note_metrics(trainer.global_step, metrics)
+            self._record_metrics(trainer.global_step, metrics)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save the last step when a limit of time or of epochs ended the training.
@@ -193,7 +193,7 @@ class Checkpoints(callbacks.Checkpoint):
         if self._saved != trainer.global_step:
             self.save(trainer, pl_module)
 
-    def _minutes_are_over(self, trainer: L.Trainer) -> bool:
+    def _is_time_due(self, trainer: L.Trainer) -> bool:
         return trainer.is_global_zero and 0 < self.every_minutes * 60 <= time.monotonic() - self._written
 
     def _agree(self, trainer: L.Trainer, *values: int) -> list[int]:
@@ -224,17 +224,17 @@ class Checkpoints(callbacks.Checkpoint):
         self._written = time.monotonic()
         part = self.folder / f"{folder_name(step)}{PART}"
         failures: list[str] = []
-        with _kept(failures):
+        with _collect_failures(failures):
             if trainer.is_global_zero:
                 _remove(part)
                 part.mkdir(parents=True)
-        if self._all_well(trainer, failures):
+        if self._all_succeeded(trainer, failures):
             self._write(trainer, pl_module, part, failures)
-        if self._all_well(trainer, failures):
-            with _kept(failures):
+        if self._all_succeeded(trainer, failures):
+            with _collect_failures(failures):
                 if trainer.is_global_zero:
                     finalize_checkpoint(part, step, samples_seen(trainer), _strategy(trainer), trainer.world_size, metrics or {})
-        if self._all_well(trainer, failures):
+        if self._all_succeeded(trainer, failures):
             self._saved = step
             if trainer.is_global_zero:
                 self._prune()
@@ -253,7 +253,7 @@ class Checkpoints(callbacks.Checkpoint):
             NonFiniteError: weights or averages are nan or infinite; on all ranks.
         """
         found = non_finite(pl_module)
-        for averages in () if found else _averages(trainer):
+        for averages in () if found else _ema_callbacks(trainer):
             average = averages.non_finite(pl_module)
             found = average and f"in the averages {average}"
         if found:
@@ -265,11 +265,11 @@ class Checkpoints(callbacks.Checkpoint):
         trainer.save_checkpoint(part / STATE, weights_only=False)
         if writer.failure is not None:
             failures.append(str(writer.failure))
-        for averages in _averages(trainer):
-            with _kept(failures):
+        for averages in _ema_callbacks(trainer):
+            with _collect_failures(failures):
                 averages.save(part, trainer, pl_module)
 
-    def _all_well(self, trainer: L.Trainer, failures: list[str]) -> bool:
+    def _all_succeeded(self, trainer: L.Trainer, failures: list[str]) -> bool:
         return not self._agree(trainer, len(failures))[0]
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
@@ -285,7 +285,7 @@ class Checkpoints(callbacks.Checkpoint):
         value = metrics[str(self.best)]
         return -value if self.best_is == "lowest" else value
 
-    def _note_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    def _record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         try:
             update_metrics(Checkpoint.at(self.folder / folder_name(step)), metrics)
             self._prune()
@@ -315,7 +315,7 @@ def samples_seen(trainer: L.Trainer) -> int:
     return before + (trainer.global_step - since) * a_step
 
 
-def _averages(trainer: L.Trainer) -> list[EMA]:
+def _ema_callbacks(trainer: L.Trainer) -> list[EMA]:
     return [callback for callback in trainer.callbacks if isinstance(callback, EMA)]  # type: ignore[attr-defined]
 
 
@@ -327,7 +327,7 @@ def _strategy(trainer: L.Trainer) -> Strategy:
 
 
 @contextmanager
-def _kept(failures: list[str]) -> Iterator[None]:
+def _collect_failures(failures: list[str]) -> Iterator[None]:
     """Collect the errors of the file system, so that all ranks learn of them before any of them goes on."""
     try:
         yield

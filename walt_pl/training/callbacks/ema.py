@@ -53,7 +53,7 @@ class EMA(L.Callback):
     @torch.no_grad()
     def _start(self, module: L.LightningModule) -> None:
         """Initialise the average with the present weights, or with the average of a checkpoint."""
-        self._average = {name: self._kept(piece) for name, piece in _pieces(module)}
+        self._average = {name: self._float32_copy(piece) for name, piece in _local_shards(module)}
         if self._file is not None:
             with safe_open(self._file, "pt") as saved:
                 _check_names(self._file, saved.keys(), [name for name, _ in trainable_parameters(module)])
@@ -63,7 +63,7 @@ class EMA(L.Callback):
                         self._average[name].copy_(piece)
             self._file = None
 
-    def _kept(self, piece: Tensor) -> Tensor:
+    def _float32_copy(self, piece: Tensor) -> Tensor:
         """Return a float32 copy on the device of the averages."""
         return piece.detach().to(device="cpu" if self.cpu else piece.device, dtype=torch.float32, copy=True)
 
@@ -72,7 +72,7 @@ class EMA(L.Callback):
         if not self.decay or trainer.global_step == self._step:  # gradients are still being accumulated
             return
         self._step = trainer.global_step
-        pieces = [piece.to(self._average[name]) for name, piece in _pieces(pl_module)]
+        pieces = [piece.to(self._average[name]) for name, piece in _local_shards(pl_module)]
         torch._foreach_lerp_(list(self._average.values()), pieces, 1 - self.decay_at(self._step))
 
     def decay_at(self, step: int) -> float:
@@ -102,8 +102,8 @@ class EMA(L.Callback):
         if not self._average:
             return
         with rewriting(module):
-            for name, piece in _pieces(module):
-                raw = self._kept(piece)
+            for name, piece in _local_shards(module):
+                raw = self._float32_copy(piece)
                 piece.copy_(self._average[name])
                 self._average[name].copy_(raw)
         self._swapped = not self._swapped
@@ -151,7 +151,7 @@ class EMA(L.Callback):
             rank_zero_warn(f"{folder} has no {AVERAGES}: it was written without an average, which begins with the weights as they are")
 
 
-def _pieces(module: L.LightningModule) -> Iterator[tuple[str, Tensor]]:
+def _local_shards(module: L.LightningModule) -> Iterator[tuple[str, Tensor]]:
     """Yield name and local shard of each trained weight of which this rank holds a part."""
     for name, p in trainable_parameters(module):
         piece = local_shard(p)

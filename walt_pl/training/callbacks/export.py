@@ -99,7 +99,7 @@ class ExportArtifact(L.Callback):
         pl_module.eval()
         found = non_finite(pl_module)  # `save_artifact` checks the averages
         if found:
-            raise NonFiniteError(self._not_finished(trainer, f"{self.run / self.stage} is not written: {found}"))
+            raise NonFiniteError(self._describe_refusal(trainer, f"{self.run / self.stage} is not written: {found}"))
         failure: Exception | None = None
         with averages.swapped(pl_module):
             state = dict(pl_module.state_dict())
@@ -114,7 +114,7 @@ class ExportArtifact(L.Callback):
                 try:
                     self._write(trainer, pl_module, state, card_entries)
                 except NonFiniteError as error:
-                    failure = NonFiniteError(self._not_finished(trainer, str(error)))
+                    failure = NonFiniteError(self._describe_refusal(trainer, str(error)))
                 except (OSError, ValueError) as error:
                     failure = error
         pl_module.train()
@@ -122,7 +122,7 @@ class ExportArtifact(L.Callback):
         if failure is not None:
             raise failure
 
-    def _not_finished(self, trainer: L.Trainer, found: str) -> str:
+    def _describe_refusal(self, trainer: L.Trainer, found: str) -> str:
         """Return the error message for an artifact that was refused: the reason and what to do."""
         folder = next((c.folder for c in trainer.callbacks if isinstance(c, Checkpoints)), self.run)  # type: ignore[attr-defined]
         return f'stage "{self.stage}" is not done, {found}; {recovery_hint(folder, trainer.global_step)}'

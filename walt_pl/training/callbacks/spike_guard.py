@@ -78,9 +78,9 @@ class SpikeGuard(L.Callback):
     # ---- Losses and batches of a step ----------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._forget(trainer.global_step)
+        self._reset_step(trainer.global_step)
 
-    def _forget(self, step: int) -> None:
+    def _reset_step(self, step: int) -> None:
         self._losses = []
         self._batches = []
         self._step = step
@@ -142,14 +142,16 @@ class SpikeGuard(L.Callback):
         over = len(self._incidents) > self.most
         action = "stopped" if over else {"skip": "skipped", "rollback": "rolled back"}[self.policy]
         path = Path(trainer.default_root_dir) / "incidents" / f"step={step:08d}.json"
-        ranks = _gathered({"loss": own, "files": [_described(batch) for batch in self._batches]})
+        ranks = _gather_ranks({"loss": own, "files": [_describe_batch(batch) for batch in self._batches]})
         if trainer.is_global_zero:
-            layers = dict(sorted(_by_layer(norms).items(), key=lambda item: item[1] if item[1] == item[1] else math.inf, reverse=True))
+            layers = dict(
+                sorted(_norms_by_layer(norms).items(), key=lambda item: item[1] if item[1] == item[1] else math.inf, reverse=True)
+            )
             recent = {f"{name} before": list(known)[-10:] for name, known in self._history.items()}
             record = {"step": step, "why": why, "action": action, **seen, "ranks": ranks, "gradient norm by layer": layers, **recent}
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, (json.dumps(_plain(record), indent=2) + "\n").encode())
+                write_whole(path, (json.dumps(_to_plain(record), indent=2) + "\n").encode())
             except OSError as error:
                 rank_zero_warn(f"{path} could not be written ({error})")
         said = f"step {step}: {' and '.join(why)}; {action}, see {path}"
@@ -168,7 +170,7 @@ class SpikeGuard(L.Callback):
             return
         if self._bad and self.policy == "rollback":
             self._roll_back(trainer, pl_module)
-        self._forget(trainer.global_step)
+        self._reset_step(trainer.global_step)
 
     def _roll_back(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         good = trainer.strategy.broadcast(_last_good(trainer) if trainer.is_global_zero else None)
@@ -217,7 +219,7 @@ def _last_good(trainer: L.Trainer) -> Checkpoint | None:
     return written[-1] if written else None
 
 
-def _gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
+def _gather_ranks(own: dict[str, Any]) -> list[dict[str, Any]]:
     """Gather the dictionary of every rank on all ranks."""
     if not dist.is_initialized():
         return [own]
@@ -226,12 +228,12 @@ def _gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
     return everyone
 
 
-def _described(batch: JointBatch) -> list[dict[str, Any]]:
+def _describe_batch(batch: JointBatch) -> list[dict[str, Any]]:
     rows = zip(batch.global_batch_index.tolist(), batch.paths, batch.weight.tolist(), strict=True)
     return [{"slot": global_batch_index, "path": path, "read": bool(weight)} for global_batch_index, path, weight in rows]
 
 
-def _by_layer(norms: dict[str, Tensor]) -> dict[str, float]:
+def _norms_by_layer(norms: dict[str, Tensor]) -> dict[str, float]:
     """Return the norm of all gradients of each layer."""
     squares: dict[str, float] = {}
     for name, norm in norms.items():
@@ -240,10 +242,10 @@ def _by_layer(norms: dict[str, Tensor]) -> dict[str, float]:
     return {layer: math.sqrt(square) for layer, square in squares.items()}
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     """Convert nan and infinite values to text, since JSON has no form for them."""
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _to_plain(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_to_plain(one) for one in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -98,7 +98,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         self.set_world_ranks()
         self._init_deepspeed_distributed()
         # In about one of fifty runs a process ended with "terminate called without an active exception" after its work was done.
-        atexit.register(_end)
+        atexit.register(_destroy_process_group)
 
     # ---- Training -----------------------------------------------------------------------------------------------------
 
@@ -183,7 +183,7 @@ class ZeROStrategy(DeepSpeedStrategy):
             if self.zero_stage_3:
                 raise ValueError(f"{path} was written by {ranks} ranks, and stage 3 evaluates with as many, got {self.world_size}")
             return self._read(path, weights_only)
-        with self._resharded(path, ranks) as universal, self._groups_apart():
+        with self._reshard_checkpoint(path, ranks) as universal, self._keep_groups_apart():
             self.deepspeed_engine._config.load_universal_checkpoint = True
             try:
                 return self._read(universal, weights_only)
@@ -191,7 +191,7 @@ class ZeROStrategy(DeepSpeedStrategy):
                 self.deepspeed_engine._config.load_universal_checkpoint = False
 
     @contextmanager
-    def _groups_apart(self) -> Iterator[None]:
+    def _keep_groups_apart(self) -> Iterator[None]:
         """Keep parameter groups separate when DeepSpeed's stage 3 (0.19.8) loads a universal checkpoint.
 
         DeepSpeed gives the first group's weight decay to all groups. It also gives all groups one shared tensor as step count, and each
@@ -231,7 +231,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         return ranks
 
     @contextmanager
-    def _resharded(self, path: Path, ranks: int) -> Iterator[Path]:
+    def _reshard_checkpoint(self, path: Path, ranks: int) -> Iterator[Path]:
         """Yield the checkpoint in DeepSpeed's universal format: gathered weights and moments by name.
 
         It lies beside the original while it is read.
@@ -326,7 +326,7 @@ def _check_names(shards: Path, names: set[str]) -> None:
             )
 
 
-def _end() -> None:
+def _destroy_process_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
 
