@@ -37,8 +37,8 @@ from walt_pl.training.strategies.shards import trainable_parameters
 class ZeROStrategy(DeepSpeedStrategy):
     """Shard the optimiser's state (stage 1), also the gradients (2), also the weights (3).
 
-    The module has one optimiser, which trains all parameters of the module: frozen networks are kept outside. Its attribute `clip` is the
-    largest gradient norm, None for none. The engine clips, and the norm is logged as `train/gradient_norm`.
+    The module has one optimiser, which trains all parameters of the module: frozen networks are kept outside. Its attribute
+    `gradient_clip_val` is the largest gradient norm, None for none. The engine clips, and the norm is logged as `train/gradient_norm`.
 
     Args:
         stage: stage of ZeRO.
