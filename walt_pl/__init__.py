@@ -1,4 +1,4 @@
-"""W.A.L.T video diffusion: the library. `walt_pl.load(folder)` gives back what a finished stage left behind."""
+"""W.A.L.T video diffusion: the library. `walt_pl.load(folder)` loads the artifact of a finished stage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lazy, so that `import walt_pl` (help, version, index tools) does not pay for importing torch.
+    # The import is lazy, so that `import walt_pl` (help, version, index tools) does not import torch.
     if name == "load":
         from walt_pl.runs.artifact import load
 

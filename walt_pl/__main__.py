@@ -1,4 +1,4 @@
-"""``python -m walt_pl``."""
+"""Entry point of ``python -m walt_pl``."""
 
 import sys
 

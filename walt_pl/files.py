@@ -1,6 +1,6 @@
-"""Files and folders that are whole or not there, their hashes, and plain files of strangers: the one place that writes and renames.
+"""Atomic writes of files and folders, their hashes, and checks of files from strangers. All writes and renames go through here.
 
-Everything that is written whole (artifacts, checkpoints, indices, caches, videos) goes through `whole_file` or `write_whole`.
+Every complete file (artifacts, checkpoints, indices, caches, videos) is written by `whole_file` or `write_whole`.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ _hashes: dict[tuple[str, int, int], str] = {}
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; at the end of the block, sync it and rename it to `path`.
 
-    A crash or an error leaves the old file or the new one, never a part. Two processes may write the same file: the last one wins.
+    A crash or an error leaves the old file or the new one, never a part. Two processes may write to one path: the last one wins.
 
     Raises:
-        OSError: the file cannot be written; nothing is left behind.
+        OSError: the file cannot be written; no temporary file is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -44,17 +44,17 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def is_temporary_of(name: str, path: Path | str) -> bool:
-    """Say whether a file of this name is what a crash of `whole_file` left beside a path."""
+    """Return whether a file name is that of a temporary file that a crash of `whole_file` left beside a path."""
     return re.fullmatch(rf"\.{re.escape(Path(path).name)}\.\d+\.tmp", name) is not None
 
 
 def replace_folder(new: Path, folder: Path, old: Path) -> None:
-    """Rename `new` to `folder`, and what lay there to `old`, which the caller removes.
+    """Rename `new` to `folder`, and the existing folder to `old`, which the caller removes.
 
-    Between the two renames a crash leaves `new` and `old` beside each other. A reader that finds them then may put `new` in place itself.
+    A crash between the two renames leaves `new` and `old` beside each other. A reader that finds them may then rename `new` itself.
 
     Raises:
-        OSError: the file system refuses; then what lay there is in place again.
+        OSError: the file system refuses; the existing folder is then in place again.
     """
     try:
         if folder.exists():
@@ -62,7 +62,7 @@ def replace_folder(new: Path, folder: Path, old: Path) -> None:
         os.replace(new, folder)
     except BaseException as error:
         if isinstance(error, FileNotFoundError) and folder.exists() and not new.exists():
-            pass  # a reader was quicker
+            pass  # a reader has renamed it first
         else:
             if old.exists() and not folder.exists():
                 os.replace(old, folder)
@@ -71,7 +71,7 @@ def replace_folder(new: Path, folder: Path, old: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder is on disk; a rename is once its folder is."""
+    """Wait until a file or a folder is on disk. A rename is on disk once its folder is synced."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -83,11 +83,11 @@ def sync(path: Path) -> None:
 
 
 def file_sha256(path: str | Path, *, fresh: bool = False) -> str:
-    """Return the SHA-256 of a file in hexadecimal, remembered by path, size and time of change.
+    """Return the SHA-256 of a file in hexadecimal, cached by path, size and time of change.
 
     Args:
-        path: of the file.
-        fresh: read it in any case.
+        path: path of the file.
+        fresh: read the file even if its hash is cached.
     """
     path = Path(path).resolve()
     stat_result = path.stat()
@@ -97,20 +97,20 @@ def file_sha256(path: str | Path, *, fresh: bool = False) -> str:
     started = time.time_ns()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    # Clocks of file systems tick up to every 2 s: a file changed just now may change again without a new time.
+    # Clocks of file systems have a resolution of up to 2 s: a file changed just now may change again without a new time.
     if started - stat_result.st_mtime_ns > 2_000_000_000:
         _hashes[key] = digest
     return digest
 
 
 def plain_files(folder: str | Path, refusal: type[ValueError]) -> dict[str, int]:
-    """List the files of a folder and of the folders in it.
+    """List the files of a folder and of its subfolders.
 
-    The folder may come from a stranger: a symbolic link names a file that nobody has checked, and a pipe or device gives other bytes each
-    time it is read.
+    The folder may come from a stranger. A symbolic link may lead to an unchecked file, and a pipe or device returns other bytes on each
+    read.
 
     Args:
-        folder: it may itself be a link, since a person has typed it. A folder that does not exist has no files.
+        folder: folder to list. It may itself be a link, since a person has typed it. A folder that does not exist has no files.
         refusal: class of the error.
 
     Returns:
@@ -139,7 +139,7 @@ def plain_files(folder: str | Path, refusal: type[ValueError]) -> dict[str, int]
 
 
 def kind_of_entry(path: Path) -> str:
-    """Say in words what lies at a path, without following it."""
+    """Describe in words the entry at a path, without following links."""
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode):
         return f"a symbolic link to {os.readlink(path)}"

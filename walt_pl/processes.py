@@ -1,4 +1,4 @@
-"""Exit codes of processes in words."""
+"""Describe exit codes of processes in words."""
 
 import signal
 
@@ -7,6 +7,6 @@ def exit_reason(code: int | None) -> str:
     """Return the name of the signal that ended a process, such as SIGKILL, or "exit code N".
 
     Args:
-        code: exit code, as `subprocess` and `multiprocessing` give it: negative for a signal.
+        code: exit code, as `subprocess` and `multiprocessing` report it: negative for a signal.
     """
     return f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name

@@ -1,7 +1,7 @@
-"""``make ablate``: the switches of the paper's Table 3 on the embedded set, against one small base model (docs/METHOD.md, section 8).
+"""``make ablate``: the switches of the paper's Table 3 on the embedded set, with one small base model (docs/METHOD.md, section 8).
 
-Every run is an ordinary one in a folder of its own, ``RUN/ablations/NAME``: it goes on where it was interrupted, and its ``result.json``
-says that it is finished.
+Every run is an ordinary run in its own folder, ``RUN/ablations/NAME``. An interrupted run resumes, and its ``result.json`` marks it as
+finished.
 """
 
 import json
@@ -30,12 +30,12 @@ class Change:
     """One row of the table."""
 
     name: str
-    """Overlay in experiments/EXP/ablations; the default has none."""
+    """Name of the overlay in experiments/EXP/ablations; the default row has none."""
     text: str
     paper: str
-    """What the paper measured, FVD on UCF-101 unless said: the default's side first."""
+    """Figures of the paper, FVD on UCF-101 unless stated; the figure of the default comes first."""
     expected: int
-    """1: the paper says the change is better than our default, -1 worse, 0 no clear difference."""
+    """Result of the paper: 1 if the change is better than our default, -1 if worse, 0 without a clear difference."""
 
 
 CHANGES = (
@@ -55,21 +55,21 @@ CHANGES = (
 def ablate(
     experiment: str = "experiments/shapes", run: str = "runs/shapes", index: str = "data/shapes/index.parquet", out: str = "docs"
 ) -> None:
-    """Train the small base with each switch of the paper's Table 3 changed, and write a table and a plot over those in docs.
+    """Train the small base with each switch of the paper's Table 3 changed, and overwrite the table and the plot in docs.
 
-    Interrupted, the same command goes on from the run and step where it was.
+    An interrupted command resumes with the run and step where it stopped.
 
     Args:
         experiment: folder with base.yaml, vae.yaml and ablations/.
-        run: folder of the run whose autoencoder is used; the trainings go to its ablations/.
+        run: folder of the run whose autoencoder is used; the trainings are written to its ablations/.
         index: index of the embedded set.
-        out: folder of ablations.md and ablations.png, which are written over.
+        out: folder of ablations.md and ablations.png, which are overwritten.
     """
     run_ablations(Path(experiment), Path(run), Path(index), Path(out))
 
 
 def run_ablations(experiment: Path, run: Path, index: Path, out: Path) -> None:
-    """Train and score what is not there yet, then write ``out/ablations.md`` and ``out/ablations.png``.
+    """Train and score the rows without a result, then write ``out/ablations.md`` and ``out/ablations.png``.
 
     Raises:
         ManifestError: the run has no autoencoder.
@@ -79,7 +79,7 @@ def run_ablations(experiment: Path, run: Path, index: Path, out: Path) -> None:
     for change in CHANGES:
         folder = run / "ablations" / change.name
         done = folder / "result.json"
-        if folder.exists() and read_card(vae)["sha256"] != _marked(folder / "parent.txt"):
+        if folder.exists() and read_card(vae)["sha256"] != _read_mark(folder / "parent.txt"):
             print(f"ablate: {folder} is of another autoencoder and trained anew: the rows of a table share theirs", flush=True)
             shutil.rmtree(folder)
         if not done.exists():
@@ -92,7 +92,11 @@ def run_ablations(experiment: Path, run: Path, index: Path, out: Path) -> None:
 
 
 def _train(experiment: Path, folder: Path, name: str, vae: Path, index: Path) -> float:
-    """Train the base of one row, and the autoencoder where the change is in it; seconds of the base."""
+    """Train the base of one row, and also the autoencoder if the row changes it.
+
+    Returns:
+        Seconds of the base's training.
+    """
     overlays = experiment / "ablations"
     own = overlays / f"vae_{name}.yaml"
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +118,7 @@ def _train(experiment: Path, folder: Path, name: str, vae: Path, index: Path) ->
     return time.monotonic() - began
 
 
-def _marked(path: Path) -> str:
+def _read_mark(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
@@ -136,9 +140,10 @@ def _score(folder: Path, index: Path) -> dict[str, float]:
 
 
 def verdict(change: Change, result: Mapping[str, float], default: Mapping[str, float]) -> str:
-    """Whether a change went the way the paper says, by the share of prompts that are right in all of colour, motion and shape.
+    """Return whether a change has the effect that the paper reports.
 
-    Two shares of ``PROMPTS`` prompts that lie within two standard errors of each other are the same.
+    The figure is the share of prompts with the right colour, motion and shape. Two shares of ``PROMPTS`` prompts within two standard errors
+    of each other count as equal.
     """
     a, b = result["all"], default["all"]
     error = math.sqrt((a * (1 - a) + b * (1 - b)) / PROMPTS)
@@ -148,7 +153,7 @@ def verdict(change: Change, result: Mapping[str, float], default: Mapping[str, f
 
 
 def render(results: Mapping[str, Mapping[str, float]]) -> str:
-    """The table of the finished rows, Markdown."""
+    """Render the table of the finished rows as Markdown."""
     counts = f"{PROMPTS} prompts ({UNSEEN} for unseen pairs)"
     lines = [
         "# Ablations on the embedded set",
@@ -175,7 +180,7 @@ def render(results: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def plot(results: Mapping[str, Mapping[str, float]], path: Path) -> None:
-    """Bars of the share that is right in everything, and of unseen pairs."""
+    """Plot bars of the share with everything right, and of the share of unseen pairs."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -1,7 +1,7 @@
-"""What a stage reads in place of pixels and captions, computed without training it: ``python -m walt_pl cache --config FILE``.
+"""Compute latents and text features of a stage without training it: ``python -m walt_pl cache --config FILE``.
 
-Training does the same at its start. Done before, it needs one GPU only, and nobody waits. Interrupted, the same command goes on where
-it stopped; and it reads every byte that is there and computes again what is damaged.
+Training does this at its start. Done before, it needs only one GPU, and no other GPU waits. An interrupted command resumes where it
+stopped. It also reads every existing byte and recomputes damaged data.
 """
 
 import torch
@@ -14,7 +14,7 @@ from walt_pl.cli.fit import WaltCLI
 
 
 class CacheCLI(WaltCLI):
-    """The latents and text features of the stage that a command line describes."""
+    """LightningCLI that computes the latents and text features of the configured stage."""
 
     def __init__(self) -> None:
         super().__init__(run=False)
@@ -25,19 +25,23 @@ class CacheCLI(WaltCLI):
 
     def before_instantiate_classes(self) -> None:
         trainer = self.options.trainer
-        trainer.devices, trainer.num_nodes, trainer.strategy = 1, 1, "auto"  # nobody else has anything to do
+        # Only one process computes the caches.
+        trainer.devices = 1
+        trainer.num_nodes = 1
+        trainer.strategy = "auto"
         self._name()
         self._check_parents()
         super().before_instantiate_classes()
 
     def instantiate_classes(self) -> None:
-        with torch.device("meta"):  # the stage says what it reads, and does not compute
+        with torch.device("meta"):  # the stage only describes its inputs and does not compute
             self.config_init = self.parser.instantiate(self.config)
-        self.model, self.datamodule = self.config_init.model, self.config_init.data
+        self.model = self.config_init.model
+        self.datamodule = self.config_init.data
         self.trainer = self.instantiate_trainer()
 
     def build(self) -> None:
-        """Computes what is missing or damaged.
+        """Compute missing and damaged latents and text features.
 
         Raises:
             ValueError: the stage trains on pixels.
@@ -46,10 +50,10 @@ class CacheCLI(WaltCLI):
         if not isinstance(model, LatentDiffusion):
             raise ValueError(f'cache: stage "{self.stage}" trains on pixels, there is nothing to compute before')
         model.trainer = data.trainer = trainer
-        trainer.datamodule = data  # type: ignore[attr-defined]  # where stages look for it
+        trainer.datamodule = data  # type: ignore[attr-defined]  # stages read it from the trainer
         data.setup("fit")
         data.build_caches(verify=True)
-        # A small text encoder is trained with the base and has nothing to compute before.
+        # A small text encoder is trained with the base, so its features cannot be computed before.
         if isinstance(model, SuperResolutionStage) or (isinstance(model, BaseStage) and model.pretrained_text is not None):
             model.setup("fit")
         print(f"{data.cache_dir}: whole")

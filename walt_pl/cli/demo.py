@@ -1,4 +1,4 @@
-"""``make demo``: everything on the embedded set, from nothing to a picture and a table."""
+"""``make demo``: the complete pipeline on the embedded set, from data to a picture and a table."""
 
 import json
 import os
@@ -31,13 +31,13 @@ SHOWN_SEEN, SHOWN_UNSEEN = 12, 4
 SEED = 1
 REFERENCE_MINUTES = 23.5
 REFERENCE_PRODUCTS_PER_SECOND = 153.0
-"""What the machine that the minutes were measured on does of `_products_per_second`."""
+"""Result of `_products_per_second` on the machine of `REFERENCE_MINUTES`."""
 
 
 def demo(run: str = "runs/shapes", experiment: str = "experiments/shapes", data: str = "data/shapes") -> None:
-    """Everything on the embedded set: paint it, train four stages, sample 16 prompts, score, and show one picture.
+    """Run the complete pipeline on the embedded set: paint it, train four stages, sample 16 prompts, score, and show one picture.
 
-    Interrupted, the same command goes on from the stage and step where it was.
+    An interrupted command resumes with the stage and step where it stopped.
 
     Args:
         run: folder of the run.
@@ -48,17 +48,17 @@ def demo(run: str = "runs/shapes", experiment: str = "experiments/shapes", data:
 
 
 def run_demo(run: Path, experiment: Path, data: Path) -> None:
-    """Paint, train, sample, score; every part that is already there is skipped.
+    """Paint, train, sample and score; parts that are done already are skipped.
 
-    Leaves ``demo/samples.png``, ``demo/samples.gif`` and ``demo/summary.json`` in the run's folder.
+    The results are ``demo/samples.png``, ``demo/samples.gif`` and ``demo/summary.json`` in the folder of the run.
     """
     out = run / "demo"
     out.mkdir(parents=True, exist_ok=True)
     if (out / "summary.json").exists():
-        (out / "seconds.json").unlink(missing_ok=True)  # the last demo came to its end: this is another one
-    load = os.getloadavg()[0]  # before our own work: what else the machine is doing
+        (out / "seconds.json").unlink(missing_ok=True)  # the last demo has finished, so the times start anew
+    load = os.getloadavg()[0]  # before our own work, to record the load of other programs
     clock = Clock(out / "seconds.json")
-    # A terminated demo counts its time as an interrupted one does.
+    # With this handler a terminated demo counts its time as an interrupted one does.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("demo: terminated; the same command goes on from there"))
     dtype = compute_dtype(torch.device("cpu"))
     print(f"demo: {machine()}, computing in {str(dtype).removeprefix('torch.')}")
@@ -81,10 +81,10 @@ def run_demo(run: Path, experiment: Path, data: Path) -> None:
 
 
 class Clock:
-    """Seconds spent on each part, over all calls of an interrupted demo.
+    """Measure the seconds of each part, over all starts of an interrupted demo.
 
     Args:
-        path: where they are kept.
+        path: file of the seconds.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,12 +93,12 @@ class Clock:
 
     @property
     def minutes(self) -> float:
-        """All parts together."""
+        """Minutes of all parts together."""
         return sum(self.seconds.values()) / 60
 
     @contextmanager
     def counts(self, part: str) -> Iterator[None]:
-        """Count the time of a block, also when it is interrupted."""
+        """Count the time of a block, even if it is interrupted."""
         began, before = time.monotonic(), self.seconds.get(part, 0.0)
         try:
             yield
@@ -108,14 +108,17 @@ class Clock:
 
 
 def _train(run: Path, config: Path) -> None:
-    """One stage as its user would train it, in a process of its own."""
+    """Train one stage as a user would, in its own process."""
     words = ["--config", str(config), "--run", str(run)]
     print(f"demo: -m walt_pl fit {' '.join(words)}", flush=True)
     run_fit(words, f"demo: the stage of {config}")
 
 
 def _show(run: Path, stages: Sequence[str], index: Path, out: Path) -> int:
-    """Sample prompts through the whole cascade, some with pairs that no training video shows, into one picture."""
+    """Sample prompts with the complete cascade into one picture, and return their number.
+
+    Some prompts have a pair of shape and colour that no training video shows.
+    """
     seen = [entry.caption for entry in Index(index, "val").videos[:SHOWN_SEEN]]
     unseen = [entry.caption for entry in Index(index, "unseen").videos[:SHOWN_UNSEEN]]
     prompts = seen + unseen
@@ -129,12 +132,12 @@ def _show(run: Path, stages: Sequence[str], index: Path, out: Path) -> int:
 
 
 def _expected_minutes(dtype: torch.dtype) -> float:
-    """The measured minutes, scaled by how fast this machine multiplies matrices."""
+    """Return the measured minutes, scaled by the matrix multiplication speed of this machine."""
     return REFERENCE_MINUTES * REFERENCE_PRODUCTS_PER_SECOND / _products_per_second(dtype)
 
 
 def _products_per_second(dtype: torch.dtype) -> float:
-    """Products of two 1024 x 1024 matrices per second."""
+    """Measure the products of two 1024 x 1024 matrices per second."""
     x: Any = torch.randn(1024, 1024, dtype=dtype)
     for _ in range(3):
         x @ x

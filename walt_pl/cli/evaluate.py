@@ -18,7 +18,7 @@ from walt_pl.runs.stored_config import clip_arguments, stored_index
 from walt_pl.shapes.evaluation import evaluate_autoencoder, evaluate_run, render_summary
 
 SHOWN = 8
-"""Clips in the picture of an autoencoder's reconstructions."""
+"""Number of clips in the picture of an autoencoder's reconstructions."""
 
 
 def evaluate(
@@ -33,18 +33,18 @@ def evaluate(
 ) -> None:
     """Score every stage of a run on the embedded set with its analytic scorer, and print the table.
 
-    A run that has an autoencoder alone, or --stages vae, is scored on whatever it was trained on: PSNR of held-out clips, and the first of
-    them beside their reconstructions in reconstructions.png and .gif in the run's folder.
+    A run that has only an autoencoder, or --stages vae, is scored on the data of its training. The figure is the PSNR of held-out clips.
+    The first of them are shown beside their reconstructions in reconstructions.png and .gif in the run's folder.
 
     Args:
         run: folder of the run.
-        index: index of the embedded set; for an autoencoder alone the one that it was trained on when not given.
-        prompts: validation captions the base model is scored on.
-        unseen: captions with a shape and colour that no training video has together.
-        steps: sampling steps, of every stage or by stage; those of the demo when not given.
-        seed: of the noise.
+        index: index of the embedded set; for an autoencoder alone the index of its training when not given.
+        prompts: number of validation captions to score the base model on.
+        unseen: number of captions with a shape and colour that no training video has together.
+        steps: sampling steps, for every stage or by stage; those of the demo when not given.
+        seed: seed of the noise.
         stages: stages to score, e.g. base; all finished ones when not given.
-        allow_stale: score although a parent was trained again.
+        allow_stale: score even if a parent was trained again.
     """
     wanted = stages.split(",") if stages else None
     scored = wanted or [name for name, stage in Manifest.open(run).stages().items() if stage.artifact is not None]
@@ -57,7 +57,7 @@ def evaluate(
 
 
 def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale: bool) -> None:
-    """The figures and the pictures of an autoencoder, on the clips that its training was validated on, whole."""
+    """Write the figures and the pictures of an autoencoder, on uncropped validation clips of its training."""
     folder = Manifest.open(run).usable([stage], allow_stale)[stage]
     data = _trained_on(folder / TRAIN, index)
     clip_transform = replace(data.clip_transform, crop=None, sizes=(), flip=False)
@@ -77,10 +77,10 @@ def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale:
 
 
 def _trained_on(train_config: Path, index: str | None) -> JointData:
-    """The data of a training, of whose configuration only numbers are used, and the index where the person names none.
+    """Return the data module of a training. Only numbers of its configuration are used, and its index unless another is named.
 
     Raises:
-        ValueError: there is no such index on this machine.
+        ValueError: the index does not exist on this machine.
     """
     text, where = train_config.read_text(encoding="utf-8"), str(train_config)
     found = Path(index or stored_index(text, where))

@@ -8,7 +8,7 @@ from walt_pl.cli.fit import WaltCLI
 
 
 class _Data(WaltCLI):
-    """The data that a config describes; nothing else of it is made."""
+    """LightningCLI that builds only the data module of a config."""
 
     def __init__(self) -> None:
         super().__init__(run=False)
@@ -22,6 +22,6 @@ class _Data(WaltCLI):
 
 
 def data_of(config: Path, index: Path) -> JointData:
-    """The data module of an experiment's stage, with another index in place of its own. Classes that the config names are imported."""
+    """Return the data module of an experiment's stage with another index. Classes that the config names are imported."""
     sys.argv = [sys.argv[0], "--config", str(config), "--data.index", str(index)]
     return _Data().datamodule

@@ -1,8 +1,8 @@
-"""An artifact from a checkpoint, wherever that is: ``python -m walt_pl export CKPT --out DIR``.
+"""Export an artifact from a checkpoint, without its run: ``python -m walt_pl export CKPT --out DIR``.
 
-The checkpoint holds a description of its artifact in plain values (`walt_pl.training.callbacks.export`), so no stage is built and no run,
-parent or configuration file has to be there. One thing is not in it: the latent statistics of an autoencoder. They are measured on an
-index that the person names. Nothing that the description names is opened: a checkpoint may be a stranger's.
+The checkpoint holds a description of its artifact in plain values (`walt_pl.training.callbacks.export`). So no stage is built, and no run,
+parent or configuration file is needed. Only the latent statistics of an autoencoder are missing. They are measured on an index that the
+user names. Nothing that the description names is opened: a checkpoint may come from a stranger.
 """
 
 import warnings
@@ -23,13 +23,13 @@ from walt_pl.training.callbacks.export import DESCRIPTION
 
 
 def export(checkpoint: str, out: str = "artifact", ema: bool = True, index: str | None = None) -> None:
-    """Make an artifact of a checkpoint of any strategy: one safetensors file and what it takes to load it (walt_pl.load).
+    """Make an artifact of a checkpoint of any strategy: one safetensors file, and the files to load it (walt_pl.load).
 
     Args:
-        checkpoint: its folder, or the folder of several, of which the newest is taken.
+        checkpoint: folder of the checkpoint, or a folder of several, of which the newest is used.
         out: folder of the artifact.
-        ema: the averaged weights, where there are averages; false for the weights as they train.
-        index: of an autoencoder's training data: its latent statistics are measured on it. Without it the artifact has none.
+        ema: export the averaged weights, if there are averages; false exports the raw training weights.
+        index: index of an autoencoder's training data, on which its latent statistics are measured. Without it the artifact has none.
     """
     found, sha256 = export_checkpoint(Path(checkpoint), Path(out), ema, Path(index) if index else None)
     kind = "averaged weights" if ema and found.ema is not None else "weights"
@@ -37,19 +37,22 @@ def export(checkpoint: str, out: str = "artifact", ema: bool = True, index: str 
 
 
 def export_checkpoint(path: Path, out: Path, ema: bool = True, index: Path | None = None) -> tuple[Checkpoint, str]:
-    """Write the artifact of a checkpoint (its folder, or one of several: then of the newest); the checkpoint used, and the weights' sha256.
+    """Write the artifact of a checkpoint.
 
     Args:
-        path: of the checkpoint or checkpoints.
+        path: folder of the checkpoint, or a folder of several, of which the newest is used.
         out: folder of the artifact.
-        ema: averages in place of the weights, where there are averages.
-        index: of the training data, to measure the latent statistics of an autoencoder on. Without it the artifact has none.
+        ema: replace the weights by their averages, if there are averages.
+        index: index of the training data, to measure the latent statistics of an autoencoder. Without it the artifact has none.
+
+    Returns:
+        The checkpoint used, and the sha256 of the weights.
 
     Raises:
-        CheckpointError: there is none, or it cannot be used; nothing is written.
-        ArtifactError: `out` holds something else than an artifact.
+        CheckpointError: there is no checkpoint, or it cannot be used; nothing is written.
+        ArtifactError: `out` holds something other than an artifact.
         NonFiniteError: weights, latent statistics or values of the validation are nan or infinite.
-        ValueError: the index is not there, does not fit the training, or is not wanted.
+        ValueError: the index does not exist, does not fit the training, or must not be given.
     """
     checkpoint = Checkpoint.at(path) if path.name.startswith("step=") else Checkpoint.newest(path)
     if checkpoint is None:
@@ -108,8 +111,8 @@ def _check_index(index: Path | None, kind: str) -> None:
 
 
 def _latents(model: tuple[dict[str, torch.Tensor], Any], described: dict[str, Any], index: Path, state: Path) -> dict[str, list[float]]:
-    """Statistics on an index, as the training measures them at its end: of its description, only numbers are used."""
-    # Imported here: the help of `fit` lists every stage that is already imported.
+    """Measure latent statistics on an index, as training does at its end. Only numbers of the description are used."""
+    # The import is here, since the help of `fit` lists every stage that is already imported.
     from stages.vae import latent_statistics, latent_sums, training_latents
 
     config, where = described["train_config"], str(state)

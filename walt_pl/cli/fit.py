@@ -1,6 +1,6 @@
 """Train and validate a stage: ``python -m walt_pl fit``, ``python -m walt_pl validate``.
 
-Both are LightningCLI's; ``plan`` and ``cache`` read the same keys. This file wires things up and defines no models.
+Both commands are LightningCLI's; ``plan`` and ``cache`` read the same keys. This file connects the parts and defines no models.
 """
 
 import sys
@@ -35,25 +35,25 @@ from walt_pl.training.callbacks.throughput import Throughput
 from walt_pl.training.logger import ResilientTensorBoardLogger
 
 START_OVER = "add --from_scratch true to the command you typed (make: FRESH=1)"
-"""What makes `fit` train a stage from the beginning that is done, or cannot go on."""
+"""Advice to train a stage from the beginning that is done or cannot resume."""
 AUTO = "auto"
-"""Value of --ckpt_path: the newest whole checkpoint of the stage. `fit` takes it by itself."""
+"""Value of --ckpt_path for the newest complete checkpoint of the stage. `fit` uses it by default."""
 
 DEFAULTS: dict[str, Any] = {
     "trainer.max_epochs": -1,
     "trainer.num_sanity_val_steps": 0,
-    "trainer.use_distributed_sampler": False,  # order is the loader's, Lightning's own sampler always shuffles
+    "trainer.use_distributed_sampler": False,  # the loader defines the order; Lightning's sampler always shuffles
     "trainer.enable_model_summary": False,
     "trainer.log_every_n_steps": 10,
     "trainer.check_val_every_n_epoch": None,
 }
 
-# The value of a validation whose best checkpoint is kept, by kind of stage.
+# Validation metric whose best checkpoint is kept, by kind of stage.
 BEST = {"vae": ("val/psnr_video", "highest"), "base": ("val/loss", "lowest"), "super_resolution": ("val/loss", "lowest")}
 
 
 class WaltCLI(LightningCLI):
-    """LightningCLI that knows runs: where a stage writes, what its parents are, how it goes on."""
+    """LightningCLI with runs: it finds the folders of a stage, its parents and its checkpoints."""
 
     def __init__(self, run: bool = True) -> None:
         check_renamed(sys.argv[1:], configs_of(sys.argv[1:]))
@@ -73,7 +73,7 @@ class WaltCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Those of LightningCLI that a stage has steps for."""
+        """Return the subcommands of LightningCLI that stages support."""
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name in ("fit", "validate")}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -95,7 +95,7 @@ class WaltCLI(LightningCLI):
 
     @property
     def options(self) -> Any:
-        """The parsed arguments (of the subcommand, where there are subcommands)."""
+        """Parsed arguments, of the subcommand if there are subcommands."""
         return self.config if self.subcommand is None else self.config[self.subcommand]
 
     def before_instantiate_classes(self) -> None:
@@ -123,14 +123,16 @@ class WaltCLI(LightningCLI):
             check_shards(self.restored, options.trainer)
 
     def _name(self) -> None:
-        """Run and stage, from their options or the config's path."""
+        """Set run and stage, from their options or the path of the config."""
         options = self.options
         self.run_dir, self.stage = _run_and_stage(options)
         self.manifest = Manifest.open(self.run_dir, Path(str(options.config[0])).parent if options.config else None)
-        options.run, options.stage, options.extends = str(self.run_dir), self.stage, []  # what is written down lies over nothing
+        options.run = str(self.run_dir)
+        options.stage = self.stage
+        options.extends = []  # the stored configuration is complete and extends no files
 
     def _check_parents(self) -> None:
-        """Parents that were named become those of the run, which are checked."""
+        """Adopt the parents that the options name as those of the run, and check all parents."""
         arguments = self.options.model.init_args
         for parent in parents_of(self.stage):
             if arguments.get(parent) is not None:
@@ -138,7 +140,7 @@ class WaltCLI(LightningCLI):
         self.parents = self.manifest.check_parents(self.stage, allow_stale=self.options.allow_stale)
 
     def _fill_parents(self) -> None:
-        """Parents that were not named are those of the run."""
+        """Use the run's own parents for those that the options do not name."""
         arguments, data = self.options.model.init_args, self.options.data
         for parent in parents_of(self.stage):
             if parent in arguments and arguments[parent] is None:
@@ -151,19 +153,25 @@ class WaltCLI(LightningCLI):
             data.vae = arguments.vae
 
     def _fill_seed(self) -> None:
-        """One seed for order, crops, noise and initial weights, where data.seed and model.seed are not given."""
+        """Use one seed for order, crops, noise and initial weights if data.seed and model.seed are not set."""
         seed = self.options.seed_everything
         if isinstance(seed, int) and not isinstance(seed, bool):
             for arguments in (self.options.data, self.options.model.init_args):
                 arguments.seed = arguments.seed or seed
 
-    # ---- Going on, or starting ----------------------------------------------------------------------------------------
+    # ---- Start or resume ----------------------------------------------------------------------------------------------
 
     def _parse_ckpt_path(self) -> None:
-        """LightningCLI would let hyper-parameters in a checkpoint win over the command line; here the command line wins."""
+        """Ignore the hyper-parameters in a checkpoint, which LightningCLI would prefer; the command line takes precedence."""
 
     def _begin(self, manifest: Manifest) -> None:
-        """Decide between the end, going on and starting; refuse where another process trains the stage."""
+        """Decide between nothing to do, resuming and starting.
+
+        Raises:
+            LockedManifest: another process trains the stage.
+            ManifestError: training was interrupted, and a parent has changed since.
+            SystemExit: the stage is done.
+        """
         options = self.options
         manifest.check_free(self.stage)
         if options.ckpt_path not in (None, AUTO):
@@ -193,7 +201,11 @@ class WaltCLI(LightningCLI):
         options.ckpt_path = AUTO
 
     def _find_checkpoint(self) -> None:
-        """The file or folder that Lightning restores from, for the checkpoint that was named: a folder of ours, or a file."""
+        """Find the file or folder that Lightning restores from, for the checkpoint of --ckpt_path.
+
+        Raises:
+            ValueError: there is no such checkpoint.
+        """
         options = self.options
         self.restored: Path | None = None
         if not options.ckpt_path:
@@ -211,24 +223,24 @@ class WaltCLI(LightningCLI):
         else:
             raise ValueError(f"--ckpt_path: there is no {path}; there are: {', '.join(str(c.path) for c in self._checkpoints()) or 'none'}")
         _say(f"going on from {self.restored.parent if self.restored.name == STATE else self.restored}")
-        options.ckpt_path = None  # the trainer is told itself, early enough for what is set up before anything is read
+        options.ckpt_path = None  # trainer.ckpt_path is set in `instantiate_trainer`, since callbacks need it in `setup`
 
     def _checkpoints(self) -> list[Checkpoint]:
         return Checkpoint.all(self.options.checkpoint.folder)
 
     def before_fit(self) -> None:
-        """Take the weights of ``--init``, unless training goes on."""
+        """Load the weights of ``--init``, unless training resumes."""
         if self.options.init is None or self.restored is not None:
             return
         init_from(self.model.components(), load(self.options.init))
 
-    # ---- What the trainer is made of ----------------------------------------------------------------------------------
+    # ---- Parts of the trainer -----------------------------------------------------------------------------------------
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer_options = self.options.trainer
         if trainer_options.logger in (None, True):
             kwargs["logger"] = ResilientTensorBoardLogger(str(self.work), name="logs")
-        # On a terminal the Trainer brings its own rich progress bar.
+        # On a terminal the Trainer uses its own rich progress bar.
         first: list[L.Callback] = []
         extra: list[L.Callback] = []
         if not sys.stdout.isatty():
@@ -237,7 +249,7 @@ class WaltCLI(LightningCLI):
         if self.subcommand == "fit":
             config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
             extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed), SaveConfig(config)]
-            # The first of all: what it refuses must not have been begun by another.
+            # It runs first: another callback must not start something that it refuses.
             first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config))
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]
@@ -247,7 +259,11 @@ class WaltCLI(LightningCLI):
 
 
 def _run_and_stage(options: Any) -> tuple[Path, str]:
-    """experiments/EXP/STAGE.yaml writes to runs/EXP/STAGE."""
+    """Return the folder of the run and the name of the stage: experiments/EXP/STAGE.yaml is trained into runs/EXP/STAGE.
+
+    Raises:
+        ValueError: neither a config nor the options name them.
+    """
     configs = [Path(str(path)) for path in options.config or []]
     if not configs and (options.run is None or options.stage is None):
         raise ValueError("which stage? give --config experiments/EXP/STAGE.yaml, or --run and --stage")

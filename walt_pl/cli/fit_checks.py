@@ -1,4 +1,4 @@
-"""Checks of a stage's precision and engine, before anything is read or written down."""
+"""Check precision and engine of a stage, before anything is read or written."""
 
 import re
 from pathlib import Path
@@ -12,22 +12,22 @@ from walt_pl.runs.checkpoint import STATE, Checkpoint
 from walt_pl.runs.stage_names import kind_of
 
 ZERO = "walt_pl.strategies.Zero"
-"""Class path of the strategy that shards."""
+"""Class path of the sharding strategy."""
 
 
 def check_precision(trainer: Any) -> None:
-    """Replace the precision of the trainer's options by its full name; None stays.
+    """Replace the precision in the options of the trainer by its full name; None stays.
 
     Raises:
-        ValueError: the weights that train would not be float32.
+        ValueError: the trained weights would not be float32.
     """
     trainer.precision = None if trainer.precision is None else normalize_precision(trainer.precision)
 
 
 def check_engine(stage: str, options: Any) -> None:
-    """Refuse strategies and settings that the stage cannot train with; give the autoencoder its variant of DDP.
+    """Refuse strategies and settings that the stage cannot train with, and set the autoencoder's variant of DDP.
 
-    The autoencoder has two optimisers that take turns.
+    The autoencoder has two optimisers that alternate.
 
     Args:
         stage: name of the stage.
@@ -71,11 +71,11 @@ def check_engine(stage: str, options: Any) -> None:
 
 
 def check_shards(restored: Path | None, trainer: Any) -> None:
-    """Refuse to go on from shards of ZeRO with another strategy; the strategy itself knows which shards it reads.
+    """Refuse to resume from ZeRO shards with another strategy. The strategy itself checks the ZeRO stage.
 
     Args:
         restored: file or folder that the trainer restores from.
-        trainer: its options.
+        trainer: options of the trainer.
 
     Raises:
         ValueError: the checkpoint needs another strategy.
@@ -91,5 +91,5 @@ def check_shards(restored: Path | None, trainer: Any) -> None:
 
 
 def _strategy_name(strategy: Any) -> str:
-    """A strategy as it was typed: a name of Lightning's, or a class path."""
+    """Return a strategy as it was typed: a name of Lightning's, or a class path."""
     return str(strategy.class_path) if hasattr(strategy, "class_path") else str(strategy)

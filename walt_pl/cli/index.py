@@ -34,24 +34,24 @@ def index(
     validation: int = 300,
     seed: int = 0,
 ) -> None:
-    """List a data set in an index, examine its files, and report on them. The same command adds what is new, and goes on where it stopped.
+    """List a data set in an index, examine its files, and report on them. Typed again, it adds new files and resumes where it stopped.
 
     Args:
         source: folder, .csv, .jsonl, tar shards ("train-{000..099}.tar"), an index (.parquet) alone, or shapes, the embedded set.
-        out: the index; data/NAME.parquet when not given. For shapes the folder of the set; the index is index.parquet in it.
-        layout: how the source is laid out (docs/DATA.md); auto looks.
-        root: folder that the paths of a table are relative to; its own when not given.
-        split: split of what the source gives none; train when empty.
+        out: path of the index; data/NAME.parquet when not given. For shapes the folder of the set; the index is index.parquet in it.
+        layout: layout of the source (docs/DATA.md); auto detects it.
+        root: folder that the paths of a table are relative to; the folder of the table when not given.
+        split: split of entries for which the source names none; train when empty.
         val: share of the training split that is held out as val, from 0 to 1.
-        fold: which of UCF-101's three official splits.
-        workers: processes that decode; as many as there are processors when 0.
-        seconds: time limit of a file (as much again for every 10 MB).
-        report: the doctor: decode every file again, and list what is broken, copied, short, of variable rate or without words.
-        config: experiments/EXP/STAGE.yaml: also list which clips it uses, in which bucket, and why not the others.
-        videos: training videos of shapes.
-        images: training images of shapes.
-        validation: validation videos of shapes.
-        seed: of the pictures of shapes.
+        fold: number of UCF-101's official split, 1 to 3.
+        workers: number of processes that decode; the number of processors when 0.
+        seconds: time limit of a file in seconds (as much again for every 10 MB).
+        report: run the doctor: decode every file again, and list files that are broken, copied, short, of variable rate or without words.
+        config: experiments/EXP/STAGE.yaml: also list the clips that it uses, their buckets, and why the others are not used.
+        videos: number of training videos of shapes.
+        images: number of training images of shapes.
+        validation: number of validation videos of shapes.
+        seed: seed of the pictures of shapes.
     """
     options = IndexOptions(report, split, val, workers or os.cpu_count() or 1, seconds)
     if source == "shapes":
@@ -68,7 +68,7 @@ def index(
         name = re.split(r"[.{*?]", Path(source).resolve().name)[0].rstrip("-_")
         path = Path(out or f"data/{name or 'index'}.parquet")
         listing = list_source(source, layout, root, fold, options.workers)
-    # What is wrong with a config is told before the work.
+    # Errors of a config are raised before the long work.
     report_use = None if config is None else _use_report(path, Path(config))
     built = build_index(listing, path, options)
     doctor.print_rich(doctor.render_build(built, listing, path))
@@ -81,7 +81,7 @@ def index(
 
 
 def _use_report(path: Path, config: Path) -> Callable[[], None]:
-    """What tells which clips and images an experiment takes of an index."""
+    """Return a function that reports the clips and images of an index that an experiment uses."""
     name = f"{config.resolve().parent.name}-{config.stem}"
     return partial(_report_use, path, name, data_of(config, path))
 

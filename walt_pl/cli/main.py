@@ -1,4 +1,4 @@
-"""The one program, ``python -m walt_pl``.
+"""Entry point of the one program, ``python -m walt_pl``.
 
 ``fit`` and ``validate`` are LightningCLI's; ``plan`` and ``cache`` read the same keys; the others are functions, one a file.
 """
@@ -37,13 +37,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 def _argument(flag: str) -> str:
-    """Flags may be typed with dashes, as elsewhere: --allow-stale is allow_stale; and --continue, a word of Python's, is continue_."""
+    """Return the argument name of a flag.
+
+    Flags may have dashes, as in other programs: --allow-stale is allow_stale. --continue, a keyword of Python, is continue_.
+    """
     name = flag.replace("-", "_")
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
 def _typed(words: list[str], command: Callable[..., None]) -> list[str]:
-    """The words as the parser wants them: --report is --report true."""
+    """Expand bare switches for the parser: --report becomes --report=true."""
     parameters = inspect.signature(command).parameters
     typed = []
     for place, word in enumerate(words):
@@ -62,7 +65,7 @@ def main() -> None:
         command = COMMANDS[arguments[0]]
         parser = auto_parser(command, as_positional=True, prog=f"python -m walt_pl {arguments[0]}")
         options = parser.parse_args(_typed(arguments[1:], command))
-        # Not auto_cli, which would keep a command's own --config for itself.
+        # auto_cli is not used: it would consume a command's own --config.
         command(**{name: options[name] for name in inspect.signature(command).parameters})
     elif arguments and arguments[0] == "plan":
         from walt_pl.cli.plan import PlanCLI

@@ -1,15 +1,16 @@
-"""What a stage costs, before anybody pays for it: ``python -m walt_pl plan --config FILE``.
+"""Estimate the cost of a stage before training: ``python -m walt_pl plan --config FILE``.
 
-The stage is built on the meta device, where tensors have shapes and no bytes, and one training step of one GPU's share of the batch runs
+The stage is built on the meta device, where tensors have shapes and no bytes. One training step with one GPU's share of the batch runs
 there, forward and backward. Operations are counted by PyTorch's own formulas (torch.utils.flop_counter), activations by following every
-tensor from its birth to its end. Nothing is read but the configuration: no data, no parents, no text encoder, no weight file.
+tensor from its creation to its release. Only the configuration is read: no data, no parents, no text encoder, no weight file.
 
-How far it can be trusted (tests/cli/test_plan_costs.py): FLOPs equal those of the stage's own training step, to the last one. What autograd
-keeps of a small model in float32 on a CPU (54,656,560 bytes), and what its step allocates at most (55,504,496), came out 4 bytes too high
-and 56 too low. Autocast and the attention kernel of GPUs are imitated, and no GPU has been asked yet; a tenth of a card is held back for
-what is not counted: the CUDA context, fragmentation, the frozen autoencoder and text encoder, and data on its way. Days follow from the
-FLOPs and from what a GPU was seen to do (--step_seconds, --tflops): they hold for a batch that keeps the GPUs as busy, and for links that
-do not hold them up. What a checkpoint takes on disk came out within a hundredth of real ones of every engine.
+Accuracy (tests/cli/test_plan_costs.py): FLOPs equal those of the stage's own training step exactly. For a small model in float32 on a CPU,
+autograd keeps 54,656,560 bytes, and the step allocates at most 55,504,496. The plan was 4 bytes too high for the first and 56 too low for
+the second. Autocast and the attention kernel of GPUs are emulated; this is not yet measured on a GPU. A tenth of a card is reserved for
+memory that is not counted. This is the CUDA context, fragmentation, the frozen autoencoder and text encoder, and data in transfer.
+
+Days follow from the FLOPs and the measured speed of a GPU (--step_seconds, --tflops). They hold for a batch that keeps the GPUs as busy,
+and for links that do not slow them down. The size of a checkpoint on disk was within a hundredth of real ones of every engine.
 """
 
 import json
@@ -36,17 +37,17 @@ from walt_pl.training.engine_memory import Engine, EngineMemory, checkpoint_byte
 from walt_pl.training.step_cost import StepCost
 
 CARDS = (24, 40, 80)
-"""GiB of memory of the cards that a plan is tried on."""
+"""Memory of the cards that a plan is compared with, GiB."""
 USABLE = 0.9
-"""Share of a card that may be filled with what is counted."""
+"""Share of a card that counted memory may fill."""
 CAPTION = 128
-"""Tokens of a caption where the stage does not say: super-resolution takes its text encoder from the base's artifact."""
+"""Tokens of a caption if the stage does not define them: super-resolution uses the text encoder of the base's artifact."""
 FLEETS = (1, 8, 16, 32, 64, 128, 256)
-"""Numbers of GPUs that days are told for, where they divide the batch; beside the number planned."""
+"""Numbers of GPUs for which days are listed, if they divide the batch; the planned number is listed too."""
 
 
 def parts_of(model: nn.Module) -> dict[str, int]:
-    """Parameters of a model by part; those of all transformer blocks together."""
+    """Return the number of parameters of a model by part; the transformer blocks count together."""
     parts: Counter[str] = Counter()
     for name, p in model.named_parameters():
         words = name.split(".")
@@ -59,7 +60,7 @@ def _numel(modules: Iterable[nn.Module | None]) -> int:
 
 
 class PlanCLI(WaltCLI):
-    """The stage that a command line describes, built on the meta device."""
+    """LightningCLI that builds the configured stage on the meta device."""
 
     def __init__(self) -> None:
         super().__init__(run=False)
@@ -85,11 +86,12 @@ class PlanCLI(WaltCLI):
     def instantiate_classes(self) -> None:
         with torch.device("meta"):
             self.config_init = self.parser.instantiate(self.config)
-        self.model, self.datamodule = self.config_init.model, self.config_init.data
+        self.model = self.config_init.model
+        self.datamodule = self.config_init.data
 
     @property
     def gpus(self) -> int:
-        """How many share a batch."""
+        """Number of GPUs that share a batch."""
         trainer, given = self.options.trainer, self.options.gpus
         devices = str(trainer.devices)
         wanted: int = given if given is not None else int(devices) * int(trainer.num_nodes) if devices.isdigit() else 1
@@ -98,14 +100,14 @@ class PlanCLI(WaltCLI):
         return wanted
 
     def parameters(self) -> dict[str, Any]:
-        """Parameters: of the model this stage is named for, by part, and what is trained beside it."""
+        """Count the parameters of the stage's main model by part, and those of models trained beside it."""
         stage = self.model
         main = stage.vae if isinstance(stage, VAEStage) else stage.denoiser
         beside = {name: _numel([getattr(stage, name, None)]) for name in ("discriminator", "text")}
         return {"total": _numel([main]), "parts": parts_of(main), "beside": {name: count for name, count in beside.items() if count}}
 
     def report(self) -> dict[str, Any]:
-        """The plan as plain numbers."""
+        """Return the plan as plain numbers."""
         stage, data, options = self.model, self.datamodule, self.options
         share, precision = Share.of(data, self.gpus), str(options.trainer.precision or "bf16-mixed")
         accumulate = int(options.trainer.accumulate_grad_batches)
@@ -130,7 +132,7 @@ class PlanCLI(WaltCLI):
             "gpus": self.gpus,
             "batch_per_gpu": asdict(share),
             "precision": precision,
-            "checkpointing": activation_checkpointing,
+            "activation_checkpointing": activation_checkpointing,
             "parameters": self.parameters(),
             "tokens": self._tokens(),
             "flops_per_step": sum(by_kind.values()),
@@ -142,14 +144,18 @@ class PlanCLI(WaltCLI):
                 engine: {
                     **asdict(b),
                     "total": {way: b.total(way) for way in b.activations},
-                    "fits_gib": {way: _fitting(b, way) for way in b.activations},
+                    "fits_gib": {way: _fitting_cards(b, way) for way in b.activations},
                 }
                 for engine, b in held.items()
             },
         }
 
     def _time(self, flops: int) -> dict[str, Any] | None:
-        """Days of the whole training by number of GPUs; None where nobody said how fast a GPU is."""
+        """Return the days of the complete training by number of GPUs; None if the speed of a GPU is not specified.
+
+        Raises:
+            ValueError: both --step_seconds and --tflops are set, or the training has no number of steps.
+        """
         options, data = self.options, self.datamodule
         if options.step_seconds is None and options.tflops is None:
             return None
@@ -164,7 +170,7 @@ class PlanCLI(WaltCLI):
         return {"tflops_per_gpu": speed / 1e12, "days": {gpus: steps * flops / (gpus * speed) / 86400 for gpus in fleets}}
 
     def _costs(self, share: Share, precision: str) -> dict[str, dict[str, StepCost]]:
-        """Of a step by arithmetic (of DDP, of ZeRO) and way (activations kept, or recomputed)."""
+        """Return the costs of a step by arithmetic (of DDP, of ZeRO) and way (activations kept, or recomputed)."""
         stage, low = self.model, torch.bfloat16 if precision.endswith("mixed") else None
         narrow = torch.float32 if precision == "32-true" else torch.bfloat16
         if isinstance(stage, VAEStage):
@@ -181,7 +187,7 @@ class PlanCLI(WaltCLI):
         return costs
 
     def _tokens(self) -> dict[str, int]:
-        """Tokens of a frame, a video and a window; of the autoencoder: positions of its latent."""
+        """Return the tokens of a frame, a video and a window; for the autoencoder the positions of its latent."""
         if isinstance(self.model, VAEStage):
             (ft, fh, fw), clip_transform = self.model.vae.config.factors, self.datamodule.clip_transform
             rows, columns = picture_size(self.datamodule)
@@ -200,13 +206,13 @@ class PlanCLI(WaltCLI):
             Console().print(render(report))
 
 
-def _fitting(b: EngineMemory, way: str) -> list[int]:
-    """The cards that a plan fits on."""
+def _fitting_cards(b: EngineMemory, way: str) -> list[int]:
+    """Return the cards that a plan fits on."""
     return [card for card in CARDS if b.total(way) <= USABLE * card * 2**30]
 
 
 def render(report: Mapping[str, Any]) -> Group:
-    """A plan for the terminal."""
+    """Render a plan for the terminal."""
     share, parameters = report["batch_per_gpu"], report["parameters"]
     size = Table(title=f"{report['stage']} ({report['class']})", title_justify="left", show_header=False)
     size.add_row("parameters", f"{parameters['total']:,}")

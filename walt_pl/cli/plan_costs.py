@@ -1,4 +1,4 @@
-"""Costs of the training steps of the stages, on one GPU's share of a batch."""
+"""Costs of the training steps of the stages, for one GPU's share of a batch."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -19,14 +19,18 @@ from walt_pl.training.step_cost import StepCost, cost_of, sum_flops
 
 @dataclass(frozen=True)
 class Share:
-    """One GPU's part of a batch."""
+    """One GPU's share of a batch: numbers of videos and images."""
 
     videos: int
     images: int
 
     @classmethod
     def of(cls, data: JointData, gpus: int) -> "Share":
-        """What each of ``gpus`` gets. Raises ValueError where they do not divide the batch."""
+        """Return the share of each of ``gpus`` GPUs.
+
+        Raises:
+            ValueError: the number of GPUs does not divide the batch.
+        """
         for name in ("videos_per_batch", "image_stacks_per_batch"):
             if getattr(data, name) % gpus:
                 raise ValueError(
@@ -36,24 +40,25 @@ class Share:
 
 
 def diffusion_cost(
-    stage: LatentDiffusion, config: DenoiserConfig, share: Share, caption: int, dtype: torch.dtype, low_res: torch.dtype | None
+    stage: LatentDiffusion, config: DenoiserConfig, share: Share, caption: int, dtype: torch.dtype, autocast: torch.dtype | None
 ) -> StepCost:
-    """A step of the base or a super-resolution stage, `LatentDiffusion.training_step`.
+    """Return the cost of a step of the base or a super-resolution stage, `LatentDiffusion.training_step`.
 
-    A pair of layers, spatial and spatiotemporal, costs what the pair before it does: a deep model is run with few, and the rest is added.
+    Each pair of layers, spatial and spatiotemporal, costs as much as the pair before it. A deep model therefore runs with few layers, and
+    the cost of the others is added.
 
     Args:
-        stage: built on the meta device.
-        config: of its denoiser, perhaps with checkpointing.
-        share: of the batch.
+        stage: stage built on the meta device.
+        config: config of its denoiser, possibly with activation checkpointing.
+        share: one GPU's share of the batch.
         caption: tokens of a caption.
-        dtype: of weights and latents.
-        low: dtype of autocast.
+        dtype: dtype of weights and latents.
+        autocast: dtype of autocast; None for no autocast.
     """
     few = 2 + config.depth % 2
     if config.depth <= few + 2:
-        return _diffusion_cost(stage, config, share, caption, dtype, low_res)
-    short, long = (_diffusion_cost(stage, replace(config, depth=layers), share, caption, dtype, low_res) for layers in (few, few + 2))
+        return _diffusion_cost(stage, config, share, caption, dtype, autocast)
+    short, long = (_diffusion_cost(stage, replace(config, depth=layers), share, caption, dtype, autocast) for layers in (few, few + 2))
     pairs = (config.depth - few) // 2
     return StepCost(
         sum_flops((1 - pairs, short.flops), (pairs, long.flops)),
@@ -64,7 +69,7 @@ def diffusion_cost(
 
 
 def _diffusion_cost(
-    stage: LatentDiffusion, config: DenoiserConfig, share: Share, caption: int, dtype: torch.dtype, low_res: torch.dtype | None
+    stage: LatentDiffusion, config: DenoiserConfig, share: Share, caption: int, dtype: torch.dtype, autocast: torch.dtype | None
 ) -> StepCost:
     c, layout = config, FrameLayout(share.videos, config.size[0], share.images)
     with torch.device("meta"):
@@ -84,7 +89,7 @@ def _diffusion_cost(
         text = words() if c.text_width else None
         x = torch.empty(layout.total_frames, c.latent_channels, *c.size[1:], dtype=dtype)
         small = torch.empty(layout.total_frames, c.latent_channels, c.size[1] // 2, c.size[2] // 2, dtype=dtype)
-        context_latents = torch.empty_like(x[:, :1])
+        mask_frames = torch.empty_like(x[:, :1])
         condition = Condition(
             layout,
             mask[:, 0],
@@ -92,29 +97,38 @@ def _diffusion_cost(
             mask,
             labels=step,
             context_latents=x,
-            context_mask=context_latents,
+            context_mask=mask_frames,
             low_res=small,
             noise_aug_level=step,
         )
         v = denoiser(x, step, condition, torch.empty_like(x) if c.self_conditioning else None)
         return (v - torch.empty_like(v)).square().mean()
 
-    whole = cost_of(forward, modules, low_res)
+    whole = cost_of(forward, modules, autocast)
     with torch.no_grad():
-        text = cost_of(words, modules, low_res)
-    # The first pass of self-conditioning is a forward pass over its share of the rows; the text is encoded once for both.
+        text = cost_of(words, modules, autocast)
+    # The first pass of self-conditioning is a forward pass over a share p of the samples. The text is encoded once for both passes.
     p = stage.denoiser.config.self_conditioning
     return replace(whole, flops=sum_flops((1, whole.flops), (p, whole.forward), (-p, text.flops)))
 
 
 def picture_size(data: JointData) -> tuple[int, int]:
-    """Rows and columns of what the autoencoder is trained on."""
+    """Return rows and columns of the autoencoder's training pictures."""
     crop = data.clip_transform.crop
     return (crop, crop) if crop else data.clip_transform.shape(data.clip_transform.size)
 
 
-def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, low_res: torch.dtype | None) -> StepCost:
-    """A step of the autoencoder and one of its discriminator, `VAEStage.training_step`; the gradient penalty as often as it comes."""
+def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, autocast: torch.dtype | None) -> StepCost:
+    """Return the cost of a step of the autoencoder and one of its discriminator, `VAEStage.training_step`.
+
+    The gradient penalty counts in proportion to its frequency.
+
+    Args:
+        stage: stage built on the meta device.
+        data: data module of the stage.
+        share: one GPU's share of the batch.
+        autocast: dtype of autocast; None for no autocast.
+    """
     picture, dtype = picture_size(data), next(stage.parameters()).dtype
     shapes = [(share.videos, 3, data.clip_transform.frames, *picture), (share.images, 3, 1, *picture)]
     shapes = [shape for shape in shapes if shape[0]]
@@ -149,11 +163,11 @@ def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, low_res: to
         return loss
 
     if discriminator is None:
-        return cost_of(generator, modules, low_res)
-    discriminator.requires_grad_(False)  # the turns of training_step
-    reconstruct = cost_of(generator, modules, low_res)
+        return cost_of(generator, modules, autocast)
+    discriminator.requires_grad_(False)  # training_step alternates in this way
+    reconstruct = cost_of(generator, modules, autocast)
     discriminator.requires_grad_(True)
-    plain, penalised = (cost_of(partial(judge, penalised), modules, low_res) for penalised in (False, True))
+    plain, penalised = (cost_of(partial(judge, penalised), modules, autocast) for penalised in (False, True))
     often = 1 / stage.r1_every if stage.r1_weight else 0.0
     turns = [reconstruct, plain, penalised] if often else [reconstruct, plain]
     return StepCost(
@@ -165,10 +179,10 @@ def autoencoder_cost(stage: VAEStage, data: JointData, share: Share, low_res: to
 
 
 def _perceptual() -> nn.Module:
-    """LPIPS without its weights."""
+    """Return LPIPS without its weights."""
     import lpips
 
     with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torchvision's, about the way lpips calls it
+        warnings.simplefilter("ignore")  # torchvision warns of the way in which lpips calls it
         metric: nn.Module = lpips.LPIPS(net="vgg", pnet_rand=True, pretrained=False, verbose=False)
     return metric.requires_grad_(False).to("meta")

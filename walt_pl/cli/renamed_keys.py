@@ -1,4 +1,4 @@
-"""Keys of configurations that have another name now: an old one is refused with the new one."""
+"""Refuse old keys of configurations; the error names the new key."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -45,10 +45,10 @@ def check_renamed(arguments: Sequence[str], configs: Sequence[Path]) -> None:
 
     Args:
         arguments: words of the command line.
-        configs: files that it names, and the files that these extend.
+        configs: configuration files of the command line, and the files that these extend.
 
     Raises:
-        ValueError: a key has another name now; the message gives it.
+        ValueError: a key has another name now; the message names it.
     """
     typed = [
         (word[2:].partition("=")[0].replace(".init_args", ""), f"--{word[2:].partition('=')[0]}") for word in arguments if word[:2] == "--"
@@ -60,7 +60,7 @@ def check_renamed(arguments: Sequence[str], configs: Sequence[Path]) -> None:
 
 
 def _keys(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Give the dotted keys of nested values, those of groups too, without `init_args`, as they are typed."""
+    """Yield the dotted keys of nested values and of their groups, without `init_args`, as they are typed."""
     for name, value in plain.items():
         key = prefix if name == "init_args" else f"{prefix}.{name}" if prefix else str(name)
         if name != "init_args":

@@ -1,4 +1,4 @@
-"""Run `fit` in a process of its own, for the commands that train several stages."""
+"""Run `fit` in its own process, for the commands that train several stages."""
 
 import subprocess
 import sys
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 
 def run_fit(words: Sequence[str], name: str) -> None:
-    """Train one stage as its user would.
+    """Train one stage as a user would.
 
     Args:
-        words: what is typed after `fit`.
-        name: command and stage, in front of the error.
+        words: words of the command line after `fit`.
+        name: command and stage, for the beginning of the error.
 
     Raises:
         SystemExit: `fit` ended with an error.

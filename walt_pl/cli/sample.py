@@ -1,4 +1,4 @@
-"""Make videos with a run: ``python -m walt_pl sample``."""
+"""Sample videos with a run: ``python -m walt_pl sample``."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,40 +44,40 @@ def sample(
     allow_stale: bool = False,
     text_encoder: str | None = None,
 ) -> None:
-    """Make videos: an mp4 for each prompt, a GIF beside it, and a contact sheet of all.
+    """Sample videos: an mp4 for each prompt, a GIF beside it, and a contact sheet of all.
 
     Args:
         run: folder of the run.
-        prompt: what the clip shows.
+        prompt: text of the clip.
         prompts: file with a prompt a line, for many clips; they are named after `out` with a number.
         label: class, for class-conditional models.
-        image: picture that the clip begins with, for models trained with frame prediction; a prompt may be left out.
-        continue_: typed --continue; clip whose last frames (5 where the autoencoder's temporal factor is 4) the new one begins with, taken
-            at the rate that the model was trained at.
-        crop: cut the middle out of an image or clip of another aspect.
-        seconds: length, at the rate of the files; beyond one clip, each further round goes on from the end of the one before. One clip when
-            not given.
-        negative_prompt: what guidance leads away from; nothing known when empty.
-        seed: of the noise; the next prompt of a file takes the next seed.
-        steps: sampling steps, of every stage or by stage, e.g. '{"base": 50, "sr1": 8}'.
+        image: first picture of the clip, for models trained with frame prediction; a prompt may be left out.
+        continue_: typed --continue; a clip whose last frames begin the new clip (5 frames if the autoencoder's temporal factor is 4). They
+            are read at the frame rate of the model's training.
+        crop: crop the centre of an image or clip of another aspect.
+        seconds: length in seconds, at the rate of the files. Beyond one clip, each further segment continues from the end of the one
+            before. One clip when not given.
+        negative_prompt: text that guidance leads away from; the unconditional prediction takes its place when empty.
+        seed: seed of the noise; each further prompt of a file uses the next seed.
+        steps: sampling steps, for every stage or by stage, e.g. '{"base": 50, "sr1": 8}'.
         eta: 0 is deterministic DDIM, 1 ancestral sampling.
-        guidance: scale of classifier-free guidance, for every stage or by stage, e.g. '{"base": 3, "sr1": 1}'; where it, the shape or the
-            rescale is not given, each stage takes that of its artifact (model.diffusion.guidance in its training).
+        guidance: scale of classifier-free guidance, for every stage or by stage, e.g. '{"base": 3, "sr1": 1}'. If the scale, the shape or
+            the rescale is not given, each stage uses that of its artifact (model.diffusion.guidance in its training).
         guidance_shape: constant, or power-cosine (none at pure noise).
-        guidance_rescale: phi, how much of the prediction's spread is restored.
+        guidance_rescale: phi, the share of the prediction's spread that is restored.
         stages: stages to run, e.g. base or base,sr1; all finished ones when not given.
-        out: the mp4.
-        fps: frames per second of the files, in which --seconds counts; the rate that the model was trained at when not given.
-        batch: clips made at once.
-        device: where to run; a GPU when there is one.
-        dtype: of the networks' arithmetic; what the device is fastest at when not given.
-        chunk: latent frames decoded at once.
-        tile: side in latent cells of the tiles decoded at once.
-        allow_stale: sample although a parent was trained again.
-        text_encoder: where the run's pretrained text encoder lies on this machine, if not where training found it.
+        out: path of the mp4.
+        fps: frames per second of the files, in which --seconds counts; the frame rate of the model's training when not given.
+        batch: number of clips sampled at a time.
+        device: device to run on; a GPU if there is one when not given.
+        dtype: dtype of the networks' arithmetic; the fastest of the device when not given.
+        chunk: number of latent frames decoded at a time.
+        tile: side of the tiles decoded at a time, in latent cells.
+        allow_stale: sample even if a parent was trained again.
+        text_encoder: path of the run's pretrained text encoder on this machine, if it differs from that in training.
     """
     _check_sample(image, continue_, seconds, fps, out)
-    texts, labels = _wanted(prompt, prompts, label, optional=image is not None or continue_ is not None)
+    texts, labels = _read_prompts(prompt, prompts, label, optional=image is not None or continue_ is not None)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = stages.split(",") if isinstance(stages, str) else stages
     cascade = Cascade.open(run, wanted, allow_stale, device, getattr(torch, dtype) if dtype else None, text_encoder)
@@ -88,14 +88,18 @@ def sample(
     seeds = [seed + i for i in range(max(len(texts), len(labels)))]
     fps = fps or sampling_fps(cascade)
     frames = cascade.clip_frames if seconds is None else frame_count(seconds, fps)
-    context_latents = {stage: z.expand(len(seeds), -1, -1, -1, -1) for stage, z in _past(cascade, image, continue_, crop).items()}
+    context_latents = {stage: z.expand(len(seeds), -1, -1, -1, -1) for stage, z in _encode_context(cascade, image, continue_, crop).items()}
     request = SampleRequest(texts, labels, negative_prompt, seeds, context_latents)
     clips = make_clips(cascade, request, sampling, batch, frames)
     _write_clips(Path(out), clips, texts or [f"class {number}" for number in labels], fps)
 
 
 def _check_sample(image: str | None, clip: str | None, seconds: float | None, fps: float | None, out: str) -> None:
-    """What can be told before anything is loaded."""
+    """Check the options that need no loaded model.
+
+    Raises:
+        ValueError: an option is out of range, or two options exclude each other.
+    """
     if Path(out).suffix != ".mp4":
         raise ValueError(f"sample: --out must end in .mp4, got {out}; the GIF and the contact sheet are written beside it")
     if image is not None and clip is not None:
@@ -105,8 +109,12 @@ def _check_sample(image: str | None, clip: str | None, seconds: float | None, fp
             raise ValueError(f"sample: {name} must be above 0, got {value:g}")
 
 
-def _past(cascade: Cascade, image: str | None, clip: str | None, crop: bool) -> dict[str, torch.Tensor]:
-    """Latents of the frames that were given, by stage [1 c 1|2 h w]."""
+def _encode_context(cascade: Cascade, image: str | None, clip: str | None, crop: bool) -> dict[str, torch.Tensor]:
+    """Return the latents of the context frames from --image or --continue, by stage [1 c 1|2 h w].
+
+    Raises:
+        ValueError: the clip has too few frames.
+    """
     if image is not None:
         return cascade.encode_context(read_image(Path(image)), image, crop)
     if clip is None:
@@ -118,8 +126,12 @@ def _past(cascade: Cascade, image: str | None, clip: str | None, crop: bool) -> 
     return cascade.encode_context(pictures, clip, crop)
 
 
-def _wanted(prompt: str | None, prompts: str | None, label: int | None, optional: bool) -> tuple[list[str], list[int]]:
-    """Prompts or labels; an empty prompt where both are left out and may be."""
+def _read_prompts(prompt: str | None, prompts: str | None, label: int | None, optional: bool) -> tuple[list[str], list[int]]:
+    """Return prompts or labels; one empty prompt if both are absent and `optional` is true.
+
+    Raises:
+        ValueError: not exactly one of them is given, or the file of prompts is empty or not UTF-8.
+    """
     given = [name for name, value in (("--prompt", prompt), ("--prompts", prompts), ("--label", label)) if value is not None]
     if not given and optional:
         return [""], []
@@ -130,7 +142,7 @@ def _wanted(prompt: str | None, prompts: str | None, label: int | None, optional
     if prompts is None:
         return [prompt or ""], []
     try:
-        text = Path(prompts).read_text(encoding="utf-8-sig")  # with or without the mark that some editors put in front
+        text = Path(prompts).read_text(encoding="utf-8-sig")  # with or without the byte order mark that some editors write
     except UnicodeDecodeError as error:
         raise ValueError(
             f"sample: {prompts} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as UTF-8, "
@@ -145,9 +157,17 @@ def _wanted(prompt: str | None, prompts: str | None, label: int | None, optional
 def make_clips(
     cascade: Cascade, request: SampleRequest, sampling: SamplingConfig, batch: int, frames: int | None = None
 ) -> Iterator[torch.Tensor]:
-    """Sample and decode a request in batches with a progress bar: pixels [b 3 t h w] of the last stage, batch by batch.
+    """Sample and decode a request in batches with a progress bar.
 
-    ``frames`` is the length; one clip when not given.
+    Args:
+        cascade: stages to run.
+        request: prompts or labels, seeds and context of all clips.
+        sampling: settings of the sampler.
+        batch: number of clips sampled at a time.
+        frames: length in frames; one clip when not given.
+
+    Yields:
+        Pixels [b 3 t h w] of the last stage, batch by batch.
     """
     frames = frames or cascade.clip_frames
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -159,7 +179,10 @@ def make_clips(
 
 
 def _write_clips(out: Path, batches: Iterable[torch.Tensor], captions: Sequence[str], fps: float) -> None:
-    """Each clip as soon as it is made, then the GIF and the sheet of all. Nothing is written, and no folder made, before there is one."""
+    """Write each clip as soon as it is sampled, then the GIF and the contact sheet of all.
+
+    No file is written and no folder made before the first clip is there.
+    """
     names = [out] if len(captions) == 1 else [out.with_stem(f"{out.stem}_{i:03d}") for i in range(len(captions))]
     made: list[torch.Tensor] = []
     for batch in batches:

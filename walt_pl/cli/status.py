@@ -6,7 +6,7 @@ from walt_pl.runs.status import render_status
 
 
 def status(run: str = "runs/shapes") -> None:
-    """Show the stages of a run and what state they are in.
+    """Show the stages of a run and their state.
 
     Args:
         run: folder of the run.

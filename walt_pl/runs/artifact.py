@@ -1,4 +1,4 @@
-"""What a finished stage leaves behind: one folder with weights, the configuration to rebuild the model, and its origin.
+"""Read artifacts: the folder of a finished stage, with weights, the configuration to rebuild the model, and its origin.
 
     model.safetensors   weights, float32, keys "<section>.<state_dict key>"
     model.yaml          a section of plain fields for each model, and other plain sections (diffusion)
@@ -6,8 +6,8 @@
     card.json           format, kind, hashes of every file, parents, data, latent statistics, code, versions, metrics
     tokenizer.model     vocabulary of a text encoder that was trained with the model
 
-A folder that has a card is whole: the card is written last. Nothing here needs Lightning or DeepSpeed. An artifact may come from a
-stranger: links in it are refused, and nothing that its files name is imported or opened.
+A folder that has a card is complete: the card is written last. This module needs neither Lightning nor DeepSpeed. An artifact may come from
+a stranger. Links in it are refused, and nothing that its files name is imported or opened.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from torch import nn
 from walt_pl.files import file_sha256, plain_files
 
 FORMAT = 2
-"""Version of the folder. 1 had other names of weights and settings, see CHANGELOG.md."""
+"""Version of the folder. Version 1 had other names of weights and settings, see CHANGELOG.md."""
 WEIGHTS, CONFIG, TRAIN, CARD = "model.safetensors", "model.yaml", "train.yaml", "card.json"
 EXTRA = ("tokenizer.model",)
 """Further files that an artifact may have."""
 
-# Section of model.yaml -> module, model class, config class. Names, not classes: imported when a folder asks for them.
+# Section of model.yaml -> module, model class, config class. These are names, so that a class is imported only when a folder needs it.
 COMPONENTS: dict[str, tuple[str, str, str]] = {
     "vae": ("walt_pl.models.vae", "VAE", "VAEConfig"),
     "denoiser": ("walt_pl.models.denoiser", "Denoiser", "DenoiserConfig"),
@@ -46,44 +46,54 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
 
 
 class ArtifactError(ValueError):
-    """A folder that cannot be read or replaced as an artifact; the message says what to do."""
+    """A folder cannot be read or replaced as an artifact. The message says what to do."""
 
 
 @dataclass
 class Artifact:
-    """A loaded artifact: models in eval mode without gradients, and everything that is known about them."""
+    """A loaded artifact: models in eval mode without gradients, its card and its configuration."""
 
     path: Path
-    """The folder."""
+    """Folder of the artifact."""
     card: dict[str, Any]
-    """card.json: provenance, hashes, latent statistics, metrics."""
+    """Content of card.json: provenance, hashes, latent statistics, metrics."""
     config: dict[str, Any]
-    """model.yaml: a section for each model, and other plain sections."""
+    """Content of model.yaml: a section for each model, and other plain sections."""
     models: dict[str, nn.Module]
     """Section name -> model."""
 
     @property
     def kind(self) -> str:
-        """What was trained: "vae", "base", "super_resolution"."""
+        """Kind of the stage: "vae", "base" or "super_resolution"."""
         return str(self.card["kind"])
 
     @property
     def sha256(self) -> str:
-        """Hash of the weights: the name by which children know this artifact."""
+        """Hash of the weights. Child stages record it as their parent."""
         return str(self.card["sha256"])
 
     def read(self, name: str) -> bytes:
-        """Bytes of an extra file such as "tokenizer.model". Raises ArtifactError where there is no such file."""
+        """Return the bytes of an extra file such as "tokenizer.model".
+
+        Raises:
+            ArtifactError: the artifact has no such file.
+        """
         if name not in self.card["files"]:
             raise ArtifactError(f'{self.path} has no file "{name}" (found: {", ".join(self.card["files"])})')
         return (self.path / name).read_bytes()
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", verify: bool = False) -> Artifact:
-    """Rebuild the models of an artifact folder; leaves torch's random state as it was.
+    """Rebuild the models of an artifact folder, without a change of torch's random state.
 
-    Small files are always compared with the hashes in the card. The weights are compared by size, and by hash with
-    `verify=True`, which reads them once more. Raises ArtifactError with one sentence for anything that does not fit.
+    Args:
+        path: folder of the artifact.
+        device: device that the models are moved to.
+        verify: also compare the hash of the weights, which reads them once more. Otherwise only their size is compared. Small files are
+            always compared by hash with the card.
+
+    Raises:
+        ArtifactError: the folder, its files or their content do not fit; the message is one sentence.
     """
     folder = Path(path)
     card = read_card(folder)
@@ -92,7 +102,7 @@ def load(path: str | Path, device: str | torch.device = "cpu", verify: bool = Fa
         if problem:
             raise ArtifactError(f"{problem}: restore the file or export the stage again")
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    # The initial values are thrown away; drawing them must not move a sampler's seed.
+    # The initial values are discarded. Drawing them must not advance the random state of a sampler.
     with torch.random.fork_rng(devices=[]):
         models = {name: _build(folder, name, config[name]) for name in config if name in COMPONENTS}
     _fill(folder, models)
@@ -102,10 +112,11 @@ def load(path: str | Path, device: str | torch.device = "cpu", verify: bool = Fa
 
 
 def read_card(path: str | Path) -> dict[str, Any]:
-    """The checked card.json of an artifact folder, after mending what a crash of `save_artifact` left there.
+    """Return the checked card.json of an artifact folder, after recovery from a crash of `save_artifact`.
 
-    Raises ArtifactError: not a folder, a link in it, no card, another format version, a card that was changed after it was written or
-    lists files of another folder.
+    Raises:
+        ArtifactError: the path is not a folder, has a link in it or no card; or the card has another format version, was changed after it
+            was written, or lists files of another folder.
     """
     folder = Path(path)
     restore(folder)
@@ -141,9 +152,10 @@ def read_card(path: str | Path) -> dict[str, Any]:
 
 
 def restore(folder: str | Path) -> None:
-    """Put in place what a crash between the two renames of `save_artifact` left beside `folder`; mostly: do nothing.
+    """Recover the artifact `folder` after a crash between the two renames of `save_artifact`.
 
-    The new one goes first: with a card it is whole. A `save_artifact` that is at work finds its own folder in place.
+    Usually there is nothing to do. The new folder is tried first: with a card it is complete. A `save_artifact` that is still running finds
+    its own folder in place.
     """
     folder = Path(folder).resolve()
     if folder.exists():
@@ -159,17 +171,17 @@ def restore(folder: str | Path) -> None:
 
 
 def new_folder(folder: Path) -> Path:
-    """Return where `save_artifact` writes an artifact before it takes its place."""
+    """Return the temporary folder to which `save_artifact` writes an artifact before the rename."""
     return folder.with_name(f".{folder.name}.new")
 
 
 def old_folder(folder: Path) -> Path:
-    """Return where the artifact that is being replaced lies for a moment."""
+    """Return the temporary folder that holds the replaced artifact between the two renames."""
     return folder.with_name(f".{folder.name}.old")
 
 
 def card_text(card: Mapping[str, Any]) -> str:
-    """Return a card as text. There is one way to write it, so that any changed byte shows."""
+    """Return a card as text. Only this form is valid, so any changed byte is detected."""
     return json.dumps({**card, "checksum": _checksum(card)}, indent=2) + "\n"
 
 
@@ -178,7 +190,11 @@ def _checksum(card: Mapping[str, Any]) -> str:
 
 
 def verify_artifact(path: str | Path) -> list[str]:
-    """Read every byte of an artifact; one sentence a problem, naming file, hash found and hash expected."""
+    """Read every byte of an artifact and compare sizes and hashes with its card.
+
+    Returns:
+        One sentence a problem, with the file, the hash found and the hash expected.
+    """
     folder = Path(path)
     try:
         files = read_card(folder)["files"]
@@ -189,7 +205,18 @@ def verify_artifact(path: str | Path) -> list[str]:
 
 
 def file_problem(path: Path, sha256: str, size: int, *, hashed: bool = True, fresh: bool = False) -> str | None:
-    """How a file differs from what was recorded of it (None: not at all); only by size unless `hashed`."""
+    """Compare a file with its recorded size and hash.
+
+    Args:
+        path: path of the file.
+        sha256: recorded SHA-256, hexadecimal.
+        size: recorded size in bytes.
+        hashed: compare the hash too; otherwise the size only.
+        fresh: read the file even if its hash is remembered.
+
+    Returns:
+        A sentence that describes the difference; None if there is none.
+    """
     if not path.is_file():
         return f"{path} is missing (wanted {size} bytes, sha256 {sha256})"
     found = path.stat().st_size
@@ -207,7 +234,12 @@ def _section_classes(section: str) -> tuple[Any, Any]:
 
 
 def component_config(section: str, fields: Mapping[str, Any]) -> Any:
-    """The config dataclass of a section from its plain fields. Raises TypeError or ValueError where it does not take them."""
+    """Return the config dataclass of a section, built from its plain fields.
+
+    Raises:
+        TypeError: the dataclass has no such field.
+        ValueError: the dataclass refuses a value.
+    """
     _, config = _section_classes(section)
     return config(**{name: _tuples(value) for name, value in fields.items()})
 
@@ -229,7 +261,7 @@ def _build(folder: Path, section: str, fields: Mapping[str, Any]) -> nn.Module:
 
 
 def _tuples(value: Any) -> Any:
-    """YAML has lists where the frozen configs have tuples."""
+    """Convert lists to tuples: YAML has lists where the frozen configs have tuples."""
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 

@@ -1,6 +1,6 @@
-"""Write an artifact: whole or not at all, in the place of an older one of ours and of nothing else.
+"""Write an artifact completely or not at all. Only an older artifact of this program may be replaced.
 
-The card is written last, so a folder that has a card is whole. `walt_pl.runs.artifact` says what is in the folder, and reads it.
+The card is written last, so a folder that has a card is complete. `walt_pl.runs.artifact` describes the folder and reads it.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ from walt_pl.runs.artifact import (
 from walt_pl.runs.finite import NonFiniteError, non_finite_entry, non_finite_weights
 
 OWN = (CARD, WEIGHTS, CONFIG, TRAIN, *EXTRA)
-"""All files that `save_artifact` writes and replaces; the card is the first to go, so that a part is never taken for a whole."""
+"""All files that `save_artifact` writes and replaces. The card is removed first, so that a partial folder never counts as complete."""
 
-# What the caller knows about a training run, and what the card says where the caller says nothing.
+# Entries of the card that the caller may set, with their defaults.
 GIVEN: dict[str, Any] = {"parents": {}, "index": {}, "latents": None, "steps": 0, "samples": 0, "metrics": {}}
 
 PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "transformers", "lightning", "deepspeed", "decord", "av")
@@ -67,32 +67,37 @@ def save_artifact(
     train_config: str,
     files: Mapping[str, bytes] | None = None,
 ) -> str:
-    """Write an artifact whole or not at all; an older one at the same place stays until the new one is on disk.
+    """Write an artifact completely or not at all. An older one in its place stays until the new one is on disk.
 
     Args:
-        folder: where; it may only hold an older artifact, which is replaced, see `check_replaceable`.
-        kind: what was trained: "vae", "base", "super_resolution".
-        models: section name (see SECTIONS) -> a module with a `.config`, or a pair (state dict, config dataclass).
-        settings: other plain sections of model.yaml, such as {"diffusion": {...}}.
-        card: what the caller knows (see GIVEN): parents {stage: sha256}, index {sha256 and counts}, latents {mean, std
-            per channel} of an autoencoder, steps, samples seen, metrics with their protocol.
+        folder: folder of the artifact. It may only hold an older artifact, which is replaced, see `check_replaceable`.
+        kind: kind of the stage: "vae", "base" or "super_resolution".
+        models: section name (see COMPONENTS) -> a module with a `.config`, or a pair (state dict, config dataclass).
+        sampling_config: other plain sections of model.yaml, such as {"diffusion": {...}}.
+        card: entries of the card (see GIVEN): parents {stage: sha256}, index {sha256 and counts}, latents {mean, std per channel} of an
+            autoencoder, steps, samples seen, metrics with their protocol.
         train_config: text of train.yaml.
         files: extra files, name (one of EXTRA) -> bytes.
 
-    Returns the sha256 of the weights. Raises ValueError for sections, card keys and names that are not allowed,
-    NonFiniteError for weights or numbers of the card that are nan or infinite, ArtifactError where the folder holds
-    something else, OSError with what was needed and what is free on a full disk.
+    Returns:
+        The sha256 of the weights.
+
+    Raises:
+        ValueError: a section, a card key or a file name is not allowed.
+        NonFiniteError: weights or numbers of the card are nan or infinite.
+        ArtifactError: the folder holds something other than an artifact.
+        OSError: the disk is full (the message says what is needed and what is free), or cannot be written.
     """
     folder = Path(folder).resolve()
     restore(folder)
     check_replaceable(folder)
-    components, weights = _plain(models)
-    config = yaml.safe_dump(_merged(components, sampling_config), sort_keys=False)
-    small = {CONFIG: config.encode(), TRAIN: train_config.encode(), **_extra(files or {})}
+    components, weights = _to_plain(models)
+    config = yaml.safe_dump(_merge_sections(components, sampling_config), sort_keys=False)
+    small = {CONFIG: config.encode(), TRAIN: train_config.encode(), **_check_extra(files or {})}
     found = non_finite_weights(weights) or non_finite_entry(card)
     if found:
         raise NonFiniteError(f"{folder} is not written: {found}")
-    described = _described(kind, card)
+    described = _complete_card(kind, card)
     needed = sum(tensor.nbytes for tensor in weights.values()) + sum(map(len, small.values()))
 
     new = new_folder(folder)
@@ -106,13 +111,13 @@ def save_artifact(
     except BaseException as error:
         _remove(new)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _full(error.errno, folder, needed) from error
+            raise _disk_full_error(error.errno, folder, needed) from error
         raise
     return digest
 
 
 def component_states(state: Mapping[str, Tensor], components: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-    """State dict of each section's model from that of a stage, which names its models as sections are named."""
+    """Split the state dict of a stage by section; the stage names its models as the sections are named."""
     return {
         section: {key.removeprefix(f"{section}."): value for key, value in state.items() if key.startswith(f"{section}.")}
         for section in components
@@ -120,10 +125,13 @@ def component_states(state: Mapping[str, Tensor], components: Iterable[str]) -> 
 
 
 def check_replaceable(folder: str | Path) -> None:
-    """Raise ArtifactError where `save_artifact` would remove or change anything but an artifact as this program wrote it.
+    """Refuse a folder where `save_artifact` would remove or change anything but an artifact of this program.
 
-    An empty folder may be replaced, and so may an artifact that lacks files. So may what a crash of `save_artifact` left beside the folder.
-    Weights are compared by size, all other files by hash.
+    An empty folder may be replaced, and so may an artifact that lacks files. The remains of a crash of `save_artifact` beside the folder
+    may be replaced too. Weights are compared by size, all other files by hash.
+
+    Raises:
+        ArtifactError: the folder holds something else.
     """
     folder = Path(folder).resolve()
     for left in (new_folder(folder), old_folder(folder)):
@@ -144,7 +152,11 @@ def check_replaceable(folder: str | Path) -> None:
 
 
 def _check_own(folder: Path, card_left_over: bool = False) -> None:
-    """Raise ArtifactError where something lies in a folder that is no plain file with the name of one of ours."""
+    """Refuse a folder that holds anything but plain files with the names of an artifact's files.
+
+    Raises:
+        ArtifactError: there is another file, a link, a folder, a pipe or a device.
+    """
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
@@ -159,8 +171,8 @@ def _check_own(folder: Path, card_left_over: bool = False) -> None:
             )
 
 
-def _plain(models: Mapping[str, ModelOrState]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Plain fields of each section's config, and all weights under their section's name."""
+def _to_plain(models: Mapping[str, ModelOrState]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the plain fields of each section's config, and all weights under their section's name."""
     components: dict[str, Any] = {}
     weights: dict[str, Tensor] = {}
     storages: set[int] = set()
@@ -178,21 +190,21 @@ def _plain(models: Mapping[str, ModelOrState]) -> tuple[dict[str, Any], dict[str
     return components, weights
 
 
-def _merged(components: Mapping[str, Any], sampling_config: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_sections(components: Mapping[str, Any], sampling_config: Mapping[str, Any]) -> dict[str, Any]:
     clash = sorted(set(sampling_config) & set(COMPONENTS))
     if clash:
-        raise ValueError(f"settings: {', '.join(clash)} are sections of models; give them in `models`")
+        raise ValueError(f"sampling_config: {', '.join(clash)} are sections of models; give them in `models`")
     return {**components, **sampling_config}
 
 
-def _extra(files: Mapping[str, bytes]) -> dict[str, bytes]:
+def _check_extra(files: Mapping[str, bytes]) -> dict[str, bytes]:
     for name in files:
         if name not in EXTRA:
             raise ValueError(f'files: "{name}" is not one of the further files that an artifact may have ({", ".join(EXTRA)})')
     return dict(files)
 
 
-def _described(kind: str, card: Mapping[str, Any]) -> dict[str, Any]:
+def _complete_card(kind: str, card: Mapping[str, Any]) -> dict[str, Any]:
     unknown = sorted(set(card) - set(GIVEN))
     if unknown:
         raise ValueError(f"card: unknown keys {', '.join(unknown)} (known: {', '.join(GIVEN)})")
@@ -205,13 +217,13 @@ def _described(kind: str, card: Mapping[str, Any]) -> dict[str, Any]:
         "packages": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    # Through JSON and back: what is not plain fails here, before anything is written.
+    # The JSON round trip raises for values that are not plain, before anything is written.
     return dict(json.loads(json.dumps(described)))
 
 
 @functools.lru_cache(maxsize=1)
 def _revision() -> str | None:
-    """Commit of the checkout this file lies in, with "-dirty" where it was changed; None outside of git."""
+    """Return the commit of this checkout, with "-dirty" if files were changed; None outside of git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=30)
@@ -229,11 +241,11 @@ def _versions() -> dict[str, str]:
 
 
 def _write(new: Path, weights: dict[str, Tensor], small: Mapping[str, bytes], card: dict[str, Any]) -> str:
-    """Every file of the artifact to the disk, the card last; returns the hash of the weights."""
+    """Write every file of the artifact to disk, the card last, and return the hash of the weights."""
     for name, data in small.items():
         write_whole(new / name, data)
     _save_weights(new / WEIGHTS, weights)
-    shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors lets nobody but the owner read it
+    shutil.copymode(new / CONFIG, new / WEIGHTS)  # safetensors makes the file readable by its owner only
     paths = [new / name for name in (WEIGHTS, *small)]
     files = {path.name: {"sha256": file_sha256(path), "bytes": path.stat().st_size} for path in paths}
     digest = str(files[WEIGHTS]["sha256"])
@@ -245,7 +257,7 @@ def _save_weights(path: Path, weights: dict[str, Tensor]) -> None:
     try:
         save_file(weights, path)
     except SafetensorError as error:
-        # The library wraps what the system said; callers know a full disk by its number.
+        # safetensors wraps the system's error. Callers recognise a full disk by its error number.
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
             raise
@@ -261,7 +273,7 @@ def _remove(folder: Path) -> None:
         folder.rmdir()
 
 
-def _full(number: int, folder: Path, needed: int) -> OSError:
+def _disk_full_error(number: int, folder: Path, needed: int) -> OSError:
     free = shutil.disk_usage(next(p for p in folder.parents if p.exists())).free
     return OSError(
         number,

@@ -1,16 +1,16 @@
-"""What training resumes from: a folder that is whole or does not count, read without running what is in it.
+"""Checkpoints: folders from which training resumes. An incomplete folder does not count, and reading one runs no code from it.
 
     checkpoints/step=00000100/
         state.ckpt          everything Lightning restores: a file, or a folder of shards that DeepSpeed wrote
-        ema.safetensors     averaged weights by parameter name, where there are any
-        checkpoint.json     written last: what belongs to it, in bytes
+        ema.safetensors     averaged weights by parameter name, if there are any
+        checkpoint.json     written last: the files of the checkpoint with their sizes in bytes
 
-It is written as `step=00000100.part`, every file of it synced, and renamed. After a power cut there is the whole folder or a part,
-never something between; a folder whose files are not those of its checkpoint.json is torn and passed over.
+A checkpoint is written as `step=00000100.part`. Every file of it is synced, then the folder is renamed. After a power cut there is either
+the complete folder or a part. A folder whose files differ from its checkpoint.json is torn and is skipped.
 
-Pickles run code when they are read. A file is read with `weights_only=True`, which builds tensors and plain types only. DeepSpeed reads
-its shards by itself: every type that they name is looked up first, without building it (`check_pickle`), and while DeepSpeed reads,
-torch.load builds nothing else for it either (`tensors_only`). Symbolic links, pipes and devices in a checkpoint are refused.
+Pickles run code when they are read. A file is read with `weights_only=True`, which builds tensors and plain types only. DeepSpeed reads its
+shards by itself. Before that, `check_pickle` looks up every type that they name, without building it. While DeepSpeed reads, `tensors_only`
+restricts torch.load to those types as well. Symbolic links, pipes and devices in a checkpoint are refused.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from torch.serialization import get_unsafe_globals_in_checkpoint
 from walt_pl.files import plain_files, sync, write_whole
 
 FORMAT = 2
-"""Version of the folder. 1 had other names of weights and settings, see CHANGELOG.md."""
+"""Version of the folder. Version 1 had other names of weights and settings, see CHANGELOG.md."""
 STATE, AVERAGES, CARD, PART = "state.ckpt", "ema.safetensors", "checkpoint.json", ".part"
 TAG, LATEST = "checkpoint", "latest"
-"""In DeepSpeed's folder: the folder of the shards, as Lightning names it, and the file that says so."""
+"""In DeepSpeed's folder: the folder of the shards, as Lightning names it, and the file that contains this name."""
 
 Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 
-# What DeepSpeed's shards hold beside tensors and plain types. None of them does more than keep values.
+# Types in DeepSpeed's shards beside tensors and plain types. All of them only hold values.
 SHARD_TYPES = frozenset(
     {
         "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
@@ -54,39 +54,39 @@ SHARD_TYPES = frozenset(
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and ends with what to do."""
+    """A checkpoint cannot be used. The message names the file and ends with what to do."""
 
 
 class TornCheckpoint(CheckpointError):
-    """A checkpoint that is not whole: its writing was cut short, or files are missing since."""
+    """A checkpoint is incomplete: its writing was interrupted, or files are missing since."""
 
 
 class UnsafePickle(CheckpointError):
-    """A pickle that names a type which does not belong in a checkpoint; reading it would run its code."""
+    """A pickle names a type that does not belong in a checkpoint. Reading it would run its code."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint on disk."""
+    """A complete checkpoint on disk."""
 
     path: Path
-    """Its folder."""
+    """Folder of the checkpoint."""
     step: int
     """Optimiser steps done."""
     samples: int
     """Clips and images seen by all ranks together."""
     strategy: Strategy
     world_size: int
-    """Ranks that wrote it."""
+    """Number of ranks that wrote it."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What a validation at this step found, by name."""
+    """Validation metrics at this step, by name."""
 
     @classmethod
     def at(cls, path: str | Path) -> Checkpoint:
-        """The checkpoint in a folder.
+        """Return the checkpoint in a folder.
 
         Raises:
-            TornCheckpoint: it is not whole.
+            TornCheckpoint: it is incomplete.
             CheckpointError: it is of another format, or there is a link, pipe or device in it.
         """
         path = Path(path)
@@ -101,7 +101,10 @@ class Checkpoint:
 
     @classmethod
     def newest(cls, folder: str | Path) -> Checkpoint | None:
-        """The last whole checkpoint of a folder; None where there is none. Warns of every newer one that it passes over."""
+        """Return the newest complete checkpoint of a folder; None if there is none.
+
+        Every newer checkpoint that is torn is skipped with a warning.
+        """
         for path in reversed(steps(Path(folder))):
             try:
                 return cls.at(path)
@@ -111,7 +114,7 @@ class Checkpoint:
 
     @classmethod
     def all(cls, folder: str | Path) -> list[Checkpoint]:
-        """Every checkpoint of a folder that can be used, the oldest first."""
+        """Return every checkpoint of a folder that can be used, the oldest first."""
         whole = []
         for path in steps(Path(folder)):
             try:
@@ -122,22 +125,25 @@ class Checkpoint:
 
     @property
     def state(self) -> Path:
-        """What Lightning restores from: a file, or a folder of DeepSpeed's."""
+        """Path that Lightning restores from: a file, or a folder of DeepSpeed's shards."""
         return self.path / STATE
 
     @property
     def ema(self) -> Path | None:
-        """Averaged weights, float32, whole whatever the strategy; None where there are none."""
+        """File of the averaged weights: float32, gathered under any strategy. None if there are none."""
         return self.path / AVERAGES if (self.path / AVERAGES).exists() else None
 
 
 def folder_name(step: int) -> str:
-    """Of the checkpoint of a step: "step=00000100"."""
+    """Return the folder name of the checkpoint of a step: "step=00000100"."""
     return f"step={step:08d}"
 
 
 def recovery_hint(folder: str | Path, step: int) -> str:
-    """Return what to type where the weights of a step are of no use: how to go on from the checkpoint before it, and how to export that."""
+    """Return the commands to type when the weights of a step are not usable.
+
+    They say how to go on from the checkpoint before that step, and how to export that checkpoint.
+    """
     earlier = [checkpoint.path for checkpoint in Checkpoint.all(folder) if checkpoint.step < step]
     change = "change something first: a lower --model.optimizer.lr, --guard.policy skip, or --trainer.precision 32-true"
     if not earlier:
@@ -150,7 +156,7 @@ def recovery_hint(folder: str | Path, step: int) -> str:
 
 
 def steps(folder: Path) -> list[Path]:
-    """Folders of checkpoints, the oldest first, whole or torn, without those that were never finished."""
+    """Return the folders of checkpoints, the oldest first. Torn ones are included, unfinished (`.part`) ones are not."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted((path for path in found if re.fullmatch(r"step=\d{8,}", path.name)), key=lambda path: int(path.name[5:]))
 
@@ -177,8 +183,10 @@ def _card(path: Path) -> dict[str, Any]:
 
 
 def write_state(state: Mapping[str, Any], path: str | Path) -> OSError | None:
-    """torch.save, synced by the machine that writes. What the file system refuses is returned: raised on one rank, it would leave the
-    others waiting for it."""
+    """Write with torch.save and sync the file to disk.
+
+    An error of the file system is returned, not raised: if one rank raised it, the other ranks would wait for that rank.
+    """
     try:
         with open(path, "wb") as file:
             torch.save(state, file)
@@ -189,17 +197,17 @@ def write_state(state: Mapping[str, Any], path: str | Path) -> OSError | None:
     except RuntimeError as error:
         if not isinstance(error.__context__, OSError):
             raise
-        return error.__context__  # torch's writer, interrupted by it, says only that it is not where it should be
+        return error.__context__  # torch's own message reports only a wrong file position; the context is the real error
     return None
 
 
 def finalize_checkpoint(
     part: Path, step: int, samples: int, strategy: Strategy, world_size: int, metrics: Mapping[str, float]
 ) -> Checkpoint:
-    """Make a folder `step=….part` whose files are written a checkpoint: list and sync them, then rename it.
+    """Turn a fully written folder `step=….part` into a checkpoint: list and sync its files, then rename it.
 
     Raises:
-        OSError: the file system is full, or cannot be written; the part is still there.
+        OSError: the file system is full or cannot be written; the part is still there.
     """
     files = sorted(path for path in part.rglob("*") if path.is_file())
     card = {
@@ -222,7 +230,7 @@ def finalize_checkpoint(
 
 
 def update_metrics(checkpoint: Checkpoint, metrics: Mapping[str, float]) -> None:
-    """Write down what a validation found of a checkpoint that is already there."""
+    """Record the validation metrics of a checkpoint that is already on disk."""
     card = {**_card(checkpoint.path), "metrics": dict(metrics)}
     write_whole(checkpoint.path / CARD, (json.dumps(card, indent=2) + "\n").encode())
 
@@ -231,17 +239,17 @@ def update_metrics(checkpoint: Checkpoint, metrics: Mapping[str, float]) -> None
 
 
 def read_state(path: str | Path, mapped: bool = False) -> dict[str, Any]:
-    """What Lightning saved, on the CPU: of a checkpoint's state.ckpt, or of a single file.
+    """Return the state that Lightning saved, on the CPU: from a checkpoint's state.ckpt, or from a single file.
 
-    Of DeepSpeed's folder this is what rank zero keeps beside the shards, without weights and optimiser.
+    For DeepSpeed's folder this is the state that rank zero saves beside the shards, without weights and optimiser.
 
     Args:
-        path: of the file or folder.
-        mapped: leave tensors on disk, for a look at what is beside them; they must not outlive the file.
+        path: path of the file or folder.
+        mapped: leave tensors on disk (memory map), to read only the entries beside them. Such tensors must not outlive the file.
 
     Raises:
         UnsafePickle: reading it would run code.
-        CheckpointError: it is no file that torch wrote, or damaged.
+        CheckpointError: torch did not write the file, or it is damaged.
     """
     path = Path(path)
     file = _first_shard(path) if path.is_dir() else path
@@ -268,20 +276,19 @@ def _first_shard(folder: Path) -> Path:
 
 
 class _Stand:
-    """Takes the place of DeepSpeed's types, so that reading needs no DeepSpeed."""
+    """Stands for DeepSpeed's types, so that reading needs no DeepSpeed."""
 
     def __new__(cls, *_: Any) -> _Stand:
         return super().__new__(cls)
 
 
 def check_pickle(path: str | Path) -> None:
-    """Look at the types that a file of torch.save names, or all files of a DeepSpeed checkpoint, without building one.
+    """Check the types named in a file of torch.save, or in all files of a DeepSpeed checkpoint, without building them.
 
-    Every file of the folder is looked at, whatever its name: DeepSpeed finds its shards by the beginning of their names.
+    Every file of the folder is checked, whatever its name: DeepSpeed finds its shards by the beginning of their names.
 
     Raises:
-        UnsafePickle: there is one that is neither a tensor, nor plain, nor on the list of DeepSpeed's; or the file is of a kind
-            that cannot be looked at this way.
+        UnsafePickle: a type is neither a tensor, nor plain, nor one of `SHARD_TYPES`; or this kind of file cannot be checked.
         CheckpointError: there is a link, pipe or device in the folder, or its shards are not where this program writes them.
     """
     path = Path(path)
@@ -306,15 +313,15 @@ def check_pickle(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def tensors_only(folder: Path) -> Iterator[None]:
-    """Let torch.load build nothing but tensors, plain types and `SHARD_TYPES` inside, whatever DeepSpeed asks it for.
+    """Restrict torch.load inside the context to tensors, plain types and `SHARD_TYPES`, whatever DeepSpeed requests.
 
-    So a file that changes after `check_pickle` has looked at it, or one that only DeepSpeed finds, runs nothing either.
+    A file that changes after `check_pickle`, or a file that only DeepSpeed finds, therefore runs no code either.
 
     Args:
-        folder: that DeepSpeed reads, for the error.
+        folder: folder that DeepSpeed reads, for the error message.
 
     Raises:
-        UnsafePickle: something in it names another type.
+        UnsafePickle: a file names another type.
     """
     modules = [(name, *name.rsplit(".", 1)) for name in SHARD_TYPES]
     types = [(getattr(importlib.import_module(module), kind), name) for name, module, kind in modules]

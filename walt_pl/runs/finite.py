@@ -1,4 +1,4 @@
-"""Values that are nan or infinite: in weights, and in the plain entries of a card."""
+"""Find values that are nan or infinite, in weights and in the plain entries of a card."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,21 +9,24 @@ from torch import Tensor
 
 
 class NonFiniteError(ValueError):
-    """Weights or entries of a card that are nan or infinite; the message names the first and says what to type."""
+    """Weights or entries of a card are nan or infinite. The message names the first one and says what to type."""
 
 
 def count_non_finite(tensors: Sequence[Tensor]) -> list[int]:
-    """Return how many values of each tensor are nan or infinite."""
+    """Return the number of nan or infinite values of each tensor."""
     return torch.stack([(~torch.isfinite(tensor)).sum() for tensor in tensors]).tolist() if tensors else []
 
 
 def describe_non_finite(names: Sequence[str], counts: Sequence[int], sizes: Sequence[int]) -> str | None:
-    """Return the first tensor that is not finite, and how many values of all are not; None where every value is finite.
+    """Describe the first tensor with nan or infinite values, and the total over all tensors.
 
     Args:
-        names: of the tensors.
-        counts: values of each that are nan or infinite.
-        sizes: values of each.
+        names: names of the tensors.
+        counts: number of nan or infinite values of each tensor.
+        sizes: number of values of each tensor.
+
+    Returns:
+        The description; None if every value is finite.
     """
     if not any(counts):
         return None
@@ -36,13 +39,21 @@ def describe_non_finite(names: Sequence[str], counts: Sequence[int], sizes: Sequ
 
 
 def non_finite_weights(weights: Mapping[str, Tensor]) -> str | None:
-    """Return what is not finite in whole weights by name, as `describe_non_finite` does."""
+    """Describe the nan and infinite values of gathered weights by name, as `describe_non_finite` does."""
     tensors = list(weights.values())
     return describe_non_finite(list(weights), count_non_finite(tensors), [tensor.numel() for tensor in tensors])
 
 
 def non_finite_entry(entries: Any, path: str = "") -> str | None:
-    """Return the first number of nested plain values that is not finite, by its path ("latents.std.2 is nan"); None where all are."""
+    """Return the first number of nested plain values that is not finite, with its path.
+
+    Args:
+        entries: a number, mapping or sequence, nested to any depth.
+        path: path of `entries`, put before the keys.
+
+    Returns:
+        Text such as "latents.std.2 is nan"; None if all numbers are finite.
+    """
     if isinstance(entries, float):
         return None if math.isfinite(entries) else f"{path} is {entries}"
     if isinstance(entries, Mapping):

@@ -1,4 +1,4 @@
-"""The lock of a run's manifest. It names its holder, so that nobody waits for a process that is gone."""
+"""The lock of a run's manifest. It names its holder, so that no process waits for a holder that has ended."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from pathlib import Path
 from walt_pl.runs.stage_names import ManifestError
 
 LOCK_WAIT = 10.0
-"""Seconds to wait for another process that is writing the manifest; writing takes milliseconds."""
+"""Seconds to wait for another process that writes the manifest. Writing takes milliseconds."""
 
 
 class LockedManifest(ManifestError):
-    """Another process holds the manifest, or trains the stage."""
+    """Another process holds the lock of the manifest, or trains the stage."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +32,17 @@ class Holder:
     host: str
     pid: int
     born: int | None
-    """Its start in clock ticks since boot, since containers use the same few numbers again. None without /proc."""
+    """Start of the process in clock ticks since boot, since containers reuse the same few process ids. None without /proc."""
     time: str
-    """Since when, UTC."""
+    """Time since which it holds the lock or trains, UTC."""
 
     @classmethod
     def here(cls) -> Holder:
-        """This process, now."""
+        """Return this process as the holder, since now."""
         return cls(platform.node(), os.getpid(), _born(os.getpid()), now())
 
     def alive(self) -> bool | None:
-        """Whether the process still runs; None on another host, where nobody can tell from here."""
+        """Return whether the process still runs; None for a process on another host, which cannot be checked."""
         if self.host != platform.node():
             return None
         try:
@@ -50,7 +50,7 @@ class Holder:
         except ProcessLookupError:
             return False
         except PermissionError:
-            pass  # somebody else's, and alive
+            pass  # the process of another user, and alive
         return self.born is None or self.born == _born(self.pid)
 
     def __str__(self) -> str:
@@ -59,6 +59,11 @@ class Holder:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` inside the context.
+
+    Raises:
+        LockedManifest: another process still holds it after `LOCK_WAIT` seconds.
+    """
     deadline = time.monotonic() + LOCK_WAIT
     while (holder := _take(path)) is not None:
         if time.monotonic() > deadline:
@@ -71,7 +76,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _take(path: Path) -> Holder | str | None:
-    """Try to take the lock once: None if it is ours now, else who holds it."""
+    """Try once to acquire the lock. Return None if it is ours now, otherwise its holder."""
     mine = json.dumps(dataclasses.asdict(Holder.here()))
     try:
         with path.open("x", encoding="utf-8") as file:
@@ -81,7 +86,7 @@ def _take(path: Path) -> Holder | str | None:
         pass
     try:
         with path.open("r+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)  # two that find the same dead holder take over one after the other
+            fcntl.flock(file, fcntl.LOCK_EX)  # two processes that find one dead holder take over one after the other
             holder = _holder(file.read())
             dead = holder.alive() is False if holder else time.time() - os.fstat(file.fileno()).st_mtime > 1.0
             if not dead or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -104,11 +109,12 @@ def _holder(text: str) -> Holder | None:
 
 
 def now() -> str:
+    """Return the present time as text: UTC, ISO 8601, in seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _born(pid: int) -> int | None:
-    """Start of a process in clock ticks since boot; None for one that has ended, and where there is no /proc."""
+    """Return the start of a process in clock ticks since boot; None if it has ended or there is no /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:

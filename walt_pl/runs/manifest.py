@@ -1,12 +1,12 @@
-"""The chain of a run: `runs/NAME/manifest.json` says which stages are finished, from which parents, with which bytes.
+"""The manifest of a run: `runs/NAME/manifest.json` records the finished stages, their parents and the hashes of their files.
 
-What is written down are facts: path and hash of each artifact, hashes of its parents at that time, who is training.
-States are derived from them when asked for, so that a changed parent makes its children stale without being told:
+The manifest records facts: path and hash of each artifact, hashes of its parents at that time, and the process that trains. States are
+derived from these facts on each request. A changed parent therefore makes its children stale without a further entry:
 
     missing   no artifact           training   a run has started and not finished
     done      artifact in place     stale      a parent has changed since, or is stale itself
 
-The manifest is written whole, under a lock that names its holder. One process of a run writes it: rank zero.
+The manifest file is written completely, under a lock that names its holder. One process of a run writes it: rank zero.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ FORMAT = 1
 State = Literal["missing", "training", "done", "stale"]
 
 EXPERIMENTS, RUNS = Path("experiments"), Path("runs")
-"""experiments/EXP/STAGE.yaml is trained into runs/EXP/STAGE where nothing else is asked for."""
+"""By default experiments/EXP/STAGE.yaml is trained into runs/EXP/STAGE."""
 
 
 class MissingStage(ManifestError):
-    """A stage that has to be trained first."""
+    """A required stage has to be trained first."""
 
 
 class ChangedStage(ManifestError):
-    """An artifact whose bytes are not those that its stage left."""
+    """The bytes of an artifact differ from those that its stage wrote."""
 
 
 class StaleStage(ManifestError):
-    """A stage whose parents were trained again since."""
+    """The parents of a stage were trained again since."""
 
 
-# ---- What is written down --------------------------------------------------------------------------------------------
+# ---- Records ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class TrainingRecord:
 
     holder: Holder
     parents: dict[str, str]
-    """Parent stage -> sha256 of the weights that it started with."""
+    """Parent stage -> sha256 of the parent's weights at the start of the training."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """A file as it was when its bytes were last known to be right."""
+    """A file at the time when its bytes were last verified."""
 
     sha256: str
     bytes: int
@@ -69,10 +69,10 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class ArtifactRecord:
-    """What a finished stage left."""
+    """The artifact of a finished stage."""
 
     path: str
-    """Artifact folder, relative to the run's."""
+    """Artifact folder, relative to the folder of the run."""
     sha256: str
     """Hash of the weights."""
     parents: dict[str, str]
@@ -83,7 +83,7 @@ class ArtifactRecord:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """One line of the manifest. A stage that is trained again keeps its artifact until the new one is finished."""
+    """One entry of the manifest. A stage that is trained again keeps its artifact until the new one is finished."""
 
     name: str
     kind: str
@@ -92,7 +92,12 @@ class StageRecord:
 
     @classmethod
     def from_json(cls, name: str, plain: Mapping[str, Any]) -> StageRecord:
-        """Inverse of `dataclasses.asdict`. Raises KeyError or TypeError where something is missing or too much."""
+        """Build a record from plain values; the inverse of `dataclasses.asdict`.
+
+        Raises:
+            KeyError: an entry is missing.
+            TypeError: an entry is missing or unknown.
+        """
         artifact, training = plain["artifact"], plain["training"]
         if artifact is not None:
             files = {file: FileRecord(**record) for file, record in artifact["files"].items()}
@@ -107,26 +112,30 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The manifest of one run folder. Every question reads the file anew, so another process's changes are seen."""
+    """The manifest of one run folder. Every query reads the file again, so changes by other processes are seen."""
 
     run_dir: Path
     experiment: Path | None = None
-    """Folder of the configurations that the run is trained with, where it is known: for the commands in messages."""
+    """Folder of the configurations of the run, if it is known. The commands in messages use it."""
 
     @classmethod
     def open(cls, run_dir: str | Path, experiment: Path | None = None) -> Manifest:
-        """Manifest of a run; nothing is created. Raises ManifestError if there is one that cannot be read."""
+        """Return the manifest of a run; nothing is created.
+
+        Raises:
+            ManifestError: there is a manifest that cannot be read.
+        """
         manifest = cls(Path(run_dir), experiment)
         manifest.stages()
         return manifest
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """Path of the manifest file."""
         return self.run_dir / "manifest.json"
 
     def stages(self) -> dict[str, StageRecord]:
-        """Stages that were ever started, in the order of the pipeline."""
+        """Return the stages that were ever started, in the order of the pipeline."""
         if not self.path.exists():
             return {}
         try:
@@ -144,14 +153,21 @@ class Manifest:
         return {name: stages[name] for name in in_order(stages)}
 
     def state(self, stage: str) -> State:
-        """State of a stage, derived from what is on disk."""
+        """Return the state of a stage, derived from the files on disk."""
         return self.state_in(stage, self.stages())
 
     def start(self, stage: str, parents: Mapping[str, str]) -> None:
-        """Write down that this process trains a stage from these parents (what `check_parents` returned).
+        """Record that this process trains a stage from these parents.
 
-        Raises LockedManifest where a living process on this host trains it, ArtifactError where the stage's folder
-        holds what is no part of an artifact: better now than when the trained weights are to be written there.
+        The folder of the stage is checked here, so that an error appears before the training, not when the trained weights are written.
+
+        Args:
+            stage: name of the stage.
+            parents: parent stage -> sha256, as `check_parents` returns them.
+
+        Raises:
+            LockedManifest: a living process on this host trains the stage.
+            ArtifactError: the folder of the stage holds something that is no part of an artifact.
         """
         kind = kind_of(stage)
         self.run_dir.mkdir(parents=True, exist_ok=True)
@@ -162,7 +178,11 @@ class Manifest:
             stages[stage] = dataclasses.replace(before, training=TrainingRecord(Holder.here(), dict(parents)))
 
     def check_free(self, stage: str) -> None:
-        """Raises LockedManifest where another living process on this host trains a stage."""
+        """Check that no other process trains a stage.
+
+        Raises:
+            LockedManifest: another living process on this host trains it.
+        """
         if stage in (stages := self.stages()):
             self._check_free(stages[stage])
 
@@ -175,9 +195,11 @@ class Manifest:
             )
 
     def finish(self, stage: str, artifact: str | Path) -> None:
-        """Write down the artifact that a stage left. Its hashes come from its card, so no weights are read.
+        """Record the artifact of a finished stage. Its hashes come from its card, so no weights are read.
 
-        Raises ArtifactError where it is not one, ManifestError where its card names other parents than `start` did.
+        Raises:
+            ArtifactError: the folder is not an artifact.
+            ManifestError: the card names other parents than `start` recorded, or a file of the artifact is missing or of another size.
         """
         folder = Path(artifact)
         card = read_card(folder)
@@ -201,9 +223,13 @@ class Manifest:
             stages[stage] = StageRecord(stage, card["kind"], done)
 
     def adopt(self, stage: str, artifact: Path) -> None:
-        """Make an artifact that lies elsewhere a stage of this run, in place of one that was adopted before; it is not copied.
+        """Use an artifact from another folder as a stage of this run, without a copy.
 
-        Raises ArtifactError where it is not one, ManifestError where it is of another kind, or the run has trained this stage itself.
+        It replaces an artifact that was adopted before.
+
+        Raises:
+            ArtifactError: the folder is not an artifact.
+            ManifestError: the artifact is of another kind, or the run has trained this stage itself.
         """
         if artifact.resolve() == (self.run_dir / stage).resolve():
             return
@@ -223,52 +249,76 @@ class Manifest:
         self.finish(stage, artifact)
 
     def folder(self, stage: str) -> Path:
-        """Where the artifact of a stage lies, or will lie."""
+        """Return the folder of the artifact of a stage, existing or future."""
         found = self.stages().get(stage)
         return self.run_dir / (found.artifact.path if found and found.artifact else stage)
 
     def check_parents(self, stage: str, allow_stale: bool = False) -> dict[str, str]:
-        """Hashes of a stage's parents, once each is there, unchanged and (unless `allow_stale`) not stale.
+        """Check that the parents of a stage exist, are unchanged and (unless `allow_stale`) not stale.
 
-        Raises MissingStage, ChangedStage or StaleStage: one sentence that ends with the command that mends it.
+        Returns:
+            Parent stage -> sha256 of its weights.
+
+        Raises:
+            MissingStage: a parent has no artifact.
+            ChangedStage: the bytes of a parent's artifact have changed.
+            StaleStage: a parent is stale. Each message is one sentence that ends with the command to type.
         """
         found = self._require(parents_of(stage), f'stage "{stage}" needs ', allow_stale)
         return {parent: done.sha256 for parent, done in found.items()}
 
     def usable(self, stages: Sequence[str], allow_stale: bool = False) -> dict[str, Path]:
-        """Artifact folders of these stages, to sample from; raises as `check_parents` does."""
+        """Return the artifact folders of these stages, to sample from.
+
+        Raises:
+            MissingStage: a stage has no artifact.
+            ChangedStage: the bytes of an artifact have changed.
+            StaleStage: a stage is stale, and `allow_stale` is false.
+        """
         found = self._require(stages, "sampling needs ", allow_stale)
         return {stage: self.run_dir / done.path for stage, done in found.items()}
 
     def command(self, stage: str, from_scratch: bool = False) -> str:
-        """What to type to train a stage of this run, e.g. "make train-vae EXP=shapes"; `fresh` for one that counts as done.
+        """Return the command that trains a stage of this run, e.g. "make train-vae EXP=shapes".
 
-        A stage without a file of its own, such as that of an overlay, is trained with the configuration that its artifact keeps. Where
-        there is none either, EXP stands for the experiment, which nobody wrote down.
+        A stage without a config file of its own, such as that of an overlay, is trained with the configuration in its artifact. If there is
+        no such artifact either, EXP stands for the experiment, which is not recorded.
+
+        Args:
+            stage: name of the stage.
+            from_scratch: train a stage again that counts as done.
         """
         folders = [folder for folder in (self.experiment, EXPERIMENTS / self.run_dir.resolve().name) if folder is not None]
         config = next((path for folder in folders if (path := folder / f"{stage}.yaml").is_file()), None)
         name = config.resolve().parent.name if config else ""
         run = "" if config and self.run_dir.resolve() == (RUNS / name).resolve() else f"--run {shlex.quote(str(self.run_dir))}"
-        target = {"vae": "train-vae", "base": "train-base"}.get(kind_of(stage))  # train-sr trains all of them
+        target = {"vae": "train-vae", "base": "train-base"}.get(kind_of(stage))  # `train-sr` trains all super-resolution stages
         if config and target and config.resolve().parent == (EXPERIMENTS / name).resolve():
             words = [f"make {target} EXP={name}", f"STAGE={stage}" if "_" in stage else "", "FRESH=1" if from_scratch else ""]
             words.append(f'ARGS="{run}"' if run else "")
         else:
             kept = self.folder(stage) / TRAIN
-            said = config is None and kept.is_file()  # also whether its training was a fresh one
+            said = config is None and kept.is_file()  # the stored configuration also has from_scratch
             config = config or (kept if said else EXPERIMENTS / "EXP" / f"{stage}.yaml")
             again = f"--from_scratch {str(from_scratch).lower()}" if from_scratch or said else ""
             words = [f"python -m walt_pl fit --config {shlex.quote(str(config))}", run, again]
         return " ".join(word for word in words if word)
 
     def problems(self, stage: str, fresh: bool = False) -> list[str]:
-        """How a finished stage's files differ from what it left: one sentence a file. Bytes are read where size or time
-        changed; all of them if `fresh`."""
+        """Compare the files of a finished stage with their records.
+
+        Args:
+            stage: name of the stage.
+            fresh: read the bytes of all files. Otherwise only files with another size or time are read.
+
+        Returns:
+            One sentence a file that differs.
+        """
         done = self.stages()[stage].artifact
         return [] if done is None else [problem for problem in self.compare(done, fresh)[0] if problem]
 
     def state_in(self, stage: str, stages: Mapping[str, StageRecord]) -> State:
+        """Return the state of a stage, with the stages of the manifest already read."""
         found = stages.get(stage)
         if found is not None and found.training is not None:
             return "training"
@@ -277,6 +327,7 @@ class Manifest:
         return "stale" if stale_reason(stage, stages) else "done"
 
     def has_artifact(self, done: ArtifactRecord | None) -> bool:
+        """Return whether the folder of an artifact has a card, after recovery from a crash."""
         if done is None:
             return False
         restore(self.run_dir / done.path)
@@ -285,7 +336,7 @@ class Manifest:
     def _require(self, needed: Sequence[str], wanted_by: str, allow_stale: bool) -> dict[str, ArtifactRecord]:
         stages = self.stages()
         found: dict[str, ArtifactRecord] = {}
-        for name in in_order(needed):  # upstream first: the first complaint is the first thing to mend
+        for name in in_order(needed):  # parents first: the first error names the first stage to train
             stage = stages.get(name)
             done = stage.artifact if stage else None
             if stage is None or done is None or not self.has_artifact(done):
@@ -310,7 +361,11 @@ class Manifest:
             self._remember(name, done, files)
 
     def compare(self, done: ArtifactRecord, fresh: bool) -> tuple[list[str], dict[str, FileRecord]]:
-        """Problems of an artifact's files, and the records of those that are right as they lie there now."""
+        """Compare the files of an artifact with their records.
+
+        Returns:
+            The problems, and the present records of the files that are right.
+        """
         problems: list[str] = []
         files: dict[str, FileRecord] = {}
         for name, record in done.files.items():
@@ -324,14 +379,15 @@ class Manifest:
         return problems, files
 
     def _remember(self, name: str, done: ArtifactRecord, files: dict[str, FileRecord]) -> None:
-        """Keep the new times of unchanged files (a run that was copied), so that they are not read each time."""
-        # Only a memory: where the run may not be written, or is held, the files are read again next time.
+        """Record the new times of unchanged files (of a copied run), so that they are not read each time."""
+        # This is only a cache: if the run is read-only or locked, the files are read again next time.
         with contextlib.suppress(OSError, LockedManifest), self._edit() as stages:
             if stages[name].artifact == done:
                 stages[name] = dataclasses.replace(stages[name], artifact=dataclasses.replace(done, files=files))
 
     @contextlib.contextmanager
     def _edit(self) -> Iterator[dict[str, StageRecord]]:
+        """Yield the stages under the lock, and write them back at the end of the context."""
         with locked(self.run_dir / "manifest.lock"):
             stages = self.stages()
             yield stages
@@ -342,7 +398,11 @@ class Manifest:
 
 
 def stale_reason(stage: str, stages: Mapping[str, StageRecord]) -> str | None:
-    """Why a stage's artifact is stale (None: it is not), by the hashes of its parents and of theirs."""
+    """Return why the artifact of a stage is stale, by the hashes of its parents and of their parents.
+
+    Returns:
+        The reason; None if the artifact is not stale.
+    """
     found = stages.get(stage)
     if found is None or found.artifact is None:
         return None

@@ -1,4 +1,4 @@
-"""Look at a run: the state of its stages, and whether every byte is as its stage left it."""
+"""Inspect a run: the state of its stages, and whether every byte is as its stage wrote it."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ from walt_pl.runs.stage_names import ManifestError, in_order, kind_of
 
 @dataclass(frozen=True)
 class StatusRow:
-    """One stage as `status` shows it."""
+    """One stage in the table of `status`."""
 
     stage: str
     kind: str
     state: State
     sha256: str | None
-    """Of the weights; None where there are none."""
+    """Hash of the weights; None if there are none."""
     parents: dict[str, str]
     time: str | None
-    """When it was finished, or since when it is in training."""
+    """Time when the stage was finished, or since when it is in training."""
     command: str
-    """What to type next; empty where nothing is to be done."""
+    """Command to type next; empty if nothing is to be done."""
 
 
 def status_rows(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) -> list[StatusRow]:
-    """State of the stages of a run, in order: those of the manifest, and those of `stages` that are not there yet; any base is a base.
+    """Return the state of the stages of a run, in the order of the pipeline, without reading weights.
 
-    Reads no weights.
+    Args:
+        run_dir: folder of the run.
+        stages: stages to list beside those of the manifest if they do not exist yet. Any base of the manifest counts for "base".
     """
     manifest = Manifest.open(run_dir)
     found = manifest.stages()
@@ -49,7 +51,7 @@ def status_rows(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) ->
 
 
 def render_status(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) -> Table:
-    """`status_rows` as a table for the terminal."""
+    """Render `status_rows` as a table for the terminal."""
     colours = {"missing": "dim", "training": "cyan", "done": "green", "stale": "yellow"}
     table = Table(title=f"{run_dir}", title_justify="left")
     for column in ("stage", "kind", "state", "weights", "trained from", "time (UTC)", "next"):
@@ -62,9 +64,13 @@ def render_status(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) 
 
 
 def verify_run(run_dir: str | Path) -> list[str]:
-    """Read every byte of every artifact of a run and follow the chain; one sentence a problem, none: all is well.
+    """Read every byte of every artifact of a run, and check the parents of each stage.
 
-    Raises ManifestError where there is no run.
+    Returns:
+        One sentence a problem; empty if there is none.
+
+    Raises:
+        ManifestError: there is no run in the folder.
     """
     manifest = Manifest.open(run_dir)
     if not manifest.path.is_file():

@@ -1,7 +1,7 @@
-"""Numbers out of the training configuration that a checkpoint or an artifact keeps, which may be a stranger's.
+"""Read numbers from the training configuration in a checkpoint or an artifact, which may come from a stranger.
 
-Only the numbers listed here are taken, and the path of the index (`stored_index`). No address, command or class path leaves this file, and
-nothing is opened or imported.
+Only the numbers listed here and the path of the index (`stored_index`) are read. No address, command or class path is returned, and nothing
+is opened or imported.
 """
 
 from collections.abc import Callable
@@ -36,41 +36,41 @@ CLIPS: dict[str, Callable[[Any], bool]] = {
     "sizes": _is_sequence(_is_integer),
     "buckets": _is_sequence(lambda bucket: _is_sequence(_is_integer)(bucket) and len(bucket) == 2),
 }
-"""Arguments of the data module that say which clips make a batch, and what each may be."""
+"""Arguments of the data module that define the clips of a batch, with the check of each value."""
 
 
 def clip_arguments(train_config: str, where: str) -> dict[str, Any]:
-    """Return the arguments of the data module that are plain numbers; the others keep their defaults.
+    """Return the clip arguments of the data module; arguments that are not in the text keep their defaults.
 
     Args:
         train_config: text of a training configuration.
-        where: the file that it is from, for the error.
+        where: file that the text comes from, for the error message.
 
     Raises:
-        ValueError: one of them is no number, or the text is no training configuration.
+        ValueError: a value is no number, or the text is no training configuration.
     """
     data = _section(train_config, where, "data")
-    return {name: _checked(data[name], check, where, f"data.{name}") for name, check in CLIPS.items() if name in data}
+    return {name: _check_value(data[name], check, where, f"data.{name}") for name, check in CLIPS.items() if name in data}
 
 
 def stored_index(train_config: str, where: str) -> str:
-    """Return the path of the index. Whoever opens it must look whether it is a plain local file.
+    """Return the path of the index. A caller that opens it must check that it is a plain local file.
 
     Raises:
-        ValueError: it is no text, or the text is no training configuration.
+        ValueError: the path is no text, or the text is no training configuration.
     """
-    found: str = _checked(_section(train_config, where, "data").get("index"), lambda value: isinstance(value, str), where, "data.index")
+    found: str = _check_value(_section(train_config, where, "data").get("index"), lambda value: isinstance(value, str), where, "data.index")
     return found
 
 
 def statistics_batches(train_config: str, where: str) -> int:
-    """Return how many training batches the latent statistics of an autoencoder are measured on.
+    """Return the number of training batches for the latent statistics of an autoencoder.
 
     Raises:
-        ValueError: it is no integer, or the text is no training configuration.
+        ValueError: the value is no integer, or the text is no training configuration.
     """
     arguments = _section(train_config, where, "model", "init_args")
-    found: int = _checked(arguments.get("statistics_batches"), _is_integer, where, "model.statistics_batches")
+    found: int = _check_value(arguments.get("statistics_batches"), _is_integer, where, "model.statistics_batches")
     return found
 
 
@@ -96,7 +96,7 @@ def _section(train_config: str, where: str, *keys: str) -> dict[str, Any]:
         ) from None
 
 
-def _checked(value: Any, check: Callable[[Any], bool], where: str, name: str) -> Any:
+def _check_value(value: Any, check: Callable[[Any], bool], where: str, name: str) -> Any:
     if not check(value):
         raise ValueError(f"{where}: {name} of its training configuration is {value!r}, wanted plain values; take one of this program's")
     return value

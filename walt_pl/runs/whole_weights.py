@@ -1,4 +1,4 @@
-"""The weights in a checkpoint of any strategy, whole: ZeRO's shards put together, averages in the place of what they are averages of."""
+"""Gathered weights from a checkpoint of any strategy: ZeRO's shards are merged, and averages may replace the weights."""
 
 import contextlib
 import io
@@ -12,17 +12,18 @@ from walt_pl.runs.checkpoint import TAG, Checkpoint, CheckpointError, check_pick
 
 
 def weights(checkpoint: Checkpoint, ema: bool = True) -> dict[str, Tensor]:
-    """Parameters and buffers of the module that trained, by name, on the CPU; floating point as float32.
+    """Return the parameters and buffers of the trained module by name, on the CPU; floating point as float32.
 
     Args:
-        checkpoint: of one device, DDP or ZeRO 1, 2, 3 of any number of ranks. Shards need DeepSpeed, and memory for all of them.
-        ema: averages in place of the weights, where the checkpoint has averages.
+        checkpoint: checkpoint of one device, of DDP, or of ZeRO 1, 2 or 3 with any number of ranks. Shards need DeepSpeed, and memory for
+            all of them.
+        ema: replace the weights by their averages, if the checkpoint has averages.
 
     Raises:
         UnsafePickle: reading it would run code.
-        CheckpointError: it is damaged, or averages are of another model; or there is no DeepSpeed for its shards.
+        CheckpointError: it is damaged, the averages are of another model, or DeepSpeed is not installed and the weights are in shards.
     """
-    found = _put_together(checkpoint.state) if checkpoint.strategy.startswith("zero") else read_state(checkpoint.state)["state_dict"]
+    found = _merge_shards(checkpoint.state) if checkpoint.strategy.startswith("zero") else read_state(checkpoint.state)["state_dict"]
     whole = {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
     if ema and checkpoint.ema is not None:
         averages = load_file(checkpoint.ema)
@@ -33,8 +34,8 @@ def weights(checkpoint: Checkpoint, ema: bool = True) -> dict[str, Tensor]:
     return whole
 
 
-def _put_together(folder: Path) -> dict[str, Tensor]:
-    """Float32 weights from the shards of every rank."""
+def _merge_shards(folder: Path) -> dict[str, Tensor]:
+    """Merge the shards of every rank into float32 weights."""
     check_pickle(folder)
     try:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
@@ -42,7 +43,7 @@ def _put_together(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{folder} is in DeepSpeed's shards, and there is no DeepSpeed here ({error}); export it where it is"
         ) from None
-    with tensors_only(folder), contextlib.redirect_stdout(io.StringIO()):  # a line for each tensor
+    with tensors_only(folder), contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints a line for each tensor
         found: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
-    # Weights of one flat buffer are views of it, which would be kept, and written, as a whole.
+    # Weights of one flat buffer are views of it. Without the copy the complete buffer would stay in memory and be written.
     return {name: torch.clone(value) for name, value in found.items()}

@@ -10,76 +10,80 @@ from timm.optim.adafactor_bv import AdafactorBigVision
 from torch import Tensor, nn
 
 BUCKET, LIVE = 200_000_000, 1_000_000_000
-"""Elements of a communication bucket (Lightning's default) and of the parameters that ZeRO-3 keeps gathered at most (DeepSpeed's)."""
+"""Elements of a communication bucket (Lightning's default), and of the parameters that ZeRO-3 keeps gathered (DeepSpeed's default)."""
 
 Engine = Literal["ddp", "zero1", "zero2", "zero3"]
 
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """What one GPU holds."""
+    """Bytes that one GPU holds."""
 
     parameters: int
     gradients: int
     optimizer: int
-    """Moments, and under ZeRO the float32 weights."""
+    """Moments, and under ZeRO also the float32 weights."""
     ema: int
     buffers: int
-    """What the engine sends from and gathers into."""
+    """Buffers that the engine sends from and gathers into."""
     activations: dict[str, int]
-    """"kept" through the forward pass or "recomputed" by checkpointing; at their peak."""
+    """Peak of the activations by way: "kept" through the forward pass, or "recomputed" by activation checkpointing."""
 
     def total(self, way: str) -> int:
-        """All together, with activations kept or recomputed."""
+        """Return the sum of all parts.
+
+        Args:
+            way: "kept" or "recomputed" activations.
+        """
         return self.parameters + self.gradients + self.optimizer + self.ema + self.buffers + self.activations[way]
 
 
 def engine_bytes(
     engine: Engine, count: int, moments: int, gpus: int, precision: str, accumulate: int, ema: bool, activations: dict[str, int]
 ) -> EngineMemory:
-    """What an engine holds of ``count`` trained parameters on each GPU.
+    """Return the bytes that an engine holds of ``count`` trained parameters on each GPU.
 
     Args:
         engine: DDP as Lightning runs it, or a stage of DeepSpeed's ZeRO.
-        count: parameters.
-        moments: bytes of the optimiser's state for whole float32 parameters.
-        gpus: that share the work.
-        precision: of the trainer. "bf16-mixed" keeps float32 weights under DDP; DeepSpeed makes the weights bfloat16.
-        accumulate: batches to an optimiser step.
+        count: number of trained parameters.
+        moments: bytes of the optimiser's state for unsharded float32 parameters.
+        gpus: number of GPUs that share a batch.
+        precision: precision of the trainer. "bf16-mixed" keeps float32 weights under DDP; DeepSpeed makes the weights bfloat16.
+        accumulate: batches of an optimiser step.
         ema: whether there is an average, and on the GPU.
-        activations: of this engine's arithmetic.
+        activations: bytes of the activations in the engine's arithmetic, by way.
     """
     if engine == "ddp":
-        # DDP's buckets are as large as the gradients, which are copied there and back.
+        # DDP's buckets are as large as the gradients, which are copied into them and back.
         return EngineMemory(4 * count, 4 * count, moments, 4 * count * ema, 4 * count * (gpus > 1), activations)
     word, stage = 4 if precision == "32-true" else 2, int(engine[-1])
 
     def shard(size: int) -> int:
         return math.ceil(size / gpus)
 
-    # Stages 1 and 2 differ while gradients are accumulated: only then does stage 1 hold them whole. The average is of the shards.
+    # Stages 1 and 2 differ only with accumulation: then stage 1 holds the unsharded gradients. The average is of the local shard.
     gradients = word * count if stage == 1 and accumulate > 1 else shard(word * count)
     gathered = word * min(count, LIVE) if stage == 3 else 0
-    # One is filled while the other is on its way; on the way gradients are float32.
+    # One bucket is filled while the other is sent. Gradients are sent as float32.
     buckets = 2 * word * BUCKET + (4 * BUCKET if word < 4 else 0)
     parameters = shard(word * count) if stage == 3 else word * count
     return EngineMemory(parameters, gradients, shard(4 * count + moments), shard(4 * count) * ema, gathered + buckets, activations)
 
 
 def checkpoint_bytes(engine: Engine, weights: int, count: int, moments: int, precision: str, ema: bool) -> int:
-    """What one checkpoint takes on disk, all ranks together.
+    """Return the bytes of one checkpoint on disk, of all ranks together.
 
     Args:
-        engine: that writes it.
+        engine: engine that writes it.
         weights: elements of the module's parameters and buffers.
-        count: those that are trained.
-        moments: as for `engine_bytes`.
-        precision: as for `engine_bytes`.
-        ema: whether there is an average, a float32 file of its own.
+        count: number of trained parameters.
+        moments: bytes of the optimiser's state, as for `engine_bytes`.
+        precision: precision of the trainer, as for `engine_bytes`.
+        ema: whether there is an average, which is a separate float32 file.
     """
     if engine == "ddp":
         return 4 * weights + moments + 4 * count * ema
-    # Float32 weights and moments are in the shards; beside them stages 1 and 2 keep the module as it computes, stage 3 nothing.
+    # The shards hold float32 weights and moments. Stages 1 and 2 also write the weights in compute precision, stage 3 does not.
     word = 4 if precision == "32-true" else 2
     return (0 if engine == "zero3" else word * weights) + 4 * count + moments + 4 * count * ema
 
@@ -88,9 +92,9 @@ def moment_bytes(optimizer: OptimizerCallable, parameters: list[nn.Parameter], f
     """Return the bytes of an optimiser's state after a step on float32 parameters.
 
     Args:
-        optimizer: makes the optimiser of given parameters.
-        parameters: what is trained.
-        flat: as ZeRO sees them, in one row; then AdamW takes the place of Adafactor, which has nothing to factor.
+        optimizer: function that makes the optimiser of a list of parameters.
+        parameters: trained parameters.
+        flat: the parameters are flattened, as ZeRO does. AdamW then takes the place of Adafactor, which cannot factor a flat vector.
     """
     copies = [nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in parameters]
     made = optimizer(copies)

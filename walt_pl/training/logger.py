@@ -1,4 +1,4 @@
-"""TensorBoard's curves, on a disk that may fill up."""
+"""A TensorBoard logger that tolerates a full disk."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,11 +8,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 RETRY = 600.0
-"""Seconds after which a disk that was full is tried again: each try is another file."""
+"""Seconds until the next try after a full disk. Each try opens a new file."""
 
 
 class ResilientTensorBoardLogger(TensorBoardLogger):
-    """What the disk does not take is lost, with a warning; the training goes on, and so do its curves once there is room."""
+    """Log to TensorBoard; drop values that the disk cannot store, with a warning.
+
+    The training goes on, and logging resumes once there is room.
+    """
 
     _full_until = 0.0
 
@@ -20,7 +23,7 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
         self._try(lambda: super(ResilientTensorBoardLogger, self).log_metrics(metrics, step))
 
     def log_summary(self, summary: Summary, step: int) -> None:
-        """What add_image and its like would make."""
+        """Write a ready summary, like one that add_image makes."""
         self._try(lambda: self.experiment._get_file_writer().add_summary(summary, step))
 
     def save(self) -> None:
@@ -34,10 +37,10 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
             return
         try:
             write()
-        except (OSError, ValueError) as error:  # Lightning takes whatever goes wrong with a value for a wrong value
+        except (OSError, ValueError) as error:  # Lightning raises ValueError for any error while it logs a value
             reason = error if isinstance(error, OSError) else error.__cause__
             if not isinstance(reason, OSError):
                 raise
-            self._experiment = None  # its thread has ended; the next one writes another file
+            self._experiment = None  # its writer thread has ended; the next experiment writes a new file
             self._full_until = time.monotonic() + RETRY
             rank_zero_warn(f"no curves for {RETRY / 60:.0f} minutes ({reason}); training goes on; make room in {self.log_dir}")

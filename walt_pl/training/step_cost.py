@@ -1,7 +1,7 @@
-"""Operations and bytes of a training step, counted on the meta device, where tensors have shapes and no bytes.
+"""Count operations and bytes of a training step on the meta device, where tensors have shapes and no bytes.
 
 Operations are counted by PyTorch's own formulas (torch.utils.flop_counter). Activations are counted by following every tensor from its
-birth to its end.
+creation to its release.
 """
 
 import weakref
@@ -21,7 +21,9 @@ from torch.utils.flop_counter import flop_registry
 
 
 class AutocastEmulation(TorchFunctionMode):
-    """What a GPU does and the meta device does not: autocast, and the attention kernel that never writes its scores down.
+    """Emulate two GPU features that the meta device lacks: autocast, and the memory-efficient attention kernel.
+
+    That kernel never stores the attention scores.
 
     Args:
         low: dtype of autocast (its lists of functions are PyTorch's); None computes in the dtype of the tensors.
@@ -47,28 +49,28 @@ class AutocastEmulation(TorchFunctionMode):
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
             return value
         if isinstance(value, nn.Parameter) and dtype == self.low:
-            # Autocast keeps its copies of the weights until the forward pass is over.
+            # Autocast caches its copies of the weights until the end of the forward pass.
             if value not in self._weights:
                 self._weights[value] = value.to(dtype)
             return self._weights[value]
         return value.to(dtype)
 
     def forget(self) -> None:
-        """The forward pass is over."""
+        """Release the cached copies of the weights at the end of the forward pass."""
         self._weights.clear()
 
 
 def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """The memory-efficient kernel: what GPUs take for a bias with a gradient."""
+    """Call the memory-efficient kernel, which GPUs use for a bias with a gradient."""
     bias = None if attn_mask is None else attn_mask.expand(*q.shape[:-1], k.shape[-2])
     out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, torch.is_grad_enabled())[0]
     return out
 
 
 class CostMeter(TorchDispatchMode):
-    """Counts every operation, and follows the storage of every tensor that one makes.
+    """Count every operation, and follow the storage of every tensor that an operation makes.
 
-    Not FlopCounterMode itself: it follows modules as well, which fails in the gradient penalty's autograd.grad.
+    FlopCounterMode itself is not used: it follows modules as well, which fails in the gradient penalty's autograd.grad.
 
     Args:
         known: tensors whose bytes do not count.
@@ -108,24 +110,24 @@ class CostMeter(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class StepCost:
-    """What a pass takes."""
+    """Operations and bytes of a pass."""
 
     flops: Mapping[str, float]
-    """By kind: attention, matrices, convolutions. A multiplication and an addition are two."""
+    """Operations by kind: attention, matrices, convolutions. A multiplication and an addition count as two."""
     forward: Mapping[str, float]
-    """Those of the forward pass alone."""
+    """Operations of the forward pass alone, by kind."""
     kept: int
-    """Bytes that are alive when the forward pass is over."""
+    """Bytes that are alive at the end of the forward pass."""
     peak: int
-    """Bytes that are alive at most, without parameters and their gradients."""
+    """Most bytes that are alive at a time, without parameters and their gradients."""
 
 
 def cost_of(step: Callable[[], Tensor], modules: Iterable[nn.Module], low: torch.dtype | None = None) -> StepCost:
-    """Run ``step`` on the meta device, and the backward pass from the loss that it returns, if that has one.
+    """Run ``step`` on the meta device, and the backward pass from its loss, if the loss requires a gradient.
 
     Args:
-        step: a forward pass.
-        modules: whose parameters and buffers are counted elsewhere.
+        step: a forward pass that returns the loss.
+        modules: modules whose parameters and buffers do not count; they are counted elsewhere.
         low: dtype of autocast.
     """
     modules = list(modules)
@@ -137,14 +139,14 @@ def cost_of(step: Callable[[], Tensor], modules: Iterable[nn.Module], low: torch
             arithmetic.forget()
             forward, kept = dict(meter.flops), meter.now
             if loss.requires_grad:
-                # loss.backward() is a function to the modes, which are off inside it; but layers are recomputed there.
+                # The modes are off inside loss.backward(), but layers are recomputed there. This call keeps them on.
                 _engine_run_backward((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)
     return StepCost(dict(meter.flops), forward, kept, meter.peak)
 
 
 @contextmanager
 def _without_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Each gradient is let go of as soon as it is there: gradients are counted apart."""
+    """Release each gradient as soon as it is computed: gradients are counted elsewhere."""
 
     def drop(parameter: Tensor) -> None:
         parameter.grad = None
@@ -156,12 +158,19 @@ def _without_gradients(parameters: list[nn.Parameter]) -> Iterator[None]:
 
 
 def _kind(operation: str) -> str:
-    """Products of batches of matrices are attention's; a thousandth of them is the correction of AdaLN-LoRA."""
+    """Return the kind of an operation.
+
+    Products of batches of matrices count as attention. A thousandth of them is the correction of AdaLN-LoRA.
+    """
     if "convolution" in operation:
         return "convolutions"
     return "attention" if "attention" in operation or "bmm" in operation else "matrices"
 
 
 def sum_flops(*parts: tuple[float, Mapping[str, float]]) -> dict[str, float]:
-    """Operations of passes, each so often in a step."""
+    """Return the sum of the operations of passes, by kind.
+
+    Args:
+        *parts: pairs of the number of times that a pass runs in a step, and its operations by kind.
+    """
     return {kind: sum(times * flops[kind] for times, flops in parts) for kind in parts[0][1]}

@@ -1,4 +1,4 @@
-"""Writes what training resumes from: every so often, when a scheduler announces the end, and never at the price of the training."""
+"""Write checkpoints on schedule and on SIGTERM/SIGUSR1. A failed write warns; it never stops training."""
 
 import shutil
 import signal
@@ -36,36 +36,39 @@ from walt_pl.training.strategies.shards import non_finite
 from walt_pl.training.strategies.zero import ZeROStrategy
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""How schedulers announce the end."""
+"""Signals that schedulers send before they end a job."""
 
 
 class StateFile(TorchCheckpointIO):
-    """state.ckpt of strategies that keep one file."""
+    """Checkpoint IO for strategies that write one file, state.ckpt."""
 
     failure: OSError | None = None
-    """What went wrong with the last one."""
+    """Error of the last write, None if it succeeded."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        self.failure = write_state(checkpoint, path)  # the writer of checkpoints asks for it
+        self.failure = write_state(checkpoint, path)  # `Checkpoints._write` reads it
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_state(path)
 
 
 class Checkpoints(callbacks.Checkpoint):
-    """Keeps the last checkpoints and the best one (see walt_pl/runs/checkpoint.py for what is in them).
+    """Keep the last checkpoints and the best one (see walt_pl/runs/checkpoint.py for their content).
 
-    On SIGTERM and SIGUSR1 a last one is written after the step that is being computed, and the program ends with 128 + the signal's
-    number. A full disk costs a warning, not the training: what was written before stays. Weights or averages that are nan or infinite
-    end the training in place of a checkpoint: no step leads back from them, and they would push the last good ones out.
+    On SIGTERM and SIGUSR1 a last checkpoint is written after the current step, and the program ends with 128 + the signal's number. A full
+    disk causes a warning and does not stop the training; earlier checkpoints stay. Weights or averages that are nan or infinite end the
+    training without a checkpoint. No later step repairs them, and their checkpoints would replace the last good ones.
 
     Args:
-        folder: where they go; by default into the training folder of the stage.
-        every_steps: optimiser steps between two; 0 for none.
-        every_minutes: minutes between two; 0 for none.
-        keep: how many of the last ones stay; the last one on schedule (`every_steps`) stays beside them.
-        best: a value of the validation whose best checkpoint stays beside them; null for none.
-        best_is: which value is the best.
+        folder: folder of the checkpoints; by default in the training folder of the stage.
+        every_steps: optimiser steps between two checkpoints; 0 for none.
+        every_minutes: minutes between two checkpoints; 0 for none.
+        keep: number of last checkpoints that stay. The last one on schedule (`every_steps`) stays beside them.
+        best: a validation metric. The checkpoint with its best value stays beside the last ones; null for none.
+        best_is: whether the lowest or the highest value is the best.
+
+    Raises:
+        ValueError: `every_steps` or `every_minutes` is negative, or `keep` is below 1.
     """
 
     def __init__(
@@ -81,8 +84,11 @@ class Checkpoints(callbacks.Checkpoint):
             if value < least:
                 raise ValueError(f"checkpoint.{name} must be at least {least}, got {value}")
         self.folder = Path(folder) if folder else Path("checkpoints")
-        self.every_steps, self.every_minutes, self.keep = every_steps, every_minutes, keep
-        self.best, self.best_is = best, best_is
+        self.every_steps = every_steps
+        self.every_minutes = every_minutes
+        self.keep = keep
+        self.best = best
+        self.best_is = best_is
         self._file = StateFile()
         self._start: Checkpoint | None = None
         self._saved = self._seen = self._signal = 0
@@ -90,10 +96,14 @@ class Checkpoints(callbacks.Checkpoint):
         self._cut_short = False
         self._former: dict[signal.Signals, Any] = {}
 
-    # ---- Where training starts -----------------------------------------------------------------------------------------
+    # ---- Start of the training -----------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Before anything is read: who reads it."""
+        """Set the checkpoint IO before anything is read, and check that all ranks resume from one checkpoint.
+
+        Raises:
+            ValueError: this rank finds another checkpoint than rank zero.
+        """
         trainer.strategy.checkpoint_io = self._file
         if trainer.ckpt_path is not None and Path(trainer.ckpt_path).name == STATE:
             self._start = Checkpoint.at(Path(trainer.ckpt_path).parent)
@@ -107,59 +117,63 @@ class Checkpoints(callbacks.Checkpoint):
             )
         if self._start is None:
             return
-        for averages in _averages(trainer):
+        for averages in _ema_callbacks(trainer):
             averages.load(self._start.path)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._saved = self._seen = trainer.global_step
         self._written = time.monotonic()
         self._signal = 0
-        # Lightning's own handler waits for other ranks in the middle of whatever was going on; ours is asked for after each step.
-        self._former = {number: signal.signal(number, self._note) for number in SIGNALS}
+        # Lightning's handler waits for the other ranks at any point of the code. Ours sets a flag that is read after each step.
+        self._former = {number: signal.signal(number, self._record_signal) for number in SIGNALS}
         if self._start is not None:
             self._check_finite(trainer, pl_module, f"{self._start.path} is of no use")
         if trainer.is_global_zero:
-            self._forget_the_future(trainer.global_step)
+            self._remove_later(trainer.global_step)
 
-    def _forget_the_future(self, step: int) -> None:
-        """What a training that starts at a step leaves behind: later checkpoints, which are another training's, and unfinished ones."""
+    def _remove_later(self, step: int) -> None:
+        """Remove unfinished checkpoints and those of later steps; the later ones belong to another training.
+
+        Args:
+            step: step at which this training starts.
+        """
         for path in [*folders(self.folder), *self.folder.glob(f"*{PART}")]:
             if path.suffix == PART or int(path.name[5:]) > step:
                 rank_zero_info(f"removing {path}: training starts at step {step}")
                 _remove(path)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        self._let_go()
+        self._restore_handlers()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        self._let_go()
+        self._restore_handlers()
 
-    def _let_go(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
         self._former = {}
 
-    # ---- When ----------------------------------------------------------------------------------------------------------
+    # ---- Schedule ------------------------------------------------------------------------------------------------------
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step = trainer.global_step
         if step == self._seen:  # gradients are still being accumulated
             return
         self._seen = step
-        due, told = self._agree(trainer, self._minutes_are_over(trainer), self._signal)
+        due, told = self._agree(trainer, self._is_time_due(trainer), self._signal)
         if due or told or step == trainer.max_steps or (self.every_steps and step % self.every_steps == 0):
             self.save(trainer, pl_module)
         if told:
             self._stop(trainer, told)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        """A long validation does not keep a scheduler waiting."""
+        """Stop the validation after a signal, so that the scheduler need not wait for its end."""
         if self._former and self._agree(trainer, self._signal)[0]:
             self._cut_short = True
-            raise StopIteration  # ends Lightning's loop over the batches; the next training step ends the training
+            raise StopIteration  # ends Lightning's validation loop; the training ends after the next training step
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         cut_short, self._cut_short = self._cut_short, False
@@ -169,18 +183,21 @@ class Checkpoints(callbacks.Checkpoint):
         if trainer.strategy.broadcast(self._saved != trainer.global_step and self._is_best(metrics)):
             self.save(trainer, pl_module, metrics)
         elif trainer.is_global_zero and self._saved == trainer.global_step:
-            self._note_metrics(trainer.global_step, metrics)
+            self._record_metrics(trainer.global_step, metrics)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Where a limit of time or of epochs ended it: what is left to do is the artifact, and a kill now costs no step."""
+        """Save the last step when a limit of time or of epochs ended the training.
+
+        The artifact is still to be written. With this checkpoint, a kill before that loses no step.
+        """
         if self._saved != trainer.global_step:
             self.save(trainer, pl_module)
 
-    def _minutes_are_over(self, trainer: L.Trainer) -> bool:
+    def _is_time_due(self, trainer: L.Trainer) -> bool:
         return trainer.is_global_zero and 0 < self.every_minutes * 60 <= time.monotonic() - self._written
 
     def _agree(self, trainer: L.Trainer, *values: int) -> list[int]:
-        """The largest of each value over all ranks: what one knows, all do."""
+        """Return the maximum of each value over all ranks, so that all ranks decide alike."""
         numbers = torch.tensor(values, device=trainer.strategy.root_device)
         return trainer.strategy.reduce(numbers, reduce_op="max").tolist()
 
@@ -189,13 +206,13 @@ class Checkpoints(callbacks.Checkpoint):
         last = Checkpoint.newest(self.folder)
         where = f"everything is in {last.path}" if last and last.step == trainer.global_step else "it could not be saved"
         rank_zero_info(f"stopped by {name} after step {trainer.global_step}, {where}; the same command goes on")
-        # The others end well: the launcher takes a rank that does not for a crash, and would kill rank zero in its last words.
+        # The other ranks exit with 0. The launcher treats any other code as a crash, and would kill rank zero before its last message.
         raise SystemExit(128 + told if trainer.is_global_zero else 0)
 
-    # ---- What ----------------------------------------------------------------------------------------------------------
+    # ---- Saving --------------------------------------------------------------------------------------------------------
 
     def save(self, trainer: L.Trainer, pl_module: L.LightningModule, metrics: Mapping[str, float] | None = None) -> None:
-        """Write a checkpoint of this step; all ranks call it. A failure is a warning, and the part is removed.
+        """Write a checkpoint of this step; all ranks call it. A failure causes a warning, and the part is removed.
 
         Raises:
             NonFiniteError: weights or averages are nan or infinite.
@@ -207,17 +224,17 @@ class Checkpoints(callbacks.Checkpoint):
         self._written = time.monotonic()
         part = self.folder / f"{folder_name(step)}{PART}"
         failures: list[str] = []
-        with _kept(failures):
+        with _collect_failures(failures):
             if trainer.is_global_zero:
                 _remove(part)
                 part.mkdir(parents=True)
-        if self._all_well(trainer, failures):
+        if self._all_succeeded(trainer, failures):
             self._write(trainer, pl_module, part, failures)
-        if self._all_well(trainer, failures):
-            with _kept(failures):
+        if self._all_succeeded(trainer, failures):
+            with _collect_failures(failures):
                 if trainer.is_global_zero:
                     finalize_checkpoint(part, step, samples_seen(trainer), _strategy(trainer), trainer.world_size, metrics or {})
-        if self._all_well(trainer, failures):
+        if self._all_succeeded(trainer, failures):
             self._saved = step
             if trainer.is_global_zero:
                 self._prune()
@@ -230,9 +247,13 @@ class Checkpoints(callbacks.Checkpoint):
             )
 
     def _check_finite(self, trainer: L.Trainer, pl_module: L.LightningModule, told: str) -> None:
-        """Raises NonFiniteError on all ranks where weights or averages are nan or infinite."""
+        """Check weights and averages; all ranks call it.
+
+        Raises:
+            NonFiniteError: weights or averages are nan or infinite; on all ranks.
+        """
         found = non_finite(pl_module)
-        for averages in () if found else _averages(trainer):
+        for averages in () if found else _ema_callbacks(trainer):
             average = averages.non_finite(pl_module)
             found = average and f"in the averages {average}"
         if found:
@@ -244,11 +265,11 @@ class Checkpoints(callbacks.Checkpoint):
         trainer.save_checkpoint(part / STATE, weights_only=False)
         if writer.failure is not None:
             failures.append(str(writer.failure))
-        for averages in _averages(trainer):
-            with _kept(failures):
+        for averages in _ema_callbacks(trainer):
+            with _collect_failures(failures):
                 averages.save(part, trainer, pl_module)
 
-    def _all_well(self, trainer: L.Trainer, failures: list[str]) -> bool:
+    def _all_succeeded(self, trainer: L.Trainer, failures: list[str]) -> bool:
         return not self._agree(trainer, len(failures))[0]
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
@@ -264,7 +285,7 @@ class Checkpoints(callbacks.Checkpoint):
         value = metrics[str(self.best)]
         return -value if self.best_is == "lowest" else value
 
-    def _note_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+    def _record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         try:
             update_metrics(Checkpoint.at(self.folder / folder_name(step)), metrics)
             self._prune()
@@ -272,8 +293,10 @@ class Checkpoints(callbacks.Checkpoint):
             rank_zero_warn(f"step {step}: the validation's values could not be noted beside the checkpoint ({error})")
 
     def _prune(self) -> None:
-        """Remove all but the last ones, the best, and the last that was written on schedule: those of clocks and signals are not at the
-        same step twice, so the guard rolls back to none of them."""
+        """Remove all checkpoints but the last ones, the best, and the last on schedule.
+
+        Checkpoints by time or signal are at other steps in each run. The spike guard therefore rolls back only to those on schedule.
+        """
         whole = Checkpoint.all(self.folder)
         best = self._best_of(whole)
         scheduled = [c for c in whole if self.every_steps and c.step % self.every_steps == 0]
@@ -284,7 +307,7 @@ class Checkpoints(callbacks.Checkpoint):
 
 
 def samples_seen(trainer: L.Trainer) -> int:
-    """Clips and images that all ranks together have seen, also in the starts before this one."""
+    """Return the number of clips and images that all ranks have seen, including earlier starts of the training."""
     data = trainer.datamodule  # type: ignore[attr-defined]
     start = next((c._start for c in trainer.callbacks if isinstance(c, Checkpoints)), None)  # type: ignore[attr-defined]
     before, since = (start.samples, start.step) if start else (0, 0)
@@ -292,7 +315,7 @@ def samples_seen(trainer: L.Trainer) -> int:
     return before + (trainer.global_step - since) * a_step
 
 
-def _averages(trainer: L.Trainer) -> list[EMA]:
+def _ema_callbacks(trainer: L.Trainer) -> list[EMA]:
     return [callback for callback in trainer.callbacks if isinstance(callback, EMA)]  # type: ignore[attr-defined]
 
 
@@ -304,18 +327,18 @@ def _strategy(trainer: L.Trainer) -> Strategy:
 
 
 @contextmanager
-def _kept(failures: list[str]) -> Iterator[None]:
-    """What the file system refuses is noted, so that all ranks can hear of it before any of them goes on."""
+def _collect_failures(failures: list[str]) -> Iterator[None]:
+    """Collect the errors of the file system, so that all ranks learn of them before any of them goes on."""
     try:
         yield
-    except (OSError, SafetensorError) as error:  # the library of the averages wraps what the system said
+    except (OSError, SafetensorError) as error:  # safetensors wraps the system's error
         failures.append(str(error))
 
 
 def _remove(folder: Path) -> None:
-    if folder.is_symlink():  # the checkpoint itself was put elsewhere by somebody, and stays
+    if folder.is_symlink():  # a user has moved the checkpoint itself elsewhere; it stays there
         folder.unlink()
         return
-    # Without its card, a folder that is removed only in part is never taken for a whole one.
+    # The card goes first: without it a partly removed folder never counts as complete.
     (folder / CARD).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)

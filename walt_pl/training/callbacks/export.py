@@ -1,4 +1,7 @@
-"""Turns a finished training into an artifact and a line of the manifest; and puts into each checkpoint what it takes to export that."""
+"""Export a finished training as an artifact, and record it in the manifest.
+
+Each checkpoint also gets the description that `export` needs to make an artifact of it.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,48 +21,51 @@ from walt_pl.training.strategies.shards import gather, local_shard, non_finite, 
 
 
 class ExportableStage(Protocol):
-    """What a stage offers to be exported."""
+    """Attributes and methods of a stage that the export needs."""
 
     kind: str
 
     def components(self) -> Mapping[str, nn.Module]:
-        """Models by section name."""
+        """Return the models by section name."""
         ...
 
     def sampling_config(self) -> dict[str, Any]:
-        """Further plain sections of model.yaml."""
+        """Return further plain sections of model.yaml."""
         ...
 
     def extra_files(self) -> dict[str, bytes]:
-        """Further files."""
+        """Return further files, name -> bytes."""
         ...
 
     def card_entries(self) -> dict[str, Any]:
-        """Further entries of the card; all ranks call it together."""
+        """Return further entries of the card; all ranks call it."""
         ...
 
 
 DESCRIPTION = "export"
-"""Key of a checkpoint: everything an artifact has beside weights, in plain values."""
+"""Key of a checkpoint: all content of an artifact beside the weights, in plain values."""
 
 
 class ExportArtifact(L.Callback):
-    """Writes the artifact with the averaged weights when training ends by itself, and tells the manifest.
+    """Write the artifact with the averaged weights when training ends by itself, and record it in the manifest.
 
-    A checkpoint gets the description of its artifact, so that `export` needs neither the stage's class nor the run it was in.
+    A checkpoint gets the description of its artifact. `export` therefore needs neither the class of the stage nor its run.
 
     Args:
         run: folder of the run.
-        stage: name of the stage; the artifact goes to `run/stage`.
+        stage: name of the stage; the artifact is written to `run/stage`.
         parents: hashes of the parents that training started from.
         train_config: the resolved configuration, as YAML.
     """
 
     def __init__(self, run: Path, stage: str, parents: Mapping[str, str], train_config: str) -> None:
-        self.run, self.stage, self.parents, self.train_config = run, stage, dict(parents), train_config
+        self.run = run
+        self.stage = stage
+        self.parents = dict(parents)
+        self.train_config = train_config
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write the start down, now that everything that can be wrong with the configuration has been found."""
+        """Record the start in the manifest. At this point all errors of the configuration have been raised."""
         if trainer.is_global_zero:
             Manifest.open(self.run).start(self.stage, self.parents)
 
@@ -77,7 +83,7 @@ class ExportArtifact(L.Callback):
 
     @staticmethod
     def _sampling_config(trainer: L.Trainer, stage: ExportableStage) -> dict[str, Any]:
-        """The stage's own, and the rate of the videos that it is trained on, where it is known."""
+        """Return the sampling config of the stage, and the frame rate of its training videos, if it is known."""
         fps = trainer.datamodule.frame_rate()  # type: ignore[attr-defined]
         return {**stage.sampling_config(), **({} if fps is None else {"video": {"fps": fps}})}
 
@@ -87,17 +93,18 @@ class ExportArtifact(L.Callback):
         return {"sha256": data.index_sha256, "counts": data.counts()}
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Not on_train_end: a training that was killed between its last step and its artifact has no step left to train.
+        # This is not on_train_end: a training that was killed between its last step and its artifact has no step left to train.
         averages = next((c for c in trainer.callbacks if isinstance(c, EMA)), EMA(decay=0))  # type: ignore[attr-defined]
-        pl_module.to(trainer.strategy.root_device)  # which Lightning has let go of by now
+        pl_module.to(trainer.strategy.root_device)  # Lightning has moved the module to the CPU by now
         pl_module.eval()
-        found = non_finite(pl_module)  # the averages are looked at where the artifact is written
+        found = non_finite(pl_module)  # `save_artifact` checks the averages
         if found:
-            raise NonFiniteError(self._not_finished(trainer, f"{self.run / self.stage} is not written: {found}"))
+            raise NonFiniteError(self._describe_refusal(trainer, f"{self.run / self.stage} is not written: {found}"))
         failure: Exception | None = None
         with averages.swapped(pl_module):
             state = dict(pl_module.state_dict())
-            for name, p in trainable_parameters(pl_module):  # which ZeRO 3 leaves empty there, and other stages have in low precision
+            # The state dict has these weights empty under ZeRO 3, and in low precision under ZeRO 1 and 2.
+            for name, p in trainable_parameters(pl_module):
                 full = gather(p, local_shard(p))
                 if trainer.is_global_zero:
                     state[name] = full.cpu()
@@ -107,16 +114,16 @@ class ExportArtifact(L.Callback):
                 try:
                     self._write(trainer, pl_module, state, card_entries)
                 except NonFiniteError as error:
-                    failure = NonFiniteError(self._not_finished(trainer, str(error)))
+                    failure = NonFiniteError(self._describe_refusal(trainer, str(error)))
                 except (OSError, ValueError) as error:
                     failure = error
         pl_module.train()
-        failure = trainer.strategy.broadcast(failure)  # raised on one rank, it would leave the others waiting
+        failure = trainer.strategy.broadcast(failure)  # if only rank zero raised, the other ranks would wait for it
         if failure is not None:
             raise failure
 
-    def _not_finished(self, trainer: L.Trainer, found: str) -> str:
-        """Say what to do after an artifact that was refused."""
+    def _describe_refusal(self, trainer: L.Trainer, found: str) -> str:
+        """Return the error message for an artifact that was refused: the reason and what to do."""
         folder = next((c.folder for c in trainer.callbacks if isinstance(c, Checkpoints)), self.run)  # type: ignore[attr-defined]
         return f'stage "{self.stage}" is not done, {found}; {recovery_hint(folder, trainer.global_step)}'
 

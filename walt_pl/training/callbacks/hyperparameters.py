@@ -1,4 +1,4 @@
-"""What the command line says of the optimiser, not what a checkpoint says."""
+"""Hyper-parameters of the optimiser from the command line in place of those in a checkpoint."""
 
 from typing import Any, cast
 
@@ -8,17 +8,17 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class Hyperparameters(L.Callback):
-    """Puts learning rate, weight decay and the like back to what was asked for, after a checkpoint has overwritten them.
+    """Reset learning rate, weight decay and the like to the configured values, after a checkpoint has overwritten them.
 
-    An optimiser's state holds its hyper-parameters beside its moments, and a schedule's holds the learning rate it began with: restored
-    as they are, a run that goes on would ignore a new value without a word. Moments, steps and the place in the schedule are kept.
+    The state of an optimiser holds its hyper-parameters beside its moments, and the state of a schedule holds its initial learning rate. If
+    these were restored, a resumed run would silently ignore a new value. Moments, step counts and the position in the schedule are kept.
     """
 
     def __init__(self) -> None:
         self._asked: list[tuple[list[float | Tensor], list[dict[str, Any]]]] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Optimisers are made, and nothing of theirs is restored yet, whatever the strategy."""
+        """Save the configured values: optimisers exist, and no strategy has restored their state yet."""
         for schedule in _schedules(trainer):
             groups = [{name: group[name] for name in schedule.optimizer.defaults} for group in schedule.optimizer.param_groups]
             self._asked.append((list(schedule.base_lrs), groups))
@@ -32,5 +32,5 @@ class Hyperparameters(L.Callback):
 
 
 def _schedules(trainer: L.Trainer) -> list[LambdaLR]:
-    """Of every optimiser (stages/optimisation.py); they hold the optimiser itself, whatever engine is around it."""
+    """Return the schedule of every optimiser (stages/optimisation.py). It refers to the optimiser itself, not to an engine's wrapper."""
     return [cast(LambdaLR, config.scheduler) for config in trainer.lr_scheduler_configs]

@@ -1,4 +1,4 @@
-"""Moving pictures in TensorBoard: the same clips and the same noise every time."""
+"""Animated previews in TensorBoard, with fixed clips and fixed noise."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol, cast
@@ -16,20 +16,19 @@ from walt_pl.training.logger import ResilientTensorBoardLogger
 
 
 class PreviewedStage(Protocol):
-    """What a stage offers to be shown."""
+    """Methods of a stage that `Previews` needs."""
 
     def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
-        """Name -> clips [b 3 t h w] in -1..1, a caption for each, and how many stand in a row."""
+        """Return name -> clips [b 3 t h w] in -1..1, a caption for each, and the number of clips in a row."""
         ...
 
 
 class Previews(L.Callback):
-    """Shows a stage's previews of the first validation batch, after a validation, with the averaged weights.
+    """Log a stage's previews of the first validation batch, after a validation, with the averaged weights.
 
-    ``add_video`` of TensorBoard writes nothing without moviepy; an animated GIF in an image summary plays in the browser.
-    It plays at the rate of the training videos, as `sample` writes; at 8 frames a second where that is not known.
-    They go to the program's own logger (`walt_pl.training.logger.ResilientTensorBoardLogger`), which bears a full
-    disk; another one gets none.
+    ``add_video`` of TensorBoard writes nothing without moviepy; an animated GIF in an image summary plays in the browser. It plays at the
+    rate of the training videos, as `sample` writes; at 8 frames a second if that rate is unknown. Previews are written by the program's own
+    logger (`walt_pl.training.logger.ResilientTensorBoardLogger`), which tolerates a full disk. Other loggers get no previews.
 
     Args:
         every: validations between two previews; 0 for none.
@@ -53,7 +52,7 @@ class Previews(L.Callback):
         self._validations += 1
         if not len(batch.videos) or (self._validations - 1) % self.every or not isinstance(trainer.logger, ResilientTensorBoardLogger):
             return
-        # By all ranks, each of its own batch: those of a sharded model run together or not at all.
+        # All ranks compute previews, each of its own batch: the ranks of a sharded model must run together.
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             shown = cast(PreviewedStage, pl_module).previews(batch)
         if not trainer.is_global_zero:

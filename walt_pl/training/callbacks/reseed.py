@@ -1,4 +1,4 @@
-"""Randomness that modules draw by themselves, dropout above all."""
+"""Seed the random numbers that modules draw by themselves, mostly for dropout."""
 
 import lightning as L
 import torch
@@ -8,13 +8,13 @@ from walt_pl.diffusion.rng import splitmix64
 
 
 class Reseed(L.Callback):
-    """Seeds torch's own generators from (seed, step, first slot of this rank) before each step.
+    """Seed torch's own generators from (seed, step, first global batch index of this rank) before each step.
 
-    What the stages draw comes from `diffusion.rng` and needs no state; this is for what is drawn inside modules, so that it, too,
-    is the same after a restart and different on every rank.
+    The random numbers of the stages come from `diffusion.rng` and need no state. This callback is for random numbers drawn inside modules:
+    they, too, are equal after a restart and differ between ranks.
 
     Args:
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Every start of a training leaves what it was told, beside its logs."""
+"""Write the resolved configuration of every start of a training beside its logs."""
 
 from pathlib import Path
 
@@ -8,19 +8,19 @@ from walt_pl.files import write_whole
 
 
 class SaveConfig(L.Callback):
-    """Writes the resolved configuration of a start into the folder of its logs: logs/version_3/config.yaml.
+    """Write the resolved configuration of a start into the folder of its logs: logs/version_3/config.yaml.
 
     Args:
-        config: as YAML.
+        config: the configuration, as YAML.
     """
 
     def __init__(self, config: str) -> None:
         self.config = config
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = Path(str(trainer.log_dir))  # asked for on all ranks: they agree on it
+        folder = Path(str(trainer.log_dir))  # log_dir communicates between ranks, so all of them read it
         if not trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        number = len(list(folder.glob("config*.yaml")))  # without a logger all starts share a folder
+        number = len(list(folder.glob("config*.yaml")))  # without a logger all starts share one folder
         write_whole(folder / f"config{f'_{number}' if number else ''}.yaml", self.config.encode())

@@ -1,4 +1,4 @@
-"""Keeps a step that would spoil the weights from being taken, and writes down what it was made of."""
+"""Detect optimiser steps with a spike in loss or gradient norm, skip them, and record each incident."""
 
 import json
 import math
@@ -22,40 +22,47 @@ from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.strategies.gradients import drop_gradients, gradient_norms
 
 FLOOR = 0.1
-"""Least spread of a logarithm that counts: a training that is steadier than a tenth is no reason to call less than that a spike."""
+"""Least spread of the logarithm. Without it, a very steady training would have spikes of less than a tenth."""
 
 Policy = Literal["skip", "rollback", "off"]
 
 
 class Diverged(ValueError):
-    """A training that goes wrong again and again; the message says what to change."""
+    """A training diverges again and again. The message says what to change."""
 
 
 class SpikeGuard(L.Callback):
-    """Before each optimiser step: are loss and gradient norm numbers, and near what they were?
+    """Check before each optimiser step that loss and gradient norm are finite and near their recent values.
 
-    What is compared is the logarithm, with the median of the last steps, in units of their spread (1.4826 times the median absolute
-    deviation, which single spikes do not move). The loss is the mean over ranks and the norm that of all gradients together, so every rank
-    comes to the same decision. A step that is not taken counts as a step: the schedule, the data and the noise go on, weights and moments
-    stay. Rolling back brings weights, moments and the average back from the newest checkpoint that was written on schedule, and goes on
-    from there with the data that comes next: the step that failed would fail again.
+    The guard compares logarithms: the difference to the median of the last steps, in units of their spread. The spread is 1.4826 times the
+    median absolute deviation, which single spikes do not change. The loss is the mean over ranks, and the norm is that of all gradients
+    together, so every rank decides alike. A skipped step counts as a step: the schedule, the data and the noise go on, weights and moments
+    stay. A rollback restores weights, moments and the average from the newest checkpoint on schedule. Training then goes on with the next
+    data: the failed step would fail again.
 
-    Each incident is written to incidents/ in the training folder: the step, what was seen, the files and losses of every rank, and the
-    gradient norm of each layer. The autoencoder's discriminator is looked at, too, for what is no number;
-    no value of it is called a spike, since its penalty comes in some steps only. Under a loss scale (precision 16-mixed) the guard is off: there the scaler skips steps.
+    Each incident is written to incidents/ in the training folder: the step, the loss and gradient norm, the files and losses of every rank,
+    and the gradient norm of each layer. The autoencoder's discriminator is checked for nan and infinite values only. None of its values
+    counts as a spike, since its penalty comes in some steps only. Under a loss scale (precision 16-mixed) the guard is off: there the
+    scaler skips steps.
 
     Args:
-        policy: what happens to a bad step: it is skipped, or the training is rolled back, too; off looks at nothing.
-        deviations: how far above the median is a spike.
-        window: steps that the median is taken of; a quarter of them must be there before anything is called a spike.
-        most: incidents within a window that are borne; one more ends the training.
+        policy: action at a bad step: skip it, or also roll the training back; off checks nothing.
+        deviations: number of deviations above the median that counts as a spike.
+        window: number of steps for the median. A quarter of them must be recorded before a value can count as a spike.
+        most: number of incidents within a window that are accepted; one more ends the training.
+
+    Raises:
+        ValueError: `deviations` is below 1, `window` below 4, or `most` negative.
     """
 
     def __init__(self, policy: Policy = "skip", deviations: float = 8.0, window: int = 128, most: int = 10) -> None:
         for name, value, least in (("deviations", deviations, 1), ("window", window, 4), ("most", most, 0)):
             if value < least:
                 raise ValueError(f"guard.{name} must be at least {least}, got {value}")
-        self.policy, self.deviations, self.window, self.most = policy, deviations, window, most
+        self.policy = policy
+        self.deviations = deviations
+        self.window = window
+        self.most = most
         self._history: dict[str, deque[float]] = {name: deque(maxlen=window) for name in ("loss", "gradient norm")}
         self._incidents: list[int] = []
         self._losses: list[Tensor] = []
@@ -68,16 +75,19 @@ class SpikeGuard(L.Callback):
             rank_zero_warn(f"the guard is off: with precision {trainer.precision} the loss scaler skips steps that are not numbers")
             self.policy = "off"
 
-    # ---- What a step is made of ----------------------------------------------------------------------------------------
+    # ---- Losses and batches of a step ----------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._forget(trainer.global_step)
+        self._reset_step(trainer.global_step)
 
-    def _forget(self, step: int) -> None:
-        self._losses, self._batches, self._step, self._bad = [], [], step, False
+    def _reset_step(self, step: int) -> None:
+        self._losses = []
+        self._batches = []
+        self._step = step
+        self._bad = False
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: JointBatch, batch_idx: int) -> None:
-        if trainer.global_step == getattr(pl_module, "adversarial_start", None):  # the loss is another one from here
+        if trainer.global_step == getattr(pl_module, "adversarial_start", None):  # from this step on the loss has further terms
             self._history["loss"].clear()
             self._history["gradient norm"].clear()
         self._batches.append(batch)
@@ -88,16 +98,16 @@ class SpikeGuard(L.Callback):
     # ---- The decision --------------------------------------------------------------------------------------------------
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
-        # DeepSpeed is asked to step after every batch, also where gradients are still being accumulated.
+        # DeepSpeed's step is called after every batch, also while gradients are still being accumulated.
         if self.policy == "off" or trainer.fit_loop._should_accumulate():
             return
         discriminator = len(trainer.optimizers) > 1 and optimizer is trainer.optimizers[1]
         own, self._losses = torch.stack(self._losses).sum(), []
-        if discriminator and self._bad:  # of the same batch, which has been reported
+        if discriminator and self._bad:  # this batch has been reported already
             drop_gradients(pl_module, _engine(trainer))
             return
         norms = gradient_norms(pl_module)
-        loss = trainer.strategy.reduce(own.clone(), reduce_op="mean")  # which writes into what it is given
+        loss = trainer.strategy.reduce(own.clone(), reduce_op="mean")  # reduce writes into its argument
         norm = torch.stack(list(norms.values())).norm()
         seen = dict(zip(self._history, torch.stack([torch.as_tensor(loss), norm]).tolist(), strict=True))
         if discriminator:
@@ -106,7 +116,7 @@ class SpikeGuard(L.Callback):
             why = [reason for name, value in seen.items() if (reason := self._judge(name, value))]
             for name, value in seen.items():
                 if math.isfinite(value):
-                    # Spikes, too: the median bears them.
+                    # Spikes are recorded too: the median is robust to them.
                     self._history[name].append(value)
         if why:
             drop_gradients(pl_module, _engine(trainer))
@@ -114,7 +124,7 @@ class SpikeGuard(L.Callback):
             self._report(trainer, why, seen, float(own), norms)
 
     def _judge(self, name: str, value: float) -> str | None:
-        """What is wrong with a value, if anything is."""
+        """Return the reason why a value is bad; None if it is not."""
         if not math.isfinite(value):
             return f"the {name} is {value}"
         known = self._history[name]
@@ -132,14 +142,16 @@ class SpikeGuard(L.Callback):
         over = len(self._incidents) > self.most
         action = "stopped" if over else {"skip": "skipped", "rollback": "rolled back"}[self.policy]
         path = Path(trainer.default_root_dir) / "incidents" / f"step={step:08d}.json"
-        ranks = _gathered({"loss": own, "files": [_described(batch) for batch in self._batches]})
+        ranks = _gather_ranks({"loss": own, "files": [_describe_batch(batch) for batch in self._batches]})
         if trainer.is_global_zero:
-            layers = dict(sorted(_by_layer(norms).items(), key=lambda item: item[1] if item[1] == item[1] else math.inf, reverse=True))
+            layers = dict(
+                sorted(_norms_by_layer(norms).items(), key=lambda item: item[1] if item[1] == item[1] else math.inf, reverse=True)
+            )
             recent = {f"{name} before": list(known)[-10:] for name, known in self._history.items()}
             record = {"step": step, "why": why, "action": action, **seen, "ranks": ranks, "gradient norm by layer": layers, **recent}
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_whole(path, (json.dumps(_plain(record), indent=2) + "\n").encode())
+                write_whole(path, (json.dumps(_to_plain(record), indent=2) + "\n").encode())
             except OSError as error:
                 rank_zero_warn(f"{path} could not be written ({error})")
         said = f"step {step}: {' and '.join(why)}; {action}, see {path}"
@@ -151,14 +163,14 @@ class SpikeGuard(L.Callback):
             )
         rank_zero_warn(said)
 
-    # ---- Afterwards ----------------------------------------------------------------------------------------------------
+    # ---- Rollback ------------------------------------------------------------------------------------------------------
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step:  # gradients are still being accumulated
             return
         if self._bad and self.policy == "rollback":
             self._roll_back(trainer, pl_module)
-        self._forget(trainer.global_step)
+        self._reset_step(trainer.global_step)
 
     def _roll_back(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         good = trainer.strategy.broadcast(_last_good(trainer) if trainer.is_global_zero else None)
@@ -172,7 +184,7 @@ class SpikeGuard(L.Callback):
         strategy.load_optimizer_state_dict(state)
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate  # the schedule goes on
+            group["lr"] = rate  # the checkpoint must not reset the schedule
         for averages in (callback for callback in trainer.callbacks if isinstance(callback, EMA)):  # type: ignore[attr-defined]
             averages.load(good.path)
             averages.on_train_start(trainer, pl_module)
@@ -198,7 +210,7 @@ def _engine(trainer: L.Trainer) -> Any:
 
 
 def _last_good(trainer: L.Trainer) -> Checkpoint | None:
-    """The newest checkpoint that is written at this step whatever happens; others depend on clocks and signals."""
+    """Return the newest checkpoint on schedule. The steps of other checkpoints depend on clocks and signals."""
     writer = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)  # type: ignore[attr-defined]
     if writer is None:
         return None
@@ -207,8 +219,8 @@ def _last_good(trainer: L.Trainer) -> Checkpoint | None:
     return written[-1] if written else None
 
 
-def _gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
-    """What every rank has, on all of them."""
+def _gather_ranks(own: dict[str, Any]) -> list[dict[str, Any]]:
+    """Gather the dictionary of every rank on all ranks."""
     if not dist.is_initialized():
         return [own]
     everyone: list[Any] = [None] * dist.get_world_size()
@@ -216,13 +228,13 @@ def _gathered(own: dict[str, Any]) -> list[dict[str, Any]]:
     return everyone
 
 
-def _described(batch: JointBatch) -> list[dict[str, Any]]:
+def _describe_batch(batch: JointBatch) -> list[dict[str, Any]]:
     rows = zip(batch.global_batch_index.tolist(), batch.paths, batch.weight.tolist(), strict=True)
     return [{"slot": global_batch_index, "path": path, "read": bool(weight)} for global_batch_index, path, weight in rows]
 
 
-def _by_layer(norms: dict[str, Tensor]) -> dict[str, float]:
-    """Norm of all gradients of each layer, the largest and what is no number first."""
+def _norms_by_layer(norms: dict[str, Tensor]) -> dict[str, float]:
+    """Return the norm of all gradients of each layer."""
     squares: dict[str, float] = {}
     for name, norm in norms.items():
         layer = name.rpartition(".")[0]
@@ -230,10 +242,10 @@ def _by_layer(norms: dict[str, Tensor]) -> dict[str, float]:
     return {layer: math.sqrt(square) for layer, square in squares.items()}
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no word for what is not a number."""
+def _to_plain(value: Any) -> Any:
+    """Convert nan and infinite values to text, since JSON has no form for them."""
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _to_plain(one) for key, one in value.items()}
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_to_plain(one) for one in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

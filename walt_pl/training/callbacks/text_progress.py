@@ -1,4 +1,4 @@
-"""A line now and then for those who watch over ssh or read a file."""
+"""Print progress as plain lines, for output over ssh or to a file."""
 
 import time
 from datetime import timedelta
@@ -8,10 +8,12 @@ import lightning as L
 
 
 class TextProgress(L.Callback):
-    """Prints step, pace, time left and losses where there is no terminal for a progress bar: after the first step, then now and then.
+    """Print step, pace, time left and losses if there is no terminal for a progress bar.
+
+    The first line comes after the first step, further lines at intervals.
 
     Args:
-        seconds: between two lines.
+        seconds: seconds between two lines.
     """
 
     def __init__(self, seconds: float = 60.0) -> None:
@@ -20,7 +22,8 @@ class TextProgress(L.Callback):
         self._first = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began, self._printed = time.monotonic(), float("-inf")
+        self._began = time.monotonic()
+        self._printed = float("-inf")
         self._first = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:

@@ -1,4 +1,4 @@
-"""How fast training runs, and how much of the time it waits for data."""
+"""Log the speed of the training, and the share of time that it waits for data."""
 
 import time
 from typing import Any
@@ -9,10 +9,10 @@ from walt_pl.data.batch import JointBatch
 
 
 class Throughput(L.Callback):
-    """Logs clips and latent or pixel positions per second, the share of time spent waiting for data, and the learning rate.
+    """Log clips and latent or pixel positions per second, the share of time spent waiting for data, and the learning rate.
 
     Args:
-        every: steps between two values.
+        every: optimiser steps between two values.
     """
 
     def __init__(self, every: int = 10) -> None:

@@ -1,4 +1,4 @@
-"""Gradients between the backward pass and the step, in one piece or in ZeRO's shards: how large they are, and how to let them go."""
+"""Gradients between the backward pass and the optimiser step, unsharded or in ZeRO's shards: their norms, and how to drop them."""
 
 from typing import Any, cast
 
@@ -10,14 +10,19 @@ from walt_pl.training.strategies.shards import in_stage_3, trainable_parameters
 
 
 def gradient_norms(module: nn.Module) -> dict[str, Tensor]:
-    """Norm of the gradient of each trained weight that has one, float32 scalars; the same on all ranks, which call it together."""
+    """Return the gradient norm of each trained weight that has a gradient; all ranks call it.
+
+    Returns:
+        Parameter name -> norm, a float32 scalar that is equal on all ranks.
+    """
     weights = trainable_parameters(module)
     sharded = any(in_stage_3(p) or hasattr(p, "_hp_mapping") for _, p in weights)
     pieces = {name: piece for name, p in weights if (piece := _piece(p)) is not None}
     if sharded:
         squares = torch.zeros(len(weights), dtype=torch.float32, device=weights[0][1].device)
         places = {name: place for place, (name, _) in enumerate(weights)}
-        squares[[places[name] for name in pieces]] = torch.stack(_norms(pieces)).square().to(squares)  # from the CPU where offloaded
+        # Under offload the gradients are on the CPU.
+        squares[[places[name] for name in pieces]] = torch.stack(_norms(pieces)).square().to(squares)
         dist.all_reduce(squares)
         return dict(zip(places, squares.sqrt(), strict=True))
     return dict(zip(pieces, _norms(pieces), strict=True))
@@ -28,7 +33,7 @@ def _norms(pieces: dict[str, Tensor]) -> list[Tensor]:
 
 
 def _piece(p: nn.Parameter) -> Tensor | None:
-    """What this rank holds of a weight's gradient, averaged over ranks; None where it holds nothing of it."""
+    """Return this rank's shard of a weight's gradient, averaged over ranks; None if it holds no part of the weight."""
     if in_stage_3(p):
         from deepspeed.utils import safe_get_local_grad
 
@@ -40,11 +45,12 @@ def _piece(p: nn.Parameter) -> Tensor | None:
 
 
 def drop_gradients(module: nn.Module, engine: Any = None) -> None:
-    """Make the step that follows leave weights and moments as they are; all ranks together.
+    """Make the next optimiser step leave weights and moments unchanged; all ranks call it.
 
     Args:
-        module: whose gradients these are.
-        engine: DeepSpeed's, where there is one. It steps as it will and asks only whether a gradient is not a number: so one is made that.
+        module: module whose gradients are dropped.
+        engine: DeepSpeed's engine, if there is one. It always steps, unless a gradient is nan or infinite. Therefore one gradient is set to
+            nan.
     """
     weights = [p for _, p in trainable_parameters(module)]
     if engine is None:
@@ -56,5 +62,5 @@ def drop_gradients(module: nn.Module, engine: Any = None) -> None:
     if in_stage_3(weights[0]):
         safe_set_local_grad(weights[0], torch.full_like(safe_get_local_grad(weights[0]), torch.nan))
         return
-    engine.optimizer.check_grad_overflow = True  # stages 1 and 2 do not ask in bfloat16, unless told to
+    engine.optimizer.check_grad_overflow = True  # in bfloat16 stages 1 and 2 check for overflow only with this flag
     cast(Any, weights[0]).set_full_hp_grad(torch.full(weights[0].shape, torch.nan, device=weights[0].device))

@@ -1,8 +1,8 @@
-"""A trained weight in pieces: what this rank holds of its float32 values, and the way back to the whole.
+"""Local shards of the float32 weights: read them, gather them and shard them again.
 
-DeepSpeed keeps the float32 weights (the masters, which the optimiser moves) flat, each rank a part of them; the module computes with
-copies that are whole (ZeRO 1 and 2) or sharded once more (ZeRO 3), and of lower precision where so trained. On one device and under DDP the
-piece is the weight itself. Two attributes of DeepSpeed's are half private: `_hp_mapping` (ZeRO 1 and 2) and `ds_tensor` (ZeRO 3).
+DeepSpeed keeps the float32 weights (the masters, which the optimiser updates) flat, and each rank holds a part of them. The module computes
+with copies, which are unsharded (ZeRO 1 and 2) or sharded as well (ZeRO 3), in lower precision if so trained. On one device and under DDP
+the local shard is the weight itself. Two attributes of DeepSpeed's are half private: `_hp_mapping` (ZeRO 1 and 2) and `ds_tensor` (ZeRO 3).
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,14 +21,14 @@ Weights = list[tuple[str, nn.Parameter]]
 
 
 def trainable_parameters(module: nn.Module) -> Weights:
-    """Trainable parameters with their names."""
+    """Return the trainable parameters with their names."""
     return [(name, p) for name, p in module.named_parameters() if p.requires_grad]
 
 
 def local_shard(p: nn.Parameter) -> Tensor | None:
-    """What this rank holds of a weight's float32 values, as a live view; None where it holds nothing of it.
+    """Return this rank's shard of a weight's float32 values, as a live view; None if it holds no part of the weight.
 
-    An engine that only evaluates has no masters: there it is the working copy, in its precision.
+    An engine that only evaluates has no masters. There the shard is that of the working copy, in its precision.
     """
     if in_stage_3(p):
         if not hasattr(p, "_z3_optimizer"):
@@ -43,7 +43,15 @@ def local_shard(p: nn.Parameter) -> Tensor | None:
 
 
 def gather(p: nn.Parameter, piece: Tensor | None) -> Tensor:
-    """All ranks together: the whole weight, float32, from every rank's piece of it (or of an average of it)."""
+    """Gather a weight, or an average of it, from the shards of all ranks; all ranks call it.
+
+    Args:
+        p: the weight.
+        piece: this rank's shard, as `local_shard` returns it.
+
+    Returns:
+        The unsharded tensor, float32.
+    """
     if in_stage_3(p):
         assert piece is not None
         pieces = [torch.empty_like(piece) for _ in range(dist.get_world_size())]
@@ -60,22 +68,30 @@ def gather(p: nn.Parameter, piece: Tensor | None) -> Tensor:
 
 
 def shard(p: nn.Parameter, full: Tensor) -> Tensor | None:
-    """This rank's piece of a whole tensor [as the weight], on the tensor's device; None where it holds nothing of the weight."""
+    """Return this rank's shard of a tensor, on the tensor's device; None if it holds no part of the weight.
+
+    Args:
+        p: the weight that defines the sharding.
+        full: unsharded tensor of the shape of the weight.
+    """
     if in_stage_3(p):
         size, rank = cast(Any, p).ds_tensor.numel(), dist.get_rank()
         mine = full.flatten()[rank * size : (rank + 1) * size]
-        return torch.cat([mine, mine.new_zeros(size - len(mine))])  # the last ranks' pieces are padded
+        return torch.cat([mine, mine.new_zeros(size - len(mine))])  # the shards of the last ranks are padded
     if hasattr(p, "_hp_mapping"):
         return None if cast(Any, p)._hp_mapping is None else full.flatten()[_place(p)]
     return full
 
 
 def non_finite_pieces(module: nn.Module, pieces: Mapping[str, Tensor]) -> str | None:
-    """All ranks together: what is nan or infinite in the trained weights, or in their averages; the same on every rank, None for nothing.
+    """Describe nan and infinite values in the trained weights or in their averages; all ranks call it.
 
     Args:
-        module: whose weights they are.
-        pieces: what this rank holds of each, by parameter name.
+        module: module that has the weights.
+        pieces: this rank's shard of each weight or average, by parameter name.
+
+    Returns:
+        The description, equal on all ranks; None if all values are finite.
     """
     weights = trainable_parameters(module)
     own = dict(zip(pieces, count_non_finite(list(pieces.values())), strict=True))
@@ -88,17 +104,17 @@ def non_finite_pieces(module: nn.Module, pieces: Mapping[str, Tensor]) -> str | 
 
 
 def non_finite(module: nn.Module) -> str | None:
-    """All ranks together: what is nan or infinite in the trained weights, as `non_finite_pieces` says it."""
+    """Describe nan and infinite values in the trained weights, as `non_finite_pieces` does; all ranks call it."""
     return non_finite_pieces(module, {name: piece for name, p in trainable_parameters(module) if (piece := local_shard(p)) is not None})
 
 
 @contextmanager
 def rewriting(module: L.LightningModule) -> Iterator[None]:
-    """Pieces are written to inside, by all ranks; afterwards the module computes with what was written."""
+    """Allow writes to local shards inside the context; afterwards the module computes with the new values. All ranks call it."""
     optimizer = _engine_optimizer(module)
     stage_3 = [p for _, p in trainable_parameters(module) if in_stage_3(p)]
     gathering = getattr(optimizer, "parameter_offload", optimizer)
-    if stage_3:  # weights gathered for the last pass would be used again as they were
+    if stage_3:  # otherwise weights that are still gathered from the last pass would be used again
         gathering.partition_all_parameters()
     yield
     with torch.no_grad():
@@ -106,24 +122,27 @@ def rewriting(module: L.LightningModule) -> Iterator[None]:
             piece = local_shard(p)
             assert piece is not None
             cast(Any, p).ds_tensor.data.copy_(piece)
-    if stage_3 and gathering.persistent_parameters:  # small ones stay gathered
+    if stage_3 and gathering.persistent_parameters:  # small weights stay gathered
         gathering.persistent_parameters[0].all_gather(gathering.persistent_parameters)
     if hasattr(optimizer, "update_lp_params"):
         optimizer.update_lp_params()
 
 
 def _engine_optimizer(module: L.LightningModule) -> Any:
-    """DeepSpeed's, which keeps the masters; one that only evaluates has another thing there at stage 3, and nothing below."""
+    """Return DeepSpeed's optimiser, which keeps the masters.
+
+    An engine that only evaluates has another object there at stage 3, and None at lower stages.
+    """
     strategy = module.trainer.strategy
     return strategy.deepspeed_engine.optimizer if isinstance(strategy, DeepSpeedStrategy) else None
 
 
 def in_stage_3(p: nn.Parameter) -> bool:
-    """Whether DeepSpeed holds this weight as ZeRO 3 does, itself in shards."""
+    """Return whether the weight itself is sharded by DeepSpeed, as in ZeRO 3."""
     return hasattr(p, "ds_id")
 
 
 def _place(p: nn.Parameter) -> slice:
-    """Where this rank's piece lies in the flat weight."""
+    """Return the range of this rank's shard in the flat weight."""
     address = cast(Any, p)._hp_mapping.lp_fragment_address
     return slice(address.start, address.start + address.numel)

@@ -1,7 +1,11 @@
-"""DeepSpeed's ZeRO (arXiv 1910.02054) through Lightning, on GPUs and on plain CPUs: the same engine, the same shards.
+"""DeepSpeed's ZeRO (arXiv 1910.02054) through Lightning, on GPUs and on plain CPUs, with one engine and one sharding.
 
-What Lightning's strategy lacks: processes on a CPU (gloo), going on with another number of ranks, evaluation from checkpoints of stage 3,
-the gradient norm in the log, and batches that keep their precision.
+It adds features that Lightning's strategy lacks:
+    processes on a CPU (gloo)
+    resuming with another number of ranks
+    evaluation from checkpoints of stage 3
+    the gradient norm in the log
+    batches that keep their precision
 """
 
 import argparse
@@ -31,19 +35,19 @@ from walt_pl.training.strategies.shards import trainable_parameters
 
 
 class ZeROStrategy(DeepSpeedStrategy):
-    """Shards the optimiser's state (stage 1), gradients too (2), weights too (3).
+    """Shard the optimiser's state (stage 1), also the gradients (2), also the weights (3).
 
-    The module has one optimiser and trains all that is in it: frozen networks are kept outside. Its attribute `gradient_clip_val` is the largest
-    gradient norm, None for none: the engine clips, and the norm is logged as `train/gradient_norm`.
+    The module has one optimiser, which trains all parameters of the module: frozen networks are kept outside. Its attribute
+    `gradient_clip_val` is the largest gradient norm, None for none. The engine clips, and the norm is logged as `train/gradient_norm`.
 
     Args:
-        stage: of ZeRO.
-        offload: keep the optimiser's state and the float32 weights in the CPU's memory (stages 1 and 2), where the optimiser then runs.
-        bucket: weights or gradients that are sent at a time; two buckets are held.
-        keep_whole: weights of at most so many values stay whole on every rank at stage 3.
+        stage: stage of ZeRO.
+        offload: keep the optimiser's state and the float32 weights in CPU memory (stages 1 and 2); the optimiser then runs on the CPU.
+        bucket: number of weights or gradients that are sent at a time; two buckets are held.
+        keep_whole: weights with at most this number of values stay unsharded on every rank at stage 3.
 
     Raises:
-        ValueError: DeepSpeed is not installed, or offload at stage 3.
+        ValueError: DeepSpeed is not installed, or offload is set at stage 3.
     """
 
     def __init__(self, stage: Literal[1, 2, 3] = 2, offload: bool = False, bucket: int = 200_000_000, keep_whole: int = 100_000) -> None:
@@ -57,9 +61,9 @@ class ZeROStrategy(DeepSpeedStrategy):
         super().__init__(stage=stage, offload_optimizer=offload, allgather_bucket_size=bucket, reduce_bucket_size=bucket)
         assert isinstance(self.config, dict)
         self.config["zero_optimization"]["stage3_param_persistence_threshold"] = keep_whole
-        # The gradients of bfloat16 weights are bfloat16; their sum over ranks would be, too.
+        # The gradients of bfloat16 weights are bfloat16. Without this, their sum over ranks would be bfloat16, too.
         self.config["communication_data_type"] = "fp32"
-        # Torch's AdamW serves offloading too; DeepSpeed's own, if one is named, compiles C++ at the first start.
+        # Torch's AdamW works with offloading too. DeepSpeed's own optimiser would compile C++ at the first start.
         self.config["zero_force_ds_cpu_optimizer"] = False
         self.stage: Literal[1, 2, 3] = stage
 
@@ -68,7 +72,7 @@ class ZeROStrategy(DeepSpeedStrategy):
     @property
     def root_device(self) -> torch.device:
         device = super().root_device
-        return torch.device("cpu", 0) if device.type == "cpu" else device  # the engine compares the index with numbers
+        return torch.device("cpu", 0) if device.type == "cpu" else device  # the engine compares the device index with integers
 
     def setup_environment(self) -> None:
         self.precision_plugin = ZeROPrecision(cast(Any, self.precision_plugin.precision))
@@ -84,17 +88,17 @@ class ZeROStrategy(DeepSpeedStrategy):
         import deepspeed
         from deepspeed.accelerator import get_accelerator, set_accelerator
 
-        if get_accelerator().device_name() != "cpu":  # a machine with GPUs, asked to train without
+        if get_accelerator().device_name() != "cpu":  # a machine with GPUs that trains on its CPU
             from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
             set_accelerator(CPU_Accelerator())
-        # Its collectives in shared memory cost a minute of C++ compiler at the first start, and gloo does the work.
+        # DeepSpeed's shared-memory collectives need a minute of C++ compilation at the first start. gloo serves as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         reset_seed()
         self.set_world_ranks()
         self._init_deepspeed_distributed()
-        # Once in some fifty runs a process ended with "terminate called without an active exception" after its work was done.
-        atexit.register(_end)
+        # In about one of fifty runs a process ended with "terminate called without an active exception" after its work was done.
+        atexit.register(_destroy_process_group)
 
     # ---- Training -----------------------------------------------------------------------------------------------------
 
@@ -106,7 +110,7 @@ class ZeROStrategy(DeepSpeedStrategy):
                 f"trainer.precision: {self.precision_plugin.precision} is not for ZeRO on this device, which has no float16 arithmetic; "
                 "choose bf16-mixed or 32-true"
             )
-        # In place of Lightning's, which takes the norm from the trainer and warns of the stages' own clipping.
+        # This replaces Lightning's code, which takes the norm from the trainer and warns of the stages' own clipping.
         module = self.lightning_module
         assert module is not None and isinstance(self.config, dict) and isinstance(self.model, L.LightningModule)
         self.config["gradient_clipping"] = cast(Any, module).gradient_clip_val or 0.0
@@ -114,11 +118,12 @@ class ZeROStrategy(DeepSpeedStrategy):
             _check_state(module)
             self._initialize_deepspeed_train(self.model)
             self.deepspeed_engine.checkpoint_engine.save = self._write_shard
-            self.deepspeed_engine._copy_recovery_script = lambda path: None  # `export` makes plain files of shards
+            # `export` converts shards to plain files, so DeepSpeed's recovery script is not needed.
+            self.deepspeed_engine._copy_recovery_script = lambda path: None
         else:
             self._initialize_deepspeed_inference(self.model)
             if self.zero_stage_3 and not hasattr(self.deepspeed_engine.optimizer, "_restore_from_bit16_weights"):
-                # Called after loading, though there is nothing to restore (DeepSpeed issue 7272).
+                # DeepSpeed calls it after loading, though there is nothing to restore (DeepSpeed issue 7272).
                 self.deepspeed_engine.optimizer._restore_from_bit16_weights = lambda: None
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
@@ -132,12 +137,15 @@ class ZeROStrategy(DeepSpeedStrategy):
     # ---- Checkpoints --------------------------------------------------------------------------------------------------
 
     failure: OSError | None = None
-    """What went wrong with this rank's part of the last checkpoint."""
+    """Error in this rank's part of the last checkpoint, None if it succeeded."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
-        """Write every rank's shards. A full disk is no error here, but `failure`: raised on one rank, it would leave the others waiting."""
+        """Write every rank's shards.
+
+        A full disk raises no error here but sets `failure`: if one rank raised it, the other ranks would wait for that rank.
+        """
         self.failure = None
-        if self.is_global_zero:  # before the engine does, which would raise
+        if self.is_global_zero:  # before the engine makes the folder, which would raise
             self._keep_failure(lambda: (Path(filepath) / TAG).mkdir(parents=True, exist_ok=True))
         self.failure = self.broadcast(self.failure)
         if self.failure is not None:
@@ -157,11 +165,15 @@ class ZeROStrategy(DeepSpeedStrategy):
             self.failure = error
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """Restore the engine from a folder of shards, also of another number of ranks; what the other parts saved is returned.
+        """Restore the engine from a folder of shards, which another number of ranks may have written.
+
+        Returns:
+            The state that was saved beside the shards.
 
         Raises:
-            ValueError: it was written by another strategy, evaluation is asked for with another number of ranks at stage 3, or it is
-                unsafe (UnsafePickle).
+            ValueError: it was written by another strategy, or evaluation uses another number of ranks at stage 3.
+            UnsafePickle: reading it would run code.
+            CheckpointError: its shards cannot be merged for this number of ranks.
         """
         path = Path(checkpoint_path)
         ranks = self._check_checkpoint(path)
@@ -171,7 +183,7 @@ class ZeROStrategy(DeepSpeedStrategy):
             if self.zero_stage_3:
                 raise ValueError(f"{path} was written by {ranks} ranks, and stage 3 evaluates with as many, got {self.world_size}")
             return self._read(path, weights_only)
-        with self._resharded(path, ranks) as universal, self._groups_apart():
+        with self._reshard_checkpoint(path, ranks) as universal, self._keep_groups_apart():
             self.deepspeed_engine._config.load_universal_checkpoint = True
             try:
                 return self._read(universal, weights_only)
@@ -179,10 +191,11 @@ class ZeROStrategy(DeepSpeedStrategy):
                 self.deepspeed_engine._config.load_universal_checkpoint = False
 
     @contextmanager
-    def _groups_apart(self) -> Iterator[None]:
-        """Keep parameter groups apart where DeepSpeed's stage 3 (0.19.8) loads a universal checkpoint.
+    def _keep_groups_apart(self) -> Iterator[None]:
+        """Keep parameter groups separate when DeepSpeed's stage 3 (0.19.8) loads a universal checkpoint.
 
-        It gives the first group's weight decay to all groups, and one tensor to all of them as the count of steps, which each adds to.
+        DeepSpeed gives the first group's weight decay to all groups. It also gives all groups one shared tensor as step count, and each
+        group increments it.
         """
         optimizer = self.deepspeed_engine.optimizer
         decays = [group["weight_decay"] for group in optimizer.param_groups]
@@ -198,7 +211,12 @@ class ZeROStrategy(DeepSpeedStrategy):
             return super().load_checkpoint(path, weights_only)
 
     def _check_checkpoint(self, path: Path) -> int:
-        """How many ranks wrote it. DeepSpeed unpickles shards, so they are looked at first."""
+        """Return the number of ranks that wrote a checkpoint. DeepSpeed unpickles shards, so their types are checked first.
+
+        Raises:
+            ValueError: it was written by another strategy.
+            UnsafePickle: a shard names a type that could run code.
+        """
         if path.is_dir():
             check_pickle(path)
         ranks = len(list((path / TAG).glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt")))
@@ -213,11 +231,17 @@ class ZeROStrategy(DeepSpeedStrategy):
         return ranks
 
     @contextmanager
-    def _resharded(self, path: Path, ranks: int) -> Iterator[Path]:
-        """The checkpoint as DeepSpeed's universal one, whole weights and moments by name, beside the original while it is read."""
+    def _reshard_checkpoint(self, path: Path, ranks: int) -> Iterator[Path]:
+        """Yield the checkpoint in DeepSpeed's universal format: gathered weights and moments by name.
+
+        It lies beside the original while it is read.
+
+        Raises:
+            CheckpointError: the shards cannot be merged.
+        """
         universal, failure = path.with_name(f"{path.name}.resharded"), None
         rank_zero_info(f"{path} was written by {ranks} ranks: putting it together for {self.world_size}, moments included")
-        with _InfiniteBarrier():  # the others' own would give up after half an hour
+        with _InfiniteBarrier():  # a normal barrier would time out after half an hour
             if self.is_global_zero:
                 failure = _put_together(path / TAG, universal, {name for name, _ in trainable_parameters(self.lightning_module)})  # type: ignore[arg-type]
         failure = self.broadcast(failure)
@@ -235,18 +259,30 @@ class ZeROStrategy(DeepSpeedStrategy):
 
 
 class ZeROPrecision(DeepSpeedPrecision):
-    """Leaves batches as they are: the weights of samples are counted, pixels go to a frozen autoencoder, and bfloat16 is for the model."""
+    """Leave batches in their precision.
+
+    Sample weights are counts, pixels are the input of a frozen autoencoder, and only the model needs bfloat16.
+    """
 
     def convert_input(self, data: Any) -> Any:
         return data
 
     def backward(self, *args: Any, **kwargs: Any) -> None:
-        # Lightning has divided the loss by the number of batches that are accumulated; the engine would divide it again.
+        # Lightning has divided the loss by the number of accumulated batches. The engine would divide it again.
         super().backward(*args, scale_wrt_gas=False, **kwargs)
 
 
 def _put_together(shards: Path, universal: Path, names: set[str]) -> str | None:
-    """DeepSpeed's universal checkpoint of a folder of shards of these weights; what went wrong, if anything did."""
+    """Merge a folder of shards into DeepSpeed's universal checkpoint.
+
+    Args:
+        shards: folder of the shards.
+        universal: folder to write.
+        names: names of the weights that the shards may have.
+
+    Returns:
+        The error as text; None if there was none.
+    """
     from deepspeed.checkpoint import ds_to_universal
 
     options = argparse.Namespace(
@@ -261,17 +297,24 @@ def _put_together(shards: Path, universal: Path, names: set[str]) -> str | None:
     try:
         shutil.rmtree(universal, ignore_errors=True)
         universal.mkdir()
-        with tensors_only(shards), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):  # many lines and bars
+        # DeepSpeed prints many lines and progress bars.
+        with tensors_only(shards), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             _check_names(shards, names)
             ds_to_universal.main(options)
-    except Exception as error:  # whatever it is: the other ranks wait for word of it
+    except Exception as error:  # any error is returned: the other ranks wait for the result
         shutil.rmtree(universal, ignore_errors=True)
         return f"{type(error).__name__}: {error}"
     return None
 
 
 def _check_names(shards: Path, names: set[str]) -> None:
-    """DeepSpeed writes a folder for each weight, under the name that the shards give: "../x" would lie outside of the checkpoint."""
+    """Check that the shards name only weights of this model.
+
+    DeepSpeed writes a folder for each weight, under its name in the shards: "../x" would lie outside of the checkpoint.
+
+    Raises:
+        CheckpointError: a shard has another name, or experts.
+    """
     for path in sorted(shards.iterdir()):
         shard = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         mappings = shard.get("optimizer_state_dict", {}).get("param_slice_mappings") or []
@@ -283,13 +326,19 @@ def _check_names(shards: Path, names: set[str]) -> None:
             )
 
 
-def _end() -> None:
+def _destroy_process_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _check_state(module: nn.Module) -> None:
-    """Going on with other ranks brings back trained weights alone, so there must be nothing else to bring back."""
+    """Check that the state of a module consists of trained weights only.
+
+    With another number of ranks only the trained weights are restored, so there must be no other state.
+
+    Raises:
+        ValueError: there is other state, such as buffers or frozen weights.
+    """
     other = set(module.state_dict()) - {name for name, _ in trainable_parameters(module)}
     if other:
         raise ValueError(f"trainer.strategy: ZeRO takes modules whose whole state is trained weights; keep these outside: {sorted(other)}")
