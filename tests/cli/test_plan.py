@@ -28,6 +28,22 @@ def test_plan_report_of_the_shapes_base_is_complete() -> None:
     assert written["seconds"] == written["bytes"] / 1e9 and report["time"] is None and report["steps"] == 1050
 
 
+def test_plan_show_prints_every_figure_of_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = of("shapes/base", None, "--tflops", "1")
+    plan.show()
+    said = " ".join(capsys.readouterr().out.split())
+    report = plan.report()
+    for word in (
+        "parameters",
+        f"{report['parameters']['total']:,}",
+        "80 a video",
+        f"{report['flops_per_step']:.3e}",
+        "days for 1,050 steps",
+    ):
+        assert word in said, word
+    assert all(engine in said for engine in report["bytes_per_gpu"]) and "+ checkpointing" in said and "fits" in said
+
+
 def test_plan_days_follow_from_tflops_and_gpus() -> None:
     plan = of("text_to_video/base", None, "--tflops", "200", "--gpus", "64", "--disk", "500")
     flops = 10**16
