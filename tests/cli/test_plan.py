@@ -28,7 +28,8 @@ def test_plan_report_of_the_shapes_base_is_complete() -> None:
     assert written["seconds"] == written["bytes"] / 1e9 and report["time"] is None and report["steps"] == 1050
 
 
-def test_plan_show_prints_every_figure_of_the_report(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_show_prints_every_figure_of_the_report(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     plan = of("shapes/base", None, "--tflops", "1")
     plan.show()
     said = " ".join(capsys.readouterr().out.split())

@@ -207,8 +207,8 @@ def test_experiment_vae_has_the_published_loss_weights() -> None:
         "kl_weight": 1e-6,
         "gradient_clip_val": 1.0,
         "discriminator_gradient_clip_val": None,
-        "warmup": 1000,
-        "decay": "cosine",
+        "warmup_steps": 1000,
+        "lr_schedule": "cosine",
     }
     for stage in stages:
         assert {name: getattr(stage, name) for name in wanted} == wanted

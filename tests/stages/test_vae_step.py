@@ -88,7 +88,7 @@ def test_vae_step_moves_the_vae_by_the_written_out_loss(monkeypatch: pytest.Monk
     logged = train(stage, [batch]).logged[0]
     assert_moved_by(stage.vae, before, wanted)
     assert logged["train/loss"] == pytest.approx(float(torch.stack(terms).sum()), rel=1e-5)
-    for name, (weight, _), term in zip(("error", "kl", "perceptual", "adversarial"), weighted, terms, strict=True):
+    for name, (weight, _), term in zip(("mse", "kl", "perceptual", "adversarial"), weighted, terms, strict=True):
         assert logged[f"train/{name}"] == pytest.approx(float(term) / weight, rel=1e-4), name
 
 
