@@ -387,7 +387,9 @@ def test_one_of_several_base_models_starts_the_chain(folders: dict[str, Path], t
             Cascade.open(tmp_path, gap)
 
 
-def test_cascade_open_refuses_stale_stages_unless_allowed(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cascade_open_refuses_stale_stages_unless_allowed(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     allowed = []
 
     def usable(_: Manifest, stages: list[str], allow_stale: bool) -> dict[str, Path]:
