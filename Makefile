@@ -46,8 +46,8 @@ setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; don
 demo: setup ## everything on the embedded set: paint, train four stages, sample, score, one picture (19 to 24 minutes on 2 cores with bfloat16)
 	@$(WALT) demo
 
-test: setup ## the tests (7 to 8 minutes on 2 cores)
-	@echo "test: every promise that can be checked in 7 to 8 minutes on 2 cores"
+test: setup ## the tests (about 12 minutes on 2 cores)
+	@echo "test: every promise that can be checked in about 12 minutes on 2 cores"
 	@$(PYTEST) -m "not slow and not gpu"
 
 test-slow: setup ## the tests that take longer (an hour and a half on 2 cores, most of it torch.compile)
@@ -80,7 +80,7 @@ plan: setup ## what training STAGE of EXP costs: parameters, FLOPs, memory; need
 cache: data ## compute what STAGE of EXP reads in place of pixels and captions; training does so, too, where it is missing
 	@$(WALT) cache --config $(call CONFIG,$(or $(STAGE),$(STAGE_base))) $(ARGS)
 
-train-vae: data ## train the autoencoder of EXP (shapes: 8 minutes on 2 cores)
+train-vae: data ## train the autoencoder of EXP (shapes: 6 minutes on 2 cores)
 	@$(call FIT,$(call CONFIG,$(STAGE_vae)))
 
 train-base: data ## train the base model of EXP (shapes: 6 and a half minutes)

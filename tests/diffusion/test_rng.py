@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -95,6 +96,22 @@ def test_splitmix64_spreads_near_inputs() -> None:
     assert 0 <= splitmix64(-1, 1 << 70) < 1 << 64
     flips = [bin(splitmix64(0, i) ^ splitmix64(0, i + 1)).count("1") for i in range(64)]
     assert 24 < sum(flips) / 64 < 40
+
+
+def splitmix64_of_machine_numbers(*numbers: int) -> int:
+    """Return the hash, written out with 64-bit machine numbers that wrap around."""
+    state = np.zeros(1, dtype=np.uint64)
+    for number in numbers:
+        state += np.array([number % 2**64], dtype=np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return int(state[0])
+
+
+@pytest.mark.parametrize("numbers", [(1,), (1, 2), (7, 540_000, 511), (-1, 0), (-5, 3, -(1 << 63)), (1 << 63, 1 << 62), ((1 << 64) - 1, 9)])
+def test_splitmix64_equals_the_same_hash_of_wrapping_machine_numbers(numbers: tuple[int, ...]) -> None:
+    assert splitmix64(*numbers) == splitmix64_of_machine_numbers(*numbers)
 
 
 def test_splitmix64_of_zero_is_the_first_output_of_the_published_generator() -> None:

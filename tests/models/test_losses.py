@@ -11,7 +11,9 @@ from torch import Tensor
 from walt_pl.models.discriminator import Discriminator, DiscriminatorConfig
 from walt_pl.models.losses import (
     LPIPS,
+    DiscriminatorPause,
     LeCam,
+    discriminator_accuracy,
     discriminator_loss,
     generator_loss,
     perceptual_term,
@@ -57,6 +59,18 @@ def test_generator_loss_and_discriminator_loss_are_non_saturating() -> None:
     torch.testing.assert_close(generator_loss(fake), by_hand)
     torch.testing.assert_close(discriminator_loss(real, fake), -torch.sigmoid(real).log() - (1 - torch.sigmoid(fake)).log())
     assert float(generator_loss(torch.tensor([-50.0]))) == pytest.approx(50.0), "a sure discriminator still gives a slope"
+
+
+def test_discriminator_accuracy_counts_the_logits_of_the_right_sign() -> None:
+    real, fake = torch.tensor([1.0, -1.0, 1.0, 0.0]), torch.tensor([-1.0, -1.0, 1.0, 0.0])
+    assert discriminator_accuracy(real, fake).tolist() == [1.0, 0.5, 0.5, 0.0], "a logit of zero is not right"
+    assert bool(discriminator_accuracy(torch.tensor([torch.nan]), torch.tensor([-1.0])).isnan())
+
+
+@pytest.mark.parametrize("pause, resume", [(1.0, 0.85), (0.9, 0.9), (0.9, 0.5), (0.8, 0.85)])
+def test_discriminator_pause_refuses_impossible_limits(pause: float, resume: float) -> None:
+    with pytest.raises(ValueError, match=r"wanted 0\.5 < discriminator_resume < discriminator_pause < 1"):
+        DiscriminatorPause(pause, resume)
 
 
 def test_lecam_pulls_logits_to_the_mean_of_the_other_side() -> None:
@@ -106,7 +120,8 @@ def vgg() -> torch.nn.Module:
 def random_vgg(monkeypatch: pytest.MonkeyPatch) -> None:
     """lpips builds a whole VGG16 and throws the classifier away: build what it keeps."""
 
-    def features_only(**_: object) -> torch.nn.Module:
+    def features_only(pretrained: bool = False, **_: object) -> torch.nn.Module:
+        assert not pretrained, "this would download weights"
         module = torch.nn.Module()
         module.features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["D"])
         return module

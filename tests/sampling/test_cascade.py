@@ -391,3 +391,42 @@ def test_cascade_open_selects_one_of_several_base_models(folders: dict[str, Path
     for gap in (["sr1"], ["base_l", "base_xl"]):
         with pytest.raises(ValueError, match="without a gap"):
             Cascade.open(tmp_path, gap)
+
+
+def test_cascade_open_refuses_stale_stages_unless_allowed(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = []
+
+    def usable(_: Manifest, stages: list[str], allow_stale: bool) -> dict[str, Path]:
+        allowed.append(allow_stale)
+        return {stage: folders[stage] for stage in stages}
+
+    stages = {name: StageRecord(name, kind_of(name), artifact=ArtifactRecord("", "", {}, {}, None, "")) for name in folders}
+    monkeypatch.setattr(Manifest, "stages", lambda _: stages)
+    monkeypatch.setattr(Manifest, "usable", usable)
+    Cascade.open(tmp_path)
+    Cascade.open(tmp_path, allow_stale=True)
+    assert allowed == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_cascade_computes_in_its_dtype_and_gives_float32(
+    folders: dict[str, Path], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cascade = Cascade(folders, dtype=dtype)
+    computed: dict[str, set[torch.dtype]] = {"encode": set(), "denoise": set(), "decode": set()}
+
+    def note(part: str, module: nn.Module) -> None:
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear | nn.Conv3d):
+                layer.register_forward_hook(lambda _layer, _inputs, out: computed[part].add(out.dtype))
+
+    note("encode", cascade.vae.encoder)
+    note("decode", cascade.vae.decoder)
+    note("denoise", cascade.artifacts["base"].models["denoiser"].blocks)
+    made = cascade.sample_stage("base", SampleRequest(prompts=CAPTIONS[:1], seeds=[1]), SamplingConfig(steps=1))
+    clip = cascade.decode(made)
+    cascade.encode(clip)
+    assert computed == {part: {dtype} for part in computed}
+    assert made.dtype == torch.float32

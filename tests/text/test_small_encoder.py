@@ -1,5 +1,7 @@
 """The small text encoder: captions to tokens, padding that does not matter, words learnt from the captions."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -74,6 +76,21 @@ def test_small_text_encoder_no_captions_are_an_empty_batch(encoder: SmallTextEnc
 def test_small_text_encoder_truncates_long_captions(encoder: SmallTextEncoder) -> None:
     tokens, mask = encoder.encode(["a red circle moving left " * 10])
     assert tokens.shape == (1, 12, 16) and bool(mask.all())
+
+
+def test_small_text_encoder_counts_cut_captions_and_warns_once(vocabulary: bytes) -> None:
+    short = SmallTextEncoder(TINY)
+    short.load_vocabulary(vocabulary)
+    pieces = len(short.encode(["a red circle"])[1][0])
+    encoder = SmallTextEncoder(SmallTextConfig(width=16, depth=1, num_heads=2, vocab_size=48, max_length=pieces))
+    encoder.load_vocabulary(vocabulary)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder.encode(["a red circle", "a circle"])  # just as long as there is room, and shorter
+    assert encoder.truncated == 0
+    with pytest.warns(UserWarning, match=rf"text\.max_length is {pieces}, but a caption has") as warned:
+        encoder.encode(["a red circle left", "a red circle up"])
+    assert encoder.truncated == 2 and len(warned) == 1
 
 
 def test_small_text_encoder_accepts_unknown_letters(encoder: SmallTextEncoder) -> None:
