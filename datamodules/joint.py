@@ -21,7 +21,7 @@ from walt_pl.data.index import Index, IndexEntries
 from walt_pl.data.loader import BatchLoader, JointLoader
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.data.sampler import BucketItems, JointSampler, SequentialSampler
-from walt_pl.data.selection import Bucket, Selection, check_buckets, described, select
+from walt_pl.data.selection import Bucket, Selection, check_buckets, describe_selection, select
 from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.data.webdataset_loader import ShardStream, StreamConfig, StreamLoader
 from walt_pl.runs import artifact
@@ -191,7 +191,7 @@ class JointData(L.LightningDataModule):
         useless = [kind for kind, selection in found.items() if not selection.used]
         # In validation, a batch may lack one of the kinds.
         if useless if split == TRAIN else len(useless) == len(found):
-            lines = described(split, found, self.buckets, self.clip_transform)
+            lines = describe_selection(split, found, self.buckets, self.clip_transform)
             found_in = f'{self.index}: no {" and no ".join(useless)} of split "{split}" can be used:'
             ask = f"file by file: python -m walt_pl index {self.index} --report --config experiments/EXP/STAGE.yaml"
             raise ValueError("\n  ".join([found_in, *lines, ask]))
@@ -267,7 +267,7 @@ class JointData(L.LightningDataModule):
         if self.vae is None:
             return
         for split in self._splits():
-            entries, skip = self._entries(split), self._skipped(split)
+            entries, skip = self._entries(split), self._load_skipped(split)
             for number in range(len(self.buckets)):
                 for rows, columns in self._sizes(number):
                     clip_transform = self._whole_transform(split, rows, columns)
@@ -276,7 +276,7 @@ class JointData(L.LightningDataModule):
                         batch_size, readers = encode_batch_size(clip_transform, kind), max(1, self.workers)
                         cache.build(source, kind, self._encoder, batch_size, readers, skip[kind], verify, self.patience)
 
-    def _skipped(self, split: str) -> dict[Kind, dict[int, str]]:
+    def _load_skipped(self, split: str) -> dict[Kind, dict[int, str]]:
         """Return the positions of the quarantined entries in their lists, with the reasons."""
         skipped: dict[Kind, dict[int, str]] = {}
         for kind, entries in self._entries(split).items():
@@ -349,7 +349,7 @@ class JointData(L.LightningDataModule):
         for kind, pattern in (self.shards or {}).items():
             print(f"{TRAIN}: {kind}s streamed from {pattern}", flush=True)
         for split in self._splits():
-            print("\n".join(described(split, self.selection(split), self.buckets, self.clip_transform)), flush=True)
+            print("\n".join(describe_selection(split, self.selection(split), self.buckets, self.clip_transform)), flush=True)
 
     def train_dataloader(self) -> BatchLoader:
         """Return this rank's endless, resumable stream of batches."""
@@ -358,7 +358,7 @@ class JointData(L.LightningDataModule):
             streamed = {kind: ShardStream(kind, pattern, self.seed) for kind, pattern in self.shards.items()}
             per_batch: dict[Kind, int] = {"video": self.videos_per_batch, "image": self.images_per_batch}
             given = {kind: per_batch[kind] for kind in streamed}
-            return self._kept(StreamLoader(StreamConfig(streamed, given, self.clip_transform, rank, ranks, self.workers)))
+            return self._remember(StreamLoader(StreamConfig(streamed, given, self.clip_transform, rank, ranks, self.workers)))
         items = self._items(TRAIN)
         sampler = JointSampler(items["video"], items["image"], self.videos_per_batch, self.images_per_batch, rank, ranks, self.seed)
         return self._loader(TRAIN, sampler)
@@ -405,9 +405,9 @@ class JointData(L.LightningDataModule):
 
     def _loader(self, split: str, sampler: JointSampler | SequentialSampler) -> BatchLoader:
         source = BucketedSource([self._source(split, number) for number in range(len(self.buckets))])
-        return self._kept(JointLoader(source, sampler, self.workers, self.patience))
+        return self._remember(JointLoader(source, sampler, self.workers, self.patience))
 
-    def _kept(self, loader: BatchLoader) -> BatchLoader:
+    def _remember(self, loader: BatchLoader) -> BatchLoader:
         self._loaders.append(loader)
         return loader
 

@@ -27,7 +27,7 @@ from walt_pl.text.features import HASHES, CachedTextEncoder, encoder_sha256
 from walt_pl.text.small_encoder import PretrainedTextConfig, TextEncoder
 from walt_pl.training.strategies.zero import ZeROStrategy
 
-VALIDATION_LEVELS = range(50, 1000, 100)
+VALIDATION_TIMESTEPS = range(50, 1000, 100)
 """The ten timesteps of the validation loss."""
 
 
@@ -204,15 +204,15 @@ class LatentDiffusion(L.LightningModule):
 
     def draws(self, x0: Tensor, layout: FrameLayout, rng: PerSampleRNG) -> TrainingDraws:
         """Draw the timesteps, noise and self-conditioning of an optimiser step, for frames `x0` [f c h w]."""
-        step = rng.randint(self.path.num_timesteps)
+        timestep = rng.randint(self.path.num_timesteps)
         noise = rng.randn_frames(layout, x0.shape[1:])
         probability = self.denoiser.config.self_conditioning
-        return TrainingDraws(step, noise, rng.bernoulli(probability) if probability else None)
+        return TrainingDraws(timestep, noise, rng.bernoulli(probability) if probability else None)
 
     def condition(self, batch: JointBatch, x0: Tensor, layout: FrameLayout, rng: PerSampleRNG) -> Condition:
         """Return the condition of a training batch with the latents `x0` [f c h w]."""
         condition_kept = ~rng.bernoulli(self.condition_dropout)
-        condition = self.described(batch.captions, batch.labels, layout, condition_kept)
+        condition = self.build_condition(batch.captions, batch.labels, layout, condition_kept)
         if self.denoiser.config.frame_prediction:
             given = rng.bernoulli(self.denoiser.config.frame_prediction)
             options = self.diffusion.context_frames
@@ -220,7 +220,7 @@ class LatentDiffusion(L.LightningModule):
             condition = condition.with_context(x0, torch.where(given, count, 0))
         return condition
 
-    def described(self, captions: Sequence[str], labels: Tensor, layout: FrameLayout, condition_kept: Tensor) -> Condition:
+    def build_condition(self, captions: Sequence[str], labels: Tensor, layout: FrameLayout, condition_kept: Tensor) -> Condition:
         """Return captions and labels as a condition; an empty caption becomes the null.
 
         Args:
@@ -280,15 +280,15 @@ class LatentDiffusion(L.LightningModule):
     def validation_step(self, batch: JointBatch, batch_idx: int) -> None:
         x0, layout = self.latents(batch.videos, batch.images, batch.space)
         errors = []
-        for level in VALIDATION_LEVELS:
+        for timestep in VALIDATION_TIMESTEPS:
             # Equal noise at every validation, so that two values of this loss differ only by the weights.
-            rng = PerSampleRNG(self.seed, splitmix64(level, batch_idx), batch.global_batch_index)
+            rng = PerSampleRNG(self.seed, splitmix64(timestep, batch_idx), batch.global_batch_index)
             condition = self.validation_condition(batch, x0, layout, rng)
             draws = self.draws(x0, layout, rng)
-            step = torch.full_like(draws.timestep, level)
-            error = denoising_error(self.denoiser, self.path, x0, condition, TrainingDraws(step, draws.noise, None))
+            per_sample = torch.full_like(draws.timestep, timestep)
+            error = denoising_error(self.denoiser, self.path, x0, condition, TrainingDraws(per_sample, draws.noise, None))
             errors.append(self._mean(error, self.frame_weight(batch, condition)))
-            self.log(f"val/loss_{level:03d}", errors[-1], batch_size=layout.total_frames, sync_dist=True)
+            self.log(f"val/loss_{timestep:03d}", errors[-1], batch_size=layout.total_frames, sync_dist=True)
         self.log("val/loss", torch.stack(errors).mean(), batch_size=layout.total_frames, sync_dist=True, prog_bar=True)
 
     def validation_condition(self, batch: JointBatch, x0: Tensor, layout: FrameLayout, rng: PerSampleRNG) -> Condition:
@@ -297,7 +297,7 @@ class LatentDiffusion(L.LightningModule):
         Context frames are part of it only where training always has them (frame prediction of probability 1).
         """
         condition_kept = torch.ones(layout.num_samples, dtype=torch.bool, device=batch.videos.device)
-        condition = self.described(batch.captions, batch.labels, layout, condition_kept)
+        condition = self.build_condition(batch.captions, batch.labels, layout, condition_kept)
         if self.denoiser.config.frame_prediction < 1:
             return condition
         return condition.with_context(x0, torch.full((layout.num_samples,), max(self.diffusion.context_frames), device=x0.device))

@@ -90,13 +90,13 @@ class SuperResolutionStage(LatentDiffusion):
         condition = super().validation_condition(batch, x0, layout, rng)
         return self.add_low_res(condition, batch, torch.full_like(batch.global_batch_index, self.diffusion.noise_aug_level), rng)
 
-    def add_low_res(self, condition: Condition, batch: JointBatch, step: Tensor, rng: PerSampleRNG) -> Condition:
+    def add_low_res(self, condition: Condition, batch: JointBatch, noise_aug_level: Tensor, rng: PerSampleRNG) -> Condition:
         """Add low-resolution latents to a condition, noised before the network upscales them.
 
         Args:
             condition: of the samples.
             batch: with the low-resolution clips.
-            step: noise augmentation level (a timestep) of each sample, int64 [s].
+            noise_aug_level: noise augmentation level (a timestep) of each sample, int64 [s].
             rng: source of the noise.
 
         Raises:
@@ -110,7 +110,7 @@ class SuperResolutionStage(LatentDiffusion):
             raise ValueError(
                 f"data.low_res_size gives latents of {tuple(low_res.shape[2:])}, the denoiser wants {wanted}; set it to half of data.size"
             )
-        return with_low_res(condition, self.path, low_res, rng.randn_frames(layout, low_res.shape[1:]), step)
+        return with_low_res(condition, self.path, low_res, rng.randn_frames(layout, low_res.shape[1:]), noise_aug_level)
 
     def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
         batch = first_videos(batch, 4)

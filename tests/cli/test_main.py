@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from walt_pl.cli.main import COMMANDS, _typed, main
+from walt_pl.cli.main import COMMANDS, _expand_switches, main
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from walt_pl.cli.main import COMMANDS, _typed, main
     ],
 )
 def test_main_switches_need_no_value(words: list[str], typed: list[str]) -> None:
-    assert _typed(words, COMMANDS["index"]) == typed
+    assert _expand_switches(words, COMMANDS["index"]) == typed
 
 
 def test_main_help_shows_options_as_they_are_typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

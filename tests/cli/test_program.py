@@ -44,7 +44,7 @@ def fit(walt: Walt, stage: str, run: Path, painted: Path, *more: str, check: boo
 
 @pytest.fixture(scope="module")
 def run(walt: Walt, painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with all four stages, two steps each."""
+    """A run with all stages, two steps each."""
     run = tmp_path_factory.mktemp("runs") / "tiny"
     for stage in TINY:
         fit(walt, stage, run, painted)
@@ -68,7 +68,7 @@ def test_artifact_keeps_the_guidance_of_its_configuration(run: Path) -> None:
 
 
 def test_artifact_and_checkpoint_keep_the_fps_that_sample_writes(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
-    assert [load(run / stage).config["video"] for stage in TINY] == [{"fps": 8.0}] * 4, "that of the painted files"
+    assert [load(run / stage).config["video"] for stage in TINY] == [{"fps": 8.0}] * len(TINY), "that of the painted files"
     other = Path(shutil.copytree(run, tmp_path / "other"))
     fit(walt, "base", other, painted, "--data.fps", "16", "--from_scratch", "true")
     walt("export", str(other / "training" / "base" / "checkpoints"), "--out", str(tmp_path / "exported"))
@@ -102,7 +102,7 @@ def test_fit_cli_refuses_test_and_predict(walt: Walt) -> None:
 
 
 def test_verify_command_names_the_stages_it_read(walt: Walt, run: Path) -> None:
-    assert f"{run}: every byte of vae, base, sr1, sr2 is as its stage left it" in walt("verify", "--run", str(run)).said
+    assert f"{run}: every byte of {', '.join(TINY)} is as its stage left it" in walt("verify", "--run", str(run)).said
     refused = walt("verify", "--run", str(run.parent / "typo"), check=False)
     assert refused.code and f"typo is no run, it has no manifest.json; there are: {run}" in refused.said
 

@@ -264,8 +264,8 @@ class Forbidden:
         assert draw.item not in self.items
         return self.pixels[draw]
 
-    def failed(self, draw: SampleRef, reason: str) -> Sample:
-        return self.pixels.failed(draw, reason)
+    def replace_failed(self, draw: SampleRef, reason: str) -> Sample:
+        return self.pixels.replace_failed(draw, reason)
 
 
 class Deadly(Forbidden):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from walt_pl.data.selection import Bucket, described, select
+from walt_pl.data.selection import Bucket, describe_selection, select
 from walt_pl.data.transforms import ClipTransform
 
 FRAMING = ClipTransform(128, frames=17)
@@ -76,7 +76,7 @@ def test_select_gives_a_reason_for_every_unused_clip() -> None:
     wanted = {"too short": 1, "quarantined": 2, "without width and height in the index": 1, "beyond the first ones that were asked for": 1}
     assert found.left_out() == wanted
     assert found.used + sum(wanted.values()) == len(listed)
-    lines = described("train", {"video": found}, BUCKETS, FRAMING)
+    lines = describe_selection("train", {"video": found}, BUCKETS, FRAMING)
     assert "train: 1 of 6 videos used" in lines[0] and "1 too short (fewer than 17 frames)" in lines[0]
     assert "  128 x 128: 1 videos" in lines
 
@@ -121,7 +121,7 @@ def test_select_counts_length_in_seconds_when_clips_are_sampled_by_time() -> Non
     listed = clips([(240, 320)] * 2, frames=[32, 33])
     found = select({"video": listed}, clip_transform, BUCKETS, {"video": np.empty(0, np.int64)})["video"]  # type: ignore[dict-item]
     assert found.left_out() == {"too short": 1} and found.positions().tolist() == [1]
-    assert "fewer than 17 frames at 4 a second" in described("train", {"video": found}, BUCKETS, clip_transform)[0]
+    assert "fewer than 17 frames at 4 a second" in describe_selection("train", {"video": found}, BUCKETS, clip_transform)[0]
 
 
 def test_select_of_a_million_rows_takes_less_than_five_seconds() -> None:

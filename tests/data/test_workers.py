@@ -45,10 +45,10 @@ class Treacherous:
         elif deed == "bug":
             raise TypeError("a mistake of ours")
         elif deed == "fail":
-            return self.failed(draw, f"clip-{draw.item}: broken")
+            return self.replace_failed(draw, f"clip-{draw.item}: broken")
         return self._sample(draw, float(draw.item + 1), "")
 
-    def failed(self, draw: SampleRef, reason: str) -> Sample:
+    def replace_failed(self, draw: SampleRef, reason: str) -> Sample:
         return self._sample(draw, 0.0, reason)
 
     def _sample(self, draw: SampleRef, value: float, failure: str) -> Sample:

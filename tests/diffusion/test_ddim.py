@@ -7,6 +7,7 @@ from itertools import count
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from tests.helpers.environment import SetDtype
@@ -14,7 +15,7 @@ from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.ddim import Guidance, classifier_free_guidance, ddim
 from walt_pl.diffusion.objective import Denoise
-from walt_pl.diffusion.path import alpha_sigma_like
+from walt_pl.diffusion.path import ProbabilityPath, alpha_sigma_like, trailing_timesteps
 from walt_pl.diffusion.schedule import NoiseSchedule
 
 LAYOUT = FrameLayout(videos=2, frames=3, images=1)
@@ -34,13 +35,13 @@ def network(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor 
     return torch.tanh(x.roll(1, dims=-1) * (0.3 + known) - n) + 0.1 * known
 
 
-def perfect(x0: Tensor) -> Denoise:
+def perfect(x0: Tensor, path: ProbabilityPath = SCHEDULE) -> Denoise:
     """The denoiser of a data set whose only element is x0."""
 
     def denoise(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
         n = condition.layout.per_frame(timestep)
-        a, s = alpha_sigma_like(SCHEDULE, n, x)
-        return SCHEDULE.target(x0, (x - a * x0) / s, n)
+        a, s = alpha_sigma_like(path, n, x)
+        return path.target(x0, (x - a * x0) / s, n)
 
     return denoise
 
@@ -83,6 +84,60 @@ def test_ddim_equals_diffusers(steps: int, zero_terminal_snr: bool) -> None:
         x = reference.step(network(x, n.expand(3), CONDITION, None), n, x, eta=0.0).prev_sample
     ours = ddim(network, NoiseSchedule(zero_terminal_snr=zero_terminal_snr), noise(), CONDITION, steps)
     torch.testing.assert_close(ours, x, atol=2e-3, rtol=2e-3)
+
+
+class StraightPath:
+    """A path that the library does not have: rectified flow (Liu et al., arXiv 2209.03003), where alpha + sigma = 1."""
+
+    num_timesteps = 1000
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = (t.double() + 1) / self.num_timesteps
+        return 1 - sigma, sigma
+
+    def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        return eps - x0
+
+    def predict_x0(self, xt: Tensor, output: Tensor, t: Tensor) -> Tensor:
+        return xt - alpha_sigma_like(self, t, xt)[1] * output
+
+    def predict_eps(self, xt: Tensor, output: Tensor, t: Tensor) -> Tensor:
+        return xt + alpha_sigma_like(self, t, xt)[0] * output
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("steps", [1, 10, 50])
+def test_ddim_of_another_path_equals_the_euler_steps_of_diffusers(steps: int, scale: float) -> None:
+    path = StraightPath()
+    reference = FlowMatchEulerDiscreteScheduler(1000)
+    reference.set_timesteps(sigmas=[(n + 1) / 1000 for n in trailing_timesteps(path, steps)])
+    x = noise()
+    for t in reference.timesteps:
+        n = torch.full((3,), round(float(t)) - 1)
+        u, c = network(x, n, CONDITION.without_text(), None), network(x, n, CONDITION, None)
+        x = reference.step(u + scale * (c - u), t, x).prev_sample
+    denoise = classifier_free_guidance(network, Guidance(scale), path, Condition.without_text)
+    torch.testing.assert_close(ddim(denoise, path, noise(), CONDITION, steps), x, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("path", [SCHEDULE, StraightPath()], ids=["schedule", "straight"])
+@pytest.mark.parametrize("steps", [2, 5, 50])
+def test_ddim_ancestral_step_samples_the_posterior_of_its_path(path: ProbabilityPath, steps: int) -> None:
+    """Bayes: the precisions of x_s given x_0 and of x_s given x_t add up; the path is x_t = ratio x_s + noise."""
+    x0, added, inputs = noise(1), noise(5), []
+
+    def record(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        inputs.append(x)
+        return perfect(x0, path)(x, timestep, condition, estimate)
+
+    ddim(record, path, noise(), CONDITION, steps, eta=1.0, fresh_noise=lambda: added)
+    alphas, sigmas = (values.tolist() for values in path.alpha_sigma(torch.tensor(trailing_timesteps(path, steps))))
+    for t in range(steps - 1):
+        s, ratio = t + 1, alphas[t] / alphas[t + 1]
+        forward = sigmas[t] ** 2 - (ratio * sigmas[s]) ** 2
+        variance = 1 / (1 / sigmas[s] ** 2 + ratio**2 / forward)
+        mean = variance * (alphas[s] * x0 / sigmas[s] ** 2 + ratio * inputs[t] / forward)
+        torch.testing.assert_close(inputs[s], mean + math.sqrt(variance) * added, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("steps", [2, 5])
@@ -153,7 +208,7 @@ def test_classifier_free_guidance_shares_the_estimate_of_both_branches() -> None
 def test_ddim_returns_given_context_frames_unchanged() -> None:
     mask = torch.zeros(LAYOUT.total_frames, 1, 4, 4)
     mask[0] = 1
-    given = CONDITION.given(noise(7), mask)
+    given = CONDITION.replace_context(noise(7), mask)
     out = ddim(network, SCHEDULE, noise(), given, 3)
     assert torch.equal(out[0], noise(7)[0])
     assert torch.equal(out[1:], ddim(network, SCHEDULE, noise(), CONDITION, 3)[1:])

@@ -14,7 +14,7 @@ from walt_pl.blocks.frames import FrameLayout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
-from walt_pl.diffusion.path import alpha_sigma_like
+from walt_pl.diffusion.path import ProbabilityPath, alpha_sigma_like
 from walt_pl.diffusion.schedule import NoiseSchedule
 from walt_pl.models.denoiser import DenoiserConfig
 
@@ -37,23 +37,25 @@ class Call:
 
 
 class KnownNetwork(nn.Module):
-    """Predict the v that leads to ``x0``, wrong by a known number in each frame, and record every call.
+    """Predict the output that leads to ``x0``, wrong by a known number in each frame, and record every call.
 
     Args:
         config: of the denoiser whose place it takes.
         x0: clean normalised latents [f c h w] of a whole batch.
         layout: of that batch. A call on part of the batch names its samples by their labels.
-        error: added to every element of v of a frame, [f].
-        zero_terminal_snr: of the schedule that made the input.
+        error: added to every element of the output of a frame, [f].
+        path: that made the input.
     """
 
-    def __init__(self, config: Any, x0: Tensor, layout: FrameLayout, error: Tensor | None = None, zero_terminal_snr: bool = True) -> None:
+    def __init__(
+        self, config: Any, x0: Tensor, layout: FrameLayout, error: Tensor | None = None, path: ProbabilityPath = NoiseSchedule()
+    ) -> None:
         super().__init__()
         self.config = config
         self.x0 = x0
         self.layout = layout
         self.error = torch.zeros(layout.total_frames) if error is None else error
-        self.schedule = NoiseSchedule(zero_terminal_snr=zero_terminal_snr)
+        self.schedule = path
         self.calls: list[Call] = []
 
     def forward(self, x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None = None) -> Tensor:
@@ -62,8 +64,10 @@ class KnownNetwork(nn.Module):
         if condition.labels is not None:
             rows = torch.isin(torch.arange(self.layout.num_samples), condition.labels)
         frames = self.layout.per_frame(rows)
-        alpha, sigma = alpha_sigma_like(self.schedule, condition.layout.per_frame(timestep), x)
-        return (alpha * x - self.x0[frames]) / sigma + self.error[frames, None, None, None]
+        n = condition.layout.per_frame(timestep)
+        alpha, sigma = alpha_sigma_like(self.schedule, n, x)
+        eps = (x - alpha * self.x0[frames]) / sigma
+        return self.schedule.target(self.x0[frames], eps, n) + self.error[frames, None, None, None]
 
     def eps(self, call: Call) -> Tensor:
         """Return the noise in the input of a call on the whole batch."""
@@ -136,6 +140,6 @@ def build_stage(kind: Any, config: DenoiserConfig = CONFIG, optimizer: Any = sgd
 def take_network(stage: LatentDiffusion, batch: JointBatch, error: Tensor | None = None) -> KnownNetwork:
     """Give a stage a network that leads to the latents of ``batch``."""
     x0, layout = stage.latents(batch.videos, batch.images, batch.space)
-    network = KnownNetwork(stage.denoiser.config, x0, layout, error, stage.diffusion.zero_terminal_snr)
+    network = KnownNetwork(stage.denoiser.config, x0, layout, error, stage.path)
     stage.denoiser = network  # type: ignore[assignment]
     return network

@@ -144,7 +144,7 @@ def test_denoiser_without_estimate_equals_an_estimate_of_zeros() -> None:
 
 def test_denoiser_without_context_equals_zeros_with_a_zero_mask() -> None:
     denoiser, condition = drawn(), told()
-    nothing = condition.given(torch.zeros_like(latents()), torch.zeros(LAYOUT.total_frames, 1, 8, 12))
+    nothing = condition.replace_context(torch.zeros_like(latents()), torch.zeros(LAYOUT.total_frames, 1, 8, 12))
     assert torch.equal(denoiser(latents(), STEP, condition.without_context()), denoiser(latents(), STEP, nothing))
     assert differs(denoiser(latents(), STEP, condition), denoiser(latents(), STEP, nothing))
 

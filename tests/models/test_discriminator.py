@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from walt_pl.models.discriminator import BlurPool, Discriminator, DiscriminatorConfig
+from tests.helpers.poison import poisoned_memory
+from walt_pl.models.discriminator import BlurPool, Conv3x3x3, Discriminator, DiscriminatorConfig
 
 TINY = DiscriminatorConfig(width=4, channel_multipliers=(2, 2), size=(8, 12))
 
@@ -90,3 +91,25 @@ def test_discriminator_averages_over_time() -> None:
     discriminator, frame = Discriminator(TINY).double(), torch.randn(1, 3, 1, 8, 12, dtype=torch.float64)
     long, longer = (discriminator(frame.expand(-1, -1, frames, -1, -1)) for frames in (513, 1025))
     torch.testing.assert_close(long, longer, rtol=0.1, atol=0.0)
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_discriminator_convolution_in_bfloat16_equals_float32(frames: int) -> None:
+    torch.manual_seed(0)
+    convolution, x = Conv3x3x3(3, 32), torch.randn(2, 3, frames, 8, 8)
+    torch.nn.init.normal_(convolution.bias)  # type: ignore[arg-type]
+    exact = F.conv3d(x, convolution.weight, convolution.bias, padding=1)
+    torch.testing.assert_close(convolution(x), exact)
+    with poisoned_memory(), torch.autocast("cpu", torch.bfloat16):
+        low = convolution(x)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), exact, rtol=0.02, atol=0.03)
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_discriminator_convolution_has_the_gradients_of_the_3d_convolution(frames: int) -> None:
+    torch.manual_seed(0)
+    convolution = Conv3x3x3(3, 4).double()
+    inputs = [torch.randn(2, 3, frames, 6, 6, dtype=torch.float64, requires_grad=True), *convolution.parameters()]
+    wanted = torch.autograd.grad(F.conv3d(*inputs, padding=1).square().sum(), inputs)
+    torch.testing.assert_close(torch.autograd.grad(convolution(inputs[0]).square().sum(), inputs), wanted)

@@ -396,10 +396,10 @@ import sys, time, warnings
 warnings.simplefilter("ignore")
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from walt_pl.runs.lock import locked
+from walt_pl.runs.lock import hold_lock
 counter = Path(sys.argv[2]) / "counter"
 for _ in range(25):
-    with locked(Path(sys.argv[2]) / "manifest.lock"):
+    with hold_lock(Path(sys.argv[2]) / "manifest.lock"):
         counter.write_text(str(int(counter.read_text()) + 1))
     time.sleep(0.01)
 """

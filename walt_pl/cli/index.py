@@ -9,7 +9,7 @@ from pathlib import Path
 from datamodules.joint import JointData
 from walt_pl.cli.experiment_data import data_of
 from walt_pl.data.batch import Kind
-from walt_pl.data.selection import Selection, described
+from walt_pl.data.selection import Selection, describe_selection
 from walt_pl.indexing import doctor
 from walt_pl.indexing.build_index import IndexOptions, build_index
 from walt_pl.indexing.dataset_layouts import list_source
@@ -92,7 +92,7 @@ def _report_use(path: Path, name: str, data: JointData) -> None:
     for split in ["train", "val"] if data.val_videos else ["train"]:
         try:
             selections[split] = data.choice(split)
-            print("\n".join(described(split, data.selection(split), data.buckets, data.clip_transform)))
+            print("\n".join(describe_selection(split, data.selection(split), data.buckets, data.clip_transform)))
         except ValueError as error:
             problems.append(str(error))
     print(f"every clip and image: {doctor.write_use(path, name, selections, data.buckets)}")

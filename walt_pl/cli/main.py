@@ -45,7 +45,7 @@ def _argument(flag: str) -> str:
     return f"{name}_" if keyword.iskeyword(name) else name
 
 
-def _typed(words: list[str], command: Callable[..., None]) -> list[str]:
+def _expand_switches(words: list[str], command: Callable[..., None]) -> list[str]:
     """Expand bare switches for the parser: --report becomes --report=true."""
     parameters = inspect.signature(command).parameters
     typed = []
@@ -64,7 +64,7 @@ def main() -> None:
     if arguments and arguments[0] in COMMANDS:
         command = COMMANDS[arguments[0]]
         parser = auto_parser(command, as_positional=True, prog=f"python -m walt_pl {arguments[0]}")
-        options = parser.parse_args(_typed(arguments[1:], command))
+        options = parser.parse_args(_expand_switches(arguments[1:], command))
         # auto_cli is not used: it would consume a command's own --config.
         command(**{name: options[name] for name in inspect.signature(command).parameters})
     elif arguments and arguments[0] == "plan":

@@ -96,7 +96,7 @@ class SampleSource(Protocol):
         """Read the sample of a position of a batch. If the file cannot be read, return `failed(draw, reason)`."""
         ...
 
-    def failed(self, draw: SampleRef, reason: str) -> Sample:
+    def replace_failed(self, draw: SampleRef, reason: str) -> Sample:
         """Return the zeros that stand for a file, without reading it."""
         ...
 
@@ -115,9 +115,9 @@ class BucketedSource:
         """Read one clip or image at the size of its bucket."""
         return self.sources[draw.bucket][draw]
 
-    def failed(self, draw: SampleRef, reason: str) -> Sample:
+    def replace_failed(self, draw: SampleRef, reason: str) -> Sample:
         """Return zeros of the size of its bucket."""
-        return self.sources[draw.bucket].failed(draw, reason)
+        return self.sources[draw.bucket].replace_failed(draw, reason)
 
 
 class ReadFailure(NamedTuple):

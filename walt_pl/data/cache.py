@@ -173,7 +173,7 @@ class LatentCache:
         number, place = divmod(row, SHARD_ROWS)
         shard = self.shards[number]
         assert shard is not None, "read before build or open"
-        rows, sums = self._mapped(number)
+        rows, sums = self._map_shard(number)
         if zlib.crc32(rows[place]) == sums[place]:
             return torch.from_numpy(rows[place].astype(np.float32)), shard.broken.get(row, "")
         damage = f"{self._file(number)}: row {place} has changed since it was written (CRC-32): {_MEND} computes it again"
@@ -189,7 +189,7 @@ class LatentCache:
         assert self._items[place] == item, f"item {item} is not in {self.folder}"
         return place
 
-    def _mapped(self, number: int) -> tuple[NDArray[np.float16], NDArray[np.uint32]]:
+    def _map_shard(self, number: int) -> tuple[NDArray[np.float16], NDArray[np.uint32]]:
         """Return rows and checksums of a shard."""
         if number not in self._maps:
             if len(self._maps) == _MAPS:
@@ -308,11 +308,11 @@ class _Skipping:
 
     def __getitem__(self, draw: SampleRef) -> Sample:
         if draw.item in self._skip:
-            return self.failed(draw, _SKIPPED + self._skip[draw.item])
+            return self.replace_failed(draw, _SKIPPED + self._skip[draw.item])
         return self._source[draw]
 
-    def failed(self, draw: SampleRef, reason: str) -> Sample:
-        return self._source.failed(draw, reason)
+    def replace_failed(self, draw: SampleRef, reason: str) -> Sample:
+        return self._source.replace_failed(draw, reason)
 
 
 @contextmanager
@@ -394,7 +394,7 @@ class LatentDataset(Dataset[Sample]):
             failure = failure or low_failure
         return Sample(draw, content, low_res, entry.caption, entry.label, str(entry.place), failure, "latents")
 
-    def failed(self, draw: SampleRef, reason: str) -> Sample:
+    def replace_failed(self, draw: SampleRef, reason: str) -> Sample:
         """Return zeros in place of latents."""
         entry = self._entry(draw)
         low_res = None if self.low_res_caches is None else torch.zeros(self.low_res_caches[draw.kind].shape, dtype=torch.float32)

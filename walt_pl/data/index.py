@@ -279,7 +279,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     with whole_file(path) as file:
         # Without Arrow's own schema: it would declare the strings as large.
         pq.write_table(table, file, store_schema=False)
-    _write_mapped(table, slices, _sha256(path), path.with_suffix(".arrow"))
+    _write_arrow(table, slices, _sha256(path), path.with_suffix(".arrow"))
 
 
 def media_keys(table: pa.Table) -> list[MediaKey]:
@@ -382,10 +382,10 @@ def _map(path: Path, sha256: str) -> _Mapped:
             continue
     table, slices = _sort_rows(read_table(path))
     try:
-        _write_mapped(table, slices, sha256, beside)
+        _write_arrow(table, slices, sha256, beside)
     except OSError:  # the folder may be read-only
         kept.parent.mkdir(parents=True, exist_ok=True)
-        _write_mapped(table, slices, sha256, kept)
+        _write_arrow(table, slices, sha256, kept)
         return _Mapped(kept, sha256)
     return _Mapped(beside, sha256)
 
@@ -394,7 +394,7 @@ def _cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "walt_pl" / "indices"
 
 
-def _write_mapped(table: pa.Table, slices: Mapping[str, object], sha256: str, path: Path) -> None:
+def _write_arrow(table: pa.Table, slices: Mapping[str, object], sha256: str, path: Path) -> None:
     """Write the rows as one record batch, which can be mapped without a copy at any size."""
     schema = _LARGE.with_metadata({"sha256": sha256, "slices": json.dumps(slices)})
     columns = [table[name].combine_chunks() for name in _LARGE.names]

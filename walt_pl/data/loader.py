@@ -86,7 +86,7 @@ class BatchLoader(ABC):
             return
         self.failures[path] = reason
         warnings.warn(
-            f"{reason} (unreadable files so far: {len(self.failures)}; each keeps its slot with weight 0)",
+            f"{reason} (unreadable files so far: {len(self.failures)}; each keeps its place with weight 0)",
             stacklevel=2,
         )
 

@@ -77,7 +77,7 @@ class Selection:
         counts = np.bincount(self.reason, minlength=len(REASONS))
         return {REASONS[number]: int(count) for number, count in enumerate(counts) if count and number != USED}
 
-    def closed(self) -> "Selection":
+    def leave_out_all(self) -> "Selection":
         """Return a copy in which nothing is used, because the other kind has no entry in any of its buckets."""
         return Selection(np.full_like(self.bucket, -1), np.where(self.reason == USED, ALONE, self.reason).astype(np.uint8))
 
@@ -128,7 +128,7 @@ def select(
         open_.remove(max(lacking, key=lambda number: buckets[number].rows * buckets[number].columns))
     shared = all(selection.used for selection in found.values())
     alone = not shared and all(selection.used for selection in first.values())
-    return {kind: selection.closed() for kind, selection in first.items()} if alone else found
+    return {kind: selection.leave_out_all() for kind, selection in first.items()} if alone else found
 
 
 def _select(
@@ -175,7 +175,9 @@ def _assign_buckets(entries: IndexEntries, buckets: Sequence[Bucket], open_: Seq
     return best, reason
 
 
-def described(split: str, selections: Mapping[Kind, Selection], buckets: Sequence[Bucket], clip_transform: ClipTransform) -> list[str]:
+def describe_selection(
+    split: str, selections: Mapping[Kind, Selection], buckets: Sequence[Bucket], clip_transform: ClipTransform
+) -> list[str]:
     """Return the counts in words, one line for each kind and each bucket.
 
     Args:

@@ -244,10 +244,10 @@ class PixelDataset(Dataset[Sample]):
         try:
             content, low_res = self._read(entry, draw)
         except MediaError as error:
-            return self.failed(draw, str(error))
+            return self.replace_failed(draw, str(error))
         return Sample(draw, content, low_res, entry.caption, entry.label, str(entry.place), "", "pixels")
 
-    def failed(self, draw: SampleRef, reason: str) -> Sample:
+    def replace_failed(self, draw: SampleRef, reason: str) -> Sample:
         """Return the zeros that stand for a clip or image, without reading its file."""
         entry = (self.videos if draw.kind == "video" else self.images)[draw.item]
         content, low_res = self._blank(draw.kind)

@@ -170,7 +170,7 @@ class Workers:
                 self._give(fresh, task)
 
     def _blame(self, draw: SampleRef, reason: str) -> None:
-        key, path = (draw.kind, draw.item), self._source.failed(draw, "").path
+        key, path = (draw.kind, draw.item), self._source.replace_failed(draw, "").path
         if key in self._suspects:
             self._given_up[key] = f"{path}: {reason}, for the second time; not read again"
         else:
@@ -221,7 +221,7 @@ def _serve(source: SampleSource, connection: "Connection[Any, Any]", reading: An
         except Exception:
             # Name the file here: when the answer arrives, this process may be reading the next batch.
             place = int(reading[1])
-            name = f"{source.failed(draws[place], '').path}: " if place >= 0 else ""
+            name = f"{source.replace_failed(draws[place], '').path}: " if place >= 0 else ""
             data = ForkingPickler.dumps((number, name + traceback.format_exc()))
         try:
             connection.send_bytes(data)
@@ -234,6 +234,8 @@ def _read(source: SampleSource, number: int, draws: Sequence[SampleRef], given_u
     for place, draw in enumerate(draws):
         reading[0], reading[2] = number, time.monotonic()
         reading[1] = place
-        samples.append(source.failed(draw, given_up[draw.global_batch_index]) if draw.global_batch_index in given_up else source[draw])
+        samples.append(
+            source.replace_failed(draw, given_up[draw.global_batch_index]) if draw.global_batch_index in given_up else source[draw]
+        )
         reading[1] = -1
     return collate(samples)

@@ -41,7 +41,7 @@ class Condition:
                 picked[item.name] = value[frames if item.name in over_frames else rows]
         return replace(self, layout=self.layout.select(rows), **picked)
 
-    def given(self, context_latents: Tensor, mask: Tensor) -> "Condition":
+    def replace_context(self, context_latents: Tensor, mask: Tensor) -> "Condition":
         """Return the condition with `context_latents` [f c h w] as context where `mask` [f 1 h w] is one."""
         return replace(self, context_latents=context_latents, context_mask=mask)
 
@@ -57,9 +57,9 @@ class Condition:
         videos = place < count[: layout.videos].repeat_interleave(layout.frames)
         mask = torch.cat([videos, videos.new_zeros(layout.images)])
         shape = (len(mask), 1, *x0.shape[2:])
-        return self.given(x0, mask[:, None, None, None].expand(shape).to(x0.dtype))
+        return self.replace_context(x0, mask[:, None, None, None].expand(shape).to(x0.dtype))
 
-    def known(self, x0: Tensor) -> Tensor:
+    def fill_context(self, x0: Tensor) -> Tensor:
         """Return the estimate `x0` [f c h w] with its context frames replaced by the known latents."""
         if self.context_latents is None or self.context_mask is None:
             return x0

@@ -15,7 +15,7 @@ from walt_pl.diffusion.path import ProbabilityPath, alpha_sigma_like, trailing_t
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance `u + w (c - u)` of the predictions v. At pure noise, a prediction of eps holds no information."""
+    """Classifier-free guidance `u + w (c - u)` of the network's outputs. At pure noise, one of eps would hold no information."""
 
     scale: float = 1.0
     """Guidance scale w; 1 is the conditional model alone."""
@@ -60,10 +60,8 @@ def classifier_free_guidance(
         conditional = denoise(x, timestep, condition, estimate)
         if w == 1:
             return conditional
-        v = torch.lerp(denoise(x, timestep, unconditional(condition), estimate), conditional, w)
-        if guidance.rescale:
-            v = _rescale(v, conditional, condition, guidance.rescale)
-        return v
+        guided = torch.lerp(denoise(x, timestep, unconditional(condition), estimate), conditional, w)
+        return _rescale(guided, conditional, condition, guidance.rescale) if guidance.rescale else guided
 
     return wrapped
 
@@ -124,13 +122,12 @@ def ddim(
         ValueError: `steps` is not 1 .. `path.num_timesteps`.
     """
     x, estimate = noise.float(), None
-    levels = trailing_timesteps(path, steps)
-    for level, following in zip(levels, [*levels[1:], None], strict=True):
-        timestep = torch.full((condition.layout.num_samples,), level, dtype=torch.int64, device=x.device)
-        n = condition.layout.per_frame(timestep)
-        v = denoise(x, timestep, condition, estimate).float()
-        x0, eps = _predict(path, x, v, n, condition)
-        x = x0 if following is None else _ddim_update(path, x0, eps, level, following, eta, fresh_noise)
+    timesteps = trailing_timesteps(path, steps)
+    for timestep, next_timestep in zip(timesteps, [*timesteps[1:], None], strict=True):
+        per_sample = torch.full((condition.layout.num_samples,), timestep, dtype=torch.int64, device=x.device)
+        output = denoise(x, per_sample, condition, estimate).float()
+        x0, eps = _predict(path, x, output, condition.layout.per_frame(per_sample), condition)
+        x = x0 if next_timestep is None else _ddim_update(path, x0, eps, timestep, next_timestep, eta, fresh_noise)
         estimate = x0
         each_step()
     return x
@@ -138,7 +135,7 @@ def ddim(
 
 def _predict(path: ProbabilityPath, x: Tensor, output: Tensor, t: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
     """Return x_0 and eps, [f c h w] each, from the network's output; in context frames x_0 is known, and eps follows from it."""
-    x0, eps = condition.known(path.predict_x0(x, output, t)), path.predict_eps(x, output, t)
+    x0, eps = condition.fill_context(path.predict_x0(x, output, t)), path.predict_eps(x, output, t)
     if condition.context_mask is None:
         return x0, eps
     a, s = alpha_sigma_like(path, t, x)
@@ -149,14 +146,18 @@ def _ddim_update(
     path: ProbabilityPath,
     x0: Tensor,
     eps: Tensor,
-    level: int,
-    following: int,
+    timestep: int,
+    next_timestep: int,
     eta: float,
     fresh_noise: Callable[[], Tensor] | None,
 ) -> Tensor:
-    """Return x [f c h w] at the timestep `following` after `level` (equations 12 and 16 of arXiv 2010.02502)."""
-    alphas, sigmas = (values.tolist() for values in path.alpha_sigma(torch.tensor([level, following])))
-    deviation = eta * sigmas[1] / sigmas[0] * math.sqrt(1 - (alphas[0] / alphas[1]) ** 2)
+    """Return x [f c h w] at `next_timestep`, from x_0 and eps at `timestep` (equation 12 of arXiv 2010.02502).
+
+    The added noise has `eta` times the deviation of q(x_s | x_t, x_0), where s is next after t: equation 16 if alpha^2 + sigma^2 = 1.
+    """
+    alphas, sigmas = (values.tolist() for values in path.alpha_sigma(torch.tensor([timestep, next_timestep])))
+    variance = sigmas[0] ** 2 - (alphas[0] / alphas[1] * sigmas[1]) ** 2  # of q(x_t | x_s)
+    deviation = eta * sigmas[1] / sigmas[0] * math.sqrt(variance)
     if not deviation:
         return alphas[1] * x0 + sigmas[1] * eps
     x = alphas[1] * x0 + math.sqrt(max(sigmas[1] ** 2 - deviation**2, 0)) * eps

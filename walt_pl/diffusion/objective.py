@@ -1,4 +1,4 @@
-"""The training objective: squared error of the velocity, with self-conditioning (Chen et al., arXiv 2208.04202)."""
+"""The training objective: squared error of the network's output, with self-conditioning (Chen et al., arXiv 2208.04202)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.path import ProbabilityPath, add_noise
 
 Denoise = Callable[[Tensor, Tensor, Condition, Tensor | None], Tensor]
-"""Signature of a denoiser: (x_t [f c h w], timestep [s], condition, estimate [f c h w] or None) -> v [f c h w]."""
+"""Signature of a denoiser: (x_t [f c h w], timestep [s], condition, estimate [f c h w] or None) -> output [f c h w]."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def denoising_error(denoise: Denoise, path: ProbabilityPath, x0: Tensor, conditi
     n = condition.layout.per_frame(draws.timestep)
     xt = add_noise(path, x0, draws.noise, n)
     estimate = self_conditioning_pass(denoise, path, xt, condition, draws)
-    v = denoise(xt, draws.timestep, condition, estimate)
-    return (v.float() - path.target(x0, draws.noise, n)).square().mean(dim=(1, 2, 3))
+    output = denoise(xt, draws.timestep, condition, estimate)
+    return (output.float() - path.target(x0, draws.noise, n)).square().mean(dim=(1, 2, 3))
 
 
 @torch.no_grad()
@@ -72,9 +72,9 @@ def self_conditioning_pass(
         if end > first:
             rows[first] |= not bool(rows[first:end].any())
     frames = layout.per_frame(rows)
-    told = condition.select(rows)
-    v = denoise(xt[frames], draws.timestep[rows], told, None)
+    selected = condition.select(rows)
+    output = denoise(xt[frames], draws.timestep[rows], selected, None)
     estimate = torch.zeros_like(xt)
-    estimate[frames] = told.known(path.predict_x0(xt[frames], v.float(), layout.per_frame(draws.timestep)[frames]))
+    estimate[frames] = selected.fill_context(path.predict_x0(xt[frames], output.float(), layout.per_frame(draws.timestep)[frames]))
     estimate[~layout.per_frame(draws.self_condition)] = 0
     return estimate

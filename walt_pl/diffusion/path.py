@@ -8,6 +8,8 @@ from torch import Tensor
 class ProbabilityPath(Protocol):
     """A path `x_t = alpha_t x_0 + sigma_t eps` over timesteps 0 .. num_timesteps - 1, and the network's target on it.
 
+    alpha^2 + sigma^2 need not be 1. The solver starts from standard normal noise, so the last timestep has to be noise, or nearly.
+
     Timesteps are integers [b], one for each sample or frame.
     """
 

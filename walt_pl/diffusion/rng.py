@@ -42,7 +42,7 @@ class PerSampleRNG:
 
     def __init__(self, seed: int, step: int, global_batch_index: Tensor) -> None:
         self.device = global_batch_index.device
-        self._generators = [seeded_generator(seed, step, global_batch_index) for global_batch_index in global_batch_index.tolist()]
+        self._generators = [seeded_generator(seed, step, index) for index in global_batch_index.tolist()]
 
     def select(self, rows: slice) -> "PerSampleRNG":
         """Return the draws of some of the samples. They share their generators with this object."""

@@ -91,7 +91,7 @@ def build_index(listing: SourceListing | None, out: Path, options: IndexOptions 
         raise ValueError(f"--out must end in .parquet, got {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
     old = read_table(out) if out.exists() else SCHEMA.empty_table()
-    known = _known(old)
+    known = _read_facts(old)
     items, notes = _name_items(listing.items if listing else [], out)
     media = _media(items)
     if options.again:
@@ -99,7 +99,9 @@ def build_index(listing: SourceListing | None, out: Path, options: IndexOptions 
     wanted = {place: medium for place, medium in media.items() if options.again or place not in known or not _same(known[place][0], medium)}
     quarantine = Quarantine.beside(out)
     changed = {
-        place: _change(known[place][0], medium) for place, medium in wanted.items() if place in known and _changed(known[place][0], medium)
+        place: _describe_change(known[place][0], medium)
+        for place, medium in wanted.items()
+        if place in known and _has_changed(known[place][0], medium)
     }
     facts = {place: fact for place, (fact, _) in known.items()}
     for place, found in _examine(wanted, out, options).items():
@@ -152,7 +154,7 @@ def _medium(place: MediaKey, kind: str, facts: MediaFacts, out: Path) -> MediaFi
     return stat_media_file(str(out.absolute().parent / place.path), kind, place.offset, facts.bytes)
 
 
-def _known(old: pa.Table) -> dict[MediaKey, tuple[MediaFacts, str]]:
+def _read_facts(old: pa.Table) -> dict[MediaKey, tuple[MediaFacts, str]]:
     """Return facts and kind of each row of an index."""
     columns = [old[name].to_pylist() for name in ("kind", *_MEASURED)]
     return {place: (MediaFacts(*measured), kind) for place, kind, *measured in zip(media_keys(old), *columns, strict=True)}
@@ -210,13 +212,13 @@ def _same(facts: MediaFacts, medium: MediaFile) -> bool:
     return (facts.bytes, facts.modified) == (medium.bytes, medium.modified)
 
 
-def _changed(facts: MediaFacts, medium: MediaFile) -> bool:
+def _has_changed(facts: MediaFacts, medium: MediaFile) -> bool:
     """Return whether a file that was sound when it was indexed has been written since."""
     noted = facts.frames and facts.modified and medium.end >= 0
     return bool(noted) and not _same(facts, medium)
 
 
-def _change(facts: MediaFacts, medium: MediaFile) -> str:
+def _describe_change(facts: MediaFacts, medium: MediaFile) -> str:
     if facts.bytes == medium.bytes:
         return "written again since it was indexed, with as many bytes"
     return f"{medium.bytes:,} bytes, {facts.bytes:,} when it was indexed"

@@ -75,7 +75,7 @@ def diagnose(index: Path, options: IndexOptions, changed: Mapping[MediaKey, str]
     for place, original in copies.items():
         quarantine.admit(place, "duplicate", f"the same bytes as {original}")
     quarantine.write()
-    return [*_quarantined(table, quarantine), *_noticed(table), *_changed(table, changed)]
+    return [*_find_quarantined(table, quarantine), *_find_noticed(table), *_find_changed(table, changed)]
 
 
 def _copies(table: pa.Table, quarantine: Quarantine, index: Path, options: IndexOptions) -> dict[MediaKey, MediaKey]:
@@ -113,21 +113,21 @@ def _digests(media: Mapping[MediaKey, MediaFile], options: IndexOptions) -> dict
     return found
 
 
-def _listed(table: pa.Table, places: Iterable[MediaKey]) -> Iterable[tuple[MediaKey, str, str]]:
+def _list_places(table: pa.Table, places: Iterable[MediaKey]) -> Iterable[tuple[MediaKey, str, str]]:
     """Return place, split and kind of the rows of some files; other pieces and members of the files may be among them."""
     rows = table.filter(pc.is_in(table["path"], pa.array(sorted({place.path for place in places}), pa.large_string())))
     return zip(media_keys(rows), rows["split"].to_pylist(), rows["kind"].to_pylist(), strict=True)
 
 
-def _quarantined(table: pa.Table, quarantine: Quarantine) -> Iterable[Finding]:
-    for place, split, kind in _listed(table, quarantine.reasons):
+def _find_quarantined(table: pa.Table, quarantine: Quarantine) -> Iterable[Finding]:
+    for place, split, kind in _list_places(table, quarantine.reasons):
         reason = quarantine.reason(place)
         if reason is not None:
             finding = finding_of(reason)
             yield Finding(place, split, kind, finding or "quarantined", reason.removeprefix(f"{finding}: ") if finding else reason)
 
 
-def _noticed(table: pa.Table) -> Iterable[Finding]:
+def _find_noticed(table: pa.Table) -> Iterable[Finding]:
     """Yield findings that may be intended."""
     sound = pc.greater(table["frames"], 0)
     video = pc.and_(pc.equal(table["kind"], "video"), sound)
@@ -144,8 +144,8 @@ def _noticed(table: pa.Table) -> Iterable[Finding]:
             yield Finding(place, row["split"], row["kind"], finding, detail)
 
 
-def _changed(table: pa.Table, changed: Mapping[MediaKey, str]) -> Iterable[Finding]:
-    for place, split, kind in _listed(table, changed):
+def _find_changed(table: pa.Table, changed: Mapping[MediaKey, str]) -> Iterable[Finding]:
+    for place, split, kind in _list_places(table, changed):
         if place in changed:
             yield Finding(place, split, kind, "changed", changed[place])
 
@@ -171,10 +171,10 @@ def write_use(index: Path, name: str, selections: Mapping[str, Mapping[Kind, Sel
         The path of the table.
     """
     columns = [*MediaKey._fields, "split", "kind", "used", "bucket", "reason"]
-    return write_rows(index.with_suffix(f".{name}.csv"), columns, _used(index, selections, buckets))
+    return write_rows(index.with_suffix(f".{name}.csv"), columns, _list_used(index, selections, buckets))
 
 
-def _used(index: Path, selections: Mapping[str, Mapping[Kind, Selection]], buckets: Sequence[Bucket]) -> Iterator[tuple[object, ...]]:
+def _list_used(index: Path, selections: Mapping[str, Mapping[Kind, Selection]], buckets: Sequence[Bucket]) -> Iterator[tuple[object, ...]]:
     quarantine = Quarantine.beside(index)
     for split in sorted(pc.unique(read_table(index)["split"]).to_pylist()):
         listed = Index(index, split)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from walt_pl.media.media_file import Media
-from walt_pl.media.resizing import resized, target
+from walt_pl.media.resizing import resize, target
 from walt_pl.media.spans import Clock, FrameRange, frame_numbers
 from walt_pl.media.types import Frames, Size
 
@@ -47,4 +47,4 @@ def read_decord(
         return None
     if clip.shape[-1] != 3:  # it misreads the rows of some widths
         return None
-    return [resized(clip, target(clip, size))[places] for size in sizes]
+    return [resize(clip, target(clip, size))[places] for size in sizes]

@@ -38,7 +38,7 @@ class Media:
             raise MediaError(f"{self}: truncated: the shard ends {self.offset + self.length - size} bytes before the member does")
         return size
 
-    def opened(self) -> io.BytesIO:
+    def open(self) -> io.BytesIO:
         """Return the bytes of the file or member, as a file in memory."""
         with open(self.path, "rb") as file:
             file.seek(max(0, self.offset))

@@ -15,7 +15,7 @@ def read_pillow(media: Media) -> Frames:
     """
     media.check()
     try:
-        with Image.open(media.opened() if media.offset >= 0 else media.path) as picture:
+        with Image.open(media.open() if media.offset >= 0 else media.path) as picture:
             return np.array(ImageOps.exif_transpose(picture).convert("RGB"))[None]
     # Pillow raises SyntaxError for a broken PNG and ValueError for some broken headers.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from walt_pl.media.decord_reader import read_decord
 from walt_pl.media.media_file import Media
 from walt_pl.media.pillow_reader import read_pillow
-from walt_pl.media.pyav import Turn, opened_av, pictures
+from walt_pl.media.pyav import Turn, open_av, pictures
 from walt_pl.media.seeking import begin_time, by_number, is_counted
 from walt_pl.media.spans import EARLY, Clock, FrameRange
 from walt_pl.media.types import Frames, MediaError, Size, reason
@@ -109,7 +109,7 @@ def _examine(media: Media) -> tuple[Probe, list[int], list[int]]:
     marks: list[int] = []
     size: Size | None = None
     damage = ""
-    with opened_av(media) as (container, stream):
+    with open_av(media) as (container, stream):
         packets, end = 0, 0.0
         counted = is_counted(container, stream)
         for packet in container.demux(stream, *container.streams.audio):
@@ -183,7 +183,7 @@ def _right_decoder(media: Media, found: Probe, keys: list[int], marks: list[int]
     clock = Clock(found.fps, found.variable_rate)
     for start in sorted(start for start in starts if 0 <= start < found.frames):
         frame_range = FrameRange(min(4, found.frames - start), start=start)
-        with opened_av(media) as (container, stream):
+        with open_av(media) as (container, stream):
             frames = list(by_number(container, stream, start + np.arange(frame_range.frames), clock))
             if [_mark(frame) for frame in frames] != marks[start : start + frame_range.frames]:
                 raise MediaError(f"{media}: its frames cannot be found again by their times; write it anew, e.g. as mp4")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from walt_pl.media.media_file import Media
-from walt_pl.media.resizing import resized, target
+from walt_pl.media.resizing import resize, target
 from walt_pl.media.types import Frames, MediaError, Size, reason
 
 GROUP = 8
@@ -35,7 +35,7 @@ def import_av() -> Any:
 
 
 @contextmanager
-def opened_av(media: Media) -> Iterator[tuple[Any, Any]]:
+def open_av(media: Media) -> Iterator[tuple[Any, Any]]:
     """Open a file and yield PyAV's container and its best video stream.
 
     Raises:
@@ -112,5 +112,5 @@ def pictures(frames: Iterable[Any], sizes: Sequence[Size | None]) -> list[Frames
     while group := list(islice(pictures, GROUP)):
         together: Frames = np.stack(group)
         for clip, size in zip(clips, lying, strict=True):
-            clip.append(resized(together, target(together, size)))
+            clip.append(resize(together, target(together, size)))
     return [turn(np.concatenate(clip)) for clip in clips]

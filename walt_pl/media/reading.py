@@ -14,9 +14,9 @@ from pathlib import Path
 from walt_pl.media.decord_reader import read_decord
 from walt_pl.media.media_file import Media
 from walt_pl.media.pillow_reader import read_pillow
-from walt_pl.media.pyav import opened_av, pictures
-from walt_pl.media.resizing import resized, target
-from walt_pl.media.seeking import by_number, by_time, last_by_time, picked, timed
+from walt_pl.media.pyav import open_av, pictures
+from walt_pl.media.resizing import resize, target
+from walt_pl.media.seeking import by_number, by_time, last_by_time, pick_frames, with_times
 from walt_pl.media.spans import Clock, FrameRange, counts, frame_numbers
 from walt_pl.media.types import Frames, MediaEntry, MediaError, Size
 
@@ -67,7 +67,7 @@ def read_picture(entry: MediaEntry, size: Size | None = None) -> Frames:
 def picture_sizes(entry: MediaEntry, sizes: Sequence[Size | None]) -> list[Frames]:
     """Return one image at several sizes from one decoding."""
     picture = read_pillow(Media(entry.path, entry.offset, entry.bytes))
-    return [resized(picture, target(picture, size)) for size in sizes]
+    return [resize(picture, target(picture, size)) for size in sizes]
 
 
 def read_video(path: Path, frames: int, start: int = 0) -> Frames:
@@ -98,7 +98,7 @@ def read_last_frames(path: Path, frames: int, fps: float | None = None) -> Frame
     """
     media = Media(path)
     media.check()
-    with opened_av(media) as (container, stream):
+    with open_av(media) as (container, stream):
         taken = deque(container.decode(stream), maxlen=frames) if fps is None else last_by_time(container, stream, frames, fps)
         return pictures(taken, (None,))[0]
 
@@ -115,11 +115,11 @@ def read_image(path: Path) -> Frames:
 def _read_av(media: Media, frame_range: FrameRange, clock: Clock, sizes: Sequence[Size | None]) -> list[Frames]:
     """Return the clip at each size, read with PyAV."""
     numbers = frame_numbers(frame_range, clock)
-    with opened_av(media) as (container, stream):
+    with open_av(media) as (container, stream):
         if numbers is not None:
             found = by_number(container, stream, numbers, clock)
         elif frame_range.fps is None:
-            found = picked((frame for frame, _, _ in timed(container, stream, clock, clock.begin)), counts(frame_range))
+            found = pick_frames((frame for frame, _, _ in with_times(container, stream, clock, clock.begin)), counts(frame_range))
         else:
             found = by_time(container, stream, frame_range, frame_range.fps, clock)
         clips = pictures(found, sizes)

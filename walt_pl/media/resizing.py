@@ -34,7 +34,7 @@ def target(clip: Frames, size: Size | None) -> Size:
     return (rows, columns) if rows <= height and columns <= width else (height, width)
 
 
-def resized(clip: Frames, target: Size) -> Frames:
+def resize(clip: Frames, target: Size) -> Frames:
     """Scale a clip, uint8 [t h w 3], down to the rows and columns of `target`."""
     if clip.shape[1:3] == target:
         return clip

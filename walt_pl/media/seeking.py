@@ -32,10 +32,10 @@ def by_number(container: Any, stream: Any, numbers: NDArray[np.int64], clock: Cl
         number, begins = first, target - step / 2
         frames = _from(container, stream, target, step / 2)
     frames = container.decode(stream) if frames is None else frames
-    yield from picked((frame for frame in frames if frame.pts is None or frame.pts >= begins), numbers - number)
+    yield from pick_frames((frame for frame in frames if frame.pts is None or frame.pts >= begins), numbers - number)
 
 
-def picked(frames: Iterable[Any], numbers: NDArray[np.int64]) -> Iterator[Any]:
+def pick_frames(frames: Iterable[Any], numbers: NDArray[np.int64]) -> Iterator[Any]:
     """Yield those of some frames that have these numbers, counted from 0.
 
     Args:
@@ -54,7 +54,7 @@ def picked(frames: Iterable[Any], numbers: NDArray[np.int64]) -> Iterator[Any]:
 def by_time(container: Any, stream: Any, frame_range: FrameRange, fps: float, clock: Clock) -> Iterator[Any]:
     """Yield the frame that is shown at `frame_range.start`, and those shown at equal distances after its time."""
     taken, origin, target = 0, 0.0, clock.begin + frame_range.start
-    for frame, since, until in _shown(timed(container, stream, clock, target), EARLY * _interval(stream, clock)):
+    for frame, since, until in _shown(with_times(container, stream, clock, target), EARLY * _interval(stream, clock)):
         while target < until:
             if taken == 0:
                 origin = since
@@ -72,7 +72,7 @@ def last_by_time(container: Any, stream: Any, count: int, fps: float) -> list[An
         At most `count` frames in the order of display; fewer where the video is shorter.
     """
     clock, shown = Clock(), deque[tuple[float, Any]]()
-    for frame, time, _ in timed(container, stream, clock, 0.0):
+    for frame, time, _ in with_times(container, stream, clock, 0.0):
         shown.append((time, frame))
         while len(shown) > 1 and shown[1][0] <= time - (count - 1) / fps:
             shown.popleft()
@@ -87,7 +87,7 @@ def _interval(stream: Any, clock: Clock) -> float:
     return 1 / (clock.rate or float(stream.average_rate or 25))
 
 
-def timed(container: Any, stream: Any, clock: Clock, start: float) -> Iterator[tuple[Any, float, float]]:
+def with_times(container: Any, stream: Any, clock: Clock, start: float) -> Iterator[tuple[Any, float, float]]:
     """Yield the frames of the piece with their times and durations, in seconds.
 
     The first frame is one that is shown at second `start` of the file, or an earlier one.

@@ -170,7 +170,7 @@ class LowResUpsampler(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """Window-attention transformer that predicts the velocity `v` from noisy latents and their condition."""
+    """Window-attention transformer that predicts the target of a probability path from noisy latents and their condition."""
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
@@ -193,7 +193,7 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.final_layer.bias)
 
     def forward(self, x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None = None) -> Tensor:
-        """Predict v.
+        """Predict the target of the probability path.
 
         Args:
             x: noisy normalised latents as frames, [f c h w].
@@ -202,7 +202,7 @@ class Denoiser(nn.Module):
             estimate: self-conditioning, the last estimate of the clean latents [f c h w]; None stands for zeros.
 
         Returns:
-            v, float32 [f c h w].
+            Prediction, float32 [f c h w].
 
         Raises:
             ValueError: the latents have another size than the config's, or there are images and cross-attention has spatiotemporal

@@ -58,7 +58,7 @@ class Holder:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def hold_lock(path: Path) -> Iterator[None]:
     """Hold the lock file `path` inside the context.
 
     Raises:

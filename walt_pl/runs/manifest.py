@@ -24,7 +24,7 @@ from typing import Any, Literal
 from walt_pl.files import file_sha256, write_whole
 from walt_pl.runs.artifact import CARD, TRAIN, file_problem, read_card, restore
 from walt_pl.runs.artifact_writing import check_replaceable
-from walt_pl.runs.lock import Holder, LockedManifest, locked, now
+from walt_pl.runs.lock import Holder, LockedManifest, hold_lock, now
 from walt_pl.runs.stage_names import ManifestError, in_order, kind_of, parents_of
 
 FORMAT = 1
@@ -388,7 +388,7 @@ class Manifest:
     @contextlib.contextmanager
     def _edit(self) -> Iterator[dict[str, StageRecord]]:
         """Yield the stages under the lock, and write them back at the end of the context."""
-        with locked(self.run_dir / "manifest.lock"):
+        with hold_lock(self.run_dir / "manifest.lock"):
             stages = self.stages()
             yield stages
             plain = {name: dataclasses.asdict(stages[name]) for name in in_order(stages)}

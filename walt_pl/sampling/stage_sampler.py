@@ -40,7 +40,7 @@ def text_condition(
     return Condition(layout, condition_kept & known, text=text, text_mask=mask, labels=labels)
 
 
-def with_low_res(condition: Condition, path: ProbabilityPath, low_res: Tensor, noise: Tensor, level: Tensor) -> Condition:
+def with_low_res(condition: Condition, path: ProbabilityPath, low_res: Tensor, noise: Tensor, noise_aug_level: Tensor) -> Condition:
     """Return the condition with low-resolution latents, noised before the network upscales them (noise augmentation).
 
     Args:
@@ -48,9 +48,11 @@ def with_low_res(condition: Condition, path: ProbabilityPath, low_res: Tensor, n
         path: from clean latents to noise.
         low_res: low-resolution latents, normalised [f c h w].
         noise: standard normal [f c h w].
-        level: noise augmentation level (a timestep) of each sample, int64 [s].
+        noise_aug_level: noise augmentation level (a timestep) of each sample, int64 [s].
     """
-    return replace(condition, low_res=add_noise(path, low_res, noise, condition.layout.per_frame(level)), noise_aug_level=level)
+    return replace(
+        condition, low_res=add_noise(path, low_res, noise, condition.layout.per_frame(noise_aug_level)), noise_aug_level=noise_aug_level
+    )
 
 
 def with_context(condition: Condition, latents: Tensor) -> Condition:

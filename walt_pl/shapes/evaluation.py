@@ -30,6 +30,8 @@ UPSCALED = 64
 """Validation clips that each super-resolution stage is scored on."""
 CONTINUED = 120
 """Validation clips that the base model continues, where it was trained with frame prediction."""
+FORMATS = {"psnr": "{:.2f} dB"}
+"""How a figure is printed, by the first word of its name. Others are shares, printed in percent."""
 STEPS = {"base": 10, "super_resolution": 2}
 """Sampling steps by kind of stage. Super-resolution needs few: its answer is determined. sr2 had 30.4 dB with 1 or 2, 29.6 dB with 4."""
 
@@ -57,7 +59,7 @@ def evaluate_run(
         allow_stale: score although a parent was trained again.
 
     Returns:
-        Content of summary.json except the times. "scores" has the figures of each stage: correct shares 0..1, PSNR in dB.
+        Content of the demo's summary.json, without its times. "scores" has the figures of each stage: correct shares 0..1, PSNR in dB.
     """
     cascade = Cascade.open(run, stages, allow_stale)
     sampling = SamplingConfig(steps if isinstance(steps, int) else {**default_steps(cascade), **(steps or {})})
@@ -290,5 +292,5 @@ def render_summary(summary: Mapping[str, Any]) -> Table:
     table = Table("stage", "figure", "value")
     for stage, figures in summary["scores"].items():
         for figure, value in figures.items():
-            table.add_row(stage, figure, f"{value:.2f} dB" if "psnr" in figure else f"{value:.1%}")
+            table.add_row(stage, figure, FORMATS.get(figure.split("_")[0], "{:.1%}").format(value))
     return table

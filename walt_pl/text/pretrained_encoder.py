@@ -124,7 +124,7 @@ class _Library(Protocol):
         """Return all token ids of a caption, with the start and end tokens."""
         ...
 
-    def cut(self, caption: str) -> list[int]:
+    def tokenize(self, caption: str) -> list[int]:
         """Return at most `limit` token ids of a caption, with the end token."""
         ...
 
@@ -159,7 +159,7 @@ class _Transformers:
     def pieces(self, caption: str) -> list[int]:
         return list(self.tokenizer(caption, verbose=False)["input_ids"])
 
-    def cut(self, caption: str) -> list[int]:
+    def tokenize(self, caption: str) -> list[int]:
         return list(self.tokenizer(caption, truncation=True, max_length=self.limit)["input_ids"])
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -195,7 +195,7 @@ class _Clip:
     def pieces(self, caption: str) -> list[int]:
         return [self.tokenizer.sot_token_id, *self.tokenizer.encode(caption), self.tokenizer.eot_token_id]
 
-    def cut(self, caption: str) -> list[int]:
+    def tokenize(self, caption: str) -> list[int]:
         return [*self.pieces(caption)[: self.limit - 1], self.tokenizer.eot_token_id]
 
     def states(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -271,4 +271,4 @@ class PretrainedTextEncoder:
                 f"{len(pieces)}: its end is cut off, as of every longer one",
                 stacklevel=3,
             )
-        return self._library.cut(caption)
+        return self._library.tokenize(caption)

@@ -150,14 +150,14 @@ class SmallTextEncoder(nn.Module):
             raise RuntimeError("text: no vocabulary yet; call load_vocabulary first")
         if not captions:
             return self.position.new_zeros(0, 1, self.width), torch.zeros(0, 1, dtype=torch.bool, device=self.position.device)
-        pieces = [self._cut(self._pieces.encode(caption.strip().lower())) or [0] for caption in captions]
+        pieces = [self._truncate(self._pieces.encode(caption.strip().lower())) or [0] for caption in captions]
         length = max(len(row) for row in pieces)
         device = self.position.device
         ids = torch.tensor([row + [0] * (length - len(row)) for row in pieces], device=device)
         mask = torch.tensor([[i < len(row) for i in range(length)] for row in pieces], device=device)
         return self(ids, mask), mask
 
-    def _cut(self, ids: list[int]) -> list[int]:
+    def _truncate(self, ids: list[int]) -> list[int]:
         """Return at most `max_length` of the ids. Truncated captions are counted, and the first one warns."""
         if len(ids) > self.config.max_length:
             self.truncated += 1

@@ -87,7 +87,7 @@ def test_ema_warmup_is_stated_in_the_common_files(config: str) -> None:
 def test_ema_swapping_twice_changes_nothing(tmp_path: Path) -> None:
     ema = EMA(decay=0.5)
     module, _ = fit(3, ema, tmp_path)
-    with ema.swapped(module):
+    with ema.swap_weights(module):
         assert abs(float(module.weight) - expected(3, 0.5)) < 1e-5
     assert float(module.weight) == 3
 

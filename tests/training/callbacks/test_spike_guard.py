@@ -90,11 +90,13 @@ def test_spike_guard_incident_names_loss_files_and_norms_alike_for_every_engine(
     assert mine[layers] == pytest.approx(single[layers], rel=1e-3)
     assert sum(norm**2 for norm in mine[layers].values()) == pytest.approx(mine["gradient norm"] ** 2, rel=1e-3)
     files = [file for rank in mine["ranks"] for batch in rank["files"] for file in batch]
-    assert sorted(file["slot"] for file in files) == list(range(8))
-    assert {file["slot"]: file["path"] for file in files} == {f["slot"]: f["path"] for f in single["ranks"][0]["files"][0]}
+    assert sorted(file["global_batch_index"] for file in files) == list(range(8))
+    assert {file["global_batch_index"]: file["path"] for file in files} == {
+        f["global_batch_index"]: f["path"] for f in single["ranks"][0]["files"][0]
+    }
     spoilt = incident(folder, name, 3)
     assert [rank["loss"] == "nan" for rank in spoilt["ranks"]] == [False, True], "it says who had it"
-    assert SLOT in [file["slot"] for file in spoilt["ranks"][1]["files"][0]]
+    assert SLOT in [file["global_batch_index"] for file in spoilt["ranks"][1]["files"][0]]
     assert spoilt["loss"] == "nan" and spoilt[layers]
 
 

@@ -86,7 +86,7 @@ class EMA(L.Callback):
     # ---- Swapped with the weights ---------------------------------------------------------------------------------------
 
     @contextmanager
-    def swapped(self, pl_module: L.LightningModule) -> Iterator[None]:
+    def swap_weights(self, pl_module: L.LightningModule) -> Iterator[None]:
         """Replace the module's weights by their averages inside the context; all ranks call it."""
         self._swap(pl_module)
         try:

@@ -101,7 +101,7 @@ class ExportArtifact(L.Callback):
         if found:
             raise NonFiniteError(self._describe_refusal(trainer, f"{self.run / self.stage} is not written: {found}"))
         failure: Exception | None = None
-        with averages.swapped(pl_module):
+        with averages.swap_weights(pl_module):
             state = dict(pl_module.state_dict())
             # The state dict has these weights empty under ZeRO 3, and in low precision under ZeRO 1 and 2.
             for name, p in trainable_parameters(pl_module):

@@ -230,7 +230,7 @@ def _gather_ranks(own: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _describe_batch(batch: JointBatch) -> list[dict[str, Any]]:
     rows = zip(batch.global_batch_index.tolist(), batch.paths, batch.weight.tolist(), strict=True)
-    return [{"slot": global_batch_index, "path": path, "read": bool(weight)} for global_batch_index, path, weight in rows]
+    return [{"global_batch_index": index, "path": path, "read": bool(weight)} for index, path, weight in rows]
 
 
 def _norms_by_layer(norms: dict[str, Tensor]) -> dict[str, float]:

@@ -17,7 +17,6 @@ from stages.vae import VAEStage
 from tests.helpers.experiments import FILES, planned
 from tests.helpers.poison import poisoned_memory
 from walt_pl.cli.plan_costs import Share, autoencoder_cost, diffusion_cost
-from walt_pl.models.discriminator import Conv3x3x3
 from walt_pl.runs.stage_names import STAGES
 
 SIDES = (4, 6)
@@ -106,25 +105,3 @@ def test_convolutions_of_shipped_configurations_are_right_in_bfloat16(shipped: l
 def test_convolutions_of_one_frame_of_three_channels_are_never_3d(shipped: list[Convolution]) -> None:
     """torch 2.14 on CPUs with AMX returns uninitialised memory for it in bfloat16."""
     assert [str(c) for c in shipped if c.frames == (1,) and c.weight[1] == 3] == []
-
-
-@pytest.mark.parametrize("frames", [1, 5])
-def test_discriminator_convolution_in_bfloat16_equals_float32(frames: int) -> None:
-    torch.manual_seed(0)
-    convolution, x = Conv3x3x3(3, 32), torch.randn(2, 3, frames, 8, 8)
-    torch.nn.init.normal_(convolution.bias)  # type: ignore[arg-type]
-    exact = F.conv3d(x, convolution.weight, convolution.bias, padding=1)
-    torch.testing.assert_close(convolution(x), exact)
-    with poisoned_memory(), torch.autocast("cpu", torch.bfloat16):
-        low_res = convolution(x)
-    assert low_res.dtype == torch.bfloat16
-    torch.testing.assert_close(low_res.float(), exact, rtol=0.02, atol=0.03)
-
-
-@pytest.mark.parametrize("frames", [1, 5])
-def test_discriminator_convolution_has_the_gradients_of_the_3d_convolution(frames: int) -> None:
-    torch.manual_seed(0)
-    convolution = Conv3x3x3(3, 4).double()
-    inputs = [torch.randn(2, 3, frames, 6, 6, dtype=torch.float64, requires_grad=True), *convolution.parameters()]
-    wanted = torch.autograd.grad(F.conv3d(*inputs, padding=1).square().sum(), inputs)
-    torch.testing.assert_close(torch.autograd.grad(convolution(inputs[0]).square().sum(), inputs), wanted)
