@@ -21,7 +21,7 @@ from walt_pl.cli.config_files import extended_files
 from walt_pl.data import transforms
 from walt_pl.data.cache import LatentCache
 from walt_pl.data.index import IndexEntry, write_index
-from walt_pl.media.resizing import covering
+from walt_pl.media.resizing import cover_size
 from walt_pl.media.spans import FrameRange
 from walt_pl.media.types import Frames, Size
 from walt_pl.runs import artifact
@@ -43,7 +43,7 @@ class Seen(NamedTuple):
 
 def sentinel(entry: IndexEntry, start: int, size: Size) -> Frames:
     """A picture that covers `size` and says where it is from: red is the first frame, green grows down, blue to the right."""
-    rows, columns = covering(entry.height, entry.width, *size)
+    rows, columns = cover_size(entry.height, entry.width, *size)
     clip = np.zeros((1, rows, columns, 3), np.uint8)
     clip[..., 0] = start % 256
     clip[..., 1] = np.linspace(0, 255, rows, dtype=np.float32).astype(np.uint8)[:, None]
@@ -156,7 +156,7 @@ def test_experiment_stage_sees_several_starts_and_crops_of_each_clip(
     for item, views in seen(data, "video").items():
         starts, places = ({getattr(view, name) for view in views} for name in ("start", "place"))
         assert len(starts) > 1 or data.clip_transform.spare(entries[item]) == 0
-        covered = covering(entries[item].height, entries[item].width, rows, columns)
+        covered = cover_size(entries[item].height, entries[item].width, rows, columns)
         assert len(places) > 1 or covered == (rows, columns)
 
 

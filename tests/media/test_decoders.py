@@ -31,7 +31,7 @@ from walt_pl.data.index import IndexEntry
 from walt_pl.media import reading
 from walt_pl.media.probing import Probe, probe, probe_picture
 from walt_pl.media.reading import read_clip, read_picture, read_sizes
-from walt_pl.media.resizing import covering
+from walt_pl.media.resizing import cover_size
 from walt_pl.media.spans import FrameRange
 from walt_pl.media.types import MediaError
 from walt_pl.media.writing import write_image
@@ -146,7 +146,7 @@ def test_read_sizes_scaled_while_decoding_equals_the_antialiased_resize(
     for decoder in {entry.decoder, "pyav"}:
         entry = replace(entry, decoder=decoder)
         small, whole = read_sizes(entry, FrameRange(3), (size, None))
-        assert small.shape[1:3] == covering(height, width, *size) and whole.shape[1:3] == (height, width)
+        assert small.shape[1:3] == cover_size(height, width, *size) and whole.shape[1:3] == (height, width)
         off = np.abs(small - reference(whole, *small.shape[1:3]))
         assert off.mean() < mean and off.max() <= most, (decoder, off.mean(), off.max())
         assert np.array_equal(read_clip(entry, FrameRange(3), size), small), "one decoding for two sizes, and one for each"

@@ -17,7 +17,7 @@ from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import (
     Checkpoint,
     CheckpointError,
-    TornCheckpoint,
+    IncompleteCheckpoint,
     UnsafePickle,
     check_pickle,
     finalize_checkpoint,
@@ -70,14 +70,14 @@ TEARS: list[Callable[[Path], None]] = [
 
 
 @pytest.mark.parametrize("tear", TEARS, ids=["cut short", "half a card", "no state", "no card"])
-def test_checkpoint_newest_skips_a_torn_one_with_a_warning(tear: Callable[[Path], None], tmp_path: Path) -> None:
+def test_checkpoint_newest_skips_an_incomplete_one_with_a_warning(tear: Callable[[Path], None], tmp_path: Path) -> None:
     for step in (5, 10):
         write(tmp_path, step)
     tear(tmp_path / "step=00000010")
-    with pytest.warns(UserWarning, match="step=00000010 is torn"):
+    with pytest.warns(UserWarning, match="step=00000010 is incomplete"):
         newest = Checkpoint.newest(tmp_path)
     assert newest is not None and newest.step == 5
-    with pytest.raises(TornCheckpoint, match="use an older checkpoint beside it"):
+    with pytest.raises(IncompleteCheckpoint, match="use an older checkpoint beside it"):
         Checkpoint.at(tmp_path / "step=00000010")
 
 
@@ -90,7 +90,7 @@ def test_checkpoint_newest_ignores_an_unfinished_one(tmp_path: Path) -> None:
     assert newest is not None and newest.step == 5
 
 
-def test_checkpoint_of_another_format_is_not_called_torn(tmp_path: Path) -> None:
+def test_checkpoint_of_another_format_is_not_called_incomplete(tmp_path: Path) -> None:
     card = write(tmp_path, 5).path / "checkpoint.json"
     card.write_text(json.dumps({**json.loads(card.read_text()), "format": 9}))
     with pytest.raises(CheckpointError, match="format 9, this program reads 2"):
@@ -253,7 +253,7 @@ def test_checkpoint_card_names_no_file_outside(tmp_path: Path) -> None:
     card = json.loads((good.path / "checkpoint.json").read_text())
     for name in ("../../private", str(tmp_path / "private")):
         (good.path / "checkpoint.json").write_text(json.dumps({**card, "files": {name: 4}}))
-        with pytest.raises(TornCheckpoint, match="is missing"):
+        with pytest.raises(IncompleteCheckpoint, match="is missing"):
             Checkpoint.at(good.path)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from tests.helpers.known_network import Call, KnownNetwork
 from tests.helpers.tiny_stages import CAPTIONS, LOW_NOISE, MEAN, STD, write_stages
 from walt_pl.blocks.frames import FrameLayout
+from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.ddim import Guidance
 from walt_pl.diffusion.path import alpha_sigma_like, trailing_timesteps
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
@@ -36,7 +37,7 @@ class Known:
             clips = raw_latents(stage)
             x0 = LAYOUT.join((clips - MEAN) / STD if normalised else clips, clips[:0])
             config = artifact.models["denoiser"].config
-            network = KnownNetwork(config, x0, LAYOUT, None, diffusion.get("zero_terminal_snr", True))
+            network = KnownNetwork(config, x0, LAYOUT, None, DiffusionConfig(**diffusion).path())
             self.networks[stage] = network
             self.cascade.samplers[stage] = replace(self.cascade.samplers[stage], denoiser=network)  # type: ignore[arg-type]
 

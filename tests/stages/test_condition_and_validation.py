@@ -210,7 +210,7 @@ def test_preview_of_a_perfect_denoiser_shows_the_clips_themselves(vae: str, sett
     stage, batch = ready(vae, preview_steps=2, **settings), joint_batch()
     videos = FrameLayout(3, 3, 0)
     x0, _ = stage.latents(batch.videos, batch.images[:0], "latents")
-    network = KnownNetwork(stage.denoiser.config, x0, videos, None, stage.diffusion.zero_terminal_snr)
+    network = KnownNetwork(stage.denoiser.config, x0, videos, None, stage.path)
     stage.denoiser = network  # type: ignore[assignment]
     shown, captions = stage.preview_samples(batch)
     assert captions == ["circle 0", "circle 1", "circle 2"]

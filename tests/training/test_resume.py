@@ -221,7 +221,7 @@ def test_fit_command_options_win_over_the_checkpoint(painted: Path, parents: Pat
         assert told["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.5
 
 
-def test_fit_command_skips_a_torn_checkpoint_and_from_scratch_starts_over(painted: Path, tmp_path: Path) -> None:
+def test_fit_command_skips_an_incomplete_checkpoint_and_from_scratch_starts_over(painted: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     command = arguments("vae", run, painted, "--checkpoint.every_steps", "3", "--data.val_videos", "0")
     bomb = ["--trainer.callbacks", "[{class_path: tests.training.test_resume.Kill, init_args: {step: 8}}]"]
@@ -231,7 +231,7 @@ def test_fit_command_skips_a_torn_checkpoint_and_from_scratch_starts_over(painte
     with (checkpoints / "step=00000006" / "state.ckpt").open("r+b") as file:
         file.truncate(1000)
     said = fit(*command)
-    assert "step=00000006 is torn" in said and "going on from" in said and "step=00000003" in said
+    assert "step=00000006 is incomplete" in said and "going on from" in said and "step=00000003" in said
     said = fit(*command, "--from_scratch", "true")
     assert "going on from" not in said and "step 1/12" in said
 

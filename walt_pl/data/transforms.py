@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from walt_pl.data.batch import Kind, Sample, SampleRef
 from walt_pl.data.index import IndexEntry
 from walt_pl.media.reading import picture_sizes, read_sizes
-from walt_pl.media.resizing import covering
+from walt_pl.media.resizing import cover_size
 from walt_pl.media.spans import EARLY, FrameRange
 from walt_pl.media.types import Frames, MediaError, Size
 
@@ -51,7 +51,7 @@ def to_size(clip: Frames, rows: int, columns: int, place: tuple[float, float] = 
     """
     height, width = clip.shape[1:3]
     frames = rearrange(torch.tensor(clip), "t h w c -> t c h w")
-    target = covering(height, width, rows, columns)
+    target = cover_size(height, width, rows, columns)
     if target != (height, width):
         frames = F.interpolate(frames.float(), size=target, mode="bicubic", antialias=True, align_corners=False)
         frames = frames.clamp(0, 255)  # bicubic overshoots at edges

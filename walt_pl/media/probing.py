@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from walt_pl.media.decord_reader import read_decord
 from walt_pl.media.media_file import Media
 from walt_pl.media.pillow_reader import read_pillow
-from walt_pl.media.pyav import Turn, open_av, pictures
+from walt_pl.media.pyav import Orientation, open_av, pictures
 from walt_pl.media.seeking import begin_time, by_number, is_counted
 from walt_pl.media.spans import EARLY, Clock, FrameRange
 from walt_pl.media.types import Frames, MediaError, Size, reason
@@ -123,7 +123,7 @@ def _examine(media: Media) -> tuple[Probe, list[int], list[int]]:
             except (OSError, ValueError) as error:  # FFmpegError is one or the other
                 frames, damage = [], f"damaged behind frame {len(times)}: {reason(error)}"
             for frame in frames:
-                upright = Turn.of(frame).upright(frame.height, frame.width)
+                upright = Orientation.of(frame).upright(frame.height, frame.width)
                 if size not in (None, upright):
                     raise MediaError(f"{media}: the size changes from {size} to {upright} at frame {len(times)}")
                 if frame.is_corrupt:

@@ -59,7 +59,7 @@ def open_av(media: Media) -> Iterator[tuple[Any, Any]]:
 
 
 @dataclass(frozen=True)
-class Turn:
+class Orientation:
     """The transposition and flips that make the pictures of a file upright. Cameras write them beside the frames."""
 
     transposed: bool = False
@@ -67,7 +67,7 @@ class Turn:
     left_right: bool = False
 
     @classmethod
-    def of(cls, frame: Any) -> Turn:
+    def of(cls, frame: Any) -> Orientation:
         """Return the turn that a frame's display matrix describes.
 
         The matrix shows a pixel at (x, y) at (a x + c y, b x + d y).
@@ -104,7 +104,7 @@ def pictures(frames: Iterable[Any], sizes: Sequence[Size | None]) -> list[Frames
     first = next(frames, None)
     if first is None:
         return [np.zeros((0, 0, 0, 3), np.uint8) for _ in sizes]
-    turn = Turn.of(first)
+    turn = Orientation.of(first)
     lying = [None if size is None else turn.upright(*size) for size in sizes]
     converter = VideoReformatter()  # one for the whole clip: its setup takes as long as a frame
     pictures = (converter.reformat(frame, format="rgb24", threads=1).to_ndarray() for frame in chain([first], frames))

@@ -15,7 +15,7 @@ SMALL = 128 * 128
 """Pixels up to which a picture is not scaled while it is read."""
 
 
-def covering(height: int, width: int, rows: int, columns: int) -> Size:
+def cover_size(height: int, width: int, rows: int, columns: int) -> Size:
     """Return the size of a picture of `height` x `width` that is scaled until it just covers `rows` x `columns`."""
     # The side that is shorter in proportion to the rectangle determines the scale.
     wanted, found = (rows, height) if rows * width >= columns * height else (columns, width)
@@ -30,7 +30,7 @@ def target(clip: Frames, size: Size | None) -> Size:
     height, width = clip.shape[1:3]
     if size is None or height * width <= SMALL:
         return height, width
-    rows, columns = covering(height, width, *size)
+    rows, columns = cover_size(height, width, *size)
     return (rows, columns) if rows <= height and columns <= width else (height, width)
 
 

@@ -6,7 +6,7 @@
         checkpoint.json     written last: the files of the checkpoint with their sizes in bytes
 
 A checkpoint is written as `step=00000100.part`. Every file of it is synced, then the folder is renamed. After a power cut there is either
-the complete folder or a part. A folder whose files differ from its checkpoint.json is torn and is skipped.
+the complete folder or a part. A folder whose files differ from its checkpoint.json is incomplete and is skipped.
 
 Pickles run code when they are read. A file is read with `weights_only=True`, which builds tensors and plain types only. DeepSpeed reads its
 shards by itself. Before that, `check_pickle` looks up every type that they name, without building it. While DeepSpeed reads, `tensors_only`
@@ -57,7 +57,7 @@ class CheckpointError(ValueError):
     """A checkpoint cannot be used. The message names the file and ends with what to do."""
 
 
-class TornCheckpoint(CheckpointError):
+class IncompleteCheckpoint(CheckpointError):
     """A checkpoint is incomplete: its writing was interrupted, or files are missing since."""
 
 
@@ -86,7 +86,7 @@ class Checkpoint:
         """Return the checkpoint in a folder.
 
         Raises:
-            TornCheckpoint: it is incomplete.
+            IncompleteCheckpoint: it is incomplete.
             CheckpointError: it is of another format, or there is a link, pipe or device in it.
         """
         path = Path(path)
@@ -96,20 +96,20 @@ class Checkpoint:
             found = files.get(name)
             if found != size:
                 is_there = "is missing" if found is None else f"has {found} bytes"
-                raise TornCheckpoint(f"{path} is torn: {name} {is_there}, wanted {size}; use an older checkpoint beside it")
+                raise IncompleteCheckpoint(f"{path} is incomplete: {name} {is_there}, wanted {size}; use an older checkpoint beside it")
         return cls(path, card["step"], card["samples"], card["strategy"], card["world_size"], card.get("metrics", {}))
 
     @classmethod
     def newest(cls, folder: str | Path) -> Checkpoint | None:
         """Return the newest complete checkpoint of a folder; None if there is none.
 
-        Every newer checkpoint that is torn is skipped with a warning.
+        Every newer checkpoint that is incomplete is skipped with a warning.
         """
         for path in reversed(steps(Path(folder))):
             try:
                 return cls.at(path)
-            except TornCheckpoint as torn:
-                warnings.warn(f"passed over: {torn}", stacklevel=2)
+            except IncompleteCheckpoint as error:
+                warnings.warn(f"skipped: {error}", stacklevel=2)
         return None
 
     @classmethod
@@ -165,9 +165,11 @@ def _card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads((path / CARD).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise TornCheckpoint(f"{path} is torn: there is no {CARD}, which is written last; use an older checkpoint beside it") from None
+        raise IncompleteCheckpoint(
+            f"{path} is incomplete: there is no {CARD}, which is written last; use an older checkpoint beside it"
+        ) from None
     except ValueError as error:
-        raise TornCheckpoint(f"{path} is torn: {CARD} is no JSON ({error}); use an older checkpoint beside it") from None
+        raise IncompleteCheckpoint(f"{path} is incomplete: {CARD} is no JSON ({error}); use an older checkpoint beside it") from None
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         found = card.get("format") if isinstance(card, dict) else type(card).__name__
         raise CheckpointError(
