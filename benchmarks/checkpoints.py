@@ -1,9 +1,9 @@
-"""What checkpoints cost a training: seconds a step with one every so many steps over seconds a step without, in one run.
+"""Cost of checkpoints: seconds a step with one every so many steps over seconds a step without, in one run.
 
     python -m benchmarks.checkpoints
 
 Both are measured in one process, in turns of a few steps, on the same model: a base denoiser with AdamW and its average, on random
-latents. What a checkpoint costs is the median difference of two turns that follow each other, so that a machine which is slower for a
+latents. The cost of a checkpoint is the median difference of two turns that follow each other, so that a machine which is slower for a
 while counts little. A checkpoint is the real one: state, averages, sync, rename.
 """
 
@@ -53,7 +53,7 @@ class Latents(Dataset[JointBatch]):
 
 
 class Data(L.LightningDataModule):
-    """What a checkpoint asks of the data: how many samples a step sees."""
+    """Stand-in for the data: the number of samples that a step sees."""
 
     images_per_batch = 0
 

@@ -60,7 +60,7 @@ class Witness(L.Callback):
 
 
 def numbered(clip: bytes, number: int) -> bytes:
-    """The same mp4 with other bytes: a box that every reader skips."""
+    """Return the mp4 with other bytes: a box that every reader skips."""
     return clip + (16).to_bytes(4, "big") + b"free" + number.to_bytes(8, "big")
 
 
@@ -92,7 +92,7 @@ FAIL_LATER: dict[str, Callable[[Path], object]] = {
     "zeroed": lambda path: path.write_bytes(bytes(path.stat().st_size)),
     "halved": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
 }
-"""What becomes of files between the index and the training."""
+"""Fate of files between the index and the training."""
 
 EXPERIMENT = """
 model:
@@ -113,7 +113,7 @@ trainer:
 
 
 def walt(*words: str) -> str:
-    """What the program says."""
+    """Run the program and return its output."""
     done = subprocess.run([sys.executable, "-m", "walt_pl", *words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
@@ -172,7 +172,7 @@ def broken(folder: Path) -> dict[str, object]:
 
 
 def mutation(content: bytes, rng: np.random.Generator) -> bytes:
-    """The same file with bytes flipped, a piece cut out of it or off its end, or two pieces swapped."""
+    """Return a file with bytes flipped, a piece cut out of it or off its end, or two pieces swapped."""
     data = bytearray(content)
     kind = rng.integers(4)
     if kind == 0:

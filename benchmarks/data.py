@@ -1,4 +1,4 @@
-"""What the data side promises, measured in one run: as ratios where others do the same, with the load average noted.
+"""Promises of the data side, measured in one run: as ratios where others do the same, with the load average noted.
 
     python -m benchmarks.data [PART ...] [--clips 96] [--rounds 3] [--rows 1000000] [--samples 20000] [--files 500] [--figure FILE]
 

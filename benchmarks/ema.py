@@ -1,4 +1,4 @@
-"""What averaging the weights costs: steps of the embedded set's base model with and without, turn and turn about in one run.
+"""Cost of averaging the weights: steps of the embedded set's base model with and without, turn and turn about in one run.
 
 python -m benchmarks.ema [--steps 40] [--cpu]
 """

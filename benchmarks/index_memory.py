@@ -1,4 +1,4 @@
-"""What a large index costs a worker, and how long it takes to open.
+"""Memory that a large index costs a worker, and the time to open it.
 
 A synthetic index is written (about 2 GB for ten million rows), opened here, and its videos are handed to a fresh worker process,
 pickled as a DataLoader does. The worker reads entries all over the index and says what it has more of than before: memory of its own
@@ -68,7 +68,7 @@ def worker(connection: Connection) -> None:
 
 
 def measure(path: Path) -> dict[str, float]:
-    """What an index costs: seconds to open it; bytes that a worker has more of its own (`own`) and of mapped files (`shared`)."""
+    """Cost of an index: seconds to open it; bytes that a worker has more of its own (`own`) and of mapped files (`shared`)."""
     start = time.perf_counter()
     index = Index(path, "train")
     seconds = time.perf_counter() - start

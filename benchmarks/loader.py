@@ -69,7 +69,7 @@ def held() -> dict[str, float]:
 
 
 def memory(folder: Path, samples: int, figure: Path | None) -> dict[str, object]:
-    """What is held while a worker reads many clips, every 500 clips, and its growth over the last three quarters."""
+    """Memory held while a worker reads many clips, every 500 clips, and its growth over the last three quarters."""
     data = JointData(index_of(folder, paint(folder, 40), 40), SIDE, FRAMES, BATCH, val_videos=0, workers=1)
     seen: list[int] = []
     held_then: dict[str, list[float]] = {"training process": [], "workers": []}

@@ -16,6 +16,7 @@ from tests.helpers.house_rules import (
     long_functions,
     module_of,
     modules,
+    unclear_docstrings,
     upward_imports,
 )
 
@@ -111,6 +112,10 @@ def test_functions_are_short() -> None:
     assert not long_functions(ROOT, FUNCTION_LINES)
 
 
+def test_docstrings_say_a_thing_or_an_action_first() -> None:
+    assert not unclear_docstrings(ROOT, ["walt_pl", "stages", "datamodules", "tests", "benchmarks"])
+
+
 # ---- The rules see a planted fault -------------------------------------------------------------------------------------
 
 
@@ -183,6 +188,11 @@ def test_long_files_and_functions_are_counted_without_signature_and_docstring(tm
     root = plant(tmp_path, {"walt_pl/a.py": three, "walt_pl/b.py": 'async def g():\n    """Only words."""\n'})
     assert long_functions(root, 3) == {} and long_functions(root, 2) == {"walt_pl.a.f": 3}
     assert long_files(root, 10) == {} and long_files(root, 9) == {"walt_pl.a": 10}
+
+
+def test_unclear_docstrings_are_found_under_fields_and_functions(tmp_path: Path) -> None:
+    source = 'class A:\n    x: int = 0\n    """How many."""\n\n    def f(self):\n        """What it does."""\n        return "What"\n'
+    assert unclear_docstrings(plant(tmp_path, {"walt_pl/a.py": source})) == ["walt_pl.a:3", "walt_pl.a:6"]
 
 
 def test_modules_of_an_empty_folder_raise(tmp_path: Path) -> None:

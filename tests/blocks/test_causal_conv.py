@@ -40,7 +40,7 @@ def clip(frames: int, channels: int = 32, side: int = 4) -> Tensor:
 
 
 def other_future(x: Tensor, start: int) -> Tensor:
-    """The same clip up to `start`, other frames (of other spread, too) from there on."""
+    """Return the clip with other frames, of another spread, from `start` on."""
     y = x.clone()
     y[:, :, start:] = 3 * torch.randn(y[:, :, start:].shape, generator=torch.Generator().manual_seed(1)) + 1
     return y

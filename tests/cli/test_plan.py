@@ -1,4 +1,4 @@
-"""What the plan says of the experiments: its report, days, and what fits on a card."""
+"""The plan of the experiments: its report, days, and what fits on a card."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which clips are used, at which size, and why the others are not."""
+"""Selection of clips and their sizes, and the reasons against the others."""
 
 import time
 from pathlib import Path

@@ -78,7 +78,7 @@ def adamw(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def stage(activation_checkpointing: bool = False) -> Stage:
-    """The same weights on every rank and engine; a clip that every step goes over."""
+    """Return a stage with equal weights on every rank and engine, and a gradient limit that every step exceeds."""
     torch.manual_seed(0)
     denoiser = DenoiserConfig(
         width=32,

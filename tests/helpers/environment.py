@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Ended(NamedTuple):
-    """What is left of a start of the program."""
+    """Exit code and output of a start of the program."""
 
     code: int
     said: str

@@ -40,14 +40,14 @@ def documented(config: Path) -> list[str]:
 
 
 def typed(command: str) -> list[list[str]]:
-    """What `make` would run: the arguments of each `fit`."""
+    """Return what `make` would run: the arguments of each `fit`."""
     said = subprocess.run([*shlex.split(command), "-n"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [shlex.split(line.split("walt_pl fit", 1)[1]) for line in said.splitlines() if "walt_pl fit" in line]
 
 
 COMMANDS = sorted({command for config in FILES for command in documented(config)})
 RUN = {"shapes": "Reached", "clips": "Reached", "ablations": "see docs/ablations.md"}
-"""What was run, by folder, and the words for it; everything else says that it was not."""
+"""Folders that were run, and the words of their files for it. All other files say that they were not run."""
 FULL_SIZE = [
     path for path in FILES if RUN.get(path.parent.name) is None and "\nextends:" in path.read_text(encoding="utf-8") and documented(path)
 ]

@@ -4,6 +4,7 @@ Every function takes the root of the tree, so that tests can give one with a pla
 """
 
 import ast
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -124,3 +125,14 @@ def long_functions(root: Path, limit: int, folders: Sequence[str] = FOLDERS) -> 
                 if count > limit:
                     found[f"{module}.{node.name}"] = count
     return found
+
+
+def unclear_docstrings(root: Path, folders: Sequence[str] = FOLDERS) -> list[str]:
+    """Return the docstrings, and the strings under fields, that begin with What, Which, Who, How or The same."""
+    opening = re.compile(r"\s*(What|Which|Who|Whose|How|The same)\b")
+    return [
+        f"{module}:{node.lineno}"
+        for module, path in modules(root, folders).items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and opening.match(str(node.value.value))
+    ]

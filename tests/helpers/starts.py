@@ -21,7 +21,7 @@ class Start:
 
     ranks: list[ForkServerProcess]
     log: Path
-    """What they print, one after the other."""
+    """Printed text, one process after the other."""
 
     def wait(self, timeout: float = 240) -> int:
         """Exit code of rank zero, once all have ended."""

@@ -81,7 +81,7 @@ def test_cascade_negative_prompt_replaces_the_unconditional_branch(folders: dict
 
 @pytest.fixture(scope="module")
 def going_on(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Cascade:
-    """The same with a base model of 4 px and 1 + 4 x 2 = 9 frames that knows frame prediction."""
+    """A cascade with a base model of 4 px and 1 + 4 x 2 = 9 frames that knows frame prediction."""
     folder = tmp_path_factory.mktemp("past") / "base"
     denoiser = random_denoiser(size=(3, 4, 4), frame_prediction=0.1)
     save_base(folder, denoiser, text=load(folders["base"]))

@@ -25,7 +25,7 @@ OPTIMISERS: dict[str, dict[str, Any]] = {
 
 
 def parsed(config: dict[str, Any]) -> Any:
-    """What the program's parser makes of an `optimizer:` in YAML."""
+    """Return what the program's parser makes of an `optimizer:` in YAML."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--optimizer", type=OptimizerCallable)
     return parser.instantiate_classes(parser.parse_object({"optimizer": config})).optimizer

@@ -1,4 +1,4 @@
-"""What the stages compute beside the training loop."""
+"""Computations of the stages beside the training loop."""
 
 from collections.abc import Callable
 from dataclasses import replace

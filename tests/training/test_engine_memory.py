@@ -1,4 +1,4 @@
-"""What engines hold, against bytes of real optimisers and engines."""
+"""Memory of engines, against bytes of real optimisers and engines."""
 
 from typing import Any
 

@@ -23,7 +23,7 @@ class CausalConvCache:
     inputs: dict[nn.Module, Tensor] = field(default_factory=dict)
     """Last input frames of each convolution, [b c k h w]."""
     first: bool = True
-    """Whether the present chunk is the first: only the first drops frames after up-sampling."""
+    """True if the present chunk is the first: only the first drops frames after up-sampling."""
 
 
 class CausalConv3d(nn.Conv3d):

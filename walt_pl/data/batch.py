@@ -71,7 +71,7 @@ class JointBatch:
     low_res_images: Tensor | None
     """[i c 1 h' w'] low-resolution copies of the images (super-resolution only)."""
     space: Space
-    """Whether `videos` and `images` hold pixels or latents."""
+    """Content of `videos` and `images`: pixels or latents."""
     paths: list[str]
     """v + i files, for messages."""
 

@@ -119,7 +119,7 @@ class IndexEntry:
     modified: int = 0
     """Time of the last change of the file (or the shard), in nanoseconds since 1970; 0: unknown."""
     variable_rate: bool = False
-    """Whether the frames of the file are not evenly spaced in time."""
+    """True if the frames of the file are not evenly spaced in time."""
     begin: float = 0.0
     """Second of the file at which the clip begins."""
     end: float = 0.0

@@ -25,7 +25,7 @@ class BatchLoader(ABC):
     """
 
     endless: bool
-    """Whether an iteration continues where the last one stopped."""
+    """True if an iteration continues where the last one stopped."""
 
     def __init__(self) -> None:
         self.failures: dict[str, str] = {}

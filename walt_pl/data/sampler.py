@@ -44,7 +44,7 @@ class Sampler(Protocol):
     """Protocol between loader and sampler: the `SampleRef`s of this rank, step by step, and a state."""
 
     endless: bool
-    """Whether `steps` has no end, so that the next epoch continues where the last one stopped."""
+    """True if `steps` has no end, so that the next epoch continues where the last one stopped."""
 
     def __len__(self) -> int:
         """Return the number of steps of an epoch."""

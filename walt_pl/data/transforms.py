@@ -94,7 +94,7 @@ class View:
     place: tuple[float, float]
     """Position of the crop, see `to_square`."""
     mirrored: bool = False
-    """Whether the view is flipped left to right, where the clip transform flips."""
+    """True if the view is flipped left to right, where the clip transform flips."""
 
 
 def draw_view(kind: Kind, item: int, number: int, spare_frames: int) -> View:
@@ -142,7 +142,7 @@ class ClipTransform:
     stride: int = 1
     """Distance between frames that are read, in frames of the file; only without `fps`."""
     flip: bool = False
-    """Whether half of the views and windows are mirrored, left to right (not where captions say left or right)."""
+    """Mirror half of the views and windows, left to right (not where captions say left or right)."""
     first_view: bool = False
     """With `crop`, read frame 0 and the centre at `size` in place of a random window (validation)."""
 

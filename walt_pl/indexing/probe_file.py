@@ -26,7 +26,7 @@ class MediaFile:
     end: int
     """Size of the file that holds it; -1: the file is missing."""
     decord: bool = True
-    """Whether decord may be tried."""
+    """True if decord may be tried."""
     pieces: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
     """Begin and end in seconds of the pieces to examine; (0, 0) is the whole."""
 

@@ -36,7 +36,7 @@ class Probe:
     duration: float = 0.0
     """Seconds from the first frame to the end of the last one, 0 for an image."""
     variable_rate: bool = False
-    """Whether the frames are not evenly spaced in time."""
+    """True if the frames are not evenly spaced in time."""
     decoder: str = ""
     """The decoder that reads the file correctly: "decord", "pyav" or "pillow"."""
     reason: str = ""

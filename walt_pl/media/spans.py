@@ -39,7 +39,7 @@ class Clock:
     rate: float = 0.0
     """Frames per second on average; 0: not known."""
     uneven: bool = False
-    """Whether the frames are known not to be evenly spaced in time."""
+    """True if the frames are known not to be evenly spaced in time."""
     begin: float = 0.0
     """Second at which the piece begins."""
     end: float = math.inf

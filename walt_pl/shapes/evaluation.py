@@ -31,7 +31,7 @@ UPSCALED = 64
 CONTINUED = 120
 """Validation clips that the base model continues, where it was trained with frame prediction."""
 FORMATS = {"psnr": "{:.2f} dB"}
-"""How a figure is printed, by the first word of its name. Others are shares, printed in percent."""
+"""Format of a figure, by the first word of its name. Others are shares, printed in percent."""
 STEPS = {"base": 10, "super_resolution": 2}
 """Sampling steps by kind of stage. Super-resolution needs few: its answer is determined. sr2 had 30.4 dB with 1 or 2, 29.6 dB with 4."""
 

@@ -29,7 +29,7 @@ class Full:
     engine: str
     rank: int | None = None
     place: str = ""
-    """What fails: a shard, half way, or the folder."""
+    """Write that fails: a shard, half way, or the folder."""
 
 
 class FillsUp(L.Callback):
