@@ -24,7 +24,7 @@ from walt_pl.data.sampler import BucketItems, JointSampler, SequentialSampler
 from walt_pl.data.selection import Bucket, Selection, check_buckets, describe_selection, select
 from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.data.webdataset_loader import ShardStream, StreamConfig, StreamLoader
-from walt_pl.runs import artifact
+from walt_pl.runs import artifact, card
 
 TRAIN, VALIDATION = "train", "val"
 
@@ -294,7 +294,7 @@ class JointData(L.LightningDataModule):
     def _caches(self, split: str, number: int, clip_transform: ClipTransform) -> dict[Kind, LatentCache]:
         """Return the cache of each kind that a bucket has."""
         assert self.vae is not None
-        vae_sha256, index_sha256 = artifact.read_card(self.vae)["sha256"], self._index(split).sha256
+        vae_sha256, index_sha256 = card.read_card(self.vae)["sha256"], self._index(split).sha256
         key = cache_key(clip_transform, split, vae_sha256, index_sha256, compute_dtype(self._device()))
         folder = self.cache_dir / cache_name(clip_transform, split, self._limit(split))
         return bucket_caches(folder, key, clip_transform, self.selection(split), number)

@@ -17,7 +17,8 @@ from tests.training.test_resume import arguments
 from walt_pl.cli import evaluate
 from walt_pl.cli import main as cli
 from walt_pl.cli.export import export_checkpoint
-from walt_pl.runs.artifact import ArtifactError, load
+from walt_pl.runs.artifact import load
+from walt_pl.runs.card import ArtifactError
 from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, UnsafePickle, read_state
 from walt_pl.runs.manifest import Manifest
 

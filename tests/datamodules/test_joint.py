@@ -19,7 +19,7 @@ from datamodules.joint import JointData
 from walt_pl.data.batch import JointBatch
 from walt_pl.data.index import write_index
 from walt_pl.media.writing import write_image, write_video
-from walt_pl.runs import artifact
+from walt_pl.runs import artifact, card
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*files could not be read and counted for nothing"),
@@ -82,7 +82,7 @@ class FakeVAE(nn.Module):
 def vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Path of an artifact that needs no training."""
     FakeVAE.clips = 0
-    monkeypatch.setattr(artifact, "read_card", lambda path: {"sha256": "1"})
+    monkeypatch.setattr(card, "read_card", lambda path: {"sha256": "1"})
     monkeypatch.setattr(artifact, "load", lambda path, device: SimpleNamespace(models={"vae": FakeVAE()}))
     return str(tmp_path / "vae")
 
@@ -230,7 +230,7 @@ def test_joint_data_aspect_shapes_pixels_latents_and_low_res(index: str, vae: st
 def test_joint_data_new_vae_makes_the_cache_stale(index: str, vae: str, monkeypatch: pytest.MonkeyPatch) -> None:
     make(index, vae=vae).prepare_data()
     encoded = FakeVAE.clips
-    monkeypatch.setattr(artifact, "read_card", lambda path: {"sha256": "2"})
+    monkeypatch.setattr(card, "read_card", lambda path: {"sha256": "2"})
     with pytest.warns(UserWarning, match=r"stale \(vae changed\)"):
         make(index, vae=vae).prepare_data()
     assert FakeVAE.clips == 2 * encoded

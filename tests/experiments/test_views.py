@@ -24,7 +24,7 @@ from walt_pl.data.index import IndexEntry, write_index
 from walt_pl.media.resizing import cover_size
 from walt_pl.media.spans import FrameRange
 from walt_pl.media.types import Frames, Size
-from walt_pl.runs import artifact
+from walt_pl.runs import artifact, card
 
 ROW = {"caption": "a clip", "bytes": 1, "fps": 0.0, "width": 340, "height": 256}
 PASSES = 6
@@ -82,7 +82,7 @@ def sentinels(monkeypatch: pytest.MonkeyPatch) -> None:
         build(cache, source, kind, encode, batch_size, 0, *more)
 
     monkeypatch.setattr(LatentCache, "build", build_here)  # in this process, where files are sentinels
-    monkeypatch.setattr(artifact, "read_card", lambda path: {"sha256": "1"})
+    monkeypatch.setattr(card, "read_card", lambda path: {"sha256": "1"})
     monkeypatch.setattr(artifact, "load", lambda path, device: SimpleNamespace(models={"vae": MeanOfPatches()}))
 
 

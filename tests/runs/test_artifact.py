@@ -1,4 +1,4 @@
-"""Promises of walt_pl/runs/artifact.py: whole or not at all, equal outputs, no changed byte goes unseen."""
+"""Promises of artifact.py, artifact_writing.py and card.py: whole or not at all, equal outputs, no changed byte goes unseen."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from torch import Tensor, nn
 import walt_pl
 from walt_pl.files import file_sha256
 from walt_pl.runs import artifact, artifact_writing
-from walt_pl.runs.artifact import ArtifactError, load, verify_artifact
-from walt_pl.runs.artifact_writing import check_replaceable, save_artifact
+from walt_pl.runs.artifact import load
+from walt_pl.runs.artifact_writing import save_artifact
+from walt_pl.runs.card import ArtifactError, card_text, check_replaceable, read_card, verify_artifact
 from walt_pl.runs.finite import NonFiniteError
 
 ROOT = Path(__file__).parents[2]
@@ -408,7 +409,7 @@ def link_to_a_folder(folder: Path) -> None:
 def test_load_artifact_refuses_links_and_pipes(tmp_path: Path, plant: Callable[[Path], None]) -> None:
     save(tmp_path / "vae")
     plant(tmp_path / "vae")
-    for read in (load, artifact.read_card):
+    for read in (load, read_card):
         with pytest.raises(ArtifactError, match="wanted a plain file or folder"):
             read(tmp_path / "vae")
     assert "wanted a plain file or folder" in verify_artifact(tmp_path / "vae")[0]
@@ -434,7 +435,7 @@ def test_load_artifact_refuses_a_card_that_lists_files_elsewhere(tmp_path: Path,
 def rewrite_card(folder: Path, **changes: Any) -> None:
     card = json.loads((folder / "card.json").read_text())
     del card["checksum"]
-    (folder / "card.json").write_text(artifact.card_text({**card, **changes}))
+    (folder / "card.json").write_text(card_text({**card, **changes}))
 
 
 def with_config(folder: Path, text: str) -> None:

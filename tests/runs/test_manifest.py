@@ -22,10 +22,10 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from walt_pl.runs import artifact
+from walt_pl.runs import artifact, card
 from walt_pl.runs import lock as lock_module
-from walt_pl.runs.artifact import ArtifactError
 from walt_pl.runs.artifact_writing import save_artifact
+from walt_pl.runs.card import ArtifactError
 from walt_pl.runs.lock import Holder, LockedManifest
 from walt_pl.runs.manifest import ChangedStage, Manifest, MissingStage, StaleStage
 from walt_pl.runs.stage_names import ManifestError, kind_of, parents_of
@@ -257,7 +257,7 @@ def test_manifest_reads_bytes_only_where_size_or_time_changed(run_dir: Path, mon
         read.append(path)
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
-    monkeypatch.setattr(artifact, "file_sha256", reads)
+    monkeypatch.setattr(card, "file_sha256", reads)
     chain.check_parents("base")
     assert read == []
     weights = run_dir / "vae" / "model.safetensors"

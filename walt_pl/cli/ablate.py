@@ -16,7 +16,7 @@ from typing import Any
 from walt_pl.cli.run_fit import run_fit
 from walt_pl.data.index import Index
 from walt_pl.files import write_whole
-from walt_pl.runs.artifact import read_card
+from walt_pl.runs.card import read_card
 from walt_pl.runs.manifest import Manifest
 from walt_pl.sampling.cascade import Cascade, SamplingConfig
 from walt_pl.shapes.evaluation import STEPS, default_steps, machine, score_base

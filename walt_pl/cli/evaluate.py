@@ -11,7 +11,7 @@ from walt_pl.data.index import Index
 from walt_pl.data.transforms import PixelDataset
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet
 from walt_pl.media.writing import write_gif, write_image
-from walt_pl.runs.artifact import TRAIN
+from walt_pl.runs.card import TRAIN
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import kind_of
 from walt_pl.runs.stored_config import clip_arguments, stored_index

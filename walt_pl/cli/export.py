@@ -14,7 +14,8 @@ import torch
 from datamodules.joint import JointData
 from walt_pl.models.vae import VAE
 from walt_pl.runs.artifact import component_config
-from walt_pl.runs.artifact_writing import check_replaceable, component_states, save_artifact
+from walt_pl.runs.artifact_writing import component_states, save_artifact
+from walt_pl.runs.card import check_replaceable
 from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, read_state, recovery_hint
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.stored_config import clip_arguments, in_bfloat16, statistics_batches

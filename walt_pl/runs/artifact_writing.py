@@ -11,7 +11,6 @@ import errno
 import functools
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import shutil
@@ -27,27 +26,23 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from walt_pl.files import file_sha256, is_temporary_of, kind_of_entry, replace_folder, sync, write_whole
-from walt_pl.runs.artifact import (
+from walt_pl.files import file_sha256, is_temporary_of, replace_folder, sync, write_whole
+from walt_pl.runs.artifact import COMPONENTS
+from walt_pl.runs.card import (
     CARD,
-    COMPONENTS,
     CONFIG,
     EXTRA,
     FORMAT,
+    OWN,
     TRAIN,
     WEIGHTS,
-    ArtifactError,
     card_text,
-    file_problem,
+    check_replaceable,
     new_folder,
     old_folder,
-    read_card,
     restore,
 )
 from walt_pl.runs.finite import NonFiniteError, non_finite_entry, non_finite_weights
-
-OWN = (CARD, WEIGHTS, CONFIG, TRAIN, *EXTRA)
-"""All files that `save_artifact` writes and replaces. The card is removed first, so that a partial folder never counts as complete."""
 
 # Entries of the card that the caller may set, with their defaults.
 GIVEN: dict[str, Any] = {"parents": {}, "index": {}, "latents": None, "steps": 0, "samples": 0, "metrics": {}}
@@ -122,53 +117,6 @@ def component_states(state: Mapping[str, Tensor], components: Iterable[str]) -> 
         section: {key.removeprefix(f"{section}."): value for key, value in state.items() if key.startswith(f"{section}.")}
         for section in components
     }
-
-
-def check_replaceable(folder: str | Path) -> None:
-    """Refuse a folder where `save_artifact` would remove or change anything but an artifact of this program.
-
-    An empty folder may be replaced, and so may an artifact that lacks files. The remains of a crash of `save_artifact` beside the folder
-    may be replaced too. Weights are compared by size, all other files by hash.
-
-    Raises:
-        ArtifactError: the folder holds something else.
-    """
-    folder = Path(folder).resolve()
-    for left in (new_folder(folder), old_folder(folder)):
-        _check_own(left, card_left_over=True)
-    _check_own(folder)
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    try:
-        files = read_card(folder)["files"]
-    except ArtifactError as error:
-        raise ArtifactError(
-            f"{folder} is no artifact that could be replaced ({error}); move the folder away, or name another one"
-        ) from error
-    for path in sorted(folder.iterdir()):
-        record = {"sha256": "none", "bytes": 0, **files.get(path.name, {})}
-        if path.name != CARD and (problem := file_problem(path, record["sha256"], record["bytes"], hashed=path.name != WEIGHTS)):
-            raise ArtifactError(f"{folder} is not replaced, {path.name} is not the file that its card lists ({problem}): move it away")
-
-
-def _check_own(folder: Path, card_left_over: bool = False) -> None:
-    """Refuse a folder that holds anything but plain files with the names of an artifact's files.
-
-    Raises:
-        ArtifactError: there is another file, a link, a folder, a pipe or a device.
-    """
-    if not os.path.lexists(folder):
-        return
-    if folder.is_symlink() or not folder.is_dir():
-        raise ArtifactError(f"{folder} is {kind_of_entry(folder)}; an artifact is a folder: move it away")
-    for path in sorted(folder.iterdir()):
-        found = kind_of_entry(path)
-        own = path.name in OWN or (card_left_over and is_temporary_of(path.name, CARD))
-        if not own or found != "a file":
-            raise ArtifactError(
-                f"{folder} holds {path.name} ({found}), which is no file of an artifact, and the folder would be replaced: move "
-                f"{path.name} away, or name another folder"
-            )
 
 
 def _to_plain(models: Mapping[str, ModelOrState]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from walt_pl.files import file_sha256, write_whole
-from walt_pl.runs.artifact import CARD, TRAIN, file_problem, read_card, restore
-from walt_pl.runs.artifact_writing import check_replaceable
+from walt_pl.runs.card import CARD, TRAIN, check_replaceable, file_problem, read_card, restore
 from walt_pl.runs.lock import Holder, LockedManifest, hold_lock, now
 from walt_pl.runs.stage_names import ManifestError, in_order, kind_of, parents_of
 
