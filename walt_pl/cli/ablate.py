@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from walt_pl.cli.function_command import call
 from walt_pl.cli.run_fit import run_fit
 from walt_pl.data.index import Index
 from walt_pl.files import write_whole
@@ -198,3 +199,8 @@ def plot(results: Mapping[str, Mapping[str, float]], path: Path) -> None:
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the command line of `walt ablate`."""
+    call(ablate, words)

@@ -4,6 +4,8 @@ Training does this at its start. Done before, it needs only one GPU, and no othe
 stopped. It also reads every existing byte and recomputes damaged data.
 """
 
+from collections.abc import Sequence
+
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -16,8 +18,8 @@ from walt_pl.cli.fit import WaltCLI
 class CacheCLI(WaltCLI):
     """LightningCLI that computes the latents and text features of the configured stage."""
 
-    def __init__(self) -> None:
-        super().__init__(run=False)
+    def __init__(self, words: Sequence[str]) -> None:
+        super().__init__(words, run=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
@@ -57,3 +59,8 @@ class CacheCLI(WaltCLI):
         if isinstance(model, SuperResolutionStage) or (isinstance(model, BaseStage) and model.pretrained_text is not None):
             model.setup("fit")
         print(f"{data.cache_dir}: whole")
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the command line of `walt cache`."""
+    CacheCLI(words).build()

@@ -1,7 +1,9 @@
 """Fetch sample videos: ``python -m walt_pl clips``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from walt_pl.cli.function_command import call
 from walt_pl.indexing.sample_videos import fetch_clips
 
 
@@ -12,3 +14,8 @@ def clips(out: str = "data/clips") -> None:
         out: folder of the videos and of clips.csv, the list.
     """
     print(fetch_clips(Path(out)))
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the command line of `walt clips`."""
+    call(clips, words)

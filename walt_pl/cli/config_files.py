@@ -3,6 +3,7 @@
 import argparse
 import glob
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from walt_pl.runs.stage_names import NAMES, ManifestError, in_order, kind_of
 
 
-def extended_by_first_config(arguments: list[str]) -> list[str]:
+def extended_by_first_config(arguments: Sequence[str]) -> list[str]:
     """Return the files that the first config of a command line extends, as patterns for jsonargparse's default_config_files.
 
     Raises:
@@ -32,13 +33,13 @@ def extended_by_first_config(arguments: list[str]) -> list[str]:
     return [glob.escape(str(path)) for path in extended_files(first)]
 
 
-def configs_of(arguments: list[str]) -> list[Path]:
+def configs_of(arguments: Sequence[str]) -> list[Path]:
     """Return the configuration files of a command line and those that the first one extends, the lowest first."""
     configs, _ = _parse_typed(arguments)
     return [*extended_files(configs[0]), *configs] if configs else []
 
 
-def _parse_typed(arguments: list[str]) -> tuple[list[Path], str | None]:
+def _parse_typed(arguments: Sequence[str]) -> tuple[list[Path], str | None]:
     """Return the values of --config and of --stage."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="append", default=[], type=Path)

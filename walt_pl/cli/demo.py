@@ -15,6 +15,7 @@ from rich.console import Console
 
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.cli.config_files import stages_of
+from walt_pl.cli.function_command import call
 from walt_pl.cli.run_fit import run_fit
 from walt_pl.cli.sample import make_clips
 from walt_pl.data.frame_rate import DEFAULT_FPS
@@ -146,3 +147,8 @@ def _products_per_second(dtype: torch.dtype) -> float:
         x @ x
         count += 1
     return count / (time.perf_counter() - began)
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the command line of `walt demo`."""
+    call(demo, words)

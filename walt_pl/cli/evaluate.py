@@ -1,11 +1,13 @@
 """Score the stages of a run: ``python -m walt_pl evaluate``."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
 from datamodules.joint import JointData
+from walt_pl.cli.function_command import call
 from walt_pl.data.frame_rate import DEFAULT_FPS, trained_rate
 from walt_pl.data.index import Index
 from walt_pl.data.transforms import PixelDataset
@@ -89,3 +91,8 @@ def _trained_on(train_config: Path, index: str | None) -> JointData:
             f"evaluate: there is no index {found}{'' if index else f', which {where} names'}; name it with --index FILE.parquet"
         )
     return JointData(index=str(found), **clip_arguments(text, where))
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the command line of `walt evaluate`."""
+    call(evaluate, words)

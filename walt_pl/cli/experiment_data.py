@@ -1,6 +1,6 @@
 """The data module of an experiment's stage, for commands that train nothing."""
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.joint import JointData
@@ -10,8 +10,8 @@ from walt_pl.cli.fit import WaltCLI
 class _Data(WaltCLI):
     """LightningCLI that builds only the data module of a config."""
 
-    def __init__(self) -> None:
-        super().__init__(run=False)
+    def __init__(self, words: Sequence[str]) -> None:
+        super().__init__(words, run=False)
 
     def before_instantiate_classes(self) -> None:
         self._name()
@@ -23,5 +23,4 @@ class _Data(WaltCLI):
 
 def data_of(config: Path, index: Path) -> JointData:
     """Return the data module of an experiment's stage with another index. Classes that the config names are imported."""
-    sys.argv = [sys.argv[0], "--config", str(config), "--data.index", str(index)]
-    return _Data().datamodule
+    return _Data(["--config", str(config), "--data.index", str(index)]).datamodule

@@ -6,12 +6,14 @@ user names. Nothing that the description names is opened: a checkpoint may come 
 """
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from datamodules.joint import JointData
+from walt_pl.cli.function_command import call
 from walt_pl.models.vae import VAE
 from walt_pl.runs.artifact import component_config
 from walt_pl.runs.artifact_writing import component_states, save_artifact
@@ -134,3 +136,8 @@ def _latents(model: tuple[dict[str, torch.Tensor], Any], described: dict[str, An
             return latent_statistics(latent_sums(latents, size.latent_channels))
     finally:
         data.teardown("fit")
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the command line of `walt export`."""
+    call(export, words)

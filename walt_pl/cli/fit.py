@@ -4,11 +4,13 @@ Both commands are LightningCLI's; ``plan`` and ``cache`` read the same keys. Thi
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -55,9 +57,9 @@ BEST = {"vae": ("val/psnr_video", "highest"), "base": ("val/loss", "lowest"), "s
 class WaltCLI(LightningCLI):
     """LightningCLI with runs: it finds the folders of a stage, its parents and its checkpoints."""
 
-    def __init__(self, run: bool = True) -> None:
-        check_renamed(sys.argv[1:], configs_of(sys.argv[1:]))
-        extended_files = {"default_config_files": extended_by_first_config(sys.argv[1:])}
+    def __init__(self, words: Sequence[str], run: bool = True) -> None:
+        check_renamed(words, configs_of(words))
+        kwargs = {"default_config_files": extended_by_first_config(words), "exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             L.LightningModule,
             JointData,
@@ -65,9 +67,17 @@ class WaltCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_callback=None,
-            parser_kwargs=dict.fromkeys(self.subcommands(), extended_files) if run else extended_files,
+            parser_kwargs={**dict.fromkeys(self.subcommands(), kwargs), "exit_on_error": False, "allow_abbrev": False} if run else kwargs,
             run=run,
+            args=list(words),
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        # Lightning's own warns of words that the process has as well.
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise ValueError(str(error)) from error
 
     # ---- Arguments --------------------------------------------------------------------------------------------------
 
@@ -256,6 +266,11 @@ class WaltCLI(LightningCLI):
         if self.subcommand is not None and self.restored is not None:
             trainer.ckpt_path = str(self.restored)
         return trainer
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the command line of `walt fit`."""
+    WaltCLI(["fit", *words])
 
 
 def _run_and_stage(options: Any) -> tuple[Path, str]:

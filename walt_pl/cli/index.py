@@ -2,12 +2,13 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from datamodules.joint import JointData
 from walt_pl.cli.experiment_data import data_of
+from walt_pl.cli.function_command import call
 from walt_pl.data.batch import Kind
 from walt_pl.data.selection import Selection, describe_selection
 from walt_pl.indexing import doctor
@@ -98,3 +99,8 @@ def _report_use(path: Path, name: str, data: JointData) -> None:
     print(f"every clip and image: {doctor.write_use(path, name, selections, data.buckets)}")
     if problems:
         raise ValueError("\n".join(["training would stop with:", *problems]))
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the command line of `walt index`."""
+    call(index, words)

@@ -1,81 +1,89 @@
-"""Entry point of the one program, ``python -m walt_pl``.
+"""The program: `walt COMMAND`, or `python -m walt_pl COMMAND`. A command is the function of its name in the file of its name."""
 
-``fit`` and ``validate`` are LightningCLI's; ``plan`` and ``cache`` read the same keys; the others are functions, one a file.
-"""
-
-import inspect
-import keyword
-import logging
+import difflib
+import importlib
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from jsonargparse import auto_parser
+from walt_pl import __version__
 
-from walt_pl.cli.ablate import ablate
-from walt_pl.cli.clips import clips
-from walt_pl.cli.demo import demo
-from walt_pl.cli.evaluate import evaluate
-from walt_pl.cli.export import export
-from walt_pl.cli.fit import WaltCLI
-from walt_pl.cli.index import index
-from walt_pl.cli.sample import sample
-from walt_pl.cli.status import status
-from walt_pl.cli.verify import verify
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "index": index,
-    "clips": clips,
-    "export": export,
-    "sample": sample,
-    "evaluate": evaluate,
-    "status": status,
-    "verify": verify,
-    "demo": demo,
-    "ablate": ablate,
+GROUPS: dict[str, dict[str, str]] = {
+    "data": {
+        "index": "list a data set, decode every file, and report what is broken",
+        "clips": "fetch four real videos with pip",
+        "cache": "compute the latents and text features of a stage before training",
+    },
+    "train": {
+        "plan": "say what a stage costs: parameters, FLOPs, memory, days",
+        "fit": "train a stage, or go on where it stopped",
+        "validate": "compute the validation figures of a stage",
+        "demo": "paint the embedded set, train all its stages, sample and score",
+        "ablate": "train small bases, each with one of the paper's switches changed",
+    },
+    "use": {
+        "sample": "make videos from prompts, labels, a picture or a clip",
+        "evaluate": "score the stages of a run",
+        "export": "make an artifact of a checkpoint",
+    },
+    "look": {
+        "status": "show the stages of a run and their states",
+        "verify": "compare every byte of a run's artifacts with their cards",
+    },
 }
+"""Commands and their summaries, by what a user wants to do."""
+COMMANDS = [name for group in GROUPS.values() for name in group]
+TRACEBACK = "WALT_TRACEBACK"
+"""Environment variable; with 1, an error shows where in the code it arose."""
 
 
-def _argument(flag: str) -> str:
-    """Return the argument name of a flag.
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command line.
 
-    Flags may have dashes, as in other programs: --allow-stale is allow_stale. --continue, a keyword of Python, is continue_.
+    Args:
+        args: words after the program's name; those of the process when None.
+
+    Raises:
+        SystemExit: with the message of an error that the user can mend, or after help.
     """
-    name = flag.replace("-", "_")
-    return f"{name}_" if keyword.iskeyword(name) else name
-
-
-def _expand_switches(words: list[str], command: Callable[..., None]) -> list[str]:
-    """Expand bare switches for the parser: --report becomes --report=true."""
-    parameters = inspect.signature(command).parameters
-    typed = []
-    for place, word in enumerate(words):
-        name = word.removeprefix("--")
-        bare = word.startswith("--") and name in parameters and parameters[name].annotation in (bool, "bool")
-        typed.append(f"{word}=true" if bare and words[place + 1 : place + 2] not in (["true"], ["false"]) else word)
-    return typed
-
-
-def main() -> None:
-    """Run the command line."""
-    sys.argv[1:] = [re.sub(r"^--([^=]+)", lambda flag: f"--{_argument(flag[1])}", word) for word in sys.argv[1:]]
-    arguments = sys.argv[1:]
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda record: "litlogger" not in record.getMessage())
-    if arguments and arguments[0] in COMMANDS:
-        command = COMMANDS[arguments[0]]
-        parser = auto_parser(command, as_positional=True, prog=f"python -m walt_pl {arguments[0]}")
-        options = parser.parse_args(_expand_switches(arguments[1:], command))
-        # auto_cli is not used: it would consume a command's own --config.
-        command(**{name: options[name] for name in inspect.signature(command).parameters})
-    elif arguments and arguments[0] == "plan":
-        from walt_pl.cli.plan import PlanCLI
-
-        sys.argv = [f"{sys.argv[0]} plan", *arguments[1:]]
-        PlanCLI().show()
-    elif arguments and arguments[0] == "cache":
-        from walt_pl.cli.cache import CacheCLI
-
-        sys.argv = [f"{sys.argv[0]} cache", *arguments[1:]]
-        CacheCLI().build()
+    words = list(sys.argv[1:] if args is None else args)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(describe_commands())
+        return
+    name, *rest = words
+    if name == "--version":
+        print(f"walt {__version__}")
+    elif name in COMMANDS:
+        _run(name, rest)
     else:
-        WaltCLI()
+        near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.5)
+        meant = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(COMMANDS)}."
+        raise SystemExit(f'error: there is no command "{name}"; {meant} (walt --help)')
+
+
+def describe_commands() -> str:
+    """Return the help of the program: every command with its summary."""
+    lines = ["usage: walt COMMAND [options]     (or: python -m walt_pl COMMAND [options])", ""]
+    for group, commands in GROUPS.items():
+        lines += [f"{group}:", *(f"  {name:<10}{summary}" for name, summary in commands.items()), ""]
+    lines.append("walt COMMAND --help lists the options of a command; make help lists the usual command lines.")
+    return "\n".join(lines)
+
+
+def _run(name: str, words: Sequence[str]) -> None:
+    """Run a command. Errors that a user can mend become one message."""
+    try:
+        command: Callable[[list[str]], None] = importlib.import_module(f"walt_pl.cli.{name}").run
+        command([re.sub(r"^--([^=]+)", lambda flag: f"--{flag[1].replace('-', '_')}", word) for word in words])
+    except KeyboardInterrupt:
+        sys.exit("stopped; the same command goes on")
+    except Exception as error:
+        if os.environ.get(TRACEBACK) == "1" or not _is_mendable(error):
+            raise
+        raise SystemExit(f"error: {error}") from None
+
+
+def _is_mendable(error: Exception) -> bool:
+    """Return whether an error is about what the user typed or what lies on disk, not about the code."""
+    return isinstance(error, ValueError | OSError) or type(error).__module__.startswith("walt_pl.")

@@ -16,7 +16,7 @@ and for links that do not slow them down. The size of a checkpoint on disk was w
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -62,8 +62,8 @@ def _numel(modules: Iterable[nn.Module | None]) -> int:
 class PlanCLI(WaltCLI):
     """LightningCLI that builds the configured stage on the meta device."""
 
-    def __init__(self) -> None:
-        super().__init__(run=False)
+    def __init__(self, words: Sequence[str]) -> None:
+        super().__init__(words, run=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
@@ -204,6 +204,11 @@ class PlanCLI(WaltCLI):
             print(json.dumps(report, indent=2))
         else:
             Console().print(render(report))
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the command line of `walt plan`."""
+    PlanCLI(words).show()
 
 
 def _fitting_cards(b: EngineMemory, way: str) -> list[int]:

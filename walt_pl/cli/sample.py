@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from walt_pl.cli.function_command import call
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet, to_uint8
 from walt_pl.media.reading import read_image, read_last_frames
 from walt_pl.media.writing import write_gif, write_image, write_video
@@ -193,3 +194,8 @@ def _write_clips(out: Path, batches: Iterable[torch.Tensor], captions: Sequence[
     write_gif(out.with_suffix(".gif"), captioned_grid(clips, captions), fps)
     write_image(out.with_suffix(".png"), contact_sheet(clips, captions))
     print(f"{names[0]}{f' .. {names[-1].name}' if len(names) > 1 else ''}, {out.with_suffix('.gif')}, {out.with_suffix('.png')}")
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the command line of `walt sample`."""
+    call(sample, words)

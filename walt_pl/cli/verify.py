@@ -1,5 +1,8 @@
 """Check the bytes of a run's artifacts: ``python -m walt_pl verify``."""
 
+from collections.abc import Sequence
+
+from walt_pl.cli.function_command import call
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.status import verify_run
 
@@ -15,3 +18,8 @@ def verify(run: str = "runs/shapes") -> None:
         raise SystemExit("\n".join(problems))
     read = [name for name, stage in Manifest.open(run).stages().items() if stage.artifact is not None]
     print(f"{run}: every byte of {', '.join(read)} is as its stage left it" if read else f"{run}: no stage is finished, nothing was read")
+
+
+def run(words: Sequence[str]) -> None:
+    """Run the command line of `walt verify`."""
+    call(verify, words)
