@@ -60,7 +60,7 @@ soak: setup ## kill -9 at random moments until 50 resumed trainings were hit, th
 	@$(PYTHON) -m tests.soak.kills $(ARGS)
 	@$(PYTEST) -m "slow and not gpu" tests/training/test_resume.py tests/runs/test_loading.py tests/training/strategies
 
-mutants: setup ## change the code in 200 places, one at a time, and see whether the tests near it notice (an hour on 2 cores; goes on where it was; docs/TESTING.md)
+mutants: setup ## change the code in 200 places, one at a time, and see whether the tests near it notice (25 minutes on 2 cores; goes on where it was; docs/TESTING.md)
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.mutation $(ARGS)
 
 check: setup ## lint, format, types, floors

@@ -113,3 +113,9 @@ def test_discriminator_convolution_has_the_gradients_of_the_3d_convolution(frame
     inputs = [torch.randn(2, 3, frames, 6, 6, dtype=torch.float64, requires_grad=True), *convolution.parameters()]
     wanted = torch.autograd.grad(F.conv3d(*inputs, padding=1).square().sum(), inputs)
     torch.testing.assert_close(torch.autograd.grad(convolution(inputs[0]).square().sum(), inputs), wanted)
+
+
+def test_discriminator_convolution_of_one_frame_is_2d(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16 on CPUs with AMX, torch 2.14's 3D convolution of one frame of 3 channels returns uninitialised memory."""
+    monkeypatch.setattr(F, "conv3d", None)
+    assert Conv3x3x3(3, 4)(torch.zeros(2, 3, 1, 6, 8)).shape == (2, 4, 1, 6, 8)

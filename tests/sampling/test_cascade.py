@@ -258,7 +258,8 @@ def test_cascade_encode_context_serves_stages_the_picture_is_large_enough_for(go
     context_latents = going_on.encode_context(picture, "p.png")
     assert {stage: tuple(z.shape) for stage, z in context_latents.items()} == {"base": (1, 8, 1, 4, 4), "sr1": (1, 8, 1, 8, 8)}
     torch.testing.assert_close(context_latents["sr1"], going_on.encode(to_square(picture, 32)[None]))
-    assert list(going_on.encode_context(picture[:, :20, :20].repeat(5, 0), "p.mp4")) == ["base"], "sr1 makes 32 px"
+    assert list(going_on.encode_context(picture[:, :32, :32], "p.png")) == ["base", "sr1"], "sr1 makes 32 px"
+    assert list(going_on.encode_context(picture[:, :31, :31].repeat(5, 0), "p.mp4")) == ["base"]
     with pytest.raises(ValueError, match=r"p.png: found 40 x 30 pixels, but this run makes 16 x 16: .*--crop true"):
         going_on.encode_context(picture[:, :30], "p.png")
     cut = going_on.encode_context(picture[:, :30], "p.png", crop=True)

@@ -140,6 +140,8 @@ def test_condition_dropout_of_one_applies_in_training_only() -> None:
 def test_condition_with_a_label_out_of_range_is_refused(label: int) -> None:
     batch, stage = joint_batch(), LatentDiffusion(DenoiserConfig(**{**vars(CONFIG), "num_classes": 5}), sgd)
     train_without_loop(stage)
+    batch.labels[:] = torch.arange(len(batch.labels)) % 5
+    assert stage.training_step(batch, 0).isfinite()
     batch.labels[2] = label
     with pytest.raises(ValueError, match=r"labels must be 0 .. 4"):
         stage.training_step(batch, 0)
