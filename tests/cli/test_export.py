@@ -41,13 +41,10 @@ def checkpoints(run: Path) -> Path:
     return run / "training" / "vae" / "checkpoints"
 
 
-def test_export_command_makes_the_artifact_that_training_wrote(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_command_makes_the_artifact_that_training_wrote(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index = ["--index", str(run / "data" / "index.parquet")]
-    monkeypatch.setattr(sys, "argv", ["walt_pl", "export", str(checkpoints(run)), "--out", str(tmp_path / "out"), *index])
     with warnings.catch_warnings(action="error", category=UserWarning):
-        cli.main()
+        cli.main(["export", str(checkpoints(run)), "--out", str(tmp_path / "out"), *index])
     left, made = load(run / "vae"), load(tmp_path / "out", verify=True)
     said = capsys.readouterr().out
     assert f"averaged weights of step 6 (single, 1 ranks), sha256 {left.sha256[:12]}" in said

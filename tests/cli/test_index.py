@@ -2,7 +2,6 @@
 
 import csv
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,15 +30,14 @@ def test_index_command_reports_findings_and_what_an_experiment_uses(walt: Walt, 
 
 
 def test_index_command_writes_the_reasons_when_no_clip_can_be_used(
-    painted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    painted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     index = Path(shutil.copy(painted, tmp_path / "set.parquet"))
     (tmp_path / "long").mkdir()
     (tmp_path / "long" / "vae.yaml").write_text(f"extends: [{CONFIG}]\ndata: {{frames: 33}}\n")
-    monkeypatch.setattr(sys, "argv", ["walt_pl", "index", str(index), "--config", str(tmp_path / "long" / "vae.yaml")])
     used = r'no video of split "train" can be used.*16 too short \(fewer than 33 frames\)'
-    with pytest.raises(ValueError, match=f"(?s)would stop.*{used}.*file by file: python -m walt_pl index {index} --report --config"):
-        main()
+    with pytest.raises(SystemExit, match=f"(?s)would stop.*{used}.*file by file: python -m walt_pl index {index} --report --config"):
+        main(["index", str(index), "--config", str(tmp_path / "long" / "vae.yaml")])
     assert "set.long-vae.csv" in capsys.readouterr().out
     videos = [row for row in csv.DictReader((tmp_path / "set.long-vae.csv").open()) if row["kind"] == "video"]
     assert {(row["split"], row["used"], row["reason"]) for row in videos} == {
@@ -50,8 +48,7 @@ def test_index_command_writes_the_reasons_when_no_clip_can_be_used(
 
 
 @pytest.mark.parametrize("stage", ["vae", "base_l"])
-def test_experiment_ucf101_trains_on_the_splits_of_its_lists(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["walt_pl"])
+def test_experiment_ucf101_trains_on_the_splits_of_its_lists(stage: str, tmp_path: Path) -> None:
     clip = {"kind": "video", "frames": 60, "fps": 25.0, "width": 320, "height": 240, "caption": "", "label": 0, "bytes": 1}
     write_index([{**clip, "path": f"{split}.avi", "split": split} for split in ("test", "train")], tmp_path / "index.parquet")
     data = data_of(ROOT / "experiments" / "ucf101" / f"{stage}.yaml", tmp_path / "index.parquet")

@@ -3,7 +3,6 @@
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,8 @@ FILES = sorted(path for name in OURS for path in (EXPERIMENTS / name).rglob("*.y
 
 def planned(*arguments: str) -> PlanCLI:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["walt_pl plan", *arguments])
         patch.chdir(ROOT)
-        return PlanCLI()
+        return PlanCLI(arguments)
 
 
 def of(name: str, overlay: str | None = None, *more: str) -> PlanCLI:

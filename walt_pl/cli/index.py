@@ -1,21 +1,12 @@
-"""Build and check a data index: ``python -m walt_pl index SOURCE``."""
+"""Build and check a data index: ``walt index SOURCE``."""
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
-from datamodules.joint import JointData
-from walt_pl.cli.experiment_data import data_of
 from walt_pl.cli.function_command import call
-from walt_pl.data.batch import Kind
-from walt_pl.data.selection import Selection, describe_selection
-from walt_pl.indexing import doctor
-from walt_pl.indexing.build_index import IndexOptions, build_index
-from walt_pl.indexing.dataset_layouts import list_source
 from walt_pl.indexing.listing import SourceLayout
-from walt_pl.shapes.dataset import write_set
 
 
 def index(
@@ -54,6 +45,13 @@ def index(
         validation: number of validation videos of shapes.
         seed: seed of the pictures of shapes.
     """
+    # Imported here: the help of this command must not import torch.
+    from walt_pl.cli.index_report import prepare_report
+    from walt_pl.indexing import doctor
+    from walt_pl.indexing.build_index import IndexOptions, build_index
+    from walt_pl.indexing.dataset_layouts import list_source
+    from walt_pl.shapes.dataset import write_set
+
     options = IndexOptions(report, split, val, workers or os.cpu_count() or 1, seconds)
     if source == "shapes":
         path = write_set(Path(out or "data/shapes"), videos, images, validation, seed)
@@ -70,7 +68,7 @@ def index(
         path = Path(out or f"data/{name or 'index'}.parquet")
         listing = list_source(source, layout, root, fold, options.workers)
     # Errors of a config are raised before the long work.
-    report_use = None if config is None else _use_report(path, Path(config))
+    report_use = None if config is None else prepare_report(path, Path(config))
     built = build_index(listing, path, options)
     doctor.print_rich(doctor.render_build(built, listing, path))
     if report:
@@ -79,26 +77,6 @@ def index(
         print(f"every finding: {doctor.write_report(findings, path)}")
     if report_use is not None:
         report_use()
-
-
-def _use_report(path: Path, config: Path) -> Callable[[], None]:
-    """Return a function that reports the clips and images of an index that an experiment uses."""
-    name = f"{config.resolve().parent.name}-{config.stem}"
-    return partial(_report_use, path, name, data_of(config, path))
-
-
-def _report_use(path: Path, name: str, data: JointData) -> None:
-    selections: dict[str, dict[Kind, Selection]] = {}
-    problems: list[str] = []
-    for split in ["train", "val"] if data.val_videos else ["train"]:
-        try:
-            selections[split] = data.choice(split)
-            print("\n".join(describe_selection(split, data.selection(split), data.buckets, data.clip_transform)))
-        except ValueError as error:
-            problems.append(str(error))
-    print(f"every clip and image: {doctor.write_use(path, name, selections, data.buckets)}")
-    if problems:
-        raise ValueError("\n".join(["training would stop with:", *problems]))
 
 
 def run(words: Sequence[str]) -> None:

@@ -113,16 +113,14 @@ def test_check_engine_names_an_impossible_strategy_with_what_to_type(
     monkeypatch: pytest.MonkeyPatch, config: str, more: list[str], said: str
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["walt_pl plan", "--config", f"experiments/{config}.yaml", *more])
     with pytest.raises(ValueError, match=said):
-        PlanCLI()
+        PlanCLI(["--config", f"experiments/{config}.yaml", *more])
 
 
 @pytest.mark.parametrize("more", [["--trainer.devices", "2"], ["--trainer.devices", "1", "--trainer.num_nodes", "2"]])
 def test_check_engine_lets_ddp_leave_a_discriminator_unused(monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["walt_pl plan", "--config", "experiments/shapes/vae.yaml", *more])
-    assert PlanCLI().options.trainer.strategy == "ddp_find_unused_parameters_true"
+    assert PlanCLI(["--config", "experiments/shapes/vae.yaml", *more]).options.trainer.strategy == "ddp_find_unused_parameters_true"
 
 
 def test_zero_strategy_without_deepspeed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
