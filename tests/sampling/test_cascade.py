@@ -214,9 +214,9 @@ def test_cascade_kinetics_continues_without_text_and_guidance_and_requires_conte
     given = replace(alone, context_latents={"base": latents(2, clips=1)})
     assert cascade.video(given, SamplingConfig(steps=2), 13).shape == (1, 3, 13, 16, 16)
     for request, sampling, said in (
-        (alone, SamplingConfig(steps=1), "give it one with --continue"),
+        (alone, SamplingConfig(steps=1), "give it some with --continue"),
         (replace(alone, context_latents={"base": latents(1, clips=1)}), SamplingConfig(steps=1), "the end of a clip, not from an image"),
-        (given, SamplingConfig(steps=1, guidance={"base": Guidance(2.0)}), "guidance has no null"),
+        (given, SamplingConfig(steps=1, guidance={"base": Guidance(2.0)}), "guidance no other branch"),
     ):
         with pytest.raises(ValueError, match=said):
             cascade.video(request, sampling, 9)

@@ -17,7 +17,6 @@ import hashlib
 import importlib
 import importlib.metadata
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from walt_pl.files import file_sha256, plain_files
+from walt_pl.files import file_sha256, plain_files, rename_whole
 
 FORMAT = 2
 """Version of the folder. Version 1 had other names of weights and settings, see CHANGELOG.md."""
@@ -163,7 +162,7 @@ def restore(folder: str | Path) -> None:
     for left in (new_folder(folder), old_folder(folder)):
         if (left / CARD).exists():
             try:
-                os.replace(left, folder)
+                rename_whole(left, folder)
             except OSError:
                 if not folder.exists():  # otherwise another process was quicker
                     raise

@@ -32,7 +32,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from walt_pl.files import plain_files, sync, write_whole
+from walt_pl.files import plain_files, rename_whole, sync, whole_file, write_whole
 
 FORMAT = 2
 """Version of the folder. Version 1 had other names of weights and settings, see CHANGELOG.md."""
@@ -190,10 +190,8 @@ def write_state(state: Mapping[str, Any], path: str | Path) -> OSError | None:
     An error of the file system is returned, not raised: if one rank raised it, the other ranks would wait for that rank.
     """
     try:
-        with open(path, "wb") as file:
+        with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
     except OSError as error:
         return error
     except RuntimeError as error:
@@ -226,8 +224,7 @@ def finalize_checkpoint(
         sync(path)
     write_whole(part / CARD, (json.dumps(card, indent=2) + "\n").encode())
     whole = part.with_name(part.name.removesuffix(PART))
-    os.rename(part, whole)
-    sync(whole.parent)
+    rename_whole(part, whole)
     return Checkpoint.at(whole)
 
 
