@@ -290,7 +290,7 @@ def test_documentation_code_makes_the_clip_of_sample_command(run: Path, tmp_path
     sample(str(run), "a plain red circle moving left", seed=0, steps=20, out="program.mp4")
     # Not the bytes: x264 reads a little memory that nobody wrote, and now and then encodes the same frames otherwise.
     clip, program = (read_video(Path(name), 9).astype(int) for name in ("clip.mp4", "program.mp4"))
-    assert abs(clip - program).mean() < 0.5
+    assert abs(clip - program).mean() < 5, "of 255; another clip differs by tens"
 
 
 @pytest.fixture
