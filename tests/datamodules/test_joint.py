@@ -141,6 +141,7 @@ def test_joint_data_cache_and_pixels_give_the_same_latents(index: str, vae: str,
                 keep = pixels.weight[:4] if "videos" in name else pixels.weight[4:]
                 wanted = mean.half().float() * keep.view(-1, 1, 1, 1, 1)
                 assert torch.equal(getattr(latents, name), wanted), name
+    cached.teardown("fit")
 
 
 def test_joint_data_shares_caches_of_the_same_size_between_stages(index: str, vae: str) -> None:
