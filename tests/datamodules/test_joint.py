@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*(exists and is not empty|dirpath has changed)"),
 ]
 
-# What there is
+# Batches
 
 
 def test_joint_data_frame_rate_is_that_of_the_training_videos(index: str) -> None:
@@ -129,7 +129,7 @@ def test_joint_data_validation_crop_is_frame_0_and_the_centre(index: str) -> Non
 @pytest.mark.parametrize("workers", [0, 2])
 def test_joint_data_cache_and_pixels_give_the_same_latents(index: str, vae: str, workers: int) -> None:
     settings: dict[str, Any] = {"views": 2, "low_res_size": 8, "seed": 4}
-    cached = make(index, vae=vae, workers=workers, **settings)
+    cached = make(index, vae=vae, num_workers=workers, **settings)
     cached.prepare_data()
     cached_loader, pixel_loader = cached.train_dataloader(), make(index, **settings).train_dataloader()
     for _ in range(2):
@@ -257,7 +257,7 @@ def test_joint_data_resumes_anywhere_with_the_samples_of_an_uninterrupted_run(in
     whole = fit(make(index, **settings), 8, tmp_path / "whole")
     assert len(whole.seen) == 8 and whole.validated > 0
     for stop in (4, 6) if workers == 0 else (4,):
-        resumed = fit(make(index, workers=workers, **settings), 8, tmp_path, tmp_path / "whole" / f"step={stop}.ckpt")
+        resumed = fit(make(index, num_workers=workers, **settings), 8, tmp_path, tmp_path / "whole" / f"step={stop}.ckpt")
         assert resumed.seen == whole.seen[stop:]
 
 
@@ -265,7 +265,7 @@ def test_joint_data_resumes_anywhere_with_the_samples_of_an_uninterrupted_run(in
 def test_joint_data_validation_and_short_epochs_do_not_change_the_order(index: str, tmp_path: Path) -> None:
     whole = fit(make(index), 6, tmp_path / "whole")
     often = fit(make(index), 6, tmp_path / "often", val_check_interval=1)
-    short = fit(make(index, workers=2), 6, tmp_path / "short", limit_train_batches=2)
+    short = fit(make(index, num_workers=2), 6, tmp_path / "short", limit_train_batches=2)
     assert not multiprocessing.active_children()
     resumed = fit(make(index), 6, tmp_path / "on", tmp_path / "short" / "step=3.ckpt", limit_train_batches=2)
     assert often.seen == short.seen == whole.seen
@@ -308,7 +308,7 @@ def test_joint_data_refuses_ranks_that_do_not_divide_the_batch(index: str) -> No
         ({"videos_per_batch": 0, "image_stacks_per_batch": 0}, "a batch would be empty"),
         ({"vae": "runs/x/vae", "crop": 8}, "leave out one"),
         ({"cache_clips": 5}, "needs data.vae"),
-        ({"workers": -1}, "data.workers must be at least 0, got -1"),
+        ({"num_workers": -1}, "data.num_workers must be at least 0, got -1"),
         ({"images_per_stack": 0}, "data.images_per_stack must be at least 1"),
     ],
 )

@@ -174,7 +174,7 @@ def test_joint_data_cache_of_every_bucket_gives_the_latents_of_its_pixels(
 ) -> None:
     quarantined(2)
     settings: dict[str, Any] = {"views": 2, "size": 32, "buckets": [(32, 48), (48, 32), (32, 32)], "low_res_size": 16, "val_videos": 0}
-    cached = make_buckets(shapes, vae=vae, workers=workers, **settings)
+    cached = make_buckets(shapes, vae=vae, num_workers=workers, **settings)
     cached.prepare_data()
     read = 2 * 2 * (12 - 2 - 1 + 9)  # two sizes and two views of what is neither short nor quarantined; zeros for the quarantined one
     assert FakeVAE.clips == read + 2 * 2

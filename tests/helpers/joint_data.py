@@ -18,7 +18,7 @@ SMALL: dict[str, Any] = {
     "image_stacks_per_batch": 2,
     "images_per_stack": 2,
     "val_videos": 4,
-    "workers": 0,
+    "num_workers": 0,
 }
 
 

@@ -42,10 +42,10 @@ def write_stages(root: Path, upscalers: int = 1, classes: int | None = None, fra
     )
     text = SmallTextEncoder(SmallTextConfig(width=16, depth=1, num_heads=2, vocab_size=64, max_length=12))
     text.load_vocabulary(train_vocabulary(CAPTIONS, 64))
-    small: dict[str, Any] = {"width": 16, "depth": 2, "num_heads": 2, "window": (frames, 2, 2), "text_width": 16}
+    small: dict[str, Any] = {"width": 16, "depth": 2, "num_heads": 2, "window_size": (frames, 2, 2), "text_width": 16}
     base = Denoiser(DenoiserConfig(size=(frames, 4, 4), **(small | ({"text_width": None, "num_classes": classes} if classes else {}))))
     sides = [8 * 2**number for number in range(upscalers)]
-    larger = [Denoiser(DenoiserConfig(size=(frames, side, side), patch=side // 4, super_resolution=True, **small)) for side in sides]
+    larger = [Denoiser(DenoiserConfig(size=(frames, side, side), patch_size=side // 4, super_resolution=True, **small)) for side in sides]
     for model in (base, *larger):
         for p in model.parameters():
             nn.init.normal_(p, std=0.2)

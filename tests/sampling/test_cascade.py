@@ -90,7 +90,7 @@ def going_on(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 def random_denoiser(**config: Any) -> Denoiser:
     torch.manual_seed(1)
-    denoiser = Denoiser(DenoiserConfig(**{"width": 16, "depth": 2, "num_heads": 2, "text_width": 16, "window": (3, 2, 2), **config}))
+    denoiser = Denoiser(DenoiserConfig(**{"width": 16, "depth": 2, "num_heads": 2, "text_width": 16, "window_size": (3, 2, 2), **config}))
     for p in denoiser.parameters():
         nn.init.normal_(p, std=0.2)
     return denoiser

@@ -145,7 +145,7 @@ def recovery_hint(folder: str | Path, step: int) -> str:
     They say how to go on from the checkpoint before that step, and how to export that checkpoint.
     """
     earlier = [checkpoint.path for checkpoint in Checkpoint.all(folder) if checkpoint.step < step]
-    change = "change something first: a lower --model.optimizer.lr, --guard.policy skip, or --trainer.precision 32-true"
+    change = "change something first: a lower --model.optimizer.lr, --spike_guard.policy skip, or --trainer.precision 32-true"
     if not earlier:
         again = "add --from_scratch true to the command (make: FRESH=1) to start over"
         return f"there is no earlier checkpoint in {folder}: {again}, and {change}"
