@@ -90,11 +90,11 @@ class InTurns(Checkpoints):
     """Writes at the end of every second turn, and notes how long that took."""
 
     def __init__(self, folder: Path, every: int) -> None:
-        super().__init__(str(folder), every_steps=every, every_minutes=0)
+        super().__init__(str(folder), every_n_train_steps=every, every_n_minutes=0)
         self.took: list[float] = []
 
     def save(self, trainer: L.Trainer, *arguments: Any, **more: Any) -> None:
-        if trainer.global_step // self.every_steps % 2:
+        if trainer.global_step // self.every_n_train_steps % 2:
             return
         began = time.perf_counter()
         super().save(trainer, *arguments, **more)
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--videos", type=int, default=8)
     parser.add_argument("--folder", type=Path, default=None, help="on the disk that is asked about; a temporary one by default")
     asked = parser.parse_args()
-    config = DenoiserConfig(width=asked.width, depth=asked.layers, num_heads=4, size=(5, 8, 8), window=(5, 4, 4))
+    config = DenoiserConfig(width=asked.width, depth=asked.layers, num_heads=4, size=(5, 8, 8), window_size=(5, 4, 4))
     stage = Stage(config, lambda parameters: AdamW(parameters, lr=1e-4), lr_schedule="constant", warmup_steps=0)
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         clock, checkpoints = Clock(asked.turn), InTurns(Path(folder), asked.turn)

@@ -104,7 +104,7 @@ model:
     decay: constant
     adversarial_weight: 0.0
     statistics_batches: 1
-data: {{index: {folder}/set.parquet, size: 32, crop: 16, videos_per_batch: {batch}, val_videos: 0, workers: 2}}
+data: {{index: {folder}/set.parquet, size: 32, crop: 16, videos_per_batch: {batch}, val_videos: 0, num_workers: 2}}
 trainer:
   max_epochs: 1
   precision: 32-true
@@ -241,7 +241,7 @@ def mutated(folder: Path, count: int) -> dict[str, Any]:
 def one_pass(entries: list[IndexEntry]) -> tuple[dict[str, str], int]:
     """Each file once, in two workers: the reasons of those that failed by path, and how many workers had to be replaced."""
     source = PixelDataset(entries, (), ClipTransform(32, FRAMES))
-    loader = JointLoader(source, JointSampler(len(entries), 0, BATCH, 0), workers=2, patience=20)
+    loader = JointLoader(source, JointSampler(len(entries), 0, BATCH, 0), num_workers=2, timeout=20)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         read = {path for batch in loader for path in batch.paths}

@@ -43,7 +43,7 @@ def main() -> None:
     dtype, attention = compute_dtype(device), "sdpa" if device.type == "cuda" else "plain"
     torch.manual_seed(0)
     models = {
-        name: Denoiser(DenoiserConfig(num_classes=101, window=window, attention=attention)).to(device)  # type: ignore[arg-type]
+        name: Denoiser(DenoiserConfig(num_classes=101, window_size=window, attention=attention)).to(device)  # type: ignore[arg-type]
         for name, window in WINDOWS.items()
     }
     layout = FrameLayout(arguments.batch, 5, 0)

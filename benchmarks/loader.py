@@ -70,7 +70,7 @@ def held() -> dict[str, float]:
 
 def memory(folder: Path, samples: int, figure: Path | None) -> dict[str, object]:
     """Memory held while a worker reads many clips, every 500 clips, and its growth over the last three quarters."""
-    data = JointData(index_of(folder, paint(folder, 40), 40), SIDE, FRAMES, BATCH, val_videos=0, workers=1)
+    data = JointData(index_of(folder, paint(folder, 40), 40), SIDE, FRAMES, BATCH, val_videos=0, num_workers=1)
     seen: list[int] = []
     held_then: dict[str, list[float]] = {"training process": [], "workers": []}
     for number, _ in enumerate(endless(data.train_dataloader())):
@@ -111,7 +111,7 @@ import sys, time
 from datamodules.joint import JointData
 
 began, spent = time.perf_counter(), time.process_time()
-data = JointData(sys.argv[1], {SIDE}, {FRAMES}, {BATCH}, val_videos=0, workers=int(sys.argv[2]))
+data = JointData(sys.argv[1], {SIDE}, {FRAMES}, {BATCH}, val_videos=0, num_workers=int(sys.argv[2]))
 data.setup("test")
 chosen = time.perf_counter()
 next(iter(data.train_dataloader()))
@@ -150,7 +150,7 @@ def cache(folder: Path, rounds: int = 3, batches: int = 40) -> dict[str, object]
     latents.build(pixels, "video", lambda: encode, BATCH, readers=1)
     latents.open()
     sources: dict[str, SampleSource] = {"cached": LatentDataset(index.videos, (), {"video": latents}), "pixels": pixels}
-    loaders = {name: JointLoader(source, JointSampler(len(index.videos), 0, BATCH, 0), workers=1) for name, source in sources.items()}
+    loaders = {name: JointLoader(source, JointSampler(len(index.videos), 0, BATCH, 0), num_workers=1) for name, source in sources.items()}
     seconds: dict[str, list[float]] = {name: [] for name in loaders}
     for number in range(rounds + 1):
         for name, loader in loaders.items():

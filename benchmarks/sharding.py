@@ -79,7 +79,7 @@ def train(engine: str, millions: int) -> None:
     """Two steps on every rank; rank zero prints what each holds."""
     width, layers = SHAPES[millions]
     torch.manual_seed(0)
-    denoiser = DenoiserConfig(width=width, depth=layers, num_heads=width // 64, size=(3, 2, 2), window=(3, 2, 2))
+    denoiser = DenoiserConfig(width=width, depth=layers, num_heads=width // 64, size=(3, 2, 2), window_size=(3, 2, 2))
     module = Bare(denoiser, lambda parameters: torch.optim.AdamW(parameters, lr=1e-4), warmup_steps=1)
     weights = [p.numel() for p in module.parameters()]
     ema = EMA(0.9)

@@ -59,8 +59,8 @@ class JointData(L.LightningDataModule):
         cache_dir: Folder of the latents; empty puts them beside the autoencoder's folder. All machines must see it.
         cache_clips: Train only on this number of videos and images, the first ones, to save time and disk; 0 uses all.
         val_videos: Number of videos (and of images) of the split "val" to validate on; 0 does not validate.
-        workers: Processes that read ahead, per rank. With 0 the training process reads, and a decoder that crashes ends it.
-        patience: Seconds that a worker may spend on one file before it is ended and another one tries. The second time the file fails.
+        num_workers: Processes that read ahead, per rank. With 0 the training process reads, and a decoder that crashes ends it.
+        timeout: Seconds that a worker may spend on one file before it is ended and another one tries. The second time the file fails.
         seed: Seed of order and crops.
         shards: Streams the training set from tar shards in webdataset's notation, '{video: "clips-{000..999}.tar", image: ...}', in
             place of the index, see walt_pl/data/webdataset_loader.py. Validation, and captions for a vocabulary, still use the index.
@@ -90,8 +90,8 @@ class JointData(L.LightningDataModule):
         cache_dir: str = "",
         cache_clips: int = 0,
         val_videos: int = 64,
-        workers: int = 1,
-        patience: float = 60.0,
+        num_workers: int = 1,
+        timeout: float = 60.0,
         seed: int = 0,
         shards: dict[Kind, str] | None = None,
     ) -> None:
@@ -101,7 +101,7 @@ class JointData(L.LightningDataModule):
             "image_stacks_per_batch": image_stacks_per_batch,
             "cache_clips": cache_clips,
             "val_videos": val_videos,
-            "workers": workers,
+            "num_workers": num_workers,
             "seed": seed,
         }
         for name, value in at_least_zero.items():
@@ -115,8 +115,8 @@ class JointData(L.LightningDataModule):
             raise ValueError("data.vae caches whole pictures and data.crop draws windows: leave out one of them")
         if vae is None and cache_clips:
             raise ValueError("data.cache_clips limits the cache of latents and needs data.vae")
-        if not patience > 0:
-            raise ValueError(f"data.patience is in seconds and must be above 0, got {patience:g}")
+        if not timeout > 0:
+            raise ValueError(f"data.timeout is in seconds and must be above 0, got {timeout:g}")
         self.clip_transform = ClipTransform(size, frames, low_res_size, views, tuple(sizes), crop, seed, aspect, fps, stride, flip)
         self.buckets = [Bucket(*bucket) for bucket in buckets] or [Bucket(*self.clip_transform.shape(size))]
         if buckets:
@@ -138,8 +138,8 @@ class JointData(L.LightningDataModule):
         self.cache_dir = Path(cache_dir) if cache_dir or vae is None else Path(vae).absolute().parent / "cache"
         self.cache_clips = cache_clips
         self.val_videos = val_videos
-        self.workers = workers
-        self.patience = patience
+        self.num_workers = num_workers
+        self.timeout = timeout
         self.seed = seed
         # Rank zero builds the cache for all machines.
         self.prepare_data_per_node = False
@@ -273,8 +273,8 @@ class JointData(L.LightningDataModule):
                     clip_transform = self._whole_transform(split, rows, columns)
                     source = PixelDataset(entries.get("video", ()), entries.get("image", ()), clip_transform)
                     for kind, cache in self._caches(split, number, clip_transform).items():
-                        batch_size, readers = encode_batch_size(clip_transform, kind), max(1, self.workers)
-                        cache.build(source, kind, self._encoder, batch_size, readers, skip[kind], verify, self.patience)
+                        batch_size, readers = encode_batch_size(clip_transform, kind), max(1, self.num_workers)
+                        cache.build(source, kind, self._encoder, batch_size, readers, skip[kind], verify, self.timeout)
 
     def _load_skipped(self, split: str) -> dict[Kind, dict[int, str]]:
         """Return the positions of the quarantined entries in their lists, with the reasons."""
@@ -358,7 +358,7 @@ class JointData(L.LightningDataModule):
             streamed = {kind: ShardStream(kind, pattern, self.seed) for kind, pattern in self.shards.items()}
             per_batch: dict[Kind, int] = {"video": self.videos_per_batch, "image": self.images_per_batch}
             given = {kind: per_batch[kind] for kind in streamed}
-            return self._remember(StreamLoader(StreamConfig(streamed, given, self.clip_transform, rank, ranks, self.workers)))
+            return self._remember(StreamLoader(StreamConfig(streamed, given, self.clip_transform, rank, ranks, self.num_workers)))
         items = self._items(TRAIN)
         sampler = JointSampler(items["video"], items["image"], self.videos_per_batch, self.images_per_batch, rank, ranks, self.seed)
         return self._loader(TRAIN, sampler)
@@ -405,7 +405,7 @@ class JointData(L.LightningDataModule):
 
     def _loader(self, split: str, sampler: JointSampler | SequentialSampler) -> BatchLoader:
         source = BucketedSource([self._source(split, number) for number in range(len(self.buckets))])
-        return self._remember(JointLoader(source, sampler, self.workers, self.patience))
+        return self._remember(JointLoader(source, sampler, self.num_workers, self.timeout))
 
     def _remember(self, loader: BatchLoader) -> BatchLoader:
         self._loaders.append(loader)

@@ -13,9 +13,7 @@ from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.files import write_whole
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.text.features import encoder_section
-from walt_pl.text.small_encoder import PretrainedTextConfig, SmallTextConfig, SmallTextEncoder, TextEncoder, train_vocabulary
-
-VOCABULARY = "tokenizer.model"
+from walt_pl.text.small_encoder import VOCABULARY, PretrainedTextConfig, SmallTextConfig, SmallTextEncoder, TextEncoder, train_vocabulary
 
 
 class BaseStage(LatentDiffusion):

@@ -102,8 +102,9 @@ class LatentDiffusion(L.LightningModule):
             artifact = load(self.vae_path)
             self._check_latents(artifact)
             self._vae = [cast(Autoencoder, artifact.models["vae"])]
-            if self.diffusion.normalize_latents:
-                self._normalizer = LatentNormalizer.from_card(artifact.card)
+            self._normalizer = LatentNormalizer.choose(
+                artifact.card, self.denoiser.config.latent_channels, self.diffusion.normalize_latents
+            )
 
     def _check_latents(self, artifact: Artifact) -> None:
         channels = cast(Autoencoder, artifact.models["vae"]).latent_channels

@@ -16,7 +16,7 @@ from walt_pl.diffusion.rng import PerSampleRNG
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.sampling.stage_sampler import with_low_res
 from walt_pl.text.features import recorded_encoder
-from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder
+from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder, trained_text_encoder
 
 
 class SuperResolutionStage(LatentDiffusion):
@@ -73,9 +73,9 @@ class SuperResolutionStage(LatentDiffusion):
             if frozen is not None:
                 self.use_pretrained_text(frozen, stage)
                 return
-            text = artifact.models["text"]
-            assert isinstance(text, SmallTextEncoder)
-            text.load_vocabulary(artifact.read("tokenizer.model"))
+            text = trained_text_encoder(artifact)
+            if text is None:
+                raise ValueError(f"{artifact.path} has no text encoder; denoiser.text_width must be null")
             self._text = [text]
 
     @property

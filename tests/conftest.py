@@ -1,5 +1,6 @@
 """A painted set, small enough for every test that needs real files, made once."""
 
+import multiprocessing
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,16 @@ import pytest
 
 from tests.helpers.environment import Bomb, Ended, SetDtype, Walt
 from tests.helpers.starts import start
+
+
+@pytest.fixture(autouse=True)
+def no_processes_left() -> Iterator[None]:
+    """Fail a test that leaves worker processes behind: the next test of the same process would find them."""
+    yield
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+    assert not left, f"processes left running: {left}"
 
 
 @pytest.fixture

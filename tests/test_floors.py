@@ -7,6 +7,7 @@ import pytest
 
 from tests.helpers.house_rules import (
     FOLDERS,
+    callers,
     find_circle,
     floor_of,
     importers,
@@ -46,8 +47,10 @@ CLI_WITH_LIGHTNING = ("walt_pl.cli.fit", "walt_pl.cli.fit_checks", "walt_pl.cli.
 """Modules of the program that import Lightning."""
 LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 WITH_LIGHTNING = ("walt_pl.training", "walt_pl.strategies", "stages", "datamodules")
-MEDIA = ("av", "decord", "PIL")
+MEDIA = ("av", "decord", "PIL", "cv2", "imageio", "moviepy", "torchcodec", "torchvision.io")
 """Libraries that read and write videos and images."""
+RENAMES = ("os.rename", "os.replace", "os.fsync", ".rename", "shutil.move", "shutil.copytree")
+"""Calls that make a file or folder appear under its name."""
 FILE_LINES, FUNCTION_LINES = 450, 60
 
 FILES = sorted(modules(ROOT).values())
@@ -104,8 +107,18 @@ def test_decoders_and_encoders_are_imported_by_media_alone() -> None:
     assert not importers(ROOT, MEDIA, ["walt_pl.media"])
 
 
+def test_library_never_imports_the_shortcut_of_its_users() -> None:
+    """`walt_pl.load` lies in walt_pl/__init__.py, which has no floor."""
+    assert not importers(ROOT, ["walt_pl.load"], [])
+    assert not callers(ROOT, ["walt_pl.load"], [])
+
+
+def test_files_are_renamed_and_synced_in_one_module_alone() -> None:
+    assert not callers(ROOT, RENAMES, ["walt_pl.files"])
+
+
 def test_files_are_short() -> None:
-    assert not long_files(ROOT, FILE_LINES)
+    assert not long_files(ROOT, FILE_LINES, [*FOLDERS, "tests", "benchmarks"])
 
 
 def test_functions_are_short() -> None:
@@ -129,7 +142,13 @@ def plant(root: Path, files: Mapping[str, str]) -> Path:
 
 
 def test_upward_imports_are_found_in_every_form(tmp_path: Path) -> None:
-    forms = ["import walt_pl.cli.fit", "from walt_pl import cli", "from ..cli import fit", "def f():\n    from walt_pl.cli.fit import x"]
+    forms = [
+        "import walt_pl.cli.fit",
+        "from walt_pl import cli",
+        "from ..cli import fit",
+        "import importlib\nimportlib.import_module(name='walt_pl.cli.fit')",
+        "def f():\n    from walt_pl.cli.fit import x",
+    ]
     for form in forms:
         root = plant(tmp_path, {"walt_pl/data/index.py": f"{form}\n", "walt_pl/cli/fit.py": ""})
         assert upward_imports(root / "walt_pl/data/index.py", root, FLOORS), form
@@ -188,6 +207,14 @@ def test_long_files_and_functions_are_counted_without_signature_and_docstring(tm
     root = plant(tmp_path, {"walt_pl/a.py": three, "walt_pl/b.py": 'async def g():\n    """Only words."""\n'})
     assert long_functions(root, 3) == {} and long_functions(root, 2) == {"walt_pl.a.f": 3}
     assert long_files(root, 10) == {} and long_files(root, 9) == {"walt_pl.a": 10}
+
+
+@pytest.mark.parametrize(
+    ("source", "found"), [("import os\nos.fsync(1)", 1), ("p.rename(q)", 1), ("import os\nos.stat(1)", 0), ("rename(p)", 0)]
+)
+def test_callers_are_found_by_the_names_of_their_calls(source: str, found: int, tmp_path: Path) -> None:
+    root = plant(tmp_path, {"walt_pl/a.py": source, "walt_pl/files.py": "import os\nos.rename(1, 2)"})
+    assert len(callers(root, RENAMES, ["walt_pl.files"])) == found
 
 
 def test_unclear_docstrings_are_found_under_fields_and_functions(tmp_path: Path) -> None:

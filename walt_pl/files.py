@@ -1,6 +1,7 @@
-"""Atomic writes of files and folders, their hashes, and checks of files from strangers. All writes and renames go through here.
+"""Atomic writes of files and folders, their hashes, and checks of files from strangers.
 
-Every complete file (artifacts, checkpoints, indices, caches, videos) is written by `whole_file` or `write_whole`.
+Every file of ours (artifacts, checkpoints, indices, caches, videos, figures) is written by `whole_file` or `write_whole`. Renames and syncs
+are here alone (tests/test_floors.py).
 """
 
 import contextlib
@@ -68,6 +69,12 @@ def replace_folder(new: Path, folder: Path, old: Path) -> None:
                 os.replace(old, folder)
             raise
     sync(folder.parent)
+
+
+def rename_whole(path: Path, name: Path) -> None:
+    """Rename a file or folder that is complete and synced, and sync the folder that holds it."""
+    os.replace(path, name)
+    sync(name.parent)
 
 
 def sync(path: Path) -> None:

@@ -24,7 +24,7 @@ def cond() -> Tensor:
 @pytest.mark.parametrize("rank", [2, None])
 @pytest.mark.parametrize("layer", [0, 1])
 def test_block_starts_as_the_identity(rank: int | None, layer: int) -> None:
-    config = DenoiserConfig(WIDTH, LAYERS, num_heads=2, size=(2, 4, 4), window=(2, 2, 2), lora_rank=rank, text_width=6)
+    config = DenoiserConfig(WIDTH, LAYERS, num_heads=2, size=(2, 4, 4), window_size=(2, 2, 2), lora_rank=rank, text_width=6)
     layout = FrameLayout(1, 2, 3)
     modulation = AdaLN(WIDTH, LAYERS, rank)(cond())[layer]
     x, text = torch.randn(layout.total_frames, 16, WIDTH), torch.randn(4, 3, WIDTH)

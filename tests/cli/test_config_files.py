@@ -26,7 +26,7 @@ def test_config_files_name_an_overlay_typed_in_place_of_a_stage(tmp_path: Path) 
 
 
 def test_config_files_lie_over_those_they_extend_and_under_a_further_config(tmp_path: Path) -> None:
-    small = {"width": 16, "depth": 2, "num_heads": 2, "size": [3, 4, 4], "window": [3, 2, 2]}
+    small = {"width": 16, "depth": 2, "num_heads": 2, "size": [3, 4, 4], "window_size": [3, 2, 2]}
     model = {"class_path": "stages.base.BaseStage", "init_args": {"denoiser": small, "optimizer": {"class_path": "torch.optim.AdamW"}}}
     below = {"model": model, "data": {"index": "x.parquet", "size": 32}, "ema": {"decay": 0.5}}
     own = {"extends": ["deep/below.yaml"], "model": {"init_args": {"denoiser": {"width": 32}}}, "ema": {"decay": 0.7}}

@@ -31,8 +31,8 @@ def run(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An autoencoder of six steps with its discriminator, one step spoilt, and a checkpoint after four."""
     run = tmp_path_factory.mktemp("run")
     index = shutil.copytree(painted.parent, run / "data") / painted.name
-    guard = ["--guard.window", "8", "--guard.deviations", "20", "--trainer.callbacks", SPOIL]
-    steps = ["--trainer.max_steps", "6", "--trainer.val_check_interval", "6", "--checkpoint.every_steps", "4"]
+    guard = ["--spike_guard.window", "8", "--spike_guard.deviations", "20", "--trainer.callbacks", SPOIL]
+    steps = ["--trainer.max_steps", "6", "--trainer.val_check_interval", "6", "--checkpoint.every_n_train_steps", "4"]
     fit(*arguments("vae", run, index, *steps, *guard, "--model.statistics_batches", "3", "--data.videos_per_batch", "4"))
     return run
 
@@ -113,7 +113,7 @@ def planted(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple
     monkeypatch.syspath_prepend(str(tmp_path))
     stage = {"class_path": "strangers_module.Stage"}
     changed: dict[str, dict[str, Any]] = {
-        "commands": {"data": {"shards": {"video": shards, "image": shards}, "workers": 0}},
+        "commands": {"data": {"shards": {"video": shards, "image": shards}, "num_workers": 0}},
         "paths": {"data": {"index": f"pipe:touch {mark}", "vae": f"{tmp_path}/none", "cache_dir": str(mark)}, "init": f"{tmp_path}/none"},
         "classes": {"model": stage, "trainer": {"logger": stage, "callbacks": [stage]}},
     }

@@ -27,7 +27,7 @@ TINY = {
 }
 TWO_STEPS = [
     *["--trainer.max_steps", "2", "--trainer.val_check_interval", "2", "--model.warmup_steps", "1", "--data.val_videos", "4"],
-    *["--data.workers", "0", "--data.image_stacks_per_batch", "1", "--trainer.precision", "32-true"],
+    *["--data.num_workers", "0", "--data.image_stacks_per_batch", "1", "--trainer.precision", "32-true"],
 ]
 
 
@@ -109,7 +109,7 @@ def test_verify_command_names_the_stages_it_read(walt: Walt, run: Path) -> None:
 
 def test_validate_command_runs_on_a_finished_stage(walt: Walt, run: Path, painted: Path) -> None:
     config = ["--config", str(EXPERIMENT / "base.yaml"), "--run", str(run), "--data.index", str(painted)]
-    shared = [*TINY["base"], "--data.val_videos", "4", "--data.workers", "0", "--trainer.precision", "32-true"]
+    shared = [*TINY["base"], "--data.val_videos", "4", "--data.num_workers", "0", "--trainer.precision", "32-true"]
     assert "val/loss" in walt("validate", *config, *shared, "--ckpt_path", "auto").said
 
 
@@ -269,9 +269,19 @@ def test_fit_command_names_a_wrong_key_or_value(walt: Walt, painted: Path, tmp_p
 
 def test_fit_command_names_windows_that_do_not_fit(walt: Walt, painted: Path, run: Path) -> None:
     said = fit(
-        walt, "sr1", run, painted, "--model.denoiser.window", "[5, 3, 3]", "--allow_stale", "true", "--from_scratch", "true", check=False
+        walt,
+        "sr1",
+        run,
+        painted,
+        "--model.denoiser.window_size",
+        "[5, 3, 3]",
+        "--allow_stale",
+        "true",
+        "--from_scratch",
+        "true",
+        check=False,
     )
-    assert "denoiser.window must divide" in said
+    assert "denoiser.window_size must divide" in said
     assert "Traceback" not in said
 
 

@@ -8,8 +8,8 @@ import pytest
 from walt_pl.cli.run_fit import run_fit
 
 
-@pytest.mark.parametrize("code", [0, 3, -9])
-def test_run_fit_ends_the_command_where_fit_failed(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("code", "reason"), [(0, ""), (3, "exit code 3"), (-9, "SIGKILL")])
+def test_run_fit_ends_the_command_where_fit_failed(code: int, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[list[str]] = []
 
     def run(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
@@ -20,7 +20,7 @@ def test_run_fit_ends_the_command_where_fit_failed(code: int, monkeypatch: pytes
     if code:
         with pytest.raises(SystemExit) as ended:
             run_fit(["--config", "base.yaml"], "ablate: base.yaml")
-        assert ended.value.code == f"ablate: base.yaml stopped (exit code {code}); the same command goes on from there"
+        assert ended.value.code == f"ablate: base.yaml stopped ({reason}); the same command goes on from there"
     else:
         run_fit(["--config", "base.yaml"], "ablate: base.yaml")
     assert started == [[sys.executable, "-m", "walt_pl", "fit", "--config", "base.yaml"]]

@@ -170,7 +170,7 @@ def test_joint_sampler_of_one_bucket_has_a_fixed_order() -> None:
 def test_joint_sampler_warns_of_another_index_and_begins_new_epochs() -> None:
     sampler, grown = JointSampler(50, 4, 2, 1), JointSampler(51, 4, 2, 1)
     sampler.advance()
-    with pytest.warns(UserWarning, match="the interrupted passes are not finished"):
+    with pytest.warns(UserWarning, match="the interrupted epochs are not finished"):
         grown.load_state_dict(sampler.state_dict())
     assert {draw.epoch for draw in next(iter(grown))} == {1}
 

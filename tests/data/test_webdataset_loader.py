@@ -107,7 +107,7 @@ def reading(shards: dict[Kind, str], rank: int = 0, ranks: int = 1, workers: int
         **{"shards": of, "per_batch": {"video": 2, "image": 4}, "clip_transform": FRAMING, **changes},
         rank=rank,
         ranks=ranks,
-        workers=workers,
+        num_workers=workers,
     )
 
 
@@ -156,7 +156,7 @@ def test_stream_loader_warns_of_another_number_of_readers_and_begins_new_epochs(
 
 
 def test_stream_loader_refuses_more_readers_than_shards(shards: dict[Kind, str]) -> None:
-    with pytest.raises(ValueError, match=r"6 video shards cannot be dealt out to 8 readers \(2 ranks, data\.workers 4\)"):
+    with pytest.raises(ValueError, match=r"6 video shards cannot be dealt out to 8 readers \(2 ranks, data\.num_workers 4\)"):
         StreamLoader(reading(shards, ranks=2, workers=4))
 
 

@@ -65,9 +65,9 @@ def loaders() -> Iterator[list[JointLoader]]:
 
 
 def load(
-    loaders: list[JointLoader], deeds: dict[int, str], workers: int, epochs: int = 2, once: Path | None = None, patience: float = 60
+    loaders: list[JointLoader], deeds: dict[int, str], workers: int, epochs: int = 2, once: Path | None = None, timeout: float = 60
 ) -> list[JointBatch]:
-    loader = JointLoader(Treacherous(deeds, once), JointSampler(VIDEOS, 0, PER_BATCH, 0, seed=1), workers, patience)
+    loader = JointLoader(Treacherous(deeds, once), JointSampler(VIDEOS, 0, PER_BATCH, 0, seed=1), workers, timeout)
     loaders.append(loader)
     return [batch for _ in range(epochs) for batch in loader]
 
@@ -84,7 +84,7 @@ def test_workers_of_any_number_give_the_order_of_none(workers: int, loaders: lis
 @pytest.mark.parametrize("deed", ["kill", "segfault", "exit", "hang"])
 def test_workers_replace_one_that_dies_once_and_lose_or_repeat_nothing(deed: str, loaders: list[JointLoader], tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"clip-5: .*tries it once more"):
-        found = load(loaders, {5: deed}, workers=2, once=tmp_path, patience=1)
+        found = load(loaders, {5: deed}, workers=2, once=tmp_path, timeout=1)
     assert told(found) == told(load(loaders, {}, workers=0))
 
 
@@ -98,8 +98,8 @@ def test_workers_give_weight_0_to_a_file_that_kills_twice_and_never_read_it_agai
     began = time.monotonic()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        found = load(loaders, {5: deed}, workers=2, epochs=4, patience=1)
-    # The same as when the file had been found broken by its decoder.
+        found = load(loaders, {5: deed}, workers=2, epochs=4, timeout=1)
+    # Equal to the answers when the file had been found broken by its decoder.
     assert told(found) == told(load(loaders, {5: "fail"}, workers=0, epochs=4))
     assert sum(weight == 0 for _, weights, _ in told(found) for weight in weights) == 4
     failure = loaders[0].failures["clip-5"]
@@ -184,7 +184,7 @@ def test_workers_prefetch_is_bounded_while_one_file_hangs() -> None:
             asked.append(number)
             yield [SampleRef("video", number, 0, 0)]
 
-    workers = Workers(Treacherous({0: "hang"}), 2, patience=1)
+    workers = Workers(Treacherous({0: "hang"}), 2, timeout=1)
     try:
         with pytest.warns(UserWarning, match="clip-0"):
             next(workers.read(steps()))

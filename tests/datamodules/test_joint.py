@@ -2,24 +2,22 @@
 
 import multiprocessing
 import tarfile
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 
 from datamodules.joint import JointData
+from tests.helpers.joint_data import COUNTS, FakeVAE, make
 from walt_pl.data.batch import JointBatch
 from walt_pl.data.index import write_index
-from walt_pl.media.writing import write_image, write_video
-from walt_pl.runs import artifact, card
+from walt_pl.runs import card
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*files could not be read and counted for nothing"),
@@ -27,67 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*(exists and is not empty|dirpath has changed)"),
 ]
 
-# split -> (videos, images)
-COUNTS = {"train": (10, 11), "val": (5, 7)}
-
-
-@pytest.fixture(scope="module")
-def index(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Clips of 7 frames, 32 x 48 pixels; one training clip is broken."""
-    folder = tmp_path_factory.mktemp("clips")
-    rng = np.random.default_rng(0)
-    rows: list[dict[str, object]] = []
-    for split, counts in COUNTS.items():
-        for kind, count in zip(("video", "image"), counts, strict=True):
-            for number in range(count):
-                path = folder / f"{split}-{number}{'.mp4' if kind == 'video' else '.png'}"
-                coarse = rng.integers(0, 256, (7, 4, 6, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
-                if kind == "video":
-                    write_video(path, coarse, fps=8)
-                else:
-                    write_image(path, coarse[0])
-                size = {"frames": 7 if kind == "video" else 1, "fps": 8.0, "width": 48, "height": 32, "bytes": 1}
-                words = {"caption": f"{kind} {number}", "label": number, "split": split}
-                rows.append({"path": path.name, "kind": kind, **size, **words})
-    (folder / "train-3.mp4").write_bytes((folder / "train-3.mp4").read_bytes()[:200])
-    write_index(rows, folder / "index.parquet")
-    return str(folder / "index.parquet")
-
-
-SMALL: dict[str, Any] = {
-    "frames": 5,
-    "videos_per_batch": 4,
-    "image_stacks_per_batch": 2,
-    "images_per_stack": 2,
-    "val_videos": 4,
-    "workers": 0,
-}
-
-
-def make(index: str, **changes: Any) -> JointData:
-    return JointData(**{"index": index, "size": 16, **SMALL, **changes})
-
-
-class FakeVAE(nn.Module):
-    """Posterior mean = pixels averaged over 4 x 4, every fourth frame; counts the clips."""
-
-    clips = 0
-
-    def encode(self, x: Tensor) -> SimpleNamespace:
-        FakeVAE.clips += len(x)
-        return SimpleNamespace(mean=torch.nn.functional.avg_pool3d(x.float(), (1, 4, 4), (4, 4, 4)))
-
-
-@pytest.fixture
-def vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Path of an artifact that needs no training."""
-    FakeVAE.clips = 0
-    monkeypatch.setattr(card, "read_card", lambda path: {"sha256": "1"})
-    monkeypatch.setattr(artifact, "load", lambda path, device: SimpleNamespace(models={"vae": FakeVAE()}))
-    return str(tmp_path / "vae")
-
-
-# What there is
+# Batches
 
 
 def test_joint_data_frame_rate_is_that_of_the_training_videos(index: str) -> None:
@@ -191,7 +129,7 @@ def test_joint_data_validation_crop_is_frame_0_and_the_centre(index: str) -> Non
 @pytest.mark.parametrize("workers", [0, 2])
 def test_joint_data_cache_and_pixels_give_the_same_latents(index: str, vae: str, workers: int) -> None:
     settings: dict[str, Any] = {"views": 2, "low_res_size": 8, "seed": 4}
-    cached = make(index, vae=vae, workers=workers, **settings)
+    cached = make(index, vae=vae, num_workers=workers, **settings)
     cached.prepare_data()
     cached_loader, pixel_loader = cached.train_dataloader(), make(index, **settings).train_dataloader()
     for _ in range(2):
@@ -203,6 +141,7 @@ def test_joint_data_cache_and_pixels_give_the_same_latents(index: str, vae: str,
                 keep = pixels.weight[:4] if "videos" in name else pixels.weight[4:]
                 wanted = mean.half().float() * keep.view(-1, 1, 1, 1, 1)
                 assert torch.equal(getattr(latents, name), wanted), name
+    cached.teardown("fit")
 
 
 def test_joint_data_shares_caches_of_the_same_size_between_stages(index: str, vae: str) -> None:
@@ -245,195 +184,6 @@ def test_joint_data_cache_clips_trains_on_the_first_clips_only(index: str, vae: 
 
 
 # Buckets and the quarantine
-
-
-SHAPES = [(32, 48), (48, 32), (40, 40)]
-BUCKETS = [(16, 24), (24, 16), (16, 16)]
-
-
-@pytest.fixture(scope="module")
-def shapes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Twelve clips and nine images of three shapes, wide, tall and square; two clips are too short."""
-    folder = tmp_path_factory.mktemp("shapes")
-    rng = np.random.default_rng(0)
-    rows: list[dict[str, object]] = []
-    for split in ("train", "val"):
-        for kind, count in (("video", 12), ("image", 9)):
-            for number in range(count):
-                height, width = SHAPES[number % 3]
-                frames = 1 if kind == "image" else 3 if number in (4, 8) else 7
-                path = folder / f"{split}-{number}{'.mp4' if kind == 'video' else '.png'}"
-                picture = rng.integers(0, 256, (frames, height // 8, width // 8, 3), dtype=np.uint8).repeat(8, axis=1).repeat(8, axis=2)
-                if kind == "video":
-                    write_video(path, picture, fps=8)
-                else:
-                    write_image(path, picture[0])
-                size = {"frames": frames, "fps": 8.0, "width": width, "height": height, "bytes": 1, "duration": frames / 8}
-                words = {"caption": f"{kind} {number}", "label": number, "split": split}
-                rows.append({"path": path.name, "kind": kind, **size, **words})
-    write_index(rows, folder / "index.parquet")
-    return str(folder / "index.parquet")
-
-
-def make_buckets(index: str, **changes: Any) -> JointData:
-    return make(index, **{"buckets": BUCKETS, "videos_per_batch": 2, "image_stacks_per_batch": 1, "val_videos": 12, **changes})
-
-
-@pytest.fixture
-def quarantined(shapes: str) -> Iterator[Callable[..., None]]:
-    """Puts clips on the quarantine list, which is empty again afterwards."""
-    path = Path(shapes).with_suffix(".quarantine.csv")
-
-    def write(*numbers: int) -> None:
-        path.write_text("path,offset,reason\n" + "".join(f"train-{number}.mp4,-1,corrupt: painted so\n" for number in numbers))
-
-    yield write
-    path.unlink(missing_ok=True)
-
-
-def test_joint_data_every_batch_has_clips_of_one_bucket(shapes: str) -> None:
-    loader = make_buckets(shapes, low_res_size=8).train_dataloader()
-    seen = set()
-    for batch in [batch for _ in range(3) for batch in loader]:
-        rows, columns = batch.videos.shape[3:]
-        assert batch.images.shape[3:] == (rows, columns)
-        assert batch.low_res_videos is not None and batch.low_res_videos.shape[3:] == (rows // 2, columns // 2)
-        assert {SHAPES[label % 3] for label in batch.labels.tolist()} == {SHAPES[BUCKETS.index((rows, columns))]}
-        assert batch.weight.all()
-        seen.add((rows, columns))
-    assert seen == set(BUCKETS)
-
-
-@pytest.mark.filterwarnings("ignore:.*unreadable files")
-def test_joint_data_one_bucket_of_the_same_size_changes_nothing(index: str) -> None:
-    plain, bucket = make(index).train_dataloader(), make(index, buckets=[(16, 16)]).train_dataloader()
-    for old, new in zip(plain, bucket, strict=True):
-        assert old.paths == new.paths and torch.equal(old.videos, new.videos) and torch.equal(old.images, new.images)
-
-
-def test_joint_data_validation_goes_through_every_bucket(shapes: str) -> None:
-    loader = make_buckets(shapes).val_dataloader()
-    assert not isinstance(loader, list)
-    batches = list(loader)
-    assert len(batches) == len(loader)
-    assert {tuple(batch.videos.shape[3:]) for batch in batches} == set(BUCKETS)
-    labels = sorted(label for batch in batches for label in batch.labels[: len(batch.videos)].tolist())
-    assert labels == [number for number in range(12) if number not in (4, 8)]
-
-
-def test_joint_data_setup_prints_which_clips_are_used_and_why_not(
-    shapes: str, quarantined: Callable[..., None], capsys: pytest.CaptureFixture[str]
-) -> None:
-    quarantined(0, 3, 1)
-    data = make_buckets(shapes)
-    data.setup("fit")
-    told = capsys.readouterr().out
-    assert "train: 7 of 12 videos used; left out: 3 quarantined, 2 too short (fewer than 5 frames)" in told
-    assert "train: 9 of 9 images used\n" in told and "  16 x 24: 2 videos, 3 images" in told
-    assert "val: 10 of 12 videos used" in told
-    assert data.counts() == {"train_videos": 7, "train_images": 9, "val_videos": 10, "val_images": 9}
-    assert list(data.captions()) == [f"video {n}" for n in (2, 5, 6, 7, 9, 10, 11)] + [f"image {n}" for n in range(9)]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"frames": 9}, r"(?s)no video of split \"train\" can be used.*12 too short \(fewer than 9 frames\)"),
-        ({"buckets": [(64, 64), (96, 96)]}, r"(?s)no video and no image.*smaller than every size of data\.buckets"),
-    ],
-)
-def test_joint_data_split_with_nothing_usable_stops_with_the_reasons(settings: dict[str, Any], message: str, shapes: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_buckets(shapes, **settings).setup("fit")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"crop": 8}, "leave out one of them"),
-        ({"aspect": 1.5}, r"leave out data\.aspect"),
-        ({"buckets": [(16, 16), (16, 16)]}, "names a size twice: 16 x 16"),
-        ({"buckets": [(0, 16), (16, 16)]}, "at least 1, got 0 x 16"),
-        ({"low_res_size": 5}, "16 x 24 times .* is no number of pixels"),
-    ],
-)
-def test_joint_data_refuses_buckets_that_do_not_fit(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make_buckets("index.parquet", **settings)
-
-
-def test_joint_data_never_draws_quarantined_clips_and_keeps_the_order_of_others(shapes: str, quarantined: Callable[..., None]) -> None:
-    def order() -> list[list[str]]:
-        loader = make_buckets(shapes, image_stacks_per_batch=0, videos_per_batch=1).train_dataloader()
-        return [batch.paths for _ in range(4) for batch in loader]
-
-    whole = order()
-    quarantined(0, 7)
-    rest = order()
-    assert not [path for path in rest if Path(path[0]).name in ("train-0.mp4", "train-7.mp4")]
-    for shape in range(3):
-        before, after = ([p for (p,) in paths if int(Path(p).stem[6:]) % 3 == shape] for paths in (whole, rest))
-        before = [path for path in before if Path(path).name not in ("train-0.mp4", "train-7.mp4")]
-        assert before and all(a == b for a, b in zip(before, after, strict=False))
-
-
-def test_joint_data_resume_under_another_quarantine_warns_and_continues(shapes: str, quarantined: Callable[..., None]) -> None:
-    loader = make_buckets(shapes).train_dataloader()
-    wanted = [batch.paths for _ in range(2) for batch in loader]
-    first = make_buckets(shapes).train_dataloader()
-    begun = [batch.paths for batch in islice(first, 2)]
-    quarantined(9)
-    second = make_buckets(shapes).train_dataloader()
-    with pytest.warns(UserWarning, match=r"quarantine has changed .*videos: 1 more, 0 free again"):
-        second.load_state_dict(first.state_dict())
-    following = [path for batch in islice(second, 2) for path in batch.paths]
-    assert begun == wanted[:2] and not any(path.endswith("train-9.mp4") for path in following)
-    quarantined()
-    third = make_buckets(shapes).train_dataloader()
-    third.load_state_dict(first.state_dict())
-    assert next(iter(third)).paths == wanted[2]
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_joint_data_cache_of_every_bucket_gives_the_latents_of_its_pixels(
-    workers: int, shapes: str, vae: str, quarantined: Callable[..., None]
-) -> None:
-    quarantined(2)
-    settings: dict[str, Any] = {"views": 2, "size": 32, "buckets": [(32, 48), (48, 32), (32, 32)], "low_res_size": 16, "val_videos": 0}
-    cached = make_buckets(shapes, vae=vae, workers=workers, **settings)
-    cached.prepare_data()
-    read = 2 * 2 * (12 - 2 - 1 + 9)  # two sizes and two views of what is neither short nor quarantined; zeros for the quarantined one
-    assert FakeVAE.clips == read + 2 * 2
-    pixels = make_buckets(shapes, **settings).train_dataloader()
-    for latents, seen in zip(cached.train_dataloader(), pixels, strict=True):
-        assert latents.paths == seen.paths and latents.weight.all()
-        for name in ("videos", "images", "low_res_videos", "low_res_images"):
-            assert torch.equal(getattr(latents, name), FakeVAE().encode(getattr(seen, name)).mean.half().float()), name
-    cached.teardown("fit")
-    before = FakeVAE.clips
-    make_buckets(shapes, vae=vae, **settings).build_caches(verify=True)
-    assert FakeVAE.clips == before
-
-
-@pytest.mark.filterwarnings("ignore:.*this shard is rebuilt")
-def test_joint_data_flipped_byte_of_the_cache_costs_one_sample_and_is_named(shapes: str, vae: str) -> None:
-    make_buckets(shapes, vae=vae, val_videos=0).prepare_data()
-    shard = next((Path(vae).parent / "cache").rglob("*-16x24-*/videos/00000.f16"))
-    data = bytearray(shard.read_bytes())
-    data[0] ^= 1
-    shard.write_bytes(data)
-    data_module = make_buckets(shapes, vae=vae, val_videos=0)
-    data_module.prepare_data()
-    with pytest.warns(UserWarning, match=r"00000\.f16: row 0 has changed"):
-        batches = list(data_module.train_dataloader())
-        lost = [path for batch in batches for path, weight in zip(batch.paths, batch.weight.tolist(), strict=True) if not weight]
-        assert lost and {Path(path).name for path in lost} == {"train-0.mp4"}
-    make_buckets(shapes, vae=vae, val_videos=0).build_caches(verify=True)
-    healed = make_buckets(shapes, vae=vae, val_videos=0).train_dataloader()
-    assert all(batch.weight.all() for batch in healed)
-
-
-# Streams
 
 
 def test_joint_data_stream_replaces_the_training_split(index: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -507,7 +257,7 @@ def test_joint_data_resumes_anywhere_with_the_samples_of_an_uninterrupted_run(in
     whole = fit(make(index, **settings), 8, tmp_path / "whole")
     assert len(whole.seen) == 8 and whole.validated > 0
     for stop in (4, 6) if workers == 0 else (4,):
-        resumed = fit(make(index, workers=workers, **settings), 8, tmp_path, tmp_path / "whole" / f"step={stop}.ckpt")
+        resumed = fit(make(index, num_workers=workers, **settings), 8, tmp_path, tmp_path / "whole" / f"step={stop}.ckpt")
         assert resumed.seen == whole.seen[stop:]
 
 
@@ -515,7 +265,7 @@ def test_joint_data_resumes_anywhere_with_the_samples_of_an_uninterrupted_run(in
 def test_joint_data_validation_and_short_epochs_do_not_change_the_order(index: str, tmp_path: Path) -> None:
     whole = fit(make(index), 6, tmp_path / "whole")
     often = fit(make(index), 6, tmp_path / "often", val_check_interval=1)
-    short = fit(make(index, workers=2), 6, tmp_path / "short", limit_train_batches=2)
+    short = fit(make(index, num_workers=2), 6, tmp_path / "short", limit_train_batches=2)
     assert not multiprocessing.active_children()
     resumed = fit(make(index), 6, tmp_path / "on", tmp_path / "short" / "step=3.ckpt", limit_train_batches=2)
     assert often.seen == short.seen == whole.seen
@@ -558,7 +308,7 @@ def test_joint_data_refuses_ranks_that_do_not_divide_the_batch(index: str) -> No
         ({"videos_per_batch": 0, "image_stacks_per_batch": 0}, "a batch would be empty"),
         ({"vae": "runs/x/vae", "crop": 8}, "leave out one"),
         ({"cache_clips": 5}, "needs data.vae"),
-        ({"workers": -1}, "data.workers must be at least 0, got -1"),
+        ({"num_workers": -1}, "data.num_workers must be at least 0, got -1"),
         ({"images_per_stack": 0}, "data.images_per_stack must be at least 1"),
     ],
 )

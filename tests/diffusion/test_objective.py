@@ -186,7 +186,7 @@ def stage() -> LatentDiffusion:
         num_heads=2,
         latent_channels=2,
         size=(3, 4, 4),
-        window=(3, 2, 2),
+        window_size=(3, 2, 2),
         num_classes=4,
         frame_prediction=0.1,
         self_conditioning=0,

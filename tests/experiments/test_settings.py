@@ -77,7 +77,7 @@ def test_experiment_kl_weight_is_one_millionth(name: str) -> None:
 )
 def test_experiment_of_another_aspect_scales_its_windows(name: str, size: list[int], patch: int, window: list[int]) -> None:
     denoiser = settings(name)["model"]["init_args"]["denoiser"]
-    assert (denoiser["size"], denoiser.get("patch", 1), denoiser["window"]) == (size, patch, window)
+    assert (denoiser["size"], denoiser.get("patch_size", 1), denoiser["window_size"]) == (size, patch, window)
 
 
 def test_experiment_of_kinetics_always_gets_two_context_frames_and_text_to_video_sometimes() -> None:

@@ -99,7 +99,7 @@ def data_of(sentinels: None, painted: Path, tmp_path: Path) -> Callable[[Sequenc
     write_index(rows, tmp_path / "index.parquet")
 
     def make(arguments: Sequence[str]) -> JointData:
-        data = planned(*arguments, "--data.cache_dir", str(tmp_path / "cache"), "--data.workers", "0").datamodule
+        data = planned(*arguments, "--data.cache_dir", str(tmp_path / "cache"), "--data.num_workers", "0").datamodule
         data.index = str(painted if data.index == "data/shapes/index.parquet" else tmp_path / "index.parquet")
         data.val_videos = 0
         return data

@@ -41,7 +41,7 @@ class Guarded:
     resume: str | None = None
     """Training whose checkpoint of step 5 this one goes on from."""
     steps: int = 10
-    most: int = 10
+    max_incidents: int = 10
     window: int = 16
     decay: float = 0.5
     """Of the average."""
@@ -134,7 +134,7 @@ def _mark(tensors: list[torch.Tensor]) -> float:
 
 def run(job: Guarded, folder: Path, rank: int, ranks: int) -> None:
     """Train, and write the results."""
-    watch, writer, ema = Watch(), Checkpoints(str(folder / "checkpoints"), every_steps=5, every_minutes=0, keep=9), EMA(job.decay)
+    watch, writer, ema = Watch(), Checkpoints(str(folder / "checkpoints"), every_n_train_steps=5, every_n_minutes=0, keep=9), EMA(job.decay)
     trainer = L.Trainer(
         accelerator="cpu",
         devices=ranks,
@@ -143,7 +143,7 @@ def run(job: Guarded, folder: Path, rank: int, ranks: int) -> None:
         max_steps=job.steps,
         callbacks=[
             ema,
-            SpikeGuard(job.policy, deviations=30, window=job.window, most=job.most),
+            SpikeGuard(job.policy, deviations=30, window=job.window, max_incidents=job.max_incidents),
             Spoil(job.spoil),
             Poison(job.poison),
             watch,

@@ -50,7 +50,8 @@ def imports_of(path: Path, root: Path, typing: bool = True) -> set[str]:
             base = ".".join([*above, *([node.module] if node.module else [])])
             found |= {base, *(f"{base}.{name.name}" for name in node.names)}
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
-            found |= {word.value for word in node.args[:1] if isinstance(word, ast.Constant) and isinstance(word.value, str)}
+            words = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "name")]
+            found |= {word.value for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)}
     return found
 
 
@@ -136,3 +137,13 @@ def unclear_docstrings(root: Path, folders: Sequence[str] = FOLDERS) -> list[str
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and opening.match(str(node.value.value))
     ]
+
+
+def callers(root: Path, functions: Sequence[str], allowed: Sequence[str], folders: Sequence[str] = FOLDERS) -> list[str]:
+    """Return the modules that call one of `functions`, such as `os.fsync` or `.rename`, and are not within `allowed`."""
+    found = []
+    for module, path in modules(root, folders).items():
+        calls = (ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+        if not is_within(module, allowed) and any(call == name or call.endswith(name) for call in calls for name in functions):
+            found.append(module)
+    return found

@@ -18,7 +18,7 @@ from walt_pl.diffusion.path import ProbabilityPath, alpha_sigma_like
 from walt_pl.diffusion.schedule import NoiseSchedule
 from walt_pl.models.denoiser import DenoiserConfig
 
-CONFIG = DenoiserConfig(width=8, depth=1, num_heads=2, latent_channels=2, size=(3, 4, 4), window=(3, 2, 2), frame_prediction=0.1)
+CONFIG = DenoiserConfig(width=8, depth=1, num_heads=2, latent_channels=2, size=(3, 4, 4), window_size=(3, 2, 2), frame_prediction=0.1)
 LAYOUT = FrameLayout(videos=3, frames=3, images=2)
 OWNER = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4])
 """Sample of each of the 11 frames of LAYOUT."""

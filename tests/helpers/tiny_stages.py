@@ -16,11 +16,14 @@ CAPTIONS = ["a plain red circle moving left", "a dotted blue bar growing"]
 MEAN, STD, LOW_NOISE = 0.5, 2.0, 20
 
 
-def write_stages(root: Path, **diffusion: Any) -> dict[str, Path]:
-    """Write an autoencoder, a base model from text and a super-resolution stage, with weights that are not zero.
+def write_stages(root: Path, upscalers: int = 1, classes: int | None = None, frames: int = 3, **diffusion: Any) -> dict[str, Path]:
+    """Write an autoencoder, a base model of 16 px and super-resolution stages, with weights that are not zero.
 
     Args:
         root: folder for the artifacts.
+        upscalers: number of super-resolution stages.
+        classes: of a base model without text; one from text when None.
+        frames: latent frames of a clip.
         diffusion: settings in place of the default `DiffusionConfig`.
 
     Returns:
@@ -39,18 +42,22 @@ def write_stages(root: Path, **diffusion: Any) -> dict[str, Path]:
     )
     text = SmallTextEncoder(SmallTextConfig(width=16, depth=1, num_heads=2, vocab_size=64, max_length=12))
     text.load_vocabulary(train_vocabulary(CAPTIONS, 64))
-    small = {"width": 16, "depth": 2, "num_heads": 2, "text_width": 16, "window": (3, 2, 2)}
-    base = Denoiser(DenoiserConfig(size=(3, 4, 4), **small))  # type: ignore[arg-type]
-    larger = Denoiser(DenoiserConfig(size=(3, 8, 8), patch=2, super_resolution=True, **small))  # type: ignore[arg-type]
-    for model in (base, larger):
+    small: dict[str, Any] = {"width": 16, "depth": 2, "num_heads": 2, "window_size": (frames, 2, 2), "text_width": 16}
+    base = Denoiser(DenoiserConfig(size=(frames, 4, 4), **(small | ({"text_width": None, "num_classes": classes} if classes else {}))))
+    sides = [8 * 2**number for number in range(upscalers)]
+    larger = [Denoiser(DenoiserConfig(size=(frames, side, side), patch_size=side // 4, super_resolution=True, **small)) for side in sides]
+    for model in (base, *larger):
         for p in model.parameters():
             nn.init.normal_(p, std=0.2)
     latents = {"mean": [MEAN] * 8, "std": [STD] * 8}
     settings = {"diffusion": DiffusionConfig(noise_aug_level=LOW_NOISE, **diffusion).to_plain()}
     save_artifact(root / "vae", kind="vae", models={"vae": vae}, sampling_config={}, card={"latents": latents}, train_config="")
     words = {"tokenizer.model": text.vocabulary}
-    save_artifact(
-        root / "base", kind="base", models={"denoiser": base, "text": text}, sampling_config=settings, card={}, train_config="", files=words
-    )
-    save_artifact(root / "sr1", kind="super_resolution", models={"denoiser": larger}, sampling_config=settings, card={}, train_config="")
-    return {stage: root / stage for stage in ("vae", "base", "sr1")}
+    models: dict[str, Any] = {"denoiser": base} if classes else {"denoiser": base, "text": text}
+    files = {} if classes else words
+    save_artifact(root / "base", kind="base", models=models, sampling_config=settings, card={}, train_config="", files=files)
+    names = [f"sr{number + 1}" for number in range(upscalers)]
+    for name, denoiser in zip(names, larger, strict=True):
+        models = {"denoiser": denoiser}
+        save_artifact(root / name, kind="super_resolution", models=models, sampling_config=settings, card={}, train_config="")
+    return {stage: root / stage for stage in ("vae", "base", *names)}

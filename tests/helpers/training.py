@@ -30,7 +30,8 @@ def arguments(stage: str, run: Path, index: Path, *more: str) -> list[str]:
         *["--config", str(ROOT / "experiments" / "shapes" / f"{stage}.yaml"), "--run", str(run), "--data.index", str(index)],
         *[*SMALL[stage], "--model.warmup_steps", "2", "--trainer.max_steps", str(STEPS), "--trainer.precision", "32-true"],
         *["--data.videos_per_batch", "2", "--data.image_stacks_per_batch", "2", "--data.images_per_stack", "1", "--data.val_videos", "2"],
-        *["--data.workers", "0", "--trainer.val_check_interval", "4", "--trainer.log_every_n_steps", "1", "--previews.every", "0"],
+        *["--data.num_workers", "0", "--trainer.val_check_interval", "4"],
+        *["--trainer.log_every_n_steps", "1", "--previews.every_n_validations", "0"],
         *["--trainer.accelerator", "cpu", "--trainer.devices", "1", *more],
     ]
 

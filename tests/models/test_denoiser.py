@@ -19,8 +19,8 @@ TINY = DenoiserConfig(
     num_heads=2,
     latent_channels=2,
     size=(3, 8, 12),
-    patch=2,
-    window=(3, 2, 3),
+    patch_size=2,
+    window_size=(3, 2, 3),
     frame_prediction=0.1,
     num_classes=5,
     text_width=6,
@@ -76,7 +76,7 @@ VARIANTS = {
     "plain attention": replace(TINY, attention="plain"),
     "rms, separate": replace(TINY, qk_norm="rms", lora_rank=None),
     "class only": replace(TINY, text_width=None, super_resolution=False, frame_prediction=0, self_conditioning=0),
-    "spatial only": replace(TINY, window=(1, 4, 6)),
+    "spatial only": replace(TINY, window_size=(1, 4, 6)),
 }
 
 
@@ -103,19 +103,19 @@ def test_denoiser_prediction_starts_at_zero() -> None:
 
 def test_denoiser_spatial_and_spatiotemporal_layers_alternate() -> None:
     assert [TINY.window_of(layer) for layer in range(4)] == [(1, 4, 6), (3, 2, 3)] * 2
-    assert {replace(TINY, window=(1, 2, 2)).window_of(layer) for layer in range(4)} == {(1, 4, 6)}
+    assert {replace(TINY, window_size=(1, 2, 2)).window_of(layer) for layer in range(4)} == {(1, 4, 6)}
 
 
 def test_denoiser_frames_interact_through_spatiotemporal_windows_only() -> None:
     """A spatial layer keeps frames apart; a spatiotemporal one behind it joins them within its windows."""
-    denoiser = drawn(DenoiserConfig(16, 1, 2, latent_channels=2, size=(3, 8, 12), window=(3, 4, 4)))
+    denoiser = drawn(DenoiserConfig(16, 1, 2, latent_channels=2, size=(3, 8, 12), window_size=(3, 4, 4)))
     layout = FrameLayout(1, 3, 0)
     condition, x, timestep = Condition(layout, torch.ones(1, dtype=torch.bool)), latents()[:3], torch.tensor([500])
     y = denoiser(x, timestep, condition)
     x[2, :, 0, 0] += 1
     moved = (denoiser(x, timestep, condition) - y).abs().amax(dim=(1, 2, 3)) > 1e-6
     assert moved.tolist() == [False, False, True], "a spatial layer keeps frames apart"
-    denoiser = drawn(DenoiserConfig(16, 2, 2, latent_channels=2, size=(3, 8, 12), window=(3, 4, 4)))
+    denoiser = drawn(DenoiserConfig(16, 2, 2, latent_channels=2, size=(3, 8, 12), window_size=(3, 4, 4)))
     y = denoiser(x, timestep, condition)
     x[2, :, 0, 0] += 1
     assert bool(((denoiser(x, timestep, condition) - y).abs().amax(dim=(1, 2, 3)) > 1e-6).all())
@@ -303,13 +303,13 @@ def test_denoiser_refuses_videos_of_another_length() -> None:
     ("change", "message"),
     [
         ({"num_heads": 3}, "multiple of denoiser.num_heads, got 16 and 3"),
-        ({"patch": 3}, "denoiser.patch must divide"),
-        ({"window": (3, 3, 3)}, r"denoiser.window must divide the \(3, 4, 6\) tokens"),
-        ({"window": (2, 2, 2)}, "denoiser.window must divide"),
+        ({"patch_size": 3}, "denoiser.patch_size must divide"),
+        ({"window_size": (3, 3, 3)}, r"denoiser.window_size must divide the \(3, 4, 6\) tokens"),
+        ({"window_size": (2, 2, 2)}, "denoiser.window_size must divide"),
         ({"stw_cross_attention": True, "text_width": None}, "denoiser.stw_cross_attention wants text"),
-        ({"stw_cross_attention": True, "window": (1, 4, 6)}, "denoiser.stw_cross_attention wants text"),
-        ({"size": (3, 9, 12), "patch": 1, "window": (3, 3, 3)}, "super-resolution wants even"),
-        ({"size": (2, 8, 12), "window": (2, 2, 2)}, "size must have three or more"),
+        ({"stw_cross_attention": True, "window_size": (1, 4, 6)}, "denoiser.stw_cross_attention wants text"),
+        ({"size": (3, 9, 12), "patch_size": 1, "window_size": (3, 3, 3)}, "super-resolution wants even"),
+        ({"size": (2, 8, 12), "window_size": (2, 2, 2)}, "size must have three or more"),
     ],
 )
 def test_denoiser_config_refuses_values_that_do_not_fit(change: dict[str, object], message: str) -> None:

@@ -21,8 +21,10 @@ from walt_pl.text.small_encoder import SmallTextConfig, SmallTextEncoder
 
 Drawn = TypeVar("Drawn", bound=nn.Module)
 
-SQUARE = DenoiserConfig(width=16, depth=2, num_heads=2, latent_channels=2, size=(3, 8, 8), patch=2, window=(3, 2, 2), num_classes=3)
-WIDE = replace(SQUARE, size=(3, 8, 14), window=(3, 2, 7))
+SQUARE = DenoiserConfig(
+    width=16, depth=2, num_heads=2, latent_channels=2, size=(3, 8, 8), patch_size=2, window_size=(3, 2, 2), num_classes=3
+)
+WIDE = replace(SQUARE, size=(3, 8, 14), window_size=(3, 2, 7))
 IMAGES = VAEConfig(8, (1, 1, 2), ((1, 2, 2), (1, 2, 2)), (1, 1, 1), 1, 4, "layer", time_kernel=1)
 VIDEOS = replace(IMAGES, strides=((2, 2, 2), (2, 2, 2)), time_kernel=3)
 
@@ -108,8 +110,8 @@ def test_inflate_weights_wide_denoiser_without_positions_equals_the_square_one()
 
 
 def test_inflate_weights_converts_the_geometry_of_the_paper() -> None:
-    square = DenoiserConfig(width=16, depth=2, num_heads=2, size=(5, 16, 16), window=(5, 8, 8))
-    wide = converted(drawn(Denoiser(square)), Denoiser(replace(square, size=(5, 16, 28), window=(5, 8, 14))))
+    square = DenoiserConfig(width=16, depth=2, num_heads=2, size=(5, 16, 16), window_size=(5, 8, 8))
+    wide = converted(drawn(Denoiser(square)), Denoiser(replace(square, size=(5, 16, 28), window_size=(5, 8, 14))))
     assert wide.config.window_of(0) == (1, 16, 28)
     assert wide.blocks[1].attention.bias.table.shape == (2, 9 * 15 * 27)  # type: ignore[union-attr]
     assert wide.position.space.shape == (16 * 28, 16)
@@ -120,18 +122,18 @@ def test_inflate_weights_converts_the_geometry_of_the_paper() -> None:
     [
         ({"width": 32}, "width is 16 there and 32 here"),
         ({"depth": 4}, "depth is 2 there and 4 here"),
-        ({"patch": 1, "window": (3, 4, 7)}, "patch is 2 there and 1 here"),
+        ({"patch_size": 1, "window_size": (3, 4, 7)}, "patch_size is 2 there and 1 here"),
         ({"latent_channels": 4}, "latent_channels is 2 there and 4 here"),
         ({"num_classes": 4}, "classes is 3 there and 4 here"),
         ({"lora_rank": None}, "lora_rank is 2 there and None here"),
-        ({"size": (6, 8, 14)}, "size and window have 3 and 3 frames there, 6 and 3 here"),
-        ({"window": (1, 2, 7)}, "size and window have 3 and 3 frames there, 3 and 1 here"),
+        ({"size": (6, 8, 14)}, "size and window_size have 3 and 3 frames there, 6 and 3 here"),
+        ({"window_size": (1, 2, 7)}, "size and window_size have 3 and 3 frames there, 3 and 1 here"),
     ],
 )
 def test_inflate_weights_refuses_a_denoiser_that_cannot_be_interpolated(change: dict[str, object], named: str) -> None:
     with pytest.raises(ValueError, match=named) as error:
         inflate_weights(Denoiser(replace(WIDE, **change)), Denoiser(SQUARE))  # type: ignore[arg-type]
-    assert "rows and columns of size and window may differ" in str(error.value)
+    assert "rows and columns of size and window_size may differ" in str(error.value)
     assert "\n" not in str(error.value)
 
 

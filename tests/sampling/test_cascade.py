@@ -90,7 +90,7 @@ def going_on(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
 def random_denoiser(**config: Any) -> Denoiser:
     torch.manual_seed(1)
-    denoiser = Denoiser(DenoiserConfig(**{"width": 16, "depth": 2, "num_heads": 2, "text_width": 16, "window": (3, 2, 2), **config}))
+    denoiser = Denoiser(DenoiserConfig(**{"width": 16, "depth": 2, "num_heads": 2, "text_width": 16, "window_size": (3, 2, 2), **config}))
     for p in denoiser.parameters():
         nn.init.normal_(p, std=0.2)
     return denoiser
@@ -214,9 +214,9 @@ def test_cascade_kinetics_continues_without_text_and_guidance_and_requires_conte
     given = replace(alone, context_latents={"base": latents(2, clips=1)})
     assert cascade.video(given, SamplingConfig(steps=2), 13).shape == (1, 3, 13, 16, 16)
     for request, sampling, said in (
-        (alone, SamplingConfig(steps=1), "give it one with --continue"),
+        (alone, SamplingConfig(steps=1), "give it some with --continue"),
         (replace(alone, context_latents={"base": latents(1, clips=1)}), SamplingConfig(steps=1), "the end of a clip, not from an image"),
-        (given, SamplingConfig(steps=1, guidance={"base": Guidance(2.0)}), "guidance has no null"),
+        (given, SamplingConfig(steps=1, guidance={"base": Guidance(2.0)}), "guidance no other branch"),
     ):
         with pytest.raises(ValueError, match=said):
             cascade.video(request, sampling, 9)
@@ -290,7 +290,7 @@ def test_documentation_code_makes_the_clip_of_sample_command(run: Path, tmp_path
     sample(str(run), "a plain red circle moving left", seed=0, steps=20, out="program.mp4")
     # Not the bytes: x264 reads a little memory that nobody wrote, and now and then encodes the same frames otherwise.
     clip, program = (read_video(Path(name), 9).astype(int) for name in ("clip.mp4", "program.mp4"))
-    assert abs(clip - program).mean() < 0.5
+    assert abs(clip - program).mean() < 5, "of 255; another clip differs by tens"
 
 
 @pytest.fixture

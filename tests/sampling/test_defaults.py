@@ -36,11 +36,11 @@ def make_run(tmp_path: Path) -> MakeRun:
         torch.manual_seed(0)
         run = tmp_path / "run"
         manifest = Manifest.open(run)
-        small = {"width": 16, "depth": 2, "num_heads": 2, "window": (3, 2, 2), "num_classes": 3, "frame_prediction": 0.1}
+        small = {"width": 16, "depth": 2, "num_heads": 2, "window_size": (3, 2, 2), "num_classes": 3, "frame_prediction": 0.1}
         models: dict[str, nn.Module] = {
             "vae": VAE(VAEConfig(8, (1, 1, 1), ((2, 2, 2), (2, 2, 2)), (0, 1, 1), 0, norm="layer")),
             "base": Denoiser(DenoiserConfig(size=(3, 4, 4), **small)),  # type: ignore[arg-type]
-            "sr1": Denoiser(DenoiserConfig(size=(3, 8, 8), patch=2, super_resolution=True, **small)),  # type: ignore[arg-type]
+            "sr1": Denoiser(DenoiserConfig(size=(3, 8, 8), patch_size=2, super_resolution=True, **small)),  # type: ignore[arg-type]
         }
         always = {"diffusion": DiffusionConfig(noise_aug_level=20).to_plain()}
         hashes: dict[str, str] = {}

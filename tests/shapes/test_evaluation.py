@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers.tiny_stages import write_stages
 from walt_pl.data.batch import DataError
 from walt_pl.data.index import Index, IndexEntry
 from walt_pl.data.transforms import ClipTransform, PixelDataset
-from walt_pl.sampling.cascade import SampleRequest, SamplingConfig
-from walt_pl.shapes.evaluation import evaluate_autoencoder, read_clips, score_continuation
+from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
+from walt_pl.shapes.evaluation import evaluate_autoencoder, evaluate_run, read_clips, render_summary, score_continuation
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_score_continuation_reads_motion_from_frames_that_were_not_given(entries
     )
     shares = score_continuation(cascade, entries, SamplingConfig(), seed=0, batch=4)
     alike = sum(entry.caption.split()[-1] == entries[0].caption.split()[-1] for entry in entries) / len(entries)
-    assert shares == {"motion_continued": float(right), "motion_without_past": pytest.approx(alike)}
+    assert shares == {"motion_continued": float(right), "motion_without_context": pytest.approx(alike)}
     assert all(not any(request.prompts) for request in asked), "the caption is not told"
     assert [request.seeds for request in asked[:2]] == [request.seeds for request in asked[2:]], "from the same noise"
 
@@ -56,8 +57,8 @@ def test_evaluate_autoencoder_scores_psnr_of_reconstructions(
     oracle = SimpleNamespace(encode=lambda clip: clip, decode=lambda clip: clip + next(errors))
     monkeypatch.setattr("walt_pl.shapes.evaluation.Cascade", lambda folders, device: oracle)
     source = PixelDataset(entries, (), ClipTransform(32))
-    summary, clips, lines = evaluate_autoencoder(tmp_path, source, [1, 3])
-    scores = summary["scores"]["vae"]
+    summary, clips, lines = evaluate_autoencoder(tmp_path, "vae_gan", source, [1, 3])
+    scores = summary["scores"]["vae_gan"]
     assert {name: value for name, value in scores.items() if not name.startswith("shapes_")} == {
         "psnr": pytest.approx(23.01, abs=0.01),
         "psnr_lowest": pytest.approx(20.0),
@@ -72,7 +73,7 @@ def test_evaluate_autoencoder_scores_psnr_of_reconstructions(
     ]
     missing = PixelDataset([replace(entries[0], path=tmp_path / "gone.mp4")], (), ClipTransform(32))
     with pytest.raises(DataError, match=r"gone\.mp4: no such file"):
-        evaluate_autoencoder(tmp_path, missing, [0])
+        evaluate_autoencoder(tmp_path, "vae", missing, [0])
 
 
 def test_evaluate_autoencoder_of_other_clips_has_no_scores_of_shapes(
@@ -85,6 +86,40 @@ def test_evaluate_autoencoder_of_other_clips_has_no_scores_of_shapes(
 
     monkeypatch.setattr("walt_pl.shapes.evaluation.Cascade", lambda folders, device: SimpleNamespace(encode=lambda clip: clip, decode=blur))
     others = [replace(entry, caption="a dog") for entry in entries]
-    scores = evaluate_autoencoder(tmp_path, PixelDataset(others, (), ClipTransform(32)), [0, 1])[0]["scores"]["vae"]
+    scores = evaluate_autoencoder(tmp_path, "vae", PixelDataset(others, (), ClipTransform(32)), [0, 1])[0]["scores"]["vae"]
     assert set(scores) == {"psnr", "psnr_lowest", "psnr_highest", "high_frequency"}
     assert 0.1 < scores["high_frequency"] < 0.9
+
+
+@pytest.fixture(scope="module")
+def larger(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A chain of three super-resolution stages, 16 to 128 px, with random weights."""
+    return write_stages(tmp_path_factory.mktemp("larger"), upscalers=3, frames=5)
+
+
+def test_evaluate_run_scores_every_stage_there_is_at_its_own_size(
+    larger: dict[str, Path], painted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Cascade, "open", lambda *_: Cascade(larger, dtype=torch.float32))
+    for count in ("RECONSTRUCTED", "UPSCALED"):
+        monkeypatch.setattr(f"walt_pl.shapes.evaluation.{count}", 2)
+    summary = evaluate_run(Path("runs/larger"), painted, prompts=2, unseen=1, seed=0, steps=1)
+    scores = summary["scores"]
+    assert list(scores) == ["vae", "base", "sr1", "sr2", "sr3"]
+    assert {name for name in scores["vae"] if "psnr" in name} == {f"psnr_{size}" for size in (16, 32, 64, 128)}
+    assert set(scores["base"]) == {"colour", "motion", "shape", "all", "pair", "unseen_pairs"}
+    for stage in ("sr1", "sr2", "sr3"):
+        assert set(scores[stage]) == {"texture", "texture_bicubic", "psnr", "psnr_bicubic"}
+    assert summary["counts"] == {"vae": 2, "base": 2, "unseen_pairs": 1, "sr1": 2, "sr2": 2, "sr3": 2}
+    assert summary["steps"] == dict.fromkeys(("base", "sr1", "sr2", "sr3"), 1)
+    assert render_summary(summary).row_count == sum(map(len, scores.values()))
+
+
+def test_evaluate_run_of_a_model_of_classes_says_that_the_scorer_reads_captions(
+    tmp_path: Path, painted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {name: folder for name, folder in write_stages(tmp_path, classes=5).items() if name != "sr1"}
+    renamed = {"base_xl" if name == "base" else name: folder for name, folder in folders.items()}
+    monkeypatch.setattr(Cascade, "open", lambda *_: Cascade(renamed, dtype=torch.float32))
+    with pytest.raises(ValueError, match=r'stage "base_xl" of runs/ucf101 was trained without captions; .*--stages vae'):
+        evaluate_run(Path("runs/ucf101"), painted, prompts=2, unseen=1, seed=0)

@@ -34,7 +34,8 @@ def soak(folder: Path, index: Path, parents: Path, kills: int, steps: int, seed:
     Raises:
         AssertionError: a whole checkpoint could not be read, or the weights are not those of the undisturbed training.
     """
-    command = ["--trainer.max_steps", str(steps), "--checkpoint.every_steps", "2", "--trainer.val_check_interval", str(steps), *more]
+    command = ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps)]
+    command += ["--checkpoint.every_n_train_steps", "2", *more]
     whole, killed = folder / "whole", folder / "killed"
     for run in (whole, killed):
         copy_parents(parents, run, "base")

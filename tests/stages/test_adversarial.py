@@ -155,7 +155,7 @@ def test_spike_guard_skips_the_discriminator_step_of_a_skipped_batch(tmp_path: P
 
 def test_spike_guard_takes_adversarial_start_for_no_spike(tmp_path: Path) -> None:
     heavy = tiny_stage(adversarial_start=6, adversarial_weight=1e4)
-    seen = train(heavy, [tiny_batch()] * 10, SpikeGuard(window=8, deviations=20, most=0), folder=tmp_path)
+    seen = train(heavy, [tiny_batch()] * 10, SpikeGuard(window=8, deviations=20, max_incidents=0), folder=tmp_path)
     assert seen.moved == [*[(True, False)] * 6, *[(True, True)] * 4]
     assert seen.logged[6]["train/loss"] > 100 * seen.logged[5]["train/loss"]
 

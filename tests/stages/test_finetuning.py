@@ -27,8 +27,8 @@ from walt_pl.text.small_encoder import SmallTextConfig, SmallTextEncoder, train_
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.callbacks.export import ExportArtifact
 
-SQUARE = DenoiserConfig(width=16, depth=2, num_heads=2, latent_channels=4, size=(3, 4, 4), window=(3, 2, 2), text_width=16)
-WIDE = DenoiserConfig(width=16, depth=2, num_heads=2, latent_channels=4, size=(3, 4, 7), window=(3, 2, 7), text_width=16)
+SQUARE = DenoiserConfig(width=16, depth=2, num_heads=2, latent_channels=4, size=(3, 4, 4), window_size=(3, 2, 2), text_width=16)
+WIDE = DenoiserConfig(width=16, depth=2, num_heads=2, latent_channels=4, size=(3, 4, 7), window_size=(3, 2, 7), text_width=16)
 TEXT = SmallTextConfig(width=16, depth=1, num_heads=2, vocab_size=64, max_length=12)
 WORDS = ["a plain red circle moving left", "a dotted blue bar growing"]
 VAE_CONFIG = VAEConfig(8, (1, 1, 1), ((2, 2, 2), (2, 2, 2)), (0, 1, 1), 0, 4, "layer")
@@ -147,7 +147,7 @@ def test_sample_command_of_a_wide_model_makes_wide_clips(run: Path, tmp_path: Pa
 
 def test_init_from_error_is_one_sentence_that_names_artifact_and_section(square: Artifact, run: Path) -> None:
     with pytest.raises(ValueError) as error:
-        init_from({"denoiser": Denoiser(DenoiserConfig(width=32, depth=2, num_heads=2, size=(3, 4, 7), window=(3, 2, 7)))}, square)
+        init_from({"denoiser": Denoiser(DenoiserConfig(width=32, depth=2, num_heads=2, size=(3, 4, 7), window_size=(3, 2, 7)))}, square)
     assert str(error.value).startswith(f'--init {square.path}: section "denoiser" is of another size: width is 16 there and 32 here')
     with pytest.raises(ValueError, match=r'no section "denoiser" in it \(found: vae\)'):
         init_from({"denoiser": Denoiser(WIDE)}, load(run / "vae"))

@@ -40,7 +40,7 @@ class Training:
     def __post_init__(self) -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            self.denoiser = Denoiser(DenoiserConfig(width=32, depth=2, num_heads=2, size=(3, 4, 4), window=(3, 2, 2)))
+            self.denoiser = Denoiser(DenoiserConfig(width=32, depth=2, num_heads=2, size=(3, 4, 4), window_size=(3, 2, 2)))
         self.optimizer: Optimizer = parsed(self.config)(self.denoiser.parameters())
         self.target = torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(0))
 

@@ -33,7 +33,7 @@ DENOISER = DenoiserConfig(
     depth=2,
     num_heads=2,
     size=(3, 4, 4),
-    window=(3, 2, 2),
+    window_size=(3, 2, 2),
     num_classes=3,
     text_width=8,
     frame_prediction=0.1,
@@ -202,7 +202,7 @@ def test_check_groups_on_resume_from_one_group_says_what_to_type(
     if stage != "vae":
         copy_parents(parents, run, stage)
     command = arguments(stage, run, painted, "--trainer.max_steps", "4", "--data.val_videos", "0", *more)
-    fit(*command, "--checkpoint.every_steps", "2", ranks=ranks)
+    fit(*command, "--checkpoint.every_n_train_steps", "2", ranks=ranks)
     checkpoint = Checkpoint.all(run / "training" / stage / "checkpoints")[0]
     assert len(read_state(checkpoint.state)[GROUPS]) == (2 if stage == "vae" else 1)
     named = ["--ckpt_path", str(checkpoint.path)]

@@ -28,7 +28,7 @@ from walt_pl.models.latent_normalizer import LatentNormalizer
 from walt_pl.models.vae import VAE, VAEConfig
 from walt_pl.text.small_encoder import SmallTextConfig
 
-SMALL = {"width": 16, "depth": 2, "num_heads": 2, "size": (3, 4, 4), "window": (3, 2, 2)}
+SMALL = {"width": 16, "depth": 2, "num_heads": 2, "size": (3, 4, 4), "window_size": (3, 2, 2)}
 
 
 def sgd(parameters: object) -> Optimizer:

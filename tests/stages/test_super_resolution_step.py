@@ -51,7 +51,7 @@ def low_eps(network: KnownNetwork, call: Call, batch: JointBatch) -> Tensor:
 def drawn() -> tuple[KnownNetwork, JointBatch]:
     """The calls of a training step on 10,000 videos and 10,000 images of 2 x 2 from 1 x 1 latents, with a stage's own defaults."""
     batch = joint_batch(FrameLayout(10_000, 3, 10_000), side=2)
-    stage, network = stage_of(batch, replace(LARGER, size=(3, 2, 2), window=(3, 1, 1)))
+    stage, network = stage_of(batch, replace(LARGER, size=(3, 2, 2), window_size=(3, 1, 1)))
     train_without_loop(stage)
     stage.training_step(batch, 0)
     return network, batch

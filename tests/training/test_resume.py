@@ -80,7 +80,7 @@ def assert_same(run: Path, whole: Path, stage: str, first: int) -> None:
 
 def killed_and_resumed(stage: str, run: Path, index: Path, every: int, kill: int, *more: str, ranks: int = 1) -> str:
     """Train with a checkpoint every so many steps, kill -9 at the beginning of a step, and give the same command again."""
-    command = arguments(stage, run, index, "--checkpoint.every_steps", str(every), *more)
+    command = arguments(stage, run, index, "--checkpoint.every_n_train_steps", str(every), *more)
     bomb = ["--trainer.callbacks", f"[{{class_path: tests.training.test_resume.Kill, init_args: {{step: {kill}}}}}]"]
     killed = start("fit", *command, *bomb, ranks=ranks)
     assert killed.wait() == -signal.SIGKILL, killed.said[-3000:]
@@ -125,7 +125,7 @@ def test_fit_command_resumed_after_a_kill_gives_the_same_losses(
     fit(*arguments(stage, runs["whole"], painted, *more), ranks=ranks)
     killed_and_resumed(stage, runs["middle"], painted, 5, 7, *more, ranks=ranks)
     assert_same(runs["middle"], runs["whole"], stage, first=5)
-    killed_and_resumed(stage, runs["edge"], painted, 8, 8, "--data.workers", "2", *more, ranks=ranks)
+    killed_and_resumed(stage, runs["edge"], painted, 8, 8, "--data.num_workers", "2", *more, ranks=ranks)
     assert_same(runs["edge"], runs["whole"], stage, first=8)
 
 
@@ -145,7 +145,7 @@ def test_fit_command_on_two_ranks_draws_as_one_process(painted: Path, tmp_path: 
 def test_fit_command_second_start_beside_a_living_one_is_refused(painted: Path, parents: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     copy_parents(parents, run, "base")
-    command = arguments("base", run, painted, "--trainer.max_steps", "100000", "--checkpoint.every_steps", "2")
+    command = arguments("base", run, painted, "--trainer.max_steps", "100000", "--checkpoint.every_n_train_steps", "2")
     first = start("fit", *command)
     until(first, "step 1/")
     while len(Checkpoint.all(run / CHECKPOINTS)) < 2:
@@ -178,7 +178,7 @@ def test_fit_command_signal_to_one_rank_stops_all_and_resumes(painted: Path, tmp
     """SIGTERM reaches one rank only; no step is computed twice."""
     run = tmp_path / "run"
     command = arguments(
-        "vae", run, painted, *TWO, "--trainer.max_steps", "100000", "--checkpoint.every_steps", "0", "--data.val_videos", "0"
+        "vae", run, painted, *TWO, "--trainer.max_steps", "100000", "--checkpoint.every_n_train_steps", "0", "--data.val_videos", "0"
     )
     for number, begins in ((signal.SIGTERM, "step 1/100000"), (signal.SIGUSR1, "going on from")):
         started = start("fit", *command, ranks=2)
@@ -223,7 +223,7 @@ def test_fit_command_options_win_over_the_checkpoint(painted: Path, parents: Pat
 
 def test_fit_command_skips_an_incomplete_checkpoint_and_from_scratch_starts_over(painted: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = arguments("vae", run, painted, "--checkpoint.every_steps", "3", "--data.val_videos", "0")
+    command = arguments("vae", run, painted, "--checkpoint.every_n_train_steps", "3", "--data.val_videos", "0")
     bomb = ["--trainer.callbacks", "[{class_path: tests.training.test_resume.Kill, init_args: {step: 8}}]"]
     assert start("fit", *command, *bomb).wait() == -signal.SIGKILL
     checkpoints = run / "training" / "vae" / "checkpoints"

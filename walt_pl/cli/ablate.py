@@ -16,7 +16,7 @@ from typing import Any
 from walt_pl.cli.function_command import call
 from walt_pl.cli.run_fit import run_fit
 from walt_pl.data.index import Index
-from walt_pl.files import write_whole
+from walt_pl.files import whole_file, write_whole
 from walt_pl.runs.card import read_card
 from walt_pl.runs.manifest import Manifest
 from walt_pl.sampling.cascade import Cascade, SamplingConfig
@@ -106,10 +106,8 @@ def _train(experiment: Path, folder: Path, name: str, vae: Path, index: Path) ->
     data = ["--data.index", str(index)]
     if own.exists():
         _fit([experiment / "vae.yaml", own], folder, data)
-    elif manifest.state("vae") != "done":
-        shutil.copytree(vae, folder / "vae", dirs_exist_ok=True)
-        manifest.start("vae", {})
-        manifest.finish("vae", folder / "vae")
+    else:
+        manifest.adopt("vae", vae)
     configs = [experiment / "base.yaml", overlays / "budget.yaml"]
     change = overlays / f"{name}.yaml"
     # Rows with the same autoencoder share its latents.
@@ -197,7 +195,8 @@ def plot(results: Mapping[str, Mapping[str, float]], path: Path) -> None:
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of prompts that are right")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
-    figure.savefig(path, dpi=120)
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     pyplot.close(figure)
 
 

@@ -68,14 +68,14 @@ def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale:
     selected = data.selection("val").get("video")
     if selected is None:
         raise ValueError(f"{folder}: trained on images alone, and videos are scored")
-    summary, clips, lines = evaluate_autoencoder(folder, source, list(selected.positions()))
+    summary, clips, lines = evaluate_autoencoder(folder, stage, source, list(selected.positions()))
     Console().print(render_summary(summary))
     clips, lines = clips[: 2 * SHOWN], lines[: 2 * SHOWN]
     out = run / "reconstructions.png"
     write_image(out, contact_sheet(clips, lines))
     fps = trained_rate(videos, selected.positions(), clip_transform) or DEFAULT_FPS
     write_gif(out.with_suffix(".gif"), captioned_grid(clips, lines, columns=2), fps)
-    print(f"{summary['counts']['vae']} held-out clips; look at {out}, {out.with_suffix('.gif')}")
+    print(f"{summary['counts'][stage]} held-out clips; look at {out}, {out.with_suffix('.gif')}")
 
 
 def _trained_on(train_config: Path, index: str | None) -> JointData:

@@ -51,7 +51,7 @@ DEFAULTS: dict[str, Any] = {
 }
 
 # Validation metric whose best checkpoint is kept, by kind of stage.
-BEST = {"vae": ("val/psnr_video", "highest"), "base": ("val/loss", "lowest"), "super_resolution": ("val/loss", "lowest")}
+BEST = {"vae": ("val/psnr_video", "max"), "base": ("val/loss", "min"), "super_resolution": ("val/loss", "min")}
 
 
 class WaltCLI(LightningCLI):
@@ -95,7 +95,7 @@ class WaltCLI(LightningCLI):
         parser.add_argument("--allow_stale", type=bool, default=False, help="Use parents that are stale.")
         for callback, key in (
             (EMA, "ema"),
-            (SpikeGuard, "guard"),
+            (SpikeGuard, "spike_guard"),
             (Previews, "previews"),
             (Throughput, "throughput"),
             (Checkpoints, "checkpoint"),
@@ -117,9 +117,9 @@ class WaltCLI(LightningCLI):
             self._check_parents()
         self.work = self.run_dir / "training" / self.stage
         options.trainer.default_root_dir = str(self.work)
-        options.checkpoint.folder = options.checkpoint.folder or str(self.work / "checkpoints")
-        if options.checkpoint.best is None:
-            options.checkpoint.best, options.checkpoint.best_is = BEST[kind_of(self.stage)]
+        options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.work / "checkpoints")
+        if options.checkpoint.monitor is None:
+            options.checkpoint.monitor, options.checkpoint.mode = BEST[kind_of(self.stage)]
         self._fill_parents()
         self._fill_seed()
         check_engine(self.stage, options)
@@ -194,8 +194,8 @@ class WaltCLI(LightningCLI):
         found = manifest.stages().get(self.stage)
         if found is None or found.training is None or options.from_scratch:
             return
-        if Checkpoint.newest(options.checkpoint.folder) is None:
-            _say(f"{options.checkpoint.folder} has no whole checkpoint to go on from: training starts at step 0")
+        if Checkpoint.newest(options.checkpoint.dirpath) is None:
+            _say(f"{options.checkpoint.dirpath} has no whole checkpoint to go on from: training starts at step 0")
             return
         if found.training.parents != self.parents:
             before = found.training.parents
@@ -222,9 +222,9 @@ class WaltCLI(LightningCLI):
             return
         path = Path(options.ckpt_path)
         if options.ckpt_path == AUTO:
-            newest = Checkpoint.newest(options.checkpoint.folder)
+            newest = Checkpoint.newest(options.checkpoint.dirpath)
             if newest is None:
-                raise ValueError(f"--ckpt_path {AUTO}: {options.checkpoint.folder} has no whole checkpoint; name one, or train first")
+                raise ValueError(f"--ckpt_path {AUTO}: {options.checkpoint.dirpath} has no whole checkpoint; name one, or train first")
             self.restored = newest.state
         elif path.is_dir() and path.name != STATE:
             self.restored = Checkpoint.at(path).state
@@ -236,7 +236,7 @@ class WaltCLI(LightningCLI):
         options.ckpt_path = None  # trainer.ckpt_path is set in `instantiate_trainer`, since callbacks need it in `setup`
 
     def _checkpoints(self) -> list[Checkpoint]:
-        return Checkpoint.all(self.options.checkpoint.folder)
+        return Checkpoint.all(self.options.checkpoint.dirpath)
 
     def before_fit(self) -> None:
         """Load the weights of ``--init``, unless training resumes."""

@@ -35,7 +35,23 @@ RENAMED = {
     "model.vae.blocks": "model.vae.num_res_blocks",
     "model.vae.middle_blocks": "model.vae.num_middle_blocks",
     "model.discriminator.multipliers": "model.discriminator.channel_multipliers",
+    "model.denoiser.patch": "model.denoiser.patch_size",
+    "model.denoiser.window": "model.denoiser.window_size",
     "data.low_size": "data.low_res_size",
+    "data.workers": "data.num_workers",
+    "data.patience": "data.timeout",
+    "checkpoint.folder": "checkpoint.dirpath",
+    "checkpoint.every_steps": "checkpoint.every_n_train_steps",
+    "checkpoint.every_minutes": "checkpoint.every_n_minutes",
+    "checkpoint.best": "checkpoint.monitor",
+    "checkpoint.best_is": "checkpoint.mode (min or max)",
+    "guard": "spike_guard",
+    "guard.policy": "spike_guard.policy",
+    "guard.deviations": "spike_guard.deviations",
+    "guard.window": "spike_guard.window",
+    "guard.most": "spike_guard.max_incidents",
+    "previews.every": "previews.every_n_validations",
+    "throughput.every": "throughput.every_n_steps",
 }
 """Old key -> new key, as they are typed after two dashes."""
 

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from walt_pl.processes import exit_reason
+
 
 def run_fit(words: Sequence[str], name: str) -> None:
     """Train one stage as a user would.
@@ -17,4 +19,4 @@ def run_fit(words: Sequence[str], name: str) -> None:
     """
     code = subprocess.run([sys.executable, "-m", "walt_pl", "fit", *words], check=False).returncode
     if code:
-        raise SystemExit(f"{name} stopped (exit code {code}); the same command goes on from there")
+        raise SystemExit(f"{name} stopped ({exit_reason(code)}); the same command goes on from there")

@@ -100,7 +100,7 @@ class LatentCache:
         readers: int = 0,
         skip: Mapping[int, str] | None = None,
         verify: bool = True,
-        patience: float = 60.0,
+        timeout: float = 60.0,
     ) -> None:
         """Compute every shard that is missing, stale or damaged. Do nothing if there is none.
 
@@ -114,7 +114,7 @@ class LatentCache:
             readers: Processes that decode ahead while the encoder runs. With 0, this process decodes, and a decoder that crashes ends it.
             skip: Items that must not be read (the quarantine), with the reasons. A shard with an item that is free again is computed again.
             verify: Compare the SHA-256 of every shard. Without it, damage is found when a row is read.
-            patience: Seconds that a reader may spend on one file.
+            timeout: Seconds that a reader may spend on one file.
 
         Raises:
             DataError: None of the files of the first shard can be read.
@@ -136,7 +136,7 @@ class LatentCache:
         self._remove_left_overs()
         run = encode()
         bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True)
-        with bar, _reading(_Skipping(source, skip), self._batches(missing, kind, batch_size), readers, patience) as answers:
+        with bar, _reading(_Skipping(source, skip), self._batches(missing, kind, batch_size), readers, timeout) as answers:
             total = sum(len(self._rows_of(number)) for number in missing)
             task = bar.add_task(f"latents {self.folder.parent.name}/{self.folder.name}", total=total)
             for number in missing:
@@ -316,12 +316,12 @@ class _Skipping:
 
 
 @contextmanager
-def _reading(source: SampleSource, steps: Iterable[Sequence[SampleRef]], readers: int, patience: float) -> Iterator[Iterator[Answer]]:
+def _reading(source: SampleSource, steps: Iterable[Sequence[SampleRef]], readers: int, timeout: float) -> Iterator[Iterator[Answer]]:
     """Yield batches of samples in order. With readers, processes read them ahead."""
     if not readers:
         yield (collate([source[draw] for draw in draws]) for draws in steps)
         return
-    workers = Workers(source, readers, patience)
+    workers = Workers(source, readers, timeout)
     try:
         yield workers.read(steps)
     finally:

@@ -103,21 +103,21 @@ class JointLoader(BatchLoader):
     A batch counts as consumed when it is handed out, not when a worker has read it ahead. An iteration yields `len(loader)` batches
     from the sampler's position. Batches that workers have read ahead at its end are kept for the next iteration.
 
-    With workers, a file fails like one that cannot be read if it twice kills its reader or takes longer than `patience`.
+    With workers, a file fails like one that cannot be read if it twice kills its reader or takes longer than `timeout`.
 
     Args:
         source: Reads a sample by its `SampleRef`.
         sampler: Yields the `SampleRef`s of this rank.
-        workers: Worker processes. With 0, this process reads, and a decoder that crashes ends it.
-        patience: Seconds that a worker may spend on one file.
+        num_workers: Worker processes. With 0, this process reads, and a decoder that crashes ends it.
+        timeout: Seconds that a worker may spend on one file.
     """
 
-    def __init__(self, source: SampleSource, sampler: Sampler, workers: int = 0, patience: float = 60.0) -> None:
+    def __init__(self, source: SampleSource, sampler: Sampler, num_workers: int = 0, timeout: float = 60.0) -> None:
         super().__init__()
         # Not `sampler`: Lightning treats an object with that attribute as a torch DataLoader and looks for the rest.
         self._sampler = sampler
         self._source = source
-        self._workers = Workers(source, workers, patience) if workers else None
+        self._workers = Workers(source, num_workers, timeout) if num_workers else None
         self.endless = sampler.endless
 
     def __len__(self) -> int:

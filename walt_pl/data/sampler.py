@@ -206,7 +206,7 @@ class JointSampler:
         if not same:
             warnings.warn(
                 "the clips and images that fit have changed since the checkpoint was written (another index, other sizes or frames): the "
-                "interrupted passes are not finished, new ones begin",
+                "interrupted epochs are not finished, new ones begin",
                 stacklevel=2,
             )
         for kind in _KINDS:

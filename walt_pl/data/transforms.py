@@ -170,7 +170,7 @@ class ClipTransform:
         if not 0 < self.crop <= smallest:
             raise ValueError(f"data.crop must lie between 1 and the smallest side {smallest}, got {self.crop}")
         if self.low_res_size is not None or self.views != 1:
-            raise ValueError("data.crop draws a new window in every pass: leave out data.low_res_size and data.views")
+            raise ValueError("data.crop draws a new window in every epoch: leave out data.low_res_size and data.views")
 
     @property
     def all_sizes(self) -> tuple[int, ...]:

@@ -147,13 +147,13 @@ class StreamConfig:
     clip_transform: ClipTransform
     rank: int
     ranks: int
-    workers: int
+    num_workers: int
     """Processes of a rank. With 0, the training process is the one reader of the rank."""
 
     @property
     def readers(self) -> int:
         """Return the number of readers of all ranks."""
-        return self.ranks * max(1, self.workers)
+        return self.ranks * max(1, self.num_workers)
 
     @property
     def own(self) -> range:
@@ -163,7 +163,7 @@ class StreamConfig:
     def identity(self) -> str:
         """Return a hash of everything that gives a position its meaning: shards, their order, ranks and workers."""
         listed = [(kind, shards.urls, shards.seed) for kind, shards in self.shards.items()]
-        return hashlib.sha256(repr((listed, self.ranks, self.workers)).encode()).hexdigest()
+        return hashlib.sha256(repr((listed, self.ranks, self.num_workers)).encode()).hexdigest()
 
 
 class _Stream(IterableDataset[tuple[int, dict[Kind, StreamPosition], Answer]]):
@@ -242,7 +242,7 @@ class StreamLoader(BatchLoader):
             if len(shards.urls) < reading.readers:
                 raise ValueError(
                     f"data.shards: {len(shards.urls)} {kind} shards cannot be dealt out to {reading.readers} readers "
-                    f"({reading.ranks} ranks, data.workers {reading.workers}): use fewer workers or write smaller shards"
+                    f"({reading.ranks} ranks, data.num_workers {reading.num_workers}): use fewer workers or write smaller shards"
                 )
         self._reading = reading
         self._places: dict[int, dict[Kind, StreamPosition]] = {}
@@ -253,7 +253,7 @@ class StreamLoader(BatchLoader):
         return EPOCH
 
     def _answers(self) -> Generator[Answer, None, None]:
-        workers = self._reading.workers
+        workers = self._reading.num_workers
         loader: DataLoader[Any] = DataLoader(
             _Stream(self._reading, self._places, self._turn),
             batch_size=None,
@@ -293,10 +293,10 @@ class StreamLoader(BatchLoader):
             self._turn = state["turn"]
             return
         began = {kind: [StreamPosition(*of[kind]).epoch for of in state["places"].values() if kind in of] for kind in self._reading.shards}
-        following = {kind: StreamPosition(max(passes, default=-1) + 1) for kind, passes in began.items()}
+        following = {kind: StreamPosition(max(epochs, default=-1) + 1) for kind, epochs in began.items()}
         self._places = {reader: dict(following) for reader in self._reading.own}
         warnings.warn(
-            "the checkpoint was written with other shards or with another number of ranks or workers: the interrupted passes are not "
+            "the checkpoint was written with other shards or with another number of ranks or workers: the interrupted epochs are not "
             "finished, new ones begin. An index of the shards (python -m walt_pl index) resumes exactly on any number of them",
             stacklevel=2,
         )

@@ -53,19 +53,19 @@ class _Worker:
 class Workers:
     """Read batches in processes, and yield them in order.
 
-    A new worker tries a file once more if a worker died at it, or if it took longer than `patience`. After the second time the file is
+    A new worker tries a file once more if a worker died at it, or if it took longer than `timeout`. After the second time the file is
     not read again. From then on it fails like any file that cannot be read, with zeros in its place.
 
     Args:
         source: Reads the samples. It is pickled to every worker.
         count: Number of processes, at least 1. They start with the first batch.
-        patience: Seconds that one file may take.
+        timeout: Seconds that one file may take.
     """
 
-    def __init__(self, source: SampleSource, count: int, patience: float = 60.0) -> None:
+    def __init__(self, source: SampleSource, count: int, timeout: float = 60.0) -> None:
         self._source = source
         self._count = count
-        self._patience = patience
+        self._timeout = timeout
         self._workers: list[_Worker] = []
         self._asked = 0
         self._suspects: set[tuple[Kind, int]] = set()
@@ -96,7 +96,7 @@ class Workers:
                 return
             self._take(ready, seconds=0)
             while wanted not in ready:
-                self._take(ready, seconds=min(1.0, self._patience))
+                self._take(ready, seconds=min(1.0, self._timeout))
             yield ready.pop(wanted)
             wanted += 1
 
@@ -144,8 +144,8 @@ class Workers:
             ready[number] = answer
         for worker in list(self._workers):
             _, place, since = worker.reading
-            if worker.tasks and place >= 0 and time.monotonic() - since > self._patience:
-                self._replace(worker, f"still being read after {self._patience:g} seconds")
+            if worker.tasks and place >= 0 and time.monotonic() - since > self._timeout:
+                self._replace(worker, f"still being read after {self._timeout:g} seconds")
 
     def _replace(self, worker: _Worker, reason: str) -> None:
         """Start a new worker in place of one that hangs (for a reason) or has died, and hand it the old worker's batches."""
@@ -160,7 +160,7 @@ class Workers:
             if self._deaths >= LIVES:
                 raise DataError(
                     f"{self._deaths} workers in a row died before they could read a file ({reason}): is there room in memory and in "
-                    "/dev/shm, through which batches travel? Fewer data.workers need less; 0 reads in the training process"
+                    "/dev/shm, through which batches travel? Fewer data.num_workers need less; 0 reads in the training process"
                 )
             warnings.warn(f"a worker ended while it read no file ({reason}); a new one reads its batches", stacklevel=2)
         fresh = self._start()

@@ -32,9 +32,10 @@ class DiffusionConfig:
         if not self.context_frames or not set(self.context_frames) <= {1, 2}:
             found = list(self.context_frames)
             raise ValueError(f"model.diffusion.context_frames: 1 latent frame (an image), 2 (the end of a clip) or [1, 2], got {found}")
+        timesteps = self.path().num_timesteps
         for name, value in (("noise_aug_max", self.noise_aug_max), ("noise_aug_level", self.noise_aug_level + 1)):
-            if not 1 <= value <= 1000:
-                raise ValueError(f"model.diffusion.{name} is a timestep of 1000, got {getattr(self, name)}")
+            if not 1 <= value <= timesteps:
+                raise ValueError(f"model.diffusion.{name} is a timestep of {timesteps}, got {getattr(self, name)}")
 
     def path(self) -> ProbabilityPath:
         """Return the probability path."""

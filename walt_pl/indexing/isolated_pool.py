@@ -108,7 +108,7 @@ class _Worker(Generic[Job, Result]):
                 self.connection.recv()  # the time limit of a job must not include the imports
             except EOFError:
                 self._process.join()
-                raise RuntimeError(f"a worker process ended before it began (exit code {self._process.exitcode})") from None
+                raise RuntimeError(f"a worker process ended before it began ({exit_reason(self._process.exitcode)})") from None
             self._started = True
         self._job = job
         with suppress(BrokenPipeError):  # it died after its last answer; `outcome` notices that

@@ -35,9 +35,9 @@ class DenoiserConfig:
     """Channels of the autoencoder's latent."""
     size: Window = (5, 16, 16)
     """Latent frames, rows and columns of a video."""
-    patch: int = 1
+    patch_size: int = 1
     """Side of a square patch of a latent frame."""
-    window: Window = (5, 8, 8)
+    window_size: Window = (5, 8, 8)
     """Tokens of the spatiotemporal window (frames, rows, columns); one frame makes every layer spatial (a whole frame)."""
     lora_rank: int | None = 2
     """Rank of AdaLN-LoRA; null gives every layer its own full modulation (the paper's "separate")."""
@@ -64,12 +64,13 @@ class DenoiserConfig:
     def __post_init__(self) -> None:
         if self.width % self.num_heads:
             raise ValueError(f"denoiser.width must be a multiple of denoiser.num_heads, got {self.width} and {self.num_heads}")
-        if self.size[1] % self.patch or self.size[2] % self.patch:
-            raise ValueError(f"denoiser.patch must divide the latent's sides {self.size[1:]}, got {self.patch}")
+        if self.size[1] % self.patch_size or self.size[2] % self.patch_size:
+            raise ValueError(f"denoiser.patch_size must divide the latent's sides {self.size[1:]}, got {self.patch_size}")
         tokens = (self.size[0], *self.grid)
-        if any(size % side for size, side in zip(tokens, self.window, strict=True)):
+        if any(size % side for size, side in zip(tokens, self.window_size, strict=True)):
             raise ValueError(
-                f"denoiser.window must divide the {tokens} tokens of a video (size {self.size}, patch {self.patch}), got {self.window}"
+                f"denoiser.window_size must divide the {tokens} tokens of a video (size {self.size}, patch_size {self.patch_size}), "
+                f"got {self.window_size}"
             )
         for name in ("self_conditioning", "frame_prediction"):
             if isinstance(getattr(self, name), bool) or not 0 <= getattr(self, name) <= 1:
@@ -78,16 +79,16 @@ class DenoiserConfig:
             raise ValueError(f"denoiser.frame_prediction: two latent frames are given, size must have three or more, got {self.size[0]}")
         if self.super_resolution and (self.size[1] % 2 or self.size[2] % 2):
             raise ValueError(f"denoiser.size: super-resolution wants even rows and columns, got {self.size[1:]}")
-        if self.stw_cross_attention and (self.text_width is None or self.window[0] == 1):
+        if self.stw_cross_attention and (self.text_width is None or self.window_size[0] == 1):
             raise ValueError(
                 "denoiser.stw_cross_attention wants text (denoiser.text_width) and windows of several frames, "
-                f"got text_width {self.text_width} and window {self.window}"
+                f"got text_width {self.text_width} and window {self.window_size}"
             )
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens in a frame."""
-        return self.size[1] // self.patch, self.size[2] // self.patch
+        return self.size[1] // self.patch_size, self.size[2] // self.patch_size
 
     @property
     def in_channels(self) -> int:
@@ -97,7 +98,7 @@ class DenoiserConfig:
 
     def window_of(self, layer: int) -> Window:
         """Return the attention window of a layer: SW in even layers, STW in odd ones."""
-        return (1, *self.grid) if layer % 2 == 0 or self.window[0] == 1 else self.window
+        return (1, *self.grid) if layer % 2 == 0 or self.window_size[0] == 1 else self.window_size
 
     def text_window_of(self, layer: int) -> Window:
         """Return the window in which a layer attends to the text: a whole frame, or the layer's own window."""
@@ -175,7 +176,7 @@ class Denoiser(nn.Module):
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()
         self.config = config
-        d, p = config.width, config.patch
+        d, p = config.width, config.patch_size
         self.low_res_upsampler = LowResUpsampler(config.latent_channels, d) if config.super_resolution else None
         self.patch_embed = nn.Linear(config.in_channels * p * p, d)
         self.position = PositionEmbedding(config.size[0], config.grid[0] * config.grid[1], d)
@@ -274,9 +275,9 @@ class Denoiser(nn.Module):
         return self.text_in(text), mask
 
     def _patches(self, x: Tensor) -> Tensor:
-        p = self.config.patch
+        p = self.config.patch_size
         return rearrange(x, "f c (h p) (w q) -> f (h w) (c p q)", p=p, q=p)
 
     def _frames(self, tokens: Tensor) -> Tensor:
-        p, rows = self.config.patch, self.config.grid[0]
+        p, rows = self.config.patch_size, self.config.grid[0]
         return rearrange(tokens, "f (h w) (c p q) -> f c (h p) (w q)", h=rows, p=p, q=p)

@@ -35,6 +35,15 @@ class LatentNormalizer:
         return cls(mean, std)
 
     @classmethod
+    def choose(cls, card: Mapping[str, Any], channels: int, normalize: bool) -> "LatentNormalizer":
+        """Return the normaliser of a denoiser: that of the autoencoder's card, or the identity if its latents are not normalised.
+
+        Raises:
+            ValueError: the statistics are wanted, and the card has none.
+        """
+        return cls.from_card(card) if normalize else cls.identity(channels)
+
+    @classmethod
     def identity(cls, channels: int) -> "LatentNormalizer":
         """Return the normaliser that leaves latents of `channels` channels unchanged."""
         return cls(torch.zeros(channels, dtype=torch.float32), torch.ones(channels, dtype=torch.float32))

@@ -55,19 +55,19 @@ def _resize_denoiser(target: Denoiser, source: Denoiser) -> State:
     """Interpolate the position tables. All other weights do not depend on the number of tokens (docs/METHOD.md, section 3.8).
 
     Raises:
-        ValueError: the configurations differ in more than rows and columns of size and window.
+        ValueError: the configurations differ in more than rows and columns of size and window_size.
     """
     old, new = source.config, target.config
-    may_differ = "rows and columns of size and window"
+    may_differ = "rows and columns of size and window_size"
     probabilities = ("self_conditioning", "frame_prediction")
-    _require_same(new, old, ("size", "window", "attention", "activation_checkpointing", *probabilities), may_differ)
+    _require_same(new, old, ("size", "window_size", "attention", "activation_checkpointing", *probabilities), may_differ)
     for name in probabilities:
         if bool(getattr(new, name)) != bool(getattr(old, name)):
             raise ValueError(f"has other input channels: {name} is {getattr(old, name)} there and {getattr(new, name)} here")
-    if (old.size[0], old.window[0]) != (new.size[0], new.window[0]):
+    if (old.size[0], old.window_size[0]) != (new.size[0], new.window_size[0]):
         raise ValueError(
-            f"is of another length: size and window have {old.size[0]} and {old.window[0]} frames there, "
-            f"{new.size[0]} and {new.window[0]} here; {may_differ} may differ"
+            f"is of another length: size and window_size have {old.size[0]} and {old.window_size[0]} frames there, "
+            f"{new.size[0]} and {new.window_size[0]} here; {may_differ} may differ"
         )
     state: State = source.state_dict()
     state["position.space"] = resize_position_table(state["position.space"].T, (1, *old.grid), (1, *new.grid)).T

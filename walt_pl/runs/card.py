@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from walt_pl.files import file_sha256, is_temporary_of, kind_of_entry, plain_files
+from walt_pl.files import file_sha256, is_temporary_of, kind_of_entry, plain_files, rename_whole
 
 FORMAT = 2
 """Version of the folder. Version 1 had other names of weights and settings, see CHANGELOG.md."""
@@ -79,7 +79,7 @@ def restore(folder: str | Path) -> None:
     for left in (new_folder(folder), old_folder(folder)):
         if (left / CARD).exists():
             try:
-                os.replace(left, folder)
+                rename_whole(left, folder)
             except OSError:
                 if not folder.exists():  # otherwise another process was quicker
                     raise

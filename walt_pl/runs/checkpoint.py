@@ -32,7 +32,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
-from walt_pl.files import plain_files, sync, write_whole
+from walt_pl.files import plain_files, rename_whole, sync, whole_file, write_whole
 
 FORMAT = 2
 """Version of the folder. Version 1 had other names of weights and settings, see CHANGELOG.md."""
@@ -145,7 +145,7 @@ def recovery_hint(folder: str | Path, step: int) -> str:
     They say how to go on from the checkpoint before that step, and how to export that checkpoint.
     """
     earlier = [checkpoint.path for checkpoint in Checkpoint.all(folder) if checkpoint.step < step]
-    change = "change something first: a lower --model.optimizer.lr, --guard.policy skip, or --trainer.precision 32-true"
+    change = "change something first: a lower --model.optimizer.lr, --spike_guard.policy skip, or --trainer.precision 32-true"
     if not earlier:
         again = "add --from_scratch true to the command (make: FRESH=1) to start over"
         return f"there is no earlier checkpoint in {folder}: {again}, and {change}"
@@ -190,10 +190,8 @@ def write_state(state: Mapping[str, Any], path: str | Path) -> OSError | None:
     An error of the file system is returned, not raised: if one rank raised it, the other ranks would wait for that rank.
     """
     try:
-        with open(path, "wb") as file:
+        with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
     except OSError as error:
         return error
     except RuntimeError as error:
@@ -226,8 +224,7 @@ def finalize_checkpoint(
         sync(path)
     write_whole(part / CARD, (json.dumps(card, indent=2) + "\n").encode())
     whole = part.with_name(part.name.removesuffix(PART))
-    os.rename(part, whole)
-    sync(whole.parent)
+    rename_whole(part, whole)
     return Checkpoint.at(whole)
 
 

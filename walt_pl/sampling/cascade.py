@@ -27,7 +27,7 @@ from walt_pl.runs.stage_names import in_order, kind_of
 from walt_pl.sampling.stage_sampler import StageSampler, text_condition, unconditional, with_context, with_low_res
 from walt_pl.text.features import HASHES, recorded_encoder
 from walt_pl.text.pretrained_encoder import PretrainedTextEncoder
-from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder
+from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder, trained_text_encoder
 
 BASE, VAE_STAGE = "base", "vae"
 KNOWN = {1: "an image", 2: "the end of a clip"}
@@ -167,9 +167,7 @@ class Cascade:
         artifact = self.artifacts[stage]
         denoiser, config = cast(Denoiser, artifact.models["denoiser"]), DiffusionConfig.from_plain(artifact.config["diffusion"])
         channels = denoiser.config.latent_channels
-        return StageSampler(
-            denoiser, config, LatentNormalizer.from_card(self.card) if config.normalize_latents else LatentNormalizer.identity(channels)
-        )
+        return StageSampler(denoiser, config, LatentNormalizer.choose(self.card, channels, config.normalize_latents))
 
     def _check_chain(self) -> None:
         """Check that each stage doubles the size of the stage before, and that super-resolution fits the text encoder of `base`.
@@ -275,10 +273,11 @@ class Cascade:
                 )
         if trained == 1 and self.base not in given:
             options = " or ".join({1: "--image", 2: "--continue"}[count] for count in self._context_frames(self.base))
-            raise ValueError(f'stage "{self.base}" was given a past in every step of its training: give it one with {options}')
+            raise ValueError(f'stage "{self.base}" got context frames in every step of its training: give it some with {options}')
         if trained == 1 and self.guidance(self.base, sampling).scale != 1:
             raise ValueError(
-                f'stage "{self.base}" was given a past in every step of its training, so guidance has no null: leave out --guidance'
+                f'stage "{self.base}" got context frames in every step of its training, which leaves guidance no other branch: '
+                "leave out --guidance"
             )
 
     def _context_frames(self, stage: str) -> Sequence[int]:
@@ -436,9 +435,4 @@ def _text_encoder(artifact: Artifact, device: torch.device, path: str | None) ->
     frozen = recorded_encoder(artifact, path, "--text-encoder", artifact.path.parent / "cache" / HASHES)
     if frozen is not None:
         return PretrainedTextEncoder(frozen, device)
-    text = artifact.models.get("text")
-    if text is None:
-        return None
-    assert isinstance(text, SmallTextEncoder)
-    text.load_vocabulary(artifact.read("tokenizer.model"))
-    return text
+    return trained_text_encoder(artifact)

@@ -60,8 +60,16 @@ def evaluate_run(
 
     Returns:
         Content of the demo's summary.json, without its times. "scores" has the figures of each stage: correct shares 0..1, PSNR in dB.
+
+    Raises:
+        ValueError: the base model was trained without captions.
     """
     cascade = Cascade.open(run, stages, allow_stale)
+    if not cascade.samplers[cascade.base].denoiser.config.text_width:
+        raise ValueError(
+            f'evaluate: the scorer reads the words of captions, and stage "{cascade.base}" of {run} was trained without captions; '
+            "score its autoencoder alone: --stages vae"
+        )
     sampling = SamplingConfig(steps if isinstance(steps, int) else {**default_steps(cascade), **(steps or {})})
     clips = Index(index, "val").videos
     sizes = sorted({SIZE, *(min(cascade.pixels(stage)) for stage in cascade.stages)})
@@ -69,7 +77,7 @@ def evaluate_run(
     base = score_base(cascade, [entry.caption for entry in clips[:prompts]], sampling, seed)
     pairs = [entry.caption for entry in Index(index, "unseen").videos[:unseen]]
     base["unseen_pairs"] = score_base(cascade, pairs, sampling, seed + prompts)["pair"]
-    counts = {"vae": RECONSTRUCTED, "base": prompts, "unseen_pairs": unseen, "sr": UPSCALED}
+    counts = {"vae": RECONSTRUCTED, cascade.base: prompts, "unseen_pairs": unseen, **dict.fromkeys(cascade.stages[1:], UPSCALED)}
     if cascade.samplers[cascade.base].denoiser.config.frame_prediction:
         base |= score_continuation(cascade, clips[:CONTINUED], sampling, seed)
         counts["continued"] = len(clips[:CONTINUED])
@@ -91,11 +99,14 @@ def default_steps(cascade: Cascade) -> dict[str, int]:
     return {stage: STEPS[kind_of(stage)] for stage in cascade.stages}
 
 
-def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Sequence[int]) -> tuple[dict[str, Any], Tensor, list[str]]:
+def evaluate_autoencoder(
+    folder: Path, stage: str, source: PixelDataset, positions: Sequence[int]
+) -> tuple[dict[str, Any], Tensor, list[str]]:
     """Score an autoencoder alone by reconstructions of clips of any data.
 
     Args:
         folder: of its artifact.
+        stage: its name, such as vae_gan.
         source: dataset that reads whole pictures.
         positions: indices of the clips in the source's list of videos, at least one.
 
@@ -125,7 +136,7 @@ def evaluate_autoencoder(folder: Path, source: PixelDataset, positions: Sequence
     if all(is_of_shapes(entry.caption) for entry in entries):
         sizes = sorted({SIZE, *source.clip_transform.all_sizes})
         scores |= {f"shapes_{name}": value for name, value in score_autoencoder(cascade, entries, sizes).items()}
-    return {"scores": {"vae": scores}, "counts": {"vae": len(figures)}, "machine": machine()}, torch.cat(shown), lines
+    return {"scores": {stage: scores}, "counts": {stage: len(figures)}, "machine": machine()}, torch.cat(shown), lines
 
 
 def is_of_shapes(caption: str) -> bool:
@@ -211,14 +222,14 @@ def score_continuation(
         batch: samples at once.
 
     Returns:
-        Correct shares of the motion with context frames (`motion_continued`) and without (`motion_without_past`).
+        Correct shares of the motion with context frames (`motion_continued`) and without (`motion_without_context`).
     """
     captions = [entry.caption for entry in entries]
     given = cascade.encode(read_clips(entries, min(cascade.pixels(cascade.base)))[:, :, : cascade.overlap])
     request = SampleRequest(prompts=[""] * len(captions), seeds=[seed + i for i in range(len(captions))])
-    pasts: dict[str, dict[str, Tensor]] = {"motion_continued": {cascade.base: given}, "motion_without_past": {}}
+    contexts: dict[str, dict[str, Tensor]] = {"motion_continued": {cascade.base: given}, "motion_without_context": {}}
     shares = {}
-    for figure, context_latents in pasts.items():
+    for figure, context_latents in contexts.items():
         whole = replace(request, context_latents=context_latents)
         made = [
             cascade.decode(cascade.sample_stage(cascade.base, whole.part(start, batch), sampling))
@@ -231,7 +242,9 @@ def score_continuation(
 def score_upscaling(
     cascade: Cascade, stage: str, entries: Sequence[IndexEntry], sampling: SamplingConfig, seed: int, batch: int = 16
 ) -> dict[str, float]:
-    """Score a super-resolution stage on the latents of true clips at half the size, beside bicubic upscaling of these latents, decoded.
+    """Score a super-resolution stage on latents of true clips at the size of the stage before it.
+
+    Beside it stands bicubic upscaling of these latents, decoded.
 
     Args:
         cascade: with the stage.
@@ -244,16 +257,15 @@ def score_upscaling(
     Returns:
         Correct share of textures and PSNR in dB, of the stage and of bicubic upscaling.
     """
-    size = min(cascade.pixels(stage))
+    number = cascade.stages.index(stage)
+    size, low_size = (min(cascade.pixels(name)) for name in (stage, cascade.stages[number - 1]))
     captions = [entry.caption for entry in entries]
     clips = read_clips(entries, size)
-    low_res = cascade.encode(read_clips(entries, size // 2))
+    low_res = cascade.encode(read_clips(entries, low_size))
     request = SampleRequest(prompts=captions, seeds=[seed + i for i in range(len(captions))])
     made = []
     for start in range(0, len(captions), batch):
-        latents = cascade.sample_stage(
-            stage, request.part(start, batch), sampling, low_res[start : start + batch], number=cascade.stages.index(stage)
-        )
+        latents = cascade.sample_stage(stage, request.part(start, batch), sampling, low_res[start : start + batch], number=number)
         made.append(cascade.decode(latents))
     sharp, plain = torch.cat(made), bicubic(cascade.decode(low_res), size)
     return {

@@ -13,6 +13,11 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from walt_pl.runs.artifact import Artifact
+
+VOCABULARY = "tokenizer.model"
+"""Extra file of an artifact: the sentencepiece model of its small text encoder."""
+
 
 class TextEncoder(Protocol):
     """Interface of a text encoder, as stages use it."""
@@ -176,3 +181,13 @@ class SmallTextEncoder(nn.Module):
         # Add the word embeddings to the output of the layers. The base model trains this encoder, and needs no words for fine texture:
         # the layers made such words nearly equal. Super-resolution needs these words, and uses the encoder frozen.
         return out + words
+
+
+def trained_text_encoder(artifact: Artifact) -> SmallTextEncoder | None:
+    """Return the text encoder that was trained with the model of an artifact, with its vocabulary; None if there is none."""
+    text = artifact.models.get("text")
+    if text is None:
+        return None
+    assert isinstance(text, SmallTextEncoder)
+    text.load_vocabulary(artifact.read(VOCABULARY))
+    return text

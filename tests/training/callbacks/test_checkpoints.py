@@ -83,7 +83,7 @@ def train(folder: Path, steps: int, module: Line | None = None, *extra: L.Callba
         devices=1,
         max_steps=steps,
         max_epochs=-1,
-        callbacks=[*extra, EMA(decay=0.5), Checkpoints(str(folder), **{"every_steps": 1, "every_minutes": 0, **options})],
+        callbacks=[*extra, EMA(decay=0.5), Checkpoints(str(folder), **{"every_n_train_steps": 1, "every_n_minutes": 0, **options})],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -103,7 +103,7 @@ def kept(folder: Path) -> list[int]:
 
 
 def test_checkpoints_keeps_the_last_ones_and_the_best(tmp_path: Path) -> None:
-    train(tmp_path, 6, Line((3.0, 1.0, 2.0, 5.0, 4.0, 6.0)), keep=2, best="val/loss")
+    train(tmp_path, 6, Line((3.0, 1.0, 2.0, 5.0, 4.0, 6.0)), keep=2, monitor="val/loss")
     assert kept(tmp_path) == [2, 5, 6]
     assert Checkpoint.at(tmp_path / "step=00000002").metrics == {"val/loss": 1.0}
     assert Checkpoint.at(tmp_path / "step=00000006").samples == 18
@@ -111,7 +111,7 @@ def test_checkpoints_keeps_the_last_ones_and_the_best(tmp_path: Path) -> None:
 
 
 def test_checkpoints_writes_the_best_one_off_schedule(tmp_path: Path) -> None:
-    train(tmp_path, 6, Line((3.0, 4.0, 2.0, 5.0, 9.0, 6.0)), every_steps=0, keep=1, best="val/loss", best_is="highest")
+    train(tmp_path, 6, Line((3.0, 4.0, 2.0, 5.0, 9.0, 6.0)), every_n_train_steps=0, keep=1, monitor="val/loss", mode="max")
     assert kept(tmp_path) == [5, 6]
 
 
@@ -127,17 +127,17 @@ def test_checkpoints_refuses_ranks_that_would_start_at_different_steps(mine: int
         Checkpoints(str(tmp_path)).setup(trainer, Line(), "fit")
 
 
-def test_checkpoints_every_minutes_works_as_every_steps(tmp_path: Path) -> None:
-    train(tmp_path / "always", 3, every_steps=0, every_minutes=1e-9, keep=9)
+def test_checkpoints_every_n_minutes_works_as_every_n_train_steps(tmp_path: Path) -> None:
+    train(tmp_path / "always", 3, every_n_train_steps=0, every_n_minutes=1e-9, keep=9)
     assert kept(tmp_path / "always") == [1, 2, 3]
-    train(tmp_path / "never", 3, every_steps=0, every_minutes=60, keep=9)
+    train(tmp_path / "never", 3, every_n_train_steps=0, every_n_minutes=60, keep=9)
     assert kept(tmp_path / "never") == [3], "the last step is always written"
 
 
-def test_checkpoints_every_minutes_removes_none_of_every_steps(tmp_path: Path) -> None:
-    train(tmp_path, 7, every_steps=3, every_minutes=1e-9, keep=1)
+def test_checkpoints_every_n_minutes_removes_none_of_every_n_train_steps(tmp_path: Path) -> None:
+    train(tmp_path, 7, every_n_train_steps=3, every_n_minutes=1e-9, keep=1)
     assert kept(tmp_path) == [6, 7]
-    train(tmp_path / "long", 5, every_steps=3, every_minutes=1e-9, keep=1)
+    train(tmp_path / "long", 5, every_n_train_steps=3, every_n_minutes=1e-9, keep=1)
     assert kept(tmp_path / "long") == [3, 5]
 
 
@@ -145,7 +145,7 @@ def test_checkpoints_starting_removes_later_ones_of_another_training(tmp_path: P
     train(tmp_path, 5, keep=9)
     (tmp_path / f"{folder_name(6)}.part").mkdir()
     (tmp_path / "step=00000005" / "checkpoint.json").unlink()
-    train(tmp_path, 2, keep=9, every_steps=2)
+    train(tmp_path, 2, keep=9, every_n_train_steps=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step=00000002"]
 
 
@@ -154,7 +154,7 @@ def test_checkpoints_removes_a_link_and_not_what_it_leads_to(tmp_path: Path) -> 
     for step in (1, 3):
         moved = (tmp_path / "run" / folder_name(step)).rename(tmp_path / folder_name(step))
         (tmp_path / "run" / moved.name).symlink_to(moved)
-    train(tmp_path / "run", 2, keep=1, every_steps=2)
+    train(tmp_path / "run", 2, keep=1, every_n_train_steps=2)
     assert kept(tmp_path / "run") == [2] and len(list((tmp_path / "run").iterdir())) == 1
     assert kept(tmp_path) == [1, 3]
 
@@ -220,7 +220,7 @@ def test_checkpoints_on_a_real_full_disk_loses_nothing(small_disk: Path) -> None
 def test_checkpoints_saves_and_stops_on_a_signal(number: signal.Signals, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
-        train(tmp_path, 9, None, At(3, lambda: os.kill(os.getpid(), number)), every_steps=0)
+        train(tmp_path, 9, None, At(3, lambda: os.kill(os.getpid(), number)), every_n_train_steps=0)
     assert stopped.value.code == 128 + number
     assert kept(tmp_path) == [3]
     assert signal.getsignal(number) == before
@@ -231,7 +231,7 @@ def test_checkpoints_on_a_signal_does_not_wait_for_validation(tmp_path: Path) ->
     module = Line((1.0,) * 9)
     told = At(2, lambda: os.kill(os.getpid(), signal.SIGTERM), hook="on_validation_start")
     with pytest.raises(SystemExit):
-        train(tmp_path, 9, module, told, every_steps=0)
+        train(tmp_path, 9, module, told, every_n_train_steps=0)
     assert module.validated == 5 + 1, "the first is whole, the second ends after a batch"
     assert kept(tmp_path) == [3]
 
@@ -269,7 +269,7 @@ def test_text_progress_prints_a_line_a_minute(tmp_path: Path, capsys: pytest.Cap
     fake = SimpleNamespace(monotonic=lambda: next(clock), strftime=time.strftime)
     monkeypatch.setattr("walt_pl.training.callbacks.text_progress.time", fake)
     with warnings.catch_warnings(action="ignore"):
-        train(tmp_path, 9, None, TextProgress(), every_steps=0)
+        train(tmp_path, 9, None, TextProgress(), every_n_train_steps=0)
     lines = [line for line in capsys.readouterr().out.splitlines() if "step " in line]
     assert len(lines) == 3
     assert "step 1/9  20.00 s a step  0:02:40 left  train/loss" in lines[0]

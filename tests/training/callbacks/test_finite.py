@@ -114,7 +114,8 @@ def test_export_refuses_a_checkpoint_that_is_not_finite(folder: Path, tmp_path: 
 
 
 def test_fit_command_after_nan_weights_resumes_from_the_checkpoint_it_names(painted: Path, tmp_path: Path) -> None:
-    steps = ["--trainer.max_steps", "6", "--trainer.val_check_interval", "6", "--checkpoint.every_steps", "4", "--guard.policy", "off"]
+    steps = ["--trainer.max_steps", "6", "--trainer.val_check_interval", "6", "--checkpoint.every_n_train_steps", "4"]
+    steps += ["--spike_guard.policy", "off"]
     typed = arguments("vae", tmp_path / "run", painted, *steps, "--model.adversarial_weight", "0", "--data.videos_per_batch", "4")
     spoil = "[{class_path: tests.helpers.guarded_training.Spoil, init_args: {factors: {5: .nan}}}]"
     started = start_program("fit", *typed, "--trainer.callbacks", spoil)

@@ -33,8 +33,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Guarded("resumed", spoil=BAD, resume="single"),
         Guarded("single back", policy="rollback", spoil=BAD),
         Guarded("resumed back", policy="rollback", spoil=BAD, resume="single back"),
-        Guarded("too many", spoil={3: NAN, 4: NAN, 6: NAN}, most=2),
-        Guarded("far apart", spoil={0: NAN, 4: NAN, 8: NAN}, most=1, window=4),
+        Guarded("too many", spoil={3: NAN, 4: NAN, 6: NAN}, max_incidents=2),
+        Guarded("far apart", spoil={0: NAN, 4: NAN, 8: NAN}, max_incidents=1, window=4),
         Guarded("off", spoil={3: NAN}, policy="off", steps=5),
         run=run,
     )
@@ -127,7 +127,7 @@ def test_spike_guard_rollback_restores_weights_moments_and_ema(folder: Path, nam
 
 def test_spike_guard_ends_the_training_after_too_many_incidents(folder: Path) -> None:
     said = seen(folder, "too many")["said"]
-    assert "step 6: the loss is nan" in said and "guard.most is 2" in said and "lower model.optimizer.init_args.lr" in said
+    assert "step 6: the loss is nan" in said and "spike_guard.max_incidents is 2" in said and "lower model.optimizer.init_args.lr" in said
     assert incident(folder, "too many", 6)["action"] == "stopped"
     assert incident(folder, "too many", 4)["action"] == "skipped"
     assert not (folder / "too many" / "run" / "base").exists(), "what diverged is not finished"
@@ -146,7 +146,7 @@ def test_spike_guard_median_ignores_spikes_and_adapts_to_a_new_level() -> None:
     assert guard._judge("loss", float("inf")) == "the loss is inf"
 
 
-@pytest.mark.parametrize(("name", "value"), [("deviations", 0.5), ("window", 3), ("most", -1)])
+@pytest.mark.parametrize(("name", "value"), [("deviations", 0.5), ("window", 3), ("max_incidents", -1)])
 def test_spike_guard_refuses_settings_that_make_no_sense(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"guard.{name} must be at least"):
         SpikeGuard(**{name: value})  # type: ignore[arg-type]

@@ -73,7 +73,7 @@ def run(job: Full, folder: Path, rank: int, ranks: int) -> None:
         devices=ranks,
         strategy=strategy(job.engine),
         max_steps=5,
-        callbacks=[EMA(0.5), *full, Checkpoints(str(folder / "checkpoints"), every_steps=1, every_minutes=0, keep=9)],
+        callbacks=[EMA(0.5), *full, Checkpoints(str(folder / "checkpoints"), every_n_train_steps=1, every_n_minutes=0, keep=9)],
         default_root_dir=folder,
         logger=False,
         use_distributed_sampler=False,

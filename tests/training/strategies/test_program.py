@@ -45,7 +45,7 @@ def command(stage: str, run: Path, painted: Path, *more: str) -> list[str]:
         *["--config", str(ROOT / "experiments" / "shapes" / f"{stage}.yaml"), "--run", str(run), "--data.index", str(painted)],
         *[*SMALL[stage], "--model.warmup_steps", "1", "--trainer.max_steps", "2", "--trainer.val_check_interval", "2"],
         *["--data.videos_per_batch", "2", "--data.image_stacks_per_batch", "2", "--data.images_per_stack", "1", "--data.val_videos", "4"],
-        *["--data.workers", "0", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu", *more],
+        *["--data.num_workers", "0", "--trainer.precision", "32-true", "--trainer.accelerator", "cpu", *more],
     ]
 
 

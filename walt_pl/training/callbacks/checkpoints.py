@@ -60,35 +60,39 @@ class Checkpoints(callbacks.Checkpoint):
     training without a checkpoint. No later step repairs them, and their checkpoints would replace the last good ones.
 
     Args:
-        folder: folder of the checkpoints; by default in the training folder of the stage.
-        every_steps: optimiser steps between two checkpoints; 0 for none.
-        every_minutes: minutes between two checkpoints; 0 for none.
-        keep: number of last checkpoints that stay. The last one on schedule (`every_steps`) stays beside them.
-        best: a validation metric. The checkpoint with its best value stays beside the last ones; null for none.
-        best_is: whether the lowest or the highest value is the best.
+        dirpath: folder of the checkpoints; by default in the training folder of the stage.
+        every_n_train_steps: optimiser steps between two checkpoints; 0 for none.
+        every_n_minutes: minutes between two checkpoints; 0 for none.
+        keep: number of last checkpoints that stay. The last one on schedule (`every_n_train_steps`) stays beside them.
+        monitor: a validation metric. The checkpoint with its best value stays beside the last ones; null for none.
+        mode: whether the lowest (`min`) or the highest value (`max`) is the best.
 
     Raises:
-        ValueError: `every_steps` or `every_minutes` is negative, or `keep` is below 1.
+        ValueError: `every_n_train_steps` or `every_n_minutes` is negative, or `keep` is below 1.
     """
 
     def __init__(
         self,
-        folder: str | None = None,
-        every_steps: int = 100,
-        every_minutes: float = 30.0,
+        dirpath: str | None = None,
+        every_n_train_steps: int = 100,
+        every_n_minutes: float = 30.0,
         keep: int = 2,
-        best: str | None = None,
-        best_is: Literal["lowest", "highest"] = "lowest",
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
     ) -> None:
-        for name, value, least in (("every_steps", every_steps, 0), ("every_minutes", every_minutes, 0), ("keep", keep, 1)):
+        for name, value, least in (
+            ("every_n_train_steps", every_n_train_steps, 0),
+            ("every_n_minutes", every_n_minutes, 0),
+            ("keep", keep, 1),
+        ):
             if value < least:
                 raise ValueError(f"checkpoint.{name} must be at least {least}, got {value}")
-        self.folder = Path(folder) if folder else Path("checkpoints")
-        self.every_steps = every_steps
-        self.every_minutes = every_minutes
+        self.folder = Path(dirpath) if dirpath else Path("checkpoints")
+        self.every_n_train_steps = every_n_train_steps
+        self.every_n_minutes = every_n_minutes
         self.keep = keep
-        self.best = best
-        self.best_is = best_is
+        self.monitor = monitor
+        self.mode = mode
         self._file = StateFile()
         self._start: Checkpoint | None = None
         self._saved = self._seen = self._signal = 0
@@ -164,7 +168,7 @@ class Checkpoints(callbacks.Checkpoint):
             return
         self._seen = step
         due, told = self._agree(trainer, self._is_time_due(trainer), self._signal)
-        if due or told or step == trainer.max_steps or (self.every_steps and step % self.every_steps == 0):
+        if due or told or step == trainer.max_steps or (self.every_n_train_steps and step % self.every_n_train_steps == 0):
             self.save(trainer, pl_module)
         if told:
             self._stop(trainer, told)
@@ -194,7 +198,7 @@ class Checkpoints(callbacks.Checkpoint):
             self.save(trainer, pl_module)
 
     def _is_time_due(self, trainer: L.Trainer) -> bool:
-        return trainer.is_global_zero and 0 < self.every_minutes * 60 <= time.monotonic() - self._written
+        return trainer.is_global_zero and 0 < self.every_n_minutes * 60 <= time.monotonic() - self._written
 
     def _agree(self, trainer: L.Trainer, *values: int) -> list[int]:
         """Return the maximum of each value over all ranks, so that all ranks decide alike."""
@@ -273,17 +277,17 @@ class Checkpoints(callbacks.Checkpoint):
         return not self._agree(trainer, len(failures))[0]
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
-        if self.best not in metrics:
+        if self.monitor not in metrics:
             return False
         best = self._best_of(Checkpoint.all(self.folder))
         return best is None or self._score(metrics) > self._score(best.metrics)
 
     def _best_of(self, checkpoints: list[Checkpoint]) -> Checkpoint | None:
-        return max((c for c in checkpoints if self.best in c.metrics), key=lambda c: self._score(c.metrics), default=None)
+        return max((c for c in checkpoints if self.monitor in c.metrics), key=lambda c: self._score(c.metrics), default=None)
 
     def _score(self, metrics: Mapping[str, float]) -> float:
-        value = metrics[str(self.best)]
-        return -value if self.best_is == "lowest" else value
+        value = metrics[str(self.monitor)]
+        return -value if self.mode == "min" else value
 
     def _record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         try:
@@ -299,7 +303,7 @@ class Checkpoints(callbacks.Checkpoint):
         """
         whole = Checkpoint.all(self.folder)
         best = self._best_of(whole)
-        scheduled = [c for c in whole if self.every_steps and c.step % self.every_steps == 0]
+        scheduled = [c for c in whole if self.every_n_train_steps and c.step % self.every_n_train_steps == 0]
         kept = {c.path for c in [*whole[-self.keep :], *scheduled[-1:], *([best] if best else [])]}
         for path in folders(self.folder):
             if path not in kept:

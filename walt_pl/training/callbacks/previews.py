@@ -31,11 +31,11 @@ class Previews(L.Callback):
     logger (`walt_pl.training.logger.ResilientTensorBoardLogger`), which tolerates a full disk. Other loggers get no previews.
 
     Args:
-        every: validations between two previews; 0 for none.
+        every_n_validations: validations between two previews; 0 for none.
     """
 
-    def __init__(self, every: int = 1) -> None:
-        self.every = every
+    def __init__(self, every_n_validations: int = 1) -> None:
+        self.every_n_validations = every_n_validations
         self._validations = 0
 
     def on_validation_batch_end(
@@ -47,10 +47,14 @@ class Previews(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if batch_idx or trainer.sanity_checking or not self.every:
+        if batch_idx or trainer.sanity_checking or not self.every_n_validations:
             return
         self._validations += 1
-        if not len(batch.videos) or (self._validations - 1) % self.every or not isinstance(trainer.logger, ResilientTensorBoardLogger):
+        if (
+            not len(batch.videos)
+            or (self._validations - 1) % self.every_n_validations
+            or not isinstance(trainer.logger, ResilientTensorBoardLogger)
+        ):
             return
         # All ranks compute previews, each of its own batch: the ranks of a sharded model must run together.
         with torch.no_grad(), trainer.precision_plugin.forward_context():

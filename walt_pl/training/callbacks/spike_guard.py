@@ -49,20 +49,20 @@ class SpikeGuard(L.Callback):
         policy: action at a bad step: skip it, or also roll the training back; off checks nothing.
         deviations: number of deviations above the median that counts as a spike.
         window: number of steps for the median. A quarter of them must be recorded before a value can count as a spike.
-        most: number of incidents within a window that are accepted; one more ends the training.
+        max_incidents: number of incidents within a window that are accepted; one more ends the training.
 
     Raises:
-        ValueError: `deviations` is below 1, `window` below 4, or `most` negative.
+        ValueError: `deviations` is below 1, `window` below 4, or `max_incidents` negative.
     """
 
-    def __init__(self, policy: Policy = "skip", deviations: float = 8.0, window: int = 128, most: int = 10) -> None:
-        for name, value, least in (("deviations", deviations, 1), ("window", window, 4), ("most", most, 0)):
+    def __init__(self, policy: Policy = "skip", deviations: float = 8.0, window: int = 128, max_incidents: int = 10) -> None:
+        for name, value, least in (("deviations", deviations, 1), ("window", window, 4), ("max_incidents", max_incidents, 0)):
             if value < least:
                 raise ValueError(f"guard.{name} must be at least {least}, got {value}")
         self.policy = policy
         self.deviations = deviations
         self.window = window
-        self.most = most
+        self.max_incidents = max_incidents
         self._history: dict[str, deque[float]] = {name: deque(maxlen=window) for name in ("loss", "gradient norm")}
         self._incidents: list[int] = []
         self._losses: list[Tensor] = []
@@ -139,7 +139,7 @@ class SpikeGuard(L.Callback):
     def _report(self, trainer: L.Trainer, why: list[str], seen: dict[str, float], own: float, norms: dict[str, Tensor]) -> None:
         step = self._step
         self._incidents = [*(one for one in self._incidents if one > step - self.window), step]
-        over = len(self._incidents) > self.most
+        over = len(self._incidents) > self.max_incidents
         action = "stopped" if over else {"skip": "skipped", "rollback": "rolled back"}[self.policy]
         path = Path(trainer.default_root_dir) / "incidents" / f"step={step:08d}.json"
         ranks = _gather_ranks({"loss": own, "files": [_describe_batch(batch) for batch in self._batches]})
@@ -157,9 +157,9 @@ class SpikeGuard(L.Callback):
         said = f"step {step}: {' and '.join(why)}; {action}, see {path}"
         if over:
             raise Diverged(
-                f"{said}: {len(self._incidents)} incidents within {self.window} steps, guard.most is {self.most}. The same command goes on "
-                "from the last checkpoint and meets the same batches: lower model.optimizer.init_args.lr or model.gradient_clip_val, look "
-                "at the files named there, or raise guard.deviations where the steps were sound"
+                f"{said}: {len(self._incidents)} incidents within {self.window} steps, spike_guard.max_incidents is {self.max_incidents}. "
+                "The same command goes on from the last checkpoint and meets the same batches: lower model.optimizer.init_args.lr or "
+                "model.gradient_clip_val, look at the files named there, or raise spike_guard.deviations where the steps were sound"
             )
         rank_zero_warn(said)
 
@@ -214,7 +214,7 @@ def _last_good(trainer: L.Trainer) -> Checkpoint | None:
     writer = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)  # type: ignore[attr-defined]
     if writer is None:
         return None
-    every = writer.every_steps or 1
+    every = writer.every_n_train_steps or 1
     written = [one for one in Checkpoint.all(writer.folder) if one.step < trainer.global_step and one.step % every == 0]
     return written[-1] if written else None
 

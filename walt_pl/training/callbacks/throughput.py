@@ -12,11 +12,11 @@ class Throughput(L.Callback):
     """Log clips and latent or pixel positions per second, the share of time spent waiting for data, and the learning rate.
 
     Args:
-        every: optimiser steps between two values.
+        every_n_steps: optimiser steps between two values.
     """
 
-    def __init__(self, every: int = 10) -> None:
-        self.every = every
+    def __init__(self, every_n_steps: int = 10) -> None:
+        self.every_n_steps = every_n_steps
         self._began = self._ended = 0.0
         self._waited = self._clips = self._tokens = 0.0
 
@@ -30,7 +30,7 @@ class Throughput(L.Callback):
         self._clips += (len(batch.videos) + len(batch.images)) * trainer.world_size
         self._tokens += (batch.videos[:, 0].numel() + batch.images[:, 0].numel()) * trainer.world_size
         self._ended = time.perf_counter()
-        if trainer.global_step % self.every == 0:
+        if trainer.global_step % self.every_n_steps == 0:
             elapsed = self._ended - self._began
             pl_module.log_dict(
                 {
