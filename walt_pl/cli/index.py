@@ -5,9 +5,8 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from datamodules.joint import JointData
-from walt_pl.cli.experiment_data import data_of
 from walt_pl.cli.function_command import call
 from walt_pl.data.batch import Kind
 from walt_pl.data.selection import Selection, describe_selection
@@ -16,6 +15,9 @@ from walt_pl.indexing.build_index import IndexOptions, build_index
 from walt_pl.indexing.dataset_layouts import list_source
 from walt_pl.indexing.listing import SourceLayout
 from walt_pl.shapes.dataset import write_set
+
+if TYPE_CHECKING:
+    from datamodules.joint import JointData
 
 
 def index(
@@ -83,11 +85,14 @@ def index(
 
 def _use_report(path: Path, config: Path) -> Callable[[], None]:
     """Return a function that reports the clips and images of an index that an experiment uses."""
+    # The import is here, since only this part needs the packages of training.
+    from walt_pl.cli.experiment_data import data_of
+
     name = f"{config.resolve().parent.name}-{config.stem}"
     return partial(_report_use, path, name, data_of(config, path))
 
 
-def _report_use(path: Path, name: str, data: JointData) -> None:
+def _report_use(path: Path, name: str, data: "JointData") -> None:
     selections: dict[str, dict[Kind, Selection]] = {}
     problems: list[str] = []
     for split in ["train", "val"] if data.val_videos else ["train"]:

@@ -7,11 +7,17 @@ EXPERIMENTS = Path("experiments")
 """Folder of the experiments, relative to the current folder."""
 
 
+PACKAGE = Path(__file__).parents[1]
+
+
+def is_installed() -> bool:
+    """Return whether the program was installed from a wheel. Otherwise it runs from a checkout, which has make."""
+    return (PACKAGE / EXPERIMENTS).is_dir()
+
+
 def packaged_experiments() -> Path:
     """Return the folder of the experiments that came with the program: inside the package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    installed = package / EXPERIMENTS
-    return installed if installed.is_dir() else package.parent / EXPERIMENTS
+    return (PACKAGE if is_installed() else PACKAGE.parent) / EXPERIMENTS
 
 
 def find_experiment(path: Path) -> Path:
