@@ -40,6 +40,9 @@ def find_experiment(path: Path) -> Path:
 
 
 def as_typed(path: Path) -> Path:
-    """Return the path that a user types for an installed file or folder; the inverse of `find_experiment`. Others stay as they are."""
+    """Return the path that a user types for an installed file or folder, the inverse of `find_experiment`; other paths stay as they are."""
     packaged = packaged_experiments()
-    return EXPERIMENTS / path.relative_to(packaged) if path.is_relative_to(packaged) else path
+    if not path.is_relative_to(packaged):
+        return path
+    typed = EXPERIMENTS / path.relative_to(packaged)
+    return typed if find_experiment(typed).resolve() == path.resolve() else path

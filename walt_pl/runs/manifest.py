@@ -294,7 +294,8 @@ class Manifest:
         name = config.resolve().parent.name if config else ""
         run = "" if config and self.run_dir.resolve() == (RUNS / name).resolve() else f"--run {shlex.quote(str(self.run_dir))}"
         target = {"vae": "train-vae", "base": "train-base"}.get(kind_of(stage))  # `train-sr` trains all super-resolution stages
-        if config and target and not is_installed() and config.resolve().parent == (EXPERIMENTS / name).resolve():
+        has_make = not is_installed() and config is not None and config.is_file()
+        if config and target and has_make and config.resolve().parent == (EXPERIMENTS / name).resolve():
             words = [f"make {target} EXP={name}", f"STAGE={stage}" if "_" in stage else "", "FRESH=1" if from_scratch else ""]
             words.append(f'ARGS="{run}"' if run else "")
         else:
