@@ -7,6 +7,7 @@ import pytest
 from tests.helpers.environment import ROOT
 from walt_pl.cli.config_files import extended_files, find_configs
 from walt_pl.runs.experiment_files import as_typed, find_experiment
+from walt_pl.runs.manifest import Manifest
 
 PACKAGED = ROOT / "experiments"
 
@@ -54,3 +55,18 @@ def test_extended_files_of_the_current_folder_may_be_packaged(here: Path) -> Non
     (here / own).write_text("extends: [../common/base.yaml]\n")
     found = extended_files(own)
     assert found == [*extended_files(PACKAGED / "common" / "base.yaml"), PACKAGED / "common" / "base.yaml"] and len(found) > 1
+
+
+def test_as_typed_keeps_a_packaged_path_that_the_current_folder_hides(here: Path) -> None:
+    own = Path("experiments/shapes/vae.yaml")
+    (here / own).parent.mkdir(parents=True)
+    (here / own).touch()
+    assert as_typed(PACKAGED / "shapes" / "vae.yaml") == PACKAGED / "shapes" / "vae.yaml"
+
+
+@pytest.mark.parametrize("stage", ["vae", "sr1"])
+def test_manifest_command_names_a_packaged_config_as_it_is_typed(stage: str) -> None:
+    wanted = f"python -m walt_pl fit --config experiments/shapes/{stage}.yaml"
+    assert Manifest.open("runs/shapes", PACKAGED / "shapes").command(stage) == wanted
+    assert Manifest.open("runs/shapes").command(stage) == wanted
+    assert Manifest.open("runs/mine", PACKAGED / "shapes").command(stage) == f"{wanted} --run runs/mine"
