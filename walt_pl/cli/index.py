@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from walt_pl.cli.experiment_data import data_of
 from walt_pl.cli.function_command import call
 from walt_pl.data.batch import Kind
 from walt_pl.data.selection import Selection, describe_selection
