@@ -18,6 +18,7 @@ from walt_pl.cli.run_fit import run_fit
 from walt_pl.data.index import Index
 from walt_pl.files import whole_file, write_whole
 from walt_pl.runs.card import read_card
+from walt_pl.runs.experiment_files import find_experiment
 from walt_pl.runs.manifest import Manifest
 from walt_pl.sampling.cascade import Cascade, SamplingConfig
 from walt_pl.shapes.evaluation import STEPS, default_steps, machine, score_base
@@ -66,7 +67,7 @@ def ablate(
         index: index of the embedded set.
         out: folder of ablations.md and ablations.png, which are overwritten.
     """
-    run_ablations(Path(experiment), Path(run), Path(index), Path(out))
+    run_ablations(find_experiment(Path(experiment)), Path(run), Path(index), Path(out))
 
 
 def run_ablations(experiment: Path, run: Path, index: Path, out: Path) -> None:

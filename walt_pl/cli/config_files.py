@@ -9,7 +9,23 @@ from typing import Any
 
 import yaml
 
+from walt_pl.runs.experiment_files import find_experiment
 from walt_pl.runs.stage_names import NAMES, ManifestError, in_order, kind_of
+
+CONFIG_FLAGS = ("-c", "--config")
+
+
+def find_configs(arguments: Sequence[str]) -> list[str]:
+    """Return the words of a command line with the paths of configs that are installed with the program in place of those typed."""
+    found = []
+    for before, word in zip(["", *arguments], arguments, strict=False):
+        flag, equals, value = word.partition("=")
+        if flag in CONFIG_FLAGS and equals:
+            word = f"{flag}={find_experiment(Path(value))}"
+        elif before in CONFIG_FLAGS:
+            word = str(find_experiment(Path(word)))
+        found.append(word)
+    return found
 
 
 def extended_by_first_config(arguments: Sequence[str]) -> list[str]:
@@ -42,7 +58,7 @@ def configs_of(arguments: Sequence[str]) -> list[Path]:
 def _parse_typed(arguments: Sequence[str]) -> tuple[list[Path], str | None]:
     """Return the values of --config and of --stage."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-c", "--config", action="append", default=[], type=Path)
+    parser.add_argument(*CONFIG_FLAGS, action="append", default=[], type=Path)
     parser.add_argument("--stage")
     typed = parser.parse_known_args(arguments)[0]
     return typed.config, typed.stage
@@ -70,7 +86,7 @@ def extended_files(config: Path) -> list[Path]:
     """
     files: list[Path] = []
     for name in read_plain(config).get("extends") or []:
-        below = config.parent / str(name)
+        below = find_experiment(config.parent / str(name))
         if not below.is_file():
             raise ValueError(f"{config}: extends names {name}, but there is no {below}; paths are relative to the file that names them")
         files += [*extended_files(below), below]

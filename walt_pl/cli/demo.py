@@ -23,6 +23,7 @@ from walt_pl.data.index import Index
 from walt_pl.files import write_whole
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet
 from walt_pl.media.writing import write_gif, write_image
+from walt_pl.runs.experiment_files import find_experiment
 from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.shapes.dataset import write_set
@@ -45,7 +46,7 @@ def demo(run: str = "runs/shapes", experiment: str = "experiments/shapes", data:
         experiment: folder with vae.yaml, base.yaml, and sr1.yaml, sr2.yaml, ...
         data: folder of the embedded set.
     """
-    run_demo(Path(run), Path(experiment), Path(data))
+    run_demo(Path(run), find_experiment(Path(experiment)), Path(data))
 
 
 def run_demo(run: Path, experiment: Path, data: Path) -> None:

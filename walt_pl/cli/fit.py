@@ -6,7 +6,7 @@ Both commands are LightningCLI's; ``plan`` and ``cache`` read the same keys. Thi
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import lightning as L
 import torch
@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.joint import JointData
 from stages.finetuning import init_from
 from walt_pl.blocks.compute import compute_dtype
-from walt_pl.cli.config_files import configs_of, extended_by_first_config
+from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
 from walt_pl.cli.renamed_keys import check_renamed
 from walt_pl.runs.artifact import load
@@ -58,6 +58,10 @@ class WaltCLI(LightningCLI):
     """LightningCLI with runs: it finds the folders of a stage, its parents and its checkpoints."""
 
     def __init__(self, words: Sequence[str], run: bool = True) -> None:
+        typed, words = words, find_configs(words)
+        for word, found in zip(typed, words, strict=True):
+            if word != found:
+                _say(f"config {found}: installed with the program; there is no {word} here", sys.stderr)
         check_renamed(words, configs_of(words))
         kwargs = {"default_config_files": extended_by_first_config(words), "exit_on_error": False, "allow_abbrev": False}
         super().__init__(
@@ -291,5 +295,5 @@ def _device() -> torch.device:
 
 
 @rank_zero_only
-def _say(text: str) -> None:
-    print(text, flush=True)
+def _say(text: str, file: TextIO | None = None) -> None:
+    print(text, file=file, flush=True)

@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from walt_pl.blocks.compute import normalize_precision
 from walt_pl.runs.checkpoint import STATE, Checkpoint
+from walt_pl.runs.experiment_files import EXPERIMENTS, find_experiment
 from walt_pl.runs.stage_names import kind_of
 
 ZERO = "walt_pl.strategies.Zero"
@@ -37,7 +38,7 @@ def check_engine(stage: str, options: Any) -> None:
         ValueError: strategy, clipping, optimiser or precision do not fit; the message says what to type.
     """
     trainer, name = options.trainer, _strategy_name(options.trainer.strategy)
-    overlays = sorted(path.stem for path in Path("experiments/strategy").glob("*.yaml"))
+    overlays = sorted(path.stem for path in find_experiment(EXPERIMENTS / "strategy").glob("*.yaml"))
     lay_over = f"add --config experiments/strategy/NAME.yaml (NAME: {', '.join(overlays)})"
     sharded = name == ZERO
     if kind_of(stage) == "vae" and (sharded or "deepspeed" in name.lower()):

@@ -34,6 +34,11 @@ GROUPS: dict[str, dict[str, str]] = {
 }
 """Commands and their summaries, by what a user wants to do."""
 COMMANDS = [name for group in GROUPS.values() for name in group]
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "train": ("deepspeed", "lightning", "lpips", "matplotlib", "tensorboard", "timm", "torchvision", "webdataset"),
+    "text": ("open_clip", "transformers"),
+}
+"""Extras of the package (pyproject.toml), and the modules that they install. `pip install .` alone installs none of them."""
 TRACEBACK = "WALT_TRACEBACK"
 """Environment variable; with 1, an error shows where in the code it arose."""
 
@@ -78,10 +83,25 @@ def _run(name: str, words: Sequence[str]) -> None:
         command([re.sub(r"^--([^=]+)", lambda flag: f"--{flag[1].replace('-', '_')}", word) for word in words])
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on")
+    except ImportError as error:
+        extra = _missing_extra(error)
+        if extra is None or os.environ.get(TRACEBACK) == "1":
+            raise
+        raise SystemExit(
+            f"error: walt {name} needs the {extra} extra, and {error.name} is not installed: pip install 'walt-pl[{extra}]' "
+            "(in a checkout: make setup)"
+        ) from None
     except Exception as error:
         if os.environ.get(TRACEBACK) == "1" or not _is_mendable(error):
             raise
         raise SystemExit(f"error: {error}") from None
+
+
+def _missing_extra(error: ImportError) -> str | None:
+    """Return the extra whose package an import did not find; None for other errors of imports."""
+    module = (error.name or "").partition(".")[0]
+    missing = isinstance(error, ModuleNotFoundError) and module == error.name
+    return next((extra for extra, modules in EXTRAS.items() if missing and module in modules), None)
 
 
 def _is_mendable(error: Exception) -> bool:

@@ -23,13 +23,14 @@ from typing import Any, Literal
 
 from walt_pl.files import file_sha256, write_whole
 from walt_pl.runs.card import CARD, TRAIN, check_replaceable, file_problem, read_card, restore
+from walt_pl.runs.experiment_files import EXPERIMENTS, as_typed, find_experiment, is_installed
 from walt_pl.runs.lock import Holder, LockedManifest, hold_lock, now
 from walt_pl.runs.stage_names import ManifestError, in_order, kind_of, parents_of
 
 FORMAT = 1
 State = Literal["missing", "training", "done", "stale"]
 
-EXPERIMENTS, RUNS = Path("experiments"), Path("runs")
+RUNS = Path("runs")
 """By default experiments/EXP/STAGE.yaml is trained into runs/EXP/STAGE."""
 
 
@@ -288,11 +289,13 @@ class Manifest:
             from_scratch: train a stage again that counts as done.
         """
         folders = [folder for folder in (self.experiment, EXPERIMENTS / self.run_dir.resolve().name) if folder is not None]
-        config = next((path for folder in folders if (path := folder / f"{stage}.yaml").is_file()), None)
+        typed = [as_typed(folder / f"{stage}.yaml") for folder in folders]
+        config = next((path for path in typed if find_experiment(path).is_file()), None)
         name = config.resolve().parent.name if config else ""
         run = "" if config and self.run_dir.resolve() == (RUNS / name).resolve() else f"--run {shlex.quote(str(self.run_dir))}"
         target = {"vae": "train-vae", "base": "train-base"}.get(kind_of(stage))  # `train-sr` trains all super-resolution stages
-        if config and target and config.resolve().parent == (EXPERIMENTS / name).resolve():
+        has_make = not is_installed() and config is not None and config.is_file()
+        if config and target and has_make and config.resolve().parent == (EXPERIMENTS / name).resolve():
             words = [f"make {target} EXP={name}", f"STAGE={stage}" if "_" in stage else "", "FRESH=1" if from_scratch else ""]
             words.append(f'ARGS="{run}"' if run else "")
         else:

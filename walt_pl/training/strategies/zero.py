@@ -53,8 +53,8 @@ class ZeROStrategy(DeepSpeedStrategy):
     def __init__(self, stage: Literal[1, 2, 3] = 2, offload: bool = False, bucket: int = 200_000_000, keep_whole: int = 100_000) -> None:
         if importlib.util.find_spec("deepspeed") is None:
             raise ValueError(
-                "trainer.strategy: ZeRO needs DeepSpeed, which is not installed; type: make setup, or "
-                ".venv/bin/pip install -r requirements.txt; or leave --config experiments/strategy/... out to train with DDP"
+                "trainer.strategy: ZeRO needs DeepSpeed, which is not installed; type: make setup, or outside of a checkout: "
+                "pip install 'walt-pl[train]'; or leave --config experiments/strategy/... out to train with DDP"
             )
         if offload and stage == 3:
             raise ValueError("trainer.strategy: offload is for stages 1 and 2, got stage 3; use experiments/strategy/zero2_offload.yaml")

@@ -1,0 +1,48 @@
+"""Find the files of experiments: those of the current folder first, then those that are installed with the program."""
+
+import os
+from pathlib import Path
+
+EXPERIMENTS = Path("experiments")
+"""Folder of the experiments, relative to the current folder."""
+
+
+PACKAGE = Path(__file__).parents[1]
+
+
+def is_installed() -> bool:
+    """Return whether the program was installed from a wheel. Otherwise it runs from a checkout, which has make."""
+    return (PACKAGE / EXPERIMENTS).is_dir()
+
+
+def packaged_experiments() -> Path:
+    """Return the folder of the experiments that came with the program: inside the package, or beside it in a checkout."""
+    return (PACKAGE if is_installed() else PACKAGE.parent) / EXPERIMENTS
+
+
+def find_experiment(path: Path) -> Path:
+    """Return where a file or folder of an experiment is.
+
+    Args:
+        path: as a user typed it.
+
+    Returns:
+        The path itself, unless it is a missing one below experiments/ that came with the program: then its installed counterpart.
+    """
+    if path.exists() or path.is_absolute():
+        return path
+    # A config may extend `../common/base.yaml`; the folder in front of `..` need not exist in the current folder.
+    plain = Path(os.path.normpath(path))
+    if plain.parts[:1] != EXPERIMENTS.parts:
+        return path
+    packaged = packaged_experiments() / plain.relative_to(EXPERIMENTS)
+    return packaged if packaged.exists() else path
+
+
+def as_typed(path: Path) -> Path:
+    """Return the path that a user types for an installed file or folder, the inverse of `find_experiment`; other paths stay as they are."""
+    packaged = packaged_experiments()
+    if not path.is_relative_to(packaged):
+        return path
+    typed = EXPERIMENTS / path.relative_to(packaged)
+    return typed if find_experiment(typed).resolve() == path.resolve() else path
