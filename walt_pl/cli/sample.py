@@ -53,7 +53,7 @@ def sample(
         prompts: file with a prompt a line, for many clips; they are named after `out` with a number.
         label: class, for class-conditional models.
         image: first picture of the clip, for models trained with frame prediction; a prompt may be left out.
-        continue_: typed --continue; a clip whose last frames begin the new clip (5 frames if the autoencoder's temporal factor is 4). They
+        continue_: clip whose last frames begin the new clip (5 frames if the autoencoder's temporal factor is 4). They
             are read at the frame rate of the model's training.
         crop: crop the centre of an image or clip of another aspect.
         seconds: length in seconds, at the rate of the files. Beyond one clip, each further segment continues from the end of the one
