@@ -94,7 +94,7 @@ train-sr: data ## train every super-resolution stage of EXP, in order (shapes: 7
 	$(foreach config,$(STAGES_SR),@$(call FIT,$(config))$(NEWLINE))
 
 sample: setup ## make a video: make sample PROMPT="a striped red circle moving left"
-	@$(WALT) sample --run $(RUN) $(if $(PROMPT),--prompt "$(PROMPT)") --out $(RUN)/samples/clip.mp4 $(ARGS)
+	@$(WALT) sample --run $(RUN) $(if $(PROMPT),--prompt "$(PROMPT)") --out $(RUN)/samples/ $(ARGS)
 
 evaluate: setup ## score every stage of EXP on the embedded set; an autoencoder alone on the held-out clips of its own data (shapes: 3 minutes)
 	@$(WALT) evaluate --run $(RUN) $(ARGS)
