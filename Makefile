@@ -9,14 +9,21 @@ WALT := $(PYTHON) -m walt_pl
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n logical --maxprocesses 8 --dist worksteal
 # FRESH=1 trains a finished or interrupted stage again; ARGS go to the program as they are, e.g. ARGS="--trainer.max_steps 2000".
 # DEVICES=8 NODES=4 STRATEGY=zero3: processes of each machine, machines, a file of experiments/strategy (docs/SCALING.md).
-FIT = $(WALT) fit $(if $(FRESH),--from_scratch true) --config $(1) $(if $(filter-out runs/$(EXP),$(RUN)),--run $(RUN)) $(RANKS) $(ARGS)
+FIT = $(WALT) fit $(if $(FRESH),--from_scratch true) $(call OPTIONS,$(1))
+# It takes the options of fit, and runs before the data is painted: a missing autoencoder is said at once.
+READY = $(WALT) ready $(call OPTIONS,$(1))
+OPTIONS = --config $(1) $(if $(filter-out runs/$(EXP),$(RUN)),--run $(RUN)) $(RANKS) $(ARGS)
 RANKS = $(if $(STRATEGY),--config $(call STRATEGY_FILE,experiments/strategy/$(STRATEGY).yaml)) $(if $(DEVICES),--trainer.devices $(DEVICES)) $(if $(NODES),--trainer.num_nodes $(NODES))
 STRATEGY_FILE = $(or $(wildcard $(1)),$(error no $(1); there are: $(notdir $(basename $(wildcard experiments/strategy/*.yaml)))))
 # STAGE=base_xl chooses among several configurations of a kind; without it vae.yaml, and base.yaml or the first base_*.yaml.
 STAGE_vae = $(or $(filter vae%,$(STAGE)),vae)
 STAGE_base = $(or $(filter base%,$(STAGE)),$(basename $(notdir $(firstword $(wildcard experiments/$(EXP)/base.yaml) $(sort $(wildcard experiments/$(EXP)/base_*.yaml))))),base)
 # $(call CONFIG,STAGE): its file, or what there is instead. Stages of overlays have no file of their own.
-CONFIG = $(or $(wildcard experiments/$(EXP)/$(1).yaml),$(error no experiments/$(EXP)/$(1).yaml; there are: $(notdir $(basename $(wildcard experiments/$(EXP)/*.yaml))). An overlay is trained with the command in its first lines))
+CONFIG = $(KNOWN_EXP)$(or $(wildcard experiments/$(EXP)/$(1).yaml),$(error no experiments/$(EXP)/$(1).yaml; there are: $(notdir $(basename $(wildcard experiments/$(EXP)/*.yaml))). An overlay is trained with the command in its first lines))
+# Nothing, or an error that names the experiments nearest to a misspelt EXP.
+KNOWN_EXP = $(if $(wildcard experiments/$(EXP)/),,$(error no experiments/$(EXP); $(or $(NEAREST_EXP),there are: $(EXPERIMENTS))))
+EXPERIMENTS = $(filter-out common,$(sort $(notdir $(patsubst %/,%,$(dir $(wildcard experiments/*/vae.yaml experiments/*/base*.yaml experiments/*/sr*.yaml))))))
+NEAREST_EXP = $(shell $(or $(wildcard $(PYTHON)),$(PYTHON3)) -c "import difflib, sys; near = difflib.get_close_matches(sys.argv[1], sys.argv[2:]); print('did you mean EXP=' + ' or EXP='.join(near) + '?' if near else '')" '$(EXP)' $(EXPERIMENTS))
 # A line each, so that make tells the training itself when it is told to end.
 define NEWLINE
 
@@ -27,7 +34,7 @@ INDEX_shapes := data/shapes/index.parquet
 INDEX_clips := data/clips/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-clips demo test test-fast test-slow soak mutants check plan cache train-vae train-base train-sr sample evaluate ablate status verify tensorboard clean
+.PHONY: help setup data data-clips demo test test-fast test-slow soak mutants check plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate ablate status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -86,15 +93,21 @@ cache: data ## compute what STAGE of EXP reads in place of pixels and captions; 
 train-vae: data ## train the autoencoder of EXP (shapes: 6 minutes on 2 cores)
 	@$(call FIT,$(call CONFIG,$(STAGE_vae)))
 
-train-base: data ## train the base model of EXP (shapes: 6 and a half minutes)
+ready-base: setup
+	@$(call READY,$(call CONFIG,$(STAGE_base)))
+
+ready-sr: setup
+	$(KNOWN_EXP)@[ -n "$(STAGES_SR)" ] || { echo "train-sr: no experiments/$(EXP)/sr*.yaml"; exit 1; }
+	@$(call READY,$(firstword $(STAGES_SR)))
+
+train-base: ready-base data ## train the base model of EXP (shapes: 6 and a half minutes)
 	@$(call FIT,$(call CONFIG,$(STAGE_base)))
 
-train-sr: data ## train every super-resolution stage of EXP, in order (shapes: 7 minutes)
-	@[ -n "$(STAGES_SR)" ] || { echo "train-sr: no experiments/$(EXP)/sr*.yaml"; exit 1; }
+train-sr: ready-sr data ## train every super-resolution stage of EXP, in order (shapes: 7 minutes)
 	$(foreach config,$(STAGES_SR),@$(call FIT,$(config))$(NEWLINE))
 
 sample: setup ## make a video: make sample PROMPT="a striped red circle moving left"
-	@$(WALT) sample --run $(RUN) $(if $(PROMPT),--prompt "$(PROMPT)") --out $(RUN)/samples/clip.mp4 $(ARGS)
+	@$(WALT) sample --run $(RUN) $(if $(PROMPT),--prompt "$(PROMPT)") --out $(RUN)/samples/ $(ARGS)
 
 evaluate: setup ## score every stage of EXP on the embedded set; an autoencoder alone on the held-out clips of its own data (shapes: 3 minutes)
 	@$(WALT) evaluate --run $(RUN) $(ARGS)
@@ -108,8 +121,8 @@ status: setup ## the stages of a run and their states
 verify: setup ## compare every byte of a run's artifacts with what their stages left
 	@$(WALT) verify --run $(RUN)
 
-tensorboard: setup ## curves and previews of all runs, http://localhost:6006
-	@$(PYTHON) -m tensorboard.main --logdir runs
+tensorboard: setup ## curves and previews of all runs, http://localhost:6006 (ARGS="--port 7000" for another port)
+	@$(PYTHON) -m tensorboard.main --logdir runs $(ARGS)
 
 clean: ## remove runs of EXP and the painted set (not .venv)
 	rm -rf $(RUN) data/shapes

@@ -17,7 +17,7 @@ from walt_pl.data.batch import BucketedSource, Kind, SampleSource
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
 from walt_pl.data.cache_layout import bucket_caches, bucket_sizes, cache_key, cache_name, whole_transform
 from walt_pl.data.frame_rate import trained_rate
-from walt_pl.data.index import Index, IndexEntries
+from walt_pl.data.index import Index, IndexEntries, class_names
 from walt_pl.data.loader import BatchLoader, JointLoader
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.data.sampler import BucketItems, JointSampler, SequentialSampler
@@ -180,6 +180,14 @@ class JointData(L.LightningDataModule):
                 captions, positions = self._entries(split)[kind].column("caption"), selection.positions()
                 for start in range(0, len(positions), 4096):
                     yield from captions.take(positions[start : start + 4096]).to_pylist()
+
+    def classes(self) -> dict[int, str]:
+        """Return the name of each class of the training data by its label, "" where it has none. Empty where labels are not known."""
+        if self.shards is not None:  # labels in shards are read with the clips
+            return {}
+        labels = [self._entries(TRAIN)[kind].column("label")[used.positions()] for kind, used in self.selection(TRAIN).items()]
+        names = dict(enumerate(class_names(Path(self.index))))
+        return {number: names.get(number, "") for number in np.unique(np.concatenate(labels)).tolist() if number >= 0}
 
     def selection(self, split: str) -> dict[Kind, Selection]:
         """Return the selection of each kind that a batch has: the used clips and images of a split, and the reasons for the others.

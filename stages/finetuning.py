@@ -6,6 +6,7 @@ from torch import nn
 
 from walt_pl.models.weight_inflation import inflate_weights
 from walt_pl.runs.artifact import Artifact
+from walt_pl.text.caption_words import WORDS
 from walt_pl.text.small_encoder import VOCABULARY, SmallTextEncoder
 
 
@@ -30,4 +31,5 @@ def init_from(components: Mapping[str, nn.Module], artifact: Artifact) -> None:
             raise ValueError(f'--init {artifact.path}: section "{name}" {error}') from error
         if isinstance(model, SmallTextEncoder):
             # The word embeddings belong to this vocabulary.
-            model.load_vocabulary(artifact.read(VOCABULARY))
+            words = artifact.read(WORDS) if WORDS in artifact.card["files"] else b""
+            model.load_vocabulary(artifact.read(VOCABULARY), words)

@@ -92,6 +92,7 @@ class LatentDiffusion(L.LightningModule):
         self._vae: list[Autoencoder] = []
         self._normalizer = LatentNormalizer.identity(denoiser.latent_channels)
         self.cached_text: CachedTextEncoder | None = None
+        self.classes: dict[int, str] = {}
 
     # ---- Parents ----------------------------------------------------------------------------------------------------
 
@@ -105,6 +106,8 @@ class LatentDiffusion(L.LightningModule):
             self._normalizer = LatentNormalizer.choose(
                 artifact.card, self.denoiser.config.latent_channels, self.diffusion.normalize_latents
             )
+        if self.denoiser.config.num_classes and stage == "fit":
+            self.classes = self.trainer.datamodule.classes()  # type: ignore[attr-defined]
 
     def _check_latents(self, artifact: Artifact) -> None:
         channels = cast(Autoencoder, artifact.models["vae"]).latent_channels
@@ -334,7 +337,7 @@ class LatentDiffusion(L.LightningModule):
 
     def sampling_config(self) -> dict[str, Any]:
         """Return the plain sections of model.yaml that sampling needs beside the models."""
-        return {"diffusion": self.diffusion.to_plain()}
+        return {"diffusion": self.diffusion.to_plain(), **({"classes": self.classes} if self.classes else {})}
 
     def extra_files(self) -> dict[str, bytes]:
         """Return further files of the artifact by name."""

@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.helpers.environment import ROOT, Walt
+from walt_pl.data.index import Index
 from walt_pl.media.reading import read_video
 from walt_pl.models.vae import VAE
 from walt_pl.runs.artifact import load
@@ -175,6 +176,27 @@ def test_sample_command_continues_images_and_clips_after_frame_prediction_traini
     walt(*sample, "--run", str(tmp_path / "past"), "--continue", str(clip), "--seconds", "3", "--guidance", "2", "--out", str(long))
     assert len(read_video(clip, 17)) == 17
     assert len(read_video(long, 24)) == 24
+
+
+def test_sample_command_knows_the_words_and_classes_of_the_training(walt: Walt, run: Path, painted: Path, tmp_path: Path) -> None:
+    prompt = ["sample", "--steps", "1", "--stages", "base", "--out", f"{tmp_path}/"]
+    said = " ".join(walt(*prompt, "--run", str(run), "--prompt", "a plain purple circle moving left").said.split())
+    assert "no training caption has the words purple:" in said
+    data = Path(shutil.copytree(painted.parent, tmp_path / "data")) / painted.name
+    data.with_suffix(".classes.txt").write_text("".join(f"shape {number}\n" for number in range(64)))
+    labelled = Path(shutil.copytree(run, tmp_path / "labelled"))
+    overlay = tmp_path / "classes.yaml"
+    overlay.write_text("model: {init_args: {text: null, denoiser: {text_width: null, num_classes: 64}}}")
+    fit(walt, "base", labelled, data, "--config", str(overlay), "--from_scratch", "true")
+    labels = set(Index(data, "train").videos.column("label").tolist()) | set(Index(data, "train").images.column("label").tolist())
+    assert load(labelled / "base").config["classes"] == {label: f"shape {label}" for label in sorted(labels)}
+    walt(*prompt, "--run", str(labelled), "--label", f"Shape {min(labels)}")
+    assert (tmp_path / "clip-2.mp4").exists()
+    unknown = min(set(range(64)) - labels)
+    refused = walt(*prompt, "--run", str(labelled), "--label", str(unknown), check=False)
+    assert refused.code and f"--label {unknown}: the training data had no clip of this class" in refused.said
+    walt("export", str(labelled / "training" / "base" / "checkpoints"), "--out", str(tmp_path / "exported"))
+    assert load(tmp_path / "exported").config["classes"] == load(labelled / "base").config["classes"]
 
 
 def test_cache_command_finds_and_repairs_damaged_shards(walt: Walt, run: Path, painted: Path) -> None:

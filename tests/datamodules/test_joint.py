@@ -46,6 +46,19 @@ def test_joint_data_frame_rate_is_unknown_for_images_alone_and_for_streams(index
 # Batches
 
 
+def test_joint_data_classes_are_those_of_the_used_training_clips(tmp_path: Path) -> None:
+    rows = [("a.mp4", 4, "train"), ("b.mp4", 0, "train"), ("c.mp4", 4, "train"), ("d.mp4", -1, "train"), ("e.mp4", 2, "val")]
+    sizes = {"kind": "video", "frames": 17, "fps": 8.0, "width": 32, "height": 32, "caption": "", "bytes": 1, "duration": 2.125}
+    short = {"path": "short.mp4", "label": 3, "split": "train", **sizes, "frames": 2}
+    path = tmp_path / "index.parquet"
+    write_index([short, *({"path": name, "label": label, "split": split, **sizes} for name, label, split in rows)], path)
+    settings: dict[str, Any] = {"size": 32, "videos_per_batch": 1, "val_videos": 0}
+    assert JointData(str(path), **settings).classes() == {0: "", 4: ""}
+    (tmp_path / "index.classes.txt").write_text("Archery\nBowling\nCurling\n", encoding="utf-8")
+    assert JointData(str(path), **settings).classes() == {0: "Archery", 4: ""}
+    assert JointData(str(path), **settings, shards={"video": "clips-{000..001}.tar"}).classes() == {}
+
+
 def test_joint_batch_has_the_documented_shapes_and_ranges(index: str) -> None:
     batch = next(iter(make(index, low_res_size=8).train_dataloader()))
     assert batch.videos.shape == (4, 3, 5, 16, 16) and batch.images.shape == (4, 3, 1, 16, 16)

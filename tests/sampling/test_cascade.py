@@ -363,7 +363,7 @@ def test_sample_command_continues_from_the_last_frames_of_a_clip(run: Path, file
     assert all(torch.equal(request.context_latents["base"], end) for request, _ in asked), "both prompts, one at a time"
     assert len(read_video(files / "new" / "clip_001.mp4", 12)) == 12
     # Without words a text model goes on from the picture alone.
-    sample(str(run), image=str(files / "wide.png"), crop=True, steps=1, out=out)
+    sample(str(run), image=str(files / "wide.png"), crop=True, steps=1, out=out, overwrite=True)
     assert len(read_video(Path(out), 9)) == 9
 
 

@@ -70,7 +70,8 @@ def sampled(walt: Walt, tmp_path: Path) -> Callable[..., bytes]:
 
     def sample(run: Path, *typed: str) -> bytes:
         out = tmp_path / "clip.mp4"
-        walt("sample", "--run", str(run), "--label", "1", "--steps", "3", "--dtype", "float32", "--out", str(out), *typed)
+        common = ["--label", "1", "--steps", "3", "--dtype", "float32", "--out", str(out), "--overwrite"]
+        walt("sample", "--run", str(run), *common, *typed)
         return out.with_suffix(".gif").read_bytes()  # x264 now and then encodes the same frames otherwise
 
     return sample
@@ -112,7 +113,7 @@ def written(clip: Path) -> tuple[Fraction | None, int]:
 def test_sample_command_fps_default_is_that_of_the_artifact(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
     film = {"video": {"fps": 24000 / 1001}}
     run, out = make_run(base=film, sr1=film), tmp_path / "clip.mp4"
-    typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out)]
+    typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out), "--overwrite"]
     said = walt(*typed, "--seconds", "0.25").said
     assert written(out) == (Fraction(24000, 1001), 6) and "frames a second" not in said
     walt(*typed, "--seconds", "0.25", "--fps", "12")
@@ -123,7 +124,7 @@ def test_sample_command_fps_default_is_that_of_the_artifact(make_run: MakeRun, w
 
 def test_sample_command_fps_is_8_where_artifacts_have_none_and_says_so(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
     run, out = make_run(), tmp_path / "clip.mp4"
-    typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out)]
+    typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out), "--overwrite"]
     said = " ".join(walt(*typed, "--seconds", "0.5").said.split())
     assert "the artifacts do not say at which rate they were trained; taking 8 frames a second (--fps)" in said
     assert written(out) == (8, 4)
@@ -132,7 +133,7 @@ def test_sample_command_fps_is_8_where_artifacts_have_none_and_says_so(make_run:
 
 def test_sample_command_fps_is_that_of_the_base_where_stages_differ_and_says_so(make_run: MakeRun, walt: Walt, tmp_path: Path) -> None:
     run, out = make_run(base={"video": {"fps": 10.0}}, sr1={"video": {"fps": 12.0}}), tmp_path / "clip.mp4"
-    typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out)]
+    typed = ["sample", "--run", str(run), "--label", "1", "--steps", "1", "--out", str(out), "--overwrite"]
     said = " ".join(walt(*typed).said.split())
     assert 'different rates ("base" at 10, "sr1" at 12 frames a second); taking 10, that of "base"' in said
     assert written(out) == (10, 9)
@@ -155,7 +156,7 @@ def test_sample_command_continue_reads_the_clip_at_the_fps_of_the_model(
 
     monkeypatch.setattr(Cascade, "encode_context", spy)
     run = str(make_run(base={"video": {"fps": 10.0}}))
-    common: dict[str, Any] = {"label": 1, "steps": 1, "stages": "base", "out": str(tmp_path / "clip.mp4")}
+    common: dict[str, Any] = {"label": 1, "steps": 1, "stages": "base", "out": str(tmp_path / "clip.mp4"), "overwrite": True}
     sample(run, continue_=str(tmp_path / "given.mp4"), **common)
     sample(run, continue_=str(tmp_path / "given.mp4"), fps=20.0, **common)  # the rate of what is written
     for pictures in asked:

@@ -4,7 +4,7 @@ import inspect
 import keyword
 from collections.abc import Callable, Sequence
 
-from jsonargparse import ArgumentError, auto_parser
+from jsonargparse import ArgumentError, ArgumentParser, auto_parser
 
 
 def call(function: Callable[..., None], words: Sequence[str]) -> None:
@@ -17,7 +17,7 @@ def call(function: Callable[..., None], words: Sequence[str]) -> None:
     Raises:
         ValueError: an option is unknown, missing or has a wrong value.
     """
-    parser = auto_parser(function, as_positional=True, prog=f"walt {function.__name__}", exit_on_error=False, allow_abbrev=False)
+    parser = parser_of(function)
     try:
         options = parser.parse_args(_expand(words, function))
     except ArgumentError as error:
@@ -26,14 +26,25 @@ def call(function: Callable[..., None], words: Sequence[str]) -> None:
     function(**{name: options[name] for name in inspect.signature(function).parameters})
 
 
+def parser_of(function: Callable[..., None]) -> ArgumentParser:
+    """Return the parser of a function's options, see `call`."""
+    parser = auto_parser(function, as_positional=True, prog=f"walt {function.__name__}", exit_on_error=False, allow_abbrev=False)
+    for action in parser._actions:
+        # A keyword of Python cannot name an argument. argparse has no public way to rename an option and keep its destination.
+        if action.dest.endswith("_") and keyword.iskeyword(action.dest[:-1]):
+            typed = f"--{action.dest[:-1]}"
+            parser._option_string_actions[typed] = parser._option_string_actions.pop(f"--{action.dest}")
+            action.option_strings = [typed]
+            action.metavar = action.dest[:-1].upper()
+    return parser
+
+
 def _expand(words: Sequence[str], function: Callable[..., None]) -> list[str]:
-    """Return the words as the parser wants them: --report becomes --report=true, and --continue becomes --continue_."""
+    """Return the words as the parser wants them: --report becomes --report=true."""
     parameters = inspect.signature(function).parameters
     expanded = []
     for place, word in enumerate(words):
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and keyword.iskeyword(name):
-            word = f"--{name}_{equals}{value}"
+        name, equals, _ = word.removeprefix("--").partition("=")
         bare = word.startswith("--") and not equals and name in parameters and parameters[name].annotation in (bool, "bool")
         expanded.append(f"{word}=true" if bare and words[place + 1 : place + 2] not in (["true"], ["false"]) else word)
     return expanded

@@ -1,7 +1,7 @@
 """Sample videos with a run: ``python -m walt_pl sample``."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,11 +9,11 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from walt_pl.cli.function_command import call
-from walt_pl.media.contact_sheet import captioned_grid, contact_sheet, to_uint8
+from walt_pl.cli.sample_files import check_out, write_clips
 from walt_pl.media.reading import read_image, read_last_frames
-from walt_pl.media.writing import write_gif, write_image, write_video
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.sampling.defaults import GuidanceName, frame_count, sampling_fps, stage_guidance
+from walt_pl.sampling.known_conditions import class_number, class_title, warn_of_unseen_words
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -22,7 +22,7 @@ def sample(
     run: str = "runs/shapes",
     prompt: str | None = None,
     prompts: str | None = None,
-    label: int | None = None,
+    label: int | str | None = None,
     image: str | None = None,
     continue_: str | None = None,
     crop: bool = False,
@@ -35,7 +35,8 @@ def sample(
     guidance_shape: GuidanceName | None = None,
     guidance_rescale: float | None = None,
     stages: str | list[str] | None = None,
-    out: str = "clip.mp4",
+    out: str = ".",
+    overwrite: bool = False,
     fps: float | None = None,
     batch: int = 8,
     device: str | None = None,
@@ -50,11 +51,11 @@ def sample(
     Args:
         run: folder of the run.
         prompt: text of the clip.
-        prompts: file with a prompt a line, for many clips; they are named after `out` with a number.
-        label: class, for class-conditional models.
+        prompts: file with a prompt a line, for many clips; their files are numbered clip_000.mp4, clip_001.mp4, ...
+        label: class, for class-conditional models: its number, or its name in the training data.
         image: first picture of the clip, for models trained with frame prediction; a prompt may be left out.
-        continue_: typed --continue; a clip whose last frames begin the new clip (5 frames if the autoencoder's temporal factor is 4). They
-            are read at the frame rate of the model's training.
+        continue_: clip whose last frames begin the new clip (5 frames if the autoencoder's temporal factor is 4). They are read at the
+            frame rate of the model's training.
         crop: crop the centre of an image or clip of another aspect.
         seconds: length in seconds, at the rate of the files. Beyond one clip, each further segment continues from the end of the one
             before. One clip when not given.
@@ -67,7 +68,9 @@ def sample(
         guidance_shape: constant, or power-cosine (none at pure noise).
         guidance_rescale: phi, the share of the prediction's spread that is restored.
         stages: stages to run, e.g. base or base,sr1; all finished ones when not given.
-        out: path of the mp4.
+        out: path of the mp4, which must not exist yet; or a folder, in which the first free one of clip.mp4, clip-2.mp4, ... is written.
+            The GIF and the contact sheet have the same name. End the name of a new folder with /.
+        overwrite: replace the files that `out` names.
         fps: frames per second of the files, in which --seconds counts; the frame rate of the model's training when not given.
         batch: number of clips sampled at a time.
         device: device to run on; a GPU if there is one when not given.
@@ -77,8 +80,9 @@ def sample(
         allow_stale: sample even if a parent was trained again.
         text_encoder: path of the run's pretrained text encoder on this machine, if it differs from that in training.
     """
-    _check_sample(image, continue_, seconds, fps, out)
+    _check_sample(image, continue_, seconds, fps)
     texts, labels = _read_prompts(prompt, prompts, label, optional=image is not None or continue_ is not None)
+    check_out(out, overwrite)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = stages.split(",") if isinstance(stages, str) else stages
     cascade = Cascade.open(run, wanted, allow_stale, device, getattr(torch, dtype) if dtype else None, text_encoder)
@@ -86,23 +90,23 @@ def sample(
         if isinstance(given, dict) and (unknown := set(given) - set(cascade.stages)):
             raise ValueError(f"{name} names {sorted(unknown)}, but the stages that run are {cascade.stages}")
     sampling = SamplingConfig(steps, eta, stage_guidance(cascade, guidance, guidance_shape, guidance_rescale), chunk, tile)
-    seeds = [seed + i for i in range(max(len(texts), len(labels)))]
+    numbers = [class_number(cascade, given) for given in labels]
+    warn_of_unseen_words(cascade, [*texts, negative_prompt])
+    seeds = [seed + i for i in range(max(len(texts), len(numbers)))]
     fps = fps or sampling_fps(cascade)
     frames = cascade.clip_frames if seconds is None else frame_count(seconds, fps)
     context_latents = {stage: z.expand(len(seeds), -1, -1, -1, -1) for stage, z in _encode_context(cascade, image, continue_, crop).items()}
-    request = SampleRequest(texts, labels, negative_prompt, seeds, context_latents)
+    request = SampleRequest(texts, numbers, negative_prompt, seeds, context_latents)
     clips = make_clips(cascade, request, sampling, batch, frames)
-    _write_clips(Path(out), clips, texts or [f"class {number}" for number in labels], fps)
+    print(write_clips(out, clips, texts or [class_title(cascade, number) for number in numbers], fps))
 
 
-def _check_sample(image: str | None, clip: str | None, seconds: float | None, fps: float | None, out: str) -> None:
+def _check_sample(image: str | None, clip: str | None, seconds: float | None, fps: float | None) -> None:
     """Check the options that need no loaded model.
 
     Raises:
         ValueError: an option is out of range, or two options exclude each other.
     """
-    if Path(out).suffix != ".mp4":
-        raise ValueError(f"sample: --out must end in .mp4, got {out}; the GIF and the contact sheet are written beside it")
     if image is not None and clip is not None:
         raise ValueError("sample: a clip begins with an image or with the end of another; give one of --image and --continue")
     for name, value in (("--fps", fps), ("--seconds", seconds)):
@@ -127,7 +131,7 @@ def _encode_context(cascade: Cascade, image: str | None, clip: str | None, crop:
     return cascade.encode_context(pictures, clip, crop)
 
 
-def _read_prompts(prompt: str | None, prompts: str | None, label: int | None, optional: bool) -> tuple[list[str], list[int]]:
+def _read_prompts(prompt: str | None, prompts: str | None, label: int | str | None, optional: bool) -> tuple[list[str], list[int | str]]:
     """Return prompts or labels; one empty prompt if both are absent and `optional` is true.
 
     Raises:
@@ -177,23 +181,6 @@ def make_clips(
         bar = progress.add_task("sampling", total=cascade.num_evaluations(sampling, frames) * len(parts))
         for part in parts:
             yield cascade.video(part, sampling, frames, lambda: progress.advance(bar))
-
-
-def _write_clips(out: Path, batches: Iterable[torch.Tensor], captions: Sequence[str], fps: float) -> None:
-    """Write each clip as soon as it is sampled, then the GIF and the contact sheet of all.
-
-    No file is written and no folder made before the first clip is there.
-    """
-    names = [out] if len(captions) == 1 else [out.with_stem(f"{out.stem}_{i:03d}") for i in range(len(captions))]
-    made: list[torch.Tensor] = []
-    for batch in batches:
-        for name, frames in zip(names[len(made) :], to_uint8(batch), strict=False):
-            write_video(name, frames, fps)
-        made.extend(batch)
-    clips = torch.stack(made)
-    write_gif(out.with_suffix(".gif"), captioned_grid(clips, captions), fps)
-    write_image(out.with_suffix(".png"), contact_sheet(clips, captions))
-    print(f"{names[0]}{f' .. {names[-1].name}' if len(names) > 1 else ''}, {out.with_suffix('.gif')}, {out.with_suffix('.png')}")
 
 
 def run(words: Sequence[str]) -> None:

@@ -282,6 +282,12 @@ def write_table(table: pa.Table, path: Path) -> None:
     _write_arrow(table, slices, _sha256(path), path.with_suffix(".arrow"))
 
 
+def class_names(path: Path) -> list[str]:
+    """Return the names of the classes of an index by label: the lines of NAME.classes.txt. Empty where there is no such file."""
+    names = path.with_suffix(".classes.txt")
+    return names.read_text(encoding="utf-8").splitlines() if names.exists() else []
+
+
 def media_keys(table: pa.Table) -> list[MediaKey]:
     """Return the media key of each row, in order."""
     return list(map(MediaKey, *(table[name].to_pylist() for name in MediaKey._fields)))

@@ -21,7 +21,7 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from walt_pl.data.index import SCHEMA, MediaKey, media_keys, read_table, write_table
+from walt_pl.data.index import SCHEMA, MediaKey, class_names, media_keys, read_table, write_table
 from walt_pl.data.quarantine import Quarantine, finding_of
 from walt_pl.files import write_whole
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
@@ -269,14 +269,13 @@ def _numbers(listing: SourceListing | None, out: Path) -> dict[str, int]:
 
     New names go to the end of that file, so that no number ever changes.
     """
-    path = out.with_suffix(".classes.txt")
-    names = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = class_names(out)
     known = set(names)
     fresh = {item.label for item in listing.items if isinstance(item.label, str)} if listing else set()
     order = [*(listing.classes if listing and fresh else []), *sorted(fresh)]
     more = [name for name in dict.fromkeys(order) if name not in known]
     if more:
-        write_whole(path, "".join(f"{name}\n" for name in [*names, *more]).encode())
+        write_whole(out.with_suffix(".classes.txt"), "".join(f"{name}\n" for name in [*names, *more]).encode())
     return {name: number for number, name in enumerate([*names, *more])}
 
 

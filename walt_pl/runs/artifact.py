@@ -5,6 +5,7 @@
     train.yaml          the resolved configuration of the training program
     card.json           format, kind, hashes of every file, parents, data, latent statistics, code, versions, metrics
     tokenizer.model     vocabulary of a text encoder that was trained with the model
+    words.txt           words of its training captions, one a line
 
 A folder that has a card is complete: the card is written last. This module needs neither Lightning nor DeepSpeed. An artifact may come from
 a stranger. Links in it are refused, and nothing that its files name is imported or opened.

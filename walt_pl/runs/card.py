@@ -17,7 +17,7 @@ from walt_pl.files import file_sha256, is_temporary_of, kind_of_entry, plain_fil
 FORMAT = 2
 """Version of the folder. Version 1 had other names of weights and settings, see CHANGELOG.md."""
 WEIGHTS, CONFIG, TRAIN, CARD = "model.safetensors", "model.yaml", "train.yaml", "card.json"
-EXTRA = ("tokenizer.model",)
+EXTRA = ("tokenizer.model", "words.txt")
 """Further files that an artifact may have."""
 OWN = (CARD, WEIGHTS, CONFIG, TRAIN, *EXTRA)
 """All files that `save_artifact` writes and replaces. The card is removed first, so that a partial folder never counts as complete."""

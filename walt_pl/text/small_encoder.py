@@ -112,6 +112,7 @@ class SmallTextEncoder(nn.Module):
         self.config = config
         self.width = config.width
         self.vocabulary = b""
+        self.words = b""
         self.truncated = 0
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.position = nn.Parameter(0.02 * torch.randn(config.max_length, config.width))
@@ -126,11 +127,12 @@ class SmallTextEncoder(nn.Module):
         )
         self.layers = nn.TransformerEncoder(layer, config.depth, nn.LayerNorm(config.width), enable_nested_tensor=False)
 
-    def load_vocabulary(self, vocabulary: bytes) -> None:
+    def load_vocabulary(self, vocabulary: bytes, words: bytes = b"") -> None:
         """Set the vocabulary.
 
         Args:
             vocabulary: bytes of a sentencepiece model's file.
+            words: of the training captions, as `walt_pl.text.caption_words.caption_words` returns them; empty where they are not known.
 
         Raises:
             ValueError: it has more pieces than the embedding has rows.
@@ -141,6 +143,7 @@ class SmallTextEncoder(nn.Module):
         if len(self._pieces) > self.config.vocab_size:
             raise ValueError(f"text.vocab_size: the tokenizer has {len(self._pieces)} pieces, the model room for {self.config.vocab_size}")
         self.vocabulary = vocabulary
+        self.words = words
 
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Encode captions.

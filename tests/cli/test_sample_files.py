@@ -1,0 +1,66 @@
+"""Names of the files of `sample`: those of an earlier command stay, and those of one command have one name."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from walt_pl.cli.sample_files import check_out, free_path, write_clips
+
+CLIPS = [torch.zeros(1, 3, 2, 16, 16), torch.ones(1, 3, 2, 16, 16)]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_sample_files_second_call_in_a_folder_takes_a_free_name(tmp_path: Path) -> None:
+    out = str(tmp_path) + "/new/"
+    check_out(out, overwrite=False)
+    said = write_clips(out, CLIPS[:1], ["a"], 8)
+    first = (tmp_path / "new" / "clip.mp4").read_bytes()
+    assert f"{tmp_path}/new/clip.mp4, {tmp_path}/new/clip.gif, {tmp_path}/new/clip.png" == said
+    write_clips(str(tmp_path / "new"), CLIPS[1:], ["b"], 8)
+    assert names(tmp_path / "new") == {f"clip{number}.{ending}" for number in ("", "-2") for ending in ("mp4", "gif", "png")}
+    assert (tmp_path / "new" / "clip.mp4").read_bytes() == first
+    write_clips(str(tmp_path / "new"), CLIPS, ["a", "b"], 8)
+    assert {"clip-3_000.mp4", "clip-3_001.mp4", "clip-3.gif", "clip-3.png"} < names(tmp_path / "new")
+
+
+@pytest.mark.parametrize("taken", ["clip.mp4", "clip.gif", "clip.png", "clip_000.mp4", "clip_1234.mp4"])
+def test_sample_files_name_is_free_only_if_no_file_of_a_call_has_it(tmp_path: Path, taken: str) -> None:
+    (tmp_path / taken).touch()
+    assert free_path(tmp_path) == tmp_path / "clip-2.mp4"
+    with pytest.raises(ValueError, match=f"{taken} of .* exists; .*--overwrite true"):
+        check_out(str(tmp_path / "clip.mp4"), overwrite=False)
+    check_out(str(tmp_path / "clip.mp4"), overwrite=True)
+
+
+@pytest.mark.parametrize("free", ["clips.mp4", "clip-2.gif", "clip_00.mp4", "clip_000.gif", "clip.txt"])
+def test_sample_files_of_other_names_do_not_count(tmp_path: Path, free: str) -> None:
+    (tmp_path / free).touch()
+    assert free_path(tmp_path) == tmp_path / "clip.mp4"
+    check_out(str(tmp_path / "clip.mp4"), overwrite=False)
+
+
+def test_sample_files_free_name_is_chosen_when_the_first_clip_is_there(tmp_path: Path) -> None:
+    def sample_slowly():  # type: ignore[no-untyped-def]
+        (tmp_path / "clip.mp4").write_text("of another command")
+        yield CLIPS[0]
+
+    write_clips(str(tmp_path), sample_slowly(), ["a"], 8)
+    assert (tmp_path / "clip.mp4").read_text() == "of another command" and (tmp_path / "clip-2.mp4").exists()
+
+
+def test_sample_files_overwrite_replaces_and_names_what_is_left(tmp_path: Path) -> None:
+    out = str(tmp_path / "mine.mp4")
+    write_clips(out, CLIPS, ["a", "b"], 8)
+    before = (tmp_path / "mine.gif").read_bytes()
+    assert write_clips(out, CLIPS[1:], ["b"], 8).endswith("mine.png (mine_000.mp4, mine_001.mp4 beside them: of an earlier command)")
+    assert (tmp_path / "mine.gif").read_bytes() != before
+
+
+@pytest.mark.parametrize("out", ["clip.gif", "clip", "runs/clip.mov"])
+def test_sample_files_out_is_a_folder_or_an_mp4(out: str) -> None:
+    with pytest.raises(ValueError, match=r"must end in .mp4, or in / for a folder"):
+        check_out(out, overwrite=True)

@@ -1,0 +1,75 @@
+"""Classes and words that the training data had, as far as the artifacts of a run keep them."""
+
+import difflib
+import warnings
+from collections.abc import Mapping, Sequence
+
+from walt_pl.sampling.cascade import Cascade
+from walt_pl.text.caption_words import WORDS, unseen_words
+
+CLASSES = "classes"
+"""Section of model.yaml: number of each class of the training data -> its name, "" where the data has none."""
+
+
+def known_classes(cascade: Cascade) -> dict[int, str] | None:
+    """Return number and name of each class that every stage was trained on; None where no artifact keeps its classes."""
+    found = [artifact.config[CLASSES] for artifact in cascade.artifacts.values() if artifact.config.get(CLASSES)]
+    if not found:
+        return None
+    return {number: name for number, name in found[0].items() if all(number in classes for classes in found)}
+
+
+def class_number(cascade: Cascade, label: int | str) -> int:
+    """Return the number of a class that was typed as a number or as a name.
+
+    Args:
+        cascade: the stages that run.
+        label: number, or name as in the training data; upper and lower case may differ.
+
+    Raises:
+        ValueError: the training data had no such class, or its names are not known.
+    """
+    known = known_classes(cascade)
+    if isinstance(label, int):
+        if known is not None and label not in known:
+            raise ValueError(f"--label {label}: the training data had no clip of this class; there are: {_describe(known)}")
+        return label
+    if not any(sampler.denoiser.config.num_classes for sampler in cascade.samplers.values()):
+        raise ValueError(f'--label "{label}": this run does not make clips of a class: give --prompt or --prompts')
+    names = {name: number for number, name in (known or {}).items() if name}
+    if not names:
+        raise ValueError(f'--label "{label}": this run keeps no names of classes; give the number of the class')
+    folded = {name.casefold(): number for name, number in names.items()}
+    number = names.get(label, folded.get(label.casefold()))
+    if number is None:
+        near = difflib.get_close_matches(label, names, n=3, cutoff=0.5)
+        meant = f"did you mean {' or '.join(near)}?" if near else f"there are: {_describe(known or {})}"
+        raise ValueError(f'--label "{label}": the training data had no class of this name; {meant}')
+    return number
+
+
+def class_title(cascade: Cascade, number: int) -> str:
+    """Return the name of a class for the contact sheet, or "class NUMBER" where it has none."""
+    return (known_classes(cascade) or {}).get(number) or f"class {number}"
+
+
+def warn_of_unseen_words(cascade: Cascade, prompts: Sequence[str]) -> None:
+    """Warn once of all words of the prompts that no training caption of the small text encoder had.
+
+    Artifacts that keep no words, and pretrained encoders, which know more words than the captions, give no warning.
+    """
+    artifact = cascade.artifacts.get(cascade.base)
+    if artifact is None or WORDS not in artifact.card["files"]:
+        return
+    unseen = unseen_words(artifact.read(WORDS), prompts)
+    if unseen:
+        warnings.warn(
+            f"no training caption has the words {', '.join(unseen)}: the model has never seen them, and the clips may not show them",
+            stacklevel=2,
+        )
+
+
+def _describe(known: Mapping[int, str], most: int = 20) -> str:
+    """Return the first classes with their names, and the number of the others."""
+    shown = [f"{number} ({known[number]})" if known[number] else f"{number}" for number in sorted(known)[:most]]
+    return ", ".join(shown) + (f" and {len(known) - most} more" if len(known) > most else "")
