@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from datamodules.joint import JointData
+from walt_pl.cli.console import print_table
 from walt_pl.cli.experiment_data import data_of
 from walt_pl.cli.function_command import call
 from walt_pl.data.batch import Kind
@@ -72,10 +73,10 @@ def index(
     # Errors of a config are raised before the long work.
     report_use = None if config is None else _use_report(path, Path(config))
     built = build_index(listing, path, options)
-    doctor.print_rich(doctor.render_build(built, listing, path))
+    print_table(doctor.render_build(built, listing, path))
     if report:
         findings = doctor.diagnose(path, options, built.changed)
-        doctor.print_rich(doctor.render_findings(findings, path))
+        print_table(doctor.render_findings(findings, path))
         print(f"every finding: {doctor.write_report(findings, path)}")
     if report_use is not None:
         report_use()
