@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 
 from tests.helpers.sources import shard
+from walt_pl.cli.console import print_table
 from walt_pl.data.index import Index, MediaKey
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.indexing import build_index as building
 from walt_pl.indexing.build_index import BuildReport, IndexOptions, build_index
 from walt_pl.indexing.dataset_layouts import list_source
-from walt_pl.indexing.doctor import diagnose, print_rich, render_findings, write_report
+from walt_pl.indexing.doctor import diagnose, render_findings, write_report
 from walt_pl.indexing.probe_file import MediaFacts, MediaFile, probe_media_file
 from walt_pl.media.types import Frames
 from walt_pl.media.writing import write_image, write_video
@@ -155,7 +156,7 @@ def test_diagnose_finds_every_kind_of_trouble(folder: Path, tmp_path: Path, caps
     assert ("b.mp4", "written again since it was indexed, with as many bytes") in {(Path(f.place.path).name, f.detail) for f in findings}
     rows = list(csv.DictReader(write_report(findings, out).open()))
     assert len(rows) == len(findings) and {*MediaKey._fields, "split", "kind", "finding", "detail"} == set(rows[0])
-    print_rich(render_findings(findings, out))
+    print_table(render_findings(findings, out))
     text = capsys.readouterr().out
     assert "truncated" in text and "clips/copy.mp4: the same bytes as clips/val/c.mp4" in text
     train = Index(out, "train").videos

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.cli.config_files import stages_of
+from walt_pl.cli.console import print_table
 from walt_pl.cli.function_command import call
 from walt_pl.cli.run_fit import run_fit
 from walt_pl.cli.sample import make_clips
@@ -77,7 +77,7 @@ def run_demo(run: Path, experiment: Path, data: Path) -> None:
         figures = evaluate_run(run, index, prompts=256, unseen=64, seed=SEED)
     summary = {"minutes": clock.minutes, **figures, "load": load, "samples": count, "seconds": clock.seconds}
     write_summary(out / "summary.json", summary)
-    Console().print(render_summary(summary))
+    print_table(render_summary(summary))
     print(f"{summary['minutes']:.1f} minutes in all; figures: {out / 'summary.json'}")
     print(f"look at: {out / 'samples.png'}")
 

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from datamodules.joint import JointData
+from walt_pl.cli.console import print_table
 from walt_pl.cli.function_command import call
 from walt_pl.data.frame_rate import DEFAULT_FPS, trained_rate
 from walt_pl.data.index import Index
@@ -55,7 +54,7 @@ def evaluate(
         return
     path = Path(index or "data/shapes/index.parquet")
     summary = evaluate_run(Path(run), path, prompts, unseen, seed, steps, wanted, allow_stale)
-    Console().print(render_summary(summary))
+    print_table(render_summary(summary))
 
 
 def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale: bool) -> None:
@@ -69,7 +68,7 @@ def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale:
     if selected is None:
         raise ValueError(f"{folder}: trained on images alone, and videos are scored")
     summary, clips, lines = evaluate_autoencoder(folder, stage, source, list(selected.positions()))
-    Console().print(render_summary(summary))
+    print_table(render_summary(summary))
     clips, lines = clips[: 2 * SHOWN], lines[: 2 * SHOWN]
     out = run / "reconstructions.png"
     write_image(out, contact_sheet(clips, lines))

@@ -29,6 +29,7 @@ from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.callbacks.export import ExportArtifact
 from walt_pl.training.callbacks.hyperparameters import Hyperparameters
 from walt_pl.training.callbacks.previews import Previews
+from walt_pl.training.callbacks.progress_file import ProgressFile
 from walt_pl.training.callbacks.reseed import Reseed
 from walt_pl.training.callbacks.save_config import SaveConfig
 from walt_pl.training.callbacks.spike_guard import SpikeGuard
@@ -262,6 +263,7 @@ class WaltCLI(LightningCLI):
             extra.append(TextProgress())
         if self.subcommand == "fit":
             config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
+            extra.append(ProgressFile(self.work, Path(self.options.checkpoint.folder)))
             extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed), SaveConfig(config)]
             # It runs first: another callback must not start something that it refuses.
             first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config))

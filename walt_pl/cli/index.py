@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from walt_pl.cli.console import print_table
 from walt_pl.cli.function_command import call
 from walt_pl.indexing.listing import SourceLayout
 
@@ -70,10 +71,10 @@ def index(
     # Errors of a config are raised before the long work.
     report_use = None if config is None else prepare_report(path, Path(config))
     built = build_index(listing, path, options)
-    doctor.print_rich(doctor.render_build(built, listing, path))
+    print_table(doctor.render_build(built, listing, path))
     if report:
         findings = doctor.diagnose(path, options, built.changed)
-        doctor.print_rich(doctor.render_findings(findings, path))
+        print_table(doctor.render_findings(findings, path))
         print(f"every finding: {doctor.write_report(findings, path)}")
     if report_use is not None:
         report_use()

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from walt_pl import __version__
+from walt_pl.cli.quiet import silence_libraries
 
 GROUPS: dict[str, dict[str, str]] = {
     "data": {
@@ -79,6 +80,7 @@ def describe_commands() -> str:
 
 def _run(name: str, words: Sequence[str]) -> None:
     """Run a command. Errors that a user can mend become one message."""
+    silence_libraries()
     try:
         command: Callable[[list[str]], None] = importlib.import_module(f"walt_pl.cli.{name}").run
         command([re.sub(r"^--([^=]+)", lambda flag: f"--{flag[1].replace('-', '_')}", word) for word in words])

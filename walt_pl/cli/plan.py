@@ -23,12 +23,14 @@ from typing import Any
 import torch
 from jsonargparse.typing import PositiveFloat
 from lightning.pytorch.cli import LightningArgumentParser
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from stages.latent_diffusion import LatentDiffusion
 from stages.vae import VAEStage
+from walt_pl.cli.console import print_table
 from walt_pl.cli.fit import WaltCLI
 from walt_pl.cli.fit_checks import check_engine, check_precision
 from walt_pl.cli.plan_costs import Share, autoencoder_cost, diffusion_cost, picture_size
@@ -203,7 +205,7 @@ class PlanCLI(WaltCLI):
         if self.options.json:
             print(json.dumps(report, indent=2))
         else:
-            Console().print(render(report))
+            print_table(render(report))
 
 
 def run(words: Sequence[str]) -> None:
@@ -244,7 +246,7 @@ def render(report: Mapping[str, Any]) -> Group:
         held.add_column(column, justify="left" if column == "engine" else "right")
     for engine, b in report["bytes_per_gpu"].items():
         for way, activations in b["activations"].items():
-            fits = (["[green]fits[/]", "[red]no[/]"][card not in b["fits_gib"][way]] for card in CARDS)
+            fits = (Text("fits", "green") if card in b["fits_gib"][way] else Text("no", "red") for card in CARDS)
             figures = [*(b[column] for column in columns), activations, b["total"][way]]
             held.add_row(engine if way == "kept" else "  + checkpointing", *(f"{value / 2**30:.1f}" for value in figures), *fits)
     left_out = "Not counted: the frozen autoencoder and text encoder, the CUDA context, fragmentation, data on its way."

@@ -1,4 +1,4 @@
-"""Check the parents of a stage before its data is prepared: ``python -m walt_pl ready``. It has the options of `fit`, and needs no torch."""
+"""Check what a training needs, in about a second and before any work: ``walt ready`` (options of `fit`; imports no torch)."""
 
 import argparse
 from collections.abc import Sequence

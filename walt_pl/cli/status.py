@@ -1,20 +1,37 @@
 """Show the stages of a run: ``python -m walt_pl status``."""
 
+import dataclasses
 from collections.abc import Sequence
+from json import dumps
+from pathlib import Path
 
-from rich.console import Console
-
+from walt_pl.cli.config_files import stages_of
+from walt_pl.cli.console import print_table
 from walt_pl.cli.function_command import call
-from walt_pl.runs.status import render_status
+from walt_pl.runs.manifest import EXPERIMENTS
+from walt_pl.runs.status import render_status, status_rows
 
 
-def status(run: str = "runs/shapes") -> None:
-    """Show the stages of a run and their state.
+def status(run: str = "runs/shapes", json: bool = False) -> None:
+    """Show the stages of a run and their states.
+
+    A stage is running (with its step, speed and time left), stopped (the same command goes on from that step), done, stale (a parent was
+    trained again), missing (its artifact was removed) or not started. runs/EXP has the stages of experiments/EXP.
 
     Args:
         run: folder of the run.
+        json: print the rows as JSON.
     """
-    Console().print(render_status(run))
+    # A run in another place may have the name of an experiment: its stages are trained with the same files.
+    rows = status_rows(run, stages_of(EXPERIMENTS / Path(run).resolve().name))
+    if json:
+        print(dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        return
+    print_table(render_status(run, rows))
+    commands = [row.command for row in rows if row.command]
+    if commands:
+        # A command in a table could be wrapped, and then not be pasted.
+        print_table("\n".join(["Next, in this order:", *commands]))
 
 
 def run(words: Sequence[str]) -> None:

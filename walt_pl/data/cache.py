@@ -18,6 +18,7 @@ rank. `python -m walt_pl cache` compares the SHA-256 of every shard and computes
 import hashlib
 import json
 import shutil
+import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -135,7 +136,9 @@ class LatentCache:
         self._write_meta()
         self._remove_left_overs()
         run = encode()
-        bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), transient=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        # Without a terminal, rich would print an empty line for the bar.
+        bar = Progress(*columns, transient=True, disable=not sys.stdout.isatty())
         with bar, _reading(_Skipping(source, skip), self._batches(missing, kind, batch_size), readers, timeout) as answers:
             total = sum(len(self._rows_of(number)) for number in missing)
             task = bar.add_task(f"latents {self.folder.parent.name}/{self.folder.name}", total=total)

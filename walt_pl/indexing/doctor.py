@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -232,12 +232,3 @@ def render_build(built: BuildReport, listing: SourceListing | None, index: Path)
         files = len({place.whole for place in built.changed})
         lines.append(f"{files:,} files are not as they were when they were indexed, the first: {place.path}: {how}")
     return "\n".join([*lines, *built.notes])
-
-
-def print_rich(content: RenderableType) -> None:
-    """Print content without rich's markup, because names of files may look like it.
-
-    Without a terminal, lines may have 200 characters.
-    """
-    console = Console()
-    (console if console.is_terminal else Console(width=200)).print(Text(content) if isinstance(content, str) else content)

@@ -281,8 +281,8 @@ class Manifest:
     def command(self, stage: str, from_scratch: bool = False) -> str:
         """Return the command that trains a stage of this run, e.g. "make train-vae EXP=shapes".
 
-        A stage without a config file of its own, such as that of an overlay, is trained with the configuration in its artifact. If there is
-        no such artifact either, EXP stands for the experiment, which is not recorded.
+        A stage without a config file of its own, such as that of an overlay, is trained with the configuration in its artifact, else with
+        that of its last start. If there is none of them, EXP stands for the experiment, which is not recorded.
 
         Args:
             stage: name of the stage.
@@ -299,12 +299,19 @@ class Manifest:
             words = [f"make {target} EXP={name}", f"STAGE={stage}" if "_" in stage else "", "FRESH=1" if from_scratch else ""]
             words.append(f'ARGS="{run}"' if run else "")
         else:
-            kept = self.folder(stage) / TRAIN
+            kept = self._stored_config(stage)
             said = config is None and kept.is_file()  # the stored configuration also has from_scratch
             config = config or (kept if said else EXPERIMENTS / "EXP" / f"{stage}.yaml")
             again = f"--from_scratch {str(from_scratch).lower()}" if from_scratch or said else ""
             words = [f"python -m walt_pl fit --config {shlex.quote(str(config))}", run, again]
         return " ".join(word for word in words if word)
+
+    def _stored_config(self, stage: str) -> Path:
+        """Return the configuration in the artifact of a stage, else that of the last start of its training. It may not exist."""
+        kept = self.folder(stage) / TRAIN
+        starts = (self.run_dir / "training" / stage / "logs").glob("version_*/config.yaml")
+        last = max(starts, key=lambda path: path.stat().st_mtime_ns, default=kept)
+        return kept if kept.is_file() else last
 
     def problems(self, stage: str, fresh: bool = False) -> list[str]:
         """Compare the files of a finished stage with their records.

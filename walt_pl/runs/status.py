@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 from rich.table import Table
+from rich.text import Text
 
-from walt_pl.runs.manifest import RUNS, Manifest, StageRecord, State, stale_reason
+from walt_pl.runs.card import CARD, new_folder, old_folder
+from walt_pl.runs.lock import Holder
+from walt_pl.runs.manifest import EXPERIMENTS, RUNS, Manifest, StageRecord, stale_reason
+from walt_pl.runs.progress import TrainingProgress, newest_checkpoint_step, seconds_since
 from walt_pl.runs.stage_names import ManifestError, in_order, kind_of
+
+State = Literal["running", "stopped", "done", "stale", "missing", "not started"]
+COLOURS: dict[State, str] = {
+    "running": "cyan",
+    "stopped": "magenta",
+    "done": "green",
+    "stale": "yellow",
+    "missing": "red",
+    "not started": "dim",
+}
+SILENCE = 600.0
+"""Seconds without progress after which a training on another host counts as stopped. Its process cannot be asked from here."""
 
 
 @dataclass(frozen=True)
@@ -19,48 +37,112 @@ class StatusRow:
     stage: str
     kind: str
     state: State
-    sha256: str | None
+    """running, stopped (resumes at `step`), done, stale (a parent has changed), missing (its artifact was removed) or not started."""
+    command: str = ""
+    """Command to type next; empty if nothing is to be done, or if no configuration of the stage is known."""
+    step: int | None = None
+    """Step of a running training, or of the checkpoint that a stopped one resumes from."""
+    total: int | None = None
+    """Steps of the whole training, if they are known."""
+    steps_per_second: float | None = None
+    seconds_left: float | None = None
+    process: int | None = None
+    """Process id of a running training."""
+    host: str | None = None
+    sha256: str | None = None
     """Hash of the weights; None if there are none."""
-    parents: dict[str, str]
-    time: str | None
+    parents: dict[str, str] = field(default_factory=dict)
+    time: str | None = None
     """Time when the stage was finished, or since when it is in training."""
-    command: str
-    """Command to type next; empty if nothing is to be done."""
 
 
-def status_rows(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) -> list[StatusRow]:
-    """Return the state of the stages of a run, in the order of the pipeline, without reading weights.
+def status_rows(run_dir: str | Path, stages: Sequence[str] = ()) -> list[StatusRow]:
+    """Return the state of the stages of a run, in the order of the pipeline. Nothing is written, and no weights are read.
 
     Args:
         run_dir: folder of the run.
-        stages: stages to list beside those of the manifest if they do not exist yet. Any base of the manifest counts for "base".
+        stages: stages to list beside those of the manifest.
+
+    Raises:
+        ManifestError: the manifest cannot be read, or there is none and no stages are given.
     """
     manifest = Manifest.open(run_dir)
     found = manifest.stages()
-    rows = []
-    kinds = {kind_of(name) for name in found}
-    for name in in_order([*found, *(name for name in stages if name not in found and (kind_of(name) != "base" or "base" not in kinds))]):
-        stage = found.get(name, StageRecord(name, kind_of(name)))
-        state = manifest.state_in(name, found)
-        done = stage.artifact if state != "missing" else None
-        when = stage.training.holder.time if stage.training else done.finished if done else None
-        command = "" if state == "done" else manifest.command(name)
-        sha256, parents = (done.sha256, done.parents) if done else (None, {})
-        rows.append(StatusRow(name, stage.kind, state, sha256, parents, when, command))
-    return rows
+    if not found and not stages:
+        raise no_run(manifest, "status")
+    return [_row(manifest, name, found) for name in in_order({*found, *stages})]
 
 
-def render_status(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) -> Table:
-    """Render `status_rows` as a table for the terminal."""
-    colours = {"missing": "dim", "training": "cyan", "done": "green", "stale": "yellow"}
-    table = Table(title=f"{run_dir}", title_justify="left")
-    for column in ("stage", "kind", "state", "weights", "trained from", "time (UTC)", "next"):
-        table.add_column(column)
-    for row in status_rows(run_dir, stages):
-        parents = ", ".join(f"{parent} {sha256[:12]}" for parent, sha256 in row.parents.items())
-        state = f"[{colours[row.state]}]{row.state}[/]"
-        table.add_row(row.stage, row.kind, state, (row.sha256 or "")[:12], parents, (row.time or "")[:19], row.command)
+def _row(manifest: Manifest, name: str, found: Mapping[str, StageRecord]) -> StatusRow:
+    record = found.get(name)
+    if record is None:
+        return StatusRow(name, kind_of(name), "not started", _command(manifest, name))
+    done = record.artifact if record.artifact is not None and _is_there(manifest.run_dir / record.artifact.path) else None
+    if record.training is not None:
+        row = _training_row(record, record.training.holder, manifest.run_dir / "training" / name)
+    else:
+        state: State = "missing" if done is None else "stale" if stale_reason(name, found) else "done"
+        row = StatusRow(name, record.kind, state, time=done.finished if done else None)
+    command = "" if row.state in ("done", "running") else _command(manifest, name)
+    sha256, parents = (done.sha256, done.parents) if done else (None, {})
+    return replace(row, command=command, sha256=sha256, parents=parents)
+
+
+def _training_row(record: StageRecord, holder: Holder, folder: Path) -> StatusRow:
+    """Return the row of a training that has begun and not finished."""
+    progress, saved = _progress(folder)
+    row = StatusRow(record.name, record.kind, "stopped", step=saved, total=progress.total if progress else None, time=holder.time)
+    fresh = progress if progress and progress.time >= holder.time else None  # else it is of an earlier start
+    alive = holder.alive()
+    if alive is False or (alive is None and seconds_since(fresh.time if fresh else holder.time) > SILENCE):
+        return row
+    row = replace(row, state="running", process=holder.pid, host=holder.host)
+    if fresh is None:
+        return row
+    return replace(row, step=fresh.step, steps_per_second=fresh.steps_per_second, seconds_left=fresh.seconds_left)
+
+
+def _progress(training: Path) -> tuple[TrainingProgress | None, int]:
+    """Return the last record of a training, and the step of its newest checkpoint (0 without one)."""
+    progress = TrainingProgress.read(training)
+    folders = (Path(progress.checkpoints),) if progress else ()
+    saved = [newest_checkpoint_step(folder) for folder in (*folders, training / "checkpoints")]  # a run may have been moved
+    return progress, next((step for step in saved if step is not None), 0)
+
+
+def _is_there(artifact: Path) -> bool:
+    """Return whether there is an artifact, also between the two renames of its replacement. `Manifest.has_artifact` would repair it."""
+    return any((folder / CARD).exists() for folder in (artifact, new_folder(artifact), old_folder(artifact)))
+
+
+def _command(manifest: Manifest, stage: str) -> str:
+    command = manifest.command(stage)
+    return "" if str(EXPERIMENTS / "EXP") in command else command  # the experiment is not known: it could not be pasted
+
+
+def render_status(run_dir: str | Path, rows: Sequence[StatusRow]) -> Table:
+    """Render rows as a table for the terminal. Columns without content are left out."""
+    cells = {
+        "stage": [row.stage for row in rows],
+        "state": [Text(_describe_state(row), COLOURS[row.state]) for row in rows],
+        "steps a second": [f"{row.steps_per_second:.3g}" if row.steps_per_second else "" for row in rows],
+        "time left": [str(timedelta(seconds=round(row.seconds_left))) if row.seconds_left is not None else "" for row in rows],
+        "process": [f"{row.process} on {row.host}" if row.process else "" for row in rows],
+        "weights": [(row.sha256 or "")[:12] for row in rows],
+        "trained from": [", ".join(f"{parent} {sha256[:12]}" for parent, sha256 in row.parents.items()) for row in rows],
+        "time (UTC)": [(row.time or "")[:19] for row in rows],
+    }
+    shown = {title: column for title, column in cells.items() if any(column)}
+    table = Table(*shown, title=Text(str(run_dir)), title_justify="left")
+    for line in zip(*shown.values(), strict=True):
+        table.add_row(*line)
     return table
+
+
+def _describe_state(row: StatusRow) -> str:
+    if row.step is None:
+        return row.state
+    return f"{row.state} at step {row.step}{f' of {row.total}' if row.total else ''}"
 
 
 def verify_run(run_dir: str | Path) -> list[str]:
@@ -74,11 +156,7 @@ def verify_run(run_dir: str | Path) -> list[str]:
     """
     manifest = Manifest.open(run_dir)
     if not manifest.path.is_file():
-        runs = sorted({str(path.parent) for folder in (manifest.run_dir.parent, RUNS) for path in folder.glob("*/manifest.json")})
-        raise ManifestError(
-            f"{manifest.run_dir} is no run, it has no manifest.json; there are: {', '.join(runs) or 'none'}. "
-            "Type: python -m walt_pl verify --run RUN (make verify EXP=shapes)"
-        )
+        raise no_run(manifest, "verify")
     stages = manifest.stages()
     problems: list[str] = []
     for name, stage in stages.items():
@@ -93,3 +171,12 @@ def verify_run(run_dir: str | Path) -> list[str]:
         if reason:
             problems.append(f'stage "{name}" is stale because {reason}: {manifest.command(name)}')
     return problems
+
+
+def no_run(manifest: Manifest, command: str) -> ManifestError:
+    """Return the error for a folder without a run. It names the runs that exist, and the command to type."""
+    runs = sorted({str(path.parent) for folder in (manifest.run_dir.parent, RUNS) for path in folder.glob("*/manifest.json")})
+    return ManifestError(
+        f"{manifest.run_dir} is no run, it has no manifest.json; there are: {', '.join(runs) or 'none'}. "
+        f"Type: python -m walt_pl {command} --run RUN (make {command} EXP=shapes)"
+    )

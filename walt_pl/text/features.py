@@ -18,6 +18,7 @@ import errno
 import hashlib
 import json
 import shutil
+import sys
 import time
 import uuid
 import warnings
@@ -314,7 +315,9 @@ class CachedTextEncoder:
             if rank == 0:
                 self.cache.remove_left_overs()
             shares = [missing[i : i + SHARD_CAPTIONS] for i in range(0, len(missing), SHARD_CAPTIONS)][rank::ranks]
-            for share in track(shares, f"text features {self.cache.folder.name}", transient=True, disable=rank > 0):
+            # Without a terminal, rich would print an empty line for the bar.
+            hidden = rank > 0 or not sys.stdout.isatty()
+            for share in track(shares, f"text features {self.cache.folder.name}", transient=True, disable=hidden):
                 self._compute(share)
             cut = self._encoder.truncated if self._encoder else 0
             if cut:

@@ -10,7 +10,7 @@ import lightning as L
 class TextProgress(L.Callback):
     """Print step, pace, time left and losses if there is no terminal for a progress bar.
 
-    The first line comes after the first step, further lines at intervals.
+    The first line comes after the first step, further lines at intervals, the last one after the last step.
 
     Args:
         seconds: seconds between two lines.
@@ -19,18 +19,26 @@ class TextProgress(L.Callback):
     def __init__(self, seconds: float = 60.0) -> None:
         self.seconds = seconds
         self._began = self._printed = 0.0
-        self._first = 0
+        self._first = self._last = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._began = time.monotonic()
         self._printed = float("-inf")
-        self._first = trainer.global_step
+        self._first = self._last = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        now, step = time.monotonic(), trainer.global_step
-        if not trainer.is_global_zero or now - self._printed < self.seconds:
+        if time.monotonic() - self._printed >= self.seconds:
+            self._print(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_step != self._last:
+            self._print(trainer)
+
+    def _print(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero:
             return
-        self._printed = now
+        now, step = time.monotonic(), trainer.global_step
+        self._printed, self._last = now, step
         pace = (now - self._began) / max(1, step - self._first)
         end, left = "", ""
         if trainer.max_steps > 0:

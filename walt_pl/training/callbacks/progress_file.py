@@ -1,0 +1,44 @@
+"""Write the progress of a training to a file that `status` reads."""
+
+import contextlib
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from walt_pl.runs.progress import TrainingProgress
+
+
+class ProgressFile(L.Callback):
+    """Write step, total and speed after the first step, and then at most once in so many seconds, on rank zero.
+
+    Args:
+        folder: folder of the training; the file is progress.json in it.
+        checkpoints: folder of the checkpoints, which is noted in the file.
+        seconds: least number of seconds between two writes.
+    """
+
+    def __init__(self, folder: Path, checkpoints: Path, seconds: float = 10.0) -> None:
+        self.folder = folder
+        self.checkpoints = checkpoints
+        self.seconds = seconds
+        self._began = 0.0
+        self._written = float("-inf")
+        self._first = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._began = time.monotonic()
+        self._written = float("-inf")
+        self._first = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        now, step = time.monotonic(), trainer.global_step
+        if not trainer.is_global_zero or step == self._first or now - self._written < self.seconds:
+            return
+        self._written = now
+        total = trainer.max_steps if trainer.max_steps > 0 else None
+        speed = (step - self._first) / max(now - self._began, 1e-9)
+        # On a full disk `status` shows an older step. Checkpoints warn of the disk.
+        with contextlib.suppress(OSError):
+            TrainingProgress(step, total, speed, str(self.checkpoints.resolve())).write(self.folder)
