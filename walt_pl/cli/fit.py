@@ -20,6 +20,7 @@ from walt_pl.blocks.compute import compute_dtype
 from walt_pl.cli.config_files import configs_of, extended_by_first_config
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
 from walt_pl.cli.renamed_keys import check_renamed
+from walt_pl.cli.resume_command import resume_command
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import STATE, Checkpoint
 from walt_pl.runs.manifest import Manifest
@@ -260,7 +261,8 @@ class WaltCLI(LightningCLI):
             config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
             extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed), SaveConfig(config)]
             # It runs first: another callback must not start something that it refuses.
-            first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config))
+            again = resume_command(sys.argv[1:])
+            first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config, again, self.manifest.experiment))
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]
         if self.subcommand is not None and self.restored is not None:

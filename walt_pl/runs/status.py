@@ -10,6 +10,7 @@ from rich.table import Table
 
 from walt_pl.runs.manifest import RUNS, Manifest, StageRecord, State, stale_reason
 from walt_pl.runs.stage_names import ManifestError, in_order, kind_of
+from walt_pl.runs.stop_record import StopRecord
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class StatusRow:
     """Time when the stage was finished, or since when it is in training."""
     command: str
     """Command to type next; empty if nothing is to be done."""
+    stop: StopRecord | None = None
+    """Step at which the training stopped; None in all states but "stopped"."""
 
 
 def status_rows(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) -> list[StatusRow]:
@@ -46,19 +49,20 @@ def status_rows(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) ->
         when = stage.training.holder.time if stage.training else done.finished if done else None
         command = "" if state == "done" else manifest.command(name)
         sha256, parents = (done.sha256, done.parents) if done else (None, {})
-        rows.append(StatusRow(name, stage.kind, state, sha256, parents, when, command))
+        stop = stage.training.stop if stage.training else None
+        rows.append(StatusRow(name, stage.kind, state, sha256, parents, when, command, stop))
     return rows
 
 
 def render_status(run_dir: str | Path, stages: Sequence[str] = ("vae", "base")) -> Table:
     """Render `status_rows` as a table for the terminal."""
-    colours = {"missing": "dim", "training": "cyan", "done": "green", "stale": "yellow"}
+    colours = {"missing": "dim", "training": "cyan", "stopped": "yellow", "done": "green", "stale": "yellow"}
     table = Table(title=f"{run_dir}", title_justify="left")
     for column in ("stage", "kind", "state", "weights", "trained from", "time (UTC)", "next"):
         table.add_column(column)
     for row in status_rows(run_dir, stages):
         parents = ", ".join(f"{parent} {sha256[:12]}" for parent, sha256 in row.parents.items())
-        state = f"[{colours[row.state]}]{row.state}[/]"
+        state = f"[{colours[row.state]}]{row.stop or row.state}[/]"
         table.add_row(row.stage, row.kind, state, (row.sha256 or "")[:12], parents, (row.time or "")[:19], row.command)
     return table
 

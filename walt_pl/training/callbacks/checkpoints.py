@@ -55,6 +55,8 @@ class StateFile(TorchCheckpointIO):
 class Checkpoints(callbacks.Checkpoint):
     """Keep the last checkpoints and the best one (see walt_pl/runs/checkpoint.py for their content).
 
+    A training that trainer.max_time or another callback ends has a checkpoint of its last step. trainer.max_time counts from each start.
+
     On SIGTERM and SIGUSR1 a last checkpoint is written after the current step, and the program ends with 128 + the signal's number. A full
     disk causes a warning and does not stop the training; earlier checkpoints stay. Weights or averages that are nan or infinite end the
     training without a checkpoint. No later step repairs them, and their checkpoints would replace the last good ones.
@@ -142,6 +144,10 @@ class Checkpoints(callbacks.Checkpoint):
                 rank_zero_info(f"removing {path}: training starts at step {step}")
                 _remove(path)
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Forget the time of earlier starts: with it, a command with trainer.max_time that goes on would stop at once."""
+        checkpoint.get("callbacks", {}).pop(callbacks.Timer.__qualname__, None)
+
     def _record_signal(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
 
@@ -163,7 +169,8 @@ class Checkpoints(callbacks.Checkpoint):
         if step == self._seen:  # gradients are still being accumulated
             return
         self._seen = step
-        due, told = self._agree(trainer, self._is_time_due(trainer), self._signal)
+        # A checkpoint inside the epoch. After Lightning has ended the epoch, it would count an unfinished one as complete.
+        due, told = self._agree(trainer, self._is_time_due(trainer) or _is_stopping(trainer), self._signal)
         if due or told or step == trainer.max_steps or (self.every_steps and step % self.every_steps == 0):
             self.save(trainer, pl_module)
         if told:
@@ -186,7 +193,7 @@ class Checkpoints(callbacks.Checkpoint):
             self._record_metrics(trainer.global_step, metrics)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step when a limit of time or of epochs ended the training.
+        """Save the last step when a limit of epochs or another callback ended the training.
 
         The artifact is still to be written. With this checkpoint, a kill before that loses no step.
         """
@@ -204,7 +211,8 @@ class Checkpoints(callbacks.Checkpoint):
     def _stop(self, trainer: L.Trainer, told: int) -> None:
         name = signal.Signals(told).name
         last = Checkpoint.newest(self.folder)
-        where = f"everything is in {last.path}" if last and last.step == trainer.global_step else "it could not be saved"
+        safe = f"{last.path} stays" if last else "there is no checkpoint"
+        where = f"everything is in {last.path}" if last and last.step == trainer.global_step else f"which could not be saved, and {safe}"
         rank_zero_info(f"stopped by {name} after step {trainer.global_step}, {where}; the same command goes on")
         # The other ranks exit with 0. The launcher treats any other code as a crash, and would kill rank zero before its last message.
         raise SystemExit(128 + told if trainer.is_global_zero else 0)
@@ -313,6 +321,12 @@ def samples_seen(trainer: L.Trainer) -> int:
     before, since = (start.samples, start.step) if start else (0, 0)
     a_step = (data.videos_per_batch + data.images_per_batch) * trainer.accumulate_grad_batches
     return before + (trainer.global_step - since) * a_step
+
+
+def _is_stopping(trainer: L.Trainer) -> bool:
+    """Return whether this step is the last one because a callback has asked for the end, trainer.max_time included."""
+    steps, epochs = trainer.min_steps or 0, trainer.min_epochs or 0
+    return bool(trainer.should_stop) and trainer.global_step >= steps and trainer.current_epoch >= epochs
 
 
 def _ema_callbacks(trainer: L.Trainer) -> list[EMA]:
