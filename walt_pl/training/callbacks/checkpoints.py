@@ -1,5 +1,6 @@
-"""Write checkpoints on schedule and on SIGTERM/SIGUSR1. A failed write warns; it never stops training."""
+"""Write checkpoints on schedule and on SIGTERM/SIGUSR1/SIGINT. A failed write warns; it never stops training."""
 
+import os
 import shutil
 import signal
 import time
@@ -35,8 +36,9 @@ from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.strategies.shards import non_finite
 from walt_pl.training.strategies.zero import ZeROStrategy
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Signals that schedulers send before they end a job."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Signals that schedulers send before they end a job, and Ctrl-C."""
+INTERRUPTED = "\nCtrl-C: a checkpoint is written after this step. Ctrl-C again ends at once; steps since the last checkpoint are lost.\n"
 
 
 class StateFile(TorchCheckpointIO):
@@ -57,9 +59,10 @@ class Checkpoints(callbacks.Checkpoint):
 
     A training that trainer.max_time or another callback ends has a checkpoint of its last step. trainer.max_time counts from each start.
 
-    On SIGTERM and SIGUSR1 a last checkpoint is written after the current step, and the program ends with 128 + the signal's number. A full
-    disk causes a warning and does not stop the training; earlier checkpoints stay. Weights or averages that are nan or infinite end the
-    training without a checkpoint. No later step repairs them, and their checkpoints would replace the last good ones.
+    On SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) a last checkpoint is written after the current step, and the program ends with 128 + the
+    signal's number. A second SIGINT ends it at once. A full disk causes a warning and does not stop the training; earlier checkpoints
+    stay. Weights or averages that are nan or infinite end the training without a checkpoint. No later step repairs them, and their
+    checkpoints would replace the last good ones.
 
     Args:
         folder: folder of the checkpoints; by default in the training folder of the stage.
@@ -95,7 +98,7 @@ class Checkpoints(callbacks.Checkpoint):
         self._start: Checkpoint | None = None
         self._saved = self._seen = self._signal = 0
         self._written = 0.0
-        self._cut_short = False
+        self._cut_short = self._is_global_zero = False
         self._former: dict[signal.Signals, Any] = {}
 
     # ---- Start of the training -----------------------------------------------------------------------------------------
@@ -126,6 +129,7 @@ class Checkpoints(callbacks.Checkpoint):
         self._saved = self._seen = trainer.global_step
         self._written = time.monotonic()
         self._signal = 0
+        self._is_global_zero = trainer.is_global_zero
         # Lightning's handler waits for the other ranks at any point of the code. Ours sets a flag that is read after each step.
         self._former = {number: signal.signal(number, self._record_signal) for number in SIGNALS}
         if self._start is not None:
@@ -149,6 +153,11 @@ class Checkpoints(callbacks.Checkpoint):
         checkpoint.get("callbacks", {}).pop(callbacks.Timer.__qualname__, None)
 
     def _record_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal == number:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if number == signal.SIGINT and self._is_global_zero:
+            os.write(2, INTERRUPTED.encode())  # print could have been interrupted itself, and refuses a second entry
         self._signal = number
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
