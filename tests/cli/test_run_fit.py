@@ -1,26 +1,108 @@
 """`fit` as a process of `demo` and `ablate`."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.helpers.environment import ROOT
+
+# Stands for Python in `python -m walt_pl fit WORDS`: it ends with the code of its first word, or trains until a signal and then writes a
+# checkpoint for a second, in which a second SIGINT ends it.
+FIT = """#!{python}
+import pathlib, signal, sys, time
+assert sys.argv[1:4] == ["-m", "walt_pl", "fit"], sys.argv
+folder, code = pathlib.Path(sys.argv[5]), int(sys.argv[4])
+def stop(number, frame):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    (folder / "told").touch()
+    time.sleep(1)
+    (folder / "saved").touch()
+    sys.exit(128 + number)
+if code:
+    sys.exit(code)
+signal.signal(signal.SIGINT, stop)
+signal.signal(signal.SIGTERM, stop)
+(folder / "trains").touch()
+time.sleep(float(sys.argv[6]))
+"""
+COMMAND = """
+import signal, sys
 from walt_pl.cli.run_fit import run_fit
+signal.signal(signal.SIGTERM, lambda *_: sys.exit("demo: terminated"))
+sys.executable = sys.argv[1]
+run_fit(sys.argv[2:], "demo: the stage of vae.yaml")
+print("next stage")
+"""
 
 
-@pytest.mark.parametrize(("code", "reason"), [(0, ""), (3, "exit code 3"), (-9, "SIGKILL")])
-def test_run_fit_ends_the_command_where_fit_failed(code: int, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[list[str]] = []
+class Command:
+    """A command that runs `fit`, in a process group of its own, as a terminal starts it."""
 
-    def run(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
-        started.append(command)
-        return subprocess.CompletedProcess(command, code)
+    def __init__(self, folder: Path, code: int = 0, seconds: float = 60) -> None:
+        stub = folder / "python"
+        stub.write_text(FIT.format(python=sys.executable))
+        stub.chmod(0o755)
+        self.folder = folder
+        words = [sys.executable, "-c", COMMAND, str(stub), str(code), str(folder), str(seconds)]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
-    monkeypatch.setattr(subprocess, "run", run)
-    if code:
-        with pytest.raises(SystemExit) as ended:
-            run_fit(["--config", "base.yaml"], "ablate: base.yaml")
-        assert ended.value.code == f"ablate: base.yaml stopped ({reason}); the same command goes on from there"
-    else:
-        run_fit(["--config", "base.yaml"], "ablate: base.yaml")
-    assert started == [[sys.executable, "-m", "walt_pl", "fit", "--config", "base.yaml"]]
+    def until(self, name: str) -> None:
+        end = time.monotonic() + 60
+        while not (self.folder / name).exists():
+            assert time.monotonic() < end and self.process.poll() is None
+            time.sleep(0.02)
+
+    def press(self) -> None:
+        """Press Ctrl-C."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def end(self) -> tuple[int, str]:
+        said, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, said
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Iterator[Command]:
+    command = Command(tmp_path)
+    command.until("trains")
+    time.sleep(0.3)  # on a busy machine the child may be ahead of the command that started it
+    yield command
+    if command.process.poll() is None:
+        command.process.kill()
+
+
+def test_run_fit_goes_on_after_a_training_that_ended(tmp_path: Path) -> None:
+    assert Command(tmp_path, seconds=0).end() == (0, "next stage\n")
+
+
+def test_run_fit_ends_the_command_where_fit_failed(tmp_path: Path) -> None:
+    said = "demo: the stage of vae.yaml stopped (exit code 3); the same command goes on from there\n"
+    assert Command(tmp_path, code=3).end() == (1, said)
+
+
+def test_run_fit_waits_for_the_checkpoint_after_ctrl_c(command: Command) -> None:
+    command.press()
+    assert command.end() == (1, "demo: the stage of vae.yaml was interrupted; the same command goes on from there\n")
+    assert (command.folder / "saved").exists()
+
+
+def test_run_fit_second_ctrl_c_ends_both_at_once(command: Command) -> None:
+    command.press()
+    command.until("told")
+    time.sleep(0.3)  # Python's wait takes the first one after a quarter of a second
+    command.press()
+    assert command.end() == (1, "demo: the stage of vae.yaml was ended at once; the same command goes on from its last checkpoint\n")
+    assert not (command.folder / "saved").exists()
+
+
+def test_run_fit_passes_sigterm_on_and_waits_for_the_checkpoint(command: Command) -> None:
+    command.process.terminate()
+    assert command.end() == (1, "demo: terminated\n")
+    assert (command.folder / "saved").exists()

@@ -22,6 +22,8 @@ from tests.helpers.starts import Start, fit, start
 from tests.helpers.training import ADAMW, SHARDED, STEPS, arguments, copy_parents
 from tests.soak.kills import CHECKPOINTS, soak
 from walt_pl.runs.checkpoint import Checkpoint, check_pickle, read_state
+from walt_pl.runs.manifest import Manifest
+from walt_pl.runs.status import status_rows
 
 
 class Kill(L.Callback):
@@ -189,8 +191,10 @@ def test_fit_command_signal_to_one_rank_stops_all_and_resumes(painted: Path, tmp
         assert started.wait() == 128 + number, started.said[-3000:]
         assert time.monotonic() - told < 10
         assert f"stopped by {number.name} after step" in started.said and "the same command goes on" in started.said
+        assert Manifest.open(run).state("vae") == "stopped"
     last = Checkpoint.newest(run / "training" / "vae" / "checkpoints")
     assert last is not None
+    assert f'stage "vae" stopped at step {last.step} of 100000; checkpoint: {last.path}' in started.said
     assert f"stopped by SIGUSR1 after step {last.step}, everything is in" in started.said
     assert not (run / "vae").exists(), "an interrupted stage has no artifact"
 
@@ -219,6 +223,34 @@ def test_fit_command_options_win_over_the_checkpoint(painted: Path, parents: Pat
         told = yaml.safe_load((version / "config.yaml").read_text())
         assert told["model"]["init_args"]["gradient_clip_val"] == 1.0 and told["model"]["init_args"]["kl_weight"] != 9.0
         assert told["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.5
+
+
+OUT_OF_TIME = "[{{class_path: tests.training.callbacks.test_training_end.OutOfTime, init_args: {{step: {}}}}}]"
+
+
+@pytest.mark.parametrize("more", [pytest.param([], id="one rank"), pytest.param(TWO, id="two ranks", marks=pytest.mark.slow)])
+def test_fit_command_out_of_time_is_no_end_and_the_same_command_goes_on(more: list[str], painted: Path, tmp_path: Path) -> None:
+    """There is a checkpoint and no artifact, children are refused, and the rest is the training that nobody stopped."""
+    ranks, whole, run = (2 if more else 1), tmp_path / "whole", tmp_path / "run"
+    done = fit(*arguments("vae", whole, painted, *more), ranks=ranks)
+    command = arguments("vae", run, painted, *more, "--trainer.max_time", "00:01:00:00", "--from_scratch", "true")
+    said = fit(*command, "--trainer.callbacks", OUT_OF_TIME.format(7), ranks=ranks)
+    last = run / "training" / "vae" / "checkpoints" / "step=00000007"
+    stopped, figures, after = said.splitlines()[-3:]
+    assert stopped == f'stage "vae" stopped at step 7 of {STEPS} by trainer.max_time; checkpoint: {last}'
+    assert "val/psnr_video" in figures and float(figures.rpartition("val/psnr_video ")[2]) > 0
+    assert after.startswith("next: python -m walt_pl fit --config ") and "--trainer.max_time" in after and "scratch" not in after
+    assert not (run / "vae").exists() and Manifest.open(run).state("vae") == "stopped"
+    assert [str(row.stop) for row in status_rows(run, stages=())] == [f"stopped at step 7 of {STEPS}"]
+    refused = start("fit", *arguments("base", run, painted))
+    assert refused.wait() == 1 and f'needs stage "vae", which is stopped at step 7 of {STEPS} in {run}' in refused.said
+    said = fit(*command[:-2], ranks=ranks)
+    assert f"going on from {last}" in said
+    assert_same(run, whole, "vae", first=7)
+    assert Manifest.open(run).state("vae") == "done"
+    for folder, lines in ((whole, done.splitlines()[-3:]), (run, said.splitlines()[-3:])):
+        assert lines[0] == f'stage "vae" is done after step {STEPS}; artifact: {folder / "vae"}'
+        assert lines[2] == "next: " + Manifest.open(folder, Path("experiments/shapes")).command("base")
 
 
 def test_fit_command_skips_an_incomplete_checkpoint_and_from_scratch_starts_over(painted: Path, tmp_path: Path) -> None:

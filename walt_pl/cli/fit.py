@@ -20,6 +20,7 @@ from walt_pl.blocks.compute import compute_dtype
 from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
 from walt_pl.cli.renamed_keys import check_renamed
+from walt_pl.cli.resume_command import resume_command
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import STATE, Checkpoint
 from walt_pl.runs.manifest import Manifest
@@ -59,6 +60,7 @@ class WaltCLI(LightningCLI):
     """LightningCLI with runs: it finds the folders of a stage, its parents and its checkpoints."""
 
     def __init__(self, words: Sequence[str], run: bool = True) -> None:
+        self._words = list(words)
         typed, words = words, find_configs(words)
         for word, found in zip(typed, words, strict=True):
             if word != found:
@@ -266,7 +268,8 @@ class WaltCLI(LightningCLI):
             extra.append(ProgressFile(self.work, Path(self.options.checkpoint.folder)))
             extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed), SaveConfig(config)]
             # It runs first: another callback must not start something that it refuses.
-            first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config))
+            again = resume_command(self._words)
+            first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config, again, self.manifest.experiment))
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]
         if self.subcommand is not None and self.restored is not None:

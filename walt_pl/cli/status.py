@@ -8,7 +8,7 @@ from pathlib import Path
 from walt_pl.cli.config_files import stages_of
 from walt_pl.cli.console import print_table
 from walt_pl.cli.function_command import call
-from walt_pl.runs.manifest import EXPERIMENTS
+from walt_pl.runs.experiment_files import EXPERIMENTS, find_experiment
 from walt_pl.runs.status import render_status, status_rows
 
 
@@ -23,7 +23,7 @@ def status(run: str = "runs/shapes", json: bool = False) -> None:
         json: print the rows as JSON.
     """
     # A run in another place may have the name of an experiment: its stages are trained with the same files.
-    rows = status_rows(run, stages_of(EXPERIMENTS / Path(run).resolve().name))
+    rows = status_rows(run, stages_of(find_experiment(EXPERIMENTS / Path(run).resolve().name)))
     if json:
         print(dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return

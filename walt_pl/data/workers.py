@@ -197,6 +197,7 @@ def end_with_training(worker: int) -> None:
 
     torch watches the server that forked the worker, and that server waits for the worker.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the training reads on to its checkpoint
     training = multiprocessing.parent_process()
     assert training is not None
 

@@ -4,7 +4,8 @@ The manifest records facts: path and hash of each artifact, hashes of its parent
 derived from these facts on each request. A changed parent therefore makes its children stale without a further entry:
 
     missing   no artifact           training   a run has started and not finished
-    done      artifact in place     stale      a parent has changed since, or is stale itself
+    done      artifact in place     stopped    a training stopped before its end; its record has the step
+    stale     a parent has changed since, or is stale itself
 
 The manifest file is written completely, under a lock that names its holder. One process of a run writes it: rank zero.
 """
@@ -26,9 +27,10 @@ from walt_pl.runs.card import CARD, TRAIN, check_replaceable, file_problem, read
 from walt_pl.runs.experiment_files import EXPERIMENTS, as_typed, find_experiment, is_installed
 from walt_pl.runs.lock import Holder, LockedManifest, hold_lock, now
 from walt_pl.runs.stage_names import ManifestError, in_order, kind_of, parents_of
+from walt_pl.runs.stop_record import StopRecord
 
 FORMAT = 1
-State = Literal["missing", "training", "done", "stale"]
+State = Literal["missing", "training", "stopped", "done", "stale"]
 
 RUNS = Path("runs")
 """By default experiments/EXP/STAGE.yaml is trained into runs/EXP/STAGE."""
@@ -56,6 +58,8 @@ class TrainingRecord:
     holder: Holder
     parents: dict[str, str]
     """Parent stage -> sha256 of the parent's weights at the start of the training."""
+    stop: StopRecord | None = None
+    """None while it trains, and after a crash."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,9 @@ class StageRecord:
             files = {file: FileRecord(**record) for file, record in artifact["files"].items()}
             artifact = ArtifactRecord(**{**artifact, "files": files})
         if training is not None:
-            training = TrainingRecord(**{**training, "holder": Holder(**training["holder"])})
+            stop = training.get("stop")  # manifests of older versions have no such entry
+            told = {"holder": Holder(**training["holder"]), "stop": StopRecord(**stop) if stop else None}
+            training = TrainingRecord(**{**training, **told})
         return cls(name, plain["kind"], artifact, training)
 
 
@@ -193,6 +199,13 @@ class Manifest:
                 f'stage "{stage.name}" of {self.run_dir} is in training by {holder}: stop it with: kill {holder.pid}; then type the same '
                 "command again"
             )
+
+    def stop(self, stage: str, stop: StopRecord) -> None:
+        """Record that the training of a stage stopped before its end. The next start clears the record."""
+        with self._edit() as stages:
+            training = stages[stage].training if stage in stages else None
+            if training is not None:
+                stages[stage] = dataclasses.replace(stages[stage], training=dataclasses.replace(training, stop=stop))
 
     def finish(self, stage: str, artifact: str | Path) -> None:
         """Record the artifact of a finished stage. Its hashes come from its card, so no weights are read.
@@ -330,7 +343,7 @@ class Manifest:
         """Return the state of a stage, with the stages of the manifest already read."""
         found = stages.get(stage)
         if found is not None and found.training is not None:
-            return "training"
+            return "stopped" if found.training.stop else "training"
         if found is None or not self.has_artifact(found.artifact):
             return "missing"
         return "stale" if stale_reason(stage, stages) else "done"
@@ -349,7 +362,8 @@ class Manifest:
             stage = stages.get(name)
             done = stage.artifact if stage else None
             if stage is None or done is None or not self.has_artifact(done):
-                why = f"not finished (begun by {stage.training.holder})" if stage and stage.training else "missing"
+                begun = stage.training if stage else None
+                why = "missing" if begun is None else str(begun.stop or f"not finished (begun by {begun.holder})")
                 raise MissingStage(f'{wanted_by}stage "{name}", which is {why} in {self.run_dir}; make it with: {self.command(name)}')
             self._check_bytes(name, done, wanted_by)
             reason = None if allow_stale else stale_reason(name, stages)

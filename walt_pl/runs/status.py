@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from walt_pl.runs.card import CARD, new_folder, old_folder
-from walt_pl.runs.lock import Holder
-from walt_pl.runs.manifest import EXPERIMENTS, RUNS, Manifest, StageRecord, stale_reason
+from walt_pl.runs.experiment_files import EXPERIMENTS
+from walt_pl.runs.manifest import RUNS, Manifest, StageRecord, TrainingRecord, stale_reason
 from walt_pl.runs.progress import TrainingProgress, newest_checkpoint_step, seconds_since
 from walt_pl.runs.stage_names import ManifestError, in_order, kind_of
 
@@ -70,7 +70,7 @@ def status_rows(run_dir: str | Path, stages: Sequence[str] = ()) -> list[StatusR
     found = manifest.stages()
     if not found and not stages:
         raise no_run(manifest, "status")
-    return [_row(manifest, name, found) for name in in_order({*found, *stages})]
+    return [_row(manifest, name, found) for name in in_order(list({*found, *stages}))]
 
 
 def _row(manifest: Manifest, name: str, found: Mapping[str, StageRecord]) -> StatusRow:
@@ -79,7 +79,7 @@ def _row(manifest: Manifest, name: str, found: Mapping[str, StageRecord]) -> Sta
         return StatusRow(name, kind_of(name), "not started", _command(manifest, name))
     done = record.artifact if record.artifact is not None and _is_there(manifest.run_dir / record.artifact.path) else None
     if record.training is not None:
-        row = _training_row(record, record.training.holder, manifest.run_dir / "training" / name)
+        row = _training_row(record, record.training, manifest.run_dir / "training" / name)
     else:
         state: State = "missing" if done is None else "stale" if stale_reason(name, found) else "done"
         row = StatusRow(name, record.kind, state, time=done.finished if done else None)
@@ -88,10 +88,14 @@ def _row(manifest: Manifest, name: str, found: Mapping[str, StageRecord]) -> Sta
     return replace(row, command=command, sha256=sha256, parents=parents)
 
 
-def _training_row(record: StageRecord, holder: Holder, folder: Path) -> StatusRow:
+def _training_row(record: StageRecord, training: TrainingRecord, folder: Path) -> StatusRow:
     """Return the row of a training that has begun and not finished."""
+    holder, stop = training.holder, training.stop
     progress, saved = _progress(folder)
-    row = StatusRow(record.name, record.kind, "stopped", step=saved, total=progress.total if progress else None, time=holder.time)
+    total = stop.max_steps if stop else progress.total if progress else None
+    row = StatusRow(record.name, record.kind, "stopped", step=saved, total=total, time=holder.time)
+    if stop is not None:
+        return row
     fresh = progress if progress and progress.time >= holder.time else None  # else it is of an earlier start
     alive = holder.alive()
     if alive is False or (alive is None and seconds_since(fresh.time if fresh else holder.time) > SILENCE):
@@ -122,7 +126,7 @@ def _command(manifest: Manifest, stage: str) -> str:
 
 def render_status(run_dir: str | Path, rows: Sequence[StatusRow]) -> Table:
     """Render rows as a table for the terminal. Columns without content are left out."""
-    cells = {
+    cells: dict[str, list[str] | list[Text]] = {
         "stage": [row.stage for row in rows],
         "state": [Text(_describe_state(row), COLOURS[row.state]) for row in rows],
         "steps a second": [f"{row.steps_per_second:.3g}" if row.steps_per_second else "" for row in rows],

@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 import walt_pl.training.callbacks.checkpoints as writer
+from tests.helpers.environment import ROOT
 from walt_pl.runs.checkpoint import Checkpoint, finalize_checkpoint, folder_name, read_state
 from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA
@@ -216,7 +218,7 @@ def test_checkpoints_on_a_real_full_disk_loses_nothing(small_disk: Path) -> None
 # ---- The end is announced ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_checkpoints_saves_and_stops_on_a_signal(number: signal.Signals, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as stopped:
@@ -225,6 +227,23 @@ def test_checkpoints_saves_and_stops_on_a_signal(number: signal.Signals, tmp_pat
     assert kept(tmp_path) == [3]
     assert signal.getsignal(number) == before
     assert train(tmp_path, 9, resume=True).global_step == 9
+
+
+def test_checkpoints_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
+    """The first one is answered while the step is still being computed."""
+    with subprocess.Popen([sys.executable, "-c", TWICE, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT and kept(tmp_path) == [2]
+    assert "Ctrl-C: a checkpoint is written after this step. Ctrl-C again ends at once" in said and "stopped by SIGINT" not in said
+
+
+TWICE = """
+import os, signal, sys
+from pathlib import Path
+from tests.training.callbacks.test_checkpoints import At, train
+press = lambda: os.kill(os.getpid(), signal.SIGINT)
+train(Path(sys.argv[1]), 9, None, At(2, lambda: (press(), press()), hook="on_train_batch_start"))
+"""
 
 
 def test_checkpoints_on_a_signal_does_not_wait_for_validation(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""Write checkpoints on schedule and on SIGTERM/SIGUSR1. A failed write warns; it never stops training."""
+"""Write checkpoints on schedule and on SIGTERM/SIGUSR1/SIGINT. A failed write warns; it never stops training."""
 
+import os
 import shutil
 import signal
 import time
@@ -35,8 +36,9 @@ from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.strategies.shards import non_finite
 from walt_pl.training.strategies.zero import ZeROStrategy
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Signals that schedulers send before they end a job."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+"""Signals that schedulers send before they end a job, and Ctrl-C."""
+INTERRUPTED = "\nCtrl-C: a checkpoint is written after this step. Ctrl-C again ends at once; steps since the last checkpoint are lost.\n"
 
 
 class StateFile(TorchCheckpointIO):
@@ -55,9 +57,12 @@ class StateFile(TorchCheckpointIO):
 class Checkpoints(callbacks.Checkpoint):
     """Keep the last checkpoints and the best one (see walt_pl/runs/checkpoint.py for their content).
 
-    On SIGTERM and SIGUSR1 a last checkpoint is written after the current step, and the program ends with 128 + the signal's number. A full
-    disk causes a warning and does not stop the training; earlier checkpoints stay. Weights or averages that are nan or infinite end the
-    training without a checkpoint. No later step repairs them, and their checkpoints would replace the last good ones.
+    A training that trainer.max_time or another callback ends has a checkpoint of its last step. trainer.max_time counts from each start.
+
+    On SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) a last checkpoint is written after the current step, and the program ends with 128 + the
+    signal's number. A second SIGINT ends it at once. A full disk causes a warning and does not stop the training; earlier checkpoints
+    stay. Weights or averages that are nan or infinite end the training without a checkpoint. No later step repairs them, and their
+    checkpoints would replace the last good ones.
 
     Args:
         dirpath: folder of the checkpoints; by default in the training folder of the stage.
@@ -97,7 +102,7 @@ class Checkpoints(callbacks.Checkpoint):
         self._start: Checkpoint | None = None
         self._saved = self._seen = self._signal = 0
         self._written = 0.0
-        self._cut_short = False
+        self._cut_short = self._is_global_zero = False
         self._former: dict[signal.Signals, Any] = {}
 
     # ---- Start of the training -----------------------------------------------------------------------------------------
@@ -128,6 +133,7 @@ class Checkpoints(callbacks.Checkpoint):
         self._saved = self._seen = trainer.global_step
         self._written = time.monotonic()
         self._signal = 0
+        self._is_global_zero = trainer.is_global_zero
         # Lightning's handler waits for the other ranks at any point of the code. Ours sets a flag that is read after each step.
         self._former = {number: signal.signal(number, self._record_signal) for number in SIGNALS}
         if self._start is not None:
@@ -146,7 +152,16 @@ class Checkpoints(callbacks.Checkpoint):
                 rank_zero_info(f"removing {path}: training starts at step {step}")
                 _remove(path)
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Forget the time of earlier starts: with it, a command with trainer.max_time that goes on would stop at once."""
+        checkpoint.get("callbacks", {}).pop(callbacks.Timer.__qualname__, None)
+
     def _record_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal == number:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if number == signal.SIGINT and self._is_global_zero:
+            os.write(2, INTERRUPTED.encode())  # print could have been interrupted itself, and refuses a second entry
         self._signal = number
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -167,7 +182,8 @@ class Checkpoints(callbacks.Checkpoint):
         if step == self._seen:  # gradients are still being accumulated
             return
         self._seen = step
-        due, told = self._agree(trainer, self._is_time_due(trainer), self._signal)
+        # A checkpoint inside the epoch. After Lightning has ended the epoch, it would count an unfinished one as complete.
+        due, told = self._agree(trainer, self._is_time_due(trainer) or _is_stopping(trainer), self._signal)
         if due or told or step == trainer.max_steps or (self.every_n_train_steps and step % self.every_n_train_steps == 0):
             self.save(trainer, pl_module)
         if told:
@@ -190,7 +206,7 @@ class Checkpoints(callbacks.Checkpoint):
             self._record_metrics(trainer.global_step, metrics)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the last step when a limit of time or of epochs ended the training.
+        """Save the last step when a limit of epochs or another callback ended the training.
 
         The artifact is still to be written. With this checkpoint, a kill before that loses no step.
         """
@@ -208,7 +224,8 @@ class Checkpoints(callbacks.Checkpoint):
     def _stop(self, trainer: L.Trainer, told: int) -> None:
         name = signal.Signals(told).name
         last = Checkpoint.newest(self.folder)
-        where = f"everything is in {last.path}" if last and last.step == trainer.global_step else "it could not be saved"
+        safe = f"{last.path} stays" if last else "there is no checkpoint"
+        where = f"everything is in {last.path}" if last and last.step == trainer.global_step else f"which could not be saved, and {safe}"
         rank_zero_info(f"stopped by {name} after step {trainer.global_step}, {where}; the same command goes on")
         # The other ranks exit with 0. The launcher treats any other code as a crash, and would kill rank zero before its last message.
         raise SystemExit(128 + told if trainer.is_global_zero else 0)
@@ -317,6 +334,12 @@ def samples_seen(trainer: L.Trainer) -> int:
     before, since = (start.samples, start.step) if start else (0, 0)
     a_step = (data.videos_per_batch + data.images_per_batch) * trainer.accumulate_grad_batches
     return before + (trainer.global_step - since) * a_step
+
+
+def _is_stopping(trainer: L.Trainer) -> bool:
+    """Return whether this step is the last one because a callback has asked for the end, trainer.max_time included."""
+    steps, epochs = trainer.min_steps or 0, trainer.min_epochs or 0
+    return bool(trainer.should_stop) and trainer.global_step >= steps and trainer.current_epoch >= epochs
 
 
 def _ema_callbacks(trainer: L.Trainer) -> list[EMA]:

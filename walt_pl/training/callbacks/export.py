@@ -1,4 +1,4 @@
-"""Export a finished training as an artifact, and record it in the manifest.
+"""Export a finished training as an artifact, and record it in the manifest. A training that stopped before its end is only recorded.
 
 Each checkpoint also gets the description that `export` needs to make an artifact of it.
 """
@@ -12,11 +12,14 @@ import lightning as L
 from torch import Tensor, nn
 
 from walt_pl.runs.artifact_writing import component_states, save_artifact
-from walt_pl.runs.checkpoint import recovery_hint
+from walt_pl.runs.checkpoint import Checkpoint, recovery_hint
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.manifest import Manifest
+from walt_pl.runs.next_command import next_command
+from walt_pl.runs.stop_record import StopRecord
 from walt_pl.training.callbacks.checkpoints import Checkpoints, samples_seen
 from walt_pl.training.callbacks.ema import EMA
+from walt_pl.training.callbacks.training_end import has_reached_end, is_out_of_time, render_metrics, validation_metrics
 from walt_pl.training.strategies.shards import gather, local_shard, non_finite, trainable_parameters
 
 
@@ -49,6 +52,9 @@ DESCRIPTION = "export"
 class ExportArtifact(L.Callback):
     """Write the artifact with the averaged weights when training ends by itself, and record it in the manifest.
 
+    A training that stops before its end, by trainer.max_time or a signal, has no artifact. The manifest records the step where it stopped.
+    The last lines of the output say where the artifact or the checkpoint lies, the validation's figures, and the next command.
+
     A checkpoint gets the description of its artifact. `export` therefore needs neither the class of the stage nor its run.
 
     Args:
@@ -56,18 +62,32 @@ class ExportArtifact(L.Callback):
         stage: name of the stage; the artifact is written to `run/stage`.
         parents: hashes of the parents that training started from.
         train_config: the resolved configuration, as YAML.
+        resume_command: command that goes on after a stop.
+        experiment: folder of the experiment, for the next command after the end.
     """
 
-    def __init__(self, run: Path, stage: str, parents: Mapping[str, str], train_config: str) -> None:
+    def __init__(
+        self,
+        run: Path,
+        stage: str,
+        parents: Mapping[str, str],
+        train_config: str,
+        resume_command: str = "the same command",
+        experiment: Path | None = None,
+    ) -> None:
         self.run = run
         self.stage = stage
         self.parents = dict(parents)
         self.train_config = train_config
+        self.resume_command = resume_command
+        self.experiment = experiment
+        self._started = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the start in the manifest. At this point all errors of the configuration have been raised."""
         if trainer.is_global_zero:
             Manifest.open(self.run).start(self.stage, self.parents)
+        self._started = True
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         stage = cast(ExportableStage, pl_module)
@@ -94,6 +114,9 @@ class ExportArtifact(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # This is not on_train_end: a training that was killed between its last step and its artifact has no step left to train.
+        if not trainer.strategy.broadcast(has_reached_end(trainer)):  # ranks have clocks of their own
+            self._record_stop(trainer)
+            return
         averages = next((c for c in trainer.callbacks if isinstance(c, EMA)), EMA(decay=0))  # type: ignore[attr-defined]
         pl_module.to(trainer.strategy.root_device)  # Lightning has moved the module to the CPU by now
         pl_module.eval()
@@ -121,17 +144,41 @@ class ExportArtifact(L.Callback):
         failure = trainer.strategy.broadcast(failure)  # if only rank zero raised, the other ranks would wait for it
         if failure is not None:
             raise failure
+        if trainer.is_global_zero:
+            print(f'stage "{self.stage}" is done after step {trainer.global_step}; artifact: {self.run / self.stage}')
+            print(render_metrics(validation_metrics(trainer)))
+            print(f"next: {next_command(Manifest.open(self.run, self.experiment))}", flush=True)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Record the stop after a signal. After an error the message says what to do."""
+        if self._started and isinstance(exception, SystemExit):
+            self._record_stop(trainer)
+
+    def _record_stop(self, trainer: L.Trainer) -> None:
+        """Record and report a stop before the end, with the step of the newest checkpoint."""
+        if not trainer.is_global_zero:
+            return
+        last = Checkpoint.newest(self._checkpoint_folder(trainer))
+        max_steps = trainer.max_steps if trainer.max_steps >= 0 else None
+        stop = StopRecord(last.step if last else 0, max_steps)
+        Manifest.open(self.run).stop(self.stage, stop)
+        reason = " by trainer.max_time" if is_out_of_time(trainer) else ""
+        print(f'stage "{self.stage}" {stop}{reason}; checkpoint: {last.path if last else "none"}')
+        print(render_metrics(validation_metrics(trainer)))
+        print(f"next: {self.resume_command}", flush=True)
+
+    def _checkpoint_folder(self, trainer: L.Trainer) -> Path:
+        return next((c.folder for c in trainer.callbacks if isinstance(c, Checkpoints)), self.run)  # type: ignore[attr-defined]
 
     def _describe_refusal(self, trainer: L.Trainer, found: str) -> str:
         """Return the error message for an artifact that was refused: the reason and what to do."""
-        folder = next((c.folder for c in trainer.callbacks if isinstance(c, Checkpoints)), self.run)  # type: ignore[attr-defined]
-        return f'stage "{self.stage}" is not done, {found}; {recovery_hint(folder, trainer.global_step)}'
+        return f'stage "{self.stage}" is not done, {found}; {recovery_hint(self._checkpoint_folder(trainer), trainer.global_step)}'
 
     def _write(
         self, trainer: L.Trainer, pl_module: L.LightningModule, state: Mapping[str, Tensor], card_entries: Mapping[str, Any]
     ) -> None:
         stage = cast(ExportableStage, pl_module)
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        metrics = validation_metrics(trainer)
         card = {
             **card_entries,
             "parents": self.parents,

@@ -1,0 +1,85 @@
+"""The end of a training and a stop before it, on a line of two numbers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import EarlyStopping, Timer
+
+from tests.training.callbacks.test_checkpoints import Line, Numbers, kept
+from walt_pl.runs.checkpoint import Checkpoint, read_state
+from walt_pl.training.callbacks.checkpoints import Checkpoints
+from walt_pl.training.callbacks.training_end import has_reached_end, is_out_of_time, render_metrics
+
+EPOCH = 20
+"""Steps of an epoch of `Numbers`."""
+
+
+class OutOfTime(L.Callback):
+    """Lets trainer.max_time be over at the end of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step - 1:
+            for timer in (callback for callback in trainer.callbacks if isinstance(callback, Timer)):  # type: ignore[attr-defined]
+                timer._offset += 7200
+
+
+def train(folder: Path, *more: L.Callback, resume: bool = False, **options: Any) -> L.Trainer:
+    newest = Checkpoint.newest(folder) if resume else None
+    trainer = L.Trainer(
+        **{"max_epochs": -1, "accelerator": "cpu", "devices": 1, "val_check_interval": 5, "check_val_every_n_epoch": None, **options},
+        callbacks=[*more, Checkpoints(str(folder), every_steps=0, every_minutes=0)],
+        **dict.fromkeys(["logger", "enable_progress_bar", "enable_model_summary"], False),
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+    )
+    if newest is not None:
+        trainer.ckpt_path = str(newest.state)
+    trainer.fit(Line((1.0,) * 200), Numbers())
+    return trainer
+
+
+HOUR = "00:01:00:00"
+ENDS: dict[str, tuple[Callable[[], list[L.Callback]], dict[str, Any], int, bool]] = {
+    "max_steps": (list, {"max_steps": 7}, 7, True),
+    "max_epochs": (list, {"max_epochs": 1}, EPOCH, True),
+    "early stopping": (lambda: [EarlyStopping("val/loss", patience=1)], {"max_steps": 50}, 10, True),
+    "early stopping with time left": (lambda: [EarlyStopping("val/loss", patience=1)], {"max_steps": 50, "max_time": HOUR}, 10, True),
+    "max_steps with time left": (list, {"max_steps": 7, "max_time": HOUR}, 7, True),
+    "max_time": (lambda: [OutOfTime(3)], {"max_steps": 7, "max_time": HOUR}, 3, False),
+    "max_time at the last step": (lambda: [OutOfTime(7)], {"max_steps": 7, "max_time": HOUR}, 7, True),
+    "max_time without an end": (lambda: [OutOfTime(3)], {"max_steps": -1, "max_time": HOUR}, 3, False),
+    "max_time in the last epoch": (lambda: [OutOfTime(3)], {"max_epochs": 1, "max_time": HOUR}, 3, False),
+    "max_time at the end of the last epoch": (lambda: [OutOfTime(EPOCH)], {"max_epochs": 1, "max_time": HOUR}, EPOCH, True),
+    "no data": (list, {"max_steps": 7, "limit_train_batches": 0}, 0, False),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_has_reached_end_tells_an_end_from_a_stop(name: str, tmp_path: Path) -> None:
+    callbacks, options, steps, ended = ENDS[name]
+    trainer = train(tmp_path, *callbacks(), **options)
+    assert trainer.global_step == steps
+    assert has_reached_end(trainer) is ended
+    assert is_out_of_time(trainer) is any(isinstance(callback, OutOfTime) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    assert kept(tmp_path) == ([steps] if steps else [])
+
+
+def test_checkpoints_at_max_time_is_within_the_epoch_and_the_next_start_has_its_own_time(tmp_path: Path) -> None:
+    """Lightning counts the epoch that max_time cut off as complete, and restores the time of earlier starts."""
+    train(tmp_path, OutOfTime(3), max_epochs=1, max_time=HOUR)
+    state = read_state(tmp_path / "step=00000003" / "state.ckpt")
+    assert state["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"] == 0
+    assert state["callbacks"]["Timer"]["time_elapsed"]["train"] > 7200
+    again = train(tmp_path, resume=True, max_epochs=1, max_time=HOUR)
+    assert again.global_step == EPOCH and has_reached_end(again)
+
+
+def test_render_metrics_sorts_names_and_says_when_there_are_none() -> None:
+    assert render_metrics({"val/psnr": 31.234567, "val/loss": 0.5}) == "last validation: val/loss 0.5  val/psnr 31.23"
+    assert render_metrics({}) == "last validation: none in this start"

@@ -1,0 +1,16 @@
+"""The record of a training that stopped before its end."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StopRecord:
+    """The point at which a training stopped before its end."""
+
+    step: int
+    """Optimiser steps that the newest checkpoint has."""
+    max_steps: int | None
+    """Optimiser steps of the complete training; None if it has no such limit."""
+
+    def __str__(self) -> str:
+        return f"stopped at step {self.step}" + ("" if self.max_steps is None else f" of {self.max_steps}")
