@@ -99,4 +99,6 @@ class BaseStage(LatentDiffusion):
         return {**super().sampling_config(), **(encoder_section(text.config, text.sha256) if text is not None else {})}
 
     def extra_files(self) -> dict[str, bytes]:
-        return {VOCABULARY: self.text.vocabulary, WORDS: self.text.words} if self.text is not None else {}
+        if self.text is None:
+            return {}
+        return {VOCABULARY: self.text.vocabulary, **({WORDS: self.text.words} if self.text.words else {})}

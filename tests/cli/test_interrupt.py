@@ -40,7 +40,9 @@ def interrupt(words: Sequence[str], log: Path) -> tuple[int, str]:
 def test_fit_command_ctrl_c_leaves_a_checkpoint_and_says_what_to_type(through: str, painted: Path, tmp_path: Path) -> None:
     """The loader's workers read on until the step is done."""
     run = tmp_path / "run"
-    typed = arguments("vae", run, painted, "--trainer.max_steps", "100000", "--data.workers", "2", "--checkpoint.every_steps", "0")
+    typed = arguments(
+        "vae", run, painted, "--trainer.max_steps", "100000", "--data.num_workers", "2", "--checkpoint.every_n_train_steps", "0"
+    )
     if through == "make":
         # `-o data`: the painted set of the tests takes the place of data/shapes.
         words = ["make", "-o", "data", "train-vae", "EXP=shapes", f"RUN={run}", f"ARGS={shlex.join(typed[4:])}"]

@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def save_stage(folder: Path, classes: dict[int, str] | None, parents: dict[str, str] | None = None, **size: Any) -> Path:
     """Write a denoiser for 5 classes that keeps `classes`."""
     torch.manual_seed(0)
-    small: dict[str, Any] = {"width": 16, "depth": 2, "num_heads": 2, "window": (3, 2, 2), "num_classes": 5, "size": (3, 4, 4)}
+    small: dict[str, Any] = {"width": 16, "depth": 2, "num_heads": 2, "window_size": (3, 2, 2), "num_classes": 5, "size": (3, 4, 4)}
     model = Denoiser(DenoiserConfig(**{**small, **size}))
     config = {"diffusion": DiffusionConfig().to_plain(), **({"classes": classes} if classes else {})}
     save_artifact(folder, kind="base", models={"denoiser": model}, sampling_config=config, card={"parents": parents or {}}, train_config="")

@@ -265,7 +265,7 @@ class WaltCLI(LightningCLI):
             extra.append(TextProgress())
         if self.subcommand == "fit":
             config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
-            extra.append(ProgressFile(self.work, Path(self.options.checkpoint.folder)))
+            extra.append(ProgressFile(self.work, Path(self.options.checkpoint.dirpath)))
             extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed), SaveConfig(config)]
             # It runs first: another callback must not start something that it refuses.
             again = resume_command(self._words)

@@ -31,7 +31,7 @@ class TrainingProgress:
     steps_per_second: float
     """Mean since this start of the training, validation included."""
     checkpoints: str
-    """Folder of the checkpoints, absolute. Another one than that of the run can be chosen with --checkpoint.folder."""
+    """Folder of the checkpoints, absolute. Another one than that of the run can be chosen with --checkpoint.dirpath."""
     time: str = dataclasses.field(default_factory=now)
     """Time of this record, UTC."""
 

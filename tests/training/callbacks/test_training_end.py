@@ -33,7 +33,7 @@ def train(folder: Path, *more: L.Callback, resume: bool = False, **options: Any)
     newest = Checkpoint.newest(folder) if resume else None
     trainer = L.Trainer(
         **{"max_epochs": -1, "accelerator": "cpu", "devices": 1, "val_check_interval": 5, "check_val_every_n_epoch": None, **options},
-        callbacks=[*more, Checkpoints(str(folder), every_steps=0, every_minutes=0)],
+        callbacks=[*more, Checkpoints(str(folder), every_n_train_steps=0, every_n_minutes=0)],
         **dict.fromkeys(["logger", "enable_progress_bar", "enable_model_summary"], False),
         num_sanity_val_steps=0,
         default_root_dir=folder,
