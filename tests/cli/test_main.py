@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.environment import ROOT
 from walt_pl import __version__
-from walt_pl.cli.function_command import _expand
+from walt_pl.cli.function_command import _expand, parser_of
 from walt_pl.cli.index import index
 from walt_pl.cli.main import COMMANDS, GROUPS, main
 from walt_pl.cli.sample import sample
@@ -27,9 +27,9 @@ def test_function_command_switches_need_no_value(words: list[str], typed: list[s
     assert _expand(words, index) == typed
 
 
-@pytest.mark.parametrize("word", ["--continue", "--continue=clip.mp4"])
-def test_function_command_options_may_be_keywords_of_python(word: str) -> None:
-    assert _expand([word], sample) == [word.replace("--continue", "--continue_")]
+@pytest.mark.parametrize("words", [["--continue", "clip.mp4"], ["--continue=clip.mp4"]])
+def test_function_command_options_may_be_keywords_of_python(words: list[str]) -> None:
+    assert parser_of(sample).parse_args(words).continue_ == "clip.mp4"
 
 
 def test_main_help_shows_options_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +53,10 @@ def test_main_commands_are_files_with_a_function_run(name: str) -> None:
     assert callable(importlib.import_module(f"walt_pl.cli.{name}").run)
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("stauts", "did you mean status"), ("trian", "there are: index"), ("sampel", "sample")])
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("stauts", "did you mean status"), ("trian", "there are: index"), ("sampel", "sample"), ("test", "fit"), ("predict", "fit")],
+)
 def test_main_answers_a_typo_with_the_nearest_commands(typed: str, meant: str) -> None:
     with pytest.raises(SystemExit, match=f'there is no command "{typed}"; .*{meant}'):
         main([typed])

@@ -96,12 +96,6 @@ def test_fit_command_does_not_train_a_finished_stage_again(walt: Walt, run: Path
     assert "is done; nothing was trained. To train it again add --from_scratch true to the command you typed (make: FRESH=1)" in said
 
 
-def test_fit_cli_refuses_test_and_predict(walt: Walt) -> None:
-    for command in ("test", "predict"):
-        refused = walt(command, "--config", str(EXPERIMENT / "base.yaml"), check=False)
-        assert refused.code and "fit,validate" in refused.said.replace(" ", "").replace("'", "") and "Traceback" not in refused.said
-
-
 def test_verify_command_names_the_stages_it_read(walt: Walt, run: Path) -> None:
     assert f"{run}: every byte of {', '.join(TINY)} is as its stage left it" in walt("verify", "--run", str(run)).said
     refused = walt("verify", "--run", str(run.parent / "typo"), check=False)

@@ -72,7 +72,7 @@ def test_class_number_takes_numbers_only_where_the_artifact_keeps_no_classes(fol
 
 
 def test_known_classes_are_those_of_every_stage(folders: dict[str, Path], tmp_path: Path) -> None:
-    above = save_stage(tmp_path / "sr1", {1: "Archery"}, size=(3, 8, 8), patch=2, super_resolution=True)
+    above = save_stage(tmp_path / "sr1", {1: "Archery"}, size=(3, 8, 8), patch_size=2, super_resolution=True)
     cascade = Cascade({"vae": folders["vae"], "base": save_stage(tmp_path / "base", CLASSES), "sr1": above})
     assert known_classes(cascade) == {1: "Archery"}
 

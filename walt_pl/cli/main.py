@@ -64,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> None:
     elif name in COMMANDS:
         _run(name, rest)
     else:
-        near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.6)
         meant = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(COMMANDS)}."
         raise SystemExit(f'error: there is no command "{name}"; {meant} (walt --help)')
 
