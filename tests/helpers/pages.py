@@ -97,7 +97,7 @@ def parse(words: list[str]) -> dict[str, Any] | None:
         return None
     if name not in COMMANDS:
         raise ValueError(f'there is no command "{name}"')
-    missing = [word for word in words if word.startswith("experiments/") and not (ROOT / word).is_file()]
+    missing = [word for word in words if word.startswith("experiments/") and not (ROOT / word).exists()]
     if missing:
         raise ValueError(f"{shlex.join(words)}: there is no {missing[0]}")
     if words == [name] or {"--help", "--model.help", "ready"} & set(words):
