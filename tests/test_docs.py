@@ -11,6 +11,8 @@ from tests.helpers.pages import (
     PAGES,
     broken_links,
     docstrings_of,
+    keys_of,
+    known_keys,
     made,
     makes_of,
     messages_of,
@@ -43,6 +45,17 @@ def test_page_command_of_make_exists_and_its_arguments_parse(words: list[str]) -
     for line in re.split(r"\n|&&", made(words)):
         if match := re.search(r"-m walt_pl (.*)", line):
             parse(shlex.split(match[1]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_page_every_named_key_exists(page: Path) -> None:
+    assert not keys_of(read(page)) - known_keys()
+
+
+def test_keys_of_a_page_are_found_with_and_without_dashes() -> None:
+    text = "Set `data.fps`, `--model.init_args.text.depth 3`, not `model.yaml` or `stages/data.x`.\n```\n--data.size 3\n```\n"
+    assert keys_of(text) == {"data.fps", "model.text.depth"}
+    assert {"data.fps", "model.text.depth"} <= known_keys() and "model.text.layers" not in known_keys()
 
 
 def test_page_commands_are_found() -> None:

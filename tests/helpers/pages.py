@@ -1,8 +1,10 @@
 """Commands, files, links and messages that the pages name, and parsers of the commands that run nothing."""
 
 import ast
+import contextlib
 import functools
 import importlib
+import io
 import re
 import shlex
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+import yaml
 
 from tests.helpers.environment import ROOT
 from walt_pl.cli.main import COMMANDS, main
@@ -26,6 +29,9 @@ EXAMPLES = {
 """Placeholders of commands, and the experiment that a user makes, with what they stand for here."""
 PLACEHOLDER = re.compile(r"(?<![A-Za-z])(?:EXP|STAGE|NAME|RUN|DIR|HASH)(?![A-Za-z])|\.\.\.")
 PATH = re.compile(r"(?<![\w/.-])(?:walt_pl|stages|datamodules|experiments|tests|docs|benchmarks)/[\w./{},*=-]*[\w}*/]")
+GROUPS_OF_KEYS = ("trainer", "data", "model", "checkpoint", "ema", "spike_guard", "previews", "throughput")
+ENDINGS = ("yaml", "json", "safetensors", "help")
+"""Ends of names that are files, such as model.yaml, and of --model.help, which is none of the configuration."""
 USER_FILES = ("experiments/mine", "experiments/text_to_video/sr3.yaml")
 """Files that the pages tell the user to make."""
 
@@ -136,6 +142,38 @@ def _parse_function(words: list[str], patch: pytest.MonkeyPatch) -> dict[str, An
     except SystemExit as error:
         raise ValueError(f"{shlex.join(words)}: {error}") from error
     return called
+
+
+# ---- Keys of configurations --------------------------------------------------------------------------------------------
+
+
+def keys_of(text: str) -> set[str]:
+    """Return the dotted keys of configurations in the code of sentences, such as data.fps of `data.fps` and `--data.fps 8`."""
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    key = re.compile(rf"(?<![\w./])(?:--)?((?:{'|'.join(GROUPS_OF_KEYS)})(?:\.[a-z_]\w*)+)(?![\w/])")
+    found = {match.replace(".init_args.", ".") for span in spans for match in key.findall(span)}
+    return {name for name in found if name.rpartition(".")[2] not in ENDINGS}
+
+
+@functools.cache
+def known_keys() -> frozenset[str]:
+    """Return the dotted keys of the stages, and of their groups, without `init_args`."""
+    found: set[str] = set()
+    for config in ("shapes/vae_gan", "shapes/base", "text_to_video/base", "text_to_video/sr1"):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit), pytest.MonkeyPatch.context() as patch:
+            patch.chdir(ROOT)
+            main(["fit", "--config", f"experiments/{config}.yaml", "--config", "experiments/strategy/zero2.yaml", "--print_config"])
+        found |= set(_flatten(yaml.safe_load(said.getvalue())))
+    return frozenset(found)
+
+
+def _flatten(plain: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in plain.items():
+        name = prefix.rstrip(".") if key == "init_args" else f"{prefix}{key}"
+        yield name
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{name}.")
 
 
 # ---- Files ------------------------------------------------------------------------------------------------------------
