@@ -283,7 +283,9 @@ def test_reseed_gives_equal_dropout_after_a_restart(tmp_path: Path) -> None:
     assert not torch.equal(whole.masks[0], whole.masks[1])
 
 
-def test_text_progress_prints_a_line_a_minute_and_the_last_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_progress_prints_a_line_a_minute_and_the_last_step(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = iter(range(0, 10_000, 20))
     fake = SimpleNamespace(monotonic=lambda: next(clock), strftime=time.strftime)
     monkeypatch.setattr("walt_pl.training.callbacks.text_progress.time", fake)
