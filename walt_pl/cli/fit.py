@@ -158,6 +158,10 @@ class WaltCLI(LightningCLI):
             if arguments.get(parent) is not None:
                 self.manifest.adopt(parent, Path(arguments[parent]))
         self.parents = self.manifest.check_parents(self.stage, allow_stale=self.options.allow_stale)
+        for parent in self.parents:
+            training = self.manifest.stages()[parent].training
+            if training is not None:
+                _say(f'stage "{parent}" is in training again ({training.stop or "not finished"}); its artifact of before is used')
 
     def _fill_parents(self) -> None:
         """Use the run's own parents for those that the options do not name."""
@@ -227,8 +231,9 @@ class WaltCLI(LightningCLI):
             if change:
                 _say(change)
             return True
-        longer = f"add {finished.longer()} to train it longer, or " if newest else f"{folder} has no checkpoint to train it longer; add "
-        _say(f"{done}; nothing was trained. It ended after {finished.describe()}: {longer}{finished.start_over()}")
+        _say(f"{done}; nothing was trained. It ended after {finished.describe()}")
+        longer = f"add {finished.longer()} to train it longer" if newest else f"{folder} has no checkpoint to train it longer from"
+        _say(f"{longer}; add {finished.start_over()}")
         raise SystemExit(0)
 
     def _resume(self, before: Mapping[str, str], newest: Checkpoint | None, finished: FinishedTraining | None) -> bool:
@@ -300,9 +305,7 @@ class WaltCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say that ``--trainer.fast_dev_run`` left nothing."""
         if self.is_trial:
-            _say(
-                f'stage "{self.stage}": trainer.fast_dev_run tried {self.trainer.global_step} steps and left no checkpoint and no artifact'
-            )
+            _say(f'stage "{self.stage}": trainer.fast_dev_run tried {self.trainer.global_step} steps; no checkpoint, no artifact')
 
     # ---- Parts of the trainer -----------------------------------------------------------------------------------------
 

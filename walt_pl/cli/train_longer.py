@@ -101,8 +101,8 @@ class FinishedTraining:
         return f"the artifact of step {self.steps} stays until the new end{start}"
 
     def start_over(self) -> str:
-        """Return the two ways to train a stage from step 0."""
-        return f"{START_OVER} to start over, or --from_scratch true --init {self.artifact} to start over from its weights"
+        """Return the options that train a stage from step 0."""
+        return f"{START_OVER} to start over, with --init {self.artifact} from its weights"
 
 
 def is_past(checkpoint: Checkpoint, limits: Limits) -> bool:
