@@ -108,14 +108,16 @@ def learning_rate(optimizer: Optimizer, warmup_steps: int, total: int, lr_schedu
             "constant"
         )
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        if lr_schedule == "constant":
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / (total - warmup_steps))))
+    return LambdaLR(optimizer, lambda step: lr_factor(step, warmup_steps, total, lr_schedule))
 
-    return LambdaLR(optimizer, factor)
+
+def lr_factor(step: int, warmup_steps: int, total: int, lr_schedule: LRSchedule) -> float:
+    """Return the factor of the learning rate at a step, counted from 0; arguments as in `learning_rate`."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if lr_schedule == "constant":
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup_steps) / (total - warmup_steps))))
 
 
 def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:

@@ -93,7 +93,8 @@ def test_artifact_reloaded_gives_the_outputs_of_the_trained_ema(run: Path) -> No
 
 def test_fit_command_does_not_train_a_finished_stage_again(walt: Walt, run: Path, painted: Path) -> None:
     said = fit(walt, "vae", run, painted)
-    assert "is done; nothing was trained. To train it again add --from_scratch true to the command you typed (make: FRESH=1)" in said
+    assert "is done; nothing was trained. It ended after step 2 (trainer.max_steps 2)" in said
+    assert "add --trainer.max_steps N with N above 2 to train it longer; add --from_scratch true (make: FRESH=1) to start over" in said
 
 
 def test_verify_command_names_the_stages_it_read(walt: Walt, run: Path) -> None:
@@ -238,9 +239,9 @@ def test_fit_command_names_a_parent_that_changed_under_an_interrupted_stage(walt
     (copy / "manifest.json").write_text(json.dumps(manifest))
     said = fit(walt, "base", copy, painted, check=False)
     assert (
-        f'changed since: "vae" (now {load(copy / "vae").sha256[:12]}, training began with 0123456789ab); to start over add --from_scratch'
-        in said
+        f'changed since: "vae" (now {load(copy / "vae").sha256[:12]}, training began with 0123456789ab); to go on all the same add ' in said
     )
+    assert f"--ckpt_path {copy}/training/base/checkpoints/step=00000002; to start over add --from_scratch" in said
     assert "Traceback" not in said
 
 

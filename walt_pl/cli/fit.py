@@ -4,7 +4,7 @@ Both commands are LightningCLI's; ``plan`` and ``cache`` read the same keys. Thi
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,8 +19,10 @@ from stages.finetuning import init_from
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
+from walt_pl.cli.rate_change import describe_rate_change
 from walt_pl.cli.renamed_keys import check_renamed
 from walt_pl.cli.resume_command import resume_command
+from walt_pl.cli.train_longer import START_OVER, FinishedTraining, Limits, is_past
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import STATE, Checkpoint
 from walt_pl.runs.manifest import Manifest
@@ -38,8 +40,6 @@ from walt_pl.training.callbacks.text_progress import TextProgress
 from walt_pl.training.callbacks.throughput import Throughput
 from walt_pl.training.logger import ResilientTensorBoardLogger
 
-START_OVER = "add --from_scratch true to the command you typed (make: FRESH=1)"
-"""Advice to train a stage from the beginning that is done or cannot resume."""
 AUTO = "auto"
 """Value of --ckpt_path for the newest complete checkpoint of the stage. `fit` uses it by default."""
 
@@ -133,7 +133,10 @@ class WaltCLI(LightningCLI):
         if options.trainer.precision is None:
             options.trainer.precision = "bf16-mixed" if compute_dtype(_device()) is torch.bfloat16 else "32-true"
             _say(f"precision {options.trainer.precision}: what this machine is fastest at")
-        if self.subcommand == "fit":
+        self.is_trial = self.subcommand == "fit" and bool(options.trainer.fast_dev_run)
+        if self.is_trial:
+            options.model.init_args.warmup_steps = 0  # Lightning sets max_steps, and a cosine must end after its warm-up
+        elif self.subcommand == "fit":
             self._begin(self.manifest)
         if self.subcommand is not None:
             self._find_checkpoint()
@@ -155,6 +158,10 @@ class WaltCLI(LightningCLI):
             if arguments.get(parent) is not None:
                 self.manifest.adopt(parent, Path(arguments[parent]))
         self.parents = self.manifest.check_parents(self.stage, allow_stale=self.options.allow_stale)
+        for parent in self.parents:
+            training = self.manifest.stages()[parent].training
+            if training is not None:
+                _say(f'stage "{parent}" is in training again ({training.stop or "not finished"}); its artifact of before is used')
 
     def _fill_parents(self) -> None:
         """Use the run's own parents for those that the options do not name."""
@@ -186,26 +193,63 @@ class WaltCLI(LightningCLI):
 
         Raises:
             LockedManifest: another process trains the stage.
-            ManifestError: training was interrupted, and a parent has changed since.
-            SystemExit: the stage is done.
+            ManifestError: training was interrupted, and a parent has changed since; or a finished stage cannot train longer.
+            SystemExit: the stage is done, and the command asks for no more.
         """
         options = self.options
         manifest.check_free(self.stage)
         if options.ckpt_path not in (None, AUTO):
             return
         options.ckpt_path = None
-        state = manifest.state(self.stage)
-        if state == "done" and not options.from_scratch:
-            _say(f'stage "{self.stage}" of {self.run_dir} is done; nothing was trained. To train it again {START_OVER}')
-            raise SystemExit(0)
         found = manifest.stages().get(self.stage)
-        if found is None or found.training is None or options.from_scratch:
+        if found is None or options.from_scratch:
             return
-        if Checkpoint.newest(options.checkpoint.dirpath) is None:
-            _say(f"{options.checkpoint.dirpath} has no whole checkpoint to go on from: training starts at step 0")
-            return
-        if found.training.parents != self.parents:
-            before = found.training.parents
+        finished = FinishedTraining.read(manifest.folder(self.stage)) if manifest.has_artifact(found.artifact) else None
+        newest = Checkpoint.newest(options.checkpoint.dirpath)
+        if found.training is not None:
+            goes_on = self._resume(found.training.parents, newest, finished)
+        elif finished is not None and manifest.state(self.stage) == "done":
+            goes_on = self._train_longer(newest, finished)
+        else:
+            goes_on = False
+            if finished is not None:
+                _say(f'stage "{self.stage}" is stale: training starts at step 0, and {finished.until_the_end()}')
+        options.ckpt_path = AUTO if goes_on else None
+
+    def _train_longer(self, newest: Checkpoint | None, finished: FinishedTraining) -> bool:
+        """Decide whether a finished stage trains on: if the limits of the command are beyond those of its artifact."""
+        limits, done = Limits.of(self.options.trainer), f'stage "{self.stage}" of {self.run_dir} is done'
+        folder = self.options.checkpoint.dirpath
+        if finished.is_shorter_than(limits):
+            if newest is None:
+                raise ManifestError(
+                    f"{done} after {finished.describe()}, and {folder} has no whole checkpoint from which it could train longer: "
+                    f"add {finished.start_over()}"
+                )
+            _say(f"{done} after {finished.describe()}, and trains longer; {finished.until_the_end(initialise=False)}")
+            change = describe_rate_change(finished.config, self.options.as_dict(), newest.step)
+            if change:
+                _say(change)
+            return True
+        _say(f"{done}; nothing was trained. It ended after {finished.describe()}")
+        longer = f"add {finished.longer()} to train it longer" if newest else f"{folder} has no checkpoint to train it longer from"
+        _say(f"{longer}; add {finished.start_over()}")
+        raise SystemExit(0)
+
+    def _resume(self, before: Mapping[str, str], newest: Checkpoint | None, finished: FinishedTraining | None) -> bool:
+        """Decide whether an interrupted training goes on from its newest checkpoint.
+
+        Args:
+            before: parent -> sha256, as training began.
+            newest: newest checkpoint.
+            finished: the stage's artifact of an earlier training.
+        """
+        limits = Limits.of(self.options.trainer)
+        if newest is None:
+            stays = f"; {finished.until_the_end()}" if finished else ""
+            _say(f"{self.options.checkpoint.dirpath} has no whole checkpoint to go on from: training starts at step 0{stays}")
+            return False
+        if before != self.parents:
             changed = [
                 f'"{parent}" (now {sha256[:12]}, training began with {before.get(parent, "none")[:12]})'
                 for parent, sha256 in self.parents.items()
@@ -213,9 +257,16 @@ class WaltCLI(LightningCLI):
             ]
             raise ManifestError(
                 f'stage "{self.stage}" was interrupted, and what it is trained from has changed since: {", ".join(changed)}; '
-                f"to start over {START_OVER}"
+                f"to go on all the same add --ckpt_path {newest.path}; to start over add {START_OVER}"
             )
-        options.ckpt_path = AUTO
+        if finished and newest.step > finished.steps and is_past(newest, limits) and not finished.is_shorter_than(limits):
+            _say(
+                f'stage "{self.stage}" of {self.run_dir} was training longer and is stopped at step {newest.step}; its artifact of '
+                f"{finished.describe()} stays, and nothing was trained. To go on add --trainer.max_steps N with N above {newest.step}; N = "
+                f"{newest.step} makes the artifact of that step"
+            )
+            raise SystemExit(0)
+        return True
 
     def _find_checkpoint(self) -> None:
         """Find the file or folder that Lightning restores from, for the checkpoint of --ckpt_path.
@@ -251,6 +302,11 @@ class WaltCLI(LightningCLI):
             return
         init_from(self.model.components(), load(self.options.init))
 
+    def after_fit(self) -> None:
+        """Say that ``--trainer.fast_dev_run`` left nothing."""
+        if self.is_trial:
+            _say(f'stage "{self.stage}": trainer.fast_dev_run tried {self.trainer.global_step} steps; no checkpoint, no artifact')
+
     # ---- Parts of the trainer -----------------------------------------------------------------------------------------
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -263,13 +319,15 @@ class WaltCLI(LightningCLI):
         if not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
             extra.append(TextProgress())
-        if self.subcommand == "fit":
+        if self.subcommand == "fit" and not self.is_trial:
             config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
             extra.append(ProgressFile(self.work, Path(self.options.checkpoint.dirpath)))
-            extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed), SaveConfig(config)]
+            extra.append(SaveConfig(config))
             # It runs first: another callback must not start something that it refuses.
             again = resume_command(self._words)
             first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config, again, self.manifest.experiment))
+        if self.subcommand == "fit":
+            extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed)]
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]
         if self.subcommand is not None and self.restored is not None:

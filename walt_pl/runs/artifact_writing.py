@@ -45,7 +45,7 @@ from walt_pl.runs.card import (
 from walt_pl.runs.finite import NonFiniteError, non_finite_entry, non_finite_weights
 
 # Entries of the card that the caller may set, with their defaults.
-GIVEN: dict[str, Any] = {"parents": {}, "index": {}, "latents": None, "steps": 0, "samples": 0, "metrics": {}}
+GIVEN: dict[str, Any] = {"parents": {}, "index": {}, "latents": None, "steps": 0, "epochs": None, "samples": 0, "metrics": {}}
 
 PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "transformers", "lightning", "deepspeed", "decord", "av")
 

@@ -58,6 +58,7 @@ class Checkpoints(callbacks.Checkpoint):
     """Keep the last checkpoints and the best one (see walt_pl/runs/checkpoint.py for their content).
 
     A training that trainer.max_time or another callback ends has a checkpoint of its last step. trainer.max_time counts from each start.
+    trainer.fast_dev_run writes and removes none.
 
     On SIGTERM, SIGUSR1 and SIGINT (Ctrl-C) a last checkpoint is written after the current step, and the program ends with 128 + the
     signal's number. A second SIGINT ends it at once. A full disk causes a warning and does not stop the training; earlier checkpoints
@@ -130,6 +131,8 @@ class Checkpoints(callbacks.Checkpoint):
             averages.load(self._start.path)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
         self._saved = self._seen = trainer.global_step
         self._written = time.monotonic()
         self._signal = 0
@@ -179,7 +182,7 @@ class Checkpoints(callbacks.Checkpoint):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         step = trainer.global_step
-        if step == self._seen:  # gradients are still being accumulated
+        if not self._former or step == self._seen:  # a trial, or gradients are still being accumulated
             return
         self._seen = step
         # A checkpoint inside the epoch. After Lightning has ended the epoch, it would count an unfinished one as complete.
@@ -210,7 +213,7 @@ class Checkpoints(callbacks.Checkpoint):
 
         The artifact is still to be written. With this checkpoint, a kill before that loses no step.
         """
-        if self._saved != trainer.global_step:
+        if self._former and self._saved != trainer.global_step:
             self.save(trainer, pl_module)
 
     def _is_time_due(self, trainer: L.Trainer) -> bool:

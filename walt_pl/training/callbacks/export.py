@@ -184,6 +184,7 @@ class ExportArtifact(L.Callback):
             "parents": self.parents,
             "index": self._index(trainer),
             "steps": trainer.global_step,
+            "epochs": trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
             "samples": samples_seen(trainer),
             "metrics": {"protocol": "the validation clips of the index, view 0, averaged weights", "values": metrics},
         }

@@ -27,17 +27,18 @@ class TextProgress(L.Callback):
         self._first = self._last = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if time.monotonic() - self._printed >= self.seconds:
-            self._print(trainer)
+        now = time.monotonic()
+        if now - self._printed >= self.seconds:
+            self._print(trainer, now)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step != self._last:
-            self._print(trainer)
+            self._print(trainer, time.monotonic())
 
-    def _print(self, trainer: L.Trainer) -> None:
+    def _print(self, trainer: L.Trainer, now: float) -> None:
         if not trainer.is_global_zero:
             return
-        now, step = time.monotonic(), trainer.global_step
+        step = trainer.global_step
         self._printed, self._last = now, step
         pace = (now - self._began) / max(1, step - self._first)
         end, left = "", ""
