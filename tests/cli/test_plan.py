@@ -84,7 +84,7 @@ def test_plan_every_experiment_stage_fits_on_80_gb_under_ddp(config: Path) -> No
     else:
         peak = diffusion_cost(stage, stage.denoiser.config, share, 128, torch.float32, torch.bfloat16).peak
     trained = list(stage.parameters())
-    moments, count = moment_bytes(stage.optimizer, trained, flat=False), sum(p.numel() for p in trained)
+    moments, count = moment_bytes(stage.optimizer, trained)[False], sum(p.numel() for p in trained)
     held = engine_bytes("ddp", count, moments, plan.gpus, "bf16-mixed", 1, bool(plan.options.ema.decay), {"kept": peak})
     assert held.total("kept") <= USABLE * 80 * 2**30
 

@@ -47,7 +47,6 @@ def index(
         seed: seed of the pictures of shapes.
     """
     # Imported here: the help of this command must not import torch.
-    from walt_pl.cli.index_report import prepare_report
     from walt_pl.indexing import doctor
     from walt_pl.indexing.build_index import IndexOptions, build_index
     from walt_pl.indexing.dataset_layouts import list_source
@@ -68,8 +67,13 @@ def index(
         name = re.split(r"[.{*?]", Path(source).resolve().name)[0].rstrip("-_")
         path = Path(out or f"data/{name or 'index'}.parquet")
         listing = list_source(source, layout, root, fold, options.workers)
-    # Errors of a config are raised before the long work.
-    report_use = None if config is None else prepare_report(path, Path(config))
+    report_use = None
+    if config is not None:
+        # It imports Lightning, which an index without a config does not need.
+        from walt_pl.cli.index_report import prepare_report
+
+        # Errors of a config are raised before the long work.
+        report_use = prepare_report(path, Path(config))
     built = build_index(listing, path, options)
     print_table(doctor.render_build(built, listing, path))
     if report:

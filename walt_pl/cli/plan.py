@@ -116,7 +116,7 @@ class PlanCLI(WaltCLI):
         trained = [p for p in stage.parameters() if p.requires_grad]
         costs = self._costs(share, precision)
         engines: list[Engine] = ["ddp"] if isinstance(stage, VAEStage) else ["ddp", "zero1", "zero2", "zero3"]
-        moments = {flat: moment_bytes(stage.optimizer, trained, flat) for flat in (False, True)}
+        moments = moment_bytes(stage.optimizer, trained)
         count, averaged = sum(p.numel() for p in trained), bool(options.ema.decay)
         on_gpu = averaged and not options.ema.cpu
         held = {}

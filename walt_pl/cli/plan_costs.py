@@ -105,10 +105,12 @@ def _diffusion_cost(
         return (v - torch.empty_like(v)).square().mean()
 
     whole = cost_of(forward, modules, autocast)
-    with torch.no_grad():
-        text = cost_of(words, modules, autocast)
     # The first pass of self-conditioning is a forward pass over a share p of the samples. The text is encoded once for both passes.
     p = stage.denoiser.config.self_conditioning
+    if not p:
+        return whole
+    with torch.no_grad():
+        text = cost_of(words, modules, autocast)
     return replace(whole, flops=sum_flops((1, whole.flops), (p, whole.forward), (-p, text.flops)))
 
 
