@@ -24,7 +24,7 @@ SILENCED = {
     r"`isinstance\(treespec, LeafSpec\)` is deprecated": "of Lightning's code",
     r"Total length of `(list|CombinedLoader|DataLoader)`": "data.val_videos 0 asks for no validation",
     r"The number of training batches \(\d+\) is smaller than the logging interval": "steps are counted over epochs here",
-    r"The '\w+' does not have many workers": "data.num_workers is the user's choice, and speed/waiting_for_data shows whether it is too low",
+    r"The '\w+' does not have many workers": "data.num_workers is the user's, and speed/waiting_for_data shows whether it is too low",
     r"Consider setting `persistent_workers=True`": "the loader of the program is not torch's",
     r"It is recommended to use `self\.log\(.*sync_dist=True": "advice for the code of a stage",
     r"Trying to infer the `batch_size`": "advice for the code of a stage",
