@@ -241,7 +241,7 @@ def test_fit_command_out_of_time_is_no_end_and_the_same_command_goes_on(more: li
     assert "val/psnr_video" in figures and float(figures.rpartition("val/psnr_video ")[2]) > 0
     assert after.startswith("next: python -m walt_pl fit --config ") and "--trainer.max_time" in after and "scratch" not in after
     assert not (run / "vae").exists() and Manifest.open(run).state("vae") == "stopped"
-    assert [str(row.stop) for row in status_rows(run, stages=())] == [f"stopped at step 7 of {STEPS}"]
+    assert [(row.state, row.step, row.total) for row in status_rows(run)] == [("stopped", 7, STEPS)]
     refused = start("fit", *arguments("base", run, painted))
     assert refused.wait() == 1 and f'needs stage "vae", which is stopped at step 7 of {STEPS} in {run}' in refused.said
     said = fit(*command[:-2], ranks=ranks)
