@@ -66,10 +66,10 @@ def test_fit_log_without_validation_is_as_short(walt: Walt, painted: Path, tmp_p
 def test_validate_log_shows_a_real_warning_as_one_sentence(walt: Walt, run: tuple[Path, str], painted: Path) -> None:
     checkpoints = run[0] / "training" / "vae" / "checkpoints"
     (torn := checkpoints / "step=00000099").mkdir()
-    lines = walt("validate", *arguments("vae", run[0], painted), "--ckpt_path", "auto").said.splitlines()
+    lines = walt("validate", *arguments("vae", run[0], painted)).said.splitlines()
     torn.rmdir()
     assert lines[0].startswith(f"warning: skipped: {torn} is incomplete: there is no checkpoint.json")
-    assert lines[1] == f"going on from {checkpoints / 'step=00000002'}"
+    assert lines[1] == f"validating {checkpoints / 'step=00000002'}"
     assert [line for line in lines[2:] if line[0] not in "┏┃┡│└"] == []
 
 

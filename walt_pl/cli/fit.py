@@ -59,6 +59,9 @@ BEST = {"vae": ("val/psnr_video", "max"), "base": ("val/loss", "min"), "super_re
 class WaltCLI(LightningCLI):
     """LightningCLI with runs: it finds the folders of a stage, its parents and its checkpoints."""
 
+    RESTORING = "going on from"
+    """Beginning of the line that names the checkpoint in use."""
+
     def __init__(self, words: Sequence[str], run: bool = True) -> None:
         self._words = list(words)
         typed, words = words, find_configs(words)
@@ -239,7 +242,7 @@ class WaltCLI(LightningCLI):
             self.restored = path
         else:
             raise ValueError(f"--ckpt_path: there is no {path}; there are: {', '.join(str(c.path) for c in self._checkpoints()) or 'none'}")
-        _say(f"going on from {self.restored.parent if self.restored.name == STATE else self.restored}")
+        _say(f"{self.RESTORING} {self.restored.parent if self.restored.name == STATE else self.restored}")
         options.ckpt_path = None  # trainer.ckpt_path is set in `instantiate_trainer`, since callbacks need it in `setup`
 
     def _checkpoints(self) -> list[Checkpoint]:
