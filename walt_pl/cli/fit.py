@@ -101,6 +101,9 @@ class WaltCLI(LightningCLI):
         parser.add_argument("--stage", type=str | None, default=None, help="Name of the stage; the name of the first config file.")
         parser.add_argument("--extends", type=list[str], default=[], help="Files that the first config is laid over, relative to it.")
         parser.add_argument("--init", type=str | None, default=None, help="Artifact to start from, also of another aspect ratio.")
+        parser.add_argument(
+            "--rescue", type=str | None, default=None, help="Folder for the artifact if the disk of the run is full at the end."
+        )
         parser.add_argument("--from_scratch", type=bool, default=False, help="Train again from the beginning, whatever there is.")
         parser.add_argument("--allow_stale", type=bool, default=False, help="Use parents that are stale.")
         for callback, key in (
@@ -272,7 +275,8 @@ class WaltCLI(LightningCLI):
             extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed), SaveConfig(config)]
             # It runs first: another callback must not start something that it refuses.
             again = resume_command(self._words)
-            first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config, again, self.manifest.experiment))
+            rescue = Path(self.options.rescue) if self.options.rescue else None
+            first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config, again, self.manifest.experiment, rescue))
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]
         if self.subcommand is not None and self.restored is not None:
