@@ -1,14 +1,18 @@
 """A painted set, small enough for every test that needs real files, made once."""
 
 import multiprocessing
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.environment import Bomb, Ended, SetDtype, Walt
+from tests.helpers.environment import ROOT, Bomb, Ended, SetDtype, Walt
 from tests.helpers.starts import start
+
+# torch's own choice is the folder for temporary files.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".pytest_cache" / "inductor"))
 
 
 @pytest.fixture(autouse=True)

@@ -106,7 +106,7 @@ def test_verify_command_names_the_stages_it_read(walt: Walt, run: Path) -> None:
 def test_validate_command_runs_on_a_finished_stage(walt: Walt, run: Path, painted: Path) -> None:
     config = ["--config", str(EXPERIMENT / "base.yaml"), "--run", str(run), "--data.index", str(painted)]
     shared = [*TINY["base"], "--data.val_videos", "4", "--data.num_workers", "0", "--trainer.precision", "32-true"]
-    assert "val/loss" in walt("validate", *config, *shared, "--ckpt_path", "auto").said
+    assert "val/loss" in walt("validate", *config, *shared).said
 
 
 def test_evaluate_command_scores_a_vae_alone_on_its_training_data(walt: Walt, run: Path) -> None:

@@ -20,6 +20,7 @@ USED = [
     "val: 4 of 6 videos used; left out: 2 beyond the first ones that were asked for",
     "val: 1 of 1 images used",
 ]
+LOSS, PSNR = [r"last validation: val/loss \d\S+"], [r"last validation: val/psnr_image \d\S+  val/psnr_video \d\S+"]
 # Lightning warns when an epoch of 8 steps has fewer steps than an interval of its log.
 TWO_STEPS = [
     *["--trainer.max_steps", "2", "--model.warmup_steps", "1", "--trainer.val_check_interval", "2"],
@@ -33,6 +34,12 @@ def assert_lines(said: str, wanted: list[str]) -> None:
     assert len(lines) == len(wanted) and all(map(re.fullmatch, wanted, lines)), f"wanted {wanted}, printed:\n{said}"
 
 
+def last_lines(run: Path, stage: str, figures: list[str]) -> list[str]:
+    """Return the last lines of a training that reached its end: the artifact, the figures, the next command."""
+    done = f'stage "{stage}" is done after step 2; artifact: {re.escape(str(run / stage))}'
+    return [done, *figures, f"next: (make|python -m walt_pl) .*{re.escape(str(run))}.*"]
+
+
 @pytest.fixture(scope="module")
 def run(walt: Walt, painted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A run with an autoencoder, and the log of its training."""
@@ -41,27 +48,28 @@ def run(walt: Walt, painted: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_fit_log_has_the_data_and_the_progress_only(run: tuple[Path, str]) -> None:
-    assert_lines(run[1], [*USED, PROGRESS % 1, PROGRESS % 2 + r"  val/psnr_video \d\S+"])
+    assert_lines(run[1], [*USED, PROGRESS % 1, PROGRESS % 2 + r"  val/psnr_video \d\S+", *last_lines(run[0], "vae", PSNR)])
 
 
 def test_fit_log_of_a_base_has_no_empty_lines_for_its_caches(walt: Walt, run: tuple[Path, str], painted: Path) -> None:
     said = walt("fit", *arguments("base", run[0], painted), *TWO_STEPS, "--data.val_videos", "4").said
-    assert_lines(said, [*USED, PROGRESS % 1, PROGRESS % 2 + r"  val/loss \d\S+"])
+    assert_lines(said, [*USED, PROGRESS % 1, PROGRESS % 2 + r"  val/loss \d\S+", *last_lines(run[0], "base", LOSS)])
 
 
 def test_fit_log_without_validation_is_as_short(walt: Walt, painted: Path, tmp_path: Path) -> None:
     precise = ["--trainer.precision", "bf16-mixed"]
     said = walt("fit", *arguments("vae", tmp_path / "run", painted), *TWO_STEPS, "--data.val_videos", "0", *precise).said
-    assert_lines(said, [*USED[:2], PROGRESS % 1, PROGRESS % 2])
+    last = last_lines(tmp_path / "run", "vae", ["last validation: none in this start"])
+    assert_lines(said, [*USED[:2], PROGRESS % 1, PROGRESS % 2, *last])
 
 
 def test_validate_log_shows_a_real_warning_as_one_sentence(walt: Walt, run: tuple[Path, str], painted: Path) -> None:
     checkpoints = run[0] / "training" / "vae" / "checkpoints"
     (torn := checkpoints / "step=00000099").mkdir()
-    lines = walt("validate", *arguments("vae", run[0], painted), "--ckpt_path", "auto").said.splitlines()
+    lines = walt("validate", *arguments("vae", run[0], painted)).said.splitlines()
     torn.rmdir()
     assert lines[0].startswith(f"warning: skipped: {torn} is incomplete: there is no checkpoint.json")
-    assert lines[1] == f"going on from {checkpoints / 'step=00000002'}"
+    assert lines[1] == f"validating {checkpoints / 'step=00000002'}"
     assert [line for line in lines[2:] if line[0] not in "┏┃┡│└"] == []
 
 

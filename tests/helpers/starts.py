@@ -1,6 +1,7 @@
 """Starts the program in a second: each start is a fork of a process that has imported everything, and can be killed like any other."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import runpy
@@ -65,7 +66,7 @@ def launch(work: Callable[..., None], *arguments: object, ranks: int = 1, termin
     context.set_forkserver_preload(
         ["tests.helpers.starts", "walt_pl.cli.main", "walt_pl.data.batch", "torch.utils.tensorboard", "timm.optim", "deepspeed"],
     )
-    handle, log = tempfile.mkstemp(suffix=".log")
+    handle, log = tempfile.mkstemp(suffix=".log", dir=_folder().name)
     os.close(handle)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -73,7 +74,7 @@ def launch(work: Callable[..., None], *arguments: object, ranks: int = 1, termin
     processes = []
     for rank in range(ranks):
         told = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        told = {"STARTED_BY_TEST": log, **(told if ranks > 1 else {})}
+        told = {"STARTED_BY_TEST": log, "TMPDIR": _folder().name, **(told if ranks > 1 else {})}
         processes.append(context.Process(target=_run, args=(work, arguments, told, terminal or log), daemon=False))
         processes[-1].start()
     return Start(processes, Path(log))
@@ -91,12 +92,19 @@ def fit(*arguments: str, ranks: int = 1) -> str:
     return started.said
 
 
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    """Folder of the logs, and of what a killed program leaves behind. It is removed when the tests end."""
+    return tempfile.TemporaryDirectory(prefix="walt-tests-", ignore_cleanup_errors=True)
+
+
 def _run(work: Callable[..., None], arguments: Sequence[object], environment: Mapping[str, str], log: str) -> None:
     import torch
     from lightning.pytorch.utilities import rank_zero_only
 
     os.chdir(ROOT)
     os.environ.update(environment)
+    tempfile.tempdir = None  # TMPDIR is read again
     rank_zero_only.rank = int(environment.get("LOCAL_RANK", 0))  # set by an import that was before this rank was told
     torch.set_num_threads(1)
     output = os.open(log, os.O_WRONLY | os.O_APPEND)

@@ -59,6 +59,9 @@ BEST = {"vae": ("val/psnr_video", "max"), "base": ("val/loss", "min"), "super_re
 class WaltCLI(LightningCLI):
     """LightningCLI with runs: it finds the folders of a stage, its parents and its checkpoints."""
 
+    RESTORING = "going on from"
+    """Beginning of the line that names the checkpoint in use."""
+
     def __init__(self, words: Sequence[str], run: bool = True) -> None:
         self._words = list(words)
         typed, words = words, find_configs(words)
@@ -98,6 +101,9 @@ class WaltCLI(LightningCLI):
         parser.add_argument("--stage", type=str | None, default=None, help="Name of the stage; the name of the first config file.")
         parser.add_argument("--extends", type=list[str], default=[], help="Files that the first config is laid over, relative to it.")
         parser.add_argument("--init", type=str | None, default=None, help="Artifact to start from, also of another aspect ratio.")
+        parser.add_argument(
+            "--rescue", type=str | None, default=None, help="Folder for the artifact if the disk of the run is full at the end."
+        )
         parser.add_argument("--from_scratch", type=bool, default=False, help="Train again from the beginning, whatever there is.")
         parser.add_argument("--allow_stale", type=bool, default=False, help="Use parents that are stale.")
         for callback, key in (
@@ -290,7 +296,7 @@ class WaltCLI(LightningCLI):
             self.restored = path
         else:
             raise ValueError(f"--ckpt_path: there is no {path}; there are: {', '.join(str(c.path) for c in self._checkpoints()) or 'none'}")
-        _say(f"going on from {self.restored.parent if self.restored.name == STATE else self.restored}")
+        _say(f"{self.RESTORING} {self.restored.parent if self.restored.name == STATE else self.restored}")
         options.ckpt_path = None  # trainer.ckpt_path is set in `instantiate_trainer`, since callbacks need it in `setup`
 
     def _checkpoints(self) -> list[Checkpoint]:
@@ -325,7 +331,8 @@ class WaltCLI(LightningCLI):
             extra.append(SaveConfig(config))
             # It runs first: another callback must not start something that it refuses.
             again = resume_command(self._words)
-            first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config, again, self.manifest.experiment))
+            rescue = Path(self.options.rescue) if self.options.rescue else None
+            first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config, again, self.manifest.experiment, rescue))
         if self.subcommand == "fit":
             extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed)]
         trainer = super().instantiate_trainer(**kwargs)

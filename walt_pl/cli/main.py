@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 from walt_pl import __version__
 from walt_pl.cli.quiet import silence_libraries
+from walt_pl.cli.temporary_folders import remove_empty_compile_cache
 
 GROUPS: dict[str, dict[str, str]] = {
     "data": {
@@ -98,6 +99,8 @@ def _run(name: str, words: Sequence[str]) -> None:
         if os.environ.get(TRACEBACK) == "1" or not _is_mendable(error):
             raise
         raise SystemExit(f"error: {error}") from None
+    finally:
+        remove_empty_compile_cache()
 
 
 def _missing_extra(error: ImportError) -> str | None:

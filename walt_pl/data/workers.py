@@ -8,6 +8,7 @@ travel as in torch's DataLoader: their tensors lie in shared memory.
 
 import contextlib
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
@@ -189,6 +190,9 @@ def forkserver() -> Any:
     context = multiprocessing.get_context("forkserver")
     # The server imports torch once. Then every worker starts in milliseconds.
     context.set_forkserver_preload(["walt_pl.data.workers", "walt_pl.data.transforms"])
+    # Workers inherit this folder for their sockets, and this process removes it at its end. A worker that makes one of its own leaves it
+    # behind, since it is killed.
+    multiprocessing.util.get_temp_dir()
     return context
 
 

@@ -1,10 +1,14 @@
-"""A TensorBoard logger that tolerates a full disk."""
+"""A TensorBoard logger that tolerates a full disk and leaves no empty folder."""
 
+import contextlib
+import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from tensorboard.compat.proto.summary_pb2 import Summary
 
 RETRY = 600.0
@@ -14,16 +18,20 @@ RETRY = 600.0
 class ResilientTensorBoardLogger(TensorBoardLogger):
     """Log to TensorBoard; drop values that the disk cannot store, with a warning.
 
-    The training goes on, and logging resumes once there is room.
+    The training goes on, and logging resumes once there is room. A start that ends before it has a value or a configuration to keep leaves
+    no folder.
     """
 
     _full_until = 0.0
+    _is_empty = True
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._is_empty = False
         self._try(lambda: super(ResilientTensorBoardLogger, self).log_metrics(metrics, step))
 
     def log_summary(self, summary: Summary, step: int) -> None:
         """Write a ready summary, like one that add_image makes."""
+        self._is_empty = False
         self._try(lambda: self.experiment._get_file_writer().add_summary(summary, step))
 
     def save(self) -> None:
@@ -31,6 +39,18 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
 
     def finalize(self, status: str) -> None:
         self._try(lambda: super(ResilientTensorBoardLogger, self).finalize(status))
+        if self._is_empty and getattr(rank_zero_only, "rank", 0) == 0:
+            self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        """Remove the folder of this start if it has nothing but an event file of this process. Lightning opens one before `setup`."""
+        folder = Path(self.log_dir)
+        ours = {self.NAME_HPARAMS_FILE, *(path.name for path in folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"))}
+        if folder.is_dir() and {path.name for path in folder.iterdir()} <= ours:
+            shutil.rmtree(folder, ignore_errors=True)
+            for parent in (self.root_dir, self.save_dir):
+                with contextlib.suppress(OSError):  # it has other starts, or checkpoints
+                    os.rmdir(parent)
 
     def _try(self, write: Callable[[], None]) -> None:
         if time.monotonic() < self._full_until:

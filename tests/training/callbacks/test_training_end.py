@@ -80,6 +80,7 @@ def test_checkpoints_at_max_time_is_within_the_epoch_and_the_next_start_has_its_
     assert again.global_step == EPOCH and has_reached_end(again)
 
 
-def test_render_metrics_sorts_names_and_says_when_there_are_none() -> None:
-    assert render_metrics({"val/psnr": 31.234567, "val/loss": 0.5}) == "last validation: val/loss 0.5  val/psnr 31.23"
+def test_render_metrics_sorts_names_leaves_out_single_timesteps_and_says_when_there_are_none() -> None:
+    figures = {"val/psnr": 31.234567, "val/loss_050": 0.25, "val/loss": 0.5, "val/loss_950": 0.75}
+    assert render_metrics(figures) == "last validation: val/loss 0.5  val/psnr 31.23"
     assert render_metrics({}) == "last validation: none in this start"

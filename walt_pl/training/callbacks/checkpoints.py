@@ -72,9 +72,10 @@ class Checkpoints(callbacks.Checkpoint):
         keep: number of last checkpoints that stay. The last one on schedule (`every_n_train_steps`) stays beside them.
         monitor: a validation metric. The checkpoint with its best value stays beside the last ones; null for none.
         mode: whether the lowest (`min`) or the highest value (`max`) is the best.
+        retry_minutes: minutes in which the artifact is tried again, once a minute, when the disk is full at the end of the training.
 
     Raises:
-        ValueError: `every_n_train_steps` or `every_n_minutes` is negative, or `keep` is below 1.
+        ValueError: `every_n_train_steps`, `every_n_minutes` or `retry_minutes` is negative, or `keep` is below 1.
     """
 
     def __init__(
@@ -85,11 +86,13 @@ class Checkpoints(callbacks.Checkpoint):
         keep: int = 2,
         monitor: str | None = None,
         mode: Literal["min", "max"] = "min",
+        retry_minutes: float = 10.0,
     ) -> None:
         for name, value, least in (
             ("every_n_train_steps", every_n_train_steps, 0),
             ("every_n_minutes", every_n_minutes, 0),
             ("keep", keep, 1),
+            ("retry_minutes", retry_minutes, 0),
         ):
             if value < least:
                 raise ValueError(f"checkpoint.{name} must be at least {least}, got {value}")
@@ -99,6 +102,7 @@ class Checkpoints(callbacks.Checkpoint):
         self.keep = keep
         self.monitor = monitor
         self.mode = mode
+        self.retry_minutes = retry_minutes
         self._file = StateFile()
         self._start: Checkpoint | None = None
         self._saved = self._seen = self._signal = 0
@@ -172,6 +176,10 @@ class Checkpoints(callbacks.Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
+
+    def is_stopping(self) -> bool:
+        """Return whether a signal has asked this process to end."""
+        return self._signal != 0
 
     def _restore_handlers(self) -> None:
         for number, handler in self._former.items():

@@ -12,13 +12,16 @@ import lightning as L
 from torch import Tensor, nn
 
 from walt_pl.runs.artifact_writing import component_states, save_artifact
+from walt_pl.runs.card import check_replaceable
 from walt_pl.runs.checkpoint import Checkpoint, recovery_hint
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.next_command import next_command
+from walt_pl.runs.stage_names import kind_of
 from walt_pl.runs.stop_record import StopRecord
 from walt_pl.training.callbacks.checkpoints import Checkpoints, samples_seen
 from walt_pl.training.callbacks.ema import EMA
+from walt_pl.training.callbacks.last_write import LastWrite
 from walt_pl.training.callbacks.training_end import has_reached_end, is_out_of_time, render_metrics, validation_metrics
 from walt_pl.training.strategies.shards import gather, local_shard, non_finite, trainable_parameters
 
@@ -64,6 +67,7 @@ class ExportArtifact(L.Callback):
         train_config: the resolved configuration, as YAML.
         resume_command: command that goes on after a stop.
         experiment: folder of the experiment, for the next command after the end.
+        rescue: folder for the artifact if there is no room for it in the run at the end.
     """
 
     def __init__(
@@ -74,6 +78,7 @@ class ExportArtifact(L.Callback):
         train_config: str,
         resume_command: str = "the same command",
         experiment: Path | None = None,
+        rescue: Path | None = None,
     ) -> None:
         self.run = run
         self.stage = stage
@@ -81,11 +86,14 @@ class ExportArtifact(L.Callback):
         self.train_config = train_config
         self.resume_command = resume_command
         self.experiment = experiment
+        self.rescue = rescue
         self._started = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the start in the manifest. At this point all errors of the configuration have been raised."""
         if trainer.is_global_zero:
+            if self.rescue is not None:
+                check_replaceable(self.rescue)
             Manifest.open(self.run).start(self.stage, self.parents)
         self._started = True
 
@@ -123,7 +131,6 @@ class ExportArtifact(L.Callback):
         found = non_finite(pl_module)  # `save_artifact` checks the averages
         if found:
             raise NonFiniteError(self._describe_refusal(trainer, f"{self.run / self.stage} is not written: {found}"))
-        failure: Exception | None = None
         with averages.swap_weights(pl_module):
             state = dict(pl_module.state_dict())
             # The state dict has these weights empty under ZeRO 3, and in low precision under ZeRO 1 and 2.
@@ -133,21 +140,23 @@ class ExportArtifact(L.Callback):
                     state[name] = full.cpu()
             with trainer.precision_plugin.forward_context():
                 card_entries = cast(ExportableStage, pl_module).card_entries()
-            if trainer.is_global_zero:
-                try:
-                    self._write(trainer, pl_module, state, card_entries)
-                except NonFiniteError as error:
-                    failure = NonFiniteError(self._describe_refusal(trainer, str(error)))
-                except (OSError, ValueError) as error:
-                    failure = error
+            folder, failure = self._last_write(trainer).run(lambda folder: self._save(folder, trainer, pl_module, state, card_entries))
         pl_module.train()
-        failure = trainer.strategy.broadcast(failure)  # if only rank zero raised, the other ranks would wait for it
         if failure is not None:
-            raise failure
+            refused = isinstance(failure, NonFiniteError)
+            raise NonFiniteError(self._describe_refusal(trainer, str(failure))) if refused else failure
         if trainer.is_global_zero:
-            print(f'stage "{self.stage}" is done after step {trainer.global_step}; artifact: {self.run / self.stage}')
+            print(f'stage "{self.stage}" is done after step {trainer.global_step}; artifact: {folder}')
             print(render_metrics(validation_metrics(trainer)))
             print(f"next: {next_command(Manifest.open(self.run, self.experiment))}", flush=True)
+
+    def _last_write(self, trainer: L.Trainer) -> LastWrite:
+        """Return how the artifact is written when the disk is full."""
+        writer = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)  # type: ignore[attr-defined]
+        index = f" --index {trainer.datamodule.index}" if kind_of(self.stage) == "vae" else ""  # type: ignore[attr-defined]
+        export = f"python -m walt_pl export {self._checkpoint_folder(trainer)} --out DIR{index}"
+        minutes, is_stopping = (writer.retry_minutes, writer.is_stopping) if writer else (0.0, lambda: False)
+        return LastWrite(trainer, Manifest.open(self.run), self.stage, self.rescue, minutes, is_stopping, export)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Record the stop after a signal. After an error the message says what to do."""
@@ -174,9 +183,15 @@ class ExportArtifact(L.Callback):
         """Return the error message for an artifact that was refused: the reason and what to do."""
         return f'stage "{self.stage}" is not done, {found}; {recovery_hint(self._checkpoint_folder(trainer), trainer.global_step)}'
 
-    def _write(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, state: Mapping[str, Tensor], card_entries: Mapping[str, Any]
+    def _save(
+        self,
+        folder: Path,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        state: Mapping[str, Tensor],
+        card_entries: Mapping[str, Any],
     ) -> None:
+        """Write the artifact into a folder."""
         stage = cast(ExportableStage, pl_module)
         metrics = validation_metrics(trainer)
         card = {
@@ -188,7 +203,7 @@ class ExportArtifact(L.Callback):
             "samples": samples_seen(trainer),
             "metrics": {"protocol": "the validation clips of the index, view 0, averaged weights", "values": metrics},
         }
-        folder, states = self.run / self.stage, component_states(state, stage.components())
+        states = component_states(state, stage.components())
         save_artifact(
             folder,
             kind=stage.kind,
@@ -198,4 +213,3 @@ class ExportArtifact(L.Callback):
             train_config=self.train_config,
             files=stage.extra_files(),
         )
-        Manifest.open(self.run).finish(self.stage, folder)

@@ -1,5 +1,6 @@
 """Tell the end of a training from a stop before it, and report either in the last lines of the output."""
 
+import re
 from collections.abc import Mapping
 
 import lightning as L
@@ -33,5 +34,6 @@ def validation_metrics(trainer: L.Trainer) -> dict[str, float]:
 
 
 def render_metrics(metrics: Mapping[str, float]) -> str:
-    """Render validation figures in one line."""
-    return "last validation: " + ("  ".join(f"{name} {value:.4g}" for name, value in sorted(metrics.items())) or "none in this start")
+    """Render validation figures in one line, without those of single timesteps such as val/loss_050, which TensorBoard shows."""
+    shown = [f"{name} {value:.4g}" for name, value in sorted(metrics.items()) if not re.search(r"_\d+$", name)]
+    return "last validation: " + ("  ".join(shown) or "none in this start")
