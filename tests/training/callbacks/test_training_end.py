@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from tests.training.callbacks.test_checkpoints import Line, Numbers, kept
 from walt_pl.runs.checkpoint import Checkpoint, read_state
 from walt_pl.training.callbacks.checkpoints import Checkpoints
+from walt_pl.training.callbacks.export import ExportArtifact
 from walt_pl.training.callbacks.training_end import has_reached_end, is_out_of_time, render_metrics
 
 EPOCH = 20
@@ -78,6 +81,18 @@ def test_checkpoints_at_max_time_is_within_the_epoch_and_the_next_start_has_its_
     assert state["callbacks"]["Timer"]["time_elapsed"]["train"] > 7200
     again = train(tmp_path, resume=True, max_epochs=1, max_time=HOUR)
     assert again.global_step == EPOCH and has_reached_end(again)
+
+
+def test_export_artifact_takes_the_figures_of_the_checkpoint_where_no_step_was_left(tmp_path: Path) -> None:
+    """Such a training was killed between its last step and its artifact."""
+    train(tmp_path, max_steps=5)
+    trainer: Any = SimpleNamespace(callback_metrics={}, callbacks=[Checkpoints(str(tmp_path))], global_step=5)
+    export = ExportArtifact(tmp_path, "vae", {}, "")
+    assert export._metrics(trainer) == {"val/loss": 1.0}
+    trainer.callback_metrics = {"val/loss": torch.tensor(0.5), "train/loss": torch.tensor(2.0)}
+    assert export._metrics(trainer) == {"val/loss": 0.5}
+    trainer.callback_metrics, trainer.global_step = {}, 6
+    assert export._metrics(trainer) == {}
 
 
 def test_render_metrics_sorts_names_and_says_when_there_are_none() -> None:

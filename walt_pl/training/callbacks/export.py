@@ -146,7 +146,7 @@ class ExportArtifact(L.Callback):
             raise failure
         if trainer.is_global_zero:
             print(f'stage "{self.stage}" is done after step {trainer.global_step}; artifact: {self.run / self.stage}')
-            print(render_metrics(validation_metrics(trainer)))
+            print(render_metrics(self._metrics(trainer)))
             print(f"next: {next_command(Manifest.open(self.run, self.experiment))}", flush=True)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -164,8 +164,13 @@ class ExportArtifact(L.Callback):
         Manifest.open(self.run).stop(self.stage, stop)
         reason = " by trainer.max_time" if is_out_of_time(trainer) else ""
         print(f'stage "{self.stage}" {stop}{reason}; checkpoint: {last.path if last else "none"}')
-        print(render_metrics(validation_metrics(trainer)))
+        print(render_metrics(self._metrics(trainer)))
         print(f"next: {self.resume_command}", flush=True)
+
+    def _metrics(self, trainer: L.Trainer) -> dict[str, float]:
+        """Return the figures of the last validation, those of the checkpoint if this start has made no step."""
+        last = Checkpoint.newest(self._checkpoint_folder(trainer))
+        return validation_metrics(trainer) or (last.metrics if last and last.step == trainer.global_step else {})
 
     def _checkpoint_folder(self, trainer: L.Trainer) -> Path:
         return next((c.folder for c in trainer.callbacks if isinstance(c, Checkpoints)), self.run)  # type: ignore[attr-defined]
@@ -178,7 +183,7 @@ class ExportArtifact(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, state: Mapping[str, Tensor], card_entries: Mapping[str, Any]
     ) -> None:
         stage = cast(ExportableStage, pl_module)
-        metrics = validation_metrics(trainer)
+        metrics = self._metrics(trainer)
         card = {
             **card_entries,
             "parents": self.parents,
