@@ -20,6 +20,7 @@ USED = [
     "val: 4 of 6 videos used; left out: 2 beyond the first ones that were asked for",
     "val: 1 of 1 images used",
 ]
+END = [r'stage "(vae|base)" is done after step 2; artifact: \S+', r"last validation: val/\S+ \d\S*( .*)?", r"next: \S.*"]
 # Lightning warns when an epoch of 8 steps has fewer steps than an interval of its log.
 TWO_STEPS = [
     *["--trainer.max_steps", "2", "--model.warmup_steps", "1", "--trainer.val_check_interval", "2"],
@@ -41,18 +42,18 @@ def run(walt: Walt, painted: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_fit_log_has_the_data_and_the_progress_only(run: tuple[Path, str]) -> None:
-    assert_lines(run[1], [*USED, PROGRESS % 1, PROGRESS % 2 + r"  val/psnr_video \d\S+"])
+    assert_lines(run[1], [*USED, PROGRESS % 1, PROGRESS % 2 + r"  val/psnr_video \d\S+", *END])
 
 
 def test_fit_log_of_a_base_has_no_empty_lines_for_its_caches(walt: Walt, run: tuple[Path, str], painted: Path) -> None:
     said = walt("fit", *arguments("base", run[0], painted), *TWO_STEPS, "--data.val_videos", "4").said
-    assert_lines(said, [*USED, PROGRESS % 1, PROGRESS % 2 + r"  val/loss \d\S+"])
+    assert_lines(said, [*USED, PROGRESS % 1, PROGRESS % 2 + r"  val/loss \d\S+", *END])
 
 
 def test_fit_log_without_validation_is_as_short(walt: Walt, painted: Path, tmp_path: Path) -> None:
     precise = ["--trainer.precision", "bf16-mixed"]
     said = walt("fit", *arguments("vae", tmp_path / "run", painted), *TWO_STEPS, "--data.val_videos", "0", *precise).said
-    assert_lines(said, [*USED[:2], PROGRESS % 1, PROGRESS % 2])
+    assert_lines(said, [*USED[:2], PROGRESS % 1, PROGRESS % 2, END[0], "last validation: none in this start", END[2]])
 
 
 def test_validate_log_shows_a_real_warning_as_one_sentence(walt: Walt, run: tuple[Path, str], painted: Path) -> None:

@@ -28,8 +28,8 @@ def test_describe_rate_change_of_a_cosine_that_had_ended_has_the_rates_of_the_op
     last, first = rate("cosine", 12, 12), rate("cosine", 24, 13)
     assert float(first) > 20 * float(last)
     assert describe_rate_change(config("cosine", 12), config("cosine", 24), 12) == (
-        f"learning rate: {last} at step 12, {first} at step 13: the cosine over 12 steps had ended; the cosine over 24 steps falls to 0 from "
-        "here (--model.lr_schedule constant stays at 0.001)"
+        f"learning rate: {last} at step 12, {first} at step 13: the cosine over 12 steps had ended; the cosine over 24 steps falls to 0 "
+        "from here (--model.lr_schedule constant stays at 0.001)"
     )
 
 

@@ -95,6 +95,19 @@ def test_export_artifact_takes_the_figures_of_the_checkpoint_where_no_step_was_l
     assert export._metrics(trainer) == {}
 
 
+@pytest.mark.parametrize(("started", "when"), [(False, "before the first step"), (True, "while the artifact was written")])
+def test_export_artifact_says_what_to_type_after_ctrl_c(
+    started: bool, when: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Outside of the steps, Ctrl-C is an exception, and nothing is recorded."""
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    export = ExportArtifact(tmp_path, "vae", {}, "")
+    export._started = started
+    export.on_exception(trainer, Line(), KeyboardInterrupt())
+    assert capsys.readouterr().out == f"stopped {when}; the same command goes on from there\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_render_metrics_sorts_names_and_says_when_there_are_none() -> None:
     assert render_metrics({"val/psnr": 31.234567, "val/loss": 0.5}) == "last validation: val/loss 0.5  val/psnr 31.23"
     assert render_metrics({}) == "last validation: none in this start"

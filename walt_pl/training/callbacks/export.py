@@ -153,6 +153,9 @@ class ExportArtifact(L.Callback):
         """Record the stop after a signal. After an error the message says what to do."""
         if self._started and isinstance(exception, SystemExit):
             self._record_stop(trainer)
+        elif isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:  # while it trains, Ctrl-C is no exception
+            when = "while the artifact was written" if self._started else "before the first step"
+            print(f"stopped {when}; the same command goes on from there", flush=True)
 
     def _record_stop(self, trainer: L.Trainer) -> None:
         """Record and report a stop before the end, with the step of the newest checkpoint."""
