@@ -28,8 +28,8 @@ def test_describe_rate_change_of_a_cosine_that_had_ended_has_the_rates_of_the_op
     last, first = rate("cosine", 12, 12), rate("cosine", 24, 13)
     assert float(first) > 20 * float(last)
     assert describe_rate_change(config("cosine", 12), config("cosine", 24), 12) == (
-        f"learning rate: {last} at step 12, {first} at step 13: the cosine over 12 steps had ended, that over 24 steps falls to 0 from "
-        "here (--model.lr_schedule constant stays at 0.001)"
+        f"learning rate: {last} at step 12, {first} at step 13: the cosine over 12 steps had ended; the cosine over 24 steps falls to 0 "
+        "from here (--model.lr_schedule constant stays at 0.001)"
     )
 
 
@@ -42,7 +42,7 @@ def test_describe_rate_change_names_the_constant_that_was_chosen() -> None:
 
 def test_describe_rate_change_of_a_constant_before_a_cosine_does_not_speak_of_an_end() -> None:
     said = describe_rate_change(config("constant", 12), config("cosine", 24), 12)
-    assert said.startswith(f"learning rate: 0.001 at step 12, {rate('cosine', 24, 13)} at step 13: that over 24 steps")
+    assert said.startswith(f"learning rate: 0.001 at step 12, {rate('cosine', 24, 13)} at step 13: the cosine over 24 steps")
 
 
 @pytest.mark.parametrize("before", [config("constant", 12), {}, {"model": {"init_args": {"optimizer": {"init_args": {}}}}}])

@@ -100,6 +100,9 @@ def test_fit_command_with_larger_max_steps_equals_one_training(done: Path, paint
     assert [(row.stage, row.state, row.step) for row in status_rows(run)] == [("vae", "stopped", 8), ("base", "done", None)]
     assert chain.check_parents("base") == {"vae": old} and load(run / "vae").sha256 == old
 
+    child = fit(*arguments("base", run, painted, "--trainer.fast_dev_run", "true"))
+    assert 'stage "vae" is in training again (not finished); its artifact of before is used' in child
+
     less = fit(*command, str(N))
     assert f"is stopped at step 8; its artifact of step {N} (trainer.max_steps {N}) stays, and nothing was trained" in less
     assert load(run / "vae").sha256 == old and "To go on add --trainer.max_steps N with N above 8" in less

@@ -40,6 +40,7 @@ SILENCED = {
     r"Detected call of `lr_scheduler\.step\(\)` before": "a discriminator that starts later keeps the schedule of the training",
     r"Grad strides do not match bucket view strides": "costs a copy of a small gradient; the layout is cuDNN's choice",
     r"Setting accelerator to CPU": "of the machine, not of the training",
+    r"\s*Detected KeyboardInterrupt": "the program says what to type",
     LEAKED: "semaphores of a killed process, which the tracker removes",
 }
 """Beginnings of messages (regular expressions) that are not shown -> reason."""

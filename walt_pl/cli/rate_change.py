@@ -26,8 +26,8 @@ def describe_rate_change(before: Mapping[str, Any], now: Mapping[str, Any], step
     said = f"learning rate: {old.rate(steps - 1):.3g} at step {steps}, {new.rate(steps):.3g} at step {steps + 1}"
     if new.lr_schedule == "constant":
         return f"{said} and from there on (constant; --model.optimizer.lr sets another)"
-    ended = f"the cosine over {old.max_steps} steps had ended, " if old.lr_schedule == "cosine" and steps >= old.max_steps else ""
-    return f"{said}: {ended}that over {new.max_steps} steps falls to 0 from here (--model.lr_schedule constant stays at {new.lr:.3g})"
+    ended = f"the cosine over {old.max_steps} steps had ended; " if old.lr_schedule == "cosine" and steps >= old.max_steps else ""
+    return f"{said}: {ended}the cosine over {new.max_steps} steps falls to 0 from here (--model.lr_schedule constant stays at {new.lr:.3g})"
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from tests.training.callbacks.test_checkpoints import Line, Numbers, kept
 from walt_pl.runs.checkpoint import Checkpoint, read_state
 from walt_pl.training.callbacks.checkpoints import Checkpoints
+from walt_pl.training.callbacks.export import ExportArtifact
 from walt_pl.training.callbacks.training_end import has_reached_end, is_out_of_time, render_metrics
 
 EPOCH = 20
@@ -78,6 +81,31 @@ def test_checkpoints_at_max_time_is_within_the_epoch_and_the_next_start_has_its_
     assert state["callbacks"]["Timer"]["time_elapsed"]["train"] > 7200
     again = train(tmp_path, resume=True, max_epochs=1, max_time=HOUR)
     assert again.global_step == EPOCH and has_reached_end(again)
+
+
+def test_export_artifact_takes_the_figures_of_the_checkpoint_where_no_step_was_left(tmp_path: Path) -> None:
+    """Such a training was killed between its last step and its artifact."""
+    train(tmp_path, max_steps=5)
+    trainer: Any = SimpleNamespace(callback_metrics={}, callbacks=[Checkpoints(str(tmp_path))], global_step=5)
+    export = ExportArtifact(tmp_path, "vae", {}, "")
+    assert export._metrics(trainer) == {"val/loss": 1.0}
+    trainer.callback_metrics = {"val/loss": torch.tensor(0.5), "train/loss": torch.tensor(2.0)}
+    assert export._metrics(trainer) == {"val/loss": 0.5}
+    trainer.callback_metrics, trainer.global_step = {}, 6
+    assert export._metrics(trainer) == {}
+
+
+@pytest.mark.parametrize(("started", "when"), [(False, "before the first step"), (True, "while the artifact was written")])
+def test_export_artifact_says_what_to_type_after_ctrl_c(
+    started: bool, when: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Outside of the steps, Ctrl-C is an exception, and nothing is recorded."""
+    trainer: Any = SimpleNamespace(is_global_zero=True)
+    export = ExportArtifact(tmp_path, "vae", {}, "")
+    export._started = started
+    export.on_exception(trainer, Line(), KeyboardInterrupt())
+    assert capsys.readouterr().out == f"stopped {when}; the same command goes on from there\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_render_metrics_sorts_names_leaves_out_single_timesteps_and_says_when_there_are_none() -> None:

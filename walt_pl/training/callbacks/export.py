@@ -147,7 +147,7 @@ class ExportArtifact(L.Callback):
             raise NonFiniteError(self._describe_refusal(trainer, str(failure))) if refused else failure
         if trainer.is_global_zero:
             print(f'stage "{self.stage}" is done after step {trainer.global_step}; artifact: {folder}')
-            print(render_metrics(validation_metrics(trainer)))
+            print(render_metrics(self._metrics(trainer)))
             print(f"next: {next_command(Manifest.open(self.run, self.experiment))}", flush=True)
 
     def _last_write(self, trainer: L.Trainer) -> LastWrite:
@@ -162,6 +162,9 @@ class ExportArtifact(L.Callback):
         """Record the stop after a signal. After an error the message says what to do."""
         if self._started and isinstance(exception, SystemExit):
             self._record_stop(trainer)
+        elif isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:  # while it trains, Ctrl-C is no exception
+            when = "while the artifact was written" if self._started else "before the first step"
+            print(f"stopped {when}; the same command goes on from there", flush=True)
 
     def _record_stop(self, trainer: L.Trainer) -> None:
         """Record and report a stop before the end, with the step of the newest checkpoint."""
@@ -173,8 +176,13 @@ class ExportArtifact(L.Callback):
         Manifest.open(self.run).stop(self.stage, stop)
         reason = " by trainer.max_time" if is_out_of_time(trainer) else ""
         print(f'stage "{self.stage}" {stop}{reason}; checkpoint: {last.path if last else "none"}')
-        print(render_metrics(validation_metrics(trainer)))
+        print(render_metrics(self._metrics(trainer)))
         print(f"next: {self.resume_command}", flush=True)
+
+    def _metrics(self, trainer: L.Trainer) -> dict[str, float]:
+        """Return the figures of the last validation, those of the checkpoint if this start has made no step."""
+        last = Checkpoint.newest(self._checkpoint_folder(trainer))
+        return validation_metrics(trainer) or (last.metrics if last and last.step == trainer.global_step else {})
 
     def _checkpoint_folder(self, trainer: L.Trainer) -> Path:
         return next((c.folder for c in trainer.callbacks if isinstance(c, Checkpoints)), self.run)  # type: ignore[attr-defined]
@@ -193,7 +201,7 @@ class ExportArtifact(L.Callback):
     ) -> None:
         """Write the artifact into a folder."""
         stage = cast(ExportableStage, pl_module)
-        metrics = validation_metrics(trainer)
+        metrics = self._metrics(trainer)
         card = {
             **card_entries,
             "parents": self.parents,
