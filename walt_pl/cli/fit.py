@@ -6,6 +6,7 @@ Both commands are LightningCLI's; ``plan`` and ``cache`` read the same keys. Thi
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 import lightning as L
@@ -19,8 +20,11 @@ from stages.finetuning import init_from
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
+from walt_pl.cli.null_values import ClassParser
+from walt_pl.cli.parse_errors import CommandLine, check_nulls, check_top_keys, explain
 from walt_pl.cli.renamed_keys import check_renamed
 from walt_pl.cli.resume_command import resume_command
+from walt_pl.cli.trainer_checks import check_trainer
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import STATE, Checkpoint
 from walt_pl.runs.manifest import Manifest
@@ -56,8 +60,15 @@ DEFAULTS: dict[str, Any] = {
 BEST = {"vae": ("val/psnr_video", "max"), "base": ("val/loss", "min"), "super_resolution": ("val/loss", "min")}
 
 
+class WaltParser(ClassParser, LightningArgumentParser):
+    """LightningCLI's parser, with what ClassParser adds."""
+
+
 class WaltCLI(LightningCLI):
     """LightningCLI with runs: it finds the folders of a stage, its parents and its checkpoints."""
+
+    command = "fit"
+    """Name of the command in messages, for a command that is none of LightningCLI's."""
 
     def __init__(self, words: Sequence[str], run: bool = True) -> None:
         self._words = list(words)
@@ -65,7 +76,8 @@ class WaltCLI(LightningCLI):
         for word, found in zip(typed, words, strict=True):
             if word != found:
                 _say(f"config {found}: installed with the program; there is no {word} here", sys.stderr)
-        check_renamed(words, configs_of(words))
+        self._configs = configs_of(words)
+        check_renamed(words, self._configs)
         kwargs = {"default_config_files": extended_by_first_config(words), "exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             L.LightningModule,
@@ -74,6 +86,7 @@ class WaltCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_callback=None,
+            parser_class=WaltParser,
             parser_kwargs={**dict.fromkeys(self.subcommands(), kwargs), "exit_on_error": False, "allow_abbrev": False} if run else kwargs,
             run=run,
             args=list(words),
@@ -81,10 +94,15 @@ class WaltCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # Lightning's own warns of words that the process has as well.
+        line = CommandLine(self.command, parser, args, self._configs)
+        if hasattr(self, "_subcommand_parsers"):
+            line = CommandLine(args[0], self._subcommand_parsers[args[0]], args[1:], self._configs)
+        check_top_keys(line)
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(explain(error, line)) from error
+        check_nulls(line)
 
     # ---- Arguments --------------------------------------------------------------------------------------------------
 
@@ -119,10 +137,16 @@ class WaltCLI(LightningCLI):
         options = self.options
         self._name()
         check_precision(options.trainer)
+        check_trainer(options.trainer)
         self.parents: dict[str, str] = {}
         if self.subcommand == "fit":
             self._check_parents()
         self.work = self.run_dir / "training" / self.stage
+        if options.trainer.fast_dev_run:
+            self._trial = TemporaryDirectory(prefix="walt-trial-")  # removed with this object
+            self.work = Path(self._trial.name)
+            options.from_scratch = True
+            options.model.init_args.lr_schedule = "constant"  # a cosine of so few steps would end before its warm-up
         options.trainer.default_root_dir = str(self.work)
         options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.work / "checkpoints")
         if options.checkpoint.monitor is None:
@@ -251,6 +275,10 @@ class WaltCLI(LightningCLI):
             return
         init_from(self.model.components(), load(self.options.init))
 
+    def after_fit(self) -> None:
+        if self.options.trainer.fast_dev_run:
+            _say(f"fast_dev_run: batches of training and validation ran; nothing was written, and stage {self.stage} is as it was")
+
     # ---- Parts of the trainer -----------------------------------------------------------------------------------------
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -263,7 +291,7 @@ class WaltCLI(LightningCLI):
         if not sys.stdout.isatty():
             kwargs["enable_progress_bar"] = False
             extra.append(TextProgress())
-        if self.subcommand == "fit":
+        if self.subcommand == "fit" and not trainer_options.fast_dev_run:
             config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
             extra.append(ProgressFile(self.work, Path(self.options.checkpoint.dirpath)))
             extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed), SaveConfig(config)]
