@@ -321,5 +321,6 @@ def test_extended_files_runs_no_code_of_a_configuration(bomb: Bomb, tmp_path: Pa
 
     file = tmp_path / "vae.yaml"
     file.write_text(f"extends: !!python/object/apply:os.mkdir ['{bomb.mark}']")
-    extended_files(file)
+    with pytest.raises(ValueError, match="no YAML"):
+        extended_files(file)
     assert not bomb.mark.exists()

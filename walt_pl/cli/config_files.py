@@ -5,10 +5,8 @@ import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from walt_pl.cli.config_syntax import read_config
 from walt_pl.runs.experiment_files import find_experiment
 from walt_pl.runs.stage_names import NAMES, ManifestError, in_order, kind_of
 
@@ -38,7 +36,7 @@ def extended_by_first_config(arguments: Sequence[str]) -> list[str]:
     if not configs:
         return []
     first = configs[0]
-    if first.is_file() and not stage and not any("stage" in read_plain(config) for config in configs):
+    if first.is_file() and not stage and not any("stage" in read_config(config) for config in configs):
         try:
             kind_of(first.stem)
         except ManifestError as error:
@@ -57,11 +55,23 @@ def configs_of(arguments: Sequence[str]) -> list[Path]:
 
 def _parse_typed(arguments: Sequence[str]) -> tuple[list[Path], str | None]:
     """Return the values of --config and of --stage."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument(*CONFIG_FLAGS, action="append", default=[], type=Path)
     parser.add_argument("--stage")
-    typed = parser.parse_known_args(arguments)[0]
+    typed = parse_known(parser, arguments)
     return typed.config, typed.stage
+
+
+def parse_known(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options that a parser knows. The parser is made with `exit_on_error=False`, which avoids its usage text.
+
+    Raises:
+        ValueError: an option has no value.
+    """
+    try:
+        return parser.parse_known_args(arguments)[0]
+    except argparse.ArgumentError as error:
+        raise ValueError(f"{(error.argument_name or '').split('/')[-1]} needs a value ({error.message})") from error
 
 
 def stages_of(experiment: Path) -> list[str]:
@@ -69,23 +79,17 @@ def stages_of(experiment: Path) -> list[str]:
     return in_order([path.stem for path in experiment.glob("*.yaml") if re.fullmatch(r"vae|base|sr\d+", path.stem)])
 
 
-def read_plain(config: Path) -> dict[str, Any]:
-    """Return the content of a config file. A file that cannot be read gives {}; the parser then reports its error."""
-    try:
-        plain = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
-        return {}
-    return plain if isinstance(plain, dict) else {}
-
-
 def extended_files(config: Path) -> list[Path]:
     """Return the files that a config extends, the lowest first: those in its key ``extends``, and those that they extend.
 
     Raises:
-        ValueError: one of them does not exist.
+        ValueError: one of them does not exist, or a file is no YAML.
     """
     files: list[Path] = []
-    for name in read_plain(config).get("extends") or []:
+    names = read_config(config).get("extends") or []
+    if not isinstance(names, list):
+        raise ValueError(f"{config}: extends: found {names}, wanted a list of files: extends: [{names}]")
+    for name in names:
         below = find_experiment(config.parent / str(name))
         if not below.is_file():
             raise ValueError(f"{config}: extends names {name}, but there is no {below}; paths are relative to the file that names them")

@@ -10,6 +10,8 @@ from walt_pl.cli.fit import WaltCLI
 class _Data(WaltCLI):
     """LightningCLI that builds only the data module of a config."""
 
+    command = "index"
+
     def __init__(self, words: Sequence[str]) -> None:
         super().__init__(words, run=False)
 

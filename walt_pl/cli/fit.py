@@ -6,6 +6,7 @@ Both commands are LightningCLI's; ``plan`` and ``cache`` read the same keys. Thi
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 import lightning as L
@@ -19,10 +20,13 @@ from stages.finetuning import init_from
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
+from walt_pl.cli.null_values import ClassParser
+from walt_pl.cli.parse_errors import CommandLine, check_nulls, check_top_keys, explain
 from walt_pl.cli.rate_change import describe_rate_change
 from walt_pl.cli.renamed_keys import check_renamed
 from walt_pl.cli.resume_command import resume_command
 from walt_pl.cli.train_longer import START_OVER, FinishedTraining, Limits, is_past
+from walt_pl.cli.trainer_checks import check_trainer
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import STATE, Checkpoint
 from walt_pl.runs.manifest import Manifest
@@ -56,9 +60,15 @@ DEFAULTS: dict[str, Any] = {
 BEST = {"vae": ("val/psnr_video", "max"), "base": ("val/loss", "min"), "super_resolution": ("val/loss", "min")}
 
 
+class WaltParser(ClassParser, LightningArgumentParser):
+    """LightningCLI's parser, with what ClassParser adds."""
+
+
 class WaltCLI(LightningCLI):
     """LightningCLI with runs: it finds the folders of a stage, its parents and its checkpoints."""
 
+    command = "fit"
+    """Name of the command in messages, for a command that is none of LightningCLI's."""
     RESTORING = "going on from"
     """Beginning of the line that names the checkpoint in use."""
 
@@ -68,7 +78,8 @@ class WaltCLI(LightningCLI):
         for word, found in zip(typed, words, strict=True):
             if word != found:
                 _say(f"config {found}: installed with the program; there is no {word} here", sys.stderr)
-        check_renamed(words, configs_of(words))
+        self._configs = configs_of(words)
+        check_renamed(words, self._configs)
         kwargs = {"default_config_files": extended_by_first_config(words), "exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             L.LightningModule,
@@ -77,6 +88,7 @@ class WaltCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_callback=None,
+            parser_class=WaltParser,
             parser_kwargs={**dict.fromkeys(self.subcommands(), kwargs), "exit_on_error": False, "allow_abbrev": False} if run else kwargs,
             run=run,
             args=list(words),
@@ -84,10 +96,15 @@ class WaltCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # Lightning's own warns of words that the process has as well.
+        line = CommandLine(self.command, parser, args, self._configs)
+        if hasattr(self, "_subcommand_parsers"):
+            line = CommandLine(args[0], self._subcommand_parsers[args[0]], args[1:], self._configs)
+        check_top_keys(line)
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(explain(error, line)) from error
+        check_nulls(line)
 
     # ---- Arguments --------------------------------------------------------------------------------------------------
 
@@ -125,10 +142,16 @@ class WaltCLI(LightningCLI):
         options = self.options
         self._name()
         check_precision(options.trainer)
+        check_trainer(options.trainer)
         self.parents: dict[str, str] = {}
         if self.subcommand == "fit":
             self._check_parents()
         self.work = self.run_dir / "training" / self.stage
+        self.is_trial = self.subcommand == "fit" and bool(options.trainer.fast_dev_run)
+        if self.is_trial:
+            self._trial = TemporaryDirectory(prefix="walt-trial-")  # removed with this object
+            self.work = Path(self._trial.name)
+            options.model.init_args.lr_schedule = "constant"  # a cosine of so few steps would end before its warm-up
         options.trainer.default_root_dir = str(self.work)
         options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.work / "checkpoints")
         if options.checkpoint.monitor is None:
@@ -139,10 +162,7 @@ class WaltCLI(LightningCLI):
         if options.trainer.precision is None:
             options.trainer.precision = "bf16-mixed" if compute_dtype(_device()) is torch.bfloat16 else "32-true"
             _say(f"precision {options.trainer.precision}: what this machine is fastest at")
-        self.is_trial = self.subcommand == "fit" and bool(options.trainer.fast_dev_run)
-        if self.is_trial:
-            options.model.init_args.warmup_steps = 0  # Lightning sets max_steps, and a cosine must end after its warm-up
-        elif self.subcommand == "fit":
+        if self.subcommand == "fit" and not self.is_trial:
             self._begin(self.manifest)
         if self.subcommand is not None:
             self._find_checkpoint()

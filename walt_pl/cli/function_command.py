@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentError, ArgumentParser, auto_parser
 
+from walt_pl.cli.parse_errors import CommandLine, explain
+
 
 def call(function: Callable[..., None], words: Sequence[str]) -> None:
     """Call a function with the options of a command line.
@@ -21,7 +23,7 @@ def call(function: Callable[..., None], words: Sequence[str]) -> None:
     try:
         options = parser.parse_args(_expand(words, function))
     except ArgumentError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(explain(error, CommandLine(function.__name__, parser, words))) from error
     # auto_cli is not used: it would consume a command's own --config.
     function(**{name: options[name] for name in inspect.signature(function).parameters})
 

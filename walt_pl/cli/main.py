@@ -112,4 +112,5 @@ def _missing_extra(error: ImportError) -> str | None:
 
 def _is_mendable(error: Exception) -> bool:
     """Return whether an error is about what the user typed or what lies on disk, not about the code."""
-    return isinstance(error, ValueError | OSError) or type(error).__module__.startswith("walt_pl.")
+    library = type(error).__name__ == "MisconfigurationException"  # of Lightning, which is not imported here
+    return isinstance(error, ValueError | OSError) or library or type(error).__module__.startswith("walt_pl.")

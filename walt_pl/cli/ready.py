@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_pl.cli.config_files import extended_files, read_plain
+from walt_pl.cli.config_files import extended_files, parse_known
+from walt_pl.cli.config_syntax import read_config
 from walt_pl.runs.manifest import RUNS, Manifest
 from walt_pl.runs.stage_names import parents_of
 
@@ -23,7 +24,7 @@ def ready(words: Sequence[str]) -> None:
     """
     typed = _parse(words)
     configs = [Path(name) for name in typed.config]
-    plain = [read_plain(path) for config in configs for path in (*extended_files(config), config)]
+    plain = [read_config(path) for config in configs for path in (*extended_files(config), config)]
     stage = typed.stage or _last(plain, "stage") or (configs[0].stem if configs else None)
     run = typed.run or _last(plain, "run") or (RUNS / configs[0].resolve().parent.name if configs else None)
     if stage is None or run is None:
@@ -36,14 +37,14 @@ def ready(words: Sequence[str]) -> None:
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
     about = "Check that the stages that a stage is trained from are finished. All other options of fit are ignored."
-    parser = argparse.ArgumentParser("walt ready", description=about, allow_abbrev=False)
+    parser = argparse.ArgumentParser("walt ready", description=about, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config", action="append", default=[], help="file of the stage, experiments/EXP/STAGE.yaml")
     parser.add_argument("--run", help="folder of the run; runs/EXP when not given")
     parser.add_argument("--stage", help="name of the stage; the name of the first config when not given")
     parser.add_argument("--allow_stale", nargs="?", const="true", help="true accepts parents that are stale")
     for parent in ("vae", "base"):
         parser.add_argument(f"--model.{parent}", f"--model.init_args.{parent}", dest=parent, help="is checked by fit")
-    return parser.parse_known_args(words)[0]
+    return parse_known(parser, words)
 
 
 def _last(plain: Sequence[dict[str, Any]], key: str) -> Any:

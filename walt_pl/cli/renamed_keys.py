@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_pl.cli.config_files import read_plain
+from walt_pl.cli.config_syntax import read_config
 
 RENAMED = {
     "over": "extends",
@@ -69,7 +69,7 @@ def check_renamed(arguments: Sequence[str], configs: Sequence[Path]) -> None:
     typed = [
         (word[2:].partition("=")[0].replace(".init_args", ""), f"--{word[2:].partition('=')[0]}") for word in arguments if word[:2] == "--"
     ]
-    found = [*typed, *((key, f"{config}: {key}") for config in configs for key in _keys(read_plain(config)))]
+    found = [*typed, *((key, f"{config}: {key}") for config in configs for key in _keys(read_config(config)))]
     for key, where in found:
         if key in RENAMED:
             raise ValueError(f"{where} has another name now: {RENAMED[key]} (all renamed keys: CHANGELOG.md)")
