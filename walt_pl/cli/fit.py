@@ -30,6 +30,7 @@ from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.callbacks.export import ExportArtifact
 from walt_pl.training.callbacks.hyperparameters import Hyperparameters
 from walt_pl.training.callbacks.previews import Previews
+from walt_pl.training.callbacks.progress_bar import ProgressBar
 from walt_pl.training.callbacks.progress_file import ProgressFile
 from walt_pl.training.callbacks.reseed import Reseed
 from walt_pl.training.callbacks.save_config import SaveConfig
@@ -263,12 +264,13 @@ class WaltCLI(LightningCLI):
         trainer_options = self.options.trainer
         if trainer_options.logger in (None, True):
             kwargs["logger"] = ResilientTensorBoardLogger(str(self.work), name="logs")
-        # On a terminal the Trainer uses its own rich progress bar.
         first: list[L.Callback] = []
         extra: list[L.Callback] = []
-        if not sys.stdout.isatty():
-            kwargs["enable_progress_bar"] = False
+        if sys.stdout.isatty() and trainer_options.enable_progress_bar is not False:
+            first.append(ProgressBar())  # it ends before any other callback prints its last lines
+        else:
             extra.append(TextProgress())
+        kwargs["enable_progress_bar"] = False  # Lightning's has a bar for each epoch
         if self.subcommand == "fit":
             config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
             extra.append(ProgressFile(self.work, Path(self.options.checkpoint.dirpath)))
