@@ -273,7 +273,7 @@ class WaltCLI(LightningCLI):
         kwargs["enable_progress_bar"] = False  # Lightning's has a bar for each epoch
         if self.subcommand == "fit":
             config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
-            extra.append(ProgressFile(self.work, Path(self.options.checkpoint.dirpath)))
+            extra.append(ProgressFile(self.work, Path(self.options.checkpoint.dirpath), resume_command(self._words)))
             extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed), SaveConfig(config)]
             # It runs first: another callback must not start something that it refuses.
             again = resume_command(self._words)
