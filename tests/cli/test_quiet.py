@@ -12,6 +12,7 @@ import pytest
 from tests.helpers.environment import ROOT, Walt
 from tests.helpers.training import arguments
 from walt_pl.cli.quiet import silence_libraries
+from walt_pl.runs.progress import TrainingProgress
 
 PROGRESS = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  step %d/2  \d+\.\d\d s a step  \d:\d\d:\d\d left  train/loss \d\S+"
 USED = [
@@ -91,6 +92,7 @@ def test_warning_has_its_text_and_no_line_of_code(capsys: pytest.CaptureFixture[
 LEAK = """
 import multiprocessing, os, sys
 from walt_pl.cli.quiet import silence_libraries
+from walt_pl.runs.progress import TrainingProgress
 if sys.argv[1] == "quiet":
     silence_libraries()
 assert not {"torch", "lightning", "numpy"} & set(sys.modules)
@@ -106,3 +108,10 @@ def test_quiet_process_leaves_no_word_of_leaked_semaphores(how: str, shown: bool
     done = subprocess.run([sys.executable, "-c", LEAK, how], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert ("leaked semaphore" in done.stderr) == shown, done.stderr
     assert shown or done.stderr == ""
+
+
+def test_fit_command_leaves_its_progress_for_status(run: tuple[Path, str]) -> None:
+    progress = TrainingProgress.read(run[0] / "training" / "vae")
+    assert progress is not None and (progress.step, progress.total) == (1, 2) and progress.steps_per_second > 0
+    assert progress.command.startswith("python -m walt_pl fit --config ") and "--data.val_videos 4" in progress.command
+    assert Path(progress.checkpoints) == run[0] / "training" / "vae" / "checkpoints"

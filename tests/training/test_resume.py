@@ -270,7 +270,7 @@ def test_fit_command_skips_an_incomplete_checkpoint_and_from_scratch_starts_over
 
 def test_fit_command_shows_a_progress_bar_in_a_terminal_only(painted: Path, tmp_path: Path) -> None:
     command = arguments("vae", tmp_path / "run", painted, "--trainer.max_steps", "3", "--data.val_videos", "0")
-    assert "Epoch 0" not in fit(*command, "--from_scratch", "true")
+    assert "━" not in fit(*command, "--from_scratch", "true")
     master, slave = pty.openpty()
     shown = bytearray()
 
@@ -284,4 +284,4 @@ def test_fit_command_shows_a_progress_bar_in_a_terminal_only(painted: Path, tmp_
     code = start("fit", *command, "--from_scratch", "true", terminal=os.ttyname(slave)).wait()
     os.close(slave)
     reader.join(10)
-    assert code == 0 and b"Epoch 0" in shown and b"step 1/3" not in shown
+    assert code == 0 and "━".encode() in shown and b" s a step" not in shown

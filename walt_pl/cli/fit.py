@@ -36,6 +36,7 @@ from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.callbacks.export import ExportArtifact
 from walt_pl.training.callbacks.hyperparameters import Hyperparameters
 from walt_pl.training.callbacks.previews import Previews
+from walt_pl.training.callbacks.progress_bar import ProgressBar
 from walt_pl.training.callbacks.progress_file import ProgressFile
 from walt_pl.training.callbacks.reseed import Reseed
 from walt_pl.training.callbacks.save_config import SaveConfig
@@ -339,18 +340,19 @@ class WaltCLI(LightningCLI):
         trainer_options = self.options.trainer
         if trainer_options.logger in (None, True):
             kwargs["logger"] = ResilientTensorBoardLogger(str(self.work), name="logs")
-        # On a terminal the Trainer uses its own rich progress bar.
         first: list[L.Callback] = []
         extra: list[L.Callback] = []
-        if not sys.stdout.isatty():
-            kwargs["enable_progress_bar"] = False
+        if sys.stdout.isatty() and trainer_options.enable_progress_bar is not False:
+            first.append(ProgressBar())  # it ends before any other callback prints its last lines
+        else:
             extra.append(TextProgress())
+        kwargs["enable_progress_bar"] = False  # Lightning's has a bar for each epoch
         if self.subcommand == "fit" and not self.is_trial:
             config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
-            extra.append(ProgressFile(self.work, Path(self.options.checkpoint.dirpath)))
+            again = resume_command(self._words)
+            extra.append(ProgressFile(self.work, Path(self.options.checkpoint.dirpath), again))
             extra.append(SaveConfig(config))
             # It runs first: another callback must not start something that it refuses.
-            again = resume_command(self._words)
             rescue = Path(self.options.rescue) if self.options.rescue else None
             first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config, again, self.manifest.experiment, rescue))
         if self.subcommand == "fit":

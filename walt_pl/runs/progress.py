@@ -32,6 +32,8 @@ class TrainingProgress:
     """Mean since this start of the training, validation included."""
     checkpoints: str
     """Folder of the checkpoints, absolute. Another one than that of the run can be chosen with --checkpoint.dirpath."""
+    command: str = ""
+    """Command that goes on with this training after a stop, with all options that were typed; empty if it is not known."""
     time: str = dataclasses.field(default_factory=now)
     """Time of this record, UTC."""
 

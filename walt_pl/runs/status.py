@@ -83,7 +83,7 @@ def _row(manifest: Manifest, name: str, found: Mapping[str, StageRecord]) -> Sta
     else:
         state: State = "missing" if done is None else "stale" if stale_reason(name, found) else "done"
         row = StatusRow(name, record.kind, state, time=done.finished if done else None)
-    command = "" if row.state in ("done", "running") else _command(manifest, name)
+    command = "" if row.state in ("done", "running") else row.command or _command(manifest, name)
     sha256, parents = (done.sha256, done.parents) if done else (None, {})
     return replace(row, command=command, sha256=sha256, parents=parents)
 
@@ -93,10 +93,11 @@ def _training_row(record: StageRecord, training: TrainingRecord, folder: Path) -
     holder, stop = training.holder, training.stop
     progress, saved = _progress(folder)
     total = stop.max_steps if stop else progress.total if progress else None
-    row = StatusRow(record.name, record.kind, "stopped", step=saved, total=total, time=holder.time)
+    fresh = progress if progress and progress.time >= holder.time else None  # else it is of an earlier start
+    command = fresh.command if fresh else ""
+    row = StatusRow(record.name, record.kind, "stopped", command, step=saved, total=total, time=holder.time)
     if stop is not None:
         return row
-    fresh = progress if progress and progress.time >= holder.time else None  # else it is of an earlier start
     alive = holder.alive()
     if alive is False or (alive is None and seconds_since(fresh.time if fresh else holder.time) > SILENCE):
         return row

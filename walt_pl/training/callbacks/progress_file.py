@@ -16,12 +16,14 @@ class ProgressFile(L.Callback):
     Args:
         folder: folder of the training; the file is progress.json in it.
         checkpoints: folder of the checkpoints, which is noted in the file.
+        command: command that goes on after a stop, which is noted in the file.
         seconds: least number of seconds between two writes.
     """
 
-    def __init__(self, folder: Path, checkpoints: Path, seconds: float = 10.0) -> None:
+    def __init__(self, folder: Path, checkpoints: Path, command: str = "", seconds: float = 10.0) -> None:
         self.folder = folder
         self.checkpoints = checkpoints
+        self.command = command
         self.seconds = seconds
         self._began = 0.0
         self._written = float("-inf")
@@ -41,4 +43,4 @@ class ProgressFile(L.Callback):
         speed = (step - self._first) / max(now - self._began, 1e-9)
         # On a full disk `status` shows an older step. Checkpoints warn of the disk.
         with contextlib.suppress(OSError):
-            TrainingProgress(step, total, speed, str(self.checkpoints.resolve())).write(self.folder)
+            TrainingProgress(step, total, speed, str(self.checkpoints.resolve()), self.command).write(self.folder)

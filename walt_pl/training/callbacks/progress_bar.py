@@ -1,0 +1,93 @@
+"""Show one progress bar over all steps of a training, on a terminal."""
+
+import time
+from datetime import timedelta
+from typing import Any
+
+import lightning as L
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from walt_pl.runs.progress import TrainingProgress
+
+SECONDS = 0.25
+"""Least time between two updates. Reading a loss waits for the GPU."""
+
+
+class ProgressBar(L.Callback):
+    """Show step, total, time left and losses in one bar. A validation has a second bar, which is removed at its end.
+
+    Args:
+        console: console to draw on; that of standard output when None.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console
+        self._progress: Progress | None = None
+        self._training: TaskID | None = None
+        self._validation: TaskID | None = None
+        self._began = self._updated = 0.0
+        self._first = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # The bar comes with the first step: until then other callbacks may refuse the start.
+        self._began = time.monotonic()
+        self._updated = float("-inf")
+        self._first = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        now, step = time.monotonic(), trainer.global_step
+        if trainer.is_global_zero and (now - self._updated >= SECONDS or step == trainer.max_steps):
+            self._updated = now
+            self._show_training(trainer)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            batches = sum(trainer.num_val_batches)
+            total = batches if batches < float("inf") else None
+            self._validation = self._start().add_task("validation", total=total, count="validation", values="")
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if self._progress is not None and self._validation is not None:
+            self._progress.advance(self._validation)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._progress is not None and self._validation is not None:
+            self._progress.remove_task(self._validation)
+            self._validation = None
+        if self._training is None:
+            self._stop()  # of the command `validate`, which prints a table
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._training is not None:
+            self._show_training(trainer)  # with the figures of the last validation
+        self._stop()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _start(self) -> Progress:
+        """Return the bars, which are drawn from now on."""
+        if self._progress is None:
+            console = self.console or Console(markup=False, highlight=False, emoji=False)
+            columns = (TextColumn("{task.fields[count]}", markup=False), BarColumn(20), TextColumn("{task.fields[values]}", markup=False))
+            self._progress = Progress(*columns, console=console, refresh_per_second=4)
+            self._progress.start()
+        return self._progress
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress = self._training = self._validation = None
+
+    def _show_training(self, trainer: L.Trainer) -> None:
+        step, total = trainer.global_step, trainer.max_steps if trainer.max_steps > 0 else None
+        speed = (step - self._first) / max(time.monotonic() - self._began, 1e-9)
+        left = TrainingProgress(step, total, speed, "").seconds_left
+        figures = [f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num"]
+        values = "  ".join([*([] if left is None else [f"{timedelta(seconds=round(left))} left"]), *figures])
+        progress, count = self._start(), f"step {step}" + ("" if total is None else f"/{total}")
+        if self._training is None:
+            self._training = progress.add_task("training", total=total, completed=step, count=count, values=values)
+        else:
+            progress.update(self._training, completed=step, count=count, values=values)
