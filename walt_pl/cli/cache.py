@@ -18,6 +18,8 @@ from walt_pl.cli.fit import WaltCLI
 class CacheCLI(WaltCLI):
     """LightningCLI that computes the latents and text features of the configured stage."""
 
+    command = "cache"
+
     def __init__(self, words: Sequence[str]) -> None:
         super().__init__(words, run=False)
 

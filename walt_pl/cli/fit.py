@@ -19,6 +19,7 @@ from stages.finetuning import init_from
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
+from walt_pl.cli.fit_help import render_help, without_help
 from walt_pl.cli.renamed_keys import check_renamed
 from walt_pl.cli.resume_command import resume_command
 from walt_pl.runs.artifact import load
@@ -56,8 +57,21 @@ DEFAULTS: dict[str, Any] = {
 BEST = {"vae": ("val/psnr_video", "max"), "base": ("val/loss", "min"), "super_resolution": ("val/loss", "min")}
 
 
+class WaltParser(LightningArgumentParser):
+    """LightningCLI's parser, which refuses abbreviated keys.
+
+    jsonargparse makes a parser of this class for every class that a config names, and gives that one no `allow_abbrev`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+
 class WaltCLI(LightningCLI):
     """LightningCLI with runs: it finds the folders of a stage, its parents and its checkpoints."""
+
+    command = "fit"
+    """Name of the command in messages, for a command that is none of LightningCLI's."""
 
     def __init__(self, words: Sequence[str], run: bool = True) -> None:
         self._words = list(words)
@@ -66,7 +80,7 @@ class WaltCLI(LightningCLI):
             if word != found:
                 _say(f"config {found}: installed with the program; there is no {word} here", sys.stderr)
         check_renamed(words, configs_of(words))
-        kwargs = {"default_config_files": extended_by_first_config(words), "exit_on_error": False, "allow_abbrev": False}
+        kwargs = {"default_config_files": extended_by_first_config(words), "exit_on_error": False}
         super().__init__(
             L.LightningModule,
             JointData,
@@ -74,17 +88,33 @@ class WaltCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_callback=None,
-            parser_kwargs={**dict.fromkeys(self.subcommands(), kwargs), "exit_on_error": False, "allow_abbrev": False} if run else kwargs,
+            parser_class=WaltParser,
+            parser_kwargs={**dict.fromkeys(self.subcommands(), kwargs), "exit_on_error": False} if run else kwargs,
             run=run,
             args=list(words),
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        words = without_help(args)
+        if len(words) < len(args):
+            self._print_help(parser, words)
+            raise SystemExit(0)
         # Lightning's own warns of words that the process has as well.
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise ValueError(str(error)) from error
+
+    def _print_help(self, parser: LightningArgumentParser, words: list[str]) -> None:
+        """Print the help of the command, with the values of the configs if there are some."""
+        options = None
+        if configs_of(words):  # without a config, required keys would be missing
+            self.parse_arguments(parser, words)
+            options = self.config.get(words[0], self.config)
+        if hasattr(self, "_subcommand_parsers"):
+            print(render_help(words[0], self._subcommand_parsers[words[0]], words, options))
+        else:
+            print(render_help(self.command, parser, words, options))
 
     # ---- Arguments --------------------------------------------------------------------------------------------------
 

@@ -64,6 +64,8 @@ def _numel(modules: Iterable[nn.Module | None]) -> int:
 class PlanCLI(WaltCLI):
     """LightningCLI that builds the configured stage on the meta device."""
 
+    command = "plan"
+
     def __init__(self, words: Sequence[str]) -> None:
         super().__init__(words, run=False)
 
