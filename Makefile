@@ -34,7 +34,7 @@ INDEX_shapes := data/shapes/index.parquet
 INDEX_clips := data/clips/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-clips demo test test-fast test-slow soak mutants check plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate ablate status verify tensorboard clean
+.PHONY: help setup data data-clips demo test test-fast test-slow soak mutants check configuration plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate ablate status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -83,6 +83,9 @@ data-clips: setup ## fetch four real videos with pip (12 MB), and index their tr
 
 data/clips/index.parquet:
 	@$(MAKE) --no-print-directory data-clips
+
+configuration: setup ## write docs/CONFIGURATION.md from the docstrings
+	@$(PYTHON) -m walt_pl.cli.configuration_page
 
 plan: setup ## what training STAGE of EXP costs: parameters, FLOPs, memory; needs no data and no GPU
 	@$(WALT) plan --config $(call CONFIG,$(or $(STAGE),$(STAGE_base))) $(RANKS) $(ARGS)

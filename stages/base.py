@@ -20,8 +20,9 @@ from walt_pl.text.small_encoder import VOCABULARY, PretrainedTextConfig, SmallTe
 class BaseStage(LatentDiffusion):
     """Train the base denoiser, together with a small text encoder where the config has one.
 
+    `LatentDiffusion` explains the arguments that are not explained here.
+
     Args:
-        denoiser: see `LatentDiffusion`, as for all arguments that are not explained here.
         text: size of a small text encoder to train, or a frozen pretrained one to use; null for models without text.
     """
 

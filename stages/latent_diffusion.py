@@ -40,14 +40,14 @@ class LatentDiffusion(L.LightningModule):
     Args:
         denoiser: size and inputs of the network; its probabilities of self-conditioning and frame prediction are those of training. With
             frame prediction of probability 1 (Kinetics-600), validation uses context frames too.
-        optimizer: over all weights that this stage trains (see stages/optimisation.py).
+        optimizer: optimiser of all weights that this stage trains (see stages/optimisation.py).
         vae: artifact of the autoencoder.
         diffusion: schedule, objective and defaults of sampling; the artifact keeps it.
         warmup_steps: optimiser steps of linear warm-up.
         lr_schedule: learning rate after the warm-up.
         condition_dropout: probability of dropping a sample's caption or label (for guidance).
         gradient_clip_val: largest gradient norm; null for none.
-        seed: of every random draw of the training.
+        seed: seed of every random draw of the training.
         preview_steps: sampling steps of the previews.
         compile: torch.compile the denoiser's layers; the first steps are slow, and it needs a C++ compiler.
     """

@@ -22,8 +22,9 @@ from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder, trained_te
 class SuperResolutionStage(LatentDiffusion):
     """Train a denoiser with the low-resolution latents of each clip, at half the size, as condition.
 
+    `LatentDiffusion` explains the arguments that are not explained here. Its `diffusion` has the noise augmentation.
+
     Args:
-        denoiser: see `LatentDiffusion`, as for all arguments that are not explained here. `diffusion` has the noise augmentation.
         base: artifact of the base model, for its frozen text encoder; needed when the denoiser takes text.
         text_path: path of a pretrained text encoder, if not that of the base's training.
     """

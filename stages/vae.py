@@ -63,30 +63,30 @@ class VAEStage(L.LightningModule):
     Args:
         vae: size of the autoencoder.
         discriminator: size of the discriminator; its `size` is that of the training clips.
-        optimizer: of the autoencoder.
-        discriminator_optimizer: of the discriminator; null for the same kind as the autoencoder's.
+        optimizer: optimiser of the autoencoder.
+        discriminator_optimizer: optimiser of the discriminator; null for the same kind as the autoencoder's.
         warmup_steps: optimiser steps of linear warm-up.
         lr_schedule: learning rate after the warm-up.
-        reconstruction_weight: of the mean squared error, of pixels in 0..1.
-        kl_weight: of the KL divergence to N(0, 1), summed over the latent and divided by the number of pixel values.
+        reconstruction_weight: weight of the mean squared error, of pixels in 0..1.
+        kl_weight: weight of the KL divergence to N(0, 1), summed over the latent and divided by the number of pixel values.
         perceptual: distance on frames: lpips, or none.
         perceptual_weights: local VGG16 file for lpips.
-        perceptual_weight: of the perceptual term.
+        perceptual_weight: weight of the perceptual term.
         perceptual_frames: frames of each clip in the perceptual term, drawn anew each step; null for all.
-        adversarial_weight: of the generator's adversarial term; 0 trains without a discriminator.
+        adversarial_weight: weight of the generator's adversarial term; 0 trains without a discriminator.
         adversarial_start: step at which the discriminator starts to train and its term enters the loss.
         adversarial_warmup: steps from adversarial_start in which the term's weight grows to `adversarial_weight`.
         discriminator_pause: running accuracy above which the discriminator's training pauses; null for never, as in the paper.
         discriminator_resume: running accuracy below which it trains again.
-        r1_weight: of the gradient penalty on real clips, in units of pixels in 0..1 and summed over a clip. One value therefore restrains
-            small clips more than large ones.
+        r1_weight: weight of the gradient penalty on real clips, in units of pixels in 0..1 and summed over a clip. One value therefore
+            restrains small clips more than large ones.
         r1_every: steps between gradient penalties; each penalty is multiplied by this number.
         discriminator_gradient_clip_val: largest gradient norm of the discriminator; null for none. The penalty is rare and large, so a
             limit makes it almost ineffective.
-        lecam_weight: of the LeCAM regulariser.
-        lecam_decay: of its running means of the logits.
+        lecam_weight: weight of the LeCAM regulariser.
+        lecam_decay: decay of its running means of the logits.
         gradient_clip_val: largest gradient norm of the autoencoder; null for none.
-        seed: of every random draw of the training.
+        seed: seed of every random draw of the training.
         statistics_batches: training batches that the latent statistics are measured on at the end.
         compile: torch.compile encoder and decoder; the first steps are slow, and it needs a C++ compiler.
     """

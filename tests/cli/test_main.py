@@ -3,15 +3,23 @@
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tests.helpers.environment import ROOT
+from tests.helpers.tiny_stages import write_stages
 from walt_pl import __version__
-from walt_pl.cli.function_command import _expand, parser_of
+from walt_pl.cli.function_command import _expand
 from walt_pl.cli.index import index
 from walt_pl.cli.main import COMMANDS, GROUPS, main
-from walt_pl.cli.sample import sample
+from walt_pl.runs.manifest import Manifest
+
+QUICK = {
+    *("jsonargparse", "docstring_parser", "typeshed_client", "importlib_resources", "typing_extensions", "attr", "attrs"),
+    *("rich", "yaml", "_distutils_hack"),
+}
+"""Packages that a command may import that must answer at once."""
 
 
 @pytest.mark.parametrize(
@@ -25,11 +33,6 @@ from walt_pl.cli.sample import sample
 )
 def test_function_command_switches_need_no_value(words: list[str], typed: list[str]) -> None:
     assert _expand(words, index) == typed
-
-
-@pytest.mark.parametrize("words", [["--continue", "clip.mp4"], ["--continue=clip.mp4"]])
-def test_function_command_options_may_be_keywords_of_python(words: list[str]) -> None:
-    assert parser_of(sample).parse_args(words).continue_ == "clip.mp4"
 
 
 def test_main_help_shows_options_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,15 +70,35 @@ def test_main_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == f"walt {__version__}\n"
 
 
-@pytest.mark.parametrize("words", ["--help", "--version", "status", "verify", "index --help", "status --help"])
-def test_main_quick_commands_import_neither_torch_nor_lightning(words: str) -> None:
-    """They cost seconds of a core, which a status or a help must not."""
+@pytest.mark.parametrize("words", ["--help", "--version", "status", "status --json", "verify", "index --help", "status --help"])
+def test_main_quick_commands_import_few_packages_and_take_a_second(words: str, tmp_path: Path) -> None:
+    """Imports of torch and Lightning cost seconds of a core, which a status or a help must not."""
     check = (
-        "import sys\nfrom walt_pl.cli.main import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "import os, sys\nfrom walt_pl.cli.main import main\ntry: main(sys.argv[2:])\nexcept SystemExit: pass\n"
+        "files = {name: str(getattr(module, '__file__', '')) for name, module in sys.modules.items()}\n"
+        "names = {name.partition('.')[0] for name, file in files.items() if 'site-packages' in file}\n"
+        "with open(sys.argv[1], 'w') as file: print(sum(os.times()[:2]), *names, file=file)"
+    )
+    command = [sys.executable, "-c", check, str(tmp_path / "found"), *words.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    seconds, *names = (tmp_path / "found").read_text().split()
+    assert set(names) <= QUICK and float(seconds) < 1.0
+
+
+@pytest.mark.parametrize("name", ["status", "verify"])
+def test_main_quick_commands_of_a_finished_run_import_neither_torch_nor_lightning(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "tiny"
+    manifest = Manifest.open(root)
+    for stage, folder in write_stages(root).items():
+        manifest.finish(stage, folder)
+    check = (
+        "import sys\nfrom walt_pl.cli.main import main\nmain(sys.argv[1:])\n"
         "sys.exit(', '.join({'torch', 'lightning', 'numpy', 'pyarrow', 'av'} & set(sys.modules)) or 0)"
     )
-    done = subprocess.run([sys.executable, "-c", check, *words.split()], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    command = [sys.executable, "-c", check, name, "--run", str(root)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "") and "vae" in done.stdout
 
 
 def test_main_errors_of_the_user_are_one_message_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

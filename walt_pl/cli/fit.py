@@ -20,6 +20,7 @@ from stages.finetuning import init_from
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
+from walt_pl.cli.fit_help import render_help, without_help
 from walt_pl.cli.null_values import ClassParser
 from walt_pl.cli.parse_errors import CommandLine, check_nulls, check_top_keys, explain
 from walt_pl.cli.rate_change import describe_rate_change
@@ -62,7 +63,13 @@ BEST = {"vae": ("val/psnr_video", "max"), "base": ("val/loss", "min"), "super_re
 
 
 class WaltParser(ClassParser, LightningArgumentParser):
-    """LightningCLI's parser, with what ClassParser adds."""
+    """LightningCLI's parser, with what ClassParser adds. It refuses abbreviated keys.
+
+    jsonargparse makes a parser of this class for every class that a config names, and gives that one no `allow_abbrev`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
 
 class WaltCLI(LightningCLI):
@@ -81,7 +88,7 @@ class WaltCLI(LightningCLI):
                 _say(f"config {found}: installed with the program; there is no {word} here", sys.stderr)
         self._configs = configs_of(words)
         check_renamed(words, self._configs)
-        kwargs = {"default_config_files": extended_by_first_config(words), "exit_on_error": False, "allow_abbrev": False}
+        kwargs = {"default_config_files": extended_by_first_config(words), "exit_on_error": False}
         super().__init__(
             L.LightningModule,
             JointData,
@@ -90,12 +97,16 @@ class WaltCLI(LightningCLI):
             auto_configure_optimizers=False,
             save_config_callback=None,
             parser_class=WaltParser,
-            parser_kwargs={**dict.fromkeys(self.subcommands(), kwargs), "exit_on_error": False, "allow_abbrev": False} if run else kwargs,
+            parser_kwargs={**dict.fromkeys(self.subcommands(), kwargs), "exit_on_error": False} if run else kwargs,
             run=run,
             args=list(words),
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        words = without_help(args)
+        if len(words) < len(args):
+            self._print_help(parser, words)
+            raise SystemExit(0)
         # Lightning's own warns of words that the process has as well.
         line = CommandLine(self.command, parser, args, self._configs)
         if hasattr(self, "_subcommand_parsers"):
@@ -106,6 +117,17 @@ class WaltCLI(LightningCLI):
         except ArgumentError as error:
             raise ValueError(explain(error, line)) from error
         check_nulls(line)
+
+    def _print_help(self, parser: LightningArgumentParser, words: list[str]) -> None:
+        """Print the help of the command, with the values of the configs if there are some."""
+        options = None
+        if configs_of(words):  # without a config, required keys would be missing
+            self.parse_arguments(parser, words)
+            options = self.config.get(words[0], self.config)
+        if hasattr(self, "_subcommand_parsers"):
+            print(render_help(words[0], self._subcommand_parsers[words[0]], words, options))
+        else:
+            print(render_help(self.command, parser, words, options))
 
     # ---- Arguments --------------------------------------------------------------------------------------------------
 
