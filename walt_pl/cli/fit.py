@@ -23,6 +23,7 @@ from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
 from walt_pl.cli.null_values import ClassParser
 from walt_pl.cli.parse_errors import CommandLine, check_nulls, check_top_keys, explain
 from walt_pl.cli.renamed_keys import check_renamed
+from walt_pl.cli.resume_checks import check_resumed
 from walt_pl.cli.resume_command import resume_command
 from walt_pl.cli.trainer_checks import check_trainer
 from walt_pl.runs.artifact import load
@@ -270,7 +271,9 @@ class WaltCLI(LightningCLI):
         return Checkpoint.all(self.options.checkpoint.dirpath)
 
     def before_fit(self) -> None:
-        """Load the weights of ``--init``, unless training resumes."""
+        """Check the checkpoint that training resumes from. Otherwise load the weights of ``--init``."""
+        if self.restored is not None:
+            check_resumed(self.restored, self.model, self.options)
         if self.options.init is None or self.restored is not None:
             return
         init_from(self.model.components(), load(self.options.init))
