@@ -1,6 +1,7 @@
 """Mistakes of users: each is answered in at most five lines that say what to type, or it works."""
 
 import contextlib
+import logging
 import os
 import shlex
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.environment import ROOT, Walt
+from tests.helpers.environment import ROOT
 from walt_pl.cli.main import main
 
 VAE, BASE = "experiments/shapes/vae.yaml", "experiments/shapes/base.yaml"
@@ -127,7 +128,8 @@ MISTAKES = [
     refused("status --run {tmp}/tab", "is no run, it has no manifest.json"),
     refused("validate --config experiments/shapes/vae.yaml --run {tmp}/new --ckpt_path auto", "has no whole checkpoint"),
     refused("index {tmp}/none", "no such folder or file"),
-    refused("index {tmp}/tab --seconds 0 --out {tmp}/i.parquet", "no video or image in it"),
+    refused("index {tmp}/tab --out {tmp}/i.parquet", "no video or image in it"),
+    refused("index {tmp}/tab --seconds 0 --out {tmp}/i.parquet", "--seconds must be above 0, got 0"),
     refused("index {index} --layout nope", "--layout: found nope, wanted one of auto"),
     refused("demo --experiment experiments/none --run {tmp}/new", "experiments/none has no vae.yaml"),
     refused("ablate --experiment nowhere --run {run}", "nowhere has no folder ablations"),
@@ -135,7 +137,7 @@ MISTAKES = [
 
 
 @pytest.fixture(scope="module")
-def places(walt: Walt, painted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def places(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders of configs with mistakes, and a run with an autoencoder and a base of two steps."""
     tmp = tmp_path_factory.mktemp("mistakes")
     below = f"extends: [{ROOT / VAE}]\n"
@@ -150,9 +152,10 @@ def places(walt: Walt, painted: Path, tmp_path_factory: pytest.TempPathFactory) 
     ):
         (tmp / name).mkdir()
         (tmp / name / "vae.yaml").write_text(text)
-    for stage, small in (("vae", SMALL_VAE), ("base", SMALL_BASE)):
-        config = ["--config", f"experiments/shapes/{stage}.yaml", "--run", str(tmp / "run"), "--data.index", str(painted)]
-        walt("fit", *config, *shlex.split(small))
+    with contextlib.chdir(ROOT):
+        for stage, small in (("vae", SMALL_VAE), ("base", SMALL_BASE)):
+            config = ["--config", f"experiments/shapes/{stage}.yaml", "--run", str(tmp / "run"), "--data.index", str(painted)]
+            main(["fit", *config, *shlex.split(small)])
     return {"tmp": tmp, "run": tmp / "run", "index": painted}
 
 
@@ -175,6 +178,7 @@ def test_main_mistake_is_answered_in_five_lines(
     mistake: Mistake, places: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # Lightning's logger keeps the stream of an earlier test
     for name, value in mistake.environment.items():
         monkeypatch.setenv(name, value)
     code, answer = say(shlex.split(mistake.typed.format(**places)), capsys)

@@ -26,6 +26,7 @@ from walt_pl.cli.renamed_keys import check_renamed
 from walt_pl.cli.resume_checks import check_resumed
 from walt_pl.cli.resume_command import resume_command
 from walt_pl.cli.trainer_checks import check_trainer
+from walt_pl.data.index import check_index_file
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import STATE, Checkpoint
 from walt_pl.runs.manifest import Manifest
@@ -163,6 +164,8 @@ class WaltCLI(LightningCLI):
         if self.subcommand is not None:
             self._find_checkpoint()
             check_shards(self.restored, options.trainer)
+            if options.data.shards is None:
+                check_index_file(Path(options.data.index).absolute())
 
     def _name(self) -> None:
         """Set run and stage, from their options or the path of the config."""
