@@ -67,7 +67,12 @@ def ablate(
         index: index of the embedded set.
         out: folder of ablations.md and ablations.png, which are overwritten.
     """
-    run_ablations(find_experiment(Path(experiment)), Path(run), Path(index), Path(out))
+    found = find_experiment(Path(experiment))
+    if not (found / "ablations").is_dir():
+        raise ValueError(f"ablate: --experiment {experiment} has no folder ablations; name experiments/shapes, or a folder made like it")
+    if not Path(index).is_file():
+        raise ValueError(f"ablate: --index {index}: there is no such file; paint the embedded set: python -m walt_pl index shapes")
+    run_ablations(found, Path(run), Path(index), Path(out))
 
 
 def run_ablations(experiment: Path, run: Path, index: Path, out: Path) -> None:

@@ -46,7 +46,10 @@ def demo(run: str = "runs/shapes", experiment: str = "experiments/shapes", data:
         experiment: folder with vae.yaml, base.yaml, and sr1.yaml, sr2.yaml, ...
         data: folder of the embedded set.
     """
-    run_demo(Path(run), find_experiment(Path(experiment)), Path(data))
+    found = find_experiment(Path(experiment))
+    if not stages_of(found):
+        raise ValueError(f"demo: --experiment {experiment} has no vae.yaml; name a folder of experiments, such as experiments/shapes")
+    run_demo(Path(run), found, Path(data))
 
 
 def run_demo(run: Path, experiment: Path, data: Path) -> None:

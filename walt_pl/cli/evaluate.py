@@ -47,6 +47,8 @@ def evaluate(
         stages: stages to score, e.g. base; all finished ones when not given.
         allow_stale: score even if a parent was trained again.
     """
+    if prompts < 1 or unseen < 1:
+        raise ValueError(f"evaluate: --prompts and --unseen must be at least 1, got {prompts} and {unseen}")
     wanted = stages.split(",") if stages else None
     scored = wanted or [name for name, stage in Manifest.open(run).stages().items() if stage.artifact is not None]
     if scored and all(kind_of(stage) == "vae" for stage in scored):

@@ -25,9 +25,11 @@ from walt_pl.cli.null_values import ClassParser
 from walt_pl.cli.parse_errors import CommandLine, check_nulls, check_top_keys, explain
 from walt_pl.cli.rate_change import describe_rate_change
 from walt_pl.cli.renamed_keys import check_renamed
+from walt_pl.cli.resume_checks import check_resumed
 from walt_pl.cli.resume_command import resume_command
 from walt_pl.cli.train_longer import START_OVER, FinishedTraining, Limits, is_past
 from walt_pl.cli.trainer_checks import check_trainer
+from walt_pl.data.index import check_index_file
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import STATE, Checkpoint
 from walt_pl.runs.manifest import Manifest
@@ -190,6 +192,8 @@ class WaltCLI(LightningCLI):
         if self.subcommand is not None:
             self._find_checkpoint()
             check_shards(self.restored, options.trainer)
+            if options.data.shards is None:
+                check_index_file(Path(options.data.index).absolute())
 
     def _name(self) -> None:
         """Set run and stage, from their options or the path of the config."""
@@ -346,7 +350,9 @@ class WaltCLI(LightningCLI):
         return Checkpoint.all(self.options.checkpoint.dirpath)
 
     def before_fit(self) -> None:
-        """Load the weights of ``--init``, unless training resumes."""
+        """Check the checkpoint that training resumes from. Otherwise load the weights of ``--init``."""
+        if self.restored is not None:
+            check_resumed(self.restored, self.model, self.options)
         if self.options.init is None or self.restored is not None:
             return
         init_from(self.model.components(), load(self.options.init))

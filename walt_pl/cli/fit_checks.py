@@ -48,7 +48,7 @@ def check_engine(stage: str, options: Any) -> None:
         )
     if not sharded and "deepspeed" in name.lower():
         raise ValueError(f"trainer.strategy: {name} resumes and averages nothing here; for ZeRO {lay_over}")
-    if name != "auto" and "." not in name and name not in StrategyRegistry:
+    if name != "auto" and not hasattr(trainer.strategy, "class_path") and name not in StrategyRegistry:
         raise ValueError(f"trainer.strategy: no strategy {name!r}; leave it out for one device or DDP, or {lay_over}")
     if trainer.gradient_clip_val is not None:
         raise ValueError(

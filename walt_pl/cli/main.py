@@ -42,6 +42,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "text": ("open_clip", "transformers"),
 }
 """Extras of the package (pyproject.toml), and the modules that they install. `pip install .` alone installs none of them."""
+DEPENDENCIES = ("av", "einops", "jsonargparse", "numpy", "PIL", "pyarrow", "rich", "safetensors", "sentencepiece", "torch", "yaml")
+"""Modules that the package cannot do without (pyproject.toml)."""
 TRACEBACK = "WALT_TRACEBACK"
 """Environment variable; with 1, an error shows where in the code it arose."""
 
@@ -89,6 +91,11 @@ def _run(name: str, words: Sequence[str]) -> None:
         sys.exit("stopped; the same command goes on")
     except ImportError as error:
         extra = _missing_extra(error)
+        if _misses_dependency(error) and os.environ.get(TRACEBACK) != "1":
+            raise SystemExit(
+                f"error: {error.name} is not installed in {sys.executable}; use the project's own Python, .venv/bin/python "
+                "(make setup makes it), or pip install walt-pl"
+            ) from None
         if extra is None or os.environ.get(TRACEBACK) == "1":
             raise
         raise SystemExit(
@@ -98,9 +105,21 @@ def _run(name: str, words: Sequence[str]) -> None:
     except Exception as error:
         if os.environ.get(TRACEBACK) == "1" or not _is_mendable(error):
             raise
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(f"error: {_describe(error)}") from None
     finally:
         remove_empty_compile_cache()
+
+
+def _describe(error: Exception) -> str:
+    """Return the message of an error, without the number that the system gives to a missing file."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"there is no {error.filename}" if isinstance(error, FileNotFoundError) else f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _misses_dependency(error: ImportError) -> bool:
+    """Return whether an import did not find a package that every command needs."""
+    return isinstance(error, ModuleNotFoundError) and error.name in DEPENDENCIES
 
 
 def _missing_extra(error: ImportError) -> str | None:

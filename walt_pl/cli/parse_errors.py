@@ -130,7 +130,8 @@ def check_nulls(line: CommandLine) -> None:
         given = line.find(key)
         below = [other.removeprefix(f"{key}.") for other in keys if other.startswith(f"{key}.")]
         refused = not takes_null(keys[key]) if keys.get(key) is not None else bool(below)
-        if refused and given is not None and given.value in (None, "null", "None"):
+        meant = (None, "null") if keys.get(key) is str else (None, "null", "None")  # a file may be called None
+        if refused and given is not None and given.value in meant:
             wanted = describe_type(keys[key]) if keys.get(key) is not None else f"keys such as {', '.join(below[:3])}"
             raise ValueError(f"{given.where}: found null, wanted {wanted}; {NEEDS.get(key, 'leave it out for its default')}")
 

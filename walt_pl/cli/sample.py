@@ -83,6 +83,7 @@ def sample(
     _check_sample(image, continue_, seconds, fps)
     texts, labels = _read_prompts(prompt, prompts, label, optional=image is not None or continue_ is not None)
     check_out(out, overwrite)
+    _check_compute(device, batch)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = stages.split(",") if isinstance(stages, str) else stages
     cascade = Cascade.open(run, wanted, allow_stale, device, getattr(torch, dtype) if dtype else None, text_encoder)
@@ -109,9 +110,28 @@ def _check_sample(image: str | None, clip: str | None, seconds: float | None, fp
     """
     if image is not None and clip is not None:
         raise ValueError("sample: a clip begins with an image or with the end of another; give one of --image and --continue")
+    for name, path in (("--image", image), ("--continue", clip)):
+        if path is not None and not Path(path).is_file():
+            raise ValueError(f"sample: {name} {path}: there is no such file")
     for name, value in (("--fps", fps), ("--seconds", seconds)):
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"sample: {name} must be above 0, got {value:g}")
+
+
+def _check_compute(device: str | None, batch: int) -> None:
+    """Check --device and --batch before a model is loaded.
+
+    Raises:
+        ValueError: torch knows no such device, this machine has none, or the batch is empty.
+    """
+    if batch < 1:
+        raise ValueError(f"sample: --batch must be at least 1, got {batch}")
+    try:
+        kind = torch.device(device or "cpu").type
+    except RuntimeError as error:
+        raise ValueError(f"sample: --device {device}: wanted cpu, cuda, cuda:1 or mps") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"sample: --device {device}: found no GPU on this machine; leave the option out to use the CPU")
 
 
 def _encode_context(cascade: Cascade, image: str | None, clip: str | None, crop: bool) -> dict[str, torch.Tensor]:

@@ -34,6 +34,8 @@ def check_trainer(trainer: Any) -> None:
             f"trainer.val_check_interval: found {interval:g}, a share of an epoch, wanted a number of steps: "
             "--trainer.val_check_interval 500"
         )
+    if trainer.accumulate_grad_batches < 1:
+        raise ValueError(f"trainer.accumulate_grad_batches: found {trainer.accumulate_grad_batches}, wanted at least 1")
     _check_devices(trainer)
     _check_slurm(trainer, os.environ)
 

@@ -299,7 +299,7 @@ def read_table(path: Path) -> pa.Table:
     Raises:
         ValueError: The file is missing, is no Parquet or lacks columns.
     """
-    _check_there(path)
+    check_index_file(path)
     try:
         table = pq.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
@@ -307,7 +307,12 @@ def read_table(path: Path) -> pa.Table:
     return _conform(table, path)
 
 
-def _check_there(path: Path) -> None:
+def check_index_file(path: Path) -> None:
+    """Refuse an index that does not exist.
+
+    Raises:
+        ValueError: with the command that makes it.
+    """
     if not path.is_file():
         raise ValueError(
             f"{path}: no such index; make it with: python -m walt_pl index SOURCE --out {path} "
@@ -411,5 +416,5 @@ def _write_arrow(table: pa.Table, slices: Mapping[str, object], sha256: str, pat
 
 
 def _sha256(path: Path) -> str:
-    _check_there(path)
+    check_index_file(path)
     return file_sha256(path, fresh=True)
