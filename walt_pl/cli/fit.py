@@ -145,7 +145,7 @@ class WaltCLI(LightningCLI):
             self._check_parents()
         self.work = self.run_dir / "training" / self.stage
         if options.trainer.fast_dev_run:
-            self._trial = TemporaryDirectory(prefix="walt-trial-")  # removed with this object
+            self._trial = TemporaryDirectory(prefix="walt-trial-")  # removed in `after_fit`
             self.work = Path(self._trial.name)
             options.from_scratch = True
             options.model.init_args.lr_schedule = "constant"  # a cosine of so few steps would end before its warm-up
@@ -283,6 +283,7 @@ class WaltCLI(LightningCLI):
 
     def after_fit(self) -> None:
         if self.options.trainer.fast_dev_run:
+            self._trial.cleanup()
             _say(f"fast_dev_run: batches of training and validation ran; nothing was written, and stage {self.stage} is as it was")
 
     # ---- Parts of the trainer -----------------------------------------------------------------------------------------
