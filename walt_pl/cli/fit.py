@@ -174,7 +174,7 @@ class WaltCLI(LightningCLI):
         self.work = self.run_dir / "training" / self.stage
         self.is_trial = self.subcommand == "fit" and bool(options.trainer.fast_dev_run)
         if self.is_trial:
-            self._trial = TemporaryDirectory(prefix="walt-trial-")  # removed with this object
+            self._trial = TemporaryDirectory(prefix="walt-trial-")  # removed in `after_fit`
             self.work = Path(self._trial.name)
             options.model.init_args.lr_schedule = "constant"  # a cosine of so few steps would end before its warm-up
         options.trainer.default_root_dir = str(self.work)
@@ -360,6 +360,7 @@ class WaltCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say that ``--trainer.fast_dev_run`` left nothing."""
         if self.is_trial:
+            self._trial.cleanup()
             _say(f'stage "{self.stage}": trainer.fast_dev_run tried {self.trainer.global_step} steps; no checkpoint, no artifact')
 
     # ---- Parts of the trainer -----------------------------------------------------------------------------------------
