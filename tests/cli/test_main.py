@@ -1,9 +1,11 @@
 """The program: its commands, its help, and the words of a command line before a command gets them."""
 
+import gc
 import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -114,3 +116,21 @@ def _raise(error: Exception):  # type: ignore[no-untyped-def]
         raise error
 
     return run
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_main_collects_garbage_again_after_the_import_of_a_command(collects: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    during: list[bool] = []
+
+    def import_module(name: str) -> SimpleNamespace:
+        during.append(gc.isenabled())
+        return SimpleNamespace(run=lambda words: during.append(gc.isenabled()))
+
+    monkeypatch.setattr("walt_pl.cli.main.importlib", SimpleNamespace(import_module=import_module))
+    was = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        main(["status"])
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert during == [False, collects]
