@@ -22,6 +22,12 @@ QUICK = {
     *("rich", "yaml", "_distutils_hack"),
 }
 """Packages that a command may import that must answer at once."""
+PACKAGES = """
+def packages():
+    files = {name: str(getattr(module, '__file__', '')) for name, module in sys.modules.items()}
+    return {name.partition('.')[0] for name, file in files.items() if 'site-packages' in file}
+"""
+"""Code of a function that returns the names of the imported packages that are not Python's own."""
 
 
 @pytest.mark.parametrize(
@@ -74,9 +80,7 @@ def test_main_quick_commands_import_few_packages_and_take_a_second(words: str, t
     """Imports of torch and Lightning cost seconds of a core, which a status or a help must not."""
     check = (
         "import os, sys\nfrom walt_pl.cli.main import main\ntry: main(sys.argv[2:])\nexcept SystemExit: pass\n"
-        "files = {name: str(getattr(module, '__file__', '')) for name, module in sys.modules.items()}\n"
-        "names = {name.partition('.')[0] for name, file in files.items() if 'site-packages' in file}\n"
-        "with open(sys.argv[1], 'w') as file: print(sum(os.times()[:2]), *names, file=file)"
+        f"{PACKAGES}\nwith open(sys.argv[1], 'w') as file: print(sum(os.times()[:2]), *packages(), file=file)"
     )
     command = [sys.executable, "-c", check, str(tmp_path / "found"), *words.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -98,6 +102,18 @@ def test_main_quick_commands_of_a_finished_run_import_neither_torch_nor_lightnin
     command = [sys.executable, "-c", check, name, "--run", str(root)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "") and "vae" in done.stdout
+
+
+def test_commands_of_training_import_few_packages_beside_those_of_lightning() -> None:
+    """Lightning's own import takes seconds. Optional packages (timm, deepspeed, lpips) are imported where they are used."""
+    check = (
+        f"import sys\nimport lightning.pytorch.cli\n{PACKAGES}\nbefore = packages()\n"
+        "import walt_pl.cli.fit, walt_pl.cli.plan, walt_pl.cli.validate, walt_pl.cli.cache\nprint(*packages() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {
+        *("attr", "attrs", "braceexpand", "einops", "google", "pyarrow", "safetensors", "tensorboard", "webdataset"),
+    }
 
 
 def test_main_errors_of_the_user_are_one_message_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
