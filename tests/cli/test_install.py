@@ -113,6 +113,8 @@ def test_wheel_metadata_has_the_versions_of_the_program_python_and_torch(wheel: 
     assert (distribution.name, distribution.version) == ("walt-pl", walt_pl.__version__)
     python = Requirement(f"python{distribution.metadata['Requires-Python']}").specifier
     assert [minor for minor in range(8, 17) if python.contains(f"3.{minor}.0")] == [11, 12, 13]
+    named = [line.rpartition(" ")[2] for line in distribution.metadata.get_all("Classifier") if "Python :: " in line]
+    assert named == ["3.11", "3.12", "3.13"]
     torch = next(Requirement(line) for line in distribution.requires or [] if Requirement(line).name == "torch")
     assert torch.marker is None
     assert [minor for minor in range(8, 18) if torch.specifier.contains(f"2.{minor}.1")] == [11, 12, 13, 14]

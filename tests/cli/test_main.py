@@ -1,9 +1,11 @@
 """The program: its commands, its help, and the words of a command line before a command gets them."""
 
+import gc
 import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,6 +22,12 @@ QUICK = {
     *("rich", "yaml", "_distutils_hack"),
 }
 """Packages that a command may import that must answer at once."""
+PACKAGES = """
+def packages():
+    files = {name: str(getattr(module, '__file__', '')) for name, module in sys.modules.items()}
+    return {name.partition('.')[0] for name, file in files.items() if 'site-packages' in file}
+"""
+"""Code of a function that returns the names of the imported packages that are not Python's own."""
 
 
 @pytest.mark.parametrize(
@@ -75,9 +83,7 @@ def test_main_quick_commands_import_few_packages_and_take_a_second(words: str, t
     """Imports of torch and Lightning cost seconds of a core, which a status or a help must not."""
     check = (
         "import os, sys\nfrom walt_pl.cli.main import main\ntry: main(sys.argv[2:])\nexcept SystemExit: pass\n"
-        "files = {name: str(getattr(module, '__file__', '')) for name, module in sys.modules.items()}\n"
-        "names = {name.partition('.')[0] for name, file in files.items() if 'site-packages' in file}\n"
-        "with open(sys.argv[1], 'w') as file: print(sum(os.times()[:2]), *names, file=file)"
+        f"{PACKAGES}\nwith open(sys.argv[1], 'w') as file: print(sum(os.times()[:2]), *packages(), file=file)"
     )
     command = [sys.executable, "-c", check, str(tmp_path / "found"), *words.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -101,6 +107,18 @@ def test_main_quick_commands_of_a_finished_run_import_neither_torch_nor_lightnin
     assert (done.returncode, done.stderr) == (0, "") and "vae" in done.stdout
 
 
+def test_commands_of_training_import_few_packages_beside_those_of_lightning() -> None:
+    """Lightning's own import takes seconds. Optional packages (timm, deepspeed, lpips) are imported where they are used."""
+    check = (
+        f"import sys\nimport lightning.pytorch.cli\n{PACKAGES}\nbefore = packages()\n"
+        "import walt_pl.cli.fit, walt_pl.cli.plan, walt_pl.cli.validate, walt_pl.cli.cache\nprint(*packages() - before)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= {
+        *("attr", "attrs", "braceexpand", "einops", "google", "pyarrow", "safetensors", "tensorboard", "webdataset"),
+    }
+
+
 def test_main_errors_of_the_user_are_one_message_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     for error, raised in ((ValueError("wrong"), SystemExit), (OSError("full"), SystemExit), (KeyError("bug"), KeyError)):
         monkeypatch.setattr("walt_pl.cli.status.run", _raise(error))
@@ -117,3 +135,21 @@ def _raise(error: Exception):  # type: ignore[no-untyped-def]
         raise error
 
     return run
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_main_collects_garbage_again_after_the_import_of_a_command(collects: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    during: list[bool] = []
+
+    def import_module(name: str) -> SimpleNamespace:
+        during.append(gc.isenabled())
+        return SimpleNamespace(run=lambda words: during.append(gc.isenabled()))
+
+    monkeypatch.setattr("walt_pl.cli.main.importlib", SimpleNamespace(import_module=import_module))
+    was = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        main(["status"])
+    finally:
+        (gc.enable if was else gc.disable)()
+    assert during == [False, collects]

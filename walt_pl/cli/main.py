@@ -1,6 +1,7 @@
 """The program: `walt COMMAND`, or `python -m walt_pl COMMAND`. A command is the function of its name in the file of its name."""
 
 import difflib
+import gc
 import importlib
 import os
 import re
@@ -85,7 +86,7 @@ def _run(name: str, words: Sequence[str]) -> None:
     """Run a command. Errors that a user can mend become one message."""
     silence_libraries()
     try:
-        command: Callable[[list[str]], None] = importlib.import_module(f"walt_pl.cli.{name}").run
+        command = _import_command(name)
         command([re.sub(r"^--([^=]+)", lambda flag: f"--{flag[1].replace('-', '_')}", word) for word in words])
     except KeyboardInterrupt:
         sys.exit("stopped; the same command goes on")
@@ -120,6 +121,18 @@ def _describe(error: Exception) -> str:
 def _misses_dependency(error: ImportError) -> bool:
     """Return whether an import did not find a package that every command needs."""
     return isinstance(error, ModuleNotFoundError) and error.name in DEPENDENCIES
+
+
+def _import_command(name: str) -> Callable[[list[str]], None]:
+    """Return the function of a command."""
+    collects = gc.isenabled()
+    # The modules of torch and Lightning live to the end. To look for garbage among them takes a fifth of their import.
+    gc.disable()
+    try:
+        return importlib.import_module(f"walt_pl.cli.{name}").run
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _missing_extra(error: ImportError) -> str | None:

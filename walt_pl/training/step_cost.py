@@ -67,6 +67,51 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None)
     return out
 
 
+Outputs = list[tuple[torch.Size, tuple[int, ...], torch.dtype] | None]
+
+_KNOWN_OUTPUTS: dict[Any, tuple[type, Outputs] | None] = {}
+"""Operation and description of its inputs -> type and tensors of its outputs; None for operations that must run."""
+
+
+def _run(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operation on meta tensors, or make its outputs where it ran on such inputs before.
+
+    Outputs have shapes alone, which follow from the shapes of the inputs. Many operations (norms, broadcast sums) have no kernel for the
+    meta device: PyTorch takes them apart in Python, which would be most of a plan's time.
+    """
+    key = (func, _describe(args), _describe(tuple(kwargs.items())))
+    if key not in _KNOWN_OUTPUTS:
+        out = func(*args, **kwargs)
+        _KNOWN_OUTPUTS[key] = _describe_outputs(out, tree_leaves((args, kwargs)))
+        return out
+    known = _KNOWN_OUTPUTS[key]
+    if known is None:
+        return func(*args, **kwargs)
+    kind, outputs = known
+    made = [None if one is None else torch.empty_strided(one[0], one[1], dtype=one[2], device="meta") for one in outputs]
+    return made[0] if kind is Tensor else kind(made)
+
+
+def _describe(value: Any) -> Any:
+    """Return all that the outputs' shapes depend on, as a key of a dictionary."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype, value.device
+    if isinstance(value, list | tuple):
+        return tuple(map(_describe, value))
+    return type(value), value  # 1, 1.0 and True are one key otherwise
+
+
+def _describe_outputs(out: Any, inputs: list[Any]) -> tuple[type, Outputs] | None:
+    """Return type and tensors of outputs; None if one of them is no new tensor, but a view of an input or a number."""
+    kind, outs = (Tensor, [out]) if isinstance(out, Tensor) else (type(out), out)
+    if kind not in (Tensor, tuple, list) or not all(one is None or isinstance(one, Tensor) for one in outs):
+        return None
+    before = {one.untyped_storage()._cdata for one in inputs if isinstance(one, Tensor)}
+    if any(one is not None and one.untyped_storage()._cdata in before for one in outs):
+        return None
+    return kind, [None if one is None else (one.shape, one.stride(), one.dtype) for one in outs]
+
+
 class CostMeter(TorchDispatchMode):
     """Count every operation, and follow the storage of every tensor that an operation makes.
 
@@ -85,13 +130,15 @@ class CostMeter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        operation = func._overloadpacket
-        if operation in flop_registry:
-            self.flops[_kind(str(operation))] += flop_registry[operation](*args, **kwargs, out_val=out)
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._follow(tensor.untyped_storage())
+        # The function modes around this one would see every access to a shape; they have nothing to say here.
+        with torch._C.DisableTorchFunction():
+            out = _run(func, args, kwargs)
+            operation = func._overloadpacket
+            if operation in flop_registry:
+                self.flops[_kind(str(operation))] += flop_registry[operation](*args, **kwargs, out_val=out)
+            for tensor in tree_leaves(out):
+                if isinstance(tensor, Tensor):
+                    self._follow(tensor.untyped_storage())
         return out
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
