@@ -107,7 +107,7 @@ MISTAKES = [
     refused(f"{FIT} --trainer.val_check_interval 0.5", "a share of an epoch, wanted a number of steps: --trainer.val_check_interval 500"),
     refused(f"{FIT} --trainer.strategy nope", "trainer.strategy: no strategy 'nope'", "zero2"),
     refused(f"{FIT} --trainer.devices 2", "put srun before the command, or type: unset SLURM_NTASKS", SLURM_NTASKS="2"),
-    works(f"{FIT} {SMALL_VAE} --trainer.fast_dev_run true", "nothing was written, and stage vae is as it was"),
+    works(f"{FIT} {SMALL_VAE} --trainer.fast_dev_run true", "no checkpoint, no artifact"),
     # the use of a run
     refused("sample --run {run}", "give one of --prompt, --prompts and --label, got none"),
     refused("sample --run {tmp}/none --prompt x", 'sampling needs stage "vae", which is missing'),
@@ -126,7 +126,7 @@ MISTAKES = [
     refused("evaluate --run {run} --prompts 0", "--prompts and --unseen must be at least 1"),
     refused("verify --run {tmp}/none", "is no run, it has no manifest.json"),
     refused("status --run {tmp}/tab", "is no run, it has no manifest.json"),
-    refused("validate --config experiments/shapes/vae.yaml --run {tmp}/new --ckpt_path auto", "has no whole checkpoint"),
+    refused("validate --config experiments/shapes/vae.yaml --run {tmp}/new --ckpt_path auto", "has neither a whole checkpoint"),
     refused("index {tmp}/none", "no such folder or file"),
     refused("index {tmp}/tab --out {tmp}/i.parquet", "no video or image in it"),
     refused("index {tmp}/tab --seconds 0 --out {tmp}/i.parquet", "--seconds must be above 0, got 0"),

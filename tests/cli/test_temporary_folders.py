@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tests.helpers.environment import ROOT
@@ -22,7 +23,8 @@ if __name__ == "__main__":
 
 def test_fit_validate_and_sample_leave_nothing_in_the_temporary_folder(painted: Path, tmp_path: Path) -> None:
     """With workers, which are killed at the end, and with everything imported anew."""
-    (temporary := tmp_path / "temporary").mkdir()
+    # A socket's path has at most 107 characters, so this folder lies directly in the outer temporary folder.
+    temporary = Path(tempfile.mkdtemp(prefix="walt-test-"))
     (program := tmp_path / "program.py").write_text(RUN)
     manifest = Manifest.open(tmp_path / "tiny")
     for stage, folder in write_stages(manifest.run_dir).items():
@@ -37,3 +39,4 @@ def test_fit_validate_and_sample_leave_nothing_in_the_temporary_folder(painted: 
     )
     assert done.returncode == 0 and (tmp_path / "clip.mp4").is_file(), done.stderr[-3000:]
     assert list(temporary.rglob("*")) == []
+    temporary.rmdir()

@@ -172,7 +172,7 @@ def _is_string(node: ast.AST) -> bool:
 
 def _is_prose(node: ast.AST) -> bool:
     """Tell whether a node is text of several words, or none: a part of a message, not a name that decides something."""
-    return isinstance(node, ast.JoinedStr) or (_is_string(node) and (" " in node.value or not node.value))  # type: ignore[attr-defined]
+    return isinstance(node, ast.JoinedStr) or (_is_string(node) and (" " in str(node.value) or not node.value))  # type: ignore[attr-defined]
 
 
 def _is_number(node: ast.AST) -> bool:

@@ -316,7 +316,7 @@ def files(tmp_path: Path) -> Path:
         ({"continue_": "wide.mp4"}, "found 32 x 16 pixels, but this run makes 16 x 16"),
         ({"continue_": "short.mp4"}, "short.mp4: found 4 frames, wanted at least the 5"),
         ({"image": "text.png"}, "text.png: not an image"),
-        ({"image": "none.png"}, "none.png: no such file"),
+        ({"image": "none.png"}, "none.png: there is no such file"),
         ({"continue_": "text.mp4"}, "text.mp4: not a video"),
         ({"continue_": "empty.mp4"}, "empty.mp4: the file is empty"),
         ({"image": "square.png", "continue_": "long.mp4"}, "give one of --image and --continue"),
