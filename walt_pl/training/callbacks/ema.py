@@ -28,12 +28,14 @@ class EMA(L.Callback):
         cpu: keep the average in CPU memory, which costs a copy of the weights to the CPU at each step.
 
     Raises:
-        ValueError: `decay` is not in [0, 1).
+        ValueError: `decay` is not in [0, 1), or `warmup` is below 1.
     """
 
     def __init__(self, decay: float = 0.9999, warmup: int = 10, cpu: bool = False) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"ema.decay must be at least 0 and less than 1, got {decay}")
+        if warmup < 1:
+            raise ValueError(f"ema.warmup must be at least 1, got {warmup}")
         self.decay = decay
         self.warmup = warmup
         self.cpu = cpu

@@ -32,9 +32,14 @@ class Previews(L.Callback):
 
     Args:
         every_n_validations: validations between two previews; 0 for none.
+
+    Raises:
+        ValueError: `every_n_validations` is negative.
     """
 
     def __init__(self, every_n_validations: int = 1) -> None:
+        if every_n_validations < 0:
+            raise ValueError(f"previews.every_n_validations must be at least 0, got {every_n_validations}")
         self.every_n_validations = every_n_validations
         self._validations = 0
 

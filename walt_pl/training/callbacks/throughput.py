@@ -13,9 +13,14 @@ class Throughput(L.Callback):
 
     Args:
         every_n_steps: optimiser steps between two values.
+
+    Raises:
+        ValueError: `every_n_steps` is below 1.
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"throughput.every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
         self._began = self._ended = 0.0
         self._waited = self._clips = self._tokens = 0.0
