@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import walt_pl
-from tests.helpers.environment import ROOT, Ended
+from tests.helpers.environment import ROOT, Ended, refuse_imports
 from tests.helpers.house_rules import imports_of, modules
 from tests.helpers.tiny_stages import CAPTIONS, write_stages
 from walt_pl.cli.main import COMMANDS, EXTRAS, TRACEBACK, main
@@ -28,14 +28,7 @@ from walt_pl.runs.manifest import Manifest
 SOURCES = ("walt_pl", "stages", "datamodules", "experiments", "pyproject.toml", "setup.py", "README.md", "LICENSE")
 OPTIONAL = tuple(module for names in EXTRAS.values() for module in names)
 ABSENT = (*OPTIONAL, "lightning_fabric", "pytorch_lightning", "torchmetrics")
-REFUSE = f"""
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {ABSENT}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Absent())
-"""
+REFUSE = refuse_imports(ABSENT)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 Run = Callable[..., Ended]
 

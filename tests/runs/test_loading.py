@@ -11,19 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers.environment import ROOT
+from tests.helpers.environment import ROOT, refuse_imports
 from walt_pl.models.vae import VAE, VAEConfig
 from walt_pl.runs.artifact_writing import save_artifact
 
 ABSENT = ("lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities", "torchmetrics", "deepspeed")
-REFUSE = f"""
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {ABSENT}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Absent())
-"""
+REFUSE = refuse_imports(ABSENT)
 PROVE = f"""
 import importlib
 for name in {ABSENT}:

@@ -8,7 +8,7 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from walt_pl.runs.progress import TrainingProgress
+from walt_pl.training.pace import Pace
 
 SECONDS = 0.25
 """Least time between two updates. Reading a loss waits for the GPU."""
@@ -26,14 +26,13 @@ class ProgressBar(L.Callback):
         self._progress: Progress | None = None
         self._training: TaskID | None = None
         self._validation: TaskID | None = None
-        self._began = self._updated = 0.0
-        self._first = 0
+        self._updated = 0.0
+        self._pace: Pace | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # The bar comes with the first step: until then other callbacks may refuse the start.
-        self._began = time.monotonic()
+        self._pace = Pace(trainer, time.monotonic())
         self._updated = float("-inf")
-        self._first = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         now, step = time.monotonic(), trainer.global_step
@@ -81,9 +80,8 @@ class ProgressBar(L.Callback):
         self._progress = self._training = self._validation = None
 
     def _show_training(self, trainer: L.Trainer) -> None:
-        step, total = trainer.global_step, trainer.max_steps if trainer.max_steps > 0 else None
-        speed = (step - self._first) / max(time.monotonic() - self._began, 1e-9)
-        left = TrainingProgress(step, total, speed, "").seconds_left
+        assert self._pace is not None
+        step, total, left = trainer.global_step, self._pace.total, self._pace.seconds_left(time.monotonic())
         figures = [f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num"]
         values = "  ".join([*([] if left is None else [f"{timedelta(seconds=round(left))} left"]), *figures])
         progress, count = self._start(), f"step {step}" + ("" if total is None else f"/{total}")

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 
 from walt_pl.runs.progress import TrainingProgress
+from walt_pl.training.pace import Pace
 
 
 class ProgressFile(L.Callback):
@@ -25,12 +26,12 @@ class ProgressFile(L.Callback):
         self.checkpoints = checkpoints
         self.command = command
         self.seconds = seconds
-        self._began = 0.0
         self._written = float("-inf")
         self._first = 0
+        self._pace: Pace | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began = time.monotonic()
+        self._pace = Pace(trainer, time.monotonic())
         self._written = float("-inf")
         self._first = trainer.global_step
 
@@ -39,8 +40,8 @@ class ProgressFile(L.Callback):
         if not trainer.is_global_zero or step == self._first or now - self._written < self.seconds:
             return
         self._written = now
-        total = trainer.max_steps if trainer.max_steps > 0 else None
-        speed = (step - self._first) / max(now - self._began, 1e-9)
+        assert self._pace is not None
+        total, speed = self._pace.total, 1 / self._pace.seconds_a_step(now)
         # On a full disk `status` shows an older step. Checkpoints warn of the disk.
         with contextlib.suppress(OSError):
             TrainingProgress(step, total, speed, str(self.checkpoints.resolve()), self.command).write(self.folder)

@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning as L
 
+from walt_pl.training.pace import Pace
+
 
 class TextProgress(L.Callback):
     """Print step, pace, time left and losses if there is no terminal for a progress bar.
@@ -18,13 +20,14 @@ class TextProgress(L.Callback):
 
     def __init__(self, seconds: float = 60.0) -> None:
         self.seconds = seconds
-        self._began = self._printed = 0.0
-        self._first = self._last = 0
+        self._printed = 0.0
+        self._last = 0
+        self._pace: Pace | None = None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._began = time.monotonic()
+        self._pace = Pace(trainer, time.monotonic())
         self._printed = float("-inf")
-        self._first = self._last = trainer.global_step
+        self._last = trainer.global_step
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         now = time.monotonic()
@@ -40,9 +43,10 @@ class TextProgress(L.Callback):
             return
         step = trainer.global_step
         self._printed, self._last = now, step
-        pace = (now - self._began) / max(1, step - self._first)
-        end, left = "", ""
-        if trainer.max_steps > 0:
-            end, left = f"/{trainer.max_steps}", f"  {timedelta(seconds=round((trainer.max_steps - step) * pace))} left"
+        assert self._pace is not None
+        pace = self._pace.seconds_a_step(now)
+        total, seconds = self._pace.total, self._pace.seconds_left(now)
+        end = "" if total is None else f"/{total}"
+        left = "" if seconds is None else f"  {timedelta(seconds=round(seconds))} left"
         values = "  ".join(f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num")
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  step {step}{end}  {pace:.2f} s a step{left}  {values}", flush=True)
