@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "walt_pl.files": 0,
     "walt_pl.processes": 0,
+    "walt_pl.untrusted": 0,
     "walt_pl.blocks": 0,
     "walt_pl.diffusion": 0,
     "walt_pl.media": 0,
