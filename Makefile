@@ -34,7 +34,7 @@ INDEX_shapes := data/shapes/index.parquet
 INDEX_clips := data/clips/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-clips demo test test-fast test-slow soak mutants check configuration plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate ablate status verify tensorboard clean
+.PHONY: help setup data data-clips demo test test-fast test-slow soak attack mutants check configuration plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate ablate status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -66,6 +66,9 @@ test-slow: setup ## the tests that take longer (an hour and a half on 2 cores, m
 soak: setup ## kill -9 at random moments until 50 resumed trainings were hit, then the long tests of resuming and sharding (about 11 minutes on 2 cores)
 	@$(PYTHON) -m tests.soak.kills $(ARGS)
 	@$(PYTEST) -m "slow and not gpu" tests/training/test_resume.py tests/runs/test_loading.py tests/training/strategies
+
+attack: setup ## damaged and hostile files, two writers at once, kills: a table of outcomes (under 30 minutes on 2 cores; make test runs a tenth)
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.attack $(ARGS)
 
 mutants: setup ## change the code in 200 places, one at a time, and see whether the tests near it notice (25 minutes on 2 cores; goes on where it was; docs/TESTING.md)
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.mutation $(ARGS)

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+from tests.attack.kills import kill_trainings
 from tests.attack.outcome import Attack
 
-GROUPS: Mapping[str, Attack] = {}
+GROUPS: Mapping[str, Attack] = {
+    "kills": kill_trainings,
+}
