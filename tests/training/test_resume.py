@@ -92,6 +92,7 @@ def killed_and_resumed(stage: str, run: Path, index: Path, every: int, kill: int
         time.sleep(0.2)
     said = fit(*command, ranks=ranks)
     assert "going on from" in said
+    assert "changed since" not in said and "cannot be told" not in said
     return said
 
 

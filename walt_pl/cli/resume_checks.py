@@ -1,35 +1,47 @@
 """Check that a checkpoint fits the stage that goes on from it, before its weights are loaded."""
 
 import dataclasses
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import nn
 
-from walt_pl.runs.checkpoint import read_state
+from stages.vocabulary import stored_vocabulary
+from walt_pl.cli.task_changes import check_changes, compare, describe
+from walt_pl.runs.checkpoint import CheckpointError, read_state
+from walt_pl.runs.task_record import Values, read_task
+from walt_pl.text.small_encoder import VOCABULARY
 from walt_pl.training.callbacks.export import DESCRIPTION
+from walt_pl.untrusted import UntrustedError, parse_yaml, read_bytes
 
 ADVICE = "leave the option out to go on, or add --from_scratch true (make: FRESH=1) to start over"
+MAX_VOCABULARY_BYTES = 64 << 20
+"""Bytes of a vocabulary's file. One of 250,000 pieces has 5 MB."""
 
 
-def check_resumed(restored: Path, stage: Any, options: Any) -> None:
-    """Refuse a checkpoint of a model of another size, or of another optimiser.
+def check_resumed(restored: Path, stage: Any, options: Any, task: Values) -> tuple[str, str]:
+    """Refuse a checkpoint of another model, of a model of another size, or of another optimiser.
 
     Args:
         restored: file or folder that the trainer restores from.
         stage: the stage of this command; its `components` are the models that a checkpoint describes.
         options: parsed arguments.
+        task: values that define this training.
+
+    Returns:
+        A line that lists what has changed since, and the text of a warning; each is empty where there is nothing to say.
 
     Raises:
         ValueError: with the keys that differ.
     """
     state = read_state(restored, mapped=True)
     described = state.get(DESCRIPTION)
+    where = str(restored.parent if restored.name.startswith("state") else restored)
     if described is None:  # of another program; torch says what does not fit
-        return
-    where = restored.parent if restored.name.startswith("state") else restored
-    before = yaml.safe_load(described["train_config"])["model"]["init_args"]["optimizer"]["class_path"]
+        return "", _untold(where)
+    before = _optimizer(described, where)
     now = options.model.init_args.optimizer.class_path
     if before != now:
         raise ValueError(f"{where}: found the state of the optimiser {before}, wanted that of {now}; {ADVICE}")
@@ -37,6 +49,43 @@ def check_resumed(restored: Path, stage: Any, options: Any) -> None:
     wanted = {name: value.shape for name, value in stage.state_dict().items()}
     if shapes and shapes != wanted:
         raise ValueError(f"{where}: found weights of another size, {_differences(described['components'], stage.components())}; {ADVICE}")
+    recorded = read_task(state, where)
+    edited = _vocabularies(state, restored, options)
+    changes = compare({**(recorded or task), **edited[0]}, {**task, **edited[1]})
+    check_changes(changes, where, options.allow_changed)
+    line, warning = describe(changes, int(state.get("global_step", 0)))
+    return line, warning if recorded is not None else _untold(where)
+
+
+def _untold(where: str) -> str:
+    return f"{where} has no record of its task, as older versions wrote: changes since then cannot be told"
+
+
+def _vocabularies(state: Mapping[str, Any], restored: Path, options: Any) -> tuple[Values, Values]:
+    """Return the vocabulary of a checkpoint and that of its run's folder, as values to compare; nothing if there are not both.
+
+    A file that is missing changes nothing: training writes it again from the checkpoint. Checkpoints of other runs are not compared.
+    """
+    stored, file = stored_vocabulary(state), Path(options.trainer.default_root_dir) / VOCABULARY
+    if stored is None or Path(options.checkpoint.dirpath).resolve() not in restored.resolve().parents:
+        return {}, {}
+    try:
+        found = read_bytes(file, MAX_VOCABULARY_BYTES)
+    except FileNotFoundError:
+        return {}, {}
+    return {VOCABULARY: sha256(stored[0]).hexdigest()}, {VOCABULARY: sha256(found).hexdigest()}
+
+
+def _optimizer(described: Mapping[str, Any], where: str) -> str:
+    """Return the class path of the optimiser of a checkpoint.
+
+    Raises:
+        CheckpointError: its configuration cannot be read.
+    """
+    try:
+        return str(parse_yaml(described["train_config"], where)["model"]["init_args"]["optimizer"]["class_path"])
+    except (UntrustedError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{where}: its training configuration cannot be read ({error}); use an older checkpoint") from None
 
 
 def _differences(before: dict[str, dict[str, Any]], now: dict[str, nn.Module]) -> str:
