@@ -6,7 +6,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from stages.vocabulary import stored_vocabulary
 from walt_pl.cli.task_changes import check_changes, compare, describe
@@ -39,21 +40,24 @@ def check_resumed(restored: Path, stage: Any, options: Any, task: Values) -> tup
     state = read_state(restored, mapped=True)
     described = state.get(DESCRIPTION)
     where = str(restored.parent if restored.name.startswith("state") else restored)
-    if described is None:  # of another program; torch says what does not fit
+    if not isinstance(described, Mapping):  # of another program; torch says what does not fit
         return "", _untold(where)
     before = _optimizer(described, where)
     now = options.model.init_args.optimizer.class_path
     if before != now:
         raise ValueError(f"{where}: found the state of the optimiser {before}, wanted that of {now}; {ADVICE}")
-    shapes = {name: value.shape for name, value in state.get("state_dict", {}).items()}
+    shapes = _shapes(state, where)
     wanted = {name: value.shape for name, value in stage.state_dict().items()}
     if shapes and shapes != wanted:
-        raise ValueError(f"{where}: found weights of another size, {_differences(described['components'], stage.components())}; {ADVICE}")
+        raise ValueError(
+            f"{where}: found weights of another size, {_differences(described.get('components'), stage.components())}; {ADVICE}"
+        )
     recorded = read_task(state, where)
     edited = _vocabularies(state, restored, options)
     changes = compare({**(recorded or task), **edited[0]}, {**task, **edited[1]})
     check_changes(changes, where, options.allow_changed)
-    line, warning = describe(changes, int(state.get("global_step", 0)))
+    steps = state.get("global_step")
+    line, warning = describe(changes, steps if isinstance(steps, int) else 0)
     return line, warning if recorded is not None else _untold(where)
 
 
@@ -88,13 +92,28 @@ def _optimizer(described: Mapping[str, Any], where: str) -> str:
         raise CheckpointError(f"{where}: its training configuration cannot be read ({error}); use an older checkpoint") from None
 
 
-def _differences(before: dict[str, dict[str, Any]], now: dict[str, nn.Module]) -> str:
+def _shapes(state: Mapping[str, Any], where: str) -> dict[str, torch.Size]:
+    """Return the shapes of the weights of a checkpoint; nothing for DeepSpeed's, which keeps them in its shards.
+
+    Raises:
+        CheckpointError: it has something else in their place.
+    """
+    weights = state.get("state_dict", {})
+    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise CheckpointError(f"{where}: its state_dict holds more than weights; use an older checkpoint")
+    return {name: value.shape for name, value in weights.items()}
+
+
+def _differences(before: Any, now: dict[str, nn.Module]) -> str:
     """Return the keys of the models' configs that differ, with both values."""
     found = []
     for name, model in now.items():
         fields = dataclasses.asdict(model.config)  # type: ignore[call-overload]
+        fields_before = before.get(name) if isinstance(before, Mapping) else None
+        if not isinstance(fields_before, Mapping):
+            continue
         for key, value in fields.items():
-            old = before.get(name, {}).get(key)
+            old = fields_before.get(key)
             if _plain(old) != _plain(value):
                 found.append(f"model.{name}.{key} {old} in place of {value}")
     return ", ".join(found) or "with other parts than this stage has"
