@@ -144,9 +144,9 @@ def test_compare_of_a_group_that_was_null_lists_its_keys() -> None:
 
 
 @pytest.mark.parametrize("key", ["model.diffusion.objective", "model.denoiser.width"])
-def test_compare_with_a_record_that_lacks_a_key_warns_and_refuses_nothing(key: str) -> None:
+def test_compare_with_a_record_that_lacks_a_key_lists_it_and_refuses_nothing(key: str) -> None:
     (change,) = compare({}, {key: "v"})
-    assert change.before is UNKNOWN_VALUE and change.effect is Effect.WARNED and f"{key} (not recorded) -> v (" in str(change)
+    assert change.before is UNKNOWN_VALUE and change.effect is Effect.LISTED and f"{key} (not recorded) -> v (" in str(change)
     check_changes([change], "there", allow_changed=False)
 
 

@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.joint import JointData
 from stages.finetuning import init_from
@@ -357,19 +357,10 @@ class WaltCLI(LightningCLI):
     def before_fit(self) -> None:
         """Check the checkpoint that training resumes from. Otherwise load the weights of ``--init``."""
         if self.restored is not None:
-            self._tell_changes(self.restored)
+            check_resumed(self.restored, self.model, self.options, self.trainer, self.datamodule)
         if self.options.init is None or self.restored is not None:
             return
         init_from(self.model.components(), load(self.options.init))
-
-    def _tell_changes(self, restored: Path) -> None:
-        """Say what has changed since the checkpoint, and refuse what breaks its model."""
-        task = next(callback for callback in self.trainer.callbacks if isinstance(callback, RecordTask))  # type: ignore[attr-defined]
-        line, warning = check_resumed(restored, self.model, self.options, task.values(self.trainer, self.datamodule))
-        if line:
-            _say(line)
-        if warning:
-            rank_zero_warn(warning)
 
     def after_fit(self) -> None:
         """Say that ``--trainer.fast_dev_run`` left nothing."""

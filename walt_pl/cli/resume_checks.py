@@ -1,13 +1,13 @@
 """Check that a checkpoint fits the stage that goes on from it, before its weights are loaded."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stages.vocabulary import stored_vocabulary
 from walt_pl.cli.task_changes import check_changes, compare, describe
@@ -15,6 +15,7 @@ from walt_pl.runs.checkpoint import CheckpointError, read_state
 from walt_pl.runs.task_record import Values, read_task
 from walt_pl.text.small_encoder import VOCABULARY
 from walt_pl.training.callbacks.export import DESCRIPTION
+from walt_pl.training.callbacks.record_task import RecordTask
 from walt_pl.untrusted import UntrustedError, parse_yaml, read_bytes
 
 ADVICE = "leave the option out to go on, or add --from_scratch true (make: FRESH=1) to start over"
@@ -22,17 +23,15 @@ MAX_VOCABULARY_BYTES = 64 << 20
 """Bytes of a vocabulary's file. One of 250,000 pieces has 5 MB."""
 
 
-def check_resumed(restored: Path, stage: Any, options: Any, task: Values) -> tuple[str, str]:
-    """Refuse a checkpoint of another model, of a model of another size, or of another optimiser.
+def check_resumed(restored: Path, stage: Any, options: Any, trainer: Any, data: Any) -> None:
+    """Refuse a checkpoint of another model, of a model of another size, or of another optimiser, and say what has changed since.
 
     Args:
         restored: file or folder that the trainer restores from.
         stage: the stage of this command; its `components` are the models that a checkpoint describes.
         options: parsed arguments.
-        task: values that define this training.
-
-    Returns:
-        A line that lists what has changed since, and the text of a warning; each is empty where there is nothing to say.
+        trainer: Lightning's, with a `RecordTask`.
+        data: the data module.
 
     Raises:
         ValueError: with the keys that differ.
@@ -41,24 +40,34 @@ def check_resumed(restored: Path, stage: Any, options: Any, task: Values) -> tup
     described = state.get(DESCRIPTION)
     where = str(restored.parent if restored.name.startswith("state") else restored)
     if not isinstance(described, Mapping):  # of another program; torch says what does not fit
-        return "", _untold(where)
+        _tell(trainer, "", _untold(where))
+        return
     before = _optimizer(described, where)
     now = options.model.init_args.optimizer.class_path
     if before != now:
         raise ValueError(f"{where}: found the state of the optimiser {before}, wanted that of {now}; {ADVICE}")
-    shapes = _shapes(state, where)
+    shapes = {name: value.shape for name, value in state.get("state_dict", {}).items()}
     wanted = {name: value.shape for name, value in stage.state_dict().items()}
     if shapes and shapes != wanted:
         raise ValueError(
             f"{where}: found weights of another size, {_differences(described.get('components'), stage.components())}; {ADVICE}"
         )
+    task = next(callback for callback in trainer.callbacks if isinstance(callback, RecordTask)).values(trainer, data)
     recorded = read_task(state, where)
-    edited = _vocabularies(state, restored, options)
-    changes = compare({**(recorded or task), **edited[0]}, {**task, **edited[1]})
+    stored, found = _vocabularies(state, restored, options)
+    changes = compare({**(recorded or task), **stored}, {**task, **found})
     check_changes(changes, where, options.allow_changed)
     steps = state.get("global_step")
     line, warning = describe(changes, steps if isinstance(steps, int) else 0)
-    return line, warning if recorded is not None else _untold(where)
+    _tell(trainer, line, warning if recorded is not None else _untold(where))
+
+
+def _tell(trainer: Any, line: str, warning: str) -> None:
+    """Print the line and the warning that are not empty, on rank zero."""
+    if trainer.is_global_zero and line:
+        print(line, flush=True)
+    if trainer.is_global_zero and warning:
+        warnings.warn(warning, stacklevel=3)
 
 
 def _untold(where: str) -> str:
@@ -90,18 +99,6 @@ def _optimizer(described: Mapping[str, Any], where: str) -> str:
         return str(parse_yaml(described["train_config"], where)["model"]["init_args"]["optimizer"]["class_path"])
     except (UntrustedError, KeyError, TypeError) as error:
         raise CheckpointError(f"{where}: its training configuration cannot be read ({error}); use an older checkpoint") from None
-
-
-def _shapes(state: Mapping[str, Any], where: str) -> dict[str, torch.Size]:
-    """Return the shapes of the weights of a checkpoint; nothing for DeepSpeed's, which keeps them in its shards.
-
-    Raises:
-        CheckpointError: it has something else in their place.
-    """
-    weights = state.get("state_dict", {})
-    if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
-        raise CheckpointError(f"{where}: its state_dict holds more than weights; use an older checkpoint")
-    return {name: value.shape for name, value in weights.items()}
 
 
 def _differences(before: Any, now: dict[str, nn.Module]) -> str:

@@ -37,9 +37,9 @@ class Change:
 
     @property
     def effect(self) -> Effect:
-        """Return the effect. A value that is not known on both sides proves nothing, and refuses nothing."""
+        """Return the effect. A key that only one of two versions of the program has proves nothing, and is listed."""
         known = UNKNOWN_VALUE not in (self.before, self.now)
-        return self.rule.effect if known or self.rule.effect in (Effect.SILENT, Effect.LISTED) else Effect.WARNED
+        return self.rule.effect if known or self.rule.effect is Effect.SILENT else Effect.LISTED
 
     def __str__(self) -> str:
         return f"{self.key} {_render(self.before)} -> {_render(self.now)} ({self.rule.consequence})"

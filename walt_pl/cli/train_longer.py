@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from walt_pl.runs.card import TRAIN, ArtifactError, read_card
+import yaml
+
+from walt_pl.runs.card import TRAIN, read_card
 from walt_pl.runs.checkpoint import Checkpoint, read_state
-from walt_pl.untrusted import UntrustedError, read_yaml
 
 START_OVER = "--from_scratch true (make: FRESH=1)"
 """Option that trains a stage from the beginning."""
@@ -59,11 +60,8 @@ class FinishedTraining:
             ArtifactError: the folder is not an artifact.
         """
         card = read_card(artifact)
-        try:
-            config = read_yaml(artifact / TRAIN)
-        except UntrustedError as error:
-            raise ArtifactError(f"{error}; train the stage again with --from_scratch true") from None
-        return cls(artifact, int(card.get("steps", 0)), card.get("epochs"), config if isinstance(config, dict) else {})
+        config = yaml.safe_load((artifact / TRAIN).read_text(encoding="utf-8")) or {}
+        return cls(artifact, int(card.get("steps", 0)), card.get("epochs"), config)
 
     @property
     def limits(self) -> Limits:
