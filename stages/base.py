@@ -1,7 +1,6 @@
 """Stage two: the base model, which samples latents of the smallest size from text or a class (docs/METHOD.md, section 3)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.cli import OptimizerCallable
@@ -9,12 +8,12 @@ from torch import nn
 
 from stages.latent_diffusion import LatentDiffusion
 from stages.optimisation import LRSchedule
+from stages.vocabulary import load_trained_vocabulary
 from walt_pl.diffusion.config import DiffusionConfig
-from walt_pl.files import write_whole
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.text.caption_words import WORDS, caption_words
+from walt_pl.text.caption_words import WORDS
 from walt_pl.text.features import encoder_section
-from walt_pl.text.small_encoder import VOCABULARY, PretrainedTextConfig, SmallTextConfig, SmallTextEncoder, TextEncoder, train_vocabulary
+from walt_pl.text.small_encoder import VOCABULARY, PretrainedTextConfig, SmallTextConfig, SmallTextEncoder, TextEncoder
 
 
 class BaseStage(LatentDiffusion):
@@ -64,29 +63,9 @@ class BaseStage(LatentDiffusion):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if self.text is not None:
-            self.text.load_vocabulary(*self._vocabulary(self.text))
+            load_trained_vocabulary(self.text, self.trainer, fits=stage == "fit")
         if self.pretrained_text is not None:
             self.use_pretrained_text(self.pretrained_text, stage)
-
-    def _vocabulary(self, text: SmallTextEncoder) -> tuple[bytes, bytes]:
-        """Write the run's sentencepiece model and the words of its captions on rank 0, and return both files' bytes on all ranks.
-
-        A resumed run keeps its files. Otherwise the model is that of the initial weights (--init), or learnt from the training captions.
-        The words are those of the captions and of the initial weights, and none where those of the initial weights are not known.
-        """
-        folder = Path(self.trainer.default_root_dir)
-        vocabulary, words = folder / VOCABULARY, folder / WORDS
-        if self.trainer.is_global_zero:
-            captions = self.trainer.datamodule.captions  # type: ignore[attr-defined]
-            folder.mkdir(parents=True, exist_ok=True)
-            begins = self.trainer.ckpt_path is None
-            if begins or not vocabulary.exists():
-                write_whole(vocabulary, text.vocabulary or train_vocabulary(captions(), text.config.vocab_size))
-            if begins or not words.exists():  # a run of an older version has none
-                unknown = text.vocabulary and not text.words  # the initial weights have seen words that nobody recorded
-                write_whole(words, b"" if unknown else caption_words(captions(), text.words))
-        self.trainer.strategy.barrier("vocabulary")
-        return vocabulary.read_bytes(), words.read_bytes()
 
     @property
     def text_encoder(self) -> TextEncoder | None:

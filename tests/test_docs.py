@@ -86,7 +86,7 @@ def test_readme_is_short() -> None:
 
 def test_troubleshooting_messages_stand_in_the_program() -> None:
     messages = messages_of(read(ROOT / "docs" / "TROUBLESHOOTING.md"))
-    assert len(messages) == 20
+    assert len(messages) >= 20
     assert not [message for message in messages if not stands_in_the_program(message)]
 
 

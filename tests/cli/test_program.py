@@ -241,7 +241,7 @@ def test_fit_command_names_a_parent_that_changed_under_an_interrupted_stage(walt
     assert (
         f'changed since: "vae" (now {load(copy / "vae").sha256[:12]}, training began with 0123456789ab); to go on all the same add ' in said
     )
-    assert f"--ckpt_path {copy}/training/base/checkpoints/step=00000002; to start over add --from_scratch" in said
+    assert f"--ckpt_path {copy}/training/base/checkpoints/step=00000002 --allow_changed true; to start over add --from_scratch" in said
     assert "Traceback" not in said
 
 

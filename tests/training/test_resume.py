@@ -92,6 +92,8 @@ def killed_and_resumed(stage: str, run: Path, index: Path, every: int, kill: int
         time.sleep(0.2)
     said = fit(*command, ranks=ranks)
     assert "going on from" in said
+    (changed,) = [line for line in said.splitlines() if "changed since" in line]
+    assert ": trainer.callbacks " in changed and changed.count(" -> ") == 1 and "cannot be told" not in said, "the bomb is gone"
     return said
 
 

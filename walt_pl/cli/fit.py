@@ -27,6 +27,7 @@ from walt_pl.cli.rate_change import describe_rate_change
 from walt_pl.cli.renamed_keys import check_renamed
 from walt_pl.cli.resume_checks import check_resumed
 from walt_pl.cli.resume_command import resume_command
+from walt_pl.cli.task_settings import task_settings
 from walt_pl.cli.train_longer import START_OVER, FinishedTraining, Limits, is_past
 from walt_pl.cli.trainer_checks import check_trainer
 from walt_pl.data.index import check_index_file
@@ -41,6 +42,7 @@ from walt_pl.training.callbacks.hyperparameters import Hyperparameters
 from walt_pl.training.callbacks.previews import Previews
 from walt_pl.training.callbacks.progress_bar import ProgressBar
 from walt_pl.training.callbacks.progress_file import ProgressFile
+from walt_pl.training.callbacks.record_task import RecordTask
 from walt_pl.training.callbacks.reseed import Reseed
 from walt_pl.training.callbacks.save_config import SaveConfig
 from walt_pl.training.callbacks.spike_guard import SpikeGuard
@@ -148,6 +150,9 @@ class WaltCLI(LightningCLI):
         )
         parser.add_argument("--from_scratch", type=bool, default=False, help="Train again from the beginning, whatever there is.")
         parser.add_argument("--allow_stale", type=bool, default=False, help="Use parents that are stale.")
+        parser.add_argument(
+            "--allow_changed", type=bool, default=False, help="Go on from a checkpoint although a changed key breaks its model."
+        )
         for callback, key in (
             (EMA, "ema"),
             (SpikeGuard, "spike_guard"),
@@ -310,7 +315,7 @@ class WaltCLI(LightningCLI):
             ]
             raise ManifestError(
                 f'stage "{self.stage}" was interrupted, and what it is trained from has changed since: {", ".join(changed)}; '
-                f"to go on all the same add --ckpt_path {newest.path}; to start over add {START_OVER}"
+                f"to go on all the same add --ckpt_path {newest.path} --allow_changed true; to start over add {START_OVER}"
             )
         if finished and newest.step > finished.steps and is_past(newest, limits) and not finished.is_shorter_than(limits):
             _say(
@@ -352,7 +357,7 @@ class WaltCLI(LightningCLI):
     def before_fit(self) -> None:
         """Check the checkpoint that training resumes from. Otherwise load the weights of ``--init``."""
         if self.restored is not None:
-            check_resumed(self.restored, self.model, self.options)
+            check_resumed(self.restored, self.model, self.options, self.trainer, self.datamodule)
         if self.options.init is None or self.restored is not None:
             return
         init_from(self.model.components(), load(self.options.init))
@@ -385,7 +390,11 @@ class WaltCLI(LightningCLI):
             rescue = Path(self.options.rescue) if self.options.rescue else None
             first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config, again, self.manifest.experiment, rescue))
         if self.subcommand == "fit":
-            extra += [Hyperparameters(), Reseed(self.options.model.init_args.seed)]
+            extra += [
+                Hyperparameters(),
+                Reseed(self.options.model.init_args.seed),
+                RecordTask(task_settings(self.options), self.parents),
+            ]
         trainer = super().instantiate_trainer(**kwargs)
         trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]
         if self.subcommand is not None and self.restored is not None:

@@ -3,8 +3,8 @@
 import shlex
 from collections.abc import Sequence
 
-ONCE = ("from_scratch", "ckpt_path")
-"""Options that would start the training at the same place again."""
+ONCE = ("from_scratch", "ckpt_path", "allow_changed")
+"""Options of one start: they would start the training at the same place again, or allow later changes unseen."""
 
 
 def resume_command(words: Sequence[str]) -> str:

@@ -1,0 +1,17 @@
+"""Take from a configuration the keys that define a training."""
+
+import json
+from typing import Any
+
+from walt_pl.cli.task_rules import Effect, rule_of
+from walt_pl.runs.task_record import Values, flatten
+
+
+def task_settings(options: Any) -> Values:
+    """Return every key that is not silent (walt_pl/cli/task_rules.py), with its plain value; null where it is not set.
+
+    Args:
+        options: parsed arguments.
+    """
+    plain = json.loads(json.dumps(options.as_dict(), default=str))
+    return {key: value for key, value in flatten(plain) if rule_of(key).effect is not Effect.SILENT}
