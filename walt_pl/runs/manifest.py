@@ -20,16 +20,21 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from walt_pl.files import file_sha256, write_whole
+from walt_pl.plain_records import shown
 from walt_pl.runs.card import CARD, TRAIN, check_replaceable, file_problem, read_card, restore
 from walt_pl.runs.experiment_files import EXPERIMENTS, as_typed, find_experiment, is_installed
 from walt_pl.runs.lock import Holder, LockedManifest, hold_lock, now
+from walt_pl.runs.manifest_records import ArtifactRecord, FileRecord, StageRecord, TrainingRecord
 from walt_pl.runs.stage_names import ManifestError, in_order, kind_of, parents_of
 from walt_pl.runs.stop_record import StopRecord
+from walt_pl.untrusted import UntrustedError, read_json
 
 FORMAT = 1
+MAX_MANIFEST_BYTES = 4 << 20
+"""Bytes of manifest.json: about 2 KB for each stage."""
 State = Literal["missing", "training", "stopped", "done", "stale"]
 
 RUNS = Path("runs")
@@ -46,71 +51,6 @@ class ChangedStage(ManifestError):
 
 class StaleStage(ManifestError):
     """The parents of a stage were trained again since."""
-
-
-# ---- Records ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TrainingRecord:
-    """A training run that has started and not finished."""
-
-    holder: Holder
-    parents: dict[str, str]
-    """Parent stage -> sha256 of the parent's weights at the start of the training."""
-    stop: StopRecord | None = None
-    """None while it trains, and after a crash."""
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """A file at the time when its bytes were last verified."""
-
-    sha256: str
-    bytes: int
-    mtime_ns: int
-
-
-@dataclass(frozen=True)
-class ArtifactRecord:
-    """The artifact of a finished stage."""
-
-    path: str
-    """Artifact folder, relative to the folder of the run."""
-    sha256: str
-    """Hash of the weights."""
-    parents: dict[str, str]
-    files: dict[str, FileRecord]
-    started: str | None
-    finished: str
-
-
-@dataclass(frozen=True)
-class StageRecord:
-    """One entry of the manifest. A stage that is trained again keeps its artifact until the new one is finished."""
-
-    name: str
-    kind: str
-    artifact: ArtifactRecord | None = None
-    training: TrainingRecord | None = None
-
-    @classmethod
-    def from_json(cls, name: str, plain: Mapping[str, Any]) -> StageRecord:
-        """Build a record from plain values; the inverse of `dataclasses.asdict`.
-
-        Raises:
-            KeyError: an entry is missing.
-            TypeError: an entry is missing or unknown.
-        """
-        artifact, training = plain["artifact"], plain["training"]
-        if artifact is not None:
-            files = {file: FileRecord(**record) for file, record in artifact["files"].items()}
-            artifact = ArtifactRecord(**{**artifact, "files": files})
-        if training is not None:
-            stop = training.get("stop")  # manifests of older versions have no such entry
-            told = {"holder": Holder(**training["holder"]), "stop": StopRecord(**stop) if stop else None}
-            training = TrainingRecord(**{**training, **told})
-        return cls(name, plain["kind"], artifact, training)
 
 
 # ---- The manifest ----------------------------------------------------------------------------------------------------
@@ -142,20 +82,21 @@ class Manifest:
 
     def stages(self) -> dict[str, StageRecord]:
         """Return the stages that were ever started, in the order of the pipeline."""
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return {}
         try:
-            plain = json.loads(self.path.read_text(encoding="utf-8"))
+            plain = read_json(self.path, MAX_MANIFEST_BYTES)
             if plain["format"] != FORMAT:
                 raise ManifestError(
-                    f"{self.path}: format version {plain['format']} is unknown here (wanted {FORMAT}); "
+                    f"{self.path}: format version {shown(plain['format'])} is unknown here (wanted {FORMAT}); "
                     "use the version of walt_pl that wrote it"
                 )
-            stages = {name: StageRecord.from_json(name, record) for name, record in plain["stages"].items()}
+            stages = {name: StageRecord.from_json(name, record, str(self.path)) for name, record in plain["stages"].items()}
         except ManifestError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ManifestError(f"{self.path} is not a manifest ({error!r}): restore it, or remove it and train again") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            told = error if isinstance(error, UntrustedError) else repr(error)
+            raise ManifestError(f"{self.path} is not a manifest ({told}): restore it, or remove it and train again") from error
         return {name: stages[name] for name in in_order(stages)}
 
     def state(self, stage: str) -> State:

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from walt_pl.runs.card import CARD, new_folder, old_folder
 from walt_pl.runs.experiment_files import EXPERIMENTS
-from walt_pl.runs.manifest import RUNS, Manifest, StageRecord, TrainingRecord, stale_reason
+from walt_pl.runs.manifest import RUNS, Manifest, stale_reason
+from walt_pl.runs.manifest_records import StageRecord, TrainingRecord
 from walt_pl.runs.progress import TrainingProgress, newest_checkpoint_step, seconds_since
 from walt_pl.runs.stage_names import ManifestError, in_order, kind_of
 
