@@ -22,6 +22,9 @@ MAX_TEXT = 16_384
 SHOWN = 60
 """Characters of a wrong value that an error shows."""
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, line ends, characters that turn the direction of writing, and lone surrogates."""
+
 T = TypeVar("T")
 
 
@@ -83,9 +86,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def is_printable(text: str) -> bool:
-    """Return whether a text has neither control characters nor line ends."""
-    return text.isprintable()
+def printable(text: str) -> str:
+    """Return a text for the terminal: control characters other than line ends and tabs are written as escapes.
+
+    A terminal obeys control characters: they hide text, change its title, or answer as if someone had typed.
+    """
+    return CONTROL.sub(lambda found: found[0] if found[0] in "\n\t" else ascii(found[0])[1:-1], text)
 
 
 def check_sha256(value: str, name: str) -> None:
@@ -210,6 +216,6 @@ def _text(value: Any, where: str) -> str:
         raise UntrustedError(f"{where} is {shown(value)}, wanted text")
     if len(value) > MAX_TEXT:
         raise UntrustedError(f"{where} has {len(value):,} characters, wanted at most {MAX_TEXT:,}")
-    if not is_printable(value):
+    if CONTROL.search(value):
         raise UntrustedError(f"{where} is {shown(value)}, wanted text without control characters")
     return value
