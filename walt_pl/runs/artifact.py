@@ -61,6 +61,25 @@ class Artifact:
         """Hash of the weights. Child stages record it as their parent."""
         return str(self.card["sha256"])
 
+    def section(self, name: str) -> dict[str, Any]:
+        """Return a section of model.yaml.
+
+        Raises:
+            ArtifactError: the artifact has no such section.
+        """
+        if name not in self.config:
+            raise ArtifactError(f'{self.path / CONFIG} has no section "{name}"; take an artifact that this program wrote')
+        return dict(self.config[name])
+
+    def model(self, name: str) -> nn.Module:
+        """Return a model.
+
+        Raises:
+            ArtifactError: the artifact has no such model.
+        """
+        self.section(name)
+        return self.models[name]
+
     def read(self, name: str) -> bytes:
         """Return the bytes of an extra file such as "tokenizer.model".
 

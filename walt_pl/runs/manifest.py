@@ -16,15 +16,16 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from walt_pl.files import file_sha256, write_whole
 from walt_pl.plain_records import shown
-from walt_pl.runs.card import CARD, TRAIN, check_replaceable, file_problem, read_card, restore
+from walt_pl.runs.card import CARD, TRAIN, check_replaceable, file_problem, new_folder, old_folder, read_card, restore
 from walt_pl.runs.experiment_files import EXPERIMENTS, as_typed, find_experiment, is_installed
 from walt_pl.runs.lock import Holder, LockedManifest, hold_lock, now
 from walt_pl.runs.manifest_records import ArtifactRecord, FileRecord, StageRecord, TrainingRecord
@@ -207,6 +208,11 @@ class Manifest:
         found = self.stages().get(stage)
         return self.run_dir / (found.artifact.path if found and found.artifact else stage)
 
+    def sha256(self, stage: str) -> str | None:
+        """Return the hash of the weights of a stage; None if there are none."""
+        found = self.stages().get(stage)
+        return found.artifact.sha256 if found and found.artifact else None
+
     def check_parents(self, stage: str, allow_stale: bool = False) -> dict[str, str]:
         """Check that the parents of a stage exist, are unchanged and (unless `allow_stale`) not stale.
 
@@ -260,11 +266,18 @@ class Manifest:
             words = [f"python -m walt_pl fit --config {shlex.quote(str(config))}", run, again]
         return " ".join(word for word in words if word)
 
+    def advice(self, stage: str, from_scratch: bool = False) -> str:
+        """Return `command` for a message, with a warning where it takes a stored configuration."""
+        command = self.command(stage, from_scratch)
+        return "; ".join(filter(None, (command, stored_note([command]))))
+
     def _stored_config(self, stage: str) -> Path:
         """Return the configuration in the artifact of a stage, else that of the last start of its training. It may not exist."""
-        kept = self.folder(stage) / TRAIN
+        folder, own = self.folder(stage), self.run_dir / stage
+        # An artifact of another run is not trained again from here, and may be a stranger's.
+        kept = (folder if folder.resolve().is_relative_to(self.run_dir.resolve()) else own) / TRAIN
         starts = (self.run_dir / "training" / stage / "logs").glob("version_*/config.yaml")
-        last = max(starts, key=lambda path: path.stat().st_mtime_ns, default=kept)
+        last = max(starts, key=lambda path: path.lstat().st_mtime_ns, default=kept)
         return kept if kept.is_file() else last
 
     def problems(self, stage: str, fresh: bool = False) -> list[str]:
@@ -293,8 +306,9 @@ class Manifest:
         """Return whether the folder of an artifact has a card, after recovery from a crash."""
         if done is None:
             return False
-        restore(self.run_dir / done.path)
-        return (self.run_dir / done.path / CARD).exists()
+        folder = self.run_dir / done.path
+        restore(folder)
+        return has_card(folder)
 
     def _require(self, needed: Sequence[str], wanted_by: str, allow_stale: bool) -> dict[str, ArtifactRecord]:
         stages = self.stages()
@@ -305,13 +319,13 @@ class Manifest:
             if stage is None or done is None or not self.has_artifact(done):
                 begun = stage.training if stage else None
                 why = "missing" if begun is None else str(begun.stop or f"not finished (begun by {begun.holder})")
-                raise MissingStage(f'{wanted_by}stage "{name}", which is {why} in {self.run_dir}; make it with: {self.command(name)}')
+                raise MissingStage(f'{wanted_by}stage "{name}", which is {why} in {self.run_dir}; make it with: {self.advice(name)}')
             self._check_bytes(name, done, wanted_by)
             reason = None if allow_stale else stale_reason(name, stages)
             if reason:
                 raise StaleStage(
                     f'{wanted_by}stage "{name}", which is stale in {self.run_dir} because {reason}; '
-                    f"use it all the same with --allow-stale true, or train it again with: {self.command(name)}"
+                    f"use it all the same with --allow-stale true, or train it again with: {self.advice(name)}"
                 )
             found[name] = done
         return found
@@ -320,7 +334,7 @@ class Manifest:
         problems, files = self.compare(done, fresh=False)
         if problems:
             told = f'{wanted_by}stage "{name}", but {problems[0]}'
-            raise ChangedStage(f"{told}; restore the file, or train the stage again with: {self.command(name, from_scratch=True)}")
+            raise ChangedStage(f"{told}; restore the file, or train the stage again with: {self.advice(name, from_scratch=True)}")
         if files != done.files:
             self._remember(name, done, files)
 
@@ -359,6 +373,19 @@ class Manifest:
             for record in plain.values():
                 del record["name"]
             write_whole(self.path, (json.dumps({"format": FORMAT, "stages": plain}, indent=2) + "\n").encode())
+
+
+def has_card(folder: Path) -> bool:
+    """Return whether there is an artifact, also between the two renames of its replacement. Nothing is repaired."""
+    # The folder comes again at the end: it may be renamed to its place while the others are looked up.
+    return any((place / CARD).exists() for place in (folder, new_folder(folder), old_folder(folder), folder))
+
+
+def stored_note(commands: Iterable[str]) -> str:
+    """Return a warning where a command takes a stored configuration, which may name any class; empty for none."""
+    words = [word for command in commands for word in shlex.split(command)]
+    stored = [word for word in words if re.search(rf"/({re.escape(TRAIN)}|version_\d+/config\.yaml)$", word)]
+    return f"read {stored[0]} first if the run is not yours: fit runs the classes that it names" if stored else ""
 
 
 def stale_reason(stage: str, stages: Mapping[str, StageRecord]) -> str | None:
