@@ -114,9 +114,9 @@ def _read_config(train_config: Path) -> dict[str, Any]:
         config = read_yaml(train_config) or {}
     except UntrustedError as error:
         raise ArtifactError(str(error)) from error
-    trainer = (config.get("trainer") if isinstance(config, dict) else None) or {}
+    trainer = (config.get("trainer") or {}) if isinstance(config, dict) else None
     if not isinstance(trainer, dict) or any(type(trainer.get(name)) not in (int, NoneType) for name in ("max_steps", "max_epochs")):
-        raise ArtifactError(f"{train_config} has limits of the training that are no numbers: export the stage again")
+        raise ArtifactError(f"{train_config} is no training configuration with numbers as its limits: export the stage again")
     return dict(config)
 
 

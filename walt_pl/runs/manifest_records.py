@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from walt_pl.plain_records import build_record, check_range, check_sha256, check_time, shown
@@ -57,6 +58,9 @@ class ArtifactRecord:
     finished: str
 
     def __post_init__(self) -> None:
+        path = PurePosixPath(self.path)
+        if path.name in ("", "..") or path.is_absolute():
+            raise ValueError(f"path is {shown(self.path)}, wanted the folder of an artifact, relative to that of the run")
         check_sha256(self.sha256, "sha256")
         _check_parents(self.parents)
         foreign = sorted(set(self.files) - set(OWN))
