@@ -317,7 +317,7 @@ class JointData(L.LightningDataModule):
         assert self.vae is not None
         device = self._device()
         dtype = compute_dtype(device)
-        vae = artifact.load(self.vae, device=device).models["vae"]
+        vae = artifact.load(self.vae, device=device).model("vae")
 
         @torch.no_grad()
         def encode(pixels: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class LatentDiffusion(L.LightningModule):
         if not self._vae:
             artifact = load(self.vae_path)
             self._check_latents(artifact)
-            self._vae = [cast(Autoencoder, artifact.models["vae"])]
+            self._vae = [cast(Autoencoder, artifact.model("vae"))]
             self._normalizer = LatentNormalizer.choose(
                 artifact.card, self.denoiser.config.latent_channels, self.diffusion.normalize_latents
             )
@@ -110,7 +110,7 @@ class LatentDiffusion(L.LightningModule):
             self.classes = self.trainer.datamodule.classes()  # type: ignore[attr-defined]
 
     def _check_latents(self, artifact: Artifact) -> None:
-        channels = cast(Autoencoder, artifact.models["vae"]).latent_channels
+        channels = cast(Autoencoder, artifact.model("vae")).latent_channels
         if channels != self.denoiser.config.latent_channels:
             raise ValueError(
                 f"denoiser.latent_channels is {self.denoiser.config.latent_channels}, but {artifact.path} has {channels}; they must agree"

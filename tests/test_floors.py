@@ -26,6 +26,7 @@ FLOORS = {
     "walt_pl.files": 0,
     "walt_pl.processes": 0,
     "walt_pl.untrusted": 0,
+    "walt_pl.plain_records": 0,
     "walt_pl.blocks": 0,
     "walt_pl.diffusion": 0,
     "walt_pl.media": 0,
@@ -52,6 +53,16 @@ MEDIA = ("av", "decord", "PIL", "cv2", "imageio", "moviepy", "torchcodec", "torc
 """Libraries that read and write videos and images."""
 RENAMES = ("os.rename", "os.replace", "os.fsync", ".rename", "shutil.move", "shutil.copytree")
 """Calls that make a file or folder appear under its name."""
+PARSERS = ("json.load", "json.loads", "yaml.load", "yaml.safe_load", "yaml.unsafe_load", "yaml.full_load", "yaml.SafeLoader", "yaml.Loader")
+"""Calls that parse JSON or YAML, which a stranger may have written."""
+MAY_PARSE = (
+    "walt_pl.untrusted",  # with limits
+    "walt_pl.cli.config_syntax",  # configs that the person typed, with their lines; limits by `check_nodes`
+    "walt_pl.runs.artifact_writing",  # a round trip in memory, of a card that it writes
+)
+"""Modules that parse by themselves."""
+OF_DATA = ("walt_pl.data", "walt_pl.indexing", "walt_pl.runs.checkpoint", "walt_pl.cli.resume_checks")
+"""Modules that still parse by themselves."""
 FILE_LINES, FUNCTION_LINES = 450, 60
 
 FILES = sorted(modules(ROOT).values())
@@ -116,6 +127,12 @@ def test_library_never_imports_the_shortcut_of_its_users() -> None:
 
 def test_files_are_renamed_and_synced_in_one_module_alone() -> None:
     assert not callers(ROOT, RENAMES, ["walt_pl.files"])
+
+
+def test_json_and_yaml_are_parsed_with_limits_alone() -> None:
+    assert not callers(ROOT, PARSERS, [*MAY_PARSE, *OF_DATA], exact=True)
+    parsing = callers(ROOT, PARSERS, ["walt_pl.untrusted"], exact=True)
+    assert all(any(is_within(module, [name]) for module in parsing) for name in MAY_PARSE[1:]), "a module of the list parses nothing"
 
 
 def test_files_are_short() -> None:

@@ -120,9 +120,7 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        count = _count(node, {}, 1, where)
-        if count > MAX_YAML_VALUES:
-            raise UntrustedError(f"{where} has {count:,} values with its aliases, at most {MAX_YAML_VALUES:,} wanted")
+        check_nodes(node, where)
         value = loader.construct_document(node)
     except RecursionError:
         raise UntrustedError(f"{where}: YAML nested deeper than {MAX_DEPTH} levels") from None
@@ -136,6 +134,17 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
             loader.dispose()
     _check_plain(value, where)
     return value
+
+
+def check_nodes(node: yaml.Node, where: str) -> None:
+    """Check depth and number of the values below a YAML node, before any of them is built.
+
+    Raises:
+        UntrustedError: there are more than `MAX_YAML_VALUES` with every alias counted, they are nested too deep, or one contains itself.
+    """
+    count = _count(node, {}, 1, where)
+    if count > MAX_YAML_VALUES:
+        raise UntrustedError(f"{where} has {count:,} values with its aliases, at most {MAX_YAML_VALUES:,} wanted")
 
 
 def _count(node: yaml.Node, known: dict[int, int], depth: int, where: str) -> int:

@@ -153,7 +153,8 @@ def test_evaluate_opens_no_path_that_an_artifact_names_except_its_index(
 ) -> None:
     """But the index, where the person names none: a plain file of this machine."""
     changed, mark = planted(what, tmp_path, monkeypatch)
-    train, plain = tmp_path / "train.yaml", yaml.safe_load((run / "vae" / "train.yaml").read_text())
+    shutil.copytree(run / "vae", tmp_path / "vae")
+    train, plain = tmp_path / "vae" / "train.yaml", yaml.safe_load((run / "vae" / "train.yaml").read_text())
     train.write_text(yaml.safe_dump(merged(plain, changed)))
     data = evaluate._trained_on(train, str(painted))
     assert data.selection("val")["video"].used and data.shards is None and data.vae is None

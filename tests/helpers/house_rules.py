@@ -139,11 +139,23 @@ def unclear_docstrings(root: Path, folders: Sequence[str] = FOLDERS) -> list[str
     ]
 
 
-def callers(root: Path, functions: Sequence[str], allowed: Sequence[str], folders: Sequence[str] = FOLDERS) -> list[str]:
-    """Return the modules that call one of `functions`, such as `os.fsync` or `.rename`, and are not within `allowed`."""
+def callers(
+    root: Path, functions: Sequence[str], allowed: Sequence[str], folders: Sequence[str] = FOLDERS, exact: bool = False
+) -> list[str]:
+    """Return the modules that call one of `functions`, such as `os.fsync` or `.rename`, and are not within `allowed`.
+
+    With `exact`, only calls of these names and of names imported from their modules count: `from json import loads` hides nothing.
+    """
     found = []
     for module, path in modules(root, folders).items():
         calls = (ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
-        if not is_within(module, allowed) and any(call == name or call.endswith(name) for call in calls for name in functions):
+        if exact:
+            found += [module] if not is_within(module, allowed) and _uses(path, root, functions, calls) else []
+        elif not is_within(module, allowed) and any(call == name or call.endswith(name) for call in calls for name in functions):
             found.append(module)
     return found
+
+
+def _uses(path: Path, root: Path, functions: Sequence[str], calls: Iterable[str]) -> bool:
+    """Return whether a file calls one of `functions` by its whole name, or imports it by its last name."""
+    return any(call in functions for call in calls) or any(name in functions for name in imports_of(path, root))

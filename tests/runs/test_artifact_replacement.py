@@ -163,5 +163,5 @@ def test_load_artifact_refuses_a_card_that_lists_files_elsewhere(tmp_path: Path,
     files = json.loads((tmp_path / "vae" / "card.json").read_text())["files"]
     record = {"sha256": file_sha256(tmp_path / "private"), "bytes": 4}
     rewrite_card(tmp_path / "vae", files={**files, name.replace("{tmp}", str(tmp_path)): record})
-    with pytest.raises(ArtifactError, match="wanted names of files beside it"):
+    with pytest.raises(ArtifactError, match="wanted names of files of an artifact beside it"):
         load(tmp_path / "vae")

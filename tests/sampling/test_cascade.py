@@ -24,7 +24,9 @@ from walt_pl.media.writing import write_image, write_video
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.runs.artifact import Artifact, load
 from walt_pl.runs.artifact_writing import save_artifact
-from walt_pl.runs.manifest import ArtifactRecord, Manifest, StageRecord
+from walt_pl.runs.card import read_card
+from walt_pl.runs.manifest import Manifest
+from walt_pl.runs.manifest_records import ArtifactRecord, StageRecord
 from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 
@@ -377,10 +379,14 @@ def test_cascade_refuses_stages_that_do_not_double_the_size(folders: dict[str, P
         Cascade({**folders, "sr2": folders["sr1"]})
 
 
+def finished(name: str, folder: Path) -> StageRecord:
+    left = ArtifactRecord("", read_card(folder)["sha256"], {}, {}, None, "2026-01-31T12:00:00+00:00")
+    return StageRecord(name, kind_of(name), artifact=left)
+
+
 def test_cascade_open_selects_one_of_several_base_models(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = {"vae": "vae", "base_l": "base", "base_xl": "base", "sr1": "sr1"}
-    left = ArtifactRecord("", "", {}, {}, None, "")
-    stages = {name: StageRecord(name, kind_of(name), artifact=left) for name in names} | {"base_s": StageRecord("base_s", "base")}
+    stages = {name: finished(name, folders[of]) for name, of in names.items()} | {"base_s": StageRecord("base_s", "base")}
     monkeypatch.setattr(Manifest, "stages", lambda _: stages)
     monkeypatch.setattr(Manifest, "usable", lambda _, stages, stale: {stage: folders[names[stage]] for stage in stages})
     with pytest.raises(ValueError, match="has the base models base_l, base_xl; choose one: --stages base_l"):
@@ -403,7 +409,7 @@ def test_cascade_open_refuses_stale_stages_unless_allowed(
         allowed.append(allow_stale)
         return {stage: folders[stage] for stage in stages}
 
-    stages = {name: StageRecord(name, kind_of(name), artifact=ArtifactRecord("", "", {}, {}, None, "")) for name in folders}
+    stages = {name: finished(name, folder) for name, folder in folders.items()}
     monkeypatch.setattr(Manifest, "stages", lambda _: stages)
     monkeypatch.setattr(Manifest, "usable", usable)
     Cascade.open(tmp_path)

@@ -22,6 +22,7 @@ from walt_pl.runs.experiment_files import find_experiment
 from walt_pl.runs.manifest import Manifest
 from walt_pl.sampling.cascade import Cascade, SamplingConfig
 from walt_pl.shapes.evaluation import STEPS, default_steps, machine, score_base
+from walt_pl.untrusted import read_json
 
 PROMPTS, UNSEEN, SEED = 256, 64, 1
 DEFAULT = "default"
@@ -93,7 +94,7 @@ def run_ablations(experiment: Path, run: Path, index: Path, out: Path) -> None:
             print(f"ablate: {change.name} ({change.text})", flush=True)
             seconds = _train(experiment, folder, change.name, vae, index)
             write_whole(done, json.dumps({**_score(folder, index), "seconds": seconds}).encode())
-        results[change.name] = json.loads(done.read_text())
+        results[change.name] = read_json(done)
         write_whole(out / "ablations.md", render(results).encode())
     plot(results, out / "ablations.png")
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from walt_pl.untrusted import check_nodes
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -57,8 +59,12 @@ def _compose(config: Path) -> tuple[yaml.MappingNode, yaml.SafeLoader]:
     loader = yaml.SafeLoader(_read_text(config))
     try:
         node = loader.get_single_node()
+        if node is not None:
+            check_nodes(node, str(config))  # nested aliases of a few lines have no end
     except yaml.YAMLError as error:
         raise ValueError(_describe_yaml_error(config, error)) from error
+    except RecursionError as error:
+        raise ValueError(f"{config}: nested deeper than YAML is read") from error
     if not isinstance(node, yaml.MappingNode):
         found = "nothing" if node is None else "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
         raise ValueError(f"{config}: found {found}, wanted keys such as model, data and trainer (see experiments/shapes/vae.yaml)")

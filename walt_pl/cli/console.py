@@ -6,6 +6,8 @@ from typing import TextIO
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from walt_pl.plain_records import printable
+
 UNLIMITED = 100_000
 """Characters of a line where there is no terminal: a file or another program takes lines of any length."""
 
@@ -28,7 +30,7 @@ def print_table(content: RenderableType, file: TextIO | None = None) -> None:
         for column in table.columns:
             column.overflow = "fold"  # rich's own choice is an ellipsis
     # With soft wrapping, a terminal wraps text by itself, and a copied command is one line.
-    console(file).print(content, soft_wrap=isinstance(content, str))
+    console(file).print(printable(content) if isinstance(content, str) else content, soft_wrap=isinstance(content, str))
 
 
 def _tables(content: RenderableType) -> list[Table]:

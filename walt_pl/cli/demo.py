@@ -28,6 +28,7 @@ from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.shapes.dataset import write_set
 from walt_pl.shapes.evaluation import default_steps, evaluate_run, machine, render_summary, write_summary
+from walt_pl.untrusted import read_json
 
 SHOWN_SEEN, SHOWN_UNSEEN = 12, 4
 SEED = 1
@@ -94,7 +95,7 @@ class Clock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+        self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
 
     @property
     def minutes(self) -> float:

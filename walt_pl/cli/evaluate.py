@@ -10,13 +10,15 @@ from walt_pl.cli.function_command import call
 from walt_pl.data.frame_rate import DEFAULT_FPS, trained_rate
 from walt_pl.data.index import Index
 from walt_pl.data.transforms import PixelDataset
+from walt_pl.files import file_sha256
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet
 from walt_pl.media.writing import write_gif, write_image
-from walt_pl.runs.card import TRAIN
+from walt_pl.runs.card import TRAIN, read_card
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import kind_of
 from walt_pl.runs.stored_config import clip_arguments, stored_index
 from walt_pl.shapes.evaluation import evaluate_autoencoder, evaluate_run, render_summary
+from walt_pl.untrusted import MAX_YAML_BYTES, read_bytes
 
 SHOWN = 8
 """Number of clips in the picture of an autoencoder's reconstructions."""
@@ -83,13 +85,18 @@ def _trained_on(train_config: Path, index: str | None) -> JointData:
     """Return the data module of a training. Only numbers of its configuration are used, and its index unless another is named.
 
     Raises:
-        ValueError: the index does not exist on this machine.
+        ValueError: the index does not exist on this machine, or is not the one that the artifact's card names by its hash.
     """
-    text, where = train_config.read_text(encoding="utf-8"), str(train_config)
+    text, where = read_bytes(train_config, MAX_YAML_BYTES).decode(errors="replace"), str(train_config)
     found = Path(index or stored_index(text, where))
     if not found.is_file():
         raise ValueError(
             f"evaluate: there is no index {found}{'' if index else f', which {where} names'}; name it with --index FILE.parquet"
+        )
+    if index is None and file_sha256(found) != read_card(train_config.parent)["index"].get("sha256"):
+        raise ValueError(
+            f"evaluate: {found}, which {where} names, is not the index that the card names by its hash; if it is the right one, name it "
+            f"with --index {found}"
         )
     return JointData(index=str(found), **clip_arguments(text, where))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from walt_pl import __version__
 from walt_pl.cli.quiet import silence_libraries
 from walt_pl.cli.temporary_folders import remove_empty_compile_cache
+from walt_pl.plain_records import printable
 
 GROUPS: dict[str, dict[str, str]] = {
     "data": {
@@ -106,7 +107,7 @@ def _run(name: str, words: Sequence[str]) -> None:
     except Exception as error:
         if os.environ.get(TRACEBACK) == "1" or not _is_mendable(error):
             raise
-        raise SystemExit(f"error: {_describe(error)}") from None
+        raise SystemExit(printable(f"error: {_describe(error)}")) from None
     finally:
         remove_empty_compile_cache()
 

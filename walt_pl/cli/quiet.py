@@ -10,6 +10,8 @@ import sys
 import warnings
 from typing import TextIO
 
+from walt_pl.plain_records import printable
+
 LEAKED = "resource_tracker"
 """Beginning of the warning that Python's resource tracker gives at the end of a training that was killed."""
 
@@ -76,7 +78,7 @@ def show_warning(
 ) -> None:
     """Print a warning unless it is silenced. The arguments are those of `warnings.showwarning`."""
     if not issubclass(category, FOR_DEVELOPERS) and not is_silenced(str(message)):
-        print(f"warning: {message}", file=file or sys.stderr, flush=True)
+        print(printable(f"warning: {message}"), file=file or sys.stderr, flush=True)
 
 
 def is_silenced(message: str) -> bool:

@@ -9,6 +9,7 @@ from walt_pl.cli.config_files import stages_of
 from walt_pl.cli.console import print_table
 from walt_pl.cli.function_command import call
 from walt_pl.runs.experiment_files import EXPERIMENTS, find_experiment
+from walt_pl.runs.manifest import stored_note
 from walt_pl.runs.status import render_status, status_rows
 
 
@@ -32,6 +33,8 @@ def status(run: str = "runs/shapes", json: bool = False) -> None:
     if commands:
         # A command in a table could be wrapped, and then not be pasted.
         print_table("\n".join(["Next, in this order:", *commands]))
+        if note := stored_note(commands):
+            print_table(f"({note})")
 
 
 def run(words: Sequence[str]) -> None:

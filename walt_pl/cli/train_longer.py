@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-import yaml
-
-from walt_pl.runs.card import TRAIN, read_card
+from walt_pl.runs.card import TRAIN, ArtifactError, read_card
 from walt_pl.runs.checkpoint import Checkpoint, read_state
+from walt_pl.untrusted import UntrustedError, read_yaml
 
 START_OVER = "--from_scratch true (make: FRESH=1)"
 """Option that trains a stage from the beginning."""
@@ -60,8 +60,7 @@ class FinishedTraining:
             ArtifactError: the folder is not an artifact.
         """
         card = read_card(artifact)
-        config = yaml.safe_load((artifact / TRAIN).read_text(encoding="utf-8")) or {}
-        return cls(artifact, int(card.get("steps", 0)), card.get("epochs"), config)
+        return cls(artifact, card.get("steps", 0), card.get("epochs"), _read_config(artifact / TRAIN))
 
     @property
     def limits(self) -> Limits:
@@ -103,6 +102,22 @@ class FinishedTraining:
     def start_over(self) -> str:
         """Return the options that train a stage from step 0."""
         return f"{START_OVER} to start over, with --init {self.artifact} from its weights"
+
+
+def _read_config(train_config: Path) -> dict[str, Any]:
+    """Read a stored configuration, of which only limits and rates are used.
+
+    Raises:
+        ArtifactError: it is no training configuration.
+    """
+    try:
+        config = read_yaml(train_config) or {}
+    except UntrustedError as error:
+        raise ArtifactError(str(error)) from error
+    trainer = (config.get("trainer") or {}) if isinstance(config, dict) else None
+    if not isinstance(trainer, dict) or any(type(trainer.get(name)) not in (int, NoneType) for name in ("max_steps", "max_epochs")):
+        raise ArtifactError(f"{train_config} is no training configuration with numbers as its limits: export the stage again")
+    return dict(config)
 
 
 def is_past(checkpoint: Checkpoint, limits: Limits) -> bool:

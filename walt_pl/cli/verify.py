@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from walt_pl.cli.function_command import call
+from walt_pl.plain_records import printable
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.status import verify_run
 
@@ -15,7 +16,7 @@ def verify(run: str = "runs/shapes") -> None:
     """
     problems = verify_run(run)
     if problems:
-        raise SystemExit("\n".join(problems))
+        raise SystemExit(printable("\n".join(problems)))
     read = [name for name, stage in Manifest.open(run).stages().items() if stage.artifact is not None]
     print(f"{run}: every byte of {', '.join(read)} is as its stage left it" if read else f"{run}: no stage is finished, nothing was read")
 

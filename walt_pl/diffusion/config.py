@@ -7,6 +7,7 @@ from typing import Any, Literal
 from walt_pl.diffusion.ddim import Guidance
 from walt_pl.diffusion.path import ProbabilityPath
 from walt_pl.diffusion.schedule import NoiseSchedule
+from walt_pl.plain_records import build_record, shown
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,7 @@ class DiffusionConfig:
         Raises:
             ValueError: a key is unknown, or a value does not fit.
         """
-        unknown = sorted(set(plain) - {one.name for one in fields(cls)})
+        unknown = sorted(shown(name).strip("'") for name in set(plain) - {one.name for one in fields(cls)})
         if unknown:
             raise ValueError(f"section diffusion of model.yaml has unknown keys: {', '.join(unknown)}; use the version that wrote it")
-        guidance, context = plain.get("guidance", {}), plain.get("context_frames", (1, 2))
-        return cls(**{**plain, "guidance": Guidance(**guidance), "context_frames": tuple(context)})
+        return build_record(cls, plain, "section diffusion of model.yaml")

@@ -12,6 +12,9 @@ from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.objective import Denoise
 from walt_pl.diffusion.path import ProbabilityPath, alpha_sigma_like, trailing_timesteps
 
+MAX_POWER = 1000.0
+"""Largest power of the power-cosine."""
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -29,6 +32,10 @@ class Guidance:
     def __post_init__(self) -> None:
         if not 0 <= self.scale < math.inf:
             raise ValueError(f"guidance: the scale must be 0 or more (1 is the conditional model alone), got {self.scale:g}")
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"guidance: the rescale is a share, 0 .. 1, got {self.rescale:g}")
+        if not 0 < self.power <= MAX_POWER:
+            raise ValueError(f"guidance: the power must be above 0 and at most {MAX_POWER:g}, got {self.power:g}")
 
     def weight(self, n: int, steps: int) -> float:
         """Return the guidance scale at timestep `n` of `steps` timesteps."""

@@ -23,7 +23,7 @@ class LatentNormalizer:
         """Read the statistics from an autoencoder's card.
 
         Raises:
-            ValueError: the card has none.
+            ValueError: the card has none, or a deviation of zero.
         """
         latents = card.get("latents")
         if not latents:
@@ -32,6 +32,8 @@ class LatentNormalizer:
                 "--index FILE.parquet, or set model.diffusion.normalize_latents to false"
             )
         mean, std = (torch.tensor(latents[name], dtype=torch.float32) for name in ("mean", "std"))
+        if not (std > 0).all():
+            raise ValueError("the autoencoder's card.json has a latent channel without spread; train it again, or normalize_latents false")
         return cls(mean, std)
 
     @classmethod
@@ -39,9 +41,17 @@ class LatentNormalizer:
         """Return the normaliser of a denoiser: that of the autoencoder's card, or the identity if its latents are not normalised.
 
         Raises:
-            ValueError: the statistics are wanted, and the card has none.
+            ValueError: the statistics are wanted, and the card has none, or those of another number of channels.
         """
-        return cls.from_card(card) if normalize else cls.identity(channels)
+        if not normalize:
+            return cls.identity(channels)
+        normalizer = cls.from_card(card)
+        if len(normalizer.mean) != channels:
+            raise ValueError(
+                f"the autoencoder's card.json has latent statistics of {len(normalizer.mean)} channels, and the denoiser has {channels}; "
+                "take the autoencoder that the denoiser was trained on"
+            )
+        return normalizer
 
     @classmethod
     def identity(cls, channels: int) -> "LatentNormalizer":

@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
+from walt_pl.plain_records import shown
 from walt_pl.runs.card import CONFIG, WEIGHTS, ArtifactError, file_problem, read_card, shorten
+from walt_pl.runs.model_limits import build_on_meta, check_buffers, read_config
+from walt_pl.runs.weights_file import read_weights
+from walt_pl.untrusted import UntrustedError, read_bytes, read_yaml
 
 # Section of model.yaml -> module, model class, config class. These are names, so that a class is imported only when a folder needs it.
 COMPONENTS: dict[str, tuple[str, str, str]] = {
@@ -60,6 +61,25 @@ class Artifact:
         """Hash of the weights. Child stages record it as their parent."""
         return str(self.card["sha256"])
 
+    def section(self, name: str) -> dict[str, Any]:
+        """Return a section of model.yaml.
+
+        Raises:
+            ArtifactError: the artifact has no such section.
+        """
+        if name not in self.config:
+            raise ArtifactError(f'{self.path / CONFIG} has no section "{name}"; take an artifact that this program wrote')
+        return dict(self.config[name])
+
+    def model(self, name: str) -> nn.Module:
+        """Return a model.
+
+        Raises:
+            ArtifactError: the artifact has no such model.
+        """
+        self.section(name)
+        return self.models[name]
+
     def read(self, name: str) -> bytes:
         """Return the bytes of an extra file such as "tokenizer.model".
 
@@ -68,7 +88,7 @@ class Artifact:
         """
         if name not in self.card["files"]:
             raise ArtifactError(f'{self.path} has no file "{name}" (found: {", ".join(self.card["files"])})')
-        return (self.path / name).read_bytes()
+        return read_bytes(self.path / name, int(self.card["files"][name]["bytes"]))
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", verify: bool = False) -> Artifact:
@@ -89,11 +109,16 @@ def load(path: str | Path, device: str | torch.device = "cpu", verify: bool = Fa
         problem = file_problem(folder / name, record["sha256"], record["bytes"], hashed=verify or name != WEIGHTS)
         if problem:
             raise ArtifactError(f"{problem}: restore the file or export the stage again")
-    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    try:
+        config = _read_sections(folder)
+        weights = read_weights(folder / WEIGHTS, _shapes(folder, config))
+    except UntrustedError as error:
+        raise ArtifactError(str(error)) from error
     # The initial values are discarded. Drawing them must not advance the random state of a sampler.
     with torch.random.fork_rng(devices=[]):
         models = {name: _build(folder, name, config[name]) for name in config if name in COMPONENTS}
-    _fill(folder, models)
+    for name, model in models.items():
+        model.load_state_dict({key: weights[f"{name}.{key}"] for key in model.state_dict()})
     for model in models.values():
         model.to(device).eval().requires_grad_(False)
     return Artifact(folder, card, config, models)
@@ -109,52 +134,54 @@ def component_config(section: str, fields: Mapping[str, Any]) -> Any:
     """Return the config dataclass of a section, built from its plain fields.
 
     Raises:
-        TypeError: the dataclass has no such field.
-        ValueError: the dataclass refuses a value.
+        ValueError: a field is unknown, has another type or lies beyond the limits, or the dataclass refuses it.
     """
     _, config = _section_classes(section)
-    return config(**{name: _tuples(value) for name, value in fields.items()})
+    return read_config(config, fields, f'section "{section}"')
+
+
+def _read_sections(folder: Path) -> dict[str, Any]:
+    """Return the sections of model.yaml.
+
+    Raises:
+        UntrustedError: it is no YAML, or a section has no fields.
+    """
+    config = read_yaml(folder / CONFIG)
+    sections = config.values() if isinstance(config, dict) else [config]
+    if not all(isinstance(section, dict) for section in sections) or not all(isinstance(name, str) for name in config):
+        raise UntrustedError(f"{folder / CONFIG} has no sections with fields; export the stage again")
+    return dict(config)
+
+
+def _shapes(folder: Path, config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors of the models by name, without memory for their values."""
+    models = {}
+    with torch.random.fork_rng(devices=[]):
+        for name in config:
+            if name in COMPONENTS:
+                model, _ = _section_classes(name)
+                models[name] = build_on_meta(model, _config(folder, name, config[name]), f'{folder / CONFIG}: section "{name}"')
+    check_buffers(models, str(folder / CONFIG))
+    return {f"{name}.{key}": value for name, model in models.items() for key, value in model.state_dict().items()}
+
+
+def _config(folder: Path, section: str, fields: Mapping[str, Any]) -> Any:
+    _, config = _section_classes(section)
+    known = [field.name for field in dataclasses.fields(config)]
+    unknown = sorted(set(fields) - set(known), key=str)
+    if unknown:
+        told = shorten(shown(name).strip("'") for name in unknown)
+        raise ArtifactError(
+            f'{folder / CONFIG}: section "{section}" has fields that {config.__name__} does not know: '
+            f"{told} (it has: {', '.join(known)}); use the version of walt_pl that wrote it"
+        )
+    try:
+        return component_config(section, fields)
+    except ValueError as error:
+        raise ArtifactError(f"{folder / CONFIG}: {error}") from error
 
 
 def _build(folder: Path, section: str, fields: Mapping[str, Any]) -> nn.Module:
-    model, config = _section_classes(section)
-    known = [field.name for field in dataclasses.fields(config)]
-    unknown = sorted(set(fields) - set(known))
-    if unknown:
-        raise ArtifactError(
-            f'{folder / CONFIG}: section "{section}" has fields that {config.__name__} does not know: '
-            f"{', '.join(unknown)} (it has: {', '.join(known)}); use the version of walt_pl that wrote it"
-        )
-    try:
-        built: nn.Module = model(component_config(section, fields))
-    except (TypeError, ValueError) as error:
-        raise ArtifactError(f'{folder / CONFIG}: section "{section}": {error}') from error
+    model, _ = _section_classes(section)
+    built: nn.Module = model(_config(folder, section, fields))
     return built
-
-
-def _tuples(value: Any) -> Any:
-    """Convert lists to tuples: YAML has lists where the frozen configs have tuples."""
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
-
-
-def _fill(folder: Path, models: Mapping[str, nn.Module]) -> None:
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ArtifactError(f"{folder / WEIGHTS} is not a whole safetensors file ({error})") from error
-    wanted = {f"{name}.{key}": value for name, model in models.items() for key, value in model.state_dict().items()}
-    reshaped = [
-        f"{key} (found {list(weights[key].shape)}, wanted {list(wanted[key].shape)})"
-        for key in wanted.keys() & weights.keys()
-        if weights[key].shape != wanted[key].shape
-    ]
-    differences = {
-        "missing": wanted.keys() - weights.keys(),
-        "not wanted": weights.keys() - wanted.keys(),
-        "of another shape": reshaped,
-    }
-    if any(differences.values()):
-        told = "; ".join(f"{what}: {shorten(names)}" for what, names in differences.items() if names)
-        raise ArtifactError(f"{folder}: {WEIGHTS} does not fit {CONFIG} ({told}); export the stage again")
-    for name, model in models.items():
-        model.load_state_dict({key: weights[f"{name}.{key}"] for key in model.state_dict()})

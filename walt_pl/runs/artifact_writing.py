@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,7 +43,9 @@ from walt_pl.runs.card import (
     old_folder,
     restore,
 )
+from walt_pl.runs.card_entries import check_card
 from walt_pl.runs.finite import NonFiniteError, non_finite_entry, non_finite_weights
+from walt_pl.untrusted import MAX_YAML_BYTES
 
 # Entries of the card that the caller may set, with their defaults.
 GIVEN: dict[str, Any] = {"parents": {}, "index": {}, "latents": None, "steps": 0, "epochs": None, "samples": 0, "metrics": {}}
@@ -87,12 +90,12 @@ def save_artifact(
     restore(folder)
     check_replaceable(folder)
     components, weights = _to_plain(models)
-    config = yaml.safe_dump(_merge_sections(components, sampling_config), sort_keys=False)
-    small = {CONFIG: config.encode(), TRAIN: train_config.encode(), **_check_extra(files or {})}
+    small = {CONFIG: _config_text(components, sampling_config), TRAIN: train_config.encode(), **_check_extra(files or {})}
     found = non_finite_weights(weights) or non_finite_entry(card)
     if found:
         raise NonFiniteError(f"{folder} is not written: {found}")
     described = _complete_card(kind, card)
+    _check_readable(folder, described, small)
     needed = sum(tensor.nbytes for tensor in weights.values()) + sum(map(len, small.values()))
 
     new = new_folder(folder)
@@ -143,6 +146,27 @@ def _merge_sections(components: Mapping[str, Any], sampling_config: Mapping[str,
     if clash:
         raise ValueError(f"sampling_config: {', '.join(clash)} are sections of models; give them in `models`")
     return {**components, **sampling_config}
+
+
+def _config_text(components: Mapping[str, Any], sampling_config: Mapping[str, Any]) -> bytes:
+    """Return the text of model.yaml, without the names of classes if it would be larger than `load` reads."""
+    config = _merge_sections(components, sampling_config)
+    text = yaml.safe_dump(config, sort_keys=False).encode()
+    if len(text) <= MAX_YAML_BYTES or "classes" not in config:
+        return text
+    warnings.warn(f"the names of {len(config['classes']):,} classes are left out of {CONFIG}: {len(text):,} bytes", stacklevel=3)
+    return yaml.safe_dump({name: section for name, section in config.items() if name != "classes"}, sort_keys=False).encode()
+
+
+def _check_readable(folder: Path, card: Mapping[str, Any], small: Mapping[str, bytes]) -> None:
+    """Check before anything is written that `load` will read the card.
+
+    Raises:
+        ValueError: an entry has another type or range.
+    """
+    unknown = {"sha256": "0" * 64, "bytes": 0}
+    files = {WEIGHTS: unknown, **{name: {**unknown, "bytes": len(data)} for name, data in small.items()}}
+    check_card({**card, "sha256": unknown["sha256"], "files": files}, str(folder / CARD))
 
 
 def _check_extra(files: Mapping[str, bytes]) -> dict[str, bytes]:

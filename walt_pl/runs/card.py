@@ -8,19 +8,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from walt_pl.files import file_sha256, is_temporary_of, kind_of_entry, plain_files, rename_whole
+from walt_pl.plain_records import shown
+from walt_pl.runs.card_entries import CARD, CONFIG, EXTRA, MAX_CARD_BYTES, OWN, TRAIN, WEIGHTS, check_card
+from walt_pl.untrusted import UntrustedError, parse_json, read_bytes
+
+__all__ = ["CARD", "CONFIG", "EXTRA", "OWN", "TRAIN", "WEIGHTS"]  # `OWN` has the card first: it is the first file that is removed
 
 FORMAT = 2
 """Version of the folder. Version 1 had other names of weights and settings, see CHANGELOG.md."""
-WEIGHTS, CONFIG, TRAIN, CARD = "model.safetensors", "model.yaml", "train.yaml", "card.json"
-EXTRA = ("tokenizer.model", "words.txt")
-"""Further files that an artifact may have."""
-OWN = (CARD, WEIGHTS, CONFIG, TRAIN, *EXTRA)
-"""All files that `save_artifact` writes and replaces. The card is removed first, so that a partial folder never counts as complete."""
 
 
 class ArtifactError(ValueError):
@@ -32,7 +33,7 @@ def read_card(path: str | Path) -> dict[str, Any]:
 
     Raises:
         ArtifactError: the path is not a folder, has a link in it or no card; or the card has another format version, was changed after it
-            was written, or lists files of another folder.
+            was written, or an entry of it has another type or range.
     """
     folder = Path(path)
     restore(folder)
@@ -43,27 +44,27 @@ def read_card(path: str | Path) -> dict[str, Any]:
         found = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
         raise ArtifactError(f"{folder} has no {CARD}, so it is not an artifact (found: {found})")
     try:
-        text = (folder / CARD).read_text(encoding="utf-8")
-        card = json.loads(text)
+        data = read_bytes(folder / CARD, MAX_CARD_BYTES)
+        card = parse_json(data, str(folder / CARD))
         version = card["format"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{folder / CARD} is not a card of an artifact ({error!r})") from error
+        told = error if isinstance(error, UntrustedError) else repr(error)
+        raise ArtifactError(f"{folder / CARD} is not a card of an artifact ({told})") from error
     if version != FORMAT:
         raise ArtifactError(
-            f"{folder / CARD}: format version {version} is unknown here (this program reads {FORMAT}); use the version of walt_pl that "
-            "wrote it, or train the stage again (format 1 has other names of weights and settings: CHANGELOG.md)"
+            f"{folder / CARD}: format version {shown(version)} is unknown here (this program reads {FORMAT}); use the version of walt_pl "
+            "that wrote it, or train the stage again (format 1 has other names of weights and settings: CHANGELOG.md)"
         )
     checksum = card.pop("checksum", None)
-    if text != card_text(card):
+    if data != card_text(card).encode():
         raise ArtifactError(
-            f"{folder / CARD} was changed after it was written (its checksum says {checksum}, its content "
+            f"{folder / CARD} was changed after it was written (its checksum says {shown(checksum)}, its content "
             f"{_checksum(card)}): restore the file or export the stage again"
         )
-    outside = [name for name in card["files"] if name in ("", "..") or Path(name).name != name]
-    if outside:
-        raise ArtifactError(
-            f"{folder / CARD} lists {shorten(outside)}, wanted names of files beside it: take an artifact that this program wrote"
-        )
+    try:
+        check_card(card, str(folder / CARD))
+    except UntrustedError as error:
+        raise ArtifactError(f"{error}: take an artifact that this program wrote") from error
     return dict(card)
 
 
@@ -109,7 +110,7 @@ def verify_artifact(path: str | Path) -> list[str]:
     """Read every byte of an artifact and compare sizes and hashes with its card.
 
     Returns:
-        One sentence a problem, with the file, the hash found and the hash expected.
+        One sentence a problem, with the file and the hash wanted.
     """
     folder = Path(path)
     try:
@@ -121,7 +122,7 @@ def verify_artifact(path: str | Path) -> list[str]:
 
 
 def file_problem(path: Path, sha256: str, size: int, *, hashed: bool = True, fresh: bool = False) -> str | None:
-    """Compare a file with its recorded size and hash.
+    """Compare a file with its recorded size and hash. No link is followed, and the hash of a file that differs is never told.
 
     Args:
         path: path of the file.
@@ -133,13 +134,17 @@ def file_problem(path: Path, sha256: str, size: int, *, hashed: bool = True, fre
     Returns:
         A sentence that describes the difference; None if there is none.
     """
-    if not path.is_file():
+    try:
+        status = path.lstat()
+    except OSError:
         return f"{path} is missing (wanted {size} bytes, sha256 {sha256})"
-    found = path.stat().st_size
+    if not stat.S_ISREG(status.st_mode):
+        return f"{path} is {kind_of_entry(path)}, wanted a plain file of {size} bytes, sha256 {sha256}"
+    found = status.st_size
     if found != size:
         return f"the bytes of {path} do not match: found {found} bytes, wanted {size} (sha256 {sha256})"
-    if hashed and (actual := file_sha256(path, fresh=fresh)) != sha256:
-        return f"the bytes of {path} do not match: found sha256 {actual}, wanted {sha256}"
+    if hashed and file_sha256(path, fresh=fresh) != sha256:
+        return f"the bytes of {path} do not match: found others than those of sha256 {sha256}"
     return None
 
 

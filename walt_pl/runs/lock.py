@@ -15,10 +15,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from walt_pl.plain_records import build_record, check_range, check_time
 from walt_pl.runs.stage_names import ManifestError
+from walt_pl.untrusted import parse_json
 
 LOCK_WAIT = 10.0
 """Seconds to wait for another process that writes the manifest. Writing takes milliseconds."""
+
+
+MAX_LOCK_CHARACTERS = 4096
+"""Characters of a lock file that are read."""
+MAX_PID = 2**31 - 1
+"""Largest number of a process."""
 
 
 class LockedManifest(ManifestError):
@@ -35,6 +43,10 @@ class Holder:
     """Start of the process in clock ticks since boot, since containers reuse the same few process ids. None without /proc."""
     time: str
     """Time since which it holds the lock or trains, UTC."""
+
+    def __post_init__(self) -> None:
+        check_range(self.pid, "pid", MAX_PID, 1)  # 0 and -1 stand for many processes, and the number is shown after `kill`
+        check_time(self.time, "time")
 
     @classmethod
     def here(cls) -> Holder:
@@ -87,7 +99,7 @@ def _take(path: Path) -> Holder | str | None:
     try:
         with path.open("r+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # two processes that find one dead holder take over one after the other
-            holder = _holder(file.read())
+            holder = _holder(file.read(MAX_LOCK_CHARACTERS))
             dead = holder.alive() is False if holder else time.time() - os.fstat(file.fileno()).st_mtime > 1.0
             if not dead or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 return holder or "a process that has not said its name yet"
@@ -103,8 +115,8 @@ def _take(path: Path) -> Holder | str | None:
 
 def _holder(text: str) -> Holder | None:
     try:
-        return Holder(**json.loads(text))
-    except (ValueError, TypeError):
+        return build_record(Holder, parse_json(text, "lock"), "lock")
+    except ValueError:
         return None
 
 

@@ -16,20 +16,26 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from walt_pl.files import file_sha256, write_whole
-from walt_pl.runs.card import CARD, TRAIN, check_replaceable, file_problem, read_card, restore
+from walt_pl.plain_records import shown
+from walt_pl.runs.card import CARD, TRAIN, check_replaceable, file_problem, new_folder, old_folder, read_card, restore
 from walt_pl.runs.experiment_files import EXPERIMENTS, as_typed, find_experiment, is_installed
 from walt_pl.runs.lock import Holder, LockedManifest, hold_lock, now
+from walt_pl.runs.manifest_records import ArtifactRecord, FileRecord, StageRecord, TrainingRecord
 from walt_pl.runs.stage_names import ManifestError, in_order, kind_of, parents_of
 from walt_pl.runs.stop_record import StopRecord
+from walt_pl.untrusted import UntrustedError, read_json
 
 FORMAT = 1
+MAX_MANIFEST_BYTES = 4 << 20
+"""Bytes of manifest.json: about 2 KB for each stage."""
 State = Literal["missing", "training", "stopped", "done", "stale"]
 
 RUNS = Path("runs")
@@ -46,71 +52,6 @@ class ChangedStage(ManifestError):
 
 class StaleStage(ManifestError):
     """The parents of a stage were trained again since."""
-
-
-# ---- Records ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TrainingRecord:
-    """A training run that has started and not finished."""
-
-    holder: Holder
-    parents: dict[str, str]
-    """Parent stage -> sha256 of the parent's weights at the start of the training."""
-    stop: StopRecord | None = None
-    """None while it trains, and after a crash."""
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """A file at the time when its bytes were last verified."""
-
-    sha256: str
-    bytes: int
-    mtime_ns: int
-
-
-@dataclass(frozen=True)
-class ArtifactRecord:
-    """The artifact of a finished stage."""
-
-    path: str
-    """Artifact folder, relative to the folder of the run."""
-    sha256: str
-    """Hash of the weights."""
-    parents: dict[str, str]
-    files: dict[str, FileRecord]
-    started: str | None
-    finished: str
-
-
-@dataclass(frozen=True)
-class StageRecord:
-    """One entry of the manifest. A stage that is trained again keeps its artifact until the new one is finished."""
-
-    name: str
-    kind: str
-    artifact: ArtifactRecord | None = None
-    training: TrainingRecord | None = None
-
-    @classmethod
-    def from_json(cls, name: str, plain: Mapping[str, Any]) -> StageRecord:
-        """Build a record from plain values; the inverse of `dataclasses.asdict`.
-
-        Raises:
-            KeyError: an entry is missing.
-            TypeError: an entry is missing or unknown.
-        """
-        artifact, training = plain["artifact"], plain["training"]
-        if artifact is not None:
-            files = {file: FileRecord(**record) for file, record in artifact["files"].items()}
-            artifact = ArtifactRecord(**{**artifact, "files": files})
-        if training is not None:
-            stop = training.get("stop")  # manifests of older versions have no such entry
-            told = {"holder": Holder(**training["holder"]), "stop": StopRecord(**stop) if stop else None}
-            training = TrainingRecord(**{**training, **told})
-        return cls(name, plain["kind"], artifact, training)
 
 
 # ---- The manifest ----------------------------------------------------------------------------------------------------
@@ -142,20 +83,21 @@ class Manifest:
 
     def stages(self) -> dict[str, StageRecord]:
         """Return the stages that were ever started, in the order of the pipeline."""
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return {}
         try:
-            plain = json.loads(self.path.read_text(encoding="utf-8"))
+            plain = read_json(self.path, MAX_MANIFEST_BYTES)
             if plain["format"] != FORMAT:
                 raise ManifestError(
-                    f"{self.path}: format version {plain['format']} is unknown here (wanted {FORMAT}); "
+                    f"{self.path}: format version {shown(plain['format'])} is unknown here (wanted {FORMAT}); "
                     "use the version of walt_pl that wrote it"
                 )
-            stages = {name: StageRecord.from_json(name, record) for name, record in plain["stages"].items()}
+            stages = {name: StageRecord.from_json(name, record, str(self.path)) for name, record in plain["stages"].items()}
         except ManifestError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ManifestError(f"{self.path} is not a manifest ({error!r}): restore it, or remove it and train again") from error
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            told = error if isinstance(error, UntrustedError) else repr(error)
+            raise ManifestError(f"{self.path} is not a manifest ({told}): restore it, or remove it and train again") from error
         return {name: stages[name] for name in in_order(stages)}
 
     def state(self, stage: str) -> State:
@@ -266,6 +208,11 @@ class Manifest:
         found = self.stages().get(stage)
         return self.run_dir / (found.artifact.path if found and found.artifact else stage)
 
+    def sha256(self, stage: str) -> str | None:
+        """Return the hash of the weights of a stage; None if there are none."""
+        found = self.stages().get(stage)
+        return found.artifact.sha256 if found and found.artifact else None
+
     def check_parents(self, stage: str, allow_stale: bool = False) -> dict[str, str]:
         """Check that the parents of a stage exist, are unchanged and (unless `allow_stale`) not stale.
 
@@ -319,11 +266,18 @@ class Manifest:
             words = [f"python -m walt_pl fit --config {shlex.quote(str(config))}", run, again]
         return " ".join(word for word in words if word)
 
+    def advice(self, stage: str, from_scratch: bool = False) -> str:
+        """Return `command` for a message, with a warning where it takes a stored configuration."""
+        command = self.command(stage, from_scratch)
+        return "; ".join(filter(None, (command, stored_note([command]))))
+
     def _stored_config(self, stage: str) -> Path:
         """Return the configuration in the artifact of a stage, else that of the last start of its training. It may not exist."""
-        kept = self.folder(stage) / TRAIN
+        folder, own = self.folder(stage), self.run_dir / stage
+        # An artifact of another run is not trained again from here, and may be a stranger's.
+        kept = (folder if folder.resolve().is_relative_to(self.run_dir.resolve()) else own) / TRAIN
         starts = (self.run_dir / "training" / stage / "logs").glob("version_*/config.yaml")
-        last = max(starts, key=lambda path: path.stat().st_mtime_ns, default=kept)
+        last = max(starts, key=lambda path: path.lstat().st_mtime_ns, default=kept)
         return kept if kept.is_file() else last
 
     def problems(self, stage: str, fresh: bool = False) -> list[str]:
@@ -352,8 +306,9 @@ class Manifest:
         """Return whether the folder of an artifact has a card, after recovery from a crash."""
         if done is None:
             return False
-        restore(self.run_dir / done.path)
-        return (self.run_dir / done.path / CARD).exists()
+        folder = self.run_dir / done.path
+        restore(folder)
+        return has_card(folder)
 
     def _require(self, needed: Sequence[str], wanted_by: str, allow_stale: bool) -> dict[str, ArtifactRecord]:
         stages = self.stages()
@@ -364,13 +319,13 @@ class Manifest:
             if stage is None or done is None or not self.has_artifact(done):
                 begun = stage.training if stage else None
                 why = "missing" if begun is None else str(begun.stop or f"not finished (begun by {begun.holder})")
-                raise MissingStage(f'{wanted_by}stage "{name}", which is {why} in {self.run_dir}; make it with: {self.command(name)}')
+                raise MissingStage(f'{wanted_by}stage "{name}", which is {why} in {self.run_dir}; make it with: {self.advice(name)}')
             self._check_bytes(name, done, wanted_by)
             reason = None if allow_stale else stale_reason(name, stages)
             if reason:
                 raise StaleStage(
                     f'{wanted_by}stage "{name}", which is stale in {self.run_dir} because {reason}; '
-                    f"use it all the same with --allow-stale true, or train it again with: {self.command(name)}"
+                    f"use it all the same with --allow-stale true, or train it again with: {self.advice(name)}"
                 )
             found[name] = done
         return found
@@ -379,7 +334,7 @@ class Manifest:
         problems, files = self.compare(done, fresh=False)
         if problems:
             told = f'{wanted_by}stage "{name}", but {problems[0]}'
-            raise ChangedStage(f"{told}; restore the file, or train the stage again with: {self.command(name, from_scratch=True)}")
+            raise ChangedStage(f"{told}; restore the file, or train the stage again with: {self.advice(name, from_scratch=True)}")
         if files != done.files:
             self._remember(name, done, files)
 
@@ -418,6 +373,19 @@ class Manifest:
             for record in plain.values():
                 del record["name"]
             write_whole(self.path, (json.dumps({"format": FORMAT, "stages": plain}, indent=2) + "\n").encode())
+
+
+def has_card(folder: Path) -> bool:
+    """Return whether there is an artifact, also between the two renames of its replacement. Nothing is repaired."""
+    # The folder comes again at the end: it may be renamed to its place while the others are looked up.
+    return any((place / CARD).exists() for place in (folder, new_folder(folder), old_folder(folder), folder))
+
+
+def stored_note(commands: Iterable[str]) -> str:
+    """Return a warning where a command takes a stored configuration, which may name any class; empty for none."""
+    words = [word for command in commands for word in shlex.split(command)]
+    stored = [word for word in words if re.search(rf"/({re.escape(TRAIN)}|version_\d+/config\.yaml)$", word)]
+    return f"read {stored[0]} first if the run is not yours: fit runs the classes that it names" if stored else ""
 
 
 def stale_reason(stage: str, stages: Mapping[str, StageRecord]) -> str | None:

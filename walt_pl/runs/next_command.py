@@ -4,12 +4,11 @@ import re
 import shlex
 from pathlib import Path
 
-import yaml
-
 from walt_pl.runs.card import CONFIG
 from walt_pl.runs.experiment_files import EXPERIMENTS, find_experiment
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import in_order, kind_of
+from walt_pl.untrusted import read_yaml
 
 
 def next_command(manifest: Manifest) -> str:
@@ -27,7 +26,7 @@ def next_command(manifest: Manifest) -> str:
     if not bases:
         return f"python -m walt_pl evaluate --run {run}"
     config = manifest.folder(bases[0]) / CONFIG
-    from_text = config.is_file() and "text" in (yaml.safe_load(config.read_text(encoding="utf-8")) or {})
+    from_text = config.is_file() and "text" in (read_yaml(config) or {})
     return f"python -m walt_pl sample --run {run} {'--prompt TEXT' if from_text else '--label 0'}"
 
 

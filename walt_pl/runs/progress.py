@@ -8,16 +8,27 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from walt_pl.files import write_whole
+from walt_pl.plain_records import CONTROL, build_record, check_range, check_time
 from walt_pl.runs.lock import now
+from walt_pl.runs.stop_record import MAX_STEPS
+from walt_pl.untrusted import read_json
 
 FILE = "progress.json"
 CHECKPOINT_CARD = "checkpoint.json"
 """Written last into a checkpoint, see walt_pl/runs/checkpoint.py."""
+
+MAX_PROGRESS_BYTES = 64 << 10
+"""Bytes of progress.json. It has the command of the training."""
+MAX_SPEED = 1e9
+"""Most steps a second."""
+MAX_SECONDS = 3e10
+"""Longest time left that is shown: a thousand years."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +48,20 @@ class TrainingProgress:
     time: str = dataclasses.field(default_factory=now)
     """Time of this record, UTC."""
 
+    def __post_init__(self) -> None:
+        check_range(self.step, "step", MAX_STEPS)
+        check_range(self.total, "total", MAX_STEPS, -1)
+        check_range(self.steps_per_second, "steps_per_second", MAX_SPEED)
+        check_time(self.time, "time")
+        if self.command and not is_fit_command(self.command):
+            raise ValueError("command is no command of fit")
+
     @classmethod
     def read(cls, folder: Path) -> TrainingProgress | None:
         """Return the last record in the folder of a training; None if there is none that can be read."""
         try:
-            return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return build_record(cls, read_json(folder / FILE, MAX_PROGRESS_BYTES), str(folder / FILE))
+        except (OSError, ValueError):
             return None
 
     def write(self, folder: Path) -> None:
@@ -52,19 +71,34 @@ class TrainingProgress:
             OSError: the file system is full or cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / FILE, (json.dumps(dataclasses.asdict(self)) + "\n").encode())
+        command = "" if CONTROL.search(self.command) else self.command  # a line end in an option; `read` refuses it
+        write_whole(folder / FILE, (json.dumps({**dataclasses.asdict(self), "command": command}) + "\n").encode())
 
     @property
     def seconds_left(self) -> float | None:
         """Seconds to the last step; None for a training without an end."""
-        return None if self.total is None or not self.steps_per_second else max(0, self.total - self.step) / self.steps_per_second
+        if self.total is None or not self.steps_per_second:
+            return None
+        return min(max(0, self.total - self.step) / self.steps_per_second, MAX_SECONDS)
 
 
 def newest_checkpoint_step(folder: Path) -> int | None:
     """Return the step of the newest finished checkpoint of a folder; None if there is none. No weights are read."""
-    found = folder.iterdir() if folder.is_dir() else ()
+    try:
+        found = list(folder.iterdir()) if folder.is_dir() else []
+    except OSError:  # no rights, or a name that is too long
+        return None
     steps = [int(path.name[5:]) for path in found if re.fullmatch(r"step=\d{8,}", path.name) and (path / CHECKPOINT_CARD).is_file()]
     return max(steps, default=None)
+
+
+def is_fit_command(command: str) -> bool:
+    """Return whether a command starts `fit` of this program and nothing else: every word is quoted as a shell wants it."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return False
+    return shlex.join(words) == command and words[:4] == ["python", "-m", "walt_pl", "fit"]
 
 
 def seconds_since(time: str) -> float:

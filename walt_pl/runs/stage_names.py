@@ -1,5 +1,6 @@
 """Names of stages: their order in the pipeline, their kind and their parent stages."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 # Stage by name: order in the pipeline, kind, parents. A name may have a suffix after "vae" and "base" (base_l, base_xl). Such stages
 # exist beside each other in one run, and later stages use the ones without a suffix as parents.
 STAGES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    (r"vae(_\w+)?", "vae", ()),
-    (r"base(_\w+)?", "base", ("vae",)),
-    (r"sr\d+", "super_resolution", ("vae", "base")),
+    (r"vae(_\w{1,100})?", "vae", ()),
+    (r"base(_\w{1,100})?", "base", ("vae",)),
+    (r"sr[0-9]{1,3}", "super_resolution", ("vae", "base")),
 )
 NAMES = "vae, vae_*, base, base_*, sr1, sr2, ..."
 """Valid names of stages, for errors."""
@@ -23,7 +24,7 @@ def _rank(stage: str) -> int:
     for rank, (pattern, *_) in enumerate(STAGES):
         if re.fullmatch(pattern, stage):
             return rank
-    raise ManifestError(f'unknown stage "{stage}": wanted {NAMES}')
+    raise ManifestError(f"unknown stage {json.dumps(stage)[:60]}: wanted {NAMES}")
 
 
 def in_order(stages: Sequence[str] | Mapping[str, Any]) -> list[str]:

@@ -11,9 +11,10 @@ from typing import Literal
 from rich.table import Table
 from rich.text import Text
 
-from walt_pl.runs.card import CARD, new_folder, old_folder
 from walt_pl.runs.experiment_files import EXPERIMENTS
-from walt_pl.runs.manifest import RUNS, Manifest, StageRecord, TrainingRecord, stale_reason
+from walt_pl.runs.living_run import read_settled
+from walt_pl.runs.manifest import RUNS, Manifest, has_card, stale_reason
+from walt_pl.runs.manifest_records import StageRecord, TrainingRecord
 from walt_pl.runs.progress import TrainingProgress, newest_checkpoint_step, seconds_since
 from walt_pl.runs.stage_names import ManifestError, in_order, kind_of
 
@@ -77,7 +78,7 @@ def _row(manifest: Manifest, name: str, found: Mapping[str, StageRecord]) -> Sta
     record = found.get(name)
     if record is None:
         return StatusRow(name, kind_of(name), "not started", _command(manifest, name))
-    done = record.artifact if record.artifact is not None and _is_there(manifest.run_dir / record.artifact.path) else None
+    done = record.artifact if record.artifact is not None and has_card(manifest.run_dir / record.artifact.path) else None
     if record.training is not None:
         row = _training_row(record, record.training, manifest.run_dir / "training" / name)
     else:
@@ -113,11 +114,6 @@ def _progress(training: Path) -> tuple[TrainingProgress | None, int]:
     folders = (Path(progress.checkpoints),) if progress else ()
     saved = [newest_checkpoint_step(folder) for folder in (*folders, training / "checkpoints")]  # a run may have been moved
     return progress, next((step for step in saved if step is not None), 0)
-
-
-def _is_there(artifact: Path) -> bool:
-    """Return whether there is an artifact, also between the two renames of its replacement. `Manifest.has_artifact` would repair it."""
-    return any((folder / CARD).exists() for folder in (artifact, new_folder(artifact), old_folder(artifact)))
 
 
 def _command(manifest: Manifest, stage: str) -> str:
@@ -162,19 +158,23 @@ def verify_run(run_dir: str | Path) -> list[str]:
     manifest = Manifest.open(run_dir)
     if not manifest.path.is_file():
         raise no_run(manifest, "verify")
+    return read_settled(manifest, lambda: _problems(manifest), failed=bool)
+
+
+def _problems(manifest: Manifest) -> list[str]:
     stages = manifest.stages()
     problems: list[str] = []
     for name, stage in stages.items():
         if stage.artifact is None:
             continue
         if not manifest.has_artifact(stage.artifact):
-            problems.append(f'stage "{name}" has no artifact in {manifest.run_dir / stage.artifact.path}: {manifest.command(name)}')
+            problems.append(f'stage "{name}" has no artifact in {manifest.run_dir / stage.artifact.path}: {manifest.advice(name)}')
             continue
         changed, _ = manifest.compare(stage.artifact, fresh=True)
-        problems += [f'stage "{name}": {problem}: restore the file, or {manifest.command(name, from_scratch=True)}' for problem in changed]
+        problems += [f'stage "{name}": {problem}: restore the file, or {manifest.advice(name, from_scratch=True)}' for problem in changed]
         reason = stale_reason(name, stages)
         if reason:
-            problems.append(f'stage "{name}" is stale because {reason}: {manifest.command(name)}')
+            problems.append(f'stage "{name}" is stale because {reason}: {manifest.advice(name)}')
     return problems
 
 

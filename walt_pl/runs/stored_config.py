@@ -7,15 +7,33 @@ is opened or imported.
 from collections.abc import Callable
 from typing import Any
 
-import yaml
+from walt_pl.plain_records import shown
+from walt_pl.untrusted import parse_yaml
+
+MAX_NUMBER = 2**31 - 1
+"""Largest number of clips, batches and views in a stored configuration."""
+MAX_SIDE = 16_384
+"""Largest side of a frame in pixels."""
+MAX_FRAMES = 65_536
+"""Most frames of a clip."""
+MAX_VALUES = 1000
+"""Most values of a list in a stored configuration."""
 
 
 def _is_integer(value: Any) -> bool:
-    return type(value) is int
+    return type(value) is int and -1 <= value <= MAX_NUMBER
+
+
+def _is_seed(value: Any) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _is_up_to(most: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and 0 <= value <= most
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+    return type(value) in (int, float) and 0 <= value <= MAX_SIDE
 
 
 def _is_optional(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
@@ -23,18 +41,21 @@ def _is_optional(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _is_sequence(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: isinstance(value, list) and all(map(check, value))
+    return lambda value: isinstance(value, list) and len(value) <= MAX_VALUES and all(map(check, value))
 
 
 CLIPS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("size", "frames", "videos_per_batch", "image_stacks_per_batch", "images_per_stack"), _is_integer),
-    **dict.fromkeys(("views", "val_videos", "stride", "seed"), _is_integer),
-    **dict.fromkeys(("low_res_size", "crop"), _is_optional(_is_integer)),
+    **dict.fromkeys(("videos_per_batch", "image_stacks_per_batch", "images_per_stack"), _is_up_to(MAX_FRAMES)),
+    **dict.fromkeys(("views", "val_videos", "stride"), _is_integer),
+    "size": _is_up_to(MAX_SIDE),
+    "frames": _is_up_to(MAX_FRAMES),
+    "seed": _is_seed,
+    **dict.fromkeys(("low_res_size", "crop"), _is_optional(_is_up_to(MAX_SIDE))),
     "aspect": _is_number,
     "fps": _is_optional(_is_number),
     "flip": lambda value: isinstance(value, bool),
-    "sizes": _is_sequence(_is_integer),
-    "buckets": _is_sequence(lambda bucket: _is_sequence(_is_integer)(bucket) and len(bucket) == 2),
+    "sizes": _is_sequence(_is_up_to(MAX_SIDE)),
+    "buckets": _is_sequence(lambda bucket: _is_sequence(_is_up_to(MAX_SIDE))(bucket) and len(bucket) == 2),
 }
 """Arguments of the data module that define the clips of a batch, with the check of each value."""
 
@@ -85,11 +106,11 @@ def in_bfloat16(train_config: str, where: str) -> bool:
 
 def _section(train_config: str, where: str, *keys: str) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(train_config)
+        found = parse_yaml(train_config, where)
         for key in keys:
             found = found[key]
         return dict(found)
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         told = str(error).splitlines()[0]
         raise ValueError(
             f"{where}: its training configuration has no section {'.'.join(keys)} ({told}); take one of this program's"
@@ -98,5 +119,6 @@ def _section(train_config: str, where: str, *keys: str) -> dict[str, Any]:
 
 def _check_value(value: Any, check: Callable[[Any], bool], where: str, name: str) -> Any:
     if not check(value):
-        raise ValueError(f"{where}: {name} of its training configuration is {value!r}, wanted plain values; take one of this program's")
+        told = f"{name} of its training configuration is {shown(value)}, wanted plain values"
+        raise ValueError(f"{where}: {told}; take one of this program's")
     return value

@@ -22,8 +22,10 @@ from walt_pl.models.autoencoder import Autoencoder
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.latent_normalizer import LatentNormalizer
 from walt_pl.runs.artifact import Artifact, load
+from walt_pl.runs.living_run import read_settled
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import in_order, kind_of
+from walt_pl.sampling.known_rate import trained_fps
 from walt_pl.sampling.stage_sampler import StageSampler, text_condition, unconditional, with_context, with_low_res
 from walt_pl.text.features import HASHES, recorded_encoder
 from walt_pl.text.pretrained_encoder import PretrainedTextEncoder
@@ -115,7 +117,7 @@ class Cascade:
         self.dtype = dtype or compute_dtype(self.device)
         self.stages = [stage for stage in in_order(list(folders)) if stage != VAE_STAGE]
         artifacts = {stage: load(folder, self.device) for stage, folder in folders.items()}
-        self.vae = cast(Autoencoder, artifacts[VAE_STAGE].models["vae"])
+        self.vae = cast(Autoencoder, artifacts[VAE_STAGE].model("vae"))
         self.card = artifacts[VAE_STAGE].card
         self.artifacts = {stage: artifacts[stage] for stage in self.stages}
         self.samplers = {stage: self._sampler(stage) for stage in self.stages}
@@ -161,11 +163,21 @@ class Cascade:
         known = in_order([*{base, *above, *(stage for stage in wanted if kind_of(stage) == "super_resolution")}])
         if in_order(wanted) != known[: len(wanted)]:
             raise ValueError(f"stages run from {base} upwards without a gap: {' '.join(known)}; got {' '.join(wanted)}")
-        return cls(manifest.usable([VAE_STAGE, *wanted], allow_stale), device, dtype, text_encoder)
+        loaded = [VAE_STAGE, *wanted]
+        return read_settled(
+            manifest,
+            lambda: cls(manifest.usable(loaded, allow_stale), device, dtype, text_encoder),
+            # A stage was replaced after it was compared with its record.
+            failed=lambda cascade: any(cascade.sha256(stage) != manifest.sha256(stage) for stage in loaded),
+        )
+
+    def sha256(self, stage: str) -> str:
+        """Return the hash of the weights of a stage."""
+        return str(self.card["sha256"]) if stage == VAE_STAGE else self.artifacts[stage].sha256
 
     def _sampler(self, stage: str) -> StageSampler:
         artifact = self.artifacts[stage]
-        denoiser, config = cast(Denoiser, artifact.models["denoiser"]), DiffusionConfig.from_plain(artifact.config["diffusion"])
+        denoiser, config = cast(Denoiser, artifact.model("denoiser")), DiffusionConfig.from_plain(artifact.section("diffusion"))
         channels = denoiser.config.latent_channels
         return StageSampler(denoiser, config, LatentNormalizer.choose(self.card, channels, config.normalize_latents))
 
@@ -198,8 +210,8 @@ class Cascade:
     @property
     def frame_rates(self) -> dict[str, float]:
         """Training frame rate of each stage in frames a second, in the order of the stages; those whose artifact has none are left out."""
-        known = {stage: artifact.config.get("video") for stage, artifact in self.artifacts.items()}
-        return {stage: video["fps"] for stage, video in known.items() if video is not None}
+        known = {stage: artifact for stage, artifact in self.artifacts.items() if "video" in artifact.config}
+        return {stage: trained_fps(artifact.section("video"), str(artifact.path)) for stage, artifact in known.items()}
 
     @property
     def fps(self) -> float | None:

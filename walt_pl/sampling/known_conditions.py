@@ -3,7 +3,10 @@
 import difflib
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from walt_pl.plain_records import build_record
+from walt_pl.runs.artifact import Artifact
 from walt_pl.sampling.cascade import Cascade
 from walt_pl.text.caption_words import WORDS, unseen_words
 
@@ -13,10 +16,26 @@ CLASSES = "classes"
 
 def known_classes(cascade: Cascade) -> dict[int, str] | None:
     """Return number and name of each class that every stage was trained on; None where no artifact keeps its classes."""
-    found = [artifact.config[CLASSES] for artifact in cascade.artifacts.values() if artifact.config.get(CLASSES)]
+    found = [_read_classes(artifact) for artifact in cascade.artifacts.values() if artifact.config.get(CLASSES)]
     if not found:
         return None
     return {number: name for number, name in found[0].items() if all(number in classes for classes in found)}
+
+
+@dataclass(frozen=True)
+class _Classes:
+    """Number and name of each class."""
+
+    classes: dict[int, str]
+
+
+def _read_classes(artifact: Artifact) -> dict[int, str]:
+    """Return the classes in model.yaml of an artifact.
+
+    Raises:
+        UntrustedError: they are no names by number.
+    """
+    return build_record(_Classes, {CLASSES: artifact.section(CLASSES)}, f"{artifact.path}: model.yaml").classes
 
 
 def class_number(cascade: Cascade, label: int | str) -> int:

@@ -31,6 +31,7 @@ from walt_pl.data.index import write_index
 from walt_pl.files import write_whole
 from walt_pl.media.types import Frames
 from walt_pl.media.writing import write_image, write_video
+from walt_pl.untrusted import read_json
 
 Array = NDArray[np.float32]
 
@@ -315,7 +316,7 @@ def _clear(out: Path, recipe: dict[str, object]) -> None:
     if not note.exists():
         if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise ValueError(f"{out}: holds files that are not of the set shapes; give an empty folder with --out")
-    elif json.loads(note.read_text()) != recipe:
+    elif read_json(note) != recipe:
         (out / "index.parquet").unlink(missing_ok=True)
         for split in _SPLITS:
             shutil.rmtree(out / split, ignore_errors=True)

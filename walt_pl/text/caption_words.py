@@ -32,7 +32,7 @@ def unseen_words(words: bytes, prompts: Sequence[str]) -> list[str]:
         words: content of `WORDS`; empty where they are not known, and then no word counts as unseen.
         prompts: to sample from.
     """
-    seen = set(words.decode().split())
+    seen = set(words.decode(errors="replace").split())
     if not seen:
         return []
     return [word for word in dict.fromkeys(word for prompt in prompts for word in words_of(prompt)) if word not in seen]

@@ -37,12 +37,16 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from walt_pl.files import file_sha256, write_whole
+from walt_pl.plain_records import build_record, check_range, check_sha256
 from walt_pl.runs.artifact import Artifact
 from walt_pl.text.pretrained_encoder import PretrainedTextEncoder, files_of
 from walt_pl.text.small_encoder import PretrainedTextConfig
+from walt_pl.untrusted import read_json
 
 SECTION = "pretrained_text"
 """Section of model.yaml: config and hash of the frozen encoder that a base model was trained with."""
+MAX_ENCODER_SIZE = 1 << 16
+"""Largest width and number of tokens of an encoder that an artifact names."""
 HASHES = "encoders.json"
 """File beside the caches with the hashes of encoders' files."""
 SHARD_CAPTIONS = 1024
@@ -86,14 +90,32 @@ def encoder_sha256(config: PretrainedTextConfig, memory: Path | None = None, dow
 
 def _read_hashes(memory: Path | None) -> dict[str, list[Any]]:
     try:
-        return dict(json.loads(memory.read_text(encoding="utf-8"))) if memory is not None else {}
+        known = read_json(memory) if memory is not None else {}
     except (OSError, ValueError):
         return {}
+    return {place: found for place, found in known.items() if _is_hash(found)} if isinstance(known, dict) else {}
+
+
+def _is_hash(found: Any) -> bool:
+    """Return whether a value of the memory is size, modification time and hash of a file."""
+    return isinstance(found, list) and [type(part) for part in found] == [int, int, str]
 
 
 def encoder_section(config: PretrainedTextConfig, sha256: str) -> dict[str, Any]:
     """Return the section of model.yaml for an encoder, from its config and hash."""
     return {SECTION: {**dataclasses.asdict(config), "sha256": sha256}}
+
+
+@dataclasses.dataclass(frozen=True)
+class _RecordedEncoder(PretrainedTextConfig):
+    """An encoder in model.yaml, with the hash of its files."""
+
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        check_sha256(self.sha256, "sha256")
+        check_range(self.width, "width", MAX_ENCODER_SIZE, 1)
+        check_range(self.max_length, "max_length", MAX_ENCODER_SIZE, 1)
 
 
 def recorded_encoder(artifact: Artifact, path: str | None, option: str, memory: Path | None = None) -> PretrainedTextConfig | None:
@@ -117,9 +139,10 @@ def recorded_encoder(artifact: Artifact, path: str | None, option: str, memory: 
         if path is not None:
             raise ValueError(f"{option} {path}: {artifact.path} was not trained with a frozen text encoder; leave it out")
         return None
-    fields = dict(artifact.config[SECTION])
-    wanted = fields.pop("sha256")
-    config = PretrainedTextConfig(**(fields | ({} if path is None else {"path": path})))
+    where = f'{artifact.path}: section "{SECTION}" of model.yaml'
+    recorded = build_record(_RecordedEncoder, {"sha256": "", **artifact.config[SECTION]}, where)
+    fields = {field.name: getattr(recorded, field.name) for field in dataclasses.fields(PretrainedTextConfig)}
+    wanted, config = recorded.sha256, PretrainedTextConfig(**(fields | ({} if path is None else {"path": path})))
     try:
         found = encoder_sha256(config, memory, download=path is not None)
     except ValueError as error:
@@ -128,7 +151,7 @@ def recorded_encoder(artifact: Artifact, path: str | None, option: str, memory: 
         ) from error
     if found != wanted:
         raise ValueError(
-            f"the text encoder {config.path} is not the one that {artifact.path} was trained with (found {found[:12]}, wanted "
+            f"the text encoder {config.path} is not the one that {artifact.path} was trained with ("
             f"{wanted[:12]}): restore its files, or give the place of the right one: {option} PATH"
         )
     return config

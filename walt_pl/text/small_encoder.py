@@ -135,11 +135,15 @@ class SmallTextEncoder(nn.Module):
             words: of the training captions, as `walt_pl.text.caption_words.caption_words` returns them; empty where they are not known.
 
         Raises:
-            ValueError: it has more pieces than the embedding has rows.
+            ValueError: it is damaged, or has more pieces than the embedding has rows.
         """
         import sentencepiece
 
-        self._pieces = sentencepiece.SentencePieceProcessor(model_proto=vocabulary)
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=vocabulary)
+        except (RuntimeError, OSError, TypeError) as error:
+            told = str(error).splitlines()[0] if str(error) else "no reason given"
+            raise ValueError(f"{VOCABULARY} is no sentencepiece model ({told}): export the stage again") from error
         if len(self._pieces) > self.config.vocab_size:
             raise ValueError(f"text.vocab_size: the tokenizer has {len(self._pieces)} pieces, the model room for {self.config.vocab_size}")
         self.vocabulary = vocabulary
