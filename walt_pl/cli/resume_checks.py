@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from torch import nn
 
-from walt_pl.runs.checkpoint import read_state
+from walt_pl.runs.checkpoint import check_floating, read_state
 from walt_pl.training.callbacks.export import DESCRIPTION
 
 ADVICE = "leave the option out to go on, or add --from_scratch true (make: FRESH=1) to start over"
@@ -33,8 +33,11 @@ def check_resumed(restored: Path, stage: Any, options: Any) -> None:
     now = options.model.init_args.optimizer.class_path
     if before != now:
         raise ValueError(f"{where}: found the state of the optimiser {before}, wanted that of {now}; {ADVICE}")
+    trained = stage.state_dict()
+    weights = {name: value for name, value in state.get("state_dict", {}).items() if name in trained}
+    check_floating({name: value for name, value in weights.items() if trained[name].is_floating_point()}, where)  # some buffers are flags
     shapes = {name: value.shape for name, value in state.get("state_dict", {}).items()}
-    wanted = {name: value.shape for name, value in stage.state_dict().items()}
+    wanted = {name: value.shape for name, value in trained.items()}
     if shapes and shapes != wanted:
         raise ValueError(f"{where}: found weights of another size, {_differences(described['components'], stage.components())}; {ADVICE}")
 
