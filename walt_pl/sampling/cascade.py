@@ -99,6 +99,7 @@ class Cascade:
         device: to run on.
         dtype: of the networks' arithmetic; `compute_dtype` of the device when None. Noise and updates stay float32.
         text_encoder: path of a pretrained text encoder, if not that of the base's training.
+        verify: compare the hash of large weights, too, see `walt_pl.load`.
 
     Raises:
         ValueError: the stages do not fit each other, or the text encoder is missing or another one.
@@ -110,11 +111,12 @@ class Cascade:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         text_encoder: str | None = None,
+        verify: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype or compute_dtype(self.device)
         self.stages = [stage for stage in in_order(list(folders)) if stage != VAE_STAGE]
-        artifacts = {stage: load(folder, self.device) for stage, folder in folders.items()}
+        artifacts = {stage: load(folder, self.device, verify) for stage, folder in folders.items()}
         self.vae = cast(Autoencoder, artifacts[VAE_STAGE].models["vae"])
         self.card = artifacts[VAE_STAGE].card
         self.artifacts = {stage: artifacts[stage] for stage in self.stages}
@@ -132,6 +134,7 @@ class Cascade:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         text_encoder: str | None = None,
+        verify: bool = False,
     ) -> "Cascade":
         """Load the cascade of a run.
 
@@ -142,6 +145,7 @@ class Cascade:
             device: to run on.
             dtype: see `Cascade`.
             text_encoder: see `Cascade`.
+            verify: see `Cascade`.
 
         Raises:
             ManifestError: a stage is missing, stale or changed on disk.
@@ -161,7 +165,7 @@ class Cascade:
         known = in_order([*{base, *above, *(stage for stage in wanted if kind_of(stage) == "super_resolution")}])
         if in_order(wanted) != known[: len(wanted)]:
             raise ValueError(f"stages run from {base} upwards without a gap: {' '.join(known)}; got {' '.join(wanted)}")
-        return cls(manifest.usable([VAE_STAGE, *wanted], allow_stale), device, dtype, text_encoder)
+        return cls(manifest.usable([VAE_STAGE, *wanted], allow_stale), device, dtype, text_encoder, verify)
 
     def _sampler(self, stage: str) -> StageSampler:
         artifact = self.artifacts[stage]
