@@ -33,7 +33,9 @@ def weights(checkpoint: Checkpoint, ema: bool = True) -> dict[str, Tensor]:
         CheckpointError: it is damaged, a weight is not a floating-point number, the averages are of another model, or DeepSpeed is not
             installed and the weights are in shards.
     """
-    found = _merge_shards(checkpoint.state) if checkpoint.strategy.startswith("zero") else read_state(checkpoint.state)["state_dict"]
+    found = _merge_shards(checkpoint.state) if checkpoint.strategy.startswith("zero") else read_state(checkpoint.state).get("state_dict")
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{checkpoint.state} has no weights by name; use another checkpoint")
     whole = {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
     if ema and checkpoint.ema is not None:
         with checked_averages(checkpoint.ema) as path:
@@ -55,7 +57,12 @@ def _merge_shards(folder: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{folder} is in DeepSpeed's shards, and there is no DeepSpeed here ({error}); export it where it is"
         ) from None
-    with tensors_only(folder.parent), contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints a line for each tensor
-        found: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
+    try:
+        with tensors_only(folder.parent), contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints a line for each tensor
+            found: dict[str, Tensor] = get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
+    except CheckpointError:
+        raise
+    except Exception as error:  # DeepSpeed raises errors of every class at shards that do not fit each other
+        raise CheckpointError(f"{folder} cannot be merged ({type(error).__name__}: {error}); use an older checkpoint") from None
     # Weights of one flat buffer are views of it. Without the copy the complete buffer would stay in memory and be written.
     return {name: torch.clone(value) for name, value in found.items()}
