@@ -7,12 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
-from tests.helpers.checkpoint_files import flip_bit, without_hashes
+from tests.helpers.checkpoint_files import describe_again, flip_bit, without_hashes
 from tests.helpers.environment import ROOT
-from tests.helpers.starts import fit, start
+from tests.helpers.starts import fit, launch, start
 from tests.helpers.training import arguments
-from walt_pl.runs.checkpoint import Checkpoint
+from walt_pl.cli.export import export_checkpoint
+from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, read_state, write_state
+from walt_pl.runs.manifest import Manifest
 from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.spike_guard import _last_good
 
@@ -72,3 +75,37 @@ def test_spike_guard_rolls_back_to_the_checkpoint_before_a_damaged_one(run: Path
     with pytest.warns(UserWarning, match=rf"skipped: .*{LAST} is damaged"):
         good = _last_good(SimpleNamespace(callbacks=[writer], global_step=5))  # type: ignore[arg-type]
     assert good is not None and good.step == 2
+
+
+def begin(run: Path) -> None:
+    """Begin a training, and end without a word to the manifest, as after a kill."""
+    Manifest.open(run).start("vae", {})
+
+
+def test_fit_starts_over_only_when_asked_if_every_checkpoint_is_damaged(run: Path, painted: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    flip_bit(tmp_path / "run" / CHECKPOINTS / "step=00000002" / "state.ckpt", Random(1))
+    launch(begin, tmp_path / "run").wait()
+    refused = start("fit", *command(tmp_path / "run", painted, 6))
+    assert refused.wait() == 1
+    assert "no whole checkpoint to go on from, only step=00000002, step=00000004, each incomplete or damaged" in refused.said
+    assert len(list((tmp_path / "run" / CHECKPOINTS).iterdir())) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
+def test_fit_and_export_refuse_a_weight_that_is_no_floating_point_number(
+    dtype: torch.dtype, run: Path, painted: Path, tmp_path: Path
+) -> None:
+    changed = shutil.copytree(run / CHECKPOINTS / "step=00000002", tmp_path / "step=00000002")
+    state = read_state(changed / "state.ckpt")
+    name = next(name for name in state["state_dict"] if name.startswith("vae.") and name.endswith("weight"))
+    state["state_dict"][name] = state["state_dict"][name].to(dtype)
+    write_state(state, changed / "state.ckpt")
+    describe_again(changed)
+    wanted = rf"the weight {name.removeprefix('vae.')} has values of type {dtype}, wanted floating-point numbers"
+    with pytest.raises(CheckpointError, match=wanted):
+        export_checkpoint(changed, tmp_path / "out", ema=False)
+    refused = start("fit", *command(run, painted, 6, "--ckpt_path", str(changed)))
+    assert refused.wait() == 1
+    assert f"the weight {name} has values of type {dtype}, wanted floating-point numbers" in refused.said
+    assert "Traceback" not in refused.said
