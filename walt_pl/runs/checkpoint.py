@@ -294,9 +294,11 @@ def load_file(path: Path, folder: Path, map_location: Any = "cpu", mapped: bool 
         DamagedCheckpoint: it has another hash than the one recorded, or changes while it is read.
         CheckpointError: torch did not write it, there is a link on its way, or its weights are not floating-point numbers.
     """
-    if not path.exists():
-        raise IncompleteCheckpoint(f"there is no {path}; use an older checkpoint")
-    with open_inside(folder, path, CheckpointError) as file:
+    try:
+        opened_file = open_inside(folder, path, CheckpointError)
+    except FileNotFoundError:
+        raise IncompleteCheckpoint(f"there is no {path}; use an older checkpoint") from None
+    with opened_file as file:
         before = identity(file)
         check_hash(folder, path, file)
         _check_types(path, file)
