@@ -4,7 +4,8 @@
 
 Both are measured in one process, in turns of a few steps, on the same model: a base denoiser with AdamW and its average, on random
 latents. The cost of a checkpoint is the median difference of two turns that follow each other, so that a machine which is slower for a
-while counts little. A checkpoint is the real one: state, averages, sync, rename.
+while counts little. A checkpoint is the real one: state, averages, hashes, sync, rename. The hashing is timed once more alone: reading
+the files of a checkpoint back and hashing them, as a start does before it uses one. Writing hashes the state without reading it back.
 """
 
 import argparse
@@ -22,6 +23,8 @@ from torch.utils.data import DataLoader, Dataset
 from stages.base import BaseStage
 from walt_pl.data.batch import JointBatch
 from walt_pl.models.denoiser import DenoiserConfig
+from walt_pl.runs.checkpoint import steps
+from walt_pl.runs.checkpoint_card import describe_files
 from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA
 
@@ -127,6 +130,10 @@ def main() -> None:
             default_root_dir=folder,
         )
         trainer.fit(stage, Data(asked.videos, config))
+        began = time.perf_counter()
+        for path in steps(Path(folder)):
+            describe_files(path, {})
+        hashing = (time.perf_counter() - began) / len(steps(Path(folder)))
         size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()) / checkpoints.keep
     # The first turn warms up; it and every second one after it write nothing.
     step = statistics.median(clock.turns[2::2]) / asked.turn
@@ -135,6 +142,7 @@ def main() -> None:
     weights, took = sum(p.numel() for p in stage.parameters()), statistics.median(checkpoints.took)
     print(f"{weights / 1e6:.1f} million weights, {size / 1e6:.0f} MB a checkpoint, {torch.get_num_threads()} threads")
     print(f"a step takes {step * 1e3:.1f} ms, a checkpoint {took:.3f} s (median of {len(checkpoints.took)})")
+    print(f"hashing its files takes {hashing:.4f} s, {hashing / took:.1%} of that ({size / hashing / 1e9:.1f} GB/s)")
     print(f"a turn with a checkpoint takes {cost:.3f} s more (median of {len(more)}; half of them between {low_res:.3f} and {high:.3f})")
     print(f"a checkpoint every {asked.every} steps: {1 + cost / (asked.every * step):.4f} x the time of a training without")
 

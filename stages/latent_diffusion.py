@@ -100,7 +100,7 @@ class LatentDiffusion(L.LightningModule):
         if self.vae_path is None:
             raise ValueError("model.vae: no autoencoder given; name its artifact folder, or a run that has one (--run)")
         if not self._vae:
-            artifact = load(self.vae_path)
+            artifact = load(self.vae_path, verify=True)
             self._check_latents(artifact)
             self._vae = [cast(Autoencoder, artifact.model("vae"))]
             self._normalizer = LatentNormalizer.choose(
@@ -377,4 +377,4 @@ def artifact_at(path: str | None, what: str) -> Artifact:
     """
     if path is None or not Path(path).is_dir():
         raise ValueError(f"model.{what}: no artifact at {path}; train that stage first or name its folder")
-    return load(path)
+    return load(path, verify=True)

@@ -12,6 +12,7 @@ import torch
 import yaml
 from webdataset.tariterators import tarfile_samples
 
+from tests.helpers.checkpoint_files import describe_again
 from tests.helpers.starts import fit, start
 from tests.training.test_resume import arguments
 from walt_pl.cli import evaluate
@@ -93,9 +94,7 @@ def rewritten(run: Path, folder: Path, change: Any) -> Path:
     state = read_state(copied / "state.ckpt")
     change(state["export"])
     torch.save(state, copied / "state.ckpt")
-    card = json.loads((copied / "checkpoint.json").read_text())
-    card["files"]["state.ckpt"] = (copied / "state.ckpt").stat().st_size
-    (copied / "checkpoint.json").write_text(json.dumps(card))
+    describe_again(copied)
     return copied
 
 

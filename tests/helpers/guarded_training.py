@@ -11,11 +11,12 @@ import lightning as L
 import torch
 from safetensors.torch import save_file
 
+from tests.helpers.checkpoint_files import describe_again
 from tests.helpers.engine_training import Latents, average, stage, strategy
 from walt_pl.data.batch import JointBatch
 from walt_pl.data.loader import JointLoader
 from walt_pl.data.sampler import JointSampler
-from walt_pl.runs.checkpoint import CARD, Checkpoint, read_state, write_state
+from walt_pl.runs.checkpoint import Checkpoint, read_state, write_state
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA
@@ -108,9 +109,7 @@ def poison_state(checkpoint: Path) -> None:
     state = read_state(path)
     state["state_dict"][POISONED].fill_(torch.nan)
     write_state(state, path)
-    card = json.loads((checkpoint / CARD).read_text())
-    card["files"][path.name] = path.stat().st_size
-    (checkpoint / CARD).write_text(json.dumps(card))
+    describe_again(checkpoint)
 
 
 class Watch(L.Callback):

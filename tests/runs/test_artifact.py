@@ -22,7 +22,7 @@ from tests.helpers.tiny_artifact import Tiny, TinyConfig, flip, rewrite_card, sa
 from walt_pl.files import file_sha256
 from walt_pl.runs import artifact, artifact_writing
 from walt_pl.runs.artifact import load
-from walt_pl.runs.card import ArtifactError, verify_artifact
+from walt_pl.runs.card import ArtifactError, read_card, verify_artifact
 from walt_pl.runs.finite import NonFiniteError
 
 ROOT = Path(__file__).parents[2]
@@ -49,6 +49,18 @@ def test_load_artifact_gives_equal_outputs(tmp_path: Path) -> None:
     assert siblings(tmp_path / "vae") == ["vae"]
     with pytest.raises(ArtifactError, match=r'no file "other.model".*tokenizer.model'):
         loaded.read("other.model")
+
+
+def test_load_verifies_weights_up_to_a_limit_and_larger_ones_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flipped bit leaves finite weights, which nothing but the hash can tell."""
+    save(tmp_path / "vae")
+    flip(tmp_path / "vae" / "model.safetensors", at=-2)
+    with pytest.raises(ArtifactError, match=r"the bytes of .*model.safetensors do not match"):
+        load(tmp_path / "vae")
+    monkeypatch.setattr("walt_pl.runs.artifact.VERIFIED_BYTES", 100)
+    load(tmp_path / "vae")
+    with pytest.raises(ArtifactError, match=r"the bytes of .*model.safetensors do not match"):
+        load(tmp_path / "vae", verify=True)
 
 
 def test_artifact_card_says_where_the_weights_come_from(tmp_path: Path) -> None:
@@ -332,5 +344,7 @@ def test_load_artifact_refuses_weights_that_are_not_safetensors(tmp_path: Path) 
     save(tmp_path / "vae")
     weights = tmp_path / "vae" / "model.safetensors"
     weights.write_bytes(b"\x80\x04" + weights.read_bytes()[2:])  # the first bytes of a pickle
+    files = read_card(tmp_path / "vae")["files"]
+    rewrite_card(tmp_path / "vae", files={**files, weights.name: {**files[weights.name], "sha256": file_sha256(weights, fresh=True)}})
     with pytest.raises(ArtifactError, match="not a whole safetensors file"):
         load(tmp_path / "vae")

@@ -1,6 +1,5 @@
 """Weight decay: what every stage applies it to, under every optimiser, and what resuming needs of it."""
 
-import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +16,7 @@ from stages.base import BaseStage
 from stages.optimisation import GROUPS, parameter_groups
 from stages.super_resolution import SuperResolutionStage
 from stages.vae import VAEStage
+from tests.helpers.checkpoint_files import describe_again
 from tests.helpers.environment import ROOT
 from tests.helpers.experiments import COMMANDS, typed
 from tests.helpers.starts import fit, start
@@ -189,9 +189,7 @@ def forget_groups(checkpoint: Checkpoint) -> None:
         state = torch.load(file, weights_only=False)
         assert state.pop(GROUPS)
         torch.save(state, file)
-    card = json.loads((checkpoint.path / "checkpoint.json").read_text())
-    card["files"] = {name: (checkpoint.path / name).stat().st_size for name in card["files"]}
-    (checkpoint.path / "checkpoint.json").write_text(json.dumps(card))
+    describe_again(checkpoint.path)
 
 
 @pytest.mark.parametrize("stage, more", [("vae", []), ("base", []), ("base", [*SHARDED, *ADAMW])], ids=["vae", "base", "base with ZeRO 2"])

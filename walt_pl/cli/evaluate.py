@@ -33,6 +33,7 @@ def evaluate(
     seed: int = 0,
     stages: str | None = None,
     allow_stale: bool = False,
+    verify: bool = False,
 ) -> None:
     """Score every stage of a run on the embedded set with its analytic scorer, and print the table.
 
@@ -48,20 +49,21 @@ def evaluate(
         seed: seed of the noise.
         stages: stages to score, e.g. base; all finished ones when not given.
         allow_stale: score even if a parent was trained again.
+        verify: also read weights of more than 1 GB to compare their hash; smaller ones are always compared.
     """
     if prompts < 1 or unseen < 1:
         raise ValueError(f"evaluate: --prompts and --unseen must be at least 1, got {prompts} and {unseen}")
     wanted = stages.split(",") if stages else None
     scored = wanted or [name for name, stage in Manifest.open(run).stages().items() if stage.artifact is not None]
     if scored and all(kind_of(stage) == "vae" for stage in scored):
-        _evaluate_autoencoder(Path(run), scored[0], index, allow_stale)
+        _evaluate_autoencoder(Path(run), scored[0], index, allow_stale, verify)
         return
     path = Path(index or "data/shapes/index.parquet")
-    summary = evaluate_run(Path(run), path, prompts, unseen, seed, steps, wanted, allow_stale)
+    summary = evaluate_run(Path(run), path, prompts, unseen, seed, steps, wanted, allow_stale, verify)
     print_table(render_summary(summary))
 
 
-def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale: bool) -> None:
+def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale: bool, verify: bool) -> None:
     """Write the figures and the pictures of an autoencoder, on uncropped validation clips of its training."""
     folder = Manifest.open(run).usable([stage], allow_stale)[stage]
     data = _trained_on(folder / TRAIN, index)
@@ -71,7 +73,7 @@ def _evaluate_autoencoder(run: Path, stage: str, index: str | None, allow_stale:
     selected = data.selection("val").get("video")
     if selected is None:
         raise ValueError(f"{folder}: trained on images alone, and videos are scored")
-    summary, clips, lines = evaluate_autoencoder(folder, stage, source, list(selected.positions()))
+    summary, clips, lines = evaluate_autoencoder(folder, stage, source, list(selected.positions()), verify)
     print_table(render_summary(summary))
     clips, lines = clips[: 2 * SHOWN], lines[: 2 * SHOWN]
     out = run / "reconstructions.png"

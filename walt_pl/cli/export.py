@@ -18,7 +18,7 @@ from walt_pl.models.vae import VAE
 from walt_pl.runs.artifact import component_config
 from walt_pl.runs.artifact_writing import component_states, save_artifact
 from walt_pl.runs.card import check_replaceable
-from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, read_state, recovery_hint
+from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, check_floating, read_state, recovery_hint
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.stored_config import clip_arguments, in_bfloat16, statistics_batches
 from walt_pl.runs.whole_weights import weights
@@ -57,7 +57,7 @@ def export_checkpoint(path: Path, out: Path, ema: bool = True, index: Path | Non
         NonFiniteError: weights, latent statistics or values of the validation are nan or infinite.
         ValueError: the index does not exist, does not fit the training, or must not be given.
     """
-    checkpoint = Checkpoint.at(path) if path.name.startswith("step=") else Checkpoint.newest(path)
+    checkpoint = Checkpoint.at(path, hashed=True) if path.name.startswith("step=") else Checkpoint.newest(path, hashed=True)
     if checkpoint is None:
         raise CheckpointError(f"{path} has no whole checkpoint; name a folder such as runs/shapes/training/base/checkpoints/step=00000100")
     check_replaceable(out)
@@ -66,6 +66,8 @@ def export_checkpoint(path: Path, out: Path, ema: bool = True, index: Path | Non
         raise CheckpointError(f"{checkpoint.path} does not say what it is a checkpoint of; let `fit` go on from it and write another one")
     _check_index(index, described["kind"])
     states = component_states(weights(checkpoint, ema), described["components"])
+    for state in states.values():
+        check_floating(state, checkpoint.state)
     models = {name: (states[name], component_config(name, fields)) for name, fields in described["components"].items()}
     averaged = ema and checkpoint.ema is not None
     card = {

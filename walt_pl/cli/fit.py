@@ -32,7 +32,7 @@ from walt_pl.cli.train_longer import START_OVER, FinishedTraining, Limits, is_pa
 from walt_pl.cli.trainer_checks import check_trainer
 from walt_pl.data.index import check_index_file
 from walt_pl.runs.artifact import load
-from walt_pl.runs.checkpoint import STATE, Checkpoint
+from walt_pl.runs.checkpoint import STATE, Checkpoint, steps
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import ManifestError, kind_of, parents_of
 from walt_pl.training.callbacks.checkpoints import Checkpoints
@@ -263,7 +263,9 @@ class WaltCLI(LightningCLI):
         if found is None or options.from_scratch:
             return
         finished = FinishedTraining.read(manifest.folder(self.stage)) if manifest.has_artifact(found.artifact) else None
-        newest = Checkpoint.newest(options.checkpoint.dirpath)
+        # Every byte is read only if the training goes on, and by rank zero only: the others take its choice (`Checkpoints.setup`).
+        goes_on = found.training is not None or (finished is not None and finished.is_shorter_than(Limits.of(options.trainer)))
+        newest = Checkpoint.newest(options.checkpoint.dirpath, hashed=goes_on and is_rank_zero())
         if found.training is not None:
             goes_on = self._resume(found.training.parents, newest, finished)
         elif finished is not None and manifest.state(self.stage) == "done":
@@ -303,6 +305,11 @@ class WaltCLI(LightningCLI):
             finished: the stage's artifact of an earlier training.
         """
         limits = Limits.of(self.options.trainer)
+        if newest is None and (left := steps(Path(self.options.checkpoint.dirpath))):
+            raise ManifestError(
+                f"{left[-1].parent} has no whole checkpoint to go on from, only {', '.join(path.name for path in left)}, each incomplete "
+                f"or damaged: restore one, or add {START_OVER} to remove them and start over"
+            )
         if newest is None:
             stays = f"; {finished.until_the_end()}" if finished else ""
             _say(f"{self.options.checkpoint.dirpath} has no whole checkpoint to go on from: training starts at step 0{stays}")
@@ -338,12 +345,12 @@ class WaltCLI(LightningCLI):
             return
         path = Path(options.ckpt_path)
         if options.ckpt_path == AUTO:
-            newest = Checkpoint.newest(options.checkpoint.dirpath)
+            newest = Checkpoint.newest(options.checkpoint.dirpath, hashed=is_rank_zero())
             if newest is None:
                 raise ValueError(f"--ckpt_path {AUTO}: {options.checkpoint.dirpath} has no whole checkpoint; name one, or train first")
             self.restored = newest.state
-        elif path.is_dir() and path.name != STATE:
-            self.restored = Checkpoint.at(path).state
+        elif path.exists() and (path.name == STATE or path.is_dir()):
+            self.restored = Checkpoint.at(path.parent if path.name == STATE else path, hashed=is_rank_zero()).state
         elif path.exists():
             self.restored = path
         else:
@@ -360,7 +367,7 @@ class WaltCLI(LightningCLI):
             check_resumed(self.restored, self.model, self.options, self.trainer, self.datamodule)
         if self.options.init is None or self.restored is not None:
             return
-        init_from(self.model.components(), load(self.options.init))
+        init_from(self.model.components(), load(self.options.init, verify=True))
 
     def after_fit(self) -> None:
         """Say that ``--trainer.fast_dev_run`` left nothing."""
@@ -418,6 +425,11 @@ def _run_and_stage(options: Any) -> tuple[Path, str]:
         raise ValueError("which stage? give --config experiments/EXP/STAGE.yaml, or --run and --stage")
     run = Path(options.run) if options.run else Path("runs") / configs[0].resolve().parent.name
     return run, options.stage or configs[0].stem
+
+
+def is_rank_zero() -> bool:
+    """Return whether this process is rank zero, also before the ranks are connected."""
+    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _device() -> torch.device:

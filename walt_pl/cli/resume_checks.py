@@ -11,7 +11,7 @@ from torch import nn
 
 from stages.vocabulary import stored_vocabulary
 from walt_pl.cli.task_changes import check_changes, compare, describe
-from walt_pl.runs.checkpoint import CheckpointError, read_state
+from walt_pl.runs.checkpoint import CheckpointError, check_floating, read_state
 from walt_pl.runs.task_record import Values, read_task
 from walt_pl.text.small_encoder import VOCABULARY
 from walt_pl.training.callbacks.export import DESCRIPTION
@@ -46,8 +46,11 @@ def check_resumed(restored: Path, stage: Any, options: Any, trainer: Any, data: 
     now = options.model.init_args.optimizer.class_path
     if before != now:
         raise ValueError(f"{where}: found the state of the optimiser {before}, wanted that of {now}; {ADVICE}")
+    trained = stage.state_dict()
+    weights = {name: value for name, value in state.get("state_dict", {}).items() if name in trained}
+    check_floating({name: value for name, value in weights.items() if trained[name].is_floating_point()}, where)  # some buffers are flags
     shapes = {name: value.shape for name, value in state.get("state_dict", {}).items()}
-    wanted = {name: value.shape for name, value in stage.state_dict().items()}
+    wanted = {name: value.shape for name, value in trained.items()}
     if shapes and shapes != wanted:
         raise ValueError(
             f"{where}: found weights of another size, {_differences(described.get('components'), stage.components())}; {ADVICE}"

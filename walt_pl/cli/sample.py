@@ -45,6 +45,7 @@ def sample(
     tile: int | None = None,
     allow_stale: bool = False,
     text_encoder: str | None = None,
+    verify: bool = False,
 ) -> None:
     """Sample videos: an mp4 for each prompt, a GIF beside it, and a contact sheet of all.
 
@@ -79,6 +80,7 @@ def sample(
         tile: side of the tiles decoded at a time, in latent cells.
         allow_stale: sample even if a parent was trained again.
         text_encoder: path of the run's pretrained text encoder on this machine, if it differs from that in training.
+        verify: also read weights of more than 1 GB to compare their hash; smaller ones are always compared.
     """
     _check_sample(image, continue_, seconds, fps)
     texts, labels = _read_prompts(prompt, prompts, label, optional=image is not None or continue_ is not None)
@@ -86,7 +88,8 @@ def sample(
     _check_compute(device, batch)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = stages.split(",") if isinstance(stages, str) else stages
-    cascade = Cascade.open(run, wanted, allow_stale, device, getattr(torch, dtype) if dtype else None, text_encoder)
+    arithmetic = getattr(torch, dtype) if dtype else None
+    cascade = Cascade.open(run, wanted, allow_stale, device, arithmetic, text_encoder, verify)
     for name, given in (("guidance", guidance), ("steps", steps)):
         if isinstance(given, dict) and (unknown := set(given) - set(cascade.stages)):
             raise ValueError(f"{name} names {sorted(unknown)}, but the stages that run are {cascade.stages}")

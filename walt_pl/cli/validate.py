@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.finetuning import init_from
-from walt_pl.cli.fit import AUTO, WaltCLI
+from walt_pl.cli.fit import AUTO, WaltCLI, is_rank_zero
 from walt_pl.runs.artifact import load
 from walt_pl.runs.card import CARD
 from walt_pl.runs.checkpoint import Checkpoint
@@ -28,7 +28,7 @@ class ValidateCLI(WaltCLI):
         options = self.options
         self.artifact: Path | None = None
         if options.ckpt_path in (None, AUTO):
-            newest = None if options.init else Checkpoint.newest(options.checkpoint.dirpath)
+            newest = None if options.init else Checkpoint.newest(options.checkpoint.dirpath, hashed=is_rank_zero())
             options.ckpt_path = None if newest is None else str(newest.path)
             if newest is None:
                 self.artifact = self._find_artifact()
@@ -49,7 +49,7 @@ class ValidateCLI(WaltCLI):
         if self.artifact is not None:
             if self.trainer.is_global_zero:
                 print(f"{self.RESTORING} {self.artifact}, an artifact", flush=True)
-            init_from(self.model.components(), load(self.artifact))
+            init_from(self.model.components(), load(self.artifact, verify=True))
 
 
 def run(words: Sequence[str]) -> None:

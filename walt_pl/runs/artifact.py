@@ -91,14 +91,18 @@ class Artifact:
         return read_bytes(self.path / name, int(self.card["files"][name]["bytes"]))
 
 
+VERIFIED_BYTES = 1 << 30
+"""Weights of at most this size are always compared by hash (0.6 s for each GB); larger ones only where it is asked for."""
+
+
 def load(path: str | Path, device: str | torch.device = "cpu", verify: bool = False) -> Artifact:
     """Rebuild the models of an artifact folder, without a change of torch's random state.
 
     Args:
         path: folder of the artifact.
         device: device that the models are moved to.
-        verify: also compare the hash of the weights, which reads them once more. Otherwise only their size is compared. Small files are
-            always compared by hash with the card.
+        verify: compare the hash of the weights also if they have more than `VERIFIED_BYTES`. Otherwise only the size of such weights is
+            compared. All other files are always compared by hash with the card.
 
     Raises:
         ArtifactError: the folder, its files or their content do not fit; the message is one sentence.
@@ -106,7 +110,8 @@ def load(path: str | Path, device: str | torch.device = "cpu", verify: bool = Fa
     folder = Path(path)
     card = read_card(folder)
     for name, record in card["files"].items():
-        problem = file_problem(folder / name, record["sha256"], record["bytes"], hashed=verify or name != WEIGHTS)
+        hashed = verify or name != WEIGHTS or record["bytes"] <= VERIFIED_BYTES
+        problem = file_problem(folder / name, record["sha256"], record["bytes"], hashed=hashed)
         if problem:
             raise ArtifactError(f"{problem}: restore the file or export the stage again")
     try:

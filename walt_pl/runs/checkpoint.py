@@ -3,44 +3,52 @@
     checkpoints/step=00000100/
         state.ckpt          everything Lightning restores: a file, or a folder of shards that DeepSpeed wrote
         ema.safetensors     averaged weights by parameter name, if there are any
-        checkpoint.json     written last: the files of the checkpoint with their sizes in bytes
+        checkpoint.json     written last: the files of the checkpoint with their sizes and hashes, and a checksum of its own
 
 A checkpoint is written as `step=00000100.part`. Every file of it is synced, then the folder is renamed. After a power cut there is either
 the complete folder or a part. A folder whose files differ from its checkpoint.json is incomplete and is skipped.
 
-Pickles run code when they are read. A file is read with `weights_only=True`, which builds tensors and plain types only. DeepSpeed reads its
-shards by itself. Before that, `check_pickle` looks up every type that they name, without building it. While DeepSpeed reads, `tensors_only`
-restricts torch.load to those types as well. Symbolic links, pipes and devices in a checkpoint are refused.
+Sizes are compared whenever a checkpoint is looked at. Hashes are compared before its bytes are used: rank zero checks every file when it
+chooses a checkpoint, and each rank hashes what it reads itself.
+
+Pickles run code when they are read. `load_file` opens a file once, without following links. It hashes the open file, looks up every type
+that it names without building it, and loads it with `weights_only=True`, which builds tensors and plain types only. DeepSpeed calls
+torch.load by itself. Within `tensors_only` that call is `load_file`. Symbolic links, pipes and devices in a checkpoint are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import os
 import pickle
 import re
 import warnings
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, cast
 
 import torch
+from safetensors import SafetensorError
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from walt_pl.files import plain_files, rename_whole, sync, whole_file, write_whole
+from walt_pl.runs.card import card_text
+from walt_pl.runs.checked_files import READ_FD, HashingWriter, identity, open_inside
+from walt_pl.runs.checkpoint_card import CARD as CARD
+from walt_pl.runs.checkpoint_card import FORMAT, UNHASHED, check_hash, check_hashes, describe_files, read_description
+from walt_pl.runs.checkpoint_card import STATE as STATE
+from walt_pl.runs.checkpoint_card import CheckpointError as CheckpointError
+from walt_pl.runs.checkpoint_card import DamagedCheckpoint as DamagedCheckpoint
+from walt_pl.runs.checkpoint_card import IncompleteCheckpoint as IncompleteCheckpoint
+from walt_pl.runs.checkpoint_card import Strategy as Strategy
+from walt_pl.untrusted import read_bytes
 
-FORMAT = 2
-"""Version of the folder. Version 1 had other names of weights and settings, see CHANGELOG.md."""
-STATE, AVERAGES, CARD, PART = "state.ckpt", "ema.safetensors", "checkpoint.json", ".part"
+AVERAGES, PART = "ema.safetensors", ".part"
 TAG, LATEST = "checkpoint", "latest"
 """In DeepSpeed's folder: the folder of the shards, as Lightning names it, and the file that contains this name."""
-
-Strategy = Literal["single", "ddp", "zero1", "zero2", "zero3"]
 
 # Types in DeepSpeed's shards beside tensors and plain types. All of them only hold values.
 SHARD_TYPES = frozenset(
@@ -53,12 +61,11 @@ SHARD_TYPES = frozenset(
 )
 
 
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used. The message names the file and ends with what to do."""
+FLAT_WEIGHTS = ("single_partition_of_fp32_groups", "fp32_flat_groups")
+"""Lists of flat float32 weights in a shard's state of the optimiser: of ZeRO 1 and 2, and of ZeRO 3."""
 
-
-class IncompleteCheckpoint(CheckpointError):
-    """A checkpoint is incomplete: its writing was interrupted, or files are missing since."""
+_torch_load = torch.load
+"""torch's own function, also inside `tensors_only`."""
 
 
 class UnsafePickle(CheckpointError):
@@ -82,32 +89,44 @@ class Checkpoint:
     """Validation metrics at this step, by name."""
 
     @classmethod
-    def at(cls, path: str | Path) -> Checkpoint:
+    def at(cls, path: str | Path, hashed: bool = False) -> Checkpoint:
         """Return the checkpoint in a folder.
 
+        Args:
+            path: folder of the checkpoint.
+            hashed: also read every byte and compare the hashes. Otherwise sizes are compared.
+
         Raises:
-            IncompleteCheckpoint: it is incomplete.
+            IncompleteCheckpoint: it is incomplete, or damaged as far as it is checked.
             CheckpointError: it is of another format, or there is a link, pipe or device in it.
         """
         path = Path(path)
         files = plain_files(path, CheckpointError)
-        card = _card(path)
-        for name, size in card["files"].items():
+        card = read_description(path)
+        for name, record in card["files"].items():
             found = files.get(name)
-            if found != size:
+            if found != record["bytes"]:
                 is_there = "is missing" if found is None else f"has {found} bytes"
-                raise IncompleteCheckpoint(f"{path} is incomplete: {name} {is_there}, wanted {size}; use an older checkpoint beside it")
+                raise IncompleteCheckpoint(
+                    f"{path} is incomplete: {name} {is_there}, wanted {record['bytes']}; use an older checkpoint beside it"
+                )
+        if hashed:
+            check_hashes(path, card)
         return cls(path, card["step"], card["samples"], card["strategy"], card["world_size"], card.get("metrics", {}))
 
     @classmethod
-    def newest(cls, folder: str | Path) -> Checkpoint | None:
+    def newest(cls, folder: str | Path, hashed: bool = False) -> Checkpoint | None:
         """Return the newest complete checkpoint of a folder; None if there is none.
 
-        Every newer checkpoint that is incomplete is skipped with a warning.
+        Every newer checkpoint that is incomplete or damaged is skipped with a warning.
+
+        Args:
+            folder: folder of the checkpoints.
+            hashed: also read every byte and compare the hashes, as is due before the checkpoint is used.
         """
         for path in reversed(steps(Path(folder))):
             try:
-                return cls.at(path)
+                return cls.at(path, hashed)
             except IncompleteCheckpoint as error:
                 warnings.warn(f"skipped: {error}", stacklevel=2)
         return None
@@ -161,50 +180,49 @@ def steps(folder: Path) -> list[Path]:
     return sorted((path for path in found if re.fullmatch(r"step=\d{8,}", path.name)), key=lambda path: int(path.name[5:]))
 
 
-def _card(path: Path) -> dict[str, Any]:
-    try:
-        card = json.loads((path / CARD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise IncompleteCheckpoint(
-            f"{path} is incomplete: there is no {CARD}, which is written last; use an older checkpoint beside it"
-        ) from None
-    except ValueError as error:
-        raise IncompleteCheckpoint(f"{path} is incomplete: {CARD} is no JSON ({error}); use an older checkpoint beside it") from None
-    if not isinstance(card, dict) or card.get("format") != FORMAT:
-        found = card.get("format") if isinstance(card, dict) else type(card).__name__
-        raise CheckpointError(
-            f"{path / CARD}: format {found}, this program reads {FORMAT}; train on with the version that wrote it, or start over with "
-            "--from_scratch true (format 1 has other names of weights: CHANGELOG.md)"
-        )
-    if card.get("strategy") not in get_args(Strategy):
-        raise CheckpointError(f"{path / CARD}: strategy {card.get('strategy')!r}, wanted one of {', '.join(get_args(Strategy))}")
-    return card
-
-
 # ---- Writing ---------------------------------------------------------------------------------------------------------
 
 
-def write_state(state: Mapping[str, Any], path: str | Path) -> OSError | None:
+def write_state(state: Mapping[str, Any], path: str | Path) -> str | OSError:
     """Write with torch.save and sync the file to disk.
 
     An error of the file system is returned, not raised: if one rank raised it, the other ranks would wait for that rank.
+
+    Returns:
+        The hash of the written bytes; or the error.
     """
     try:
         with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
-            torch.save(state, file)
+            writer = HashingWriter(file)
+            torch.save(state, cast(BinaryIO, writer))
     except OSError as error:
         return error
     except RuntimeError as error:
         if not isinstance(error.__context__, OSError):
             raise
         return error.__context__  # torch's own message reports only a wrong file position; the context is the real error
-    return None
+    return writer.hexdigest()
 
 
 def finalize_checkpoint(
-    part: Path, step: int, samples: int, strategy: Strategy, world_size: int, metrics: Mapping[str, float]
+    part: Path,
+    step: int,
+    samples: int,
+    strategy: Strategy,
+    world_size: int,
+    metrics: Mapping[str, float],
+    hashes: Mapping[str, str] | None = None,
 ) -> Checkpoint:
-    """Turn a fully written folder `step=….part` into a checkpoint: list and sync its files, then rename it.
+    """Turn a fully written folder `step=….part` into a checkpoint: list, hash and sync its files, then rename it.
+
+    Args:
+        part: the folder.
+        step: optimiser steps done.
+        samples: clips and images seen by all ranks together.
+        strategy: strategy that wrote it.
+        world_size: number of ranks that wrote it.
+        metrics: validation metrics by name.
+        hashes: hashes of files that were hashed while they were written, by relative name. The others are read back.
 
     Raises:
         OSError: the file system is full or cannot be written; the part is still there.
@@ -217,12 +235,12 @@ def finalize_checkpoint(
         "strategy": strategy,
         "world_size": world_size,
         "metrics": dict(metrics),
-        "files": {str(path.relative_to(part)): path.stat().st_size for path in files},
+        "files": describe_files(part, hashes or {}),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     for path in [*files, *(path for path in part.rglob("*") if path.is_dir())]:
         sync(path)
-    write_whole(part / CARD, (json.dumps(card, indent=2) + "\n").encode())
+    write_whole(part / CARD, card_text(card).encode())
     whole = part.with_name(part.name.removesuffix(PART))
     rename_whole(part, whole)
     return Checkpoint.at(whole)
@@ -230,8 +248,10 @@ def finalize_checkpoint(
 
 def update_metrics(checkpoint: Checkpoint, metrics: Mapping[str, float]) -> None:
     """Record the validation metrics of a checkpoint that is already on disk."""
-    card = {**_card(checkpoint.path), "metrics": dict(metrics)}
-    write_whole(checkpoint.path / CARD, (json.dumps(card, indent=2) + "\n").encode())
+    card = {**read_description(checkpoint.path), "metrics": dict(metrics)}
+    if card["format"] == UNHASHED:
+        card["files"] = {name: record["bytes"] for name, record in card["files"].items()}
+    write_whole(checkpoint.path / CARD, card_text(card).encode())
 
 
 # ---- Reading ---------------------------------------------------------------------------------------------------------
@@ -253,17 +273,88 @@ def read_state(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     path = Path(path)
     file = _first_shard(path) if path.is_dir() else path
     types = [(_Stand, name) for name in SHARD_TYPES] if path.is_dir() else []
-    try:
-        with torch.serialization.safe_globals(types):  # type: ignore[arg-type]  # pairs of a type and its name are allowed
-            state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(file))
-    except pickle.UnpicklingError:
-        check_pickle(file)  # says which type it is
-        raise UnsafePickle(_refusal(file, "it holds more than tensors and plain values")) from None
-    except (RuntimeError, EOFError, KeyError) as error:
-        raise CheckpointError(f"{file} cannot be read ({str(error).splitlines()[0]}); use an older checkpoint") from None
+    with torch.serialization.safe_globals(types):  # type: ignore[arg-type]  # pairs of a type and its name are allowed
+        state = load_file(file, path.parent, mapped=mapped)
     if not isinstance(state, dict):
         raise CheckpointError(f"{file} holds {type(state).__name__}, wanted the dictionary of a checkpoint; name another file")
     return state
+
+
+def load_file(path: Path, folder: Path, map_location: Any = "cpu", mapped: bool = False) -> Any:
+    """Load a file of torch.save: open it once, hash it, look up the types that it names, and build its tensors and plain values.
+
+    Args:
+        path: path of the file.
+        folder: folder that it must lie in: that of the checkpoint, whose checkpoint.json has the hash.
+        map_location: device of the tensors, as for torch.load.
+        mapped: leave tensors on disk (memory map).
+
+    Raises:
+        UnsafePickle: it names a type that is neither a tensor, nor plain, nor allowed by torch's `safe_globals`.
+        DamagedCheckpoint: it has another hash than the one recorded, or changes while it is read.
+        CheckpointError: torch did not write it, there is a link on its way, or its weights are not floating-point numbers.
+    """
+    try:
+        opened_file = open_inside(folder, path, CheckpointError)
+    except FileNotFoundError:
+        raise IncompleteCheckpoint(f"there is no {path}; use an older checkpoint") from None
+    with opened_file as file:
+        before = identity(file)
+        check_hash(folder, path, file)
+        _check_types(path, file)
+        file.seek(0)
+        opened = f"{READ_FD}/{file.fileno()}" if mapped and READ_FD.is_dir() else None  # torch maps by path only: this is the open file's
+        try:
+            state = _torch_load(opened or file, map_location=map_location, weights_only=True, mmap=opened is not None)
+        except pickle.UnpicklingError:
+            raise UnsafePickle(_refusal(path, "it holds more than tensors and plain values")) from None
+        except Exception as error:  # a damaged pickle raises errors of every class
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            raise CheckpointError(f"{path} cannot be read ({why}); use an older checkpoint") from None
+        if identity(file) != before:
+            raise DamagedCheckpoint(f"{path} was changed while it was read; use an older checkpoint")
+    for weights in _shard_weights(state):
+        check_floating(weights, path)
+    return state
+
+
+def _shard_weights(state: Any) -> list[dict[str, Any]]:
+    """Return the weights in a shard of DeepSpeed by name: the working copies, and the flat float32 weights."""
+    if not isinstance(state, dict):
+        return []
+    optimizer = state.get("optimizer_state_dict")
+    flat = [(name, optimizer.get(name)) for name in FLAT_WEIGHTS] if isinstance(optimizer, dict) else []
+    groups = [{f"{name}.{i}": value for i, value in enumerate(values)} for name, values in flat if isinstance(values, list)]
+    return [*groups, *([state["module"]] if isinstance(state.get("module"), dict) else [])]
+
+
+def check_floating(weights: Mapping[str, Any], path: Path) -> None:
+    """Refuse integer, boolean and complex weights by name. Loading would convert them in silence.
+
+    Raises:
+        CheckpointError: a tensor has no floating-point values; the message names it.
+    """
+    for name, value in weights.items():
+        if isinstance(value, torch.Tensor) and not value.is_floating_point():
+            raise CheckpointError(
+                f"{path}: the weight {name} has values of type {value.dtype}, wanted floating-point numbers; use another checkpoint"
+            )
+
+
+@contextlib.contextmanager
+def checked_averages(path: Path) -> Iterator[Path]:
+    """Yield a path of the averages of a checkpoint, once their hash is compared. On Linux it leads to the file that was hashed.
+
+    Raises:
+        DamagedCheckpoint: they have another hash than the one recorded.
+        CheckpointError: there is a link on the way to them, or inside the context safetensors cannot read them.
+    """
+    with open_inside(path.parent, path, CheckpointError) as file:
+        check_hash(path.parent, path, file)
+        try:
+            yield READ_FD / str(file.fileno()) if READ_FD.is_dir() else path
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} cannot be read ({error}); use an older checkpoint") from None
 
 
 def _first_shard(folder: Path) -> Path:
@@ -291,50 +382,65 @@ def check_pickle(path: str | Path) -> None:
         CheckpointError: there is a link, pipe or device in the folder, or its shards are not where this program writes them.
     """
     path = Path(path)
-    if path.is_dir():
-        files = plain_files(path, CheckpointError)
-        said = (path / LATEST).read_text(encoding="utf-8", errors="replace").strip() if LATEST in files else "no folder"
-        if said != TAG or not (path / TAG).is_dir():
-            raise CheckpointError(
-                f'{path / LATEST} names {said or "no folder"}, wanted "{TAG}", the folder beside it; use an older checkpoint'
-            )
-        for name in sorted(files):
-            if name != LATEST:
-                check_pickle(path / name)
+    if not path.is_dir():
+        with open_inside(path.parent, path, CheckpointError) as file:
+            _check_types(path, file)
         return
+    files = plain_files(path, CheckpointError)
+    said = read_bytes(path / LATEST, 4096).decode(errors="replace").strip() if LATEST in files else "no folder"
+    if said != TAG or not (path / TAG).is_dir():
+        raise CheckpointError(f'{path / LATEST} names {said or "no folder"}, wanted "{TAG}", the folder beside it; use an older checkpoint')
+    for name in sorted(files):
+        if name != LATEST:
+            with open_inside(path, path / name, CheckpointError) as file:
+                _check_types(path / name, file)
+
+
+def _check_types(path: Path, file: BinaryIO) -> None:
+    """Check the types that an open file of torch.save names.
+
+    Raises:
+        UnsafePickle: a type is neither a tensor, nor plain, nor one of `SHARD_TYPES`; or torch did not write the file.
+    """
+    file.seek(0)
     try:
-        strangers = set(get_unsafe_globals_in_checkpoint(str(path))) - SHARD_TYPES
-    except (ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UnsafePickle(_refusal(path, f"it is not the kind of file that torch.save writes ({str(error).splitlines()[0]})")) from None
+        strangers = set(get_unsafe_globals_in_checkpoint(file)) - SHARD_TYPES
+    except Exception as error:  # a damaged pickle raises errors of every class
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise UnsafePickle(_refusal(path, f"it is not the kind of file that torch.save writes ({why})")) from None
     if strangers:
         raise UnsafePickle(_refusal(path, f"it names {', '.join(sorted(strangers))}"))
 
 
 @contextlib.contextmanager
 def tensors_only(folder: Path) -> Iterator[None]:
-    """Restrict torch.load inside the context to tensors, plain types and `SHARD_TYPES`, whatever DeepSpeed requests.
+    """Make torch.load inside the context the same as `load_file`, whatever DeepSpeed requests.
 
     A file that changes after `check_pickle`, or a file that only DeepSpeed finds, therefore runs no code either.
 
     Args:
-        folder: folder that DeepSpeed reads, for the error message.
+        folder: folder of the checkpoint that DeepSpeed reads; no other files are read.
 
     Raises:
-        UnsafePickle: a file names another type.
+        UnsafePickle: a file names another type than tensors, plain types and `SHARD_TYPES`.
+        CheckpointError: see `load_file`.
     """
+
+    def load(file: Any, map_location: Any = "cpu", *_: Any, mmap: bool | None = False, **__: Any) -> Any:
+        return load_file(Path(file), folder, map_location, bool(mmap))
+
     modules = [(name, *name.rsplit(".", 1)) for name in SHARD_TYPES]
     types = [(getattr(importlib.import_module(module), kind), name) for name, module, kind in modules]
-    force, opposite = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-    before = {name: os.environ.pop(name, None) for name in (force, opposite)}
-    os.environ[force] = "1"
+    opposite = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+    before = os.environ.pop(opposite, None)
+    torch.load = load  # type: ignore[assignment]
     try:
         with torch.serialization.safe_globals(types):  # type: ignore[arg-type]  # pairs of a type and its name are allowed
             yield
-    except pickle.UnpicklingError as error:
-        raise UnsafePickle(_refusal(folder, str(error).splitlines()[0])) from None
     finally:
-        del os.environ[force]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+        torch.load = _torch_load
+        if before is not None:
+            os.environ[opposite] = before
 
 
 def _refusal(path: Path, why: str) -> str:

@@ -101,6 +101,7 @@ class Cascade:
         device: to run on.
         dtype: of the networks' arithmetic; `compute_dtype` of the device when None. Noise and updates stay float32.
         text_encoder: path of a pretrained text encoder, if not that of the base's training.
+        verify: compare the hash of large weights, too, see `walt_pl.load`.
 
     Raises:
         ValueError: the stages do not fit each other, or the text encoder is missing or another one.
@@ -112,11 +113,12 @@ class Cascade:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         text_encoder: str | None = None,
+        verify: bool = False,
     ) -> None:
         self.device = torch.device(device)
         self.dtype = dtype or compute_dtype(self.device)
         self.stages = [stage for stage in in_order(list(folders)) if stage != VAE_STAGE]
-        artifacts = {stage: load(folder, self.device) for stage, folder in folders.items()}
+        artifacts = {stage: load(folder, self.device, verify) for stage, folder in folders.items()}
         self.vae = cast(Autoencoder, artifacts[VAE_STAGE].model("vae"))
         self.card = artifacts[VAE_STAGE].card
         self.artifacts = {stage: artifacts[stage] for stage in self.stages}
@@ -134,6 +136,7 @@ class Cascade:
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         text_encoder: str | None = None,
+        verify: bool = False,
     ) -> "Cascade":
         """Load the cascade of a run.
 
@@ -144,6 +147,7 @@ class Cascade:
             device: to run on.
             dtype: see `Cascade`.
             text_encoder: see `Cascade`.
+            verify: see `Cascade`.
 
         Raises:
             ManifestError: a stage is missing, stale or changed on disk.
@@ -166,7 +170,7 @@ class Cascade:
         loaded = [VAE_STAGE, *wanted]
         return read_settled(
             manifest,
-            lambda: cls(manifest.usable(loaded, allow_stale), device, dtype, text_encoder),
+            lambda: cls(manifest.usable(loaded, allow_stale), device, dtype, text_encoder, verify),
             # A stage was replaced after it was compared with its record.
             failed=lambda cascade: any(cascade.sha256(stage) != manifest.sha256(stage) for stage in loaded),
         )

@@ -45,6 +45,7 @@ def evaluate_run(
     steps: int | Mapping[str, int] | None = None,
     stages: Sequence[str] | None = None,
     allow_stale: bool = False,
+    verify: bool = False,
 ) -> dict[str, Any]:
     """Score stages of a run, each with the guidance of its artifact.
 
@@ -57,6 +58,7 @@ def evaluate_run(
         steps: sampling steps, of every stage or by stage; `default_steps` for the others.
         stages: to score; all finished ones when None.
         allow_stale: score although a parent was trained again.
+        verify: compare the hash of large weights, too, see `walt_pl.load`.
 
     Returns:
         Content of the demo's summary.json, without its times. "scores" has the figures of each stage: correct shares 0..1, PSNR in dB.
@@ -64,7 +66,7 @@ def evaluate_run(
     Raises:
         ValueError: the base model was trained without captions.
     """
-    cascade = Cascade.open(run, stages, allow_stale)
+    cascade = Cascade.open(run, stages, allow_stale, verify=verify)
     if not cascade.samplers[cascade.base].denoiser.config.text_width:
         raise ValueError(
             f'evaluate: the scorer reads the words of captions, and stage "{cascade.base}" of {run} was trained without captions; '
@@ -100,7 +102,7 @@ def default_steps(cascade: Cascade) -> dict[str, int]:
 
 
 def evaluate_autoencoder(
-    folder: Path, stage: str, source: PixelDataset, positions: Sequence[int]
+    folder: Path, stage: str, source: PixelDataset, positions: Sequence[int], verify: bool = False
 ) -> tuple[dict[str, Any], Tensor, list[str]]:
     """Score an autoencoder alone by reconstructions of clips of any data.
 
@@ -109,6 +111,7 @@ def evaluate_autoencoder(
         stage: its name, such as vae_gan.
         source: dataset that reads whole pictures.
         positions: indices of the clips in the source's list of videos, at least one.
+        verify: compare the hash of large weights, too, see `walt_pl.load`.
 
     Returns:
         Three values. First, figures as from `evaluate_run`, PSNR in dB; where the source is the embedded set, also those of
@@ -117,7 +120,7 @@ def evaluate_autoencoder(
     Raises:
         DataError: a clip cannot be read.
     """
-    cascade = Cascade({"vae": folder}, "cuda" if torch.cuda.is_available() else "cpu")
+    cascade = Cascade({"vae": folder}, "cuda" if torch.cuda.is_available() else "cpu", verify=verify)
     shown: list[Tensor] = []
     lines: list[str] = []
     figures: list[float] = []

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.helpers.checkpoint_files import describe_again
 from tests.helpers.engine_training import start
 from tests.helpers.guarded_training import POISONED, Guarded, poison_state, run
 from tests.helpers.starts import fit
@@ -99,6 +100,7 @@ def poison_averages(path: Path) -> None:
     averages = load_file(path / "ema.safetensors")
     averages[POISONED].fill_(torch.inf)
     save_file(averages, path / "ema.safetensors")
+    describe_again(path)
 
 
 @pytest.mark.parametrize(("ema", "poison"), [(True, poison_averages), (False, poison_state)])

@@ -127,7 +127,7 @@ def test_zero_strategy_writes_no_weight_outside_of_the_checkpoint(folder: Path, 
     shards = shutil.copytree(folder / f"{engine} alone" / "at=4" / "state.ckpt" / TAG, tmp_path / "deep" / "er" / TAG)
     outside = str(tmp_path / "outside")
     for path in shards.glob("*model_states.pt"):
-        with tensors_only(path):
+        with tensors_only(shards):
             state = torch.load(path)
         for group in (state["module"], *state["param_shapes"]):
             if group:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -22,6 +23,7 @@ from walt_pl.runs.checkpoint import (
     PART,
     STATE,
     Checkpoint,
+    CheckpointError,
     Strategy,
     finalize_checkpoint,
     folder_name,
@@ -47,11 +49,17 @@ class StateFile(TorchCheckpointIO):
     failure: OSError | None = None
     """Error of the last write, None if it succeeded."""
 
+    def __init__(self) -> None:
+        self.hashes: dict[str, str] = {}
+        self.instead: dict[Path, Path] = {}
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        self.failure = write_state(checkpoint, path)  # `Checkpoints._write` reads it
+        written = write_state(checkpoint, path)  # `Checkpoints._write` reads both attributes
+        self.failure = written if isinstance(written, OSError) else None
+        self.hashes = {} if isinstance(written, OSError) else {str(path): written}
 
     def load_checkpoint(self, path: str | Path, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return read_state(path)
+        return read_state(self.instead.get(Path(path), path))
 
 
 class Checkpoints(callbacks.Checkpoint):
@@ -113,17 +121,17 @@ class Checkpoints(callbacks.Checkpoint):
     # ---- Start of the training -----------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Set the checkpoint IO before anything is read, and check that all ranks resume from one checkpoint.
+        """Set the checkpoint IO before anything is read, and take the checkpoint that rank zero has checked and chosen.
 
         Raises:
-            ValueError: this rank finds another checkpoint than rank zero.
+            ValueError: this rank does not find the checkpoint of rank zero.
         """
         trainer.strategy.checkpoint_io = self._file
         if trainer.ckpt_path is not None and Path(trainer.ckpt_path).name == STATE:
             self._start = Checkpoint.at(Path(trainer.ckpt_path).parent)
         mine = self._start.step if self._start else None
         first = trainer.strategy.broadcast(mine)
-        if first != mine:
+        if first != mine and not self._take_earlier(trainer, first):
             found = ["none" if step is None else folder_name(step) for step in (mine, first)]
             raise ValueError(
                 f"checkpoint to go on from: rank {trainer.global_rank} finds {found[0]} and rank 0 {found[1]} in {self.folder}; all "
@@ -133,6 +141,23 @@ class Checkpoints(callbacks.Checkpoint):
             return
         for averages in _ema_callbacks(trainer):
             averages.load(self._start.path)
+
+    def _take_earlier(self, trainer: L.Trainer, step: int | None) -> bool:
+        """Take rank zero's checkpoint in place of a later one. Rank zero compares hashes and may have found the later one damaged.
+
+        Returns:
+            Whether this rank finds that checkpoint.
+        """
+        if self._start is None or step is None or step > self._start.step:
+            return False
+        try:
+            chosen = Checkpoint.at(self._start.path.with_name(folder_name(step)))
+        except CheckpointError:
+            return False
+        self._file.instead[self._start.state] = chosen.state  # Lightning keeps the path that it was started with
+        trainer.ckpt_path = str(chosen.state)
+        self._start = chosen
+        return True
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -260,12 +285,15 @@ class Checkpoints(callbacks.Checkpoint):
             if trainer.is_global_zero:
                 _remove(part)
                 part.mkdir(parents=True)
+        hashes: dict[str, str] = {}
         if self._all_succeeded(trainer, failures):
-            self._write(trainer, pl_module, part, failures)
+            hashes = self._write(trainer, pl_module, part, failures)
         if self._all_succeeded(trainer, failures):
+            hashes = _gather_hashes(hashes)
             with _collect_failures(failures):
                 if trainer.is_global_zero:
-                    finalize_checkpoint(part, step, samples_seen(trainer), _strategy(trainer), trainer.world_size, metrics or {})
+                    samples, strategy = samples_seen(trainer), _strategy(trainer)
+                    finalize_checkpoint(part, step, samples, strategy, trainer.world_size, metrics or {}, hashes)
         if self._all_succeeded(trainer, failures):
             self._saved = step
             if trainer.is_global_zero:
@@ -291,7 +319,8 @@ class Checkpoints(callbacks.Checkpoint):
         if found:
             raise NonFiniteError(f"{told}: {found}; {recovery_hint(self.folder, trainer.global_step)}")
 
-    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, part: Path, failures: list[str]) -> None:
+    def _write(self, trainer: L.Trainer, pl_module: L.LightningModule, part: Path, failures: list[str]) -> dict[str, str]:
+        """Write state and averages into a part, and return the hashes of the files that this rank hashed meanwhile, by relative name."""
         writer = trainer.strategy if isinstance(trainer.strategy, ZeROStrategy) else self._file
         writer.failure = None
         trainer.save_checkpoint(part / STATE, weights_only=False)
@@ -300,6 +329,7 @@ class Checkpoints(callbacks.Checkpoint):
         for averages in _ema_callbacks(trainer):
             with _collect_failures(failures):
                 averages.save(part, trainer, pl_module)
+        return {Path(path).relative_to(part).as_posix(): digest for path, digest in writer.hashes.items()}
 
     def _all_succeeded(self, trainer: L.Trainer, failures: list[str]) -> bool:
         return not self._agree(trainer, len(failures))[0]
@@ -345,6 +375,15 @@ def samples_seen(trainer: L.Trainer) -> int:
     before, since = (start.samples, start.step) if start else (0, 0)
     a_step = (data.videos_per_batch + data.images_per_batch) * trainer.accumulate_grad_batches
     return before + (trainer.global_step - since) * a_step
+
+
+def _gather_hashes(own: dict[str, str]) -> dict[str, str]:
+    """Return the hashes of all ranks' files; all ranks call it."""
+    if not dist.is_initialized():
+        return own
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, own)
+    return {name: digest for hashes in everyone for name, digest in hashes.items()}
 
 
 def _is_stopping(trainer: L.Trainer) -> bool:

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from walt_pl.runs.checkpoint import AVERAGES
+from walt_pl.runs.checkpoint import AVERAGES, check_floating, checked_averages
 from walt_pl.training.strategies.shards import gather, local_shard, non_finite_pieces, rewriting, shard, trainable_parameters
 
 
@@ -57,10 +57,12 @@ class EMA(L.Callback):
         """Initialise the average with the present weights, or with the average of a checkpoint."""
         self._average = {name: self._float32_copy(piece) for name, piece in _local_shards(module)}
         if self._file is not None:
-            with safe_open(self._file, "pt") as saved:
+            with checked_averages(self._file) as path, safe_open(path, "pt") as saved:
                 _check_names(self._file, saved.keys(), [name for name, _ in trainable_parameters(module)])
                 for name, p in trainable_parameters(module):
-                    piece = shard(p, saved.get_tensor(name))
+                    full = saved.get_tensor(name)
+                    check_floating({name: full}, self._file)
+                    piece = shard(p, full)
                     if piece is not None:
                         self._average[name].copy_(piece)
             self._file = None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from walt_pl.data.batch import JointBatch
 from walt_pl.files import write_whole
-from walt_pl.runs.checkpoint import Checkpoint
+from walt_pl.runs.checkpoint import Checkpoint, CheckpointError
 from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.strategies.gradients import drop_gradients, gradient_norms
@@ -210,13 +210,21 @@ def _engine(trainer: L.Trainer) -> Any:
 
 
 def _last_good(trainer: L.Trainer) -> Checkpoint | None:
-    """Return the newest checkpoint on schedule. The steps of other checkpoints depend on clocks and signals."""
+    """Return the newest checkpoint on schedule with the bytes that were written; damaged ones are skipped with a warning.
+
+    The steps of other checkpoints depend on clocks and signals.
+    """
     writer = next((c for c in trainer.callbacks if isinstance(c, Checkpoints)), None)  # type: ignore[attr-defined]
     if writer is None:
         return None
     every = writer.every_n_train_steps or 1
     written = [one for one in Checkpoint.all(writer.folder) if one.step < trainer.global_step and one.step % every == 0]
-    return written[-1] if written else None
+    for found in reversed(written):
+        try:
+            return Checkpoint.at(found.path, hashed=True)
+        except CheckpointError as error:
+            rank_zero_warn(f"skipped: {error}")
+    return None
 
 
 def _gather_ranks(own: dict[str, Any]) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
-from walt_pl.runs.checkpoint import LATEST, TAG, CheckpointError, check_pickle, tensors_only, write_state
+from walt_pl.runs.checkpoint import LATEST, TAG, CheckpointError, check_pickle, tensors_only
 from walt_pl.training.strategies.shards import trainable_parameters
 
 
@@ -117,7 +117,6 @@ class ZeROStrategy(DeepSpeedStrategy):
         if module.trainer.training:
             _check_state(module)
             self._initialize_deepspeed_train(self.model)
-            self.deepspeed_engine.checkpoint_engine.save = self._write_shard
             # `export` converts shards to plain files, so DeepSpeed's recovery script is not needed.
             self.deepspeed_engine._copy_recovery_script = lambda path: None
         else:
@@ -125,6 +124,10 @@ class ZeROStrategy(DeepSpeedStrategy):
             if self.zero_stage_3 and not hasattr(self.deepspeed_engine.optimizer, "_restore_from_bit16_weights"):
                 # DeepSpeed calls it after loading, though there is nothing to restore (DeepSpeed issue 7272).
                 self.deepspeed_engine.optimizer._restore_from_bit16_weights = lambda: None
+        # The import is here, since DeepSpeed is not installed everywhere.
+        from walt_pl.training.strategies.shard_files import ShardFiles
+
+        self.deepspeed_engine.checkpoint_engine = self._files = ShardFiles()
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         result = super().optimizer_step(optimizer, closure, model, **kwargs)
@@ -139,6 +142,11 @@ class ZeROStrategy(DeepSpeedStrategy):
     failure: OSError | None = None
     """Error in this rank's part of the last checkpoint, None if it succeeded."""
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Hashes of the shards that this rank wrote last, by path."""
+        return self._files.hashes
+
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write every rank's shards.
 
@@ -151,12 +159,11 @@ class ZeROStrategy(DeepSpeedStrategy):
         if self.failure is not None:
             return
         state = {name: value for name, value in checkpoint.items() if name not in ("state_dict", "optimizer_states")}
+        self._files.begin()
         self.deepspeed_engine.save_checkpoint(str(filepath), tag=TAG, client_state=state, save_latest=False)
+        self.failure = self._files.failure
         if self.is_global_zero:
             self._keep_failure(lambda: (Path(filepath) / LATEST).write_text(TAG, encoding="utf-8"))
-
-    def _write_shard(self, state_dict: dict[str, Any], path: str) -> None:
-        self.failure = write_state(state_dict, path) or self.failure
 
     def _keep_failure(self, write: Callable[[], Any]) -> None:
         try:
@@ -175,7 +182,7 @@ class ZeROStrategy(DeepSpeedStrategy):
             UnsafePickle: reading it would run code.
             CheckpointError: its shards cannot be merged for this number of ranks.
         """
-        path = Path(checkpoint_path)
+        path = Path(self.broadcast(checkpoint_path))  # rank zero has checked its choice
         ranks = self._check_checkpoint(path)
         if ranks == self.world_size:
             return self._read(path, weights_only)
@@ -207,7 +214,7 @@ class ZeROStrategy(DeepSpeedStrategy):
                 state["step"] = state["step"].clone()
 
     def _read(self, path: Path, weights_only: bool | None) -> dict[str, Any]:
-        with tensors_only(path):
+        with tensors_only(path.parent):
             return super().load_checkpoint(path, weights_only)
 
     def _check_checkpoint(self, path: Path) -> int:
@@ -298,7 +305,7 @@ def _put_together(shards: Path, universal: Path, names: set[str]) -> str | None:
         shutil.rmtree(universal, ignore_errors=True)
         universal.mkdir()
         # DeepSpeed prints many lines and progress bars.
-        with tensors_only(shards), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with tensors_only(universal.parent), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             _check_names(shards, names)
             ds_to_universal.main(options)
     except Exception as error:  # any error is returned: the other ranks wait for the result
