@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def _decode(medium: MediaFile, plain: MediaFacts) -> Probe | MediaFacts:
     if found.reason:
         reason = found.reason.removeprefix(f"{medium.file}: ")
         finding = "too large" if reason.startswith("too large:") else "truncated" if "truncated" in reason.lower() else "corrupt"
-        return _bad(plain, finding, reason)
+        return _bad(plain, finding, reason.removeprefix("too large: "))
     return found
 
 
@@ -116,6 +117,8 @@ def stat_media_file(file: str, kind: str, offset: int = -1, length: int = -1) ->
     """Return the present state of a file on disk. `length` is the size of a member of a tar shard."""
     try:
         state = os.stat(file)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null byte in the name
+        state = None
+    if state is None or not stat.S_ISREG(state.st_mode):  # a pipe would wait for ever
         return MediaFile(file, kind, offset, 0, 0, -1)
     return MediaFile(file, kind, offset, state.st_size if offset < 0 else length, state.st_mtime_ns, state.st_size)

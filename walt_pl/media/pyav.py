@@ -71,19 +71,23 @@ def open_av(media: Media, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Any, A
 
 
 def check_video(media: Media, max_pixels: int) -> None:
-    """Check that PyAV opens a file, and the size of its frames. The answer is remembered for each state of the file.
+    """Check that PyAV opens a file, and the size and number of its frames. The answer is remembered for each state of the file.
 
     Raises:
-        MediaError: The file cannot be opened, or its frames are too large.
+        MediaError: The file cannot be opened, its frames are too large, or it claims more frames than it has bytes.
     """
     state = media.path.stat()
-    check_pixels(media, *_video_size(media, state.st_size, state.st_mtime_ns), max_pixels)
+    rows, columns, frames = _claims(media, state.st_size, state.st_mtime_ns)
+    check_pixels(media, rows, columns, max_pixels)
+    if frames > state.st_size:
+        raise MediaError(f"{media}: not a video that can be read: it claims {frames:,} frames in {state.st_size:,} bytes")
 
 
 @lru_cache(maxsize=1 << 14)
-def _video_size(media: Media, size: int, modified: int) -> Size:
+def _claims(media: Media, size: int, modified: int) -> tuple[int, int, int]:
+    """Return rows, columns and number of frames, as PyAV opens the file. Size and time of change make a new answer for a new file."""
     with open_av(media, max_pixels=sys.maxsize) as (_, stream):
-        return stream.codec_context.height, stream.codec_context.width
+        return stream.codec_context.height, stream.codec_context.width, stream.frames
 
 
 @dataclass(frozen=True)
