@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import struct
 import tarfile
 import zlib
@@ -54,6 +55,7 @@ def write_hostile_media(folder: Path, secret: Path, port: int) -> list[str]:
     files = {**_images(), **_playlists(secret, port), **_videos(folder / ".parts", secret)}
     for name, content in files.items():
         (folder / name).write_bytes(content)
+    shutil.copy(secret, folder / "secret.mp4")  # FFmpeg's lists name files beside them
     os.mkfifo(folder / "pipe.mp4")
     os.mkfifo(folder / "pipe.png")
     (folder / "device.mp4").symlink_to("/dev/zero")
@@ -167,7 +169,7 @@ def _playlists(secret: Path, port: int) -> dict[str, bytes]:
         "hls.mp4": f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{secret}\n#EXT-X-ENDLIST\n",
         "hls_http.mp4": f"#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{url}\n#EXT-X-ENDLIST\n",
         "hls_key.mkv": f'#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXT-X-KEY:METHOD=AES-128,URI="{url}"\n#EXTINF:9,\n{secret}\n#EXT-X-ENDLIST\n',
-        "concat.mp4": f"ffconcat version 1.0\nfile {secret}\n",
+        "concat.mp4": "ffconcat version 1.0\nfile secret.mp4\n",
         "concat_http.avi": f"ffconcat version 1.0\nfile {url}\n",
         "concat_option.mov": f"ffconcat version 1.0\nfile {tcp}\noption protocol_whitelist file,tcp,http\n",
         "dash.mp4": f'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" profiles="{dash}" type="static"><Period>'
@@ -180,7 +182,7 @@ def _playlists(secret: Path, port: int) -> dict[str, bytes]:
         "vobsub.mpg": "# VobSub index file, v7 (do not modify this line!)\nid: en, index: 0\ntimestamp: 00:00:01:000, filepos: 000000000\n",
         "captions.mp4": '{"captions":[{"duration":1000,"content":"a","startOfParagraph":true,"startTime":0}]}',
         "metadata.mp4": ";FFMETADATA1\ntitle=a\n",
-        "concat:secret.mp4": f"ffconcat version 1.0\nfile {secret}\n",
+        "concat:secret.mp4": "ffconcat version 1.0\nfile secret.mp4\n",
         "http:x%03d.mp4": f"#EXTM3U\n{url}\n",
     }
     return {name: text.encode() for name, text in texts.items()}

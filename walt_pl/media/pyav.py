@@ -23,6 +23,7 @@ from walt_pl.media.types import Frames, MediaError, Size, reason
 
 GROUP = 8
 """Frames that are scaled at once: one by one takes twice as long."""
+_MARGIN = 1 << 16
 _CLOSED = {"format_whitelist": ",".join(DEMUXERS), "protocol_whitelist": "file,subfile", "enable_drefs": "0"}
 """Options of FFmpeg with which no file can refer to another file, to a device, or to the network."""
 
@@ -59,7 +60,8 @@ def open_av(media: Media, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Any, A
             if stream is None or stream.codec_context is None or not stream.time_base:
                 raise MediaError(f"{media}: no video stream in it that can be decoded")
             check_pixels(media, stream.codec_context.height, stream.codec_context.width, max_pixels)
-            stream.codec_context.options = {"max_pixels": str(max_pixels)}  # later frames may be larger
+            # Later frames may be larger. FFmpeg counts the margins of its buffers, too.
+            stream.codec_context.options = {"max_pixels": str(min(2 * max_pixels + _MARGIN, 2**31 - 1))}
             stream.codec_context.thread_count = 1
             yield container, stream
     # FFmpegError is a subclass of one of these, by kind. NumPy raises ValueError where the size changes on the way. Absurd times and
