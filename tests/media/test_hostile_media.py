@@ -97,6 +97,13 @@ def test_read_clip_never_gives_decord_a_list_behind_the_header_of_a_video(tmp_pa
         read_clip(row(tmp_path / "a.mp4"), FrameRange(5))
 
 
+def test_read_clip_gives_decord_no_container_that_it_might_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pytest.importorskip("decord"), "VideoReader", lambda *_, **__: pytest.fail("decord was given the file"))
+    for name in ("a.ts", "a%03d.mp4"):
+        encode(tmp_path / name, counting_clip(6), "libx264")
+        assert numbers(read_clip(row(tmp_path / name), FrameRange(6))) == list(range(6))
+
+
 def test_is_open_to_decord_takes_real_containers_by_their_first_bytes(tmp_path: Path) -> None:
     for name, codec in (("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "mpeg4"), ("a.mov", "libx264")):
         encode(tmp_path / name, counting_clip(3), codec)
@@ -204,8 +211,9 @@ def test_read_image_ignores_absurd_tags_and_later_pages(name: str, hostile: Path
         assert read_image(hostile / name).shape == (1, 32, 48, 3)
 
 
-def test_read_clip_never_gives_decord_more_frames_than_bytes(hostile: Path) -> None:
+def test_read_clip_never_gives_decord_more_frames_than_bytes(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """decord ends the process there: it makes a table of the frames that a header claims."""
+    monkeypatch.setattr(pytest.importorskip("decord"), "VideoReader", lambda *_, **__: pytest.fail("decord was given the file"))
     with pytest.raises(MediaError, match=r"it claims 2,147,483,647 frames in [\d,]+ bytes"):
         read_clip(row(hostile / "times.mp4"), FrameRange(5))
 
