@@ -40,6 +40,7 @@ from walt_pl.files import file_sha256, write_whole
 from walt_pl.runs.artifact import Artifact
 from walt_pl.text.pretrained_encoder import PretrainedTextEncoder, files_of
 from walt_pl.text.small_encoder import PretrainedTextConfig
+from walt_pl.untrusted import read_json
 
 SECTION = "pretrained_text"
 """Section of model.yaml: config and hash of the frozen encoder that a base model was trained with."""
@@ -86,9 +87,10 @@ def encoder_sha256(config: PretrainedTextConfig, memory: Path | None = None, dow
 
 def _read_hashes(memory: Path | None) -> dict[str, list[Any]]:
     try:
-        return dict(json.loads(memory.read_text(encoding="utf-8"))) if memory is not None else {}
-    except (OSError, ValueError):
+        known = dict(read_json(memory)) if memory is not None else {}
+    except (OSError, ValueError, TypeError):
         return {}
+    return {place: entry for place, entry in known.items() if isinstance(entry, list) and [type(part) for part in entry] == [int, int, str]}
 
 
 def encoder_section(config: PretrainedTextConfig, sha256: str) -> dict[str, Any]:
@@ -117,9 +119,12 @@ def recorded_encoder(artifact: Artifact, path: str | None, option: str, memory: 
         if path is not None:
             raise ValueError(f"{option} {path}: {artifact.path} was not trained with a frozen text encoder; leave it out")
         return None
-    fields = dict(artifact.config[SECTION])
-    wanted = fields.pop("sha256")
-    config = PretrainedTextConfig(**(fields | ({} if path is None else {"path": path})))
+    try:
+        fields = dict(artifact.config[SECTION])
+        wanted = str(fields.pop("sha256"))
+        config = PretrainedTextConfig(**(fields | ({} if path is None else {"path": path})))
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(f"{artifact.path}: {SECTION} of model.yaml describes no text encoder ({error})") from error
     try:
         found = encoder_sha256(config, memory, download=path is not None)
     except ValueError as error:
@@ -164,8 +169,9 @@ class FeatureCache:
             try:
                 shard = _open_shard(path)
                 key = (shard.metadata() or {}).get("key")
+                _check_layout(shard)
                 sums = shard.get_tensor("sha256").numpy()
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, ValueError) as error:
                 warnings.warn(f"{path} is damaged ({error}): its captions are encoded anew", stacklevel=2)
                 continue
             if key != self.key:
@@ -198,6 +204,8 @@ class FeatureCache:
                 if not np.array_equal(shard.get_slice("sha256")[row : row + 1].numpy(), digest):
                     continue
                 start, stop = shard.get_slice("start")[row : row + 2].tolist()
+                if not 0 <= start <= stop:
+                    raise OSError(f"rows {start} to {stop}")
                 tokens: Tensor = shard.get_slice("tokens")[start:stop]
                 whole = shard.get_slice("crc32")[row : row + 1].item() == _crc(tokens)
             except (SafetensorError, OSError):
@@ -250,7 +258,23 @@ class FeatureCache:
 @lru_cache(maxsize=256)
 def _open_shard(path: Path) -> Any:
     """Map a shard into memory. The result can be cached, since a shard's bytes never change."""
+    if not path.is_file():  # a pipe would wait for ever
+        raise OSError("no plain file")
     return safe_open(path, framework="pt")
+
+
+def _check_layout(shard: Any) -> None:
+    """Check types and shapes of a shard's tensors.
+
+    Raises:
+        ValueError: they are not those of a shard.
+    """
+    parts = {name: shard.get_slice(name) for name in ("sha256", "start", "crc32", "tokens")}
+    found = {name: (part.get_dtype(), part.get_shape()) for name, part in parts.items()}
+    n = found["crc32"][1][0] if found["crc32"][1] else 0
+    wanted = {"sha256": ("U8", [n, 32]), "start": ("I64", [n + 1]), "crc32": ("I64", [n])}
+    if {name: found[name] for name in wanted} != wanted or len(found["tokens"][1]) != 2:
+        raise ValueError(f"found tensors {found}")
 
 
 def _sums(captions: Sequence[str]) -> np.ndarray[Any, np.dtype[np.uint8]]:

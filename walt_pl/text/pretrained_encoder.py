@@ -137,7 +137,7 @@ class _Library(Protocol):
 
 @contextmanager
 def named_errors(what: str, place: str = "", shown: str = "") -> Iterator[None]:
-    """Raise every error of a library as a ValueError.
+    """Raise every error of a library as a ValueError. Our own begin with "text" and stay as they are.
 
     Args:
         what: beginning of the message.
@@ -149,6 +149,8 @@ def named_errors(what: str, place: str = "", shown: str = "") -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # each library raises errors of its own; a panic of Rust code is no Exception
+        if isinstance(error, ValueError) and str(error).startswith("text"):
+            raise
         text = str(error).replace(place, shown) if place else str(error)
         raise ValueError(f"text.path: {what}: {text}") from error
 
@@ -168,6 +170,8 @@ class _Transformers:
             self.model, loaded = kind.from_pretrained(
                 closed, dtype=getattr(torch, config.dtype), output_loading_info=True, **here, **weights
             )
+            self.limit = min(config.max_length, self.tokenizer.model_max_length)
+            self.pad = self.tokenizer.pad_token_id or 0
         # transformers fills missing weights with random values. Poolers follow the token states, so they may be missing.
         missing = sorted(key for key in loaded["missing_keys"] if "pooler" not in key)
         if missing:
@@ -176,8 +180,6 @@ class _Transformers:
             )
         if config.kind == "auto" and self.model.config.is_encoder_decoder:
             self.model = self.model.get_encoder()
-        self.limit = min(config.max_length, self.tokenizer.model_max_length)
-        self.pad = self.tokenizer.pad_token_id or 0
 
     def pieces(self, caption: str) -> list[int]:
         return list(self.tokenizer(caption, verbose=False)["input_ids"])
@@ -252,7 +254,8 @@ class PretrainedTextEncoder:
         with torch.random.fork_rng(devices=[]):
             self._library: _Library = _Clip(config) if config.kind == "clip" else _Transformers(config)
         self._library.model.to(self.device).eval().requires_grad_(False)
-        found = self.encode(["a"])[0].shape[-1]
+        with named_errors(f"{config.path} cannot encode a caption"):
+            found = self.encode(["a"])[0].shape[-1]
         if found != config.width:
             raise ValueError(
                 f"text.width is {config.width}, but {config.path} gives tokens of {found} channels; "
