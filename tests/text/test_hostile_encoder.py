@@ -52,9 +52,17 @@ def test_pretrained_text_encoder_shows_its_library_the_hashed_files_alone(
         return read(place, **options)
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", reading)
+    load = transformers.T5EncoderModel.from_pretrained
+
+    def loading(place: Path, *, trust_remote_code: bool, weights_only: bool, use_safetensors: bool, **options: Any) -> Any:
+        assert (trust_remote_code, weights_only, use_safetensors) == (False, True, True)
+        shown.append({path.name for path in place.iterdir()})
+        return load(place, **options)
+
+    monkeypatch.setattr(transformers.T5EncoderModel, "from_pretrained", loading)
     before = huggingface_hub.constants.HF_HUB_OFFLINE
     PretrainedTextEncoder(config)
-    assert shown == [set(files_of(config))] and "modeling_evil.py" not in shown[0]
+    assert shown == [set(files_of(config))] * 2 and "modeling_evil.py" not in shown[0]
     assert before == huggingface_hub.constants.HF_HUB_OFFLINE
 
 
