@@ -24,6 +24,7 @@ from walt_pl.data.sampler import BucketItems, JointSampler, SequentialSampler
 from walt_pl.data.selection import Bucket, Selection, check_buckets, describe_selection, select
 from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.data.webdataset_loader import ShardStream, StreamConfig, StreamLoader
+from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.runs import artifact, card
 
 TRAIN, VALIDATION = "train", "val"
@@ -62,6 +63,7 @@ class JointData(L.LightningDataModule):
         num_workers: Processes that read ahead, per rank. With 0 the training process reads, and a decoder that crashes ends it.
         timeout: Seconds that a worker may spend on one file before it is ended and another one tries. The second time the file fails.
         seed: Seed of order and crops.
+        max_pixels: Largest rows x columns of an image, or of a frame of a video, that is decoded. Larger ones are left out.
         shards: Streams the training set from tar shards in webdataset's notation, '{video: "clips-{000..999}.tar", image: ...}', in
             place of the index, see walt_pl/data/webdataset_loader.py. Validation, and captions for a vocabulary, still use the index.
 
@@ -93,6 +95,7 @@ class JointData(L.LightningDataModule):
         num_workers: int = 1,
         timeout: float = 60.0,
         seed: int = 0,
+        max_pixels: int = MAX_PIXELS,
         shards: dict[Kind, str] | None = None,
     ) -> None:
         super().__init__()
@@ -117,7 +120,8 @@ class JointData(L.LightningDataModule):
             raise ValueError("data.cache_clips limits the cache of latents and needs data.vae")
         if not timeout > 0:
             raise ValueError(f"data.timeout is in seconds and must be above 0, got {timeout:g}")
-        self.clip_transform = ClipTransform(size, frames, low_res_size, views, tuple(sizes), crop, seed, aspect, fps, stride, flip)
+        settings = size, frames, low_res_size, views, tuple(sizes), crop, seed, aspect, fps, stride, flip, max_pixels
+        self.clip_transform = ClipTransform(*settings)
         self.buckets = [Bucket(*bucket) for bucket in buckets] or [Bucket(*self.clip_transform.shape(size))]
         if buckets:
             check_buckets(self.buckets, self.clip_transform)

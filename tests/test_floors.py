@@ -51,6 +51,12 @@ LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 WITH_LIGHTNING = ("walt_pl.training", "walt_pl.strategies", "stages", "datamodules")
 MEDIA = ("av", "decord", "PIL", "cv2", "imageio", "moviepy", "torchcodec", "torchvision.io")
 """Libraries that read and write videos and images."""
+OPENERS = {
+    "Image.open": ["walt_pl.media.pillow_reader"],
+    "av.open": ["walt_pl.media.pyav", "walt_pl.media.writing"],
+    "VideoReader": ["walt_pl.media.decord_reader"],
+}
+"""Calls that open media, with the modules that give them a list of formats first."""
 RENAMES = ("os.rename", "os.replace", "os.fsync", ".rename", "shutil.move", "shutil.copytree")
 """Calls that make a file or folder appear under its name."""
 PARSERS = ("json.load", "json.loads", "yaml.load", "yaml.safe_load", "yaml.unsafe_load", "yaml.full_load", "yaml.SafeLoader", "yaml.Loader")
@@ -117,6 +123,12 @@ def test_cli_is_imported_by_itself_and_main_alone() -> None:
 
 def test_decoders_and_encoders_are_imported_by_media_alone() -> None:
     assert not importers(ROOT, MEDIA, ["walt_pl.media"])
+
+
+@pytest.mark.parametrize(("call", "modules"), OPENERS.items())
+def test_media_are_opened_in_the_modules_that_check_them(call: str, modules: list[str]) -> None:
+    assert not callers(ROOT, [call], modules)
+    assert all(callers(ROOT, [call], [other for other in modules if other != module]) for module in modules), "a module opens none"
 
 
 def test_library_never_imports_the_shortcut_of_its_users() -> None:

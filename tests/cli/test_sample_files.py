@@ -1,11 +1,18 @@
 """Names of the files of `sample`: those of an earlier command stay, and those of one command have one name."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from tests.helpers.clips import counting_clip
+from tests.helpers.hostile_media import write_hostile_media
+from walt_pl.cli.sample import _encode_context
 from walt_pl.cli.sample_files import check_out, free_path, write_clips
+from walt_pl.media.types import MediaError
+from walt_pl.media.writing import write_video
 
 CLIPS = [torch.zeros(1, 3, 2, 16, 16), torch.ones(1, 3, 2, 16, 16)]
 
@@ -64,3 +71,17 @@ def test_sample_files_overwrite_replaces_and_names_what_is_left(tmp_path: Path) 
 def test_sample_files_out_is_a_folder_or_an_mp4(out: str) -> None:
     with pytest.raises(ValueError, match=r"must end in .mp4, or in / for a folder"):
         check_out(out, overwrite=True)
+
+
+@pytest.mark.parametrize("option", ["image", "clip"])
+def test_sample_refuses_hostile_images_and_clips_before_the_models_see_them(option: str, tmp_path: Path) -> None:
+    """PostScript starts no Ghostscript, and a list of files opens none."""
+    write_video(tmp_path / "secret.mp4", counting_clip(20), 8)
+    (tmp_path / "media").mkdir()
+    write_hostile_media(tmp_path / "media", tmp_path / "secret.mp4", port=9)
+    cascade: Any = SimpleNamespace(overlap=1, fps=None, encode_context=lambda *_: pytest.fail("pictures were given on"))
+    for name in ("eps.png", "large.png", "pipe.png") if option == "image" else ("concat.mp4", "hls.mp4", "pipe.mp4"):
+        path = str(tmp_path / "media" / name)
+        given = (path, None) if option == "image" else (None, path)
+        with pytest.raises(MediaError, match=f"^{path}: (not a|too large|no such file)"):
+            _encode_context(cascade, *given, crop=False)

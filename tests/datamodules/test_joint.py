@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from datamodules.joint import JointData
 from tests.helpers.joint_data import COUNTS, FakeVAE, make
-from walt_pl.data.batch import JointBatch
+from walt_pl.data.batch import DataError, JointBatch
 from walt_pl.data.index import write_index
 from walt_pl.runs import card
 
@@ -107,6 +107,24 @@ def test_joint_data_broken_clip_gets_weight_0(index: str) -> None:
     for batch, number in broken:
         assert batch.weight[number] == 0 and not batch.videos[number].any()
         assert batch.weight.sum() == 7
+
+
+def test_joint_data_max_pixels_leaves_out_larger_entries_and_says_so(index: str, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make(index, max_pixels=32 * 48, val_videos=0)
+    data.setup("fit")
+    assert "left out" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"10 of more than data\.max_pixels rows x columns"):
+        make(index, max_pixels=32 * 48 - 1, val_videos=0).setup("fit")
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable files")
+def test_joint_data_max_pixels_holds_where_the_index_says_smaller(index: str) -> None:
+    """Somebody may have written the sizes of the index."""
+    data = make(index, val_videos=0)
+    data.setup("fit")
+    object.__setattr__(data.clip_transform, "max_pixels", 32 * 48 - 1)  # after the selection by the index
+    with pytest.raises(DataError, match=r"too large: 48 x 32 = 1,536 pixels, at most 1,535 wanted"):
+        list(data.train_dataloader())
 
 
 def test_joint_data_validation_is_in_order_and_equal_every_time(index: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from walt_pl.cli.console import print_table
 from walt_pl.cli.function_command import call
 from walt_pl.indexing.listing import SourceLayout
+from walt_pl.media.max_pixels import MAX_PIXELS
 
 
 def index(
@@ -20,6 +21,7 @@ def index(
     fold: int = 1,
     workers: int = 0,
     seconds: float = 60.0,
+    max_pixels: int = MAX_PIXELS,
     report: bool = False,
     config: str | None = None,
     videos: int = 2000,
@@ -39,6 +41,7 @@ def index(
         fold: number of UCF-101's official split, 1 to 3.
         workers: number of processes that decode; the number of processors when 0.
         seconds: time limit of a file in seconds (as much again for every 10 MB).
+        max_pixels: largest rows x columns of an image or of a frame; larger ones are not decoded (data.max_pixels is that of training).
         report: run the doctor: decode every file again, and list files that are broken, copied, short, of variable rate or without words.
         config: experiments/EXP/STAGE.yaml: also list the clips that it uses, their buckets, and why the others are not used.
         videos: number of training videos of shapes.
@@ -52,7 +55,7 @@ def index(
     from walt_pl.indexing.dataset_layouts import list_source
     from walt_pl.shapes.dataset import write_set
 
-    options = IndexOptions(report, split, val, workers or os.cpu_count() or 1, seconds)
+    options = IndexOptions(report, split, val, workers or os.cpu_count() or 1, seconds, max_pixels)
     if source == "shapes":
         path = write_set(Path(out or "data/shapes"), videos, images, validation, seed)
         if not report and config is None:

@@ -13,14 +13,12 @@ from stages.vocabulary import stored_vocabulary
 from walt_pl.cli.task_changes import check_changes, compare, describe
 from walt_pl.runs.checkpoint import CheckpointError, check_floating, read_state
 from walt_pl.runs.task_record import Values, read_task
-from walt_pl.text.small_encoder import VOCABULARY
+from walt_pl.text.small_encoder import MAX_VOCABULARY_BYTES, VOCABULARY
 from walt_pl.training.callbacks.export import DESCRIPTION
 from walt_pl.training.callbacks.record_task import RecordTask
 from walt_pl.untrusted import UntrustedError, parse_yaml, read_bytes
 
 ADVICE = "leave the option out to go on, or add --from_scratch true (make: FRESH=1) to start over"
-MAX_VOCABULARY_BYTES = 64 << 20
-"""Bytes of a vocabulary's file. One of 250,000 pieces has 5 MB."""
 
 
 def check_resumed(restored: Path, stage: Any, options: Any, trainer: Any, data: Any) -> None:
@@ -47,9 +45,10 @@ def check_resumed(restored: Path, stage: Any, options: Any, trainer: Any, data: 
     if before != now:
         raise ValueError(f"{where}: found the state of the optimiser {before}, wanted that of {now}; {ADVICE}")
     trained = stage.state_dict()
-    weights = {name: value for name, value in state.get("state_dict", {}).items() if name in trained}
-    check_floating({name: value for name, value in weights.items() if trained[name].is_floating_point()}, where)  # some buffers are flags
-    shapes = {name: value.shape for name, value in state.get("state_dict", {}).items()}
+    weights = state.get("state_dict", {})
+    floating = [name for name, value in trained.items() if value.is_floating_point()]  # some buffers are flags
+    check_floating({name: weights[name] for name in floating if name in weights}, Path(where))
+    shapes = {name: value.shape for name, value in weights.items()}
     wanted = {name: value.shape for name, value in trained.items()}
     if shapes and shapes != wanted:
         raise ValueError(

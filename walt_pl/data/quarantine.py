@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from walt_pl.data.index import IndexEntries, MediaKey
 from walt_pl.files import write_whole
 
-FINDINGS = ("missing", "corrupt", "truncated", "hang", "crash", "duplicate")
+FINDINGS = ("missing", "corrupt", "truncated", "hang", "crash", "too large", "duplicate")
 """First words of the reasons that the doctor writes."""
 COLUMNS = [*MediaKey._fields, "reason"]
 

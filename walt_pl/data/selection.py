@@ -12,7 +12,7 @@ from walt_pl.data.index import IndexEntries
 from walt_pl.data.sampler import BucketItems
 from walt_pl.data.transforms import ClipTransform
 
-USED, QUARANTINED, SHORT, SMALL, SIZELESS, BEYOND, ALONE = range(7)
+USED, QUARANTINED, SHORT, SMALL, SIZELESS, BEYOND, ALONE, LARGE = range(8)
 REASONS = (
     "used",
     "quarantined",
@@ -21,6 +21,7 @@ REASONS = (
     "without width and height in the index",
     "beyond the first ones that were asked for",
     "alone, as no size of data.buckets has both videos and images",
+    "of more than data.max_pixels rows x columns",
 )
 _ROWS = 1 << 20
 """Entries that are processed at once: ten million entries need no more memory than these."""
@@ -149,6 +150,8 @@ def _select(
             frames, fps, duration = (part.column(name) for name in ("frames", "fps", "duration"))
             short = frames < clip_transform.needs(frames, fps, duration)
             bucket[here][short], reason[here][short] = -1, SHORT
+        large = part.column("height").astype(np.int64) * part.column("width") > clip_transform.max_pixels
+        bucket[here][large], reason[here][large] = -1, LARGE
     if limit:
         beyond = np.flatnonzero(bucket >= 0)[limit:]
         bucket[beyond], reason[beyond] = -1, BEYOND

@@ -27,6 +27,7 @@ from walt_pl.files import write_whole
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing
 from walt_pl.indexing.probe_file import MediaFacts, MediaFile, probe_media_file, stat_media_file
+from walt_pl.media.max_pixels import MAX_PIXELS
 
 _MEASURED = [column.name for column in fields(MediaFacts) if column.name in SCHEMA.names]
 
@@ -45,6 +46,8 @@ class IndexOptions:
     """Processes that decode."""
     seconds: float = 60.0
     """Time limit of a file in seconds. A file of more than 10 MB gets as much again for every further 10 MB."""
+    max_pixels: int = MAX_PIXELS
+    """Largest rows x columns of an image, or of a frame of a video."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val < 1:
@@ -53,6 +56,8 @@ class IndexOptions:
             raise ValueError(f"--workers must be at least 1, got {self.workers}")
         if not self.seconds > 0:
             raise ValueError(f"--seconds must be above 0, got {self.seconds:g}")
+        if self.max_pixels < 1:
+            raise ValueError(f"--max-pixels must be at least 1, got {self.max_pixels}")
 
 
 @dataclass
@@ -175,7 +180,10 @@ def _examine(wanted: dict[MediaKey, MediaFile], out: Path, options: IndexOptions
             pieces[medium.file, medium.offset].append(place)
     if not pieces:
         return found
-    jobs = [replace(wanted[of[0]], pieces=tuple((place.begin, place.end) for place in of)) for of in pieces.values()]
+    jobs = [
+        replace(wanted[of[0]], pieces=tuple((place.begin, place.end) for place in of), max_pixels=options.max_pixels)
+        for of in pieces.values()
+    ]
     workers, done = min(options.workers, len(jobs)), len({place.whole for place in wanted}) - len(jobs)
     with progress(f"examining {len(jobs) + done} files for {out}", len(jobs) + done, done) as advance, _journal(out).open("a") as journal:
         for medium, facts in run_isolated(probe_media_file, jobs, workers, lambda medium: limit(medium, options.seconds), _without_decord):

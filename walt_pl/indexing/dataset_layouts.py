@@ -142,10 +142,17 @@ def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         for entry in found:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 yield from _walk(Path(entry.path), seen)
             else:
                 yield Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: the doctor finds that such a file is missing
+        return False
 
 
 def _folders(path: Path) -> list[Path]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.media.probing import Probe, probe, probe_picture
 
 
@@ -27,6 +29,8 @@ class MediaFile:
     """Size of the file that holds it; -1: the file is missing."""
     decord: bool = True
     """True if decord may be tried."""
+    max_pixels: int = MAX_PIXELS
+    """Largest rows x columns of an image, or of a frame of a video."""
     pieces: tuple[tuple[float, float], ...] = ((0.0, 0.0),)
     """Begin and end in seconds of the pieces to examine; (0, 0) is the whole."""
 
@@ -70,13 +74,17 @@ def _decode(medium: MediaFile, plain: MediaFacts) -> Probe | MediaFacts:
         return _bad(plain, "corrupt", "the file is empty")
     place = (Path(medium.file), medium.offset, medium.bytes if medium.offset >= 0 else None)
     try:
-        found = probe(*place, decord=medium.decord) if medium.kind == "video" else probe_picture(*place)
+        if medium.kind == "video":
+            found = probe(*place, decord=medium.decord, max_pixels=medium.max_pixels)
+        else:
+            found = probe_picture(*place, max_pixels=medium.max_pixels)
     # On a damaged file a decoder may raise any error, also MemoryError. The file is the cause.
     except Exception as error:
         return _bad(plain, "corrupt", f"{type(error).__name__}: {error}")
     if found.reason:
         reason = found.reason.removeprefix(f"{medium.file}: ")
-        return _bad(plain, "truncated" if "truncated" in reason.lower() else "corrupt", reason)
+        finding = "too large" if reason.startswith("too large:") else "truncated" if "truncated" in reason.lower() else "corrupt"
+        return _bad(plain, finding, reason.removeprefix("too large: "))
     return found
 
 
@@ -109,6 +117,8 @@ def stat_media_file(file: str, kind: str, offset: int = -1, length: int = -1) ->
     """Return the present state of a file on disk. `length` is the size of a member of a tar shard."""
     try:
         state = os.stat(file)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null byte in the name
+        state = None
+    if state is None or not stat.S_ISREG(state.st_mode):  # a pipe would wait for ever
         return MediaFile(file, kind, offset, 0, 0, -1)
     return MediaFile(file, kind, offset, state.st_size if offset < 0 else length, state.st_mtime_ns, state.st_size)

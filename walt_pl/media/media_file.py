@@ -1,10 +1,11 @@
 """A file that holds a video or an image: by itself, or as a member of a tar shard."""
 
 import io
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from walt_pl.media.types import MediaError
+from walt_pl.media.types import MediaError, reason
 
 
 @dataclass(frozen=True)
@@ -21,17 +22,22 @@ class Media:
     @property
     def url(self) -> str:
         """Return FFmpeg's name for it."""
-        return f"file:{self.path}" if self.offset < 0 else f"subfile,,start,{self.offset},end,{self.offset + self.length},,:{self.path}"
+        path = self.path.absolute()  # a relative path may look like a URL
+        return f"file:{path}" if self.offset < 0 else f"subfile,,start,{self.offset},end,{self.offset + self.length},,:{path}"
 
     def check(self) -> int:
         """Check that there is something to read, and return the size of the file in bytes.
 
         Raises:
-            MediaError: The file is missing or empty, or the shard ends before the member does.
+            MediaError: The file is missing, no plain file (a pipe would wait for ever) or empty, or the shard ends before the member does.
         """
-        if not self.path.is_file():
-            raise MediaError(f"{self}: no such file")
-        size = self.path.stat().st_size
+        try:
+            state = self.path.stat()
+        except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+            raise MediaError(f"{self}: no such file" + ("" if isinstance(error, FileNotFoundError) else f" ({reason(error)})")) from error
+        if not stat.S_ISREG(state.st_mode):
+            raise MediaError(f"{self}: no such file (a folder, pipe or device has this name)")
+        size = state.st_size
         if size == 0 or (self.offset >= 0 and self.length <= 0):
             raise MediaError(f"{self}: the file is empty")
         if self.offset >= 0 and self.offset + self.length > size:

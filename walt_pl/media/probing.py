@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from walt_pl.media.decord_reader import read_decord
+from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.media.media_file import Media
 from walt_pl.media.pillow_reader import read_pillow
 from walt_pl.media.pyav import Orientation, open_av, pictures
@@ -65,7 +66,7 @@ class Probe:
         return replace(self, frames=stop - first, duration=limits[stop] - limits[first], times=())
 
 
-def probe(path: Path, offset: int = -1, length: int | None = None, decord: bool = True) -> Probe:
+def probe(path: Path, offset: int = -1, length: int | None = None, decord: bool = True, max_pixels: int = MAX_PIXELS) -> Probe:
     """Decode a whole video and find the decoder that reads it correctly.
 
     PyAV is right where seeking finds the frames that decoding from the start found. decord is right where it finds equally many and
@@ -78,27 +79,28 @@ def probe(path: Path, offset: int = -1, length: int | None = None, decord: bool 
         offset: Byte of the shard at which the member begins; -1: the file itself.
         length: Bytes of the member.
         decord: Whether decord is tried (after a crash, call again without).
+        max_pixels: Largest rows x columns of a frame.
     """
     media = Media(path, offset, length or 0)
     try:
         media.check()
-        found, keys, marks = _examine(media)
-        return replace(found, decoder=_right_decoder(media, found, keys, marks, decord))
+        found, keys, marks = _examine(media, max_pixels)
+        return replace(found, decoder=_right_decoder(media, found, keys, marks, decord, max_pixels))
     except MediaError as error:
         return Probe(reason=str(error).removeprefix(f"{media}: "))
 
 
-def probe_picture(path: Path, offset: int = -1, length: int | None = None) -> Probe:
+def probe_picture(path: Path, offset: int = -1, length: int | None = None, max_pixels: int = MAX_PIXELS) -> Probe:
     """Decode a whole image with Pillow. The arguments are those of `probe`."""
     media = Media(path, offset, length or 0)
     try:
-        height, width = read_pillow(media).shape[1:3]
+        height, width = read_pillow(media, max_pixels).shape[1:3]
     except MediaError as error:
         return Probe(reason=str(error).removeprefix(f"{media}: "))
     return Probe(frames=1, width=width, height=height, decoder="pillow")
 
 
-def _examine(media: Media) -> tuple[Probe, list[int], list[int]]:
+def _examine(media: Media, max_pixels: int) -> tuple[Probe, list[int], list[int]]:
     """Decode a file with PyAV from the first frame to the last.
 
     Returns:
@@ -109,7 +111,7 @@ def _examine(media: Media) -> tuple[Probe, list[int], list[int]]:
     marks: list[int] = []
     size: Size | None = None
     damage = ""
-    with open_av(media) as (container, stream):
+    with open_av(media, max_pixels) as (container, stream):
         packets, end = 0, 0.0
         counted = is_counted(container, stream)
         for packet in container.demux(stream, *container.streams.audio):
@@ -170,7 +172,7 @@ def _check_end(media: Media, container: Any, stream: Any, packets: int, end: flo
         raise MediaError(f"{media}: truncated: it ends after {end:.2f} of {claimed:.2f} seconds")
 
 
-def _right_decoder(media: Media, found: Probe, keys: list[int], marks: list[int], decord: bool) -> str:
+def _right_decoder(media: Media, found: Probe, keys: list[int], marks: list[int], decord: bool, max_pixels: int) -> str:
     """Return the decoder that reads the file correctly.
 
     The test reads at both ends, and before, on and after some key frames, as a loader would.
@@ -183,12 +185,12 @@ def _right_decoder(media: Media, found: Probe, keys: list[int], marks: list[int]
     clock = Clock(found.fps, found.variable_rate)
     for start in sorted(start for start in starts if 0 <= start < found.frames):
         frame_range = FrameRange(min(4, found.frames - start), start=start)
-        with open_av(media) as (container, stream):
+        with open_av(media, max_pixels) as (container, stream):
             frames = list(by_number(container, stream, start + np.arange(frame_range.frames), clock))
             if [_mark(frame) for frame in frames] != marks[start : start + frame_range.frames]:
                 raise MediaError(f"{media}: its frames cannot be found again by their times; write it anew, e.g. as mp4")
             (ours,) = pictures(frames, (None,))
-        theirs = read_decord(media, frame_range, clock, (None,), of=found.frames) if decord else None
+        theirs = read_decord(media, frame_range, clock, (None,), max_pixels, found.frames) if decord else None
         # Another colour matrix, or a neighbouring frame, differs by more than half a level.
         decord = theirs is not None and theirs[0].shape == ours.shape and bool(_distance(theirs[0], ours).max() <= 0.5)
     return "decord" if decord else "pyav"

@@ -5,20 +5,27 @@ PyAV loads native code. So it is imported where it is used: in the worker that r
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 
+from walt_pl.media.containers import DEMUXERS
+from walt_pl.media.max_pixels import MAX_PIXELS, check_pixels
 from walt_pl.media.media_file import Media
 from walt_pl.media.resizing import resize, target
 from walt_pl.media.types import Frames, MediaError, Size, reason
 
 GROUP = 8
 """Frames that are scaled at once: one by one takes twice as long."""
+_MARGIN = 1 << 16
+_CLOSED = {"format_whitelist": ",".join(DEMUXERS), "protocol_whitelist": "file,subfile", "enable_drefs": "0"}
+"""Options of FFmpeg with which no file can refer to another file, to a device, or to the network."""
 
 
 def import_av() -> Any:
@@ -35,19 +42,26 @@ def import_av() -> Any:
 
 
 @contextmanager
-def open_av(media: Media) -> Iterator[tuple[Any, Any]]:
+def open_av(media: Media, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Any, Any]]:
     """Open a file and yield PyAV's container and its best video stream.
 
+    Args:
+        media: The file or member.
+        max_pixels: Largest rows x columns of a frame, checked before the first frame is decoded.
+
     Raises:
-        MediaError: The file cannot be opened, or an error occurs while it is read.
+        MediaError: The file cannot be opened, its frames are too large, or an error occurs while it is read.
     """
     av = import_av()
     try:
         # No file may refer to another file, or to the network.
-        with av.open(media.url, options={"protocol_whitelist": "file,subfile"}) as container:
+        with av.open(media.url, options=_CLOSED) as container:
             stream = container.streams.best("video")
             if stream is None or stream.codec_context is None or not stream.time_base:
                 raise MediaError(f"{media}: no video stream in it that can be decoded")
+            check_pixels(media, stream.codec_context.height, stream.codec_context.width, max_pixels)
+            # Later frames may be larger. FFmpeg counts the margins of its buffers, too.
+            stream.codec_context.options = {"max_pixels": str(min(2 * max_pixels + _MARGIN, 2**31 - 1))}
             stream.codec_context.thread_count = 1
             yield container, stream
     # FFmpegError is a subclass of one of these, by kind. NumPy raises ValueError where the size changes on the way. Absurd times and
@@ -56,6 +70,26 @@ def open_av(media: Media) -> Iterator[tuple[Any, Any]]:
         if isinstance(error, MediaError):
             raise
         raise MediaError(f"{media}: not a video that can be read: {reason(error)}") from error
+
+
+def check_video(media: Media, max_pixels: int) -> None:
+    """Check that PyAV opens a file, and the size and number of its frames. The answer is remembered for each state of the file.
+
+    Raises:
+        MediaError: The file cannot be opened, its frames are too large, or it claims more frames than it has bytes.
+    """
+    state = media.path.stat()
+    rows, columns, frames = _claims(media, state.st_size, state.st_mtime_ns)
+    check_pixels(media, rows, columns, max_pixels)
+    if frames > state.st_size:
+        raise MediaError(f"{media}: not a video that can be read: it claims {frames:,} frames in {state.st_size:,} bytes")
+
+
+@lru_cache(maxsize=1 << 14)
+def _claims(media: Media, size: int, modified: int) -> tuple[int, int, int]:
+    """Return rows, columns and number of frames, as PyAV opens the file. Size and time of change make a new answer for a new file."""
+    with open_av(media, max_pixels=sys.maxsize) as (_, stream):
+        return stream.codec_context.height, stream.codec_context.width, stream.frames
 
 
 @dataclass(frozen=True)

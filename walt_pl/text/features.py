@@ -187,8 +187,9 @@ class FeatureCache:
             try:
                 shard = _open_shard(path)
                 key = (shard.metadata() or {}).get("key")
+                _check_layout(shard)
                 sums = shard.get_tensor("sha256").numpy()
-            except (SafetensorError, OSError) as error:
+            except (SafetensorError, OSError, ValueError) as error:
                 warnings.warn(f"{path} is damaged ({error}): its captions are encoded anew", stacklevel=2)
                 continue
             if key != self.key:
@@ -221,6 +222,8 @@ class FeatureCache:
                 if not np.array_equal(shard.get_slice("sha256")[row : row + 1].numpy(), digest):
                     continue
                 start, stop = shard.get_slice("start")[row : row + 2].tolist()
+                if not 0 <= start <= stop:
+                    raise OSError(f"rows {start} to {stop}")
                 tokens: Tensor = shard.get_slice("tokens")[start:stop]
                 whole = shard.get_slice("crc32")[row : row + 1].item() == _crc(tokens)
             except (SafetensorError, OSError):
@@ -273,7 +276,23 @@ class FeatureCache:
 @lru_cache(maxsize=256)
 def _open_shard(path: Path) -> Any:
     """Map a shard into memory. The result can be cached, since a shard's bytes never change."""
+    if not path.is_file():  # a pipe would wait for ever
+        raise OSError("no plain file")
     return safe_open(path, framework="pt")
+
+
+def _check_layout(shard: Any) -> None:
+    """Check types and shapes of a shard's tensors.
+
+    Raises:
+        ValueError: they are not those of a shard.
+    """
+    parts = {name: shard.get_slice(name) for name in ("sha256", "start", "crc32", "tokens")}
+    found = {name: (part.get_dtype(), part.get_shape()) for name, part in parts.items()}
+    n = found["crc32"][1][0] if found["crc32"][1] else 0
+    wanted = {"sha256": ("U8", [n, 32]), "start": ("I64", [n + 1]), "crc32": ("I64", [n])}
+    if {name: found[name] for name in wanted} != wanted or len(found["tokens"][1]) != 2:
+        raise ValueError(f"found tensors {found}")
 
 
 def _sums(captions: Sequence[str]) -> np.ndarray[Any, np.dtype[np.uint8]]:

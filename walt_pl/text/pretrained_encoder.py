@@ -5,7 +5,8 @@ The encoder is not an nn.Module. A stage that uses it therefore keeps it out of 
 
 import importlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,12 +14,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from walt_pl.text.encoder_folder import closed_folder
 from walt_pl.text.small_encoder import PretrainedTextConfig
 
 TOKENIZERS = ("tokenizer.json", "*.model", "vocab.txt", "vocab.json")
 SMALL = ("config.json", *TOKENIZERS, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 WEIGHTS = ("*.safetensors", "*.bin")
-"""Patterns of weight files; the first one that matches in a folder is read."""
+"""Patterns of weight files; the first one that matches in a folder is read. `.bin` is a pickle, of which only tensors are read."""
 
 _PACKAGES = {"transformers": "transformers==5.23.0", "open_clip": "open-clip-torch==3.3.0"}
 
@@ -133,18 +135,43 @@ class _Library(Protocol):
         ...
 
 
+@contextmanager
+def named_errors(what: str, place: str = "", shown: str = "") -> Iterator[None]:
+    """Raise every error of a library as a ValueError. Our own begin with "text" and stay as they are.
+
+    Args:
+        what: beginning of the message.
+        place: path in the library's message that the person does not know.
+        shown: path that replaces it.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # each library raises errors of its own; a panic of Rust code is no Exception
+        if isinstance(error, ValueError) and str(error).startswith("text"):
+            raise
+        text = str(error).replace(place, shown) if place else str(error)
+        raise ValueError(f"text.path: {what}: {text}") from error
+
+
 class _Transformers:
     def __init__(self, config: PretrainedTextConfig) -> None:
         library = _package("transformers")
         library.utils.logging.disable_progress_bar()
-        folder = files_of(config)["config.json"].parent
+        files = files_of(config)
+        folder = files["config.json"].parent
         kind = library.T5EncoderModel if config.kind == "t5" else library.AutoModel
-        try:
-            here = {"local_files_only": True, "trust_remote_code": False}  # no network, and no code beside the weights
-            self.tokenizer = library.AutoTokenizer.from_pretrained(folder, **here)
-            self.model, loaded = kind.from_pretrained(folder, dtype=getattr(torch, config.dtype), output_loading_info=True, **here)
-        except Exception as error:  # each library raises errors of its own
-            raise ValueError(f"text.path: {folder} cannot be read as kind {config.kind}: {error}") from error
+        # No network, no code beside the weights, no question on standard input, and of a pickle only tensors.
+        here = {"local_files_only": True, "trust_remote_code": False}
+        weights = {"weights_only": True, "use_safetensors": any(name.endswith(".safetensors") for name in files)}
+        with closed_folder(files) as closed, named_errors(f"{folder} cannot be read as kind {config.kind}", str(closed), str(folder)):
+            self.tokenizer = library.AutoTokenizer.from_pretrained(closed, **here)
+            self.model, loaded = kind.from_pretrained(
+                closed, dtype=getattr(torch, config.dtype), output_loading_info=True, **here, **weights
+            )
+            self.limit = min(config.max_length, self.tokenizer.model_max_length)
+            self.pad = self.tokenizer.pad_token_id or 0
         # transformers fills missing weights with random values. Poolers follow the token states, so they may be missing.
         missing = sorted(key for key in loaded["missing_keys"] if "pooler" not in key)
         if missing:
@@ -153,8 +180,6 @@ class _Transformers:
             )
         if config.kind == "auto" and self.model.config.is_encoder_decoder:
             self.model = self.model.get_encoder()
-        self.limit = min(config.max_length, self.tokenizer.model_max_length)
-        self.pad = self.tokenizer.pad_token_id or 0
 
     def pieces(self, caption: str) -> list[int]:
         return list(self.tokenizer(caption, verbose=False)["input_ids"])
@@ -181,11 +206,11 @@ class _Clip:
             )
         if {"hf_tokenizer_name", "hf_model_name"} & set(described["text_cfg"]):
             raise ValueError(f"text.path: the tokenizer of {name} is no part of open_clip; use its text encoder by kind auto")
-        try:
-            # force_custom_text makes the text tower a separate module, so the image tower can be freed.
-            tower = library.create_model(name, pretrained=str(file), force_custom_text=True).text
-        except Exception as error:  # each library raises errors of its own
-            raise ValueError(f"text.path: {file} does not hold the weights of {name}: {error}") from error
+        with named_errors(f"{file} does not hold the weights of {name}"):
+            # force_custom_text makes the text tower a separate module, so the image tower can be freed. A relative path might be one of
+            # open_clip's names of weights, which it downloads.
+            path = str(file.absolute())
+            tower = library.create_model(name, pretrained=path, force_custom_text=True, weights_only=True).text
         tower.output_tokens = True
         self.model: nn.Module = tower.to(getattr(torch, config.dtype))
         self.context: int = tower.context_length
@@ -229,7 +254,8 @@ class PretrainedTextEncoder:
         with torch.random.fork_rng(devices=[]):
             self._library: _Library = _Clip(config) if config.kind == "clip" else _Transformers(config)
         self._library.model.to(self.device).eval().requires_grad_(False)
-        found = self.encode(["a"])[0].shape[-1]
+        with named_errors(f"{config.path} cannot encode a caption"):
+            found = self.encode(["a"])[0].shape[-1]
         if found != config.width:
             raise ValueError(
                 f"text.width is {config.width}, but {config.path} gives tokens of {found} channels; "

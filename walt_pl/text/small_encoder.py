@@ -19,6 +19,10 @@ VOCABULARY = "tokenizer.model"
 """Extra file of an artifact: the sentencepiece model of its small text encoder."""
 
 
+MAX_VOCABULARY_BYTES = 16 << 20
+"""Bytes of a sentencepiece model: that of mT5 with 250,000 pieces has 4 MB."""
+
+
 class TextEncoder(Protocol):
     """Interface of a text encoder, as stages use it."""
 
@@ -28,6 +32,10 @@ class TextEncoder(Protocol):
     def encode(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Encode captions as tokens [s l e] and their mask [s l] (true = a word)."""
         ...
+
+
+MAX_TEXT = 1 << 16
+"""Largest width and length of a pretrained encoder's tokens."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,18 @@ class PretrainedTextConfig:
     """Largest number of tokens of a caption; longer captions are truncated."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Number format of its weights and arithmetic."""
+
+    def __post_init__(self) -> None:
+        # An artifact may hold any values.
+        if self.kind not in ("t5", "clip", "auto") or self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(
+                f"text: wanted kind t5, clip or auto and dtype float32, bfloat16 or float16, got {self.kind!r} and {self.dtype!r}"
+            )
+        if not isinstance(self.path, str) or not self.path or "\0" in self.path:
+            raise ValueError(f"text.path: wanted a folder or a hub name, got {self.path!r}")
+        for name in ("width", "max_length"):
+            if not isinstance(getattr(self, name), int) or not 0 < getattr(self, name) <= MAX_TEXT:
+                raise ValueError(f"text.{name} must lie between 1 and {MAX_TEXT:,}, got {getattr(self, name)!r}")
 
 
 def train_vocabulary(captions: Iterable[str], size: int) -> bytes:
@@ -135,13 +155,15 @@ class SmallTextEncoder(nn.Module):
             words: of the training captions, as `walt_pl.text.caption_words.caption_words` returns them; empty where they are not known.
 
         Raises:
-            ValueError: it is damaged, or has more pieces than the embedding has rows.
+            ValueError: it is no sentencepiece model, or has more pieces than the embedding has rows.
         """
         import sentencepiece
 
+        if len(vocabulary) > MAX_VOCABULARY_BYTES:
+            raise ValueError(f"text: a tokenizer has {len(vocabulary):,} bytes, at most {MAX_VOCABULARY_BYTES:,} wanted")
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=vocabulary)
-        except (RuntimeError, OSError, TypeError) as error:
+        except (RuntimeError, OSError, TypeError, ValueError) as error:
             told = str(error).splitlines()[0] if str(error) else "no reason given"
             raise ValueError(f"{VOCABULARY} is no sentencepiece model ({told}): export the stage again") from error
         if len(self._pieces) > self.config.vocab_size:

@@ -1,0 +1,153 @@
+"""Attack the readers of media: hostile images and videos in a folder, in a tar shard, and in rows of an index that a stranger wrote."""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from random import Random
+
+from PIL import Image
+
+from tests.attack.outcome import Outcome, Verdict, count_of
+from tests.helpers.clips import counting_clip, encode
+from tests.helpers.environment import ROOT
+from tests.helpers.hostile_media import HARMLESS, fake_programs, write_hostile_media, write_hostile_shard
+from walt_pl.data.index import IndexEntry, read_table
+from walt_pl.media.extensions import kind_of
+from walt_pl.media.reading import picture_sizes, read_image, read_last_frames, read_sizes
+from walt_pl.media.spans import FrameRange
+from walt_pl.media.types import MediaError
+from walt_pl.media.writing import write_video
+
+FLIPPED = 60
+SECONDS = 20
+"""Time limit of a file, for the doctor and for a reader."""
+
+
+def attack(random: Random, share: float, folder: Path) -> Iterator[Outcome]:
+    """Index hostile media, read them as rows of an index say, and look for processes and connections that they started."""
+    secret, media = folder / "secret.mp4", folder / "media"
+    media.mkdir()
+    write_video(secret, counting_clip(20), 8)
+    mark = folder / "ran"
+    environment = {**os.environ, "PATH": str(fake_programs(folder / "bin", mark)), "PYTHONPATH": str(ROOT)}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        port = server.getsockname()[1]
+        names = write_hostile_media(media, secret, port)
+        for name in set(names) - (chosen := set(random.sample(names, count_of(len(names), share)))):
+            (media / name).unlink()
+        flipped = _flip(media, random, count_of(FLIPPED, share))
+        found = _index(str(media), folder / "media.parquet", environment)
+        read = _read([media / name for name in sorted(chosen) + flipped], environment)
+        yield from (_judge(name, found.get(f"media/{name}"), read[str(media / name)], name in HARMLESS) for name in sorted(chosen))
+        for name in flipped:
+            yield _judge(f"{name}: bits flipped", found.get(f"media/{name}"), read[str(media / name)], harmless=True)
+        members = write_hostile_shard(folder / "shard.tar", secret, port)
+        shard = _index(str(folder / "shard.tar"), folder / "shard.parquet", environment)
+        said = [reason for reason in shard.values() if reason]
+        every = len(said) == len(members)
+        yield Outcome(f"{len(members)} members of a shard", "named" if every else "wrong", "" if every else f"{len(said)} findings: {said}")
+        try:
+            address = server.accept()[1]
+            yield Outcome("connection", "wrong", f"a decoder connected from {address}")
+        except BlockingIOError:
+            yield Outcome("connection", "refused", "no connection to the local socket")
+    yield Outcome("process", "wrong" if mark.exists() else "refused", "no program was started" if not mark.exists() else f"{mark} exists")
+
+
+def _flip(folder: Path, random: Random, count: int) -> list[str]:
+    """Write files that each differ from a sound one in a few bits, and return their names."""
+    encode(folder / "whole.mp4", counting_clip(20), "libx264")
+    encode(folder / "whole.mkv", counting_clip(20), "libx264")
+    encode(folder / "whole.avi", counting_clip(20), "mpeg4")
+    for ending in ("jpg", "png", "webp", "bmp", "tiff"):
+        Image.fromarray(counting_clip(1)[0]).save(folder / f"whole.{ending}")
+    whole = sorted(folder.glob("whole.*"))
+    names = []
+    for number in range(count):
+        source = whole[number % len(whole)]
+        content = bytearray(source.read_bytes())
+        for _ in range(random.choice([1, 4, 16])):
+            content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+        names.append(f"flipped-{number}{source.suffix}")
+        (folder / names[-1]).write_bytes(content)
+    for path in whole:
+        path.unlink()
+    return names
+
+
+def _index(source: str, out: Path, environment: dict[str, str]) -> dict[str, str]:
+    """Index a source, and return the finding of each row by its path (and place in a shard), "" for a sound one."""
+    command = [sys.executable, "-m", "walt_pl", "index", source, "--out", str(out), "--workers", "2", "--seconds", str(SECONDS)]
+    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900, check=False)
+    if done.returncode:
+        raise AssertionError(f"index ended with {done.returncode}: {done.stderr[-2000:]}")
+    table = read_table(out)
+    places = zip(table["path"].to_pylist(), table["offset"].to_pylist(), strict=True)
+    found = {f"{path}{offset if offset >= 0 else ''}": "" for path, offset in places}
+    with out.with_suffix(".quarantine.csv").open() as rows:
+        for row in csv.DictReader(rows):
+            found[row["path"] + (row["offset"] if int(row["offset"]) >= 0 else "")] = row["reason"]
+    return found
+
+
+def _read(paths: Sequence[Path], environment: dict[str, str]) -> dict[str, str]:
+    """Read files in other processes, and return the error of each; "" for a picture. A dead process counts for the file it was reading."""
+    found: dict[str, str] = {}
+    while left := [str(path) for path in paths if str(path) not in found]:
+        command = [sys.executable, "-c", "import sys; from tests.attack.media import read_each; read_each(sys.argv[1:])", *left]
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=3000, check=False)
+        found |= dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+        if done.returncode:
+            dead = next(path for path in left if path not in found)
+            found[dead] = f"wrong: the process ended with {done.returncode}: {done.stderr[-300:]}"
+    return found
+
+
+def read_each(paths: Sequence[str]) -> None:
+    """Read files as a row of a stranger's index says, and as `sample` reads them, and print the error of each as JSON."""
+    for path in map(Path, paths):
+        signal.alarm(2 * SECONDS)  # ends the process, also inside native code
+        size = path.stat().st_size if path.is_file() else 1
+        entry = IndexEntry(path, "video", 12, 8.0, 96, 64, "", -1, "train", size, decoder="decord")
+        said = []
+        started = time.monotonic()
+        reads: list[Callable[[], object]]
+        if kind_of(path.name) == "image":
+            reads = [partial(picture_sizes, entry, [(32, 32)]), partial(read_image, path)]
+        else:
+            reads = [partial(read_sizes, entry, FrameRange(5), [(32, 32)]), partial(read_last_frames, path, 5)]
+        for read in reads:
+            try:
+                read()
+            except MediaError as error:
+                said.append(str(error) if str(error).startswith(str(path)) else f"wrong: the error does not name the file: {error}")
+            except Exception as error:
+                said.append(f"wrong: {type(error).__name__}: {error}")
+        text = next((text for text in said if text.startswith("wrong")), said[0] if len(said) == 2 else "")
+        if time.monotonic() - started > SECONDS:
+            text = f"wrong: {time.monotonic() - started:.0f} s"
+        print(json.dumps([str(path), text]), flush=True)
+
+
+def _judge(name: str, finding: str | None, error: str, harmless: bool) -> Outcome:
+    """Return the outcome of one file.
+
+    Args:
+        name: of the attack.
+        finding: of the doctor; None where the file is no item of the index.
+        error: of a reader; "" where it gave pictures.
+        harmless: whether the file may be read, see `HARMLESS`.
+    """
+    if error.startswith("wrong") or (not harmless and (finding == "" or not error)):
+        return Outcome(name, "wrong", f"doctor: {finding!r}; reader: {error!r}")
+    verdict: Verdict = "named" if finding else "refused" if error else "unharmed"
+    return Outcome(name, verdict, finding or error or "decoded within the limits")
