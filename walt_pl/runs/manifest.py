@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from walt_pl.files import file_sha256, write_whole
+from walt_pl.files import file_sha256, remove_left_overs, write_whole
+from walt_pl.lock import Holder, hold_lock, now
 from walt_pl.runs.card import CARD, TRAIN, check_replaceable, file_problem, read_card, restore
 from walt_pl.runs.experiment_files import EXPERIMENTS, as_typed, find_experiment, is_installed
-from walt_pl.runs.lock import Holder, LockedManifest, hold_lock, now
-from walt_pl.runs.stage_names import ManifestError, in_order, kind_of, parents_of
+from walt_pl.runs.stage_names import LockedManifest, ManifestError, in_order, kind_of, parents_of
 from walt_pl.runs.stop_record import StopRecord
 
 FORMAT = 1
@@ -411,7 +411,8 @@ class Manifest:
     @contextlib.contextmanager
     def _edit(self) -> Iterator[dict[str, StageRecord]]:
         """Yield the stages under the lock, and write them back at the end of the context."""
-        with hold_lock(self.run_dir / "manifest.lock"):
+        with hold_lock(self.run_dir / "manifest.lock", refusal=LockedManifest):
+            remove_left_overs(self.path)
             stages = self.stages()
             yield stages
             plain = {name: dataclasses.asdict(stages[name]) for name in in_order(stages)}

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from walt_pl.files import write_whole
-from walt_pl.runs.lock import now
+from walt_pl.lock import now
 
 FILE = "progress.json"
 CHECKPOINT_CARD = "checkpoint.json"
