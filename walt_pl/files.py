@@ -176,6 +176,14 @@ def file_sha256(path: str | Path, *, fresh: bool = False) -> str:
     return digest
 
 
+def read_start(path: Path, size: int) -> bytes:
+    """Return the first bytes of a plain file; b"" for anything else."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        return b""
+    with path.open("rb") as file:
+        return file.read(size)
+
+
 def plain_files(folder: str | Path, refusal: type[ValueError]) -> dict[str, int]:
     """List the files of a folder and of its subfolders.
 

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from walt_pl.files import file_sha256, is_temporary_of, replace_folder, sync, write_whole
+from walt_pl.lock import hold_lock, lock_beside
 from walt_pl.runs.artifact import COMPONENTS
 from walt_pl.runs.card import (
     CARD,
@@ -84,7 +85,6 @@ def save_artifact(
         OSError: the disk is full (the message says what is needed and what is free), or cannot be written.
     """
     folder = Path(folder).resolve()
-    restore(folder)
     check_replaceable(folder)
     components, weights = _to_plain(models)
     config = yaml.safe_dump(_merge_sections(components, sampling_config), sort_keys=False)
@@ -95,11 +95,19 @@ def save_artifact(
     described = _complete_card(kind, card)
     needed = sum(tensor.nbytes for tensor in weights.values()) + sum(map(len, small.values()))
 
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with hold_lock(lock_beside(folder), work=f"artifact {folder}"):
+        return _replace(folder, weights, small, described, needed)
+
+
+def _replace(folder: Path, weights: dict[str, Tensor], small: Mapping[str, bytes], described: dict[str, Any], needed: int) -> str:
+    restore(folder)
+    check_replaceable(folder)
     new = new_folder(folder)
     _remove(new)
     _remove(old_folder(folder))
     try:
-        new.mkdir(parents=True)
+        new.mkdir()
         digest = _write(new, weights, small, described)
         replace_folder(new, folder, old_folder(folder))
         _remove(old_folder(folder))
