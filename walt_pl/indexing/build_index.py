@@ -76,8 +76,8 @@ def build_index(listing: SourceListing | None, out: Path, options: IndexOptions 
     """Write the index `out` of the items that a source lists and of the rows that `out` has already.
 
     Without a source, only the latter. A second process that writes this index waits for the first, and adds its rows. A file is not
-    decoded again if its size and time of change are those of its row. A file that cannot be decoded keeps its row (with its known facts, or zeros) and goes on the quarantine list. A file that is found well leaves the list.
-    Rows of a split and kind are sorted by path.
+    decoded again if its size and time of change are those of its row. A file that cannot be decoded keeps its row (with its known facts,
+    or zeros) and goes on the quarantine list. A file that is found well leaves the list. Rows of a split and kind are sorted by path.
 
     Args:
         listing: The listed source, or None.
@@ -187,7 +187,7 @@ def _examine(wanted: dict[MediaKey, MediaFile], out: Path, options: IndexOptions
     workers, done = min(options.workers, len(jobs)), len({place.whole for place in wanted}) - len(jobs)
     with (
         progress(f"examining {len(jobs) + done} files for {out}", len(jobs) + done, done) as advance,
-        open(_journal(out), "a", opener=_no_link) as journal,
+        _open_journal(out) as journal,
     ):
         for medium, facts in run_isolated(probe_media_file, jobs, workers, lambda medium: limit(medium, options.seconds), _without_decord):
             places = pieces[medium.file, medium.offset]
@@ -239,8 +239,9 @@ def _journal(out: Path) -> Path:
     return out.with_name(f".{out.name}.journal")
 
 
-def _no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+def _open_journal(out: Path) -> TextIO:
+    """Open the journal to append to it, if it is no link to another file."""
+    return os.fdopen(os.open(_journal(out), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "a")
 
 
 def _note(journal: TextIO, place: MediaKey, facts: MediaFacts) -> None:
