@@ -26,6 +26,7 @@ FLOORS = {
     "walt_pl.files": 0,
     "walt_pl.lock": 0,
     "walt_pl.processes": 0,
+    "walt_pl.removal": 0,
     "walt_pl.untrusted": 0,
     "walt_pl.blocks": 0,
     "walt_pl.diffusion": 0,
