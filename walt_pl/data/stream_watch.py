@@ -65,8 +65,10 @@ def watched(loader: DataLoader[Any], patience: float) -> Generator[Any, None, No
                 with watch_wait(describe, end_silent):
                     batch = next(batches, None)
             except (RuntimeError, OSError, EOFError) as error:
-                if not ended and all(process.join(0.5) is None and process.is_alive() for process in processes):
-                    raise  # none has ended
+                for process in processes:
+                    process.join(0.2)  # the end of one may be heard here before the system reports it
+                if not ended and all(process.is_alive() for process in processes):
+                    raise
                 raise LostWorker("; ".join(ended) or str(error).splitlines()[0]) from error
             if batch is None:
                 return
