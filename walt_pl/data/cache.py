@@ -88,6 +88,7 @@ class LatentCache:
         """[c t h w] of a row; empty until the cache is built or opened."""
         self.shards: list[Shard | None] = [None] * -(-self.rows // SHARD_ROWS)
         self._items = items
+        self._stale: dict[str, object] = {}
         self._maps: dict[int, tuple[NDArray[np.float16], NDArray[np.uint32]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -171,6 +172,12 @@ class LatentCache:
         """
         self._load(verify=False)
         missing = sum(shard is None for shard in self.shards)
+        if "vae" in self._stale:
+            before, now = str(self._stale["vae"])[:12], str(self.key["vae"])[:12]
+            raise DataError(
+                f"{self.folder} has latents of another autoencoder ({before}, wanted {now}). It was trained again while this stage "
+                "started: type the same command again, which computes the latents of the new one"
+            )
         if missing:
             raise DataError(
                 f"{self.folder}: {missing} of {len(self.shards)} shards of latents are missing. They are built by rank "
@@ -252,6 +259,7 @@ class LatentCache:
 
     def _load(self, verify: bool) -> None:
         self._maps.clear()
+        self._stale = {}
         self.shards = [None] * len(self.shards)
         meta = self._read_meta()
         if meta is None:
@@ -273,6 +281,7 @@ class LatentCache:
             warnings.warn(f"{path} is damaged: the latents are computed anew", stacklevel=4)
             return None
         changed = [name for name in sorted({*key, *self.key}) if key.get(name) != self.key.get(name)]
+        self._stale = {name: key.get(name) for name in changed}
         if changed:
             warnings.warn(f"{self.folder} is stale ({', '.join(changed)} changed): not used", stacklevel=4)
             return None
