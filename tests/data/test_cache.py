@@ -149,7 +149,7 @@ def test_latent_cache_stale_is_rebuilt_and_never_read(pixels: PixelDataset, tmp_
     build(make(tmp_path, vae="old"), pixels)
     with (
         pytest.warns(UserWarning, match=r"stale \(vae changed\)"),
-        pytest.raises(RuntimeError, match="while this stage started: type the same"),
+        pytest.raises(RuntimeError, match="trained again while this stage"),
     ):
         make(tmp_path, vae="new").open()
     with pytest.warns(UserWarning, match=r"stale \(vae changed\)"):

@@ -323,7 +323,7 @@ class Manifest:
         """Return the configuration in the artifact of a stage, else that of the last start of its training. It may not exist."""
         kept = self.folder(stage) / TRAIN
         starts = (self.run_dir / "training" / stage / "logs").glob("version_*/config.yaml")
-        last = max(starts, key=lambda path: path.stat().st_mtime_ns, default=kept)
+        last = max(starts, key=lambda path: (len(path.parent.name), path.parent.name), default=kept)  # clocks may be set back
         return kept if kept.is_file() else last
 
     def problems(self, stage: str, fresh: bool = False) -> list[str]:

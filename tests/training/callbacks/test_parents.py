@@ -16,7 +16,5 @@ def test_check_same_parents_finds_an_autoencoder_that_was_trained_again(run_dir:
     parents = manifest.check_parents("base")
     check_same_parents(manifest, parents)
     train(run_dir, "vae")
-    with pytest.raises(
-        ManifestError, match=rf'"vae" was trained again while this stage started \({parents["vae"][:12]} -> .*type the same'
-    ):
+    with pytest.raises(ManifestError, match=rf'"vae" was trained again .* \({parents["vae"][:12]} -> .*type the same'):
         check_same_parents(manifest, parents)
