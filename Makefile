@@ -127,8 +127,8 @@ status: setup ## the stages of a run and their states
 verify: setup ## compare every byte of a run's artifacts with what their stages left
 	@$(WALT) verify --run $(RUN)
 
-tensorboard: setup ## curves and previews of all runs, http://localhost:6006 (ARGS="--port 7000" for another port)
-	@$(PYTHON) -m tensorboard.main --logdir runs $(ARGS)
+tensorboard: setup ## curves and previews of all runs, http://localhost:6006 (ARGS="--port 7000 --host 0.0.0.0" for another port, and for other machines)
+	@$(PYTHON) -m tensorboard.main --logdir runs --host 127.0.0.1 $(ARGS)
 
-clean: ## remove runs of EXP and the painted set (not .venv)
-	rm -rf $(RUN) data/shapes
+clean: setup ## remove the run of EXP and the painted set, and nothing else
+	@$(WALT) clean --run $(RUN) --data data/shapes

@@ -24,7 +24,9 @@ from tests.helpers.house_rules import (
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "walt_pl.files": 0,
+    "walt_pl.lock": 0,
     "walt_pl.processes": 0,
+    "walt_pl.removal": 0,
     "walt_pl.untrusted": 0,
     "walt_pl.plain_records": 0,
     "walt_pl.blocks": 0,

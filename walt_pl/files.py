@@ -5,15 +5,23 @@ are here alone (tests/test_floors.py).
 """
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import os
+import platform
 import re
+import secrets
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_hashes: dict[tuple[str, int, int], str] = {}
+_DAY = 86_400.0
+"""Age in seconds of a temporary file of another machine, from which on it counts as left over."""
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS)
+"""Errors of file systems that sync files, but no folders."""
+_hashes: dict[tuple[str | int, ...], str] = {}
 
 
 # ---- Writing ---------------------------------------------------------------------------------------------------------
@@ -23,19 +31,27 @@ _hashes: dict[tuple[str, int, int], str] = {}
 def whole_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; at the end of the block, sync it and rename it to `path`.
 
-    A crash or an error leaves the old file or the new one, never a part. Two processes may write to one path: the last one wins.
+    A crash or an error leaves the old file or the new one, never a part. Two processes may write to one path: the last one wins. The
+    temporary file is new and locked (flock), and its name is its own: processes in two containers may have one process id.
 
     Raises:
-        OSError: the file cannot be written; no temporary file is left behind.
+        OSError: the file cannot be written; no temporary file is left behind. The error names a file.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{_host()}{secrets.token_hex(4)}.tmp")
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
+        _flock(handle)
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # writing to an open file names none
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -46,7 +62,48 @@ def write_whole(path: Path, data: bytes) -> None:
 
 def is_temporary_of(name: str, path: Path | str) -> bool:
     """Return whether a file name is that of a temporary file that a crash of `whole_file` left beside a path."""
-    return re.fullmatch(rf"\.{re.escape(Path(path).name)}\.\d+\.tmp", name) is not None
+    return re.fullmatch(rf"\.{re.escape(Path(path).name)}\.\d+(\.[0-9a-f]{{16}})?\.tmp", name) is not None
+
+
+def remove_left_overs(path: Path) -> None:
+    """Remove the temporary files that crashes of `whole_file` left beside a path.
+
+    A file is left over if its writer ran on this machine and has ended, or if it was last written a day ago. Links and folders stay.
+    """
+    with contextlib.suppress(OSError), os.scandir(path.absolute().parent) as entries:
+        for entry in entries:
+            if is_temporary_of(entry.name, path) and _is_left_over(entry.path):
+                os.unlink(entry.path)
+
+
+def _is_left_over(temporary: str) -> bool:
+    try:
+        handle = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # it is gone, or a link
+        return False
+    try:
+        found, free = os.fstat(handle), _flock(handle)
+    finally:
+        os.close(handle)
+    age = abs(time.time() - found.st_mtime)  # a clock that was set back gives times to come
+    is_own = temporary.rpartition(".")[0][-16:-8] == _host()
+    # A file just made may not be locked yet.
+    return stat.S_ISREG(found.st_mode) and free is not False and age > (2.0 if is_own and free else _DAY)
+
+
+def _flock(handle: int) -> bool | None:
+    """Lock an open file. Return False if another process has locked it, None if its file system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def replace_folder(new: Path, folder: Path, old: Path) -> None:
@@ -78,10 +135,18 @@ def rename_whole(path: Path, name: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder is on disk. A rename is on disk once its folder is synced."""
+    """Wait until a file or a folder is on disk. A rename is on disk once its folder is synced.
+
+    Raises:
+        OSError: the disk is full or fails; the error names the path. A file system that cannot sync folders is none.
+    """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno in _NO_FOLDER_SYNC and stat.S_ISDIR(os.fstat(handle).st_mode):
+            return
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         os.close(handle)
 
@@ -90,7 +155,7 @@ def sync(path: Path) -> None:
 
 
 def file_sha256(path: str | Path, *, fresh: bool = False) -> str:
-    """Return the SHA-256 of a file in hexadecimal, cached by path, size and time of change.
+    """Return the SHA-256 of a file in hexadecimal, cached by path, size, inode and times of change.
 
     Args:
         path: path of the file.
@@ -98,16 +163,25 @@ def file_sha256(path: str | Path, *, fresh: bool = False) -> str:
     """
     path = Path(path).resolve()
     stat_result = path.stat()
-    key = (str(path), stat_result.st_size, stat_result.st_mtime_ns)
+    key = (str(path), stat_result.st_size, stat_result.st_ino, stat_result.st_mtime_ns, stat_result.st_ctime_ns)
     if not fresh and key in _hashes:
         return _hashes[key]
     started = time.time_ns()
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    # Clocks of file systems have a resolution of up to 2 s: a file changed just now may change again without a new time.
-    if started - stat_result.st_mtime_ns > 2_000_000_000:
+    # Clocks of file systems have a resolution of up to 2 s: a file changed just now may change again without a new time. After a clock was
+    # set back, times lie ahead: such a file is read each time.
+    if started - max(stat_result.st_mtime_ns, stat_result.st_ctime_ns) > 2_000_000_000:
         _hashes[key] = digest
     return digest
+
+
+def read_start(path: Path, size: int) -> bytes:
+    """Return the first bytes of a plain file; b"" for anything else."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        return b""
+    with path.open("rb") as file:
+        return file.read(size)
 
 
 def plain_files(folder: str | Path, refusal: type[ValueError]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Names of the files of `sample`: those of an earlier command stay, and those of one command have one name."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from tests.helpers.clips import counting_clip
 from tests.helpers.hostile_media import write_hostile_media
 from walt_pl.cli.sample import _encode_context
-from walt_pl.cli.sample_files import check_out, free_path, write_clips
+from walt_pl.cli.sample_files import check_out, free_paths, write_clips
 from walt_pl.media.types import MediaError
 from walt_pl.media.writing import write_video
 
@@ -37,7 +38,7 @@ def test_sample_files_second_call_in_a_folder_takes_a_free_name(tmp_path: Path) 
 @pytest.mark.parametrize("taken", ["clip.mp4", "clip.gif", "clip.png", "clip_000.mp4", "clip_1234.mp4"])
 def test_sample_files_name_is_free_only_if_no_file_of_a_call_has_it(tmp_path: Path, taken: str) -> None:
     (tmp_path / taken).touch()
-    assert free_path(tmp_path) == tmp_path / "clip-2.mp4"
+    assert next(free_paths(tmp_path / "clip.mp4")) == tmp_path / "clip-2.mp4"
     with pytest.raises(ValueError, match=f"{taken} of .* exists; .*--overwrite true"):
         check_out(str(tmp_path / "clip.mp4"), overwrite=False)
     check_out(str(tmp_path / "clip.mp4"), overwrite=True)
@@ -46,7 +47,7 @@ def test_sample_files_name_is_free_only_if_no_file_of_a_call_has_it(tmp_path: Pa
 @pytest.mark.parametrize("free", ["clips.mp4", "clip-2.gif", "clip_00.mp4", "clip_000.gif", "clip.txt"])
 def test_sample_files_of_other_names_do_not_count(tmp_path: Path, free: str) -> None:
     (tmp_path / free).touch()
-    assert free_path(tmp_path) == tmp_path / "clip.mp4"
+    assert next(free_paths(tmp_path / "clip.mp4")) == tmp_path / "clip.mp4"
     check_out(str(tmp_path / "clip.mp4"), overwrite=False)
 
 
@@ -85,3 +86,25 @@ def test_sample_refuses_hostile_images_and_clips_before_the_models_see_them(opti
         given = (path, None) if option == "image" else (None, path)
         with pytest.raises(MediaError, match=f"^{path}: (not a|too large|no such file)"):
             _encode_context(cascade, *given, crop=False)
+
+
+def test_write_clips_of_two_commands_at_once_takes_two_names(tmp_path: Path) -> None:
+    def sample_beside(out: str, overwrite: bool) -> Iterator[torch.Tensor]:
+        yield CLIPS[0]
+        write_clips(out, CLIPS[1:], ["b"], 8, overwrite)  # the first command has its name, and is not finished
+        yield CLIPS[1]
+
+    said = write_clips(f"{tmp_path}/", sample_beside(f"{tmp_path}/", overwrite=True), ["a", "b"], 8)
+    assert "clip_000.mp4 .. clip_001.mp4" in said and (tmp_path / "clip-2.mp4").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_write_clips_never_replaces_what_came_while_it_sampled(tmp_path: Path) -> None:
+    out = tmp_path / "mine.mp4"
+
+    def sample_slowly() -> Iterator[torch.Tensor]:
+        out.write_bytes(b"of another command")
+        yield CLIPS[0]
+
+    assert "mine-2.mp4" in write_clips(str(out), sample_slowly(), ["a"], 8, overwrite=False)
+    assert out.read_bytes() == b"of another command"

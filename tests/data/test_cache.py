@@ -147,7 +147,10 @@ def test_latent_cache_interrupted_build_resumes_to_the_same_bytes(pixels: PixelD
 
 def test_latent_cache_stale_is_rebuilt_and_never_read(pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path, vae="old"), pixels)
-    with pytest.warns(UserWarning, match=r"stale \(vae changed\)"), pytest.raises(RuntimeError, match="missing"):
+    with (
+        pytest.warns(UserWarning, match=r"stale \(vae changed\)"),
+        pytest.raises(RuntimeError, match="trained again while this stage"),
+    ):
         make(tmp_path, vae="new").open()
     with pytest.warns(UserWarning, match=r"stale \(vae changed\)"):
         assert build(make(tmp_path, vae="new"), pixels) == 2 * VIDEOS
@@ -312,10 +315,13 @@ def test_latent_cache_with_a_damaged_meta_file_is_rebuilt(pixels: PixelDataset, 
 def test_latent_cache_build_removes_left_over_files(pixels: PixelDataset, tmp_path: Path) -> None:
     build(make(tmp_path), pixels)
     (tmp_path / "00001.f16").unlink()
-    for name in ("00001.f16.17.tmp", "00009.f16"):
+    for name in (".00001.f16.17.tmp", ".meta.json.17.0123456789abcdef.tmp", "00009.f16"):
         (tmp_path / name).write_text("old")
+    strangers = ["mine.f16", "notes.tmp"]
+    for name in strangers:
+        (tmp_path / name).write_text("of a person")
     build(make(tmp_path), pixels)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [*(f"0000{n}.f16" for n in range(4)), "meta.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*(f"0000{n}.f16" for n in range(4)), "meta.json", *strangers])
 
 
 def test_latent_cache_build_stops_with_the_reasons_when_nothing_is_readable(index: Index, tmp_path: Path) -> None:

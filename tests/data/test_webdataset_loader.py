@@ -1,6 +1,9 @@
 """Tar shards read front to back: who reads what, and where a resume goes on."""
 
 import io
+import multiprocessing
+import os
+import signal
 import tarfile
 import warnings
 from collections import Counter
@@ -172,3 +175,22 @@ def test_stream_loader_broken_member_gets_weight_0_and_is_named(tmp_path: Path) 
     assert sorted(batch.weight.tolist()) == [0, 1]
     assert list(loader.failures) == [f"{tmp_path}/clips.tar/bad.mp4"]
     assert any("clips.tar/bad.mp4" in str(warning.message) and "/dev/shm" not in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
+def test_stream_loader_begins_again_where_it_was_when_a_worker_dies_or_stops(blow: int, shards: dict[Kind, str]) -> None:
+    def make(workers: int) -> StreamLoader:
+        streams = {kind: ShardStream(kind, pattern, seed=1) for kind, pattern in shards.items()}
+        return StreamLoader(StreamConfig(streams, {"video": 1, "image": 2}, FRAMING, 0, 1, workers, patience=1))
+
+    loader = make(2)
+    found = []
+    with pytest.warns(UserWarning, match="a worker of the tar shards was lost"):
+        for batch in islice(loader, 12):
+            found.append(batch.paths)
+            if len(found) == 2:
+                os.kill(multiprocessing.active_children()[0].pid or 0, blow)
+    loader.close()
+    unharmed = make(2)
+    assert found == [batch.paths for batch in islice(unharmed, 12)]
+    unharmed.close()

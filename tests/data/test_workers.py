@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import time
 import warnings
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from walt_pl.data import heartbeat
 from walt_pl.data.batch import DataError, JointBatch, Sample, SampleRef
 from walt_pl.data.loader import JointLoader
 from walt_pl.data.sampler import JointSampler
@@ -42,6 +44,10 @@ class Treacherous:
             os._exit(3)
         elif deed == "hang":
             time.sleep(3600)
+        elif deed == "wait":
+            time.sleep(2.5)
+        elif deed == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
         elif deed == "bug":
             raise TypeError("a mistake of ours")
         elif deed == "fail":
@@ -155,18 +161,63 @@ def test_workers_that_die_before_they_read_end_the_training(loaders: list[JointL
         next(iter(loader))
 
 
-def test_workers_replace_one_that_dies_between_files_and_warn(loaders: list[JointLoader]) -> None:
-    loader = JointLoader(Treacherous({}), JointSampler(VIDEOS, 0, PER_BATCH, 0, seed=1), 1)
+@pytest.mark.parametrize(
+    ("blow", "said"), [(signal.SIGSEGV, "killed by SIGSEGV"), (signal.SIGKILL, "killed by SIGKILL"), (signal.SIGSTOP, "no sign of life")]
+)
+def test_workers_replace_one_that_dies_or_stops_between_files_and_warn(blow: int, said: str, loaders: list[JointLoader]) -> None:
+    loader = JointLoader(Treacherous({}), JointSampler(VIDEOS, 0, PER_BATCH, 0, seed=1), 1, patience=1)
     loaders.append(loader)
     batches = iter(loader)
     found = [next(batches)]
     time.sleep(0.5)  # what it reads ahead is read: it waits
     pid = multiprocessing.active_children()[0].pid
     assert pid is not None
-    os.kill(pid, signal.SIGSEGV)
-    with pytest.warns(UserWarning, match=r"ended while it read no file .*killed by SIGSEGV"):
+    os.kill(pid, blow)
+    with pytest.warns(UserWarning, match=rf"ended while it read no file .*{said}") as caught:
         found += list(batches)
+    assert blow != signal.SIGSTOP or f"process {pid} gave no sign of life" in str(caught[0].message)
     assert told(found) == told(load(loaders, {}, workers=0))[: len(found)]
+
+
+def test_workers_replace_one_that_is_stopped_inside_a_file(loaders: list[JointLoader], tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"clip-5: still being read after 1 seconds; a new worker tries it once more"):
+        found = load(loaders, {5: "stop"}, workers=2, once=tmp_path, timeout=1)
+    assert told(found) == told(load(loaders, {}, workers=0))
+
+
+@pytest.mark.parametrize(
+    ("deed", "said"),
+    [
+        ("hang", r"batch 0 of worker 0, process \d+; it reads clip-\d+, for \d+ seconds \(data.timeout is 3\)"),
+        ("stop", r"batch 0 of worker 0, process \d+ and is stopped; it reads clip-\d+"),
+    ],
+)
+def test_workers_tell_what_the_training_waits_for(
+    deed: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(heartbeat, "TOLD", 0.5)
+    workers = Workers(Treacherous(dict.fromkeys(range(VIDEOS), deed), tmp_path), 1, timeout=3)
+    try:
+        with pytest.warns(UserWarning, match="once more"):
+            next(workers.read([[SampleRef("video", 0, 0, 0)]]))
+    finally:
+        workers.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert re.match(rf"waiting for data for \d+ seconds: {said}", lines[0])
+    assert len(lines) <= 4, "seldom"
+
+
+def test_loader_without_workers_tells_the_file_that_it_reads(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(heartbeat, "TOLD", 0.1)
+    list(islice(JointLoader(Treacherous({5: "wait"}), JointSampler(VIDEOS, 0, VIDEOS, 0, seed=1), 0), 1))
+    assert "clip-5 (data.num_workers is 0)" in capsys.readouterr().err
+
+
+def test_silence_counts_only_seconds_of_the_listener() -> None:
+    silence = heartbeat.Silence()
+    assert silence.limit(10) == heartbeat.START
+    assert [silence.hear(beats, 1.0) for beats in (1, 1, 1, 2, 2)] == [0, 1, 2, 0, 1]
+    assert silence.limit(10) == 10
 
 
 def test_workers_end_when_the_loader_is_closed(loaders: list[JointLoader]) -> None:

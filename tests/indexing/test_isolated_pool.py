@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
+from walt_pl.indexing import isolated_pool
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 
 SLEEP, ABORT = "__import__('time').sleep(300)", "__import__('os').abort()"
@@ -36,6 +38,19 @@ def test_run_isolated_finishes_other_jobs_after_a_hang_and_a_crash() -> None:
 
 def test_run_isolated_retries_a_lost_job_in_another_way() -> None:
     assert outcomes([ABORT, "3"], retry=lambda job: "'instead'" if job == ABORT else None) == {"'instead'": "instead", "3": 3}
+
+
+def test_run_isolated_gives_the_job_of_a_stopped_process_to_another_one(tmp_path: Path) -> None:
+    stop = f"(open('{tmp_path}/a', 'w'), __import__('os').kill(__import__('os').getpid(), 19))"
+    stop_once = f"1 if __import__('os').path.exists('{tmp_path}/a') else {stop}"
+    with pytest.warns(UserWarning, match=r"process \d+ was stopped by a signal: another one takes its file"):
+        assert outcomes([stop_once, "3"], seconds=2.0) == {stop_once: 1, "3": 3}
+
+
+def test_run_isolated_replaces_a_process_that_never_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(isolated_pool, "START", 0.0)
+    with pytest.warns(UserWarning, match="did not begin"), pytest.raises(RuntimeError, match="3 worker processes in a row"):
+        outcomes(["1"], workers=1)
 
 
 def test_run_isolated_raises_an_error_of_the_function() -> None:

@@ -17,13 +17,12 @@ import pytest
 from rich.console import Console
 from torch import nn
 
+from walt_pl import lock as lock_module
 from walt_pl.runs import artifact, card
-from walt_pl.runs import lock as lock_module
 from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.runs.card import ArtifactError
-from walt_pl.runs.lock import LockedManifest
 from walt_pl.runs.manifest import ChangedStage, Manifest, MissingStage, StaleStage
-from walt_pl.runs.stage_names import ManifestError, kind_of, parents_of
+from walt_pl.runs.stage_names import LockedManifest, ManifestError, kind_of, parents_of
 from walt_pl.runs.status import render_status, status_rows, verify_run
 
 
@@ -323,7 +322,7 @@ def test_manifest_of_a_read_only_run_is_usable(run_dir: Path, monkeypatch: pytes
     chain = train(run_dir, "vae")
     os.utime(run_dir / "vae" / "model.yaml", ns=(0, 10**18))
 
-    def read_only(_: Path) -> None:
+    def read_only(*_: object) -> None:
         raise PermissionError("read-only file system")
 
     monkeypatch.setattr(lock_module, "_take", read_only)

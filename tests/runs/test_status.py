@@ -13,7 +13,7 @@ import pytest
 from tests.runs.test_manifest import run_dir, tiny_sections, train
 from walt_pl.cli.main import main
 from walt_pl.files import write_whole
-from walt_pl.runs.lock import Holder
+from walt_pl.lock import Holder
 from walt_pl.runs.manifest import Manifest, TrainingRecord
 from walt_pl.runs.progress import CHECKPOINT_CARD, TrainingProgress
 from walt_pl.runs.status import StatusRow, status_rows

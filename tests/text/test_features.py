@@ -261,10 +261,11 @@ def test_feature_cache_on_a_full_disk_says_how_much_was_needed(
 def test_feature_cache_removes_old_unfinished_shards_only(config: PretrainedTextConfig, tmp_path: Path) -> None:
     cached = encoder(config, tmp_path)
     cached.cache.folder.mkdir(parents=True)
-    for name, age in (("old", 10**9), ("new", None)):
-        left = cached.cache.folder / f".{name}.safetensors.tmp"
+    for name, age in (("0" * 32, 10**9), ("1" * 32, None), ("mine", 10**9)):
+        left = cached.cache.folder / f".{name}.safetensors.7.tmp"
         left.write_bytes(b"half")
         if age:
             os.utime(left, (age, age))
     cached.fill(CAPTIONS)
-    assert [path.name for path in cached.cache.folder.glob(".*")] == [".new.safetensors.tmp"]
+    left_names = sorted(path.name[1:5] for path in cached.cache.folder.glob(".*"))
+    assert left_names == ["1111", "mine"]

@@ -6,7 +6,6 @@ finished.
 
 import json
 import math
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +15,19 @@ from typing import Any
 from walt_pl.cli.function_command import call
 from walt_pl.cli.run_fit import run_fit
 from walt_pl.data.index import Index
-from walt_pl.files import whole_file, write_whole
+from walt_pl.files import read_start, whole_file, write_whole
+from walt_pl.removal import describe_left, remove_own
 from walt_pl.runs.card import read_card
 from walt_pl.runs.experiment_files import find_experiment
 from walt_pl.runs.manifest import Manifest
+from walt_pl.runs.run_files import RUN_FILES
 from walt_pl.sampling.cascade import Cascade, SamplingConfig
 from walt_pl.shapes.evaluation import STEPS, default_steps, machine, score_base
 from walt_pl.untrusted import read_json
 
 PROMPTS, UNSEEN, SEED = 256, 64, 1
 DEFAULT = "default"
+TITLE = "# Ablations on the embedded set"
 
 
 @dataclass(frozen=True)
@@ -83,20 +85,33 @@ def run_ablations(experiment: Path, run: Path, index: Path, out: Path) -> None:
         ManifestError: the run has no autoencoder.
     """
     vae = Manifest.open(run).usable(["vae"])["vae"]
+    _check_table(out / "ablations.md")
     results: dict[str, dict[str, Any]] = {}
     for change in CHANGES:
         folder = run / "ablations" / change.name
         done = folder / "result.json"
         if folder.exists() and read_card(vae)["sha256"] != _read_mark(folder / "parent.txt"):
             print(f"ablate: {folder} is of another autoencoder and trained anew: the rows of a table share theirs", flush=True)
-            shutil.rmtree(folder)
+            if left := remove_own(folder, [*RUN_FILES, r"parent\.txt", r"result\.json"]):
+                raise ValueError(f"ablate: {describe_left(left)} is no file of a training: move it away, and type the command again")
         if not done.exists():
             print(f"ablate: {change.name} ({change.text})", flush=True)
             seconds = _train(experiment, folder, change.name, vae, index)
             write_whole(done, json.dumps({**_score(folder, index), "seconds": seconds}).encode())
         results[change.name] = read_json(done)
+        _check_table(out / "ablations.md")
         write_whole(out / "ablations.md", render(results).encode())
     plot(results, out / "ablations.png")
+
+
+def _check_table(path: Path) -> None:
+    """Refuse to replace a page of another kind.
+
+    Raises:
+        ValueError: the file is no table of ablations.
+    """
+    if path.exists() and read_start(path, len(TITLE.encode())) != TITLE.encode():
+        raise ValueError(f"ablate: {path} is no table of ablations, and is not replaced: name another folder (--out)")
 
 
 def _train(experiment: Path, folder: Path, name: str, vae: Path, index: Path) -> float:
@@ -162,7 +177,7 @@ def render(results: Mapping[str, Mapping[str, float]]) -> str:
     """Render the table of the finished rows as Markdown."""
     counts = f"{PROMPTS} prompts ({UNSEEN} for unseen pairs)"
     lines = [
-        "# Ablations on the embedded set",
+        TITLE,
         "",
         f"`make ablate EXP=shapes`, {machine()}. One seed a row, equal steps. Shares of {counts} that the",
         f"analytic scorer reads right; {STEPS['base']} sampling steps, guidance as in base.yaml. Shares within two standard errors",

@@ -49,6 +49,7 @@ from walt_pl.training.callbacks.spike_guard import SpikeGuard
 from walt_pl.training.callbacks.text_progress import TextProgress
 from walt_pl.training.callbacks.throughput import Throughput
 from walt_pl.training.logger import ResilientTensorBoardLogger
+from walt_pl.training.strategies.store import listen_locally
 
 AUTO = "auto"
 """Value of --ckpt_path for the newest complete checkpoint of the stage. `fit` uses it by default."""
@@ -403,6 +404,7 @@ class WaltCLI(LightningCLI):
                 RecordTask(task_settings(self.options), self.parents),
             ]
         trainer = super().instantiate_trainer(**kwargs)
+        listen_locally(trainer.strategy)
         trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]
         if self.subcommand is not None and self.restored is not None:
             trainer.ckpt_path = str(self.restored)

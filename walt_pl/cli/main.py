@@ -35,6 +35,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "status": "show the stages of a run and their states",
         "ready": "check that the stages that a stage is trained from are finished; it takes the options of fit",
         "verify": "compare every byte of a run's artifacts with their cards",
+        "clean": "remove the files of a run, and nothing else",
     },
 }
 """Commands and their summaries, by what a user wants to do."""

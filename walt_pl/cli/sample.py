@@ -102,7 +102,7 @@ def sample(
     context_latents = {stage: z.expand(len(seeds), -1, -1, -1, -1) for stage, z in _encode_context(cascade, image, continue_, crop).items()}
     request = SampleRequest(texts, numbers, negative_prompt, seeds, context_latents)
     clips = make_clips(cascade, request, sampling, batch, frames)
-    print(write_clips(out, clips, texts or [class_title(cascade, number) for number in numbers], fps))
+    print(write_clips(out, clips, texts or [class_title(cascade, number) for number in numbers], fps, overwrite))
 
 
 def _check_sample(image: str | None, clip: str | None, seconds: float | None, fps: float | None) -> None:

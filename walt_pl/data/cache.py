@@ -17,6 +17,7 @@ rank. `python -m walt_pl cache` compares the SHA-256 of every shard and computes
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -39,7 +40,8 @@ from walt_pl.data.batch import DataError, JointBatch, Kind, Sample, SampleRef, S
 from walt_pl.data.index import IndexEntry
 from walt_pl.data.transforms import ClipTransform
 from walt_pl.data.workers import Answer, Workers
-from walt_pl.files import file_sha256, write_whole
+from walt_pl.files import file_sha256, is_temporary_of, write_whole
+from walt_pl.lock import hold_lock
 
 SHARD_ROWS = 256
 _FORMAT = 2
@@ -86,6 +88,7 @@ class LatentCache:
         """[c t h w] of a row; empty until the cache is built or opened."""
         self.shards: list[Shard | None] = [None] * -(-self.rows // SHARD_ROWS)
         self._items = items
+        self._stale: dict[str, object] = {}
         self._maps: dict[int, tuple[NDArray[np.float16], NDArray[np.uint32]]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,15 +127,30 @@ class LatentCache:
         """
         skip = skip or {}
         self._load(verify)
-        missing = [number for number, shard in enumerate(self.shards) if shard is None or self._is_free_again(shard, skip)]
+        if not self._missing(skip) and self._has_items():
+            return  # also where the disk is read-only
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with hold_lock(self.folder / ".lock", work=f"latents {self.folder}"):
+            self._load(verify)  # another process may have built it meanwhile
+            self._build_missing(source, kind, encode, batch_size, readers, skip, timeout)
+
+    def _build_missing(
+        self,
+        source: SampleSource,
+        kind: Kind,
+        encode: Callable[[], Encode],
+        batch_size: int,
+        readers: int,
+        skip: Mapping[int, str],
+        timeout: float,
+    ) -> None:
         if self._items is not None and not self._has_items():
-            self.folder.mkdir(parents=True, exist_ok=True)
             _write(self.folder / "items.i64", _item_bytes(self._items))
+        missing = self._missing(skip)
         if not missing:
             return
         for number in missing:
             self.shards[number] = None
-        self.folder.mkdir(parents=True, exist_ok=True)
         self._write_meta()
         self._remove_left_overs()
         run = encode()
@@ -154,6 +172,12 @@ class LatentCache:
         """
         self._load(verify=False)
         missing = sum(shard is None for shard in self.shards)
+        if "vae" in self._stale:
+            before, now = str(self._stale["vae"])[:12], str(self.key["vae"])[:12]
+            raise DataError(
+                f"{self.folder} has latents of another autoencoder ({before}, wanted {now}). It was trained again while this stage "
+                "started: type the same command again, which computes the latents of the new one"
+            )
         if missing:
             raise DataError(
                 f"{self.folder}: {missing} of {len(self.shards)} shards of latents are missing. They are built by rank "
@@ -210,6 +234,10 @@ class LatentCache:
         path = self.folder / "items.i64"
         return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == self.key["items"]
 
+    def _missing(self, skip: Mapping[int, str]) -> list[int]:
+        """Return the numbers of the shards to compute."""
+        return [number for number, shard in enumerate(self.shards) if shard is None or self._is_free_again(shard, skip)]
+
     def _is_free_again(self, shard: Shard, skip: Mapping[int, str]) -> bool:
         return any(why.startswith(_SKIPPED) and self._item(row // self.views) not in skip for row, why in shard.broken.items())
 
@@ -231,6 +259,7 @@ class LatentCache:
 
     def _load(self, verify: bool) -> None:
         self._maps.clear()
+        self._stale = {}
         self.shards = [None] * len(self.shards)
         meta = self._read_meta()
         if meta is None:
@@ -252,6 +281,7 @@ class LatentCache:
             warnings.warn(f"{path} is damaged: the latents are computed anew", stacklevel=4)
             return None
         changed = [name for name in sorted({*key, *self.key}) if key.get(name) != self.key.get(name)]
+        self._stale = {name: key.get(name) for name in changed}
         if changed:
             warnings.warn(f"{self.folder} is stale ({', '.join(changed)} changed): not used", stacklevel=4)
             return None
@@ -290,10 +320,12 @@ class LatentCache:
         self._write_meta()
 
     def _remove_left_overs(self) -> None:
-        """Remove half-written, stale and damaged files, to free their space."""
-        whole = {self._file(number) for number, shard in enumerate(self.shards) if shard is not None}
-        for path in [*self.folder.glob("*.tmp"), *self.folder.glob("*.f16")]:
-            if path not in whole:
+        """Remove half-written, stale and damaged files, to free their space. Files that no cache writes stay."""
+        whole = {self._file(number).name for number, shard in enumerate(self.shards) if shard is not None}
+        for path in self.folder.iterdir():
+            written = re.match(r"\.?(\d{5,}\.f16|meta\.json|items\.i64)", path.name)
+            is_shard = re.fullmatch(r"\d{5,}\.f16", path.name) is not None and path.name not in whole
+            if (is_shard or (written is not None and is_temporary_of(path.name, written[1]))) and path.is_file():
                 path.unlink()
 
     def _write_meta(self) -> None:

@@ -10,6 +10,7 @@ Rows are sorted by (split, kind), and otherwise stay in the order of the source:
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -407,12 +408,27 @@ def _cache_folder() -> Path:
 
 def _write_arrow(table: pa.Table, slices: Mapping[str, object], sha256: str, path: Path) -> None:
     """Write the rows as one record batch, which can be mapped without a copy at any size."""
+    _check_own(path)
     schema = _LARGE.with_metadata({"sha256": sha256, "slices": json.dumps(slices)})
     columns = [table[name].combine_chunks() for name in _LARGE.names]
     # combine_chunks leaves a chunked array where there is no chunk at all, or where one would be too long.
     arrays = [column.chunk(0) if isinstance(column, pa.ChunkedArray) else column for column in columns]
     with whole_file(path) as file, pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
+
+
+def _check_own(path: Path) -> None:
+    """Refuse to replace an Arrow file that another program wrote. A damaged one may be replaced.
+
+    Raises:
+        FileExistsError: There is such a file.
+    """
+    try:
+        metadata = pa.ipc.open_file(pa.memory_map(str(path))).schema.metadata or {}
+    except (pa.ArrowInvalid, OSError):
+        return
+    if not {b"sha256", b"slices"} <= metadata.keys():
+        raise FileExistsError(errno.EEXIST, "a file of another program, move it away or name the index otherwise (--out)", str(path))
 
 
 def _sha256(path: Path) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from walt_pl.data.batch import DataError, JointBatch, SampleRef, SampleSource, collate
+from walt_pl.data.heartbeat import watch_wait
 from walt_pl.data.sampler import Sampler
 from walt_pl.data.workers import Answer, Workers
 
@@ -110,14 +111,15 @@ class JointLoader(BatchLoader):
         sampler: Yields the `SampleRef`s of this rank.
         num_workers: Worker processes. With 0, this process reads, and a decoder that crashes ends it.
         timeout: Seconds that a worker may spend on one file.
+        patience: Seconds without a sign of life after which a worker that reads no file is replaced.
     """
 
-    def __init__(self, source: SampleSource, sampler: Sampler, num_workers: int = 0, timeout: float = 60.0) -> None:
+    def __init__(self, source: SampleSource, sampler: Sampler, num_workers: int = 0, timeout: float = 60.0, patience: float = 60.0) -> None:
         super().__init__()
         # Not `sampler`: Lightning treats an object with that attribute as a torch DataLoader and looks for the rest.
         self._sampler = sampler
         self._source = source
-        self._workers = Workers(source, num_workers, timeout) if num_workers else None
+        self._workers = Workers(source, num_workers, timeout, patience) if num_workers else None
         self.endless = sampler.endless
 
     def __len__(self) -> int:
@@ -130,7 +132,17 @@ class JointLoader(BatchLoader):
             yield answer
 
     def _read(self, draws: Sequence[SampleRef]) -> Answer:
-        return collate([self._source[draw] for draw in draws])
+        reading = draws[:1]  # the one that is read now
+
+        def name() -> str:
+            return f"this process reads {self._source.replace_failed(reading[0], '').path} (data.num_workers is 0)"
+
+        samples = []
+        with watch_wait(name):
+            for draw in draws:
+                reading = [draw]
+                samples.append(self._source[draw])
+        return collate(samples)
 
     def close(self) -> None:
         super().close()

@@ -8,9 +8,11 @@ no sample is left out and none comes twice. A reader that has finished its share
 A shard has no table of contents, so the state is the position of each reader: shard and sample. A resume with as many ranks and
 workers continues exactly there. With another number this is impossible, and new epochs begin. An index of the shards
 (`python -m walt_pl index`) adds exact resume on any number of ranks, buckets and a quarantine. It also adds starts within a clip,
-cached latents, and workers that are replaced. An index holds the place of every member; it needs a disk or a mounted bucket.
+cached latents, and files that are left out once they kill a worker. An index holds the place of every member; it needs a disk or a
+mounted bucket.
 """
 
+import contextlib
 import hashlib
 import json
 import tempfile
@@ -24,15 +26,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch.distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from webdataset.shardlists import expand_urls
 from webdataset.tariterators import tarfile_samples
 
 from walt_pl.data.batch import DataError, Kind, Sample, SampleRef, collate
 from walt_pl.data.index import IndexEntry
 from walt_pl.data.loader import BatchLoader
+from walt_pl.data.stream_watch import LostWorker, WorkerSigns, begin_again, watched
 from walt_pl.data.transforms import ClipTransform, PixelDataset
-from walt_pl.data.workers import Answer, end_with_training, forkserver
+from walt_pl.data.workers import Answer, forkserver
 from walt_pl.media.extensions import IMAGES, VIDEOS
 
 EPOCH = 1000
@@ -149,6 +151,8 @@ class StreamConfig:
     ranks: int
     num_workers: int
     """Processes of a rank. With 0, the training process is the one reader of the rank."""
+    patience: float = 60.0
+    """Seconds without a sign of life after which a worker is ended, and all begin again where they were."""
 
     @property
     def readers(self) -> int:
@@ -253,27 +257,32 @@ class StreamLoader(BatchLoader):
         return EPOCH
 
     def _answers(self) -> Generator[Answer, None, None]:
+        workers, deaths = self._reading.num_workers, 0
+        while True:
+            with contextlib.closing(watched(self._loader(), self._reading.patience)) as batches:
+                try:
+                    for reader, places, answer in batches:
+                        self._places[reader] = places
+                        self._turn = (self._turn + 1) % max(1, workers)
+                        deaths = 0
+                        yield answer
+                    return
+                except LostWorker as lost:
+                    deaths += 1
+                    begin_again(lost, deaths)
+
+    def _loader(self) -> DataLoader[Any]:
+        """Return a loader that begins at the present positions."""
         workers = self._reading.num_workers
-        loader: DataLoader[Any] = DataLoader(
+        return DataLoader(
             _Stream(self._reading, self._places, self._turn),
             batch_size=None,
             collate_fn=_as_it_is,
             num_workers=workers,
             multiprocessing_context=forkserver() if workers else None,
-            worker_init_fn=end_with_training,
+            worker_init_fn=WorkerSigns(workers),
             generator=torch.Generator(),  # its own: iterating draws a seed, which would change the state of the global one
         )
-        batches = iter(loader)
-        try:
-            for reader, places, answer in batches:
-                self._places[reader] = places
-                self._turn = (self._turn + 1) % max(1, workers)
-                yield answer
-        finally:
-            # The garbage collector would need five seconds for every worker that has read ahead: it removes the worker's queue
-            # before it stops the worker.
-            if isinstance(batches, _MultiProcessingDataLoaderIter):
-                batches._shutdown_workers()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the positions of the readers of all ranks. Every rank must call this, because it gathers over ranks."""

@@ -1,9 +1,9 @@
 """Processes that read batches ahead, and survive crashes and hangs of native decoders.
 
 torch's DataLoader ends with an error when a worker dies. It does not name the file, and it does not end a worker that hangs. Here
-every worker has a pipe of its own, and notes in shared memory the file that it reads and the start time. A worker that dies or
-takes too long is replaced, and its batches are read again. The training loop and the other workers are not affected. Batches
-travel as in torch's DataLoader: their tensors lie in shared memory.
+every worker has a pipe of its own. It notes in shared memory the file that it reads and the start time, and counts up its signs of
+life. A worker that dies, takes too long or gives no sign is replaced, and its batches are read again. The training loop and the other
+workers are not affected. Batches travel as in torch's DataLoader: their tensors lie in shared memory.
 """
 
 import contextlib
@@ -26,7 +26,8 @@ import torch
 import torch.multiprocessing  # registers the pickling of tensors for pipes
 
 from walt_pl.data.batch import DataError, JointBatch, Kind, ReadFailure, SampleRef, SampleSource, collate
-from walt_pl.processes import exit_reason
+from walt_pl.data.heartbeat import BEAT, Silence, give_signs, watch_wait
+from walt_pl.processes import exit_reason, is_stopped
 
 AHEAD = 2
 """Batches that each worker has before it: it reads one, and one waits."""
@@ -48,7 +49,12 @@ class _Worker:
     connection: "Connection[Any, Any]"
     reading: Any
     """Shared doubles: number of the batch, place in it (-1: no file is being read), start time on the monotonic clock."""
+    beats: Any
+    """Shared double: count of its signs of life."""
     tasks: deque[_Task] = field(default_factory=deque)
+    silence: Silence = field(default_factory=Silence)
+    reason: str = ""
+    """Why it was ended while this process waited."""
 
 
 class Workers:
@@ -61,12 +67,14 @@ class Workers:
         source: Reads the samples. It is pickled to every worker.
         count: Number of processes, at least 1. They start with the first batch.
         timeout: Seconds that one file may take.
+        patience: Seconds without a sign of life after which a worker that reads no file is replaced.
     """
 
-    def __init__(self, source: SampleSource, count: int, timeout: float = 60.0) -> None:
+    def __init__(self, source: SampleSource, count: int, timeout: float = 60.0, patience: float = 60.0) -> None:
         self._source = source
         self._count = count
         self._timeout = timeout
+        self._patience = patience
         self._workers: list[_Worker] = []
         self._asked = 0
         self._suspects: set[tuple[Kind, int]] = set()
@@ -95,11 +103,49 @@ class Workers:
                     self._asked += 1
             if wanted == self._asked:
                 return
-            self._take(ready, seconds=0)
-            while wanted not in ready:
-                self._take(ready, seconds=min(1.0, self._timeout))
+            self._await(wanted, ready)
             yield ready.pop(wanted)
             wanted += 1
+
+    def _await(self, wanted: int, ready: dict[int, Answer]) -> None:
+        """Receive answers until that of a batch is there."""
+        # Receiving may wait for a worker, too: it hands over the memory of the tensors.
+        with watch_wait(lambda: self._describe(wanted), self._end_lost, min(BEAT, self._timeout / 2, self._patience / 2)):
+            self._take(ready, seconds=0)
+            while wanted not in ready:
+                self._take(ready, seconds=1.0)
+
+    def _end_lost(self, seconds: float) -> None:
+        """End workers that take too long for a file, or that give no sign of life between files. Then their pipes break.
+
+        Args:
+            seconds: Seconds since the last call.
+        """
+        for worker in list(self._workers):
+            _, place, since = worker.reading
+            silent = worker.silence.hear(worker.beats[0], seconds)
+            if not worker.tasks or worker.reason:
+                continue
+            if place >= 0 and time.monotonic() - since > self._timeout:
+                worker.reason = f"still being read after {self._timeout:g} seconds"
+            elif place < 0 and silent > worker.silence.limit(self._patience):
+                worker.reason = f"process {worker.process.pid} gave no sign of life for {silent:.0f} seconds"
+            if worker.reason:
+                worker.process.kill()
+
+    def _describe(self, wanted: int) -> str:
+        """Return which worker has the batch, and what it does since when."""
+        for number, worker in enumerate(list(self._workers)):
+            tasks = {task.number: task for task in list(worker.tasks)}
+            if wanted in tasks:
+                batch, place, since = worker.reading
+                does, draws = "it reads no file", tasks[int(batch)].draws if int(batch) in tasks else ()
+                if place >= 0 and int(place) < len(draws):
+                    path = self._source.replace_failed(draws[int(place)], "").path
+                    does = f"it reads {path}, for {time.monotonic() - since:.0f} seconds (data.timeout is {self._timeout:g})"
+                state = " and is stopped" if is_stopped(worker.process.pid) else ""
+                return f"batch {wanted} of worker {number}, process {worker.process.pid}{state}; {does}"
+        return f"batch {wanted}"
 
     def close(self) -> None:
         """End the processes. Reading again starts new ones."""
@@ -110,11 +156,11 @@ class Workers:
     def _start(self) -> _Worker:
         context = forkserver()
         ours, theirs = context.Pipe()
-        reading = context.RawArray("d", [0, -1, 0])
-        process = context.Process(target=_serve, args=(self._source, theirs, reading), daemon=True)
+        reading, beats = context.RawArray("d", [0, -1, 0]), context.RawArray("d", [0])
+        process = context.Process(target=_serve, args=(self._source, theirs, reading, beats), daemon=True)
         process.start()
         theirs.close()
-        return _Worker(process, ours, reading)
+        return _Worker(process, ours, reading, beats)
 
     def _give(self, worker: _Worker, task: _Task) -> None:
         worker.tasks.append(task)
@@ -125,7 +171,7 @@ class Workers:
             worker.connection.send((task.number, task.draws, given_up))
 
     def _take(self, ready: dict[int, Answer], seconds: float) -> None:
-        """Receive the answers that arrive within some seconds, and replace workers that died or hang."""
+        """Receive the answers that arrive within some seconds, and replace workers that have ended."""
         busy: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers if worker.tasks}
         for connection in wait(list(busy), seconds):
             worker = busy[connection]
@@ -133,7 +179,7 @@ class Workers:
                 number, answer = worker.connection.recv()
             # Also OSError: the tensors come from a process that may have died since.
             except (EOFError, OSError):
-                self._replace(worker, "")
+                self._replace(worker, worker.reason)
                 continue
             task = worker.tasks.popleft()
             assert task.number == number
@@ -143,13 +189,9 @@ class Workers:
             if isinstance(answer, str):
                 raise DataError(answer)
             ready[number] = answer
-        for worker in list(self._workers):
-            _, place, since = worker.reading
-            if worker.tasks and place >= 0 and time.monotonic() - since > self._timeout:
-                self._replace(worker, f"still being read after {self._timeout:g} seconds")
 
     def _replace(self, worker: _Worker, reason: str) -> None:
-        """Start a new worker in place of one that hangs (for a reason) or has died, and hand it the old worker's batches."""
+        """Start a new worker in place of one that was ended (for a reason) or has died, and hand it the old worker's batches."""
         _end(worker)
         number, place = (int(value) for value in worker.reading[:2])
         reason = reason or f"its worker was killed by {exit_reason(worker.process.exitcode)}"
@@ -212,8 +254,9 @@ def end_with_training(worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _serve(source: SampleSource, connection: "Connection[Any, Any]", reading: Any) -> None:
+def _serve(source: SampleSource, connection: "Connection[Any, Any]", reading: Any, beats: Any) -> None:
     """Read the batches that arrive, until the pipe is closed: the main loop of a worker."""
+    give_signs(beats)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
     while True:

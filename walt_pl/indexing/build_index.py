@@ -23,10 +23,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from walt_pl.data.index import SCHEMA, MediaKey, class_names, media_keys, read_table, write_table
 from walt_pl.data.quarantine import Quarantine, finding_of
-from walt_pl.files import write_whole
+from walt_pl.files import remove_left_overs, write_whole
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing
 from walt_pl.indexing.probe_file import MediaFacts, MediaFile, probe_media_file, stat_media_file
+from walt_pl.lock import hold_lock, lock_beside
 from walt_pl.media.max_pixels import MAX_PIXELS
 
 _MEASURED = [column.name for column in fields(MediaFacts) if column.name in SCHEMA.names]
@@ -79,9 +80,9 @@ class BuildReport:
 def build_index(listing: SourceListing | None, out: Path, options: IndexOptions = IndexOptions()) -> BuildReport:
     """Write the index `out` of the items that a source lists and of the rows that `out` has already.
 
-    Without a source, only the latter. A file is not decoded again if its size and time of change are those of its row. A file that cannot
-    be decoded keeps its row (with its known facts, or zeros) and goes on the quarantine list. A file that is found well leaves the list.
-    Rows of a split and kind are sorted by path.
+    Without a source, only the latter. A second process that writes this index waits for the first, and adds its rows. A file is not
+    decoded again if its size and time of change are those of its row. A file that cannot be decoded keeps its row (with its known facts,
+    or zeros) and goes on the quarantine list. A file that is found well leaves the list. Rows of a split and kind are sorted by path.
 
     Args:
         listing: The listed source, or None.
@@ -95,6 +96,13 @@ def build_index(listing: SourceListing | None, out: Path, options: IndexOptions 
     if out.suffix != ".parquet":
         raise ValueError(f"--out must end in .parquet, got {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
+    with hold_lock(lock_beside(out), work=f"index {out}"):
+        for name in (out, out.with_suffix(".arrow"), out.with_suffix(".classes.txt")):
+            remove_left_overs(name)
+        return _build(listing, out, options)
+
+
+def _build(listing: SourceListing | None, out: Path, options: IndexOptions) -> BuildReport:
     old = read_table(out) if out.exists() else SCHEMA.empty_table()
     known = _read_facts(old)
     items, notes = _name_items(listing.items if listing else [], out)
@@ -185,7 +193,10 @@ def _examine(wanted: dict[MediaKey, MediaFile], out: Path, options: IndexOptions
         for of in pieces.values()
     ]
     workers, done = min(options.workers, len(jobs)), len({place.whole for place in wanted}) - len(jobs)
-    with progress(f"examining {len(jobs) + done} files for {out}", len(jobs) + done, done) as advance, _journal(out).open("a") as journal:
+    with (
+        progress(f"examining {len(jobs) + done} files for {out}", len(jobs) + done, done) as advance,
+        _open_journal(out) as journal,
+    ):
         for medium, facts in run_isolated(probe_media_file, jobs, workers, lambda medium: limit(medium, options.seconds), _without_decord):
             places = pieces[medium.file, medium.offset]
             if isinstance(facts, LostJob):
@@ -234,6 +245,11 @@ def _describe_change(facts: MediaFacts, medium: MediaFile) -> str:
 
 def _journal(out: Path) -> Path:
     return out.with_name(f".{out.name}.journal")
+
+
+def _open_journal(out: Path) -> TextIO:
+    """Open the journal to append to it, if it is no link to another file."""
+    return os.fdopen(os.open(_journal(out), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "a")
 
 
 def _note(journal: TextIO, place: MediaKey, facts: MediaFacts) -> None:

@@ -8,6 +8,7 @@ for each finding. For an experiment, `NAME.EXPERIMENT.csv` has a row for each cl
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,12 @@ from walt_pl.data.batch import Kind
 from walt_pl.data.index import KINDS, Index, IndexEntries, MediaKey, media_keys, read_table
 from walt_pl.data.quarantine import FINDINGS, Quarantine, finding_of
 from walt_pl.data.selection import QUARANTINED, REASONS, USED, Bucket, Selection
-from walt_pl.files import whole_file
+from walt_pl.files import read_start, whole_file
 from walt_pl.indexing.build_index import BuildReport, IndexOptions, limit, progress
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 from walt_pl.indexing.listing import SourceListing
 from walt_pl.indexing.probe_file import MediaFile, digest, stat_media_file
+from walt_pl.lock import hold_lock, lock_beside
 
 SHORT = 17
 """Frames below which a clip counts as short, where no experiment says how many it needs."""
@@ -66,6 +68,11 @@ def diagnose(index: Path, options: IndexOptions, changed: Mapping[MediaKey, str]
     Raises:
         ValueError: The index cannot be read.
     """
+    with hold_lock(lock_beside(index), work=f"index {index}"):
+        return _diagnose(index, options, changed)
+
+
+def _diagnose(index: Path, options: IndexOptions, changed: Mapping[MediaKey, str]) -> list[Finding]:
     table = read_table(index)
     quarantine = Quarantine.beside(index)
     copies = _copies(table, quarantine, index, options)
@@ -194,7 +201,14 @@ def _list_used(index: Path, selections: Mapping[str, Mapping[Kind, Selection]], 
 
 
 def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Path:
-    """Write a CSV whole or not at all, and return its path."""
+    """Write a CSV whole or not at all, and return its path.
+
+    Raises:
+        ValueError: There is a file of this name that is no such table.
+    """
+    beginning = ",".join([*MediaKey._fields, "split", "kind"]).encode()
+    if os.path.lexists(path) and not (path.is_file() and read_start(path, len(beginning)) == beginning):
+        raise ValueError(f"{path} is no table of this program and is not replaced: move it away, or name the index otherwise (--out)")
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(columns)

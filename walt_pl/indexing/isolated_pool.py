@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -15,13 +16,17 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
-from walt_pl.processes import exit_reason
+from walt_pl.processes import exit_reason, is_stopped
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 # No real file needs so much. A damaged header may ask for more memory than the machine has.
 _MEMORY = 8 << 30
+START = 300.0
+"""Seconds until a process answers for the first time, after its imports; then another one is started."""
+_STARTS = 3
+_STOPPED = "stopped"
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class LostJob:
     """The outcome of a job whose process was killed by this pool or by the system."""
 
     finding: str
-    """"hang" or "crash"."""
+    """"hang" or "crash"; "stopped" inside this module: the process was stopped by a signal, and the job is not to blame."""
     reason: str
     """The reason in words, without the finding."""
 
@@ -75,6 +80,10 @@ def run_isolated(
                 if isinstance(outcome, LostJob):
                     pool[pool.index(worker)] = _Worker(function)
                     worker.end()
+                    if outcome.finding == _STOPPED:
+                        warnings.warn(f"{outcome.reason}: another one takes its file", stacklevel=2)
+                        again.append(job)
+                        continue
                     if (other := retry(job)) is not None:
                         again.append(other)
                         continue
@@ -88,15 +97,35 @@ class _Worker(Generic[Job, Result]):
     """One process, and its present job."""
 
     def __init__(self, function: Callable[[Job], Result]) -> None:
-        # spawn, because native decoders do not survive a fork.
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, function), daemon=True)
-        self._process.start()
-        theirs.close()
+        self._function = function
         self._started = False
         self._job: Job | None = None
         self.deadline = math.inf
+        self._start()
+
+    def _start(self) -> None:
+        # spawn, because native decoders do not survive a fork.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._function), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def _await_start(self) -> None:
+        """Wait until the process has imported what it needs, and replace one that never does."""
+        for _ in range(_STARTS):
+            if self.connection.poll(START):
+                break
+            warnings.warn(f"process {self._process.pid} did not begin within {START:.0f} seconds: another one is started", stacklevel=4)
+            self.end()
+            self._start()
+        else:
+            raise RuntimeError(f"{_STARTS} worker processes in a row did not begin: is the machine out of memory?")
+        try:
+            self.connection.recv()  # the time limit of a job must not include the imports
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(f"a worker process ended before it began ({exit_reason(self._process.exitcode)})") from None
 
     @property
     def free(self) -> bool:
@@ -104,11 +133,7 @@ class _Worker(Generic[Job, Result]):
 
     def give(self, job: Job, seconds: float) -> None:
         if not self._started:
-            try:
-                self.connection.recv()  # the time limit of a job must not include the imports
-            except EOFError:
-                self._process.join()
-                raise RuntimeError(f"a worker process ended before it began ({exit_reason(self._process.exitcode)})") from None
+            self._await_start()
             self._started = True
         self._job = job
         with suppress(BrokenPipeError):  # it died after its last answer; `outcome` notices that
@@ -133,6 +158,8 @@ class _Worker(Generic[Job, Result]):
                 raise outcome
             return outcome
         if time.monotonic() > self.deadline:
+            if is_stopped(self._process.pid):
+                return LostJob(_STOPPED, f"process {self._process.pid} was stopped by a signal")
             return LostJob("hang", f"not decoded within {self._seconds:.0f} seconds")
         return None
 

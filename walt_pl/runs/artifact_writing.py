@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from walt_pl.files import file_sha256, is_temporary_of, replace_folder, sync, write_whole
+from walt_pl.lock import hold_lock, lock_beside
 from walt_pl.runs.artifact import COMPONENTS
 from walt_pl.runs.card import (
     CARD,
@@ -87,8 +88,6 @@ def save_artifact(
         OSError: the disk is full (the message says what is needed and what is free), or cannot be written.
     """
     folder = Path(folder).resolve()
-    restore(folder)
-    check_replaceable(folder)
     components, weights = _to_plain(models)
     small = {CONFIG: _config_text(components, sampling_config), TRAIN: train_config.encode(), **_check_extra(files or {})}
     found = non_finite_weights(weights) or non_finite_entry(card)
@@ -98,18 +97,30 @@ def save_artifact(
     _check_readable(folder, described, small)
     needed = sum(tensor.nbytes for tensor in weights.values()) + sum(map(len, small.values()))
 
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with hold_lock(lock_beside(folder), work=f"artifact {folder}"):
+            restore(folder)
+            check_replaceable(folder)
+            return _replace(folder, weights, small, described)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _disk_full_error(error.errno, folder, needed) from error
+        raise
+
+
+def _replace(folder: Path, weights: dict[str, Tensor], small: Mapping[str, bytes], described: dict[str, Any]) -> str:
+    """Write the new artifact beside the older one, and put it into its place."""
     new = new_folder(folder)
     _remove(new)
     _remove(old_folder(folder))
     try:
-        new.mkdir(parents=True)
+        new.mkdir()
         digest = _write(new, weights, small, described)
         replace_folder(new, folder, old_folder(folder))
         _remove(old_folder(folder))
-    except BaseException as error:
+    except BaseException:
         _remove(new)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise _disk_full_error(error.errno, folder, needed) from error
         raise
     return digest
 
@@ -240,8 +251,10 @@ def _save_weights(path: Path, weights: dict[str, Tensor]) -> None:
 def _remove(folder: Path) -> None:
     """Remove the files of an artifact, and the folder unless something else lies in it."""
     with contextlib.suppress(OSError):
-        for path in (*(folder / name for name in OWN), *(path for path in folder.iterdir() if is_temporary_of(path.name, CARD))):
-            path.unlink(missing_ok=True)
+        (folder / CARD).unlink(missing_ok=True)  # first: a part never counts as an artifact
+        for path in list(folder.iterdir()):
+            if path.name in OWN or any(is_temporary_of(path.name, name) for name in OWN):
+                path.unlink(missing_ok=True)
         folder.rmdir()
 
 

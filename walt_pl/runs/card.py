@@ -159,7 +159,7 @@ def check_replaceable(folder: str | Path) -> None:
     """
     folder = Path(folder).resolve()
     for left in (new_folder(folder), old_folder(folder)):
-        _check_own(left, card_left_over=True)
+        _check_own(left, left_over=True)
     _check_own(folder)
     if not folder.exists() or not any(folder.iterdir()):
         return
@@ -175,7 +175,7 @@ def check_replaceable(folder: str | Path) -> None:
             raise ArtifactError(f"{folder} is not replaced, {path.name} is not the file that its card lists ({problem}): move it away")
 
 
-def _check_own(folder: Path, card_left_over: bool = False) -> None:
+def _check_own(folder: Path, left_over: bool = False) -> None:
     """Refuse a folder that holds anything but plain files with the names of an artifact's files.
 
     Raises:
@@ -186,8 +186,11 @@ def _check_own(folder: Path, card_left_over: bool = False) -> None:
     if folder.is_symlink() or not folder.is_dir():
         raise ArtifactError(f"{folder} is {kind_of_entry(folder)}; an artifact is a folder: move it away")
     for path in sorted(folder.iterdir()):
-        found = kind_of_entry(path)
-        own = path.name in OWN or (card_left_over and is_temporary_of(path.name, CARD))
+        try:
+            found = kind_of_entry(path)
+        except FileNotFoundError:
+            continue  # another process has removed it
+        own = path.name in OWN or (left_over and any(is_temporary_of(path.name, name) for name in OWN))
         if not own or found != "a file":
             raise ArtifactError(
                 f"{folder} holds {path.name} ({found}), which is no file of an artifact, and the folder would be replaced: move "

@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from walt_pl.files import file_sha256, write_whole
+from walt_pl.files import file_sha256, remove_left_overs, write_whole
+from walt_pl.lock import Holder, hold_lock, now
 from walt_pl.plain_records import shown
 from walt_pl.runs.card import CARD, TRAIN, check_replaceable, file_problem, new_folder, old_folder, read_card, restore
 from walt_pl.runs.experiment_files import EXPERIMENTS, as_typed, find_experiment, is_installed
-from walt_pl.runs.lock import Holder, LockedManifest, hold_lock, now
 from walt_pl.runs.manifest_records import ArtifactRecord, FileRecord, StageRecord, TrainingRecord
-from walt_pl.runs.stage_names import ManifestError, in_order, kind_of, parents_of
+from walt_pl.runs.stage_names import LockedManifest, ManifestError, in_order, kind_of, parents_of
 from walt_pl.runs.stop_record import StopRecord
 from walt_pl.untrusted import UntrustedError, read_json
 
@@ -277,7 +277,7 @@ class Manifest:
         # An artifact of another run is not trained again from here, and may be a stranger's.
         kept = (folder if folder.resolve().is_relative_to(self.run_dir.resolve()) else own) / TRAIN
         starts = (self.run_dir / "training" / stage / "logs").glob("version_*/config.yaml")
-        last = max(starts, key=lambda path: path.lstat().st_mtime_ns, default=kept)
+        last = max(starts, key=lambda path: (len(path.parent.name), path.parent.name), default=kept)  # clocks may be set back
         return kept if kept.is_file() else last
 
     def problems(self, stage: str, fresh: bool = False) -> list[str]:
@@ -366,7 +366,8 @@ class Manifest:
     @contextlib.contextmanager
     def _edit(self) -> Iterator[dict[str, StageRecord]]:
         """Yield the stages under the lock, and write them back at the end of the context."""
-        with hold_lock(self.run_dir / "manifest.lock"):
+        with hold_lock(self.run_dir / "manifest.lock", refusal=LockedManifest):
+            remove_left_overs(self.path)
             stages = self.stages()
             yield stages
             plain = {name: dataclasses.asdict(stages[name]) for name in in_order(stages)}

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from walt_pl.lock import Holder
 from walt_pl.plain_records import build_record, check_range, check_sha256, check_time, shown
 from walt_pl.runs.card import OWN
 from walt_pl.runs.card_entries import MAX_WEIGHTS_BYTES
-from walt_pl.runs.lock import Holder
 from walt_pl.runs.stage_names import kind_of
 from walt_pl.runs.stop_record import StopRecord
 from walt_pl.untrusted import UntrustedError

@@ -20,6 +20,10 @@ class ManifestError(ValueError):
     """A run cannot be used in its present state. The message is one sentence that ends with what to type."""
 
 
+class LockedManifest(ManifestError):
+    """Another process holds the lock of the manifest, or trains the stage."""
+
+
 def _rank(stage: str) -> int:
     for rank, (pattern, *_) in enumerate(STAGES):
         if re.fullmatch(pattern, stage):

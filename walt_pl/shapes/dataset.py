@@ -12,8 +12,8 @@ import json
 import math
 import multiprocessing
 import os
-import shutil
 import signal
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -29,8 +29,10 @@ from rich.progress import track
 
 from walt_pl.data.index import write_index
 from walt_pl.files import write_whole
+from walt_pl.lock import hold_lock, lock_beside
 from walt_pl.media.types import Frames
 from walt_pl.media.writing import write_image, write_video
+from walt_pl.removal import describe_left, remove_own
 from walt_pl.untrusted import read_json
 
 Array = NDArray[np.float32]
@@ -281,9 +283,11 @@ def write_set(out: Path, videos: int = 2000, images: int = 1000, validation: int
         raise ValueError(f"{out}: wanted at least 1 video and 3 validation videos and no negative number, got {found}")
     index = out / "index.parquet"
     jobs = _jobs(videos, images, validation, seed)
-    _clear(out, {"set": "shapes", "format": _FORMAT, "seed": seed})
-    if not _is_whole(index, jobs):
-        write_index(_paint_files(out, jobs), index)
+    out.mkdir(parents=True, exist_ok=True)
+    with hold_lock(lock_beside(index), work=f"index {index}"):
+        _clear(out, {"set": "shapes", "format": _FORMAT, "seed": seed})
+        if not _is_whole(index, jobs):
+            write_index(_paint_files(out, jobs), index)
     return index
 
 
@@ -313,15 +317,28 @@ def _clear(out: Path, recipe: dict[str, object]) -> None:
         ValueError: `out` holds files that are not of the set.
     """
     note = out / "recipe.json"
-    if not note.exists():
-        if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
-            raise ValueError(f"{out}: holds files that are not of the set shapes; give an empty folder with --out")
-    elif read_json(note) != recipe:
-        (out / "index.parquet").unlink(missing_ok=True)
-        for split in _SPLITS:
-            shutil.rmtree(out / split, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        before = read_json(note)
+    except FileNotFoundError:
+        if any(not path.name.startswith(".") for path in out.iterdir()):
+            raise ValueError(f"{out}: holds files that are not of the set shapes; give an empty folder with --out") from None
+    else:
+        if not isinstance(before, dict) or before.get("set") != "shapes":
+            raise ValueError(f"{note} is not that of the set shapes; give an empty folder with --out")
+        if before != recipe and (left := [path for path in remove_set(out) if path.parent != out]):
+            warnings.warn(f"not of the set shapes, and left: {describe_left(left)}", stacklevel=3)
     write_whole(note, json.dumps(recipe).encode())
+
+
+def remove_set(out: Path) -> list[Path]:
+    """Remove a set: its painted files, its index and the note of its recipe.
+
+    Returns:
+        The entries that are not of the set, and stay.
+    """
+    painted = rf"({'|'.join(_SPLITS)})/(videos|images)/\d{{5,}}\.(mp4|png|jpg)"
+    lock = lock_beside(out / "index.parquet")  # this process holds it
+    return [path for path in remove_own(out, [painted, r"index\.(parquet|arrow)", r"recipe\.json"]) if path.absolute() != lock]
 
 
 def _is_whole(index: Path, jobs: list[_Job]) -> bool:
@@ -330,10 +347,13 @@ def _is_whole(index: Path, jobs: list[_Job]) -> bool:
         table = pq.read_table(index, columns=["path", "bytes"])
     except (OSError, pa.ArrowInvalid):  # missing or damaged
         return False
+    painted = {job.path for job in jobs}
     whole = bool(table["path"].to_pylist() == [job.path for job in jobs])
     for name, size in zip(table["path"].to_pylist(), table["bytes"].to_pylist(), strict=True):
         path = index.parent / name
-        if not path.is_file() or path.stat().st_size != size:
+        if name not in painted:  # an index of other files, which may lie anywhere
+            whole = False
+        elif not path.is_file() or path.stat().st_size != size:
             path.unlink(missing_ok=True)
             whole = False
     return whole

@@ -17,6 +17,7 @@ import dataclasses
 import errno
 import hashlib
 import json
+import re
 import shutil
 import sys
 import time
@@ -36,7 +37,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from walt_pl.files import file_sha256, write_whole
+from walt_pl.files import file_sha256, remove_left_overs, write_whole
 from walt_pl.plain_records import build_record, check_range, check_sha256
 from walt_pl.runs.artifact import Artifact
 from walt_pl.text.pretrained_encoder import PretrainedTextEncoder, files_of
@@ -265,12 +266,10 @@ class FeatureCache:
             ) from error
 
     def remove_left_overs(self) -> None:
-        """Delete temporary files older than an hour: incomplete shards of processes that died."""
-        for path in self.folder.glob(".*.tmp"):
-            # Another process may be writing or deleting this file.
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - path.stat().st_mtime > 3600:
-                    path.unlink()
+        """Delete temporary files of processes that died: incomplete shards."""
+        for path in self.folder.glob(".*.safetensors.*.tmp"):
+            if re.fullmatch(r"\.[0-9a-f]{32}\.safetensors\.[\d.]+.*\.tmp", path.name):
+                remove_left_overs(self.folder / f"{path.name[1:33]}.safetensors")
 
 
 @lru_cache(maxsize=256)

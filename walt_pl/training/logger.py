@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-import shutil
+import re
+import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from tensorboard.compat.proto.summary_pb2 import Summary
+
+from walt_pl.removal import remove_own
 
 RETRY = 600.0
 """Seconds until the next try after a full disk. Each try opens a new file."""
@@ -45,9 +48,9 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
     def _remove_folder(self) -> None:
         """Remove the folder of this start if it has nothing but an event file of this process. Lightning opens one before `setup`."""
         folder = Path(self.log_dir)
-        ours = {self.NAME_HPARAMS_FILE, *(path.name for path in folder.glob(f"events.out.tfevents.*.{os.getpid()}.*"))}
-        if folder.is_dir() and {path.name for path in folder.iterdir()} <= ours:
-            shutil.rmtree(folder, ignore_errors=True)
+        # The name has host and process: containers with one folder may share the ids of processes.
+        ours = (re.escape(self.NAME_HPARAMS_FILE), rf"events\.out\.tfevents\.\d+\.{re.escape(socket.gethostname())}\.{os.getpid()}\.\d+")
+        if folder.is_dir() and all(re.fullmatch("|".join(ours), path.name) for path in folder.iterdir()) and not remove_own(folder, ours):
             for parent in (self.root_dir, self.save_dir):
                 with contextlib.suppress(OSError):  # it has other starts, or checkpoints
                     os.rmdir(parent)

@@ -1,7 +1,7 @@
 """Write checkpoints on schedule and on SIGTERM/SIGUSR1/SIGINT. A failed write warns; it never stops training."""
 
 import os
-import shutil
+import re
 import signal
 import time
 from collections.abc import Iterator, Mapping
@@ -18,6 +18,7 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from safetensors import SafetensorError
 
+from walt_pl.removal import describe_left, remove_own
 from walt_pl.runs.checkpoint import (
     CARD,
     PART,
@@ -34,6 +35,7 @@ from walt_pl.runs.checkpoint import (
 )
 from walt_pl.runs.checkpoint import steps as folders
 from walt_pl.runs.finite import NonFiniteError
+from walt_pl.runs.run_files import CHECKPOINT_FILES
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.strategies.shards import non_finite
 from walt_pl.training.strategies.zero import ZeROStrategy
@@ -179,7 +181,8 @@ class Checkpoints(callbacks.Checkpoint):
         Args:
             step: step at which this training starts.
         """
-        for path in [*folders(self.folder), *self.folder.glob(f"*{PART}")]:
+        parts = [path for path in self.folder.glob(f"step=*{PART}") if re.fullmatch(r"step=\d{8,}", path.stem)]
+        for path in [*folders(self.folder), *parts]:
             if path.suffix == PART or int(path.name[5:]) > step:
                 rank_zero_info(f"removing {path}: training starts at step {step}")
                 _remove(path)
@@ -418,4 +421,5 @@ def _remove(folder: Path) -> None:
         return
     # The card goes first: without it a partly removed folder never counts as complete.
     (folder / CARD).unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    if left := remove_own(folder, CHECKPOINT_FILES):
+        rank_zero_warn(f"{describe_left(left)} is no file of a checkpoint, and stays")

@@ -17,7 +17,7 @@ from walt_pl.runs.checkpoint import Checkpoint, recovery_hint
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.next_command import next_command
-from walt_pl.runs.stage_names import kind_of
+from walt_pl.runs.stage_names import ManifestError, kind_of
 from walt_pl.runs.stop_record import StopRecord
 from walt_pl.training.callbacks.checkpoints import Checkpoints, samples_seen
 from walt_pl.training.callbacks.ema import EMA
@@ -50,6 +50,22 @@ class ExportableStage(Protocol):
 
 DESCRIPTION = "export"
 """Key of a checkpoint: all content of an artifact beside the weights, in plain values."""
+
+
+def check_same_parents(manifest: Manifest, parents: Mapping[str, str]) -> None:
+    """Check that no parent was trained again since the start of the command: its new weights may have been loaded.
+
+    Raises:
+        ManifestError: a parent has other weights now.
+    """
+    stages = manifest.stages()
+    for parent, sha256 in parents.items():
+        done = stages[parent].artifact if parent in stages else None
+        if done is None or done.sha256 != sha256:
+            raise ManifestError(
+                f'stage "{parent}" was trained again while this stage started ({sha256[:12]} -> {done.sha256[:12] if done else "none"}): '
+                "type the same command again"
+            )
 
 
 class ExportArtifact(L.Callback):
@@ -94,7 +110,9 @@ class ExportArtifact(L.Callback):
         if trainer.is_global_zero:
             if self.rescue is not None:
                 check_replaceable(self.rescue)
-            Manifest.open(self.run).start(self.stage, self.parents)
+            manifest = Manifest.open(self.run)
+            check_same_parents(manifest, self.parents)
+            manifest.start(self.stage, self.parents)
         self._started = True
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

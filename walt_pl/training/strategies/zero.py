@@ -12,7 +12,6 @@ import argparse
 import atexit
 import importlib.util
 import io
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -30,7 +29,9 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 from torch.optim import Optimizer
 
+from walt_pl.removal import remove_own
 from walt_pl.runs.checkpoint import LATEST, TAG, CheckpointError, check_pickle, tensors_only
+from walt_pl.runs.run_files import RESHARDED_FILES
 from walt_pl.training.strategies.shards import trainable_parameters
 
 
@@ -262,7 +263,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         finally:
             self.barrier("loaded")
             if self.is_global_zero:
-                shutil.rmtree(universal)
+                remove_own(universal, RESHARDED_FILES)
 
 
 class ZeROPrecision(DeepSpeedPrecision):
@@ -302,14 +303,14 @@ def _put_together(shards: Path, universal: Path, names: set[str]) -> str | None:
         inject_missing_state=True,
     )
     try:
-        shutil.rmtree(universal, ignore_errors=True)
+        remove_own(universal, RESHARDED_FILES)  # of a start that was killed
         universal.mkdir()
         # DeepSpeed prints many lines and progress bars.
         with tensors_only(universal.parent), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             _check_names(shards, names)
             ds_to_universal.main(options)
     except Exception as error:  # any error is returned: the other ranks wait for the result
-        shutil.rmtree(universal, ignore_errors=True)
+        remove_own(universal, RESHARDED_FILES)
         return f"{type(error).__name__}: {error}"
     return None
 

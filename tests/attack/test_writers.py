@@ -1,0 +1,31 @@
+"""A tenth of the attacks on files that several processes write."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.attack import writers
+from walt_pl.lock import Holder
+
+
+def test_writers_under_attack_lose_nothing_and_are_always_whole(tmp_path: Path) -> None:
+    outcomes = list(writers.attack(Random(0), 0.1, tmp_path))
+    assert len(outcomes) >= len(writers.WRITERS) + 6
+    assert not [outcome for outcome in outcomes if outcome.verdict == "wrong"]
+
+
+@pytest.mark.parametrize("fault", writers.FAULT_NUMBERS)
+def test_write_whole_survives_every_fault_of_the_file_system(fault: str, tmp_path: Path) -> None:
+    outcome = writers.fail_at_each_call("write_whole", fault, tmp_path)
+    assert outcome.verdict == ("unharmed" if fault == "no os.link" else "refused"), outcome
+
+
+def test_attack_of_two_writers_notices_rows_that_are_lost(tmp_path: Path) -> None:
+    def torn(folder: Path) -> str:
+        return writers._manifest_has_all(folder)
+
+    outcome = writers.two_at_once("manifest", (writers._manifest, lambda folder: torn(folder) or "", None), tmp_path)
+    assert outcome.verdict == "unharmed" and Holder.here().alive()
+    (tmp_path / "manifest.json").unlink()
+    assert torn(tmp_path)

@@ -1,0 +1,42 @@
+"""Names of all files that this program writes into the folder of a run: only they are removed (`walt_pl.removal`)."""
+
+from walt_pl.runs.card import OWN
+from walt_pl.runs.stage_names import STAGES
+
+_STAGE = "(?:" + "|".join(pattern for pattern, *_ in STAGES) + ")"
+_ARTIFACT = "(?:" + "|".join(name.replace(".", r"\.") for name in OWN) + ")"
+
+CHECKPOINT_FILES = (
+    r"checkpoint\.json",
+    r"ema\.safetensors",
+    r"state\.ckpt",
+    r"state\.ckpt/latest",
+    r"state\.ckpt/checkpoint/[^/]+\.pt",
+    r"state\.ckpt\.resharded/.+",
+)
+"""Files of a checkpoint, by their paths in its folder (regular expressions)."""
+RESHARDED_FILES = (r"(checkpoint/)?latest[^/]*", r"checkpoint/([^/]+/)*[^/]+\.pt")
+"""Files of a checkpoint that is put together for another number of ranks."""
+_OF_A_RUN = (
+    r"manifest\.(json|lock)",
+    r"reconstructions\.(png|gif)",
+    rf"{_STAGE}/{_ARTIFACT}",
+    rf"\.{_STAGE}\.(new|old)/{_ARTIFACT}",
+    rf"\.{_STAGE}\.lock",
+    r"samples/clip(-\d+)?(_\d{3,})?\.(mp4|gif|png)",
+    r"samples/\.clip(-\d+)?\.mp4\.lock",
+    r"demo/(samples\.(png|gif)|(summary|seconds)\.json)",
+    r"cache/[^/]+/(videos|images)/(\d{5,}\.f16|meta\.json|items\.i64|\.lock)",
+    r"cache/text[^/]*/([^/]+\.(safetensors|json))",
+    r"cache/[^/]+\.json",
+    *(rf"training/{_STAGE}/checkpoints/step=\d{{8,}}(\.part)?/{name}" for name in CHECKPOINT_FILES),
+    rf"training/{_STAGE}/(progress\.json|tokenizer\.model|words\.txt|config(_\d+)?\.yaml)",
+    rf"training/{_STAGE}/incidents/step=\d{{8,}}\.json",
+    rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(config(_\d+)?\.yaml|hparams\.yaml|events\.out\.tfevents\.[^/]+)",
+)
+RUN_FILES = (
+    *_OF_A_RUN,
+    r"ablations/[^/]+/(parent\.txt|result\.json)",
+    *(rf"ablations/[^/]+/{name}" for name in _OF_A_RUN),
+)
+"""Files of a run, by their paths in its folder (regular expressions)."""
