@@ -50,7 +50,7 @@ def attack(random: Random, share: float, folder: Path) -> Iterator[Outcome]:
         yield from (_judge(name, found.get(f"media/{name}"), read[str(media / name)], name in HARMLESS) for name in sorted(chosen))
         for name in flipped:
             yield _judge(f"{name}: bits flipped", found.get(f"media/{name}"), read[str(media / name)], harmless=True)
-        members = write_hostile_shard(folder / "shard.tar", secret, port)
+        members = write_hostile_shard(folder / "shard.tar", [media / name for name in sorted(chosen)])
         shard = _index(str(folder / "shard.tar"), folder / "shard.parquet", environment)
         said = [reason for reason in shard.values() if reason]
         every = len(said) == len(members)

@@ -6,7 +6,7 @@ import shutil
 import struct
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -64,16 +64,13 @@ def write_hostile_media(folder: Path, secret: Path, port: int) -> list[str]:
     return [*files, "pipe.mp4", "pipe.png", "device.mp4", "loop.png", "nowhere.mkv"]
 
 
-def write_hostile_shard(path: Path, secret: Path, port: int) -> list[str]:
-    """Write a tar shard with some of the hostile files as members, and return their names."""
-    files = {**_images(), **_playlists(secret, port)}
-    names = [name for name in files if name not in HARMLESS]
+def write_hostile_shard(path: Path, files: Iterable[Path]) -> list[str]:
+    """Write a tar shard with the plain ones of some hostile files as members, and return their names."""
+    plain = [file for file in files if file.is_file() and file.name not in HARMLESS]
     with tarfile.open(path, "w") as shard:
-        for name in names:
-            member = tarfile.TarInfo(name)
-            member.size = len(files[name])
-            shard.addfile(member, io.BytesIO(files[name]))
-    return names
+        for file in plain:
+            shard.add(file, file.name)
+    return [file.name for file in plain]
 
 
 # ---- Images ------------------------------------------------------------------------------------------------------------
