@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.joint import JointData
 from stages.finetuning import init_from
 from walt_pl.blocks.compute import compute_dtype
+from walt_pl.cli.allowed_schemes import check_allowed_schemes, without_allowed_schemes
 from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
 from walt_pl.cli.fit_help import render_help, without_help
@@ -90,6 +91,7 @@ class WaltCLI(LightningCLI):
                 _say(f"config {found}: installed with the program; there is no {word} here", sys.stderr)
         self._configs = configs_of(words)
         check_renamed(words, self._configs)
+        check_allowed_schemes(words, self._configs)
         kwargs = {"default_config_files": extended_by_first_config(words), "exit_on_error": False}
         super().__init__(
             L.LightningModule,
@@ -377,7 +379,7 @@ class WaltCLI(LightningCLI):
             extra.append(TextProgress())
         kwargs["enable_progress_bar"] = False  # Lightning's has a bar for each epoch
         if self.subcommand == "fit" and not self.is_trial:
-            config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
+            config = self._parser(self.subcommand).dump(without_allowed_schemes(self.options), skip_validation=True)
             again = resume_command(self._words)
             extra.append(ProgressFile(self.work, Path(self.options.checkpoint.dirpath), again))
             extra.append(SaveConfig(config))
