@@ -30,7 +30,7 @@ from walt_pl.cli.resume_checks import check_resumed
 from walt_pl.cli.resume_command import resume_command
 from walt_pl.cli.train_longer import START_OVER, FinishedTraining, Limits, is_past
 from walt_pl.cli.trainer_checks import check_trainer
-from walt_pl.data.index import check_index_file
+from walt_pl.data.index_table import check_index_file
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import STATE, Checkpoint
 from walt_pl.runs.manifest import Manifest

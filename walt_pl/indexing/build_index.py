@@ -21,7 +21,9 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from walt_pl.data.index import SCHEMA, MediaKey, class_names, media_keys, read_table, write_table
+from walt_pl.data.index import MediaKey, class_names, media_keys, write_table
+from walt_pl.data.index_arrow import check_index
+from walt_pl.data.index_table import SCHEMA, read_table
 from walt_pl.data.quarantine import Quarantine, finding_of
 from walt_pl.files import write_whole
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
@@ -109,8 +111,10 @@ def build_index(listing: SourceListing | None, out: Path, options: IndexOptions 
     numbers = _numbers(listing, out)
     table = _sort_rows(_table(old, items, facts, numbers, options))
     quarantine.write()
-    if not table.equals(old.cast(table.schema)) or not out.with_suffix(".arrow").exists():
+    if not out.exists() or not table.equals(old.cast(table.schema)):
         write_table(table, out)
+    else:  # writing equal rows again could change the bytes, and with them the identity of the data
+        check_index(out)
     _journal(out).unlink(missing_ok=True)
     added = len(items) - sum(place in known for place, _ in items)
     files = len({place.whole for place in wanted})
