@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
@@ -238,9 +241,8 @@ def test_write_set_same_seed_gives_the_same_bytes_and_repairs_damage(written: Pa
     write_set(again.parent, videos=14, images=18, validation=12)
     assert content(again.parent) == wanted
     write_set(again.parent, videos=2, images=2, validation=3, seed=1)
-    assert (
-        len(content(again.parent)) == 2 + 2 + 3 + 1 + 4
-    )  # with index (Parquet, Arrow, hashes) and recipe: nothing of the old seed is left
+    # With the index (Parquet, Arrow, hashes) and the recipe; nothing of the old seed is left.
+    assert len(content(again.parent)) == 2 + 2 + 3 + 1 + 4
 
 
 def test_write_set_refuses_a_foreign_folder(tmp_path: Path) -> None:
