@@ -14,7 +14,8 @@ import pytest
 from braceexpand import braceexpand
 
 from tests.helpers.sources import shard
-from walt_pl.data.shard_urls import MAX_NAMES, _count, expand_urls, open_shard
+from walt_pl.data.shard_urls import _count, expand_urls, open_shard
+from walt_pl.data.tar_members import MAX_NAMES
 from walt_pl.data.webdataset_loader import ShardStream, StreamPosition
 
 

@@ -28,7 +28,7 @@ from walt_pl.data.index_table import DEFAULTS, KINDS, LARGE, SCHEMA, conform, so
 from walt_pl.files import whole_file
 from walt_pl.untrusted import read_bytes
 
-MAX_CLASSES_BYTES = 16 << 20
+MAX_CLASSES_BYTES = 64 << 20
 """Bytes of NAME.classes.txt."""
 
 

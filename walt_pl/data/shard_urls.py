@@ -17,8 +17,8 @@ from braceexpand import braceexpand
 from webdataset.gopen import gopen_schemes, rewrite_url
 from webdataset.shardlists import envsubst
 
-MAX_NAMES = 1_000_000
-"""Names that one pattern may stand for; at 1 GB a shard they are a petabyte."""
+from walt_pl.data.tar_members import MAX_NAMES
+
 _MAX_PATTERN = 65_536
 """Characters of a pattern."""
 _MAX_NESTED = 20

@@ -14,6 +14,8 @@ MAX_MEMBER_BYTES = 1 << 40
 """Bytes of a member."""
 MAX_NAME = 1000
 """Characters of the name of a class or a split."""
+MAX_NAMES = 1_000_000
+"""Shards that one pattern may stand for; at 1 GB a shard they are a petabyte."""
 LABELS = range(-(2**31), 2**31)
 """Numbers that the index's column `label` holds."""
 _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)

@@ -6,9 +6,11 @@ written.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,10 +27,12 @@ from walt_pl.data.index import MediaKey, class_names, media_keys, write_table
 from walt_pl.data.index_arrow import check_index
 from walt_pl.data.index_table import SCHEMA, read_table
 from walt_pl.data.quarantine import Quarantine, finding_of
+from walt_pl.data.tar_members import MAX_TEXT_BYTES
 from walt_pl.files import write_whole
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing
 from walt_pl.indexing.probe_file import MediaFacts, MediaFile, probe_media_file, stat_media_file
+from walt_pl.untrusted import parse_json
 
 _MEASURED = [column.name for column in fields(MediaFacts) if column.name in SCHEMA.names]
 
@@ -181,7 +185,7 @@ def _examine(wanted: dict[MediaKey, MediaFile], out: Path, options: IndexOptions
         return found
     jobs = [replace(wanted[of[0]], pieces=tuple((place.begin, place.end) for place in of)) for of in pieces.values()]
     workers, done = min(options.workers, len(jobs)), len({place.whole for place in wanted}) - len(jobs)
-    with progress(f"examining {len(jobs) + done} files for {out}", len(jobs) + done, done) as advance, _journal(out).open("a") as journal:
+    with progress(f"examining {len(jobs) + done} files for {out}", len(jobs) + done, done) as advance, _open_journal(out) as journal:
         for medium, facts in run_isolated(probe_media_file, jobs, workers, lambda medium: limit(medium, options.seconds), _without_decord):
             places = pieces[medium.file, medium.offset]
             if isinstance(facts, LostJob):
@@ -237,17 +241,51 @@ def _note(journal: TextIO, place: MediaKey, facts: MediaFacts) -> None:
     journal.flush()
 
 
+def _open_journal(out: Path) -> TextIO:
+    """Open the journal to append to it. A link is not followed: it may lead to any file.
+
+    Raises:
+        ValueError: It is no plain file.
+    """
+    path = _journal(out)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        raise ValueError(f"{path} is not a plain file; remove it") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError(f"{path} is not a plain file; remove it")
+    return os.fdopen(handle, "a", encoding="utf-8")
+
+
 def _read_journal(out: Path) -> Iterator[tuple[MediaKey, MediaFacts]]:
     path = _journal(out)
-    if not path.exists():
+    if path.is_symlink() or not path.is_file():
         return
-    with path.open() as lines:
-        for line in lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        while line := lines.readline(MAX_TEXT_BYTES):
             try:
-                place, facts = json.loads(line)
-                yield MediaKey(*place), MediaFacts(*facts)
+                place, facts = parse_json(line, "the journal")
+                found = MediaKey(*place), MediaFacts(*facts)
             except (ValueError, TypeError):  # a line that a crash cut off
                 continue
+            if _is_sound(found[0], MediaKey("")) and _is_sound(found[1], MediaFacts(0, 0)):
+                yield found
+
+
+def _is_sound(found: MediaKey | MediaFacts, like: MediaKey | MediaFacts) -> bool:
+    """Return whether the values of a line of the journal are those of an index."""
+    if isinstance(found, MediaFacts) and not all(type(n) is int and n < 2**31 for n in (found.frames, found.width, found.height)):
+        return False
+    values = [tuple(one) if isinstance(one, MediaKey) else astuple(one) for one in (found, like)]
+    return all(
+        isinstance(value, (int, float) if type(wanted) is float else type(wanted))
+        and (type(value) is bool) == (type(wanted) is bool)
+        and (isinstance(value, str) or -1 <= value < 2**63)
+        for value, wanted in zip(*values, strict=True)
+    )
 
 
 def _accept(found: MediaFacts, before: MediaFacts | None, place: MediaKey, quarantine: Quarantine) -> MediaFacts:
@@ -323,5 +361,5 @@ def _sort_rows(table: pa.Table) -> pa.Table:
 def _split(item: SourceItem, options: IndexOptions) -> str:
     split = item.split or options.split or "train"
     name = item.family or os.path.basename(item.file)
-    draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    draw = int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
     return "val" if split == "train" and draw < options.val else split
