@@ -60,8 +60,9 @@ def test_list_source_of_a_deep_folder_ends(tmp_path: Path) -> None:
     os.close(handle)
     touch(tmp_path, "good.png")
     try:
-        with pytest.warns(UserWarning, match="is left out: .*File name too long"):
-            assert [Path(item.file).name for item in list_source(str(tmp_path)).items] == ["good.png"]
+        listing = list_source(str(tmp_path))
+        assert [Path(item.file).name for item in listing.items] == ["good.png"]
+        assert listing.notes == ["left out, neither video nor image: 1 without an ending"]
     finally:
         subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)  # too deep for shutil
 

@@ -162,12 +162,12 @@ def _walk(source: Path) -> Iterator[Path]:
             seen.add((state.st_dev, state.st_ino))
             found = list(os.scandir(folder))
         except OSError as error:
-            warnings.warn(f"{folder} is left out: {error}", stacklevel=2)
+            warnings.warn(f"{str(folder)[:200]} is left out: {error}", stacklevel=2)
             continue
         for entry in found:
             if not entry.name.startswith("."):
                 path = Path(entry.path)
-                if path.is_dir():  # not `entry.is_dir`, which raises at a link to itself
+                if os.path.isdir(path):  # others raise at a link to itself, and at a path that is too long
                     folders.append(path)
                 else:
                     yield path
