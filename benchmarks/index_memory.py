@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from walt_pl.data.index import SCHEMA, Index, IndexEntries, write_table
+from walt_pl.data.index import Index, IndexEntries, write_table
+from walt_pl.data.index_table import SCHEMA
 
 READS = 20_000
 

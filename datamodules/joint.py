@@ -68,6 +68,8 @@ class JointData(L.LightningDataModule):
         max_pixels: Largest rows x columns of an image, or of a frame of a video, that is decoded. Larger ones are left out.
         shards: Streams the training set from tar shards in webdataset's notation, '{video: "clips-{000..999}.tar", image: ...}', in
             place of the index, see walt_pl/data/webdataset_loader.py. Validation, and captions for a vocabulary, still use the index.
+        allow_schemes: Schemes that names in data.shards may have beside plain files: pipe (runs the command), https, gs, hf and others of
+            webdataset. Taken from the command line and from your own configuration, never from one stored with a run or an artifact.
 
     Raises:
         ValueError: Parameters do not fit together.
@@ -100,6 +102,7 @@ class JointData(L.LightningDataModule):
         seed: int = 0,
         max_pixels: int = MAX_PIXELS,
         shards: dict[Kind, str] | None = None,
+        allow_schemes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         at_least_zero = {
@@ -136,6 +139,7 @@ class JointData(L.LightningDataModule):
                     f"got {', '.join(shards) or 'no kind'} for {videos_per_batch} videos and {image_stacks_per_batch} stacks of images"
                 )
         self.shards = shards
+        self._streams = {kind: ShardStream(kind, pattern, seed, allow_schemes) for kind, pattern in (shards or {}).items()}
         self.index = index
         self.vae = vae
         self.videos_per_batch = videos_per_batch
@@ -371,9 +375,9 @@ class JointData(L.LightningDataModule):
         """Return this rank's endless, resumable stream of batches."""
         rank, ranks = self._ranks()
         if self.shards is not None:
-            streamed = {kind: ShardStream(kind, pattern, self.seed) for kind, pattern in self.shards.items()}
-            given = {kind: self.videos_per_batch if kind == "video" else self.images_per_batch for kind in streamed}
-            reading = StreamConfig(streamed, given, self.clip_transform, rank, ranks, self.num_workers, self.patience)
+            per_batch: dict[Kind, int] = {"video": self.videos_per_batch, "image": self.images_per_batch}
+            given = {kind: per_batch[kind] for kind in self._streams}
+            reading = StreamConfig(self._streams, given, self.clip_transform, rank, ranks, self.num_workers, self.patience)
             return self._remember(StreamLoader(reading))
         items = self._items(TRAIN)
         sampler = JointSampler(items["video"], items["image"], self.videos_per_batch, self.images_per_batch, rank, ranks, self.seed)

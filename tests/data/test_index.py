@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.index_memory import measure, synthetic
-from walt_pl.data.index import SCHEMA, Index, IndexEntries, write_index, write_table
+from walt_pl.data.index import Index, IndexEntries, write_index, write_table
+from walt_pl.data.index_table import SCHEMA
 
 
 def row(number: int, **changes: object) -> dict[str, object]:
@@ -104,7 +105,7 @@ def test_write_index_refuses_wrong_rows_and_keeps_the_old_index(path: Path, entr
     with pytest.raises(ValueError, match=message):
         write_index([entry], path)
     assert path.read_bytes() == before
-    assert sorted(file.name for file in path.parent.iterdir()) == ["index.arrow", "index.parquet"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["index.arrow", "index.parquet", "index.sha256"]
 
 
 def test_write_index_failed_write_keeps_the_old_index(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +118,7 @@ def test_write_index_failed_write_keeps_the_old_index(path: Path, monkeypatch: p
     with pytest.raises(OSError, match="No space left"):
         write_index([row(9)], path)
     assert path.read_bytes() == before
-    assert sorted(file.name for file in path.parent.iterdir()) == ["index.arrow", "index.parquet"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["index.arrow", "index.parquet", "index.sha256"]
 
 
 def test_write_index_writes_the_columns_of_the_schema(path: Path) -> None:
@@ -204,7 +205,7 @@ def test_index_replaces_an_arrow_file_that_is_not_its_own(path: Path, tmp_path: 
 def test_index_in_a_read_only_folder_keeps_its_arrow_file_in_the_user_cache(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import walt_pl.data.index as module
+    import walt_pl.data.index_arrow as module
 
     path.with_suffix(".arrow").unlink()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -218,7 +219,7 @@ def test_index_in_a_read_only_folder_keeps_its_arrow_file_in_the_user_cache(
     monkeypatch.setattr(module, "whole_file", refuse)
     for _ in range(2):
         assert [entry.caption for entry in Index(path, "val").videos] == ["clip 2"]
-        monkeypatch.setattr(module, "read_table", None)  # the second time it is mapped from the cache
+        monkeypatch.setattr(module, "read_parquet", None)  # the second time it is mapped from the cache
     assert not path.with_suffix(".arrow").exists() and len(list((tmp_path / "cache").rglob("*.arrow"))) == 1
 
 

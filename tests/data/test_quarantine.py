@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,38 @@ def test_quarantine_row_without_a_piece_covers_every_piece_of_its_file(tmp_path:
 def test_quarantine_offset_may_be_left_empty(tmp_path: Path) -> None:
     (tmp_path / "q.csv").write_text("path,offset,reason\na.mp4,,mine\n")
     assert Quarantine(tmp_path / "q.csv").reasons == {MediaKey("a.mp4"): "mine"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"path,offset,reason\na.mp4,{10**30},x\n",
+        f"path,offset,reason\na.mp4,{'9' * 9000},x\n",
+        "path,offset,reason\na.mp4,-5,x\n",
+        "path,offset,begin,reason\na.mp4,,nan,x\n",
+        "path,offset,end,reason\na.mp4,,1e400,x\n",
+        "path,offset,begin,reason\na.mp4,," + "x" * 90_000 + ",x\n",
+        f"path,offset,reason\na.mp4,,{'x' * 200_000}\n",
+        'path,offset,reason\na.mp4,,"x' + "\n" * 200_000,
+        "path,offset,reason\na.mp4,,\udcff\n",
+    ],
+)
+def test_quarantine_hostile_row_ends_with_a_short_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "q.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ValueError, match=r"q\.csv:.*; mend .* run the doctor") as caught:
+        Quarantine(tmp_path / "q.csv")
+    assert len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize("kind", ["pipe", "broken link", "link to itself", "folder"])
+def test_quarantine_that_cannot_be_read_is_not_taken_for_empty(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "q.csv"
+    make = {
+        "pipe": lambda: os.mkfifo(path),
+        "broken link": lambda: path.symlink_to("nothing"),
+        "link to itself": lambda: path.symlink_to(path),
+        "folder": path.mkdir,
+    }
+    make[kind]()
+    with pytest.raises(ValueError, match=r"q\.csv.*run the doctor"):
+        Quarantine(path)

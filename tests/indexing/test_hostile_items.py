@@ -1,65 +1,121 @@
-"""Hostile images and videos are findings of the index command. None of them ends it, starts a program or reaches another file."""
+"""A hostile item of a folder, a table or a shard is a finding of that item, never the end of the index."""
 
-import csv
+from __future__ import annotations
+
+import json
 import os
-import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.helpers.clips import counting_clip
-from tests.helpers.hostile_media import fake_programs, write_hostile_media
-from walt_pl.cli.main import main
-from walt_pl.data.index import read_table
-from walt_pl.media.writing import write_image, write_video
+from tests.attack.index import HOSTILE
+from tests.helpers.sources import touch
+from walt_pl.data.index import MediaKey
+from walt_pl.data.quarantine import Quarantine
+from walt_pl.indexing.build_index import _journal, _open_journal, _read_journal, build_index
+from walt_pl.indexing.dataset_layouts import layout_of, list_source
+from walt_pl.indexing.probe_file import digest, stat_media_file
+from walt_pl.indexing.shard_names import expand
+from walt_pl.media.writing import write_image
 
-FINDINGS = {
-    "eps.png": "corrupt: not an image that can be read",
-    "svg.png": "corrupt: not an image that can be read",
-    "large.png": "too large: 40,000 x 40,000 = 1,600,000,000 pixels, at most 200,000,000 wanted (index --max-pixels, data.max_pixels)",
-    "text.png": "corrupt: not an image that can be read",
-    "concat.mp4": "corrupt: not a video that can be read",
-    "hls.mp4": "corrupt: not a video that can be read",
-    "times.mp4": "truncated: ",
-    "pipe.mp4": "missing: no such file",
-    "loop.png": "missing: no such file",
-    "device.mp4": "missing: no such file",
-}
+SLOW = {"line of 300 MB"}
 
 
-def findings(index: Path) -> dict[str, str]:
-    """Return the reasons of the quarantine list by the names of the files."""
-    with index.with_suffix(".quarantine.csv").open() as rows:
-        return {Path(row["path"]).name: row["reason"] for row in csv.DictReader(rows)}
+@pytest.mark.parametrize("name", sorted(set(HOSTILE) - SLOW))
+def test_list_source_reports_a_hostile_item_and_lists_the_good_one(tmp_path: Path, name: str) -> None:
+    import numpy as np
+
+    write_image(tmp_path / "good.png", np.zeros((16, 16, 3), np.uint8))
+    listing = list_source(str(HOSTILE[name](tmp_path)))
+    assert any(item.file.endswith(("good.png", "shard.tar")) and item.label == -1 for item in listing.items)
+    # The files themselves are examined later, and so are names that no index can hold.
+    later = {"clip that is a pipe", "clip that is a link to itself", "clip that is a device", "clip whose name is not UTF-8"}
+    assert bool(listing.notes) == (name not in later | {"path that is a device"}), listing.notes
+    for item in listing.items:
+        item.caption.encode()
+        item.split.encode()
+        assert isinstance(item.label, str) or -(2**31) <= item.label < 2**31
 
 
-def test_index_command_names_hostile_files_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_video(tmp_path / "secret.mp4", counting_clip(20), 8)
-    (tmp_path / "all").mkdir()
-    (tmp_path / "media").mkdir()
-    write_hostile_media(tmp_path / "all", tmp_path / "secret.mp4", port=9)
-    for name in FINDINGS:
-        shutil.move(tmp_path / "all" / name, tmp_path / "media" / name)
-    shutil.copy(tmp_path / "secret.mp4", tmp_path / "media")
-    monkeypatch.setenv("PATH", f"{fake_programs(tmp_path / 'bin', tmp_path / 'ran')}{os.pathsep}{os.environ['PATH']}")
-    main(["index", str(tmp_path / "media"), "--out", str(tmp_path / "a.parquet"), "--workers", "1"])
-    found = findings(tmp_path / "a.parquet")
-    assert found.keys() == FINDINGS.keys()
-    assert not {name: found[name] for name, begin in FINDINGS.items() if not found[name].startswith(begin)}
-    frames = dict(zip(*(read_table(tmp_path / "a.parquet")[name].to_pylist() for name in ("path", "frames")), strict=True))
-    assert frames["media/secret.mp4"] == 20 and sum(frames.values()) == 20
-    assert not (tmp_path / "ran").exists()
+def test_build_index_quarantines_pipes_links_to_themselves_and_devices(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "loop.mp4").symlink_to("loop.mp4")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    build_index(list_source(str(tmp_path)), tmp_path / "i.parquet")
+    reasons = Quarantine.beside(tmp_path / "i.parquet").reasons
+    assert reasons == {MediaKey(name): "missing: not a plain file" for name in ("pipe.mp4", "loop.mp4", "zero.png")}
+    for name in ("pipe.mp4", "loop.mp4", "zero.png", "null\0byte.png"):
+        assert digest(stat_media_file(str(tmp_path / name), "video")) == ""
 
 
-def test_index_command_max_pixels_is_a_finding_until_it_is_raised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_image(tmp_path / "media" / "a.png", counting_clip(1)[0])
-    write_video(tmp_path / "media" / "a.mp4", counting_clip(20), 8)
-    index = ["index", str(tmp_path / "media"), "--out", str(tmp_path / "a.parquet"), "--workers", "1", "--report"]
-    main([*index, "--max-pixels", "6143"])
-    said = "too large: 96 x 64 = 6,144 pixels, at most 6,143 wanted (index --max-pixels, data.max_pixels)"
-    assert findings(tmp_path / "a.parquet") == {"a.png": said, "a.mp4": said}
-    assert "too large" in capsys.readouterr().out
-    main([*index, "--max-pixels", "6144"])
-    assert not (tmp_path / "a.quarantine.csv").exists()
-    with pytest.raises(SystemExit, match="--max-pixels must be at least 1, got 0"):
-        main([*index, "--max-pixels", "0"])
+def test_list_source_of_a_deep_folder_ends(tmp_path: Path) -> None:
+    folder = tmp_path
+    handle = os.open(folder, os.O_RDONLY)
+    for _ in range(2200):  # deeper than Python's limit of recursion, and longer than a path may be
+        os.mkdir("d", dir_fd=handle)
+        inner = os.open("d", os.O_RDONLY, dir_fd=handle)
+        os.close(handle)
+        handle = inner
+    os.close(handle)
+    touch(tmp_path, "good.png")
+    try:
+        listing = list_source(str(tmp_path))
+        assert [Path(item.file).name for item in listing.items] == ["good.png"]
+        assert listing.notes == ["left out, neither video nor image: 1 without an ending"]
+    finally:
+        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)  # too deep for shutil
+
+
+def test_layout_of_opens_no_pipe(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "a.csv")
+    assert layout_of(str(tmp_path)) == "folder"
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(ValueError, match=r"1 shards are no plain files and are left out, the first: .*a\.tar"):
+        list_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("pattern", ["a-{0..99999999}.tar", "{0..9999}{0..9999}.tar", "{0..99999999999999999999999999}.tar"])
+def test_expand_ends_at_once_with_an_error(pattern: str) -> None:
+    with pytest.raises(ValueError, match="stands for more than 1,000,000 names"):
+        expand(pattern)
+
+
+def test_list_source_ucf101_leaves_out_lines_that_lead_elsewhere(tmp_path: Path) -> None:
+    clip = "UCF-101/Walk/v_Walk_g01_c01.avi"
+    touch(tmp_path, clip)
+    lists = tmp_path / "ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "trainlist01.txt").write_text("Walk/v_Walk_g01_c01.avi 1\n/etc/passwd 1\n../../x.avi 1\n/etc/x.avi 1\n")
+    (lists / "testlist01.txt").write_text("")
+    (lists / "classInd.txt").write_text("1 Walk\n2\n")
+    listing = list_source(str(tmp_path))
+    assert [item.file for item in listing.items] == [str(tmp_path / clip)]
+    assert any("3 lines of the lists name no clip below the folder" in note for note in listing.notes)
+
+
+@pytest.mark.parametrize("line", ['["a"]', "[" * 9000, '[["a.mp4", -1, 0, 0], [1]]', '[[["a"], -1, 0.0, 0.0], [1, 2]]', "null", "\\ud800"])
+def test_read_journal_skips_hostile_lines(tmp_path: Path, line: str) -> None:
+    out = tmp_path / "i.parquet"
+    good = ["a.mp4", -1, 0.0, 0.0], [9, 9, 17, 8.0, 4, 4, 2.0, "pyav", False, "", ""]
+    hostile = [
+        [good[0], [*good[1][:2], 10**30, *good[1][3:]]],
+        [good[0], [*good[1][:3], float("nan"), *good[1][4:]]],
+        [["a.mp4", 10**30, 0.0, 0.0], good[1]],
+        [good[0], [*good[1][:-1], 5]],
+    ]
+    _journal(out).write_text("\n".join([line, *map(json.dumps, hostile), json.dumps(good), ""]))
+    assert [place for place, _ in _read_journal(out)] == [MediaKey("a.mp4")]
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_journal_is_appended_to_a_plain_file_only(tmp_path: Path, kind: str) -> None:
+    out, victim = tmp_path / "i.parquet", tmp_path / "victim"
+    victim.write_text("mine\n")
+    make = {"link": lambda path: path.symlink_to(victim), "pipe": os.mkfifo, "folder": lambda path: path.mkdir()}
+    make[kind](_journal(out))
+    assert list(_read_journal(out)) == []
+    with pytest.raises(ValueError, match="is not a plain file; remove it"):
+        _open_journal(out)
+    assert victim.read_text() == "mine\n"

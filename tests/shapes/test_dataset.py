@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
@@ -238,7 +241,8 @@ def test_write_set_same_seed_gives_the_same_bytes_and_repairs_damage(written: Pa
     write_set(again.parent, videos=14, images=18, validation=12)
     assert content(again.parent) == wanted
     write_set(again.parent, videos=2, images=2, validation=3, seed=1)
-    assert len(content(again.parent)) == 2 + 2 + 3 + 1 + 3  # with index (Parquet and Arrow) and recipe: nothing of the old seed is left
+    # With the index (Parquet, Arrow, hashes) and the recipe; nothing of the old seed is left.
+    assert len(content(again.parent)) == 2 + 2 + 3 + 1 + 4
 
 
 def test_write_set_refuses_a_foreign_folder(tmp_path: Path) -> None:
@@ -279,3 +283,14 @@ def test_write_set_interrupted_leaves_whole_files_and_resumes(tmp_path: Path) ->
     subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
     assert len(Index(out / "index.parquet", "train").videos) == 400
     assert finished == {file: file.stat().st_mtime_ns for file in finished}
+
+
+def test_write_set_deletes_no_file_that_a_strangers_index_names(written: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    shutil.copytree(written.parent, folder)
+    (tmp_path / "mine.txt").write_text("important")
+    (folder / "index.sha256").unlink()
+    rows = pq.read_table(folder / "index.parquet").to_pylist()
+    pq.write_table(pa.Table.from_pylist([{**rows[0], "path": "../mine.txt"}, *rows[1:]]), folder / "index.parquet")
+    write_set(folder, videos=14, images=18, validation=12)
+    assert (tmp_path / "mine.txt").read_text() == "important"

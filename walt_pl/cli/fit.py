@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from datamodules.joint import JointData
 from stages.finetuning import init_from
 from walt_pl.blocks.compute import compute_dtype
+from walt_pl.cli.allowed_schemes import check_allowed_schemes, without_allowed_schemes
 from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
 from walt_pl.cli.fit_help import render_help, without_help
@@ -30,7 +31,7 @@ from walt_pl.cli.resume_command import resume_command
 from walt_pl.cli.task_settings import task_settings
 from walt_pl.cli.train_longer import START_OVER, FinishedTraining, Limits, is_past
 from walt_pl.cli.trainer_checks import check_trainer
-from walt_pl.data.index import check_index_file
+from walt_pl.data.index_table import check_index_file
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import STATE, Checkpoint, steps
 from walt_pl.runs.manifest import Manifest
@@ -93,6 +94,7 @@ class WaltCLI(LightningCLI):
                 _say(f"config {found}: installed with the program; there is no {word} here", sys.stderr)
         self._configs = configs_of(words)
         check_renamed(words, self._configs)
+        check_allowed_schemes(words, self._configs)
         kwargs = {"default_config_files": extended_by_first_config(words), "exit_on_error": False}
         super().__init__(
             L.LightningModule,
@@ -390,7 +392,7 @@ class WaltCLI(LightningCLI):
             extra.append(TextProgress())
         kwargs["enable_progress_bar"] = False  # Lightning's has a bar for each epoch
         if self.subcommand == "fit" and not self.is_trial:
-            config = self._parser(self.subcommand).dump(self.options, skip_validation=True)
+            config = self._parser(self.subcommand).dump(without_allowed_schemes(self.options), skip_validation=True)
             again = resume_command(self._words)
             extra.append(ProgressFile(self.work, Path(self.options.checkpoint.dirpath), again))
             extra.append(SaveConfig(config))

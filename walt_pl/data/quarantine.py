@@ -10,6 +10,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +22,12 @@ from numpy.typing import NDArray
 
 from walt_pl.data.index import IndexEntries, MediaKey
 from walt_pl.files import write_whole
+from walt_pl.untrusted import read_bytes
 
 FINDINGS = ("missing", "corrupt", "truncated", "hang", "crash", "too large", "duplicate")
 """First words of the reasons that the doctor writes."""
+MAX_BYTES = 1 << 30
+"""Bytes of the list: about ten million rows."""
 COLUMNS = [*MediaKey._fields, "reason"]
 
 
@@ -39,7 +45,7 @@ class Quarantine:
         self.path = path
         self.reasons: dict[MediaKey, str] = {}
         """Reason by media key, with paths as written in the index."""
-        if path.is_file():
+        if os.path.lexists(path):  # also a broken link or a pipe: a list that cannot be read must not count as empty
             self._read()
 
     @classmethod
@@ -48,18 +54,19 @@ class Quarantine:
         return cls(Path(index).with_suffix(".quarantine.csv"))
 
     def _read(self) -> None:
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
-            try:
-                if rows.fieldnames is None or {"path", "offset", "reason"} - set(rows.fieldnames):
-                    raise ValueError(f"wanted the columns {', '.join(COLUMNS)}, found {', '.join(rows.fieldnames or [])}")
-                for row in rows:
-                    if not row["path"]:
-                        raise ValueError("no path")
-                    place = MediaKey(row["path"], int(row["offset"] or -1), float(row.get("begin") or 0), float(row.get("end") or 0))
-                    self.add(place, row["reason"] or "")
-            except (ValueError, csv.Error) as error:
-                raise ValueError(f"{self.path}:{rows.line_num}: {error}; mend the row, or remove the file and run the doctor") from error
+        try:
+            text = read_bytes(Path(os.path.realpath(self.path)), MAX_BYTES).decode("utf-8-sig")
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{self.path}: {error}; mend it, or remove the file and run the doctor") from None
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        try:
+            if rows.fieldnames is None or {"path", "offset", "reason"} - set(rows.fieldnames):
+                raise ValueError(f"wanted the columns {', '.join(COLUMNS)}, found {', '.join(rows.fieldnames or [])[:200]}")
+            for row in rows:
+                self.add(_place(row), row["reason"] or "")
+        except (ValueError, csv.Error) as error:
+            said = str(error)[:400]
+            raise ValueError(f"{self.path}:{rows.line_num}: {said}; mend the row, or remove the file and run the doctor") from error
 
     def __len__(self) -> int:
         return len(self.reasons)
@@ -113,6 +120,22 @@ class Quarantine:
         rows.writerow(COLUMNS)
         rows.writerows((*place, reason) for place, reason in sorted(self.reasons.items()))
         return text.getvalue()
+
+
+def _place(row: Mapping[str, str | None]) -> MediaKey:
+    """Return the media key of a row.
+
+    Raises:
+        ValueError: It has no path, or a number that no index holds.
+    """
+    if not row["path"]:
+        raise ValueError("no path")
+    offset, begin, end = int(row["offset"] or -1), float(row.get("begin") or 0), float(row.get("end") or 0)
+    if not -1 <= offset < 2**63:
+        raise ValueError(f"offset {row['offset']} is not a byte of a file")
+    if not (math.isfinite(begin) and math.isfinite(end) and begin >= 0 and end >= 0):
+        raise ValueError(f"begin {row.get('begin')} and end {row.get('end')} must be seconds of the file, from 0")
+    return MediaKey(row["path"], offset, begin, end)
 
 
 def finding_of(reason: str) -> str:

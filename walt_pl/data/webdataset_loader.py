@@ -1,9 +1,10 @@
 """Joint batches streamed from tar shards, front to back: for data on storage without fast random access, such as object storage.
 
-The shards have webdataset's format, and its functions list and open them: `clips-{0000..0999}.tar`, `https://...`,
-`pipe:aws s3 cp s3://bucket/{000..999}.tar -`. Every epoch distributes the shards to the readers in a new order. A reader is one
-worker of one rank. It reads its shards one after the other, each in its own order (shuffle when you write them). So within an epoch
-no sample is left out and none comes twice. A reader that has finished its share begins its next epoch at once.
+The shards have webdataset's format, and its functions open those that are no files: `clips-{0000..0999}.tar`, `https://...`,
+`pipe:aws s3 cp s3://bucket/{000..999}.tar -`. A scheme is opened only if `data.allow_schemes` names it (`shard_urls`). Every epoch
+distributes the shards to the readers in a new order. A reader is one worker of one rank. It reads its shards one after the other, each
+in its own order (shuffle when you write them). So within an epoch no sample is left out and none comes twice. A reader that has finished
+its share begins its next epoch at once.
 
 A shard has no table of contents, so the state is the position of each reader: shard and sample. A resume with as many ranks and
 workers continues exactly there. With another number this is impossible, and new epochs begin. An index of the shards
@@ -14,31 +15,36 @@ mounted bucket.
 
 import contextlib
 import hashlib
-import json
+import re
+import tarfile
 import tempfile
 import warnings
 import zlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch.distributed
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset.shardlists import expand_urls
-from webdataset.tariterators import tarfile_samples
+from webdataset.tariterators import group_by_keys
 
 from walt_pl.data.batch import DataError, Kind, Sample, SampleRef, collate
 from walt_pl.data.index import IndexEntry
 from walt_pl.data.loader import BatchLoader
+from walt_pl.data.shard_urls import expand_urls, open_shard
 from walt_pl.data.stream_watch import LostWorker, WorkerSigns, begin_again, watched
+from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, read_words
 from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.data.workers import Answer, forkserver
 from walt_pl.media.extensions import IMAGES, VIDEOS
+from walt_pl.untrusted import UntrustedError
 
 EPOCH = 1000
 """Steps that count as an epoch: the number of samples is not known."""
+MAX_MEDIA_BYTES = 4 << 30
+"""Bytes of a clip or image in a streamed shard: it is read into memory."""
 _ENDINGS: dict[Kind, frozenset[str]] = {"video": VIDEOS, "image": IMAGES}
 _NUMBER: dict[Kind, int] = {"video": 0, "image": 1}
 
@@ -71,15 +77,17 @@ class ShardStream:
         kind: Kind of the samples that are read.
         pattern: Names of the shards, in webdataset's notation.
         seed: Seed of the order of the shards.
+        allow_schemes: Schemes that the person who starts the training allows, such as "https" or "pipe"; plain files need none.
 
     Raises:
-        ValueError: The pattern names no shard.
+        ValueError: The pattern names no shard, too many, or one whose scheme is not allowed.
     """
 
-    def __init__(self, kind: Kind, pattern: str, seed: int) -> None:
+    def __init__(self, kind: Kind, pattern: str, seed: int, allow_schemes: Collection[str] = ()) -> None:
         self.kind = kind
         self.seed = seed
-        self.urls = list(expand_urls(pattern))
+        self.allow_schemes = tuple(allow_schemes)
+        self.urls = expand_urls(pattern, self.allow_schemes)
         if not self.urls:
             raise ValueError(f"data.shards: {pattern} names no shard")
 
@@ -111,7 +119,7 @@ class ShardStream:
     def _members(self, url: str, behind: int) -> Iterator[tuple[ShardSample, int]]:
         count = 0
         try:
-            for sample in tarfile_samples([{"url": url}]):
+            for sample in _samples(url, open_shard(url, self.allow_schemes)):
                 ending = next((ending for ending in sample if ending in _ENDINGS[self.kind]), None)
                 if ending is None:
                     continue
@@ -123,20 +131,48 @@ class ShardStream:
             warnings.warn(f"{url}: could be read as far as {count} {self.kind}s: {error}", stacklevel=2)
 
 
+def _samples(url: str, stream: IO[bytes]) -> Iterator[Mapping[str, Any]]:
+    """Yield the samples of a shard, as webdataset groups them."""
+
+    def repeats(error: Exception) -> bool:
+        warnings.warn(f"{url}: a member is left out: {error}", stacklevel=2)
+        return True
+
+    yield from group_by_keys(_files(url, stream), handler=repeats)
+
+
+def _files(url: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+    """Yield the plain members of a shard that a sample may have, each with its content.
+
+    Raises:
+        tarfile.TarError: The shard is damaged, or a member is larger than `MAX_MEDIA_BYTES`.
+    """
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=BoundedTarInfo) as shard:
+        for member in shard:
+            ending = member.name.rpartition("/")[2].partition(".")[2].lower()
+            shard.members = []  # type: ignore[attr-defined]  # tarfile remembers each member, for random access
+            wanted = ending in VIDEOS | IMAGES or ending in ("txt", "cls", "json")
+            hidden = re.match(r"__[^/]*__/", member.name)  # webdataset's own notes
+            if hidden or not wanted or not member.isreg() or member.issparse():
+                continue
+            if member.size > (MAX_MEDIA_BYTES if ending in VIDEOS | IMAGES else MAX_TEXT_BYTES):
+                warnings.warn(f"{url}: {member.name[:200]} has {member.size:,} bytes, too many: left out", stacklevel=2)
+                continue
+            content = shard.extractfile(member)
+            assert content is not None
+            yield {"fname": member.name, "data": content.read(), "__url__": url}
+
+
 def _member(sample: Mapping[str, Any], ending: str) -> ShardSample:
-    said = _said(sample.get("json", b""))
-    caption = sample["txt"].decode("utf-8", "replace") if "txt" in sample else str(said.get("caption") or said.get("text") or "")
-    label = sample["cls"].decode("utf-8", "replace") if "cls" in sample else str(said.get("label", ""))
+    words: dict[str, Any] = {}
+    for part in ("json", "txt", "cls"):  # the later ones win
+        try:
+            words |= read_words(sample[part], part) if part in sample else {}
+        except UntrustedError:  # without the words that cannot be read, the clip is as good as before
+            continue
+    label = words.get("label", -1)
     name = f"{sample['__url__']}/{sample['__key__']}.{ending}"
-    return ShardSample(name, sample[ending], " ".join(caption.split()), int(label) if label.strip().isdecimal() else -1)
-
-
-def _said(text: bytes) -> dict[str, Any]:
-    try:
-        said = json.loads(text)
-    except ValueError:
-        return {}
-    return said if isinstance(said, dict) else {}
+    return ShardSample(name, sample[ending], words.get("caption", ""), label if isinstance(label, int) else -1)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ written.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,14 +23,18 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from walt_pl.data.index import SCHEMA, MediaKey, class_names, media_keys, read_table, write_table
+from walt_pl.data.index import MediaKey, class_names, media_keys, write_table
+from walt_pl.data.index_arrow import check_index
+from walt_pl.data.index_table import SCHEMA, read_table
 from walt_pl.data.quarantine import Quarantine, finding_of
+from walt_pl.data.tar_members import MAX_TEXT_BYTES
 from walt_pl.files import remove_left_overs, write_whole
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing
 from walt_pl.indexing.probe_file import MediaFacts, MediaFile, probe_media_file, stat_media_file
 from walt_pl.lock import hold_lock, lock_beside
 from walt_pl.media.max_pixels import MAX_PIXELS
+from walt_pl.untrusted import parse_json
 
 _MEASURED = [column.name for column in fields(MediaFacts) if column.name in SCHEMA.names]
 
@@ -122,8 +128,10 @@ def _build(listing: SourceListing | None, out: Path, options: IndexOptions) -> B
     numbers = _numbers(listing, out)
     table = _sort_rows(_table(old, items, facts, numbers, options))
     quarantine.write()
-    if not table.equals(old.cast(table.schema)) or not out.with_suffix(".arrow").exists():
+    if not out.exists() or not table.equals(old.cast(table.schema)):
         write_table(table, out)
+    else:  # writing equal rows again could change the bytes, and with them the identity of the data
+        check_index(out)
     _journal(out).unlink(missing_ok=True)
     added = len(items) - sum(place in known for place, _ in items)
     files = len({place.whole for place in wanted})
@@ -247,27 +255,56 @@ def _journal(out: Path) -> Path:
     return out.with_name(f".{out.name}.journal")
 
 
-def _open_journal(out: Path) -> TextIO:
-    """Open the journal to append to it, if it is no link to another file."""
-    return os.fdopen(os.open(_journal(out), os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "a")
-
-
 def _note(journal: TextIO, place: MediaKey, facts: MediaFacts) -> None:
     journal.write(json.dumps([place, astuple(facts)]) + "\n")
     journal.flush()
 
 
+def _open_journal(out: Path) -> TextIO:
+    """Open the journal to append to it. A link is not followed: it may lead to any file.
+
+    Raises:
+        ValueError: It is no plain file.
+    """
+    path = _journal(out)
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise
+        raise ValueError(f"{path} is not a plain file; remove it") from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError(f"{path} is not a plain file; remove it")
+    return os.fdopen(handle, "a", encoding="utf-8")
+
+
 def _read_journal(out: Path) -> Iterator[tuple[MediaKey, MediaFacts]]:
     path = _journal(out)
-    if not path.exists():
+    if path.is_symlink() or not path.is_file():
         return
-    with path.open() as lines:
-        for line in lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        while line := lines.readline(MAX_TEXT_BYTES):
             try:
-                place, facts = json.loads(line)
-                yield MediaKey(*place), MediaFacts(*facts)
+                place, facts = parse_json(line, "the journal")
+                found = MediaKey(*place), MediaFacts(*facts)
             except (ValueError, TypeError):  # a line that a crash cut off
                 continue
+            if _is_sound(found[0], MediaKey("")) and _is_sound(found[1], MediaFacts(0, 0)):
+                yield found
+
+
+def _is_sound(found: MediaKey | MediaFacts, like: MediaKey | MediaFacts) -> bool:
+    """Return whether the values of a line of the journal are those of an index."""
+    if isinstance(found, MediaFacts) and not all(type(n) is int and n < 2**31 for n in (found.frames, found.width, found.height)):
+        return False
+    values = [tuple(one) if isinstance(one, MediaKey) else astuple(one) for one in (found, like)]
+    return all(
+        isinstance(value, (int, float) if type(wanted) is float else type(wanted))
+        and (type(value) is bool) == (type(wanted) is bool)
+        and (isinstance(value, str) or -1 <= value < 2**63)
+        for value, wanted in zip(*values, strict=True)
+    )
 
 
 def _accept(found: MediaFacts, before: MediaFacts | None, place: MediaKey, quarantine: Quarantine) -> MediaFacts:
@@ -343,5 +380,5 @@ def _sort_rows(table: pa.Table) -> pa.Table:
 def _split(item: SourceItem, options: IndexOptions) -> str:
     split = item.split or options.split or "train"
     name = item.family or os.path.basename(item.file)
-    draw = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+    draw = int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
     return "val" if split == "train" and draw < options.val else split

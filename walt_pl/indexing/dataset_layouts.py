@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import get_args
 
-from walt_pl.indexing.listing import SPLITS, SourceItem, SourceLayout, SourceListing, read_text, split_of
+from walt_pl.data.tar_members import MAX_TEXT_BYTES
+from walt_pl.indexing.listing import SPLITS, SourceItem, SourceLayout, SourceListing, is_name, read_text, sift, split_of
 from walt_pl.indexing.shard_names import is_pattern
 from walt_pl.indexing.tables import list_table, read_rows
 from walt_pl.indexing.tar_shards import list_shards
@@ -45,6 +47,9 @@ def list_source(source: str, layout: SourceLayout = "auto", root: str | None = N
     if layout not in readers:
         raise ValueError(f"layout must be one of {', '.join(get_args(SourceLayout))}, got {layout}")
     listing = readers[layout]()
+    listing.items, findings = sift(listing.items)
+    listing.notes += findings
+    listing.classes = [name for name in listing.classes if is_name(name)]
     if not listing.items:
         raise ValueError("\n  ".join([f"{source}: no video or image in it, read as layout {layout}", *listing.notes]))
     return listing
@@ -86,10 +91,19 @@ def _folder(source: Path) -> SourceListing:
     items = []
     for file in files:
         text = file.with_suffix(".txt")
-        caption = read_text(text) if text in others else ""
-        items.append(SourceItem(str(file), _kind(file), caption, split=split_of(file.relative_to(source).parts[:-1])))
+        caption, finding = _caption(text) if text in others else ("", "")
+        split = split_of(file.relative_to(source).parts[:-1])
+        items.append(SourceItem(str(file), _kind(file), caption, split=split, finding=finding))
     captions = {file.with_suffix(".txt") for file in files}
     return SourceListing("folder", items, _left_out(path for path in others if path not in captions))
+
+
+def _caption(text: Path) -> tuple[str, str]:
+    """Return the caption in a file, and why it cannot be used."""
+    try:
+        return read_text(text, MAX_TEXT_BYTES), ""
+    except (ValueError, OSError) as error:
+        return "", f"caption: {error}"
 
 
 def _classes(source: Path) -> SourceListing:
@@ -124,7 +138,7 @@ def _synset_names(source: Path) -> dict[str, str]:
 def _media(source: Path) -> tuple[list[Path], set[Path]]:
     """Return videos and images below a folder, sorted, and the other files."""
     media, others = [], set[Path]()
-    for path in _walk(source, set()):
+    for path in _walk(source):
         if kind_of(path.name):
             media.append(path)
         else:
@@ -132,27 +146,31 @@ def _media(source: Path) -> tuple[list[Path], set[Path]]:
     return sorted(media), others
 
 
-def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Yield files below a folder, without hidden ones. Links are followed, each folder once."""
-    state = folder.stat()
-    if (state.st_dev, state.st_ino) in seen:
-        return
-    seen.add((state.st_dev, state.st_ino))
-    with os.scandir(folder) as found:
-        for entry in found:
-            if entry.name.startswith("."):
+def _walk(source: Path) -> Iterator[Path]:
+    """Yield files below a folder, without hidden ones. Links are followed, each folder once.
+
+    What is neither a folder nor a link to one comes as a file, also a pipe or a link to itself. A folder that cannot be read is empty.
+    """
+    seen: set[tuple[int, int]] = set()
+    folders = [source]
+    while folders:
+        folder = folders.pop()
+        try:
+            state = folder.stat()
+            if (state.st_dev, state.st_ino) in seen:
                 continue
-            if _is_folder(entry):
-                yield from _walk(Path(entry.path), seen)
-            else:
-                yield Path(entry.path)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself: the doctor finds that such a file is missing
-        return False
+            seen.add((state.st_dev, state.st_ino))
+            found = list(os.scandir(folder))
+        except OSError as error:
+            warnings.warn(f"{str(folder)[:200]} is left out: {error}", stacklevel=2)
+            continue
+        for entry in found:
+            if not entry.name.startswith("."):
+                path = Path(entry.path)
+                if os.path.isdir(path):  # others raise at a link to itself, and at a path that is too long
+                    folders.append(path)
+                else:
+                    yield path
 
 
 def _folders(path: Path) -> list[Path]:
@@ -195,21 +213,26 @@ def _ucf101(source: Path, fold: int) -> SourceListing:
         raise ValueError(f"fold must be 1, 2 or 3, got {fold}")
     files = {file.name: file for file in _media(source)[0]}
     folder = next((file.parent.parent for file in files.values()), source)
-    items, missing = [], 0
+    items, missing, strange = [], 0, list[str]()
     for split in ("train", "test"):
         for line in read_text(lists / f"{split}list{fold:02d}.txt").splitlines():
             listed = line.split()[0] if line.strip() else ""  # the train lists have a class number after the name
             if not listed:
+                continue
+            if kind_of(listed) != "video" or listed.startswith("/") or ".." in listed.split("/"):
+                strange.append(listed)
                 continue
             action, _, name = listed.rpartition("/")
             missing += name not in files
             file = files.pop(name, folder / listed)
             items.append(SourceItem(str(file), "video", _words(action), action, split, family=name.rpartition("_")[0]))
     notes = [f"{missing} of {len(items)} clips of fold {fold} are not there"] if missing else []
+    if strange:
+        notes.append(f"{len(strange)} lines of the lists name no clip below the folder and are left out, the first: {strange[0][:200]!a}")
     if files:
         notes.append(f"{len(files)} files are in neither list of fold {fold} and are left out, the first: {min(files)}")
     numbers = lists / "classInd.txt"
-    classes = [line.split()[1] for line in read_text(numbers).splitlines() if line.strip()] if numbers.is_file() else []
+    classes = [line.split()[1] for line in read_text(numbers).splitlines() if len(line.split()) > 1] if numbers.is_file() else []
     return SourceListing("ucf101", items, notes, classes or sorted({str(item.label) for item in items}))
 
 
@@ -220,8 +243,10 @@ def _tables(source: Path) -> list[Path]:
 def _is_kinetics(path: Path) -> bool:
     if path.suffix.lower() != ".csv":
         return False
+    if not path.is_file():  # a pipe would wait for ever
+        return False
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return {"youtube_id", "time_start", "time_end"} <= {name.strip() for name in file.readline().strip().split(",")}
+        return {"youtube_id", "time_start", "time_end"} <= {name.strip() for name in file.readline(MAX_TEXT_BYTES).strip().split(",")}
 
 
 def _kinetics(source: Path, root: str | None) -> SourceListing:
@@ -232,8 +257,9 @@ def _kinetics(source: Path, root: str | None) -> SourceListing:
     folder = Path(root) if root else source.parent if source.is_file() else source
     files = {file.stem: file for file in _media(folder)[0]}
     items, names, seen, dead = [], set[str](), set[str](), 0
+    left_out: list[str] = []
     for table in tables:
-        for number, row in read_rows(table):
+        for number, row in read_rows(table, left_out):
             stem = _kinetics_stem(row, f"{table}:{number}")
             if stem in seen:  # a table of all splits may lie beside the tables of each split
                 continue
@@ -247,6 +273,8 @@ def _kinetics(source: Path, root: str | None) -> SourceListing:
             split = SPLITS.get(row.get("split", "").lower(), "") or split_of([table.stem])
             items.append(SourceItem(str(file), "video", _words(name), name or -1, split, family=row["youtube_id"]))
     notes = [f"{dead} of {len(seen)} clips of {', '.join(table.name for table in tables)} are not there"] if dead else []
+    if left_out:
+        notes.append(f"{len(left_out):,} rows are left out, the first: {left_out[0][:400]}")
     if files:
         notes.append(f"{len(files)} files are in no CSV and are left out, the first: {min(files.values())}")
     return SourceListing("kinetics", items, notes, sorted(names))
@@ -255,5 +283,6 @@ def _kinetics(source: Path, root: str | None) -> SourceListing:
 def _kinetics_stem(row: Mapping[str, str], where: str) -> str:
     try:
         return f"{row['youtube_id']}_{int(float(row['time_start'])):06d}_{int(float(row['time_end'])):06d}"
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{where}: wanted youtube_id, time_start and time_end (seconds), found {dict(row)}") from error
+    except (KeyError, ValueError, OverflowError) as error:
+        found = str(dict(row))[:400]
+        raise ValueError(f"{where}: wanted youtube_id, time_start and time_end (seconds), found {found}") from error

@@ -22,7 +22,8 @@ from rich.table import Table
 from rich.text import Text
 
 from walt_pl.data.batch import Kind
-from walt_pl.data.index import KINDS, Index, IndexEntries, MediaKey, media_keys, read_table
+from walt_pl.data.index import Index, IndexEntries, MediaKey, media_keys
+from walt_pl.data.index_table import KINDS, read_table
 from walt_pl.data.quarantine import FINDINGS, Quarantine, finding_of
 from walt_pl.data.selection import QUARANTINED, REASONS, USED, Bucket, Selection
 from walt_pl.files import read_start, whole_file

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import io
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from walt_pl.data.tar_members import LABELS, MAX_NAME, MAX_TEXT_BYTES
+from walt_pl.untrusted import read_bytes
+
+MAX_LIST_BYTES = 64 << 20
+"""Bytes of a list of a data set, such as the names of its classes."""
 SourceLayout = Literal["auto", "folder", "table", "ucf101", "kinetics", "classes", "webdataset"]
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -39,6 +47,8 @@ class SourceItem:
     """Second before which the clip ends; 0: at the end of the file."""
     family: str = ""
     """Clips of one family (cut from one film) are held out together; "": the clip is a family of its own."""
+    finding: str = ""
+    """Words of the source about it that are not used, and why, such as "caption: 2,000,000,000 bytes"."""
 
 
 @dataclass
@@ -58,13 +68,93 @@ def split_of(folders: Iterable[str]) -> str:
     return next((SPLITS[name.lower()] for name in folders if name.lower() in SPLITS), "")
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file, without surrounding white space.
+def sift(items: Iterable[SourceItem]) -> tuple[list[SourceItem], list[str]]:
+    """Leave out what no index can hold: a caption or label of an item, or an item whose split or path is the fault.
+
+    Returns:
+        The items, and a note with the count and the first one of each kind of fault.
+    """
+    sound: list[SourceItem] = []
+    counts, first = Counter[str](), dict[str, str]()
+    for item in items:
+        checked = _check_item(item)
+        if checked is None or checked.finding:
+            fault = checked.finding if checked is not None else "the clip: its path or split is no text of one line"
+            kind = fault.partition(":")[0]
+            counts[kind] += 1
+            first.setdefault(kind, f"{item.file[:200]!a}: {fault[:200]}")
+        if checked is not None:
+            sound.append(checked)
+    return sound, [f"{kind} not used in {count:,} places, the first: {first[kind]}" for kind, count in sorted(counts.items())]
+
+
+def _check_item(item: SourceItem) -> SourceItem | None:
+    if "\0" in item.file or not is_name(item.split):
+        return None
+    if len(item.caption) > MAX_TEXT_BYTES or not _is_unicode(item.caption):
+        item = replace(item, caption="", finding=f"caption: {len(item.caption):,} characters, or no Unicode")
+    if isinstance(item.label, int):
+        if item.label not in LABELS:
+            item = replace(item, label=-1, finding=f"label: {str(item.label)[:20]} is not a number of 32 bits")
+    elif not is_name(item.label):
+        item = replace(item, label=-1, finding=f"label: {item.label[:40]!a} is no Unicode, long, or of several lines")
+    return item
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text can be the name of a class or a split: short, of one line, and Unicode."""
+    return len(text) <= MAX_NAME and len(text.splitlines()) < 2 and _is_unicode(text)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def read_text(path: Path, most: int = MAX_LIST_BYTES) -> str:
+    """Read a UTF-8 file, without surrounding white space. A link is followed if it leads to a plain file.
 
     Raises:
-        ValueError: The file is not UTF-8.
+        ValueError: The file is not UTF-8, is no plain file, or has more than `most` bytes.
     """
     try:
-        return path.read_text(encoding="utf-8-sig").strip()
+        text = read_bytes(Path(os.path.realpath(path)), most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as UTF-8") from error
+    except FileNotFoundError as error:
+        raise ValueError(f"{path}: no such file") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def read_lines(path: Path, left_out: list[str]) -> Iterator[str]:
+    """Yield the lines of a UTF-8 file of any size, with their ends. Those before the first text are left out.
+
+    Args:
+        path: The file.
+        left_out: Gets a note for a line of more than `MAX_TEXT_BYTES` characters, which is left out.
+
+    Raises:
+        ValueError: The file is not UTF-8, or is no plain file.
+    """
+    real = Path(os.path.realpath(path))
+    if not real.is_file():
+        raise ValueError(f"{path}: not a plain file")
+    began = False
+    with real.open("rb") as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as lines:
+        number = 0
+        try:
+            while line := lines.readline(MAX_TEXT_BYTES):
+                number += 1
+                if len(line) == MAX_TEXT_BYTES and not line.endswith("\n"):
+                    left_out.append(f"{path}:{number}: a line of more than {MAX_TEXT_BYTES:,} characters")
+                    while line and not line.endswith("\n"):
+                        line = lines.readline(MAX_TEXT_BYTES)
+                    line = "\n"
+                began = began or bool(line.strip())
+                if began:
+                    yield line if line.strip() else "\n"
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} behind line {number}); save it as UTF-8") from error

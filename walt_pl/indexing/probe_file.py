@@ -67,7 +67,7 @@ def probe_media_file(medium: MediaFile) -> list[MediaFacts]:
 def _decode(medium: MediaFile, plain: MediaFacts) -> Probe | MediaFacts:
     """Return the probe of the file, or the facts that say why it cannot be used."""
     if medium.end < 0:
-        return _bad(plain, "missing", "no such file")
+        return _bad(plain, "missing", "not a plain file" if os.path.lexists(medium.file) else "no such file")
     if medium.offset >= 0 and medium.offset + medium.bytes > medium.end:
         return _bad(plain, "truncated", f"the shard ends {medium.offset + medium.bytes - medium.end} bytes before it does")
     if medium.bytes == 0:
@@ -103,6 +103,8 @@ def _bad(facts: MediaFacts, finding: str, reason: str) -> MediaFacts:
 
 def digest(medium: MediaFile) -> str:
     """Return the SHA-256 of the bytes, or "" where they cannot be read."""
+    if medium.end < 0:
+        return ""
     try:
         with open(medium.file, "rb") as file:
             if medium.offset < 0:
@@ -114,11 +116,14 @@ def digest(medium: MediaFile) -> str:
 
 
 def stat_media_file(file: str, kind: str, offset: int = -1, length: int = -1) -> MediaFile:
-    """Return the present state of a file on disk. `length` is the size of a member of a tar shard."""
+    """Return the present state of a file on disk. `length` is the size of a member of a tar shard.
+
+    A pipe or device counts as missing: opening it could wait for ever.
+    """
     try:
         state = os.stat(file)
     except (OSError, ValueError):  # ValueError: a null byte in the name
-        state = None
-    if state is None or not stat.S_ISREG(state.st_mode):  # a pipe would wait for ever
+        return MediaFile(file, kind, offset, 0, 0, -1)
+    if not stat.S_ISREG(state.st_mode):  # a pipe would wait for ever
         return MediaFile(file, kind, offset, 0, 0, -1)
     return MediaFile(file, kind, offset, state.st_size if offset < 0 else length, state.st_mtime_ns, state.st_size)

@@ -1,15 +1,18 @@
 """Tables of clips and images: CSV and JSONL files."""
 
 import csv
-import io
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from walt_pl.indexing.listing import SourceItem, SourceListing, read_text
+from walt_pl.indexing.listing import SourceItem, SourceListing, read_lines
 from walt_pl.media.extensions import kind_of
+from walt_pl.untrusted import UntrustedError, parse_json
+
+MAX_SECONDS = 1e9
+"""Second at which a piece may end: 30 years."""
 
 
 def list_table(source: Path, root: Path) -> SourceListing:
@@ -25,24 +28,39 @@ def list_table(source: Path, root: Path) -> SourceListing:
     Raises:
         ValueError: A row is wrong. The message names its line.
     """
-    items, ignored = [], set[str]()
-    for number, row in read_rows(source):
+    items, ignored, left_out = [], set[str](), list[str]()
+    for number, row in read_rows(source, left_out):
         where = f"{source}:{number}"
         path = row.pop("path", None) or row.pop("file_name", None)
         if not path:
-            raise ValueError(f'{where}: no "path" (found: {", ".join(row) or "nothing"})')
+            raise ValueError(f'{where}: no "path" (found: {", ".join(row)[:200] or "nothing"})')
         kind = row.pop("kind", None) or kind_of(path)
         if kind not in ("video", "image"):
-            raise ValueError(f'{where}: {path} is neither video nor image by its ending; a column "kind" may say so, found "{kind}"')
+            found = f'{path[:200]} is neither video nor image by its ending; a column "kind" may say so, found "{str(kind)[:200]}"'
+            raise ValueError(f"{where}: {found}")
         caption = " ".join((row.pop("caption", None) or row.pop("text", None) or "").split())
         label = row.pop("label", "")
         begin, end = _piece(row, kind, where)
+        if max(begin, end) > MAX_SECONDS:
+            left_out.append(f"{where}: a piece from {begin:g} to {end:g} s")
+            continue
         items.append(SourceItem(str(root / path), kind, caption, label if label else -1, row.pop("split", ""), begin=begin, end=end))
         ignored |= set(row) - {"path", "file_name", "caption", "text"}
+    notes = [f"columns not used: {', '.join(sorted(ignored))[:1000]}"] if ignored else []
+    if left_out:
+        notes.append(f"{len(left_out):,} rows are left out, the first: {left_out[0][:400]}")
     # Labels become numbers only if all of them are: a class may be called "2012".
     if all(item.label == -1 or re.fullmatch(r"-?\d+", str(item.label)) for item in items):
-        items = [replace(item, label=int(item.label)) for item in items]
-    return SourceListing("table", items, [f"columns not used: {', '.join(sorted(ignored))}"] if ignored else [])
+        items = [_with_number(item) for item in items]
+    return SourceListing("table", items, notes)
+
+
+def _with_number(item: SourceItem) -> SourceItem:
+    """Return the item with its label as a number. Python refuses to convert thousands of digits."""
+    text = str(item.label)
+    if len(text) > 20:
+        return replace(item, label=-1, finding=f"label: {text[:20]}... is not a number of 32 bits")
+    return replace(item, label=int(text))
 
 
 def _piece(row: dict[str, str], kind: str, where: str) -> tuple[float, float]:
@@ -75,34 +93,61 @@ def _seconds(text: str, where: str) -> float:
     return round(3600 * hours + 60 * minutes + seconds, 6)
 
 
-def read_rows(source: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def read_rows(source: Path, left_out: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the rows of a CSV or JSONL file with their line numbers. Nulls are left out, and all other values are text.
+
+    Args:
+        source: The file.
+        left_out: Gets a note for each row that no person writes by mistake: one of enormous size, nested deeply, or with text that is not
+            Unicode.
 
     Raises:
         ValueError: A line is not a row. The message names it.
     """
     # Not str.splitlines: it also breaks at characters that captions may hold.
-    lines = io.StringIO(read_text(source), newline="")
+    lines = read_lines(source, left_out)
     if source.suffix.lower() == ".jsonl":
         for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield number, _json_row(line, f"{source}:{number}")
+            if line.strip() and (found := _json_row(line, f"{source}:{number}", left_out)) is not None:
+                yield number, found
         return
     rows = csv.DictReader(lines, strict=True)
-    try:
-        for row in rows:
-            if None in row:
-                raise ValueError(f'{source}:{rows.line_num}: more fields than columns; put "..." around text with commas')
-            yield rows.line_num, {name.strip().lower(): value.strip() for name, value in row.items() if value}
-    except csv.Error as error:
-        raise ValueError(f"{source}:{rows.line_num}: not CSV: {error}") from error
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "field larger" not in str(error):
+                raise ValueError(f"{source}:{rows.line_num}: not CSV: {error}") from error
+            left_out.append(f"{source}:{rows.line_num}: {error}")
+            if rows._fieldnames is None:  # type: ignore[attr-defined]  # the header itself: without it, the rows mean nothing
+                raise ValueError(f"{source}:{rows.line_num}: not CSV: {error}") from error
+            continue
+        if None in row:
+            raise ValueError(f'{source}:{rows.line_num}: more fields than columns; put "..." around text with commas')
+        yield rows.line_num, {name.strip().lower(): value.strip() for name, value in row.items() if value}
 
 
-def _json_row(line: str, where: str) -> dict[str, str]:
+def _json_row(line: str, where: str, left_out: list[str]) -> dict[str, str] | None:
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON: {error}") from error
+        row = parse_json(line, where)
+    except UntrustedError as error:
+        if _is_mistake(line):
+            raise ValueError(f"{where}: not JSON: {error}") from error
+        left_out.append(str(error))
+        return None
     if not isinstance(row, dict):
         raise ValueError(f'{where}: wanted an object like {{"path": "a.mp4", "caption": "..."}}, found {line.strip()[:60]}')
     return {str(name).lower(): str(value) for name, value in row.items() if value is not None}
+
+
+def _is_mistake(line: str) -> bool:
+    """Return whether a line that cannot be used is one of wrong syntax."""
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return True
+    except (ValueError, RecursionError):
+        return False
+    return False

@@ -1,16 +1,17 @@
 """List tar shards as webdataset writes them, with the position of every clip and image."""
 
-import json
 import re
 import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, read_words
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing, split_of
 from walt_pl.indexing.shard_names import expand
 from walt_pl.media.extensions import kind_of
+from walt_pl.untrusted import UntrustedError
 
 _SHARD_SECONDS = 3600.0  # to list one shard: a large one on a slow network disk
 
@@ -27,12 +28,14 @@ def list_shards(source: str, workers: int) -> SourceListing:
     """
     path = Path(source)
     names = [str(shard) for shard in sorted(path.rglob("*.tar"))] if path.is_dir() else expand(source)
+    others = [name for name in names if not Path(name).is_file()] if path.is_dir() else []
+    names = [name for name in names if name not in set(others)]
     if packed := [str(shard) for ending in ("*.tar.gz", "*.tgz", "*.tar.zst") for shard in path.glob(ending)] if path.is_dir() else []:
         raise ValueError(f"{packed[0]}: packed shards cannot be read at random places; unpack them first: gunzip {packed[0]}")
     if missing := [name for name in names if not Path(name).is_file()]:
         raise ValueError(f"{source}: {len(missing)} of {len(names)} shards are not there, the first: {missing[0]}")
     found: dict[str, list[SourceItem]] = {}
-    notes: list[str] = []
+    notes = [f"{len(others)} shards are no plain files and are left out, the first: {others[0]}"] if others else []
     for name, shard in run_isolated(list_shard, names, min(workers, max(1, len(names))), lambda name: _SHARD_SECONDS):
         if isinstance(shard, LostJob):
             notes.append(f"{name}: {shard.finding}: {shard.reason}")
@@ -56,7 +59,7 @@ def list_shard(name: str) -> tuple[list[SourceItem], str]:
     said: dict[str, dict[str, Any]] = {}
     broken = ""
     try:
-        with tarfile.open(name, "r:") as shard:
+        with tarfile.open(name, "r:", tarinfo=BoundedTarInfo) as shard:
             for member in shard:
                 key, ending = _sample(member.name)
                 if not member.isreg() or member.issparse() or key.endswith("/"):
@@ -66,15 +69,17 @@ def list_shard(name: str) -> tuple[list[SourceItem], str]:
                 elif ending in ("txt", "cls", "json"):
                     new, known = _said(shard, member, ending), said.get(key, {})
                     said[key] = {**new, **known} if ending == "json" else {**known, **new}
-    except (tarfile.TarError, OSError, EOFError) as error:
-        broken = f"can be read as far as {len(media)} clips and images: {error}"
+    # tarfile raises many more on hostile headers, and MemoryError and RecursionError among them.
+    except Exception as error:
+        broken = f"can be read as far as {len(media)} clips and images: {str(error)[:300] or type(error).__name__}"
     items = []
     for key, member in media:
         words = said.get(key, {})
         item = SourceItem(
             name, kind_of(member.name) or "", words.get("caption", ""), words.get("label", -1), words.get("split", "") or split
         )
-        items.append(replace(item, offset=member.offset_data, bytes=member.size, family=f"{Path(name).name}/{key}"))
+        family = f"{Path(name).name}/{key}"
+        items.append(replace(item, offset=member.offset_data, bytes=member.size, family=family, finding=words.get("finding", "")))
     return items, broken
 
 
@@ -86,27 +91,10 @@ def _sample(member: str) -> tuple[str, str]:
 
 
 def _said(shard: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> dict[str, Any]:
-    """Return the metadata of a sample that a small member holds."""
+    """Return the metadata of a sample that a small member holds, or the "finding" that says why it cannot be used."""
     file = shard.extractfile(member)
     assert file is not None
-    text = file.read().decode("utf-8", errors="replace").strip()
-    if ending == "txt":
-        return {"caption": " ".join(text.split())}
-    if ending == "cls":
-        return {"label": _label(text)}
     try:
-        row = json.loads(text)
-    except ValueError:
-        return {}
-    row = row if isinstance(row, dict) else {}
-    caption = " ".join(str(row.get("caption") or row.get("text") or "").split())
-    label, split = row.get("label"), str(row.get("split") or "")
-    return (
-        ({"caption": caption} if caption else {})
-        | ({} if label is None else {"label": _label(str(label))})
-        | ({"split": split} if split else {})
-    )
-
-
-def _label(text: str) -> int | str:
-    return int(text) if re.fullmatch(r"-?\d+", text) else text or -1
+        return read_words(file.read(MAX_TEXT_BYTES + 1), ending)
+    except UntrustedError as error:
+        return {"finding": f".{ending}: of {member.name[:200]!a}: {error}"}

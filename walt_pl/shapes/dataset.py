@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
 from walt_pl.data.index import write_index
+from walt_pl.data.index_table import read_table
 from walt_pl.files import write_whole
 from walt_pl.lock import hold_lock, lock_beside
 from walt_pl.media.types import Frames
@@ -344,8 +343,8 @@ def remove_set(out: Path) -> list[Path]:
 def _is_whole(index: Path, jobs: list[_Job]) -> bool:
     """Return whether the index lists these files and all exist. Delete files that differ in size from the index."""
     try:
-        table = pq.read_table(index, columns=["path", "bytes"])
-    except (OSError, pa.ArrowInvalid):  # missing or damaged
+        table = read_table(index)
+    except ValueError:  # missing or damaged
         return False
     painted = {job.path for job in jobs}
     whole = bool(table["path"].to_pylist() == [job.path for job in jobs])

@@ -1,0 +1,65 @@
+"""Hostile images and videos are findings of the index command. None of them ends it, starts a program or reaches another file."""
+
+import csv
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.clips import counting_clip
+from tests.helpers.hostile_media import fake_programs, write_hostile_media
+from walt_pl.cli.main import main
+from walt_pl.data.index import read_table
+from walt_pl.media.writing import write_image, write_video
+
+FINDINGS = {
+    "eps.png": "corrupt: not an image that can be read",
+    "svg.png": "corrupt: not an image that can be read",
+    "large.png": "too large: 40,000 x 40,000 = 1,600,000,000 pixels, at most 200,000,000 wanted (index --max-pixels, data.max_pixels)",
+    "text.png": "corrupt: not an image that can be read",
+    "concat.mp4": "corrupt: not a video that can be read",
+    "hls.mp4": "corrupt: not a video that can be read",
+    "times.mp4": "truncated: ",
+    "pipe.mp4": "missing: no such file",
+    "loop.png": "missing: no such file",
+    "device.mp4": "missing: no such file",
+}
+
+
+def findings(index: Path) -> dict[str, str]:
+    """Return the reasons of the quarantine list by the names of the files."""
+    with index.with_suffix(".quarantine.csv").open() as rows:
+        return {Path(row["path"]).name: row["reason"] for row in csv.DictReader(rows)}
+
+
+def test_index_command_names_hostile_files_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_video(tmp_path / "secret.mp4", counting_clip(20), 8)
+    (tmp_path / "all").mkdir()
+    (tmp_path / "media").mkdir()
+    write_hostile_media(tmp_path / "all", tmp_path / "secret.mp4", port=9)
+    for name in FINDINGS:
+        shutil.move(tmp_path / "all" / name, tmp_path / "media" / name)
+    shutil.copy(tmp_path / "secret.mp4", tmp_path / "media")
+    monkeypatch.setenv("PATH", f"{fake_programs(tmp_path / 'bin', tmp_path / 'ran')}{os.pathsep}{os.environ['PATH']}")
+    main(["index", str(tmp_path / "media"), "--out", str(tmp_path / "a.parquet"), "--workers", "1"])
+    found = findings(tmp_path / "a.parquet")
+    assert found.keys() == FINDINGS.keys()
+    assert not {name: found[name] for name, begin in FINDINGS.items() if not found[name].startswith(begin)}
+    frames = dict(zip(*(read_table(tmp_path / "a.parquet")[name].to_pylist() for name in ("path", "frames")), strict=True))
+    assert frames["media/secret.mp4"] == 20 and sum(frames.values()) == 20
+    assert not (tmp_path / "ran").exists()
+
+
+def test_index_command_max_pixels_is_a_finding_until_it_is_raised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_image(tmp_path / "media" / "a.png", counting_clip(1)[0])
+    write_video(tmp_path / "media" / "a.mp4", counting_clip(20), 8)
+    index = ["index", str(tmp_path / "media"), "--out", str(tmp_path / "a.parquet"), "--workers", "1", "--report"]
+    main([*index, "--max-pixels", "6143"])
+    said = "too large: 96 x 64 = 6,144 pixels, at most 6,143 wanted (index --max-pixels, data.max_pixels)"
+    assert findings(tmp_path / "a.parquet") == {"a.png": said, "a.mp4": said}
+    assert "too large" in capsys.readouterr().out
+    main([*index, "--max-pixels", "6144"])
+    assert not (tmp_path / "a.quarantine.csv").exists()
+    with pytest.raises(SystemExit, match="--max-pixels must be at least 1, got 0"):
+        main([*index, "--max-pixels", "0"])
