@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from datamodules.argument_checks import check_counts, check_seconds, check_shard_kinds
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.data.batch import BucketedSource, Kind, SampleSource
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
@@ -105,17 +106,9 @@ class JointData(L.LightningDataModule):
         allow_schemes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
-        at_least_zero = {
-            "videos_per_batch": videos_per_batch,
-            "image_stacks_per_batch": image_stacks_per_batch,
-            "cache_clips": cache_clips,
-            "val_videos": val_videos,
-            "num_workers": num_workers,
-            "seed": seed,
-        }
-        for name, value in at_least_zero.items():
-            if value < 0:
-                raise ValueError(f"data.{name} must be at least 0, got {value}")
+        check_counts(videos_per_batch=videos_per_batch, image_stacks_per_batch=image_stacks_per_batch, cache_clips=cache_clips)
+        check_counts(val_videos=val_videos, num_workers=num_workers, seed=seed)
+        check_seconds(timeout=timeout, patience=patience)
         if images_per_stack < 1:
             raise ValueError(f"data.images_per_stack must be at least 1, got {images_per_stack}")
         if not videos_per_batch + image_stacks_per_batch:
@@ -124,20 +117,13 @@ class JointData(L.LightningDataModule):
             raise ValueError("data.vae caches whole pictures and data.crop draws windows: leave out one of them")
         if vae is None and cache_clips:
             raise ValueError("data.cache_clips limits the cache of latents and needs data.vae")
-        if not min(timeout, patience) > 0:
-            raise ValueError(f"data.timeout and data.patience are in seconds and must be above 0, got {timeout:g} and {patience:g}")
         settings = size, frames, low_res_size, views, tuple(sizes), crop, seed, aspect, fps, stride, flip, max_pixels
         self.clip_transform = ClipTransform(*settings)
         self.buckets = [Bucket(*bucket) for bucket in buckets] or [Bucket(*self.clip_transform.shape(size))]
         if buckets:
             check_buckets(self.buckets, self.clip_transform)
         if shards is not None:
-            wanted = {"video": videos_per_batch, "image": image_stacks_per_batch}
-            if buckets or set(shards) != {kind for kind, per_batch in wanted.items() if per_batch}:
-                raise ValueError(
-                    "data.shards names the shards of each kind that the batch has, and data.buckets needs an index: "
-                    f"got {', '.join(shards) or 'no kind'} for {videos_per_batch} videos and {image_stacks_per_batch} stacks of images"
-                )
+            check_shard_kinds(shards, videos_per_batch, image_stacks_per_batch, bool(buckets))
         self.shards = shards
         self._streams = {kind: ShardStream(kind, pattern, seed, allow_schemes) for kind, pattern in (shards or {}).items()}
         self.index = index
