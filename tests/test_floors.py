@@ -29,6 +29,7 @@ FLOORS = {
     "walt_pl.removal": 0,
     "walt_pl.untrusted": 0,
     "walt_pl.plain_records": 0,
+    "walt_pl.terminal_text": 0,
     "walt_pl.blocks": 0,
     "walt_pl.diffusion": 0,
     "walt_pl.media": 0,

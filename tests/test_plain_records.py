@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 import pytest
 
-from walt_pl.plain_records import build_record, check_plain, printable, shown
+from walt_pl.plain_records import build_record, check_plain, shown
+from walt_pl.terminal_text import printable
 from walt_pl.untrusted import UntrustedError
 
 

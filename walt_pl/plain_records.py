@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from walt_pl.terminal_text import CONTROL
 from walt_pl.untrusted import UntrustedError
 
 MAX_TEXT = 16_384
@@ -22,8 +23,6 @@ MAX_TEXT = 16_384
 SHOWN = 60
 """Characters of a wrong value that an error shows."""
 
-CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, line ends, characters that turn the direction of writing, and lone surrogates."""
 
 T = TypeVar("T")
 
@@ -84,14 +83,6 @@ def shown(value: Any) -> str:
     except ValueError:  # an integer of thousands of digits
         text = f"a {type(value).__name__} with an integer of thousands of digits"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-
-
-def printable(text: str) -> str:
-    """Return a text for the terminal: control characters other than line ends and tabs are written as escapes.
-
-    A terminal obeys control characters: they hide text, change its title, or answer as if someone had typed.
-    """
-    return CONTROL.sub(lambda found: found[0] if found[0] in "\n\t" else ascii(found[0])[1:-1], text)
 
 
 def check_sha256(value: str, name: str) -> None:

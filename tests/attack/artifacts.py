@@ -16,7 +16,6 @@ from tests.attack.hostile_files import CARDS, CONFIGS, MANIFESTS, PROGRESS, TRAI
 from tests.attack.outcome import Outcome, count_of
 from tests.helpers.tiny_stages import write_stages
 from walt_pl.cli.train_longer import FinishedTraining
-from walt_pl.plain_records import CONTROL
 from walt_pl.runs.artifact import load
 from walt_pl.runs.card import card_text
 from walt_pl.runs.manifest import Manifest
@@ -24,6 +23,7 @@ from walt_pl.runs.status import render_status, status_rows, verify_run
 from walt_pl.runs.stored_config import clip_arguments, in_bfloat16, statistics_batches, stored_index
 from walt_pl.sampling.cascade import Cascade
 from walt_pl.sampling.known_conditions import known_classes
+from walt_pl.terminal_text import CONTROL
 
 SECONDS = 2.0
 """Most seconds of a processor that an attack may take, and a tenth of the longest time."""

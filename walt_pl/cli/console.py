@@ -6,7 +6,7 @@ from typing import TextIO
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from walt_pl.plain_records import printable
+from walt_pl.terminal_text import printable
 
 UNLIMITED = 100_000
 """Characters of a line where there is no terminal: a file or another program takes lines of any length."""

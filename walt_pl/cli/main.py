@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from walt_pl import __version__
 from walt_pl.cli.quiet import silence_libraries
 from walt_pl.cli.temporary_folders import remove_empty_compile_cache
-from walt_pl.plain_records import printable
+from walt_pl.terminal_text import printable
 
 GROUPS: dict[str, dict[str, str]] = {
     "data": {

@@ -10,7 +10,7 @@ import sys
 import warnings
 from typing import TextIO
 
-from walt_pl.plain_records import printable
+from walt_pl.terminal_text import printable
 
 LEAKED = "resource_tracker"
 """Beginning of the warning that Python's resource tracker gives at the end of a training that was killed."""

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from walt_pl.cli.function_command import call
-from walt_pl.plain_records import printable
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.status import verify_run
+from walt_pl.terminal_text import printable
 
 
 def verify(run: str = "runs/shapes") -> None:

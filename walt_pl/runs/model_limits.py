@@ -18,7 +18,7 @@ MAX_SIZE = 1 << 20
 """Largest number in the configuration of a model: a width, a vocabulary, a number of classes."""
 MAX_LEVELS = 32
 """Most values of a list in the configuration of a model: the levels of an autoencoder."""
-MAX_LAYERS = 512
+MAX_LAYERS = 256
 """Most layers of a model."""
 MAX_BUFFER_BYTES = 4 << 30
 """Most bytes of the tensors of all models that are computed instead of read: tables of positions within a window."""

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from walt_pl.files import write_whole
 from walt_pl.lock import now
-from walt_pl.plain_records import CONTROL, build_record, check_range, check_time
+from walt_pl.plain_records import build_record, check_range, check_time
 from walt_pl.runs.stop_record import MAX_STEPS
+from walt_pl.terminal_text import CONTROL
 from walt_pl.untrusted import read_json
 
 FILE = "progress.json"
