@@ -154,13 +154,13 @@ class ZeROStrategy(DeepSpeedStrategy):
         A full disk raises no error here but sets `failure`: if one rank raised it, the other ranks would wait for that rank.
         """
         self.failure = None
+        self._files.begin()
         if self.is_global_zero:  # before the engine makes the folder, which would raise
             self._keep_failure(lambda: (Path(filepath) / TAG).mkdir(parents=True, exist_ok=True))
         self.failure = self.broadcast(self.failure)
         if self.failure is not None:
             return
         state = {name: value for name, value in checkpoint.items() if name not in ("state_dict", "optimizer_states")}
-        self._files.begin()
         self.deepspeed_engine.save_checkpoint(str(filepath), tag=TAG, client_state=state, save_latest=False)
         self.failure = self._files.failure
         if self.is_global_zero:
