@@ -10,7 +10,7 @@ import pytest
 from tests.helpers.clips import counting_clip
 from tests.helpers.hostile_media import fake_programs, write_hostile_media
 from walt_pl.cli.main import main
-from walt_pl.data.index import read_table
+from walt_pl.data.index_table import read_table
 from walt_pl.media.writing import write_image, write_video
 
 FINDINGS = {
@@ -21,9 +21,9 @@ FINDINGS = {
     "concat.mp4": "corrupt: not a video that can be read",
     "hls.mp4": "corrupt: not a video that can be read",
     "times.mp4": "truncated: ",
-    "pipe.mp4": "missing: no such file",
-    "loop.png": "missing: no such file",
-    "device.mp4": "missing: no such file",
+    "pipe.mp4": "missing: not a plain file",
+    "loop.png": "missing: not a plain file",
+    "device.mp4": "missing: not a plain file",
 }
 
 

@@ -49,7 +49,7 @@ _SILENT = (
     Rule(Effect.SILENT, ("seed_everything",), "data.seed and model.seed have its value"),
     Rule(Effect.SILENT, ("data.index", "data.vae", "data.cache_dir", "model.vae", "model.base"), "a path; the content is compared"),
     Rule(Effect.SILENT, ("model.text.path", "model.text_path"), "a path; the encoder's files are compared"),
-    Rule(Effect.SILENT, ("data.num_workers", "data.timeout"), "samples do not depend on the processes that read them"),
+    Rule(Effect.SILENT, ("data.num_workers", "data.timeout", "data.patience"), "samples do not depend on the processes that read them"),
     Rule(Effect.SILENT, ("model.preview_steps", "previews.*", "throughput.*"), "for inspection only"),
     Rule(Effect.SILENT, ("model.denoiser.activation_checkpointing", "ema.cpu"), "saves memory only"),
     Rule(
@@ -126,6 +126,8 @@ _WARNED = (
     Rule(Effect.WARNED, ("data.index_sha256",), "other clips, captions or labels"),
     Rule(Effect.WARNED, ("data.quarantine_sha256",), "other files are left out; the order continues"),
     Rule(Effect.WARNED, ("data.selection_sha256", "data.cache_clips"), "other clips and images are used"),
+    Rule(Effect.SILENT, ("data.allow_schemes",), "it says from where files may be read"),
+    Rule(Effect.WARNED, ("data.max_pixels",), "larger files are left out"),
     Rule(Effect.WARNED, ("data.shards",), "other clips, in another order"),
     Rule(
         Effect.WARNED,

@@ -5,6 +5,7 @@ from typing import Any
 
 from walt_pl.cli.task_rules import Effect, rule_of
 from walt_pl.runs.task_record import Values, flatten
+from walt_pl.untrusted import parse_json
 
 
 def task_settings(options: Any) -> Values:
@@ -13,5 +14,5 @@ def task_settings(options: Any) -> Values:
     Args:
         options: parsed arguments.
     """
-    plain = json.loads(json.dumps(options.as_dict(), default=str))
+    plain = parse_json(json.dumps(options.as_dict(), default=str), "the configuration")
     return {key: value for key, value in flatten(plain) if rule_of(key).effect is not Effect.SILENT}

@@ -26,12 +26,13 @@ from walt_pl.runs.living_run import read_settled
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import in_order, kind_of
 from walt_pl.sampling.known_rate import trained_fps
+from walt_pl.sampling.stage_choice import BASE, choose_stages
 from walt_pl.sampling.stage_sampler import StageSampler, text_condition, unconditional, with_context, with_low_res
 from walt_pl.text.features import HASHES, recorded_encoder
 from walt_pl.text.pretrained_encoder import PretrainedTextEncoder
 from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder, trained_text_encoder
 
-BASE, VAE_STAGE = "base", "vae"
+VAE_STAGE = "vae"
 KNOWN = {1: "an image", 2: "the end of a clip"}
 """Meaning of a number of context frames: the first latent of a clip is one pixel frame, each further latent is f_t pixel frames."""
 
@@ -154,20 +155,7 @@ class Cascade:
             ValueError: the stages have a gap, or the run has several base models and none is named.
         """
         manifest = Manifest.open(run)
-        finished = [name for name, stage in manifest.stages().items() if stage.artifact is not None]
-        found = [stage for stage in finished if kind_of(stage) != "vae"]
-        bases = [stage for stage in found if kind_of(stage) == "base"]
-        if not stages and len(bases) > 1 and BASE not in bases:
-            raise ValueError(f"{run} has the base models {', '.join(bases)}; choose one: --stages {bases[0]}")
-        base = bases[0] if bases else BASE  # BASE is the first of the bases where the run has it
-        above = [stage for stage in found if stage not in bases]
-        wanted = list(stages) if stages else [base, *above]
-        # A run may have several base models; only one of them starts the chain.
-        base = next((stage for stage in wanted if kind_of(stage) == "base"), base)
-        known = in_order([*{base, *above, *(stage for stage in wanted if kind_of(stage) == "super_resolution")}])
-        if in_order(wanted) != known[: len(wanted)]:
-            raise ValueError(f"stages run from {base} upwards without a gap: {' '.join(known)}; got {' '.join(wanted)}")
-        loaded = [VAE_STAGE, *wanted]
+        loaded = [VAE_STAGE, *choose_stages(manifest, stages)]
         return read_settled(
             manifest,
             lambda: cls(manifest.usable(loaded, allow_stale), device, dtype, text_encoder, verify),
