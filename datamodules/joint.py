@@ -61,8 +61,8 @@ class JointData(L.LightningDataModule):
         val_videos: Number of videos (and of images) of the split "val" to validate on; 0 does not validate.
         num_workers: Processes that read ahead, per rank. With 0 the training process reads, and a decoder that crashes ends it.
         timeout: Seconds that a worker may spend on one file before it is ended and another one tries. The second time the file fails.
-        patience: Seconds without a sign of life after which a worker that reads no file is replaced, such as a stopped process. Within a
-            file data.timeout counts alone, because a decoder may keep Python from giving signs.
+        worker_patience: Seconds without a sign of life after which a worker that reads no file is replaced, such as a stopped process.
+            Within a file data.timeout counts alone, because a decoder may keep Python from giving signs.
         seed: Seed of order and crops.
         shards: Streams the training set from tar shards in webdataset's notation, '{video: "clips-{000..999}.tar", image: ...}', in
             place of the index, see walt_pl/data/webdataset_loader.py. Validation, and captions for a vocabulary, still use the index.
@@ -94,7 +94,7 @@ class JointData(L.LightningDataModule):
         val_videos: int = 64,
         num_workers: int = 1,
         timeout: float = 60.0,
-        patience: float = 60.0,
+        worker_patience: float = 60.0,
         seed: int = 0,
         shards: dict[Kind, str] | None = None,
     ) -> None:
@@ -118,8 +118,9 @@ class JointData(L.LightningDataModule):
             raise ValueError("data.vae caches whole pictures and data.crop draws windows: leave out one of them")
         if vae is None and cache_clips:
             raise ValueError("data.cache_clips limits the cache of latents and needs data.vae")
-        if not min(timeout, patience) > 0:
-            raise ValueError(f"data.timeout and data.patience are in seconds and must be above 0, got {timeout:g} and {patience:g}")
+        if not min(timeout, worker_patience) > 0:
+            found = f"{timeout:g} and {worker_patience:g}"
+            raise ValueError(f"data.timeout and data.worker_patience are in seconds and must be above 0, got {found}")
         self.clip_transform = ClipTransform(size, frames, low_res_size, views, tuple(sizes), crop, seed, aspect, fps, stride, flip)
         self.buckets = [Bucket(*bucket) for bucket in buckets] or [Bucket(*self.clip_transform.shape(size))]
         if buckets:
@@ -143,7 +144,7 @@ class JointData(L.LightningDataModule):
         self.val_videos = val_videos
         self.num_workers = num_workers
         self.timeout = timeout
-        self.patience = patience
+        self.worker_patience = worker_patience
         self.seed = seed
         # Rank zero builds the cache for all machines.
         self.prepare_data_per_node = False
@@ -369,7 +370,7 @@ class JointData(L.LightningDataModule):
         if self.shards is not None:
             streamed = {kind: ShardStream(kind, pattern, self.seed) for kind, pattern in self.shards.items()}
             given = {kind: self.videos_per_batch if kind == "video" else self.images_per_batch for kind in streamed}
-            reading = StreamConfig(streamed, given, self.clip_transform, rank, ranks, self.num_workers, self.patience)
+            reading = StreamConfig(streamed, given, self.clip_transform, rank, ranks, self.num_workers, self.worker_patience)
             return self._remember(StreamLoader(reading))
         items = self._items(TRAIN)
         sampler = JointSampler(items["video"], items["image"], self.videos_per_batch, self.images_per_batch, rank, ranks, self.seed)
@@ -417,7 +418,7 @@ class JointData(L.LightningDataModule):
 
     def _loader(self, split: str, sampler: JointSampler | SequentialSampler) -> BatchLoader:
         source = BucketedSource([self._source(split, number) for number in range(len(self.buckets))])
-        return self._remember(JointLoader(source, sampler, self.num_workers, self.timeout, self.patience))
+        return self._remember(JointLoader(source, sampler, self.num_workers, self.timeout, self.worker_patience))
 
     def _remember(self, loader: BatchLoader) -> BatchLoader:
         self._loaders.append(loader)
