@@ -63,8 +63,8 @@ class JointData(L.LightningDataModule):
         val_videos: Number of videos (and of images) of the split "val" to validate on; 0 does not validate.
         num_workers: Processes that read ahead, per rank. With 0 the training process reads, and a decoder that crashes ends it.
         timeout: Seconds that a worker may spend on one file before it is ended and another one tries. The second time the file fails.
-        patience: Seconds without a sign of life after which a worker that reads no file is replaced, such as a stopped process. Within a
-            file data.timeout counts alone, because a decoder may keep Python from giving signs.
+        worker_patience: Seconds without a sign of life after which a worker that reads no file is replaced, such as a stopped process.
+            Within a file data.timeout counts alone, because a decoder may keep Python from giving signs.
         seed: Seed of order and crops.
         max_pixels: Largest rows x columns of an image, or of a frame of a video, that is decoded. Larger ones are left out.
         shards: Streams the training set from tar shards in webdataset's notation, '{video: "clips-{000..999}.tar", image: ...}', in
@@ -99,7 +99,7 @@ class JointData(L.LightningDataModule):
         val_videos: int = 64,
         num_workers: int = 1,
         timeout: float = 60.0,
-        patience: float = 60.0,
+        worker_patience: float = 60.0,
         seed: int = 0,
         max_pixels: int = MAX_PIXELS,
         shards: dict[Kind, str] | None = None,
@@ -108,7 +108,7 @@ class JointData(L.LightningDataModule):
         super().__init__()
         check_counts(videos_per_batch=videos_per_batch, image_stacks_per_batch=image_stacks_per_batch, cache_clips=cache_clips)
         check_counts(val_videos=val_videos, num_workers=num_workers, seed=seed)
-        check_seconds(timeout=timeout, patience=patience)
+        check_seconds(timeout=timeout, worker_patience=worker_patience)
         if images_per_stack < 1:
             raise ValueError(f"data.images_per_stack must be at least 1, got {images_per_stack}")
         if not videos_per_batch + image_stacks_per_batch:
@@ -137,7 +137,7 @@ class JointData(L.LightningDataModule):
         self.val_videos = val_videos
         self.num_workers = num_workers
         self.timeout = timeout
-        self.patience = patience
+        self.worker_patience = worker_patience
         self.seed = seed
         # Rank zero builds the cache for all machines.
         self.prepare_data_per_node = False
@@ -363,7 +363,7 @@ class JointData(L.LightningDataModule):
         if self.shards is not None:
             per_batch: dict[Kind, int] = {"video": self.videos_per_batch, "image": self.images_per_batch}
             given = {kind: per_batch[kind] for kind in self._streams}
-            reading = StreamConfig(self._streams, given, self.clip_transform, rank, ranks, self.num_workers, self.patience)
+            reading = StreamConfig(self._streams, given, self.clip_transform, rank, ranks, self.num_workers, self.worker_patience)
             return self._remember(StreamLoader(reading))
         items = self._items(TRAIN)
         sampler = JointSampler(items["video"], items["image"], self.videos_per_batch, self.images_per_batch, rank, ranks, self.seed)
@@ -411,7 +411,7 @@ class JointData(L.LightningDataModule):
 
     def _loader(self, split: str, sampler: JointSampler | SequentialSampler) -> BatchLoader:
         source = BucketedSource([self._source(split, number) for number in range(len(self.buckets))])
-        return self._remember(JointLoader(source, sampler, self.num_workers, self.timeout, self.patience))
+        return self._remember(JointLoader(source, sampler, self.num_workers, self.timeout, self.worker_patience))
 
     def _remember(self, loader: BatchLoader) -> BatchLoader:
         self._loaders.append(loader)

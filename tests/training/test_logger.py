@@ -1,5 +1,6 @@
 """Curves on a disk that fills up."""
 
+import subprocess
 import time
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import walt_pl.training.logger
-from tests.helpers.environment import full_disk
+from tests.helpers.environment import ROOT, full_disk
 from tests.training.callbacks.test_checkpoints import Line, Numbers
 from walt_pl.training.callbacks.save_config import SaveConfig
 from walt_pl.training.logger import ResilientTensorBoardLogger
@@ -70,3 +71,10 @@ def test_resilient_tensorboard_logger_leaves_no_folder_of_a_start_that_fails_in_
         assert work.exists() is left
         if left:
             assert (work / "logs" / start / "config.yaml").is_file()
+
+
+@pytest.mark.parametrize(("more", "host"), [((), "127.0.0.1"), (("ARGS=--host 0.0.0.0",), "0.0.0.0")])
+def test_make_tensorboard_listens_on_this_machine_alone_unless_told(more: tuple[str, ...], host: str) -> None:
+    command = subprocess.run(["make", "-n", "tensorboard", *more], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    words = next(line for line in command.splitlines() if "tensorboard.main" in line).split()
+    assert words[len(words) - words[::-1].index("--host")] == host, "the last one counts"

