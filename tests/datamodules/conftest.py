@@ -40,5 +40,5 @@ def vae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Path of an artifact that needs no training."""
     FakeVAE.clips = 0
     monkeypatch.setattr(card, "read_card", lambda path: {"sha256": "1"})
-    monkeypatch.setattr(artifact, "load", lambda path, device: SimpleNamespace(models={"vae": FakeVAE()}))
+    monkeypatch.setattr(artifact, "load", lambda path, device: SimpleNamespace(model={"vae": FakeVAE()}.get))
     return str(tmp_path / "vae")

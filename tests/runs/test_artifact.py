@@ -347,6 +347,7 @@ def test_load_artifact_refuses_weights_that_are_not_safetensors(tmp_path: Path) 
     weights = tmp_path / "vae" / "model.safetensors"
     weights.write_bytes(b"\x80\x04" + weights.read_bytes()[2:])  # the first bytes of a pickle
     files = read_card(tmp_path / "vae")["files"]
-    rewrite_card(tmp_path / "vae", files={**files, weights.name: {**files[weights.name], "sha256": file_sha256(weights, fresh=True)}})
+    sha256 = file_sha256(weights, fresh=True)
+    rewrite_card(tmp_path / "vae", sha256=sha256, files={**files, weights.name: {**files[weights.name], "sha256": sha256}})
     with pytest.raises(ArtifactError, match="not a whole safetensors file"):
         load(tmp_path / "vae")

@@ -49,7 +49,11 @@ _SILENT = (
     Rule(Effect.SILENT, ("seed_everything",), "data.seed and model.seed have its value"),
     Rule(Effect.SILENT, ("data.index", "data.vae", "data.cache_dir", "model.vae", "model.base"), "a path; the content is compared"),
     Rule(Effect.SILENT, ("model.text.path", "model.text_path"), "a path; the encoder's files are compared"),
-    Rule(Effect.SILENT, ("data.num_workers", "data.timeout", "data.worker_patience"), "samples do not depend on the processes that read them"),
+    Rule(
+        Effect.SILENT,
+        ("data.num_workers", "data.timeout", "data.worker_patience"),
+        "samples do not depend on the processes that read them",
+    ),
     Rule(Effect.SILENT, ("model.preview_steps", "previews.*", "throughput.*"), "for inspection only"),
     Rule(Effect.SILENT, ("model.denoiser.activation_checkpointing", "ema.cpu"), "saves memory only"),
     Rule(
