@@ -1,6 +1,7 @@
 """docs/SECURITY.md lists every place where a value reaches a file, an import, a process or an address, and the list is complete."""
 
 import ast
+import importlib
 import re
 from functools import cache
 from pathlib import Path
@@ -68,6 +69,31 @@ def test_security_page_names_tests_that_exist() -> None:
         assert named or "stranger" not in origin, f"{module} {functions}: a value of a stranger needs a test"
         for file, function in named:
             assert (ROOT / file).is_file() and function in names_of(ROOT / file), f"{module} {functions}: there is no {file}::{function}"
+
+
+def value_of(text: str) -> float:
+    """Return the number of a cell, such as "64 MiB", "2^31-1" or "50,000"."""
+    number, _, unit = text.replace(",", "").partition(" ")
+    if found := re.fullmatch(r"2\^(\d+)(-1)?", number):
+        return 2 ** int(found[1]) - bool(found[2])
+    return float(number) * {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}[unit]
+
+
+def test_security_page_has_every_limit_with_its_value() -> None:
+    text = PAGE.read_text(encoding="utf-8").partition("## Limits")[2].partition("\n## ")[0]
+    listed = {name: value_of(value) for value, name in re.findall(r"\| ([^|]+) \| `(walt_pl[\w.]+)` \|", text)}
+    for name, value in listed.items():
+        module, _, constant = name.rpartition(".")
+        assert getattr(importlib.import_module(module), constant) == value, name
+    found = {
+        f"{module}.{target.id}"
+        for module, path in modules(ROOT).items()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id.startswith("MAX_")
+    }
+    assert found <= listed.keys(), "a limit that docs/SECURITY.md does not list"
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ SINKS = {
     "urlopen": "URL",
     "tarfile_samples": "URL",
     "gopen": "URL",
+    "gopen_schemes[scheme]": "URL",
 }
 """Last name of a called function -> the kind of its reach."""
 QUALIFIED = {
