@@ -26,7 +26,8 @@ except ImportError as error:
 with atheris.instrument_imports(include=["walt_pl", "yaml", "tarfile"]):
     import walt_pl
     from tests.helpers.tiny_vae import SIZE
-    from walt_pl.data.index import read_table, write_index
+    from walt_pl.data.index import write_index
+    from walt_pl.data.index_table import read_table
     from walt_pl.data.quarantine import Quarantine
     from walt_pl.indexing.dataset_layouts import list_source
     from walt_pl.indexing.tables import list_table

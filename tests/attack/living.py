@@ -1,22 +1,22 @@
 """`status`, `verify` and `sample` while a training lives: always a whole answer.
 
-The training is a process that goes through all that a training writes, without its arithmetic, some times a second: start, progress,
-checkpoint, artifact, record.
+A base model is trained again and again by real starts of `fit`. Each has a few steps, a checkpoint after every one, and an artifact at its
+end that replaces the one before.
 """
 
 import contextlib
 import io
 import json
-import multiprocessing
-import shutil
+import threading
 from collections.abc import Callable, Iterator
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from random import Random
 
-from tests.attack.artifacts import write_run
 from tests.attack.outcome import Outcome, count_of
+from tests.helpers.starts import fit, start
+from tests.helpers.training import arguments
 from walt_pl.cli.main import main
+from walt_pl.shapes.dataset import write_set
 
 TIMES = 100
 """Times that each command is asked."""
@@ -24,22 +24,27 @@ SAMPLE = ("--prompt", "a plain red circle moving left", "--steps", "1", "--devic
 
 
 def living(random: Random, share: float, folder: Path) -> Iterator[Outcome]:
-    """Ask each command while stages are trained and replaced."""
-    run = write_run(folder / "run")
-    context = multiprocessing.get_context("spawn")
-    stop, begun = context.Event(), context.Event()
-    writer = context.Process(target=train_for_ever, args=(run, stop, begun))
-    writer.start()
+    """Ask each command while a stage is trained and replaced."""
+    run, index = folder / "run", write_set(folder / "shapes", videos=16, images=20, validation=6, seed=3)
+    fit(*arguments("vae", run, index, "--trainer.max_steps", "2", "--model.warmup_steps", "1"))
+    more = ["--trainer.max_steps", "4", "--model.warmup_steps", "1", "--checkpoint.every_n_train_steps", "1", "--from_scratch", "true"]
+    command = arguments("base", run, index, *more)
+    fit(*command)
+    stop, failures = threading.Event(), list[str]()
+
+    def train_for_ever() -> None:
+        while not stop.is_set() and not failures:
+            training = start("fit", *command)
+            if training.wait():
+                failures.append(training.said[-2000:])
+
+    trainer = threading.Thread(target=train_for_ever)
+    trainer.start()
     try:
-        if not begun.wait(120):
-            raise RuntimeError("the training of the attack did not begin")
-        yield from ask(run, folder / "clip.mp4", count_of(TIMES, share), lambda: writer.is_alive())
+        yield from ask(run, folder / "clip.mp4", count_of(TIMES, share), lambda: not failures)
     finally:
         stop.set()
-        writer.join(60)
-        if writer.is_alive():
-            writer.kill()
-            writer.join()
+        trainer.join()
 
 
 def ask(run: Path, clip: Path, times: int, lives: Callable[[], bool]) -> Iterator[Outcome]:
@@ -91,44 +96,3 @@ def judge_verify(said: str) -> str:
 def judge_sample(said: str, clip: Path) -> str:
     """Return what is wrong with the files of `sample`; empty for nothing."""
     return "" if clip.is_file() and clip.stat().st_size > 100 else f"no clip: {said}"
-
-
-def train_for_ever(run: Path, stop: Event, begun: Event) -> None:
-    """Go through the trainings of a base, each from the same autoencoder, until `stop` is set."""
-    import torch
-
-    from walt_pl.files import write_whole
-    from walt_pl.runs.artifact import load
-    from walt_pl.runs.artifact_writing import save_artifact
-    from walt_pl.runs.manifest import Manifest
-    from walt_pl.runs.progress import CHECKPOINT_CARD, TrainingProgress
-
-    manifest, training = Manifest.open(run), run / "training" / "base"
-    made = load(run / "base")
-    files = {"tokenizer.model": made.read("tokenizer.model")}
-    step = 0
-    while not stop.is_set():
-        step += 1
-        parents = manifest.check_parents("base", allow_stale=True)
-        manifest.start("base", parents)
-        TrainingProgress(step, step + 1, 10.0, str(training / "checkpoints")).write(training)
-        for kept in sorted((training / "checkpoints").glob("step=*"))[:-2]:
-            shutil.rmtree(kept)
-        checkpoint = training / "checkpoints" / f"step={step:08d}"
-        checkpoint.mkdir(parents=True)
-        write_whole(checkpoint / CHECKPOINT_CARD, b"{}")
-        with torch.no_grad():
-            next(made.models["denoiser"].parameters()).add_(1e-3)
-        save_artifact(
-            run / "base",
-            kind="base",
-            models=made.models,
-            sampling_config={"diffusion": made.config["diffusion"]},
-            card={"parents": parents, "steps": step},
-            train_config="",
-            files=files,
-        )
-        stop.wait(0.05)  # a slow file system: the artifact is there, its record is not
-        manifest.finish("base", run / "base")
-        begun.set()
-        stop.wait(0.1)

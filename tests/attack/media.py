@@ -19,7 +19,8 @@ from tests.attack.outcome import Outcome, Verdict, count_of
 from tests.helpers.clips import counting_clip, encode
 from tests.helpers.environment import ROOT
 from tests.helpers.hostile_media import HARMLESS, fake_programs, write_hostile_media, write_hostile_shard
-from walt_pl.data.index import IndexEntry, read_table
+from walt_pl.data.index import IndexEntry
+from walt_pl.data.index_table import read_table
 from walt_pl.media.extensions import kind_of
 from walt_pl.media.reading import picture_sizes, read_image, read_last_frames, read_sizes
 from walt_pl.media.spans import FrameRange

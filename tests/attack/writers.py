@@ -71,7 +71,7 @@ def _prepare_index(folder: Path) -> None:
 
 
 def _index_has_all(folder: Path) -> str:
-    from walt_pl.data.index import read_table
+    from walt_pl.data.index_table import read_table
 
     rows = sorted(read_table(folder / "index.parquet")["path"].to_pylist())
     return "" if len(rows) == 6 else f"{len(rows)} of 6 rows: {rows}"
@@ -341,7 +341,7 @@ def fail_at_each_call(name: str, fault: str, folder: Path) -> Outcome:
 
 
 def _is_damaged(name: str, folder: Path) -> str:
-    from walt_pl.data.index import read_table
+    from walt_pl.data.index_table import read_table
     from walt_pl.runs.card import verify_artifact
 
     try:

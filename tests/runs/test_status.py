@@ -66,6 +66,15 @@ def test_status_of_a_training_before_its_first_step_is_running_without_a_speed(r
     assert (row.state, row.step, row.steps_per_second, row.seconds_left) == ("running", 40, None, None)
 
 
+def test_status_of_a_training_under_a_clock_that_was_set_back_shows_its_progress(run_dir: Path) -> None:
+    holder = Holder.here()
+    own = dataclasses.replace(progress(run_dir, time=ago(3600)), process=holder.pid, born=holder.born)
+    start(run_dir, holder, 40, progress=own)
+    assert (base(run_dir).step, base(run_dir).steps_per_second) == (50, 2.5)
+    dataclasses.replace(own, born=1, time=ago(-3600)).write(run_dir / "training" / "base")  # a reused process id
+    assert (base(run_dir).step, base(run_dir).steps_per_second) == (40, None)
+
+
 def test_status_of_a_stopped_training_has_its_checkpoint_and_the_command_that_was_typed(run_dir: Path) -> None:
     start(run_dir, Holder.here(), 20, 40, progress=progress(run_dir))
     Manifest.open(run_dir).stop("base", StopRecord(40, 200))

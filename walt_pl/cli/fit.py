@@ -19,6 +19,7 @@ from datamodules.joint import JointData
 from stages.finetuning import init_from
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.cli.allowed_schemes import check_allowed_schemes, without_allowed_schemes
+from walt_pl.cli.checkpoint_folder import check_own_folder
 from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
 from walt_pl.cli.fit_help import render_help, without_help
@@ -187,6 +188,8 @@ class WaltCLI(LightningCLI):
             options.model.init_args.lr_schedule = "constant"  # a cosine of so few steps would end before its warm-up
         options.trainer.default_root_dir = str(self.work)
         options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.work / "checkpoints")
+        if self.subcommand == "fit" and not self.is_trial:
+            check_own_folder(Path(options.checkpoint.dirpath), self.work, self.run_dir, self.stage)
         if options.checkpoint.monitor is None:
             options.checkpoint.monitor, options.checkpoint.mode = BEST[kind_of(self.stage)]
         self._fill_parents()

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from walt_pl.files import write_whole
-from walt_pl.lock import now
+from walt_pl.lock import MAX_PID, Holder, now
 from walt_pl.plain_records import build_record, check_range, check_time
 from walt_pl.runs.stop_record import MAX_STEPS
 from walt_pl.terminal_text import CONTROL
@@ -48,12 +48,17 @@ class TrainingProgress:
     """Command that goes on with this training after a stop, with all options that were typed; empty if it is not known."""
     time: str = dataclasses.field(default_factory=now)
     """Time of this record, UTC."""
+    process: int | None = None
+    """Process that trains; None in files of older versions."""
+    born: int | None = None
+    """Start of the process, see walt_pl.lock.Holder."""
 
     def __post_init__(self) -> None:
         check_range(self.step, "step", MAX_STEPS)
         check_range(self.total, "total", MAX_STEPS, -1)
         check_range(self.steps_per_second, "steps_per_second", MAX_SPEED)
         check_time(self.time, "time")
+        check_range(self.process, "process", MAX_PID, 1)
         if self.command and not is_fit_command(self.command):
             raise ValueError("command is no command of fit")
 
@@ -74,6 +79,10 @@ class TrainingProgress:
         folder.mkdir(parents=True, exist_ok=True)
         command = "" if CONTROL.search(self.command) else self.command  # a line end in an option; `read` refuses it
         write_whole(folder / FILE, (json.dumps({**dataclasses.asdict(self), "command": command}) + "\n").encode())
+
+    def is_of(self, holder: Holder) -> bool:
+        """Return whether a process wrote this record. Times are compared only for older versions: clocks may be set back."""
+        return self.time >= holder.time if self.process is None else (self.process, self.born) == (holder.pid, holder.born)
 
     @property
     def seconds_left(self) -> float | None:

@@ -94,7 +94,7 @@ def _training_row(record: StageRecord, training: TrainingRecord, folder: Path) -
     holder, stop = training.holder, training.stop
     progress, saved = _progress(folder)
     total = stop.max_steps if stop else progress.total if progress else None
-    fresh = progress if progress and progress.time >= holder.time else None  # else it is of an earlier start
+    fresh = progress if progress and progress.is_of(holder) else None  # else it is of an earlier start
     command = fresh.command if fresh else ""
     row = StatusRow(record.name, record.kind, "stopped", command, step=saved, total=total, time=holder.time)
     if stop is not None:

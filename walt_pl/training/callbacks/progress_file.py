@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 
+from walt_pl.lock import Holder
 from walt_pl.runs.progress import TrainingProgress
 from walt_pl.training.pace import Pace
 
@@ -42,6 +43,9 @@ class ProgressFile(L.Callback):
         self._written = now
         assert self._pace is not None
         total, speed = self._pace.total, 1 / self._pace.seconds_a_step(now)
+        this = Holder.here()
+        checkpoints = str(self.checkpoints.resolve())
+        progress = TrainingProgress(step, total, speed, checkpoints, self.command, process=this.pid, born=this.born)
         # On a full disk `status` shows an older step. Checkpoints warn of the disk.
         with contextlib.suppress(OSError):
-            TrainingProgress(step, total, speed, str(self.checkpoints.resolve()), self.command).write(self.folder)
+            progress.write(self.folder)
