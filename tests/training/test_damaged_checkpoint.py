@@ -13,6 +13,7 @@ from tests.helpers.checkpoint_files import describe_again, flip_bit, without_has
 from tests.helpers.environment import ROOT
 from tests.helpers.starts import fit, launch, start
 from tests.helpers.training import arguments
+from walt_pl.cli.checkpoint_folder import check_own_folder
 from walt_pl.cli.export import export_checkpoint
 from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, read_state, write_state
 from walt_pl.runs.manifest import Manifest
@@ -109,3 +110,17 @@ def test_fit_and_export_refuse_a_weight_that_is_no_floating_point_number(
     assert refused.wait() == 1
     assert f"the weight {name} has values of type {dtype}, wanted floating-point numbers" in refused.said
     assert "Traceback" not in refused.said
+
+
+def test_fit_refuses_a_checkpoint_folder_of_another_training(run: Path, painted: Path, tmp_path: Path) -> None:
+    """Training removes checkpoints of later steps and keeps a few: those of another run must not be among them."""
+    theirs = shutil.copytree(run / CHECKPOINTS, tmp_path / "theirs")
+    named = ["--checkpoint.dirpath", str(theirs), "--from_scratch", "true"]
+    refused = start("fit", *command(tmp_path / "mine", painted, 4, *named))
+    assert refused.wait() == 1
+    assert f'step=00000002 is of stage "vae" of a run {run.name}, and training would remove it; name another folder' in refused.said
+    check_own_folder(theirs, tmp_path / "work", run, "vae")  # the run itself may have them elsewhere
+    check_own_folder(run / CHECKPOINTS, run / "training" / "vae", tmp_path / "renamed", "vae")
+    with pytest.raises(ValueError, match='is of stage "vae" of a run'):
+        check_own_folder(theirs, tmp_path / "work", run, "base")
+    assert len(list(theirs.iterdir())) == 2

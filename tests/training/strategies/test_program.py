@@ -4,11 +4,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.helpers.checkpoint_files import flip_bit
 from tests.helpers.environment import ROOT
 from tests.helpers.starts import fit
 from walt_pl.cli.plan import PlanCLI
@@ -81,6 +83,20 @@ def test_zero_strategy_base_artifact_equals_that_of_one_process(run: Path, paint
     checkpoint = Checkpoint.newest(sharded / "training" / "base" / "checkpoints")
     assert checkpoint is not None and (checkpoint.strategy, checkpoint.world_size) == (name[:5], 2)
     assert "previews/samples" in (next((sharded / "training" / "base" / "logs").rglob("events*"))).read_bytes().decode("latin1")
+
+
+def test_zero_strategy_goes_on_from_the_checkpoint_before_a_damaged_shard(run: Path, painted: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    sharded = [*overlay("zero2"), "--trainer.devices", "2", "--checkpoint.every_n_train_steps", "1"]
+    fit(*command("base", tmp_path / "run", painted, *sharded, "--from_scratch", "true"), ranks=2)
+    folder = tmp_path / "run" / "training" / "base" / "checkpoints"
+    (shard,) = (folder / "step=00000002").rglob("*zero_pp_rank_1_mp_rank_00_optim_states.pt")
+    flip_bit(shard, Random(1))
+    said = fit(*command("base", tmp_path / "run", painted, *sharded, "--trainer.max_steps", "3"), ranks=2)
+    assert f"step=00000002 is damaged: the bytes of state.ckpt/checkpoint/{shard.name} have changed since they were written" in said
+    assert f"going on from {folder / 'step=00000001'}" in said
+    newest = Checkpoint.newest(folder, hashed=True)
+    assert newest is not None and newest.step == 3
 
 
 def test_zero_strategy_trains_super_resolution_beside_frozen_networks(run: Path, painted: Path, tmp_path: Path) -> None:
