@@ -34,7 +34,8 @@ def run_while_the_clock_goes_back(words: Sequence[str]) -> None:
 
 def test_fit_under_a_clock_that_goes_back_keeps_its_checkpoints_and_goes_on(painted: Path, tmp_path: Path) -> None:
     for steps, found in ((2, [1, 2]), (4, [3, 4])):
-        more = ["--trainer.max_steps", str(steps), "--checkpoint.every_n_train_steps", "1", "--model.statistics_batches", "1", "--model.warmup_steps", "1"]
+        more = ["--trainer.max_steps", str(steps), "--checkpoint.every_n_train_steps", "1"]
+        more += ["--model.statistics_batches", "1", "--model.warmup_steps", "1"]
         started = starts.launch(run_while_the_clock_goes_back, ["fit", *arguments("vae", tmp_path / "run", painted, *more)])
         assert started.wait() == 0, started.said[-3000:]
         assert [one.step for one in Checkpoint.all(tmp_path / "run/training/vae/checkpoints")] == found
