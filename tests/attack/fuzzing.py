@@ -18,6 +18,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
+
 try:
     import atheris
 except ImportError as error:
@@ -36,6 +38,8 @@ with atheris.instrument_imports(include=["walt_pl", "yaml", "tarfile"]):
     from walt_pl.runs.artifact import load
     from walt_pl.runs.artifact_writing import save_artifact
     from walt_pl.runs.card import CARD, CONFIG, card_text, read_card
+    from walt_pl.runs.checkpoint import Checkpoint, finalize_checkpoint, write_state
+    from walt_pl.runs.checkpoint_card import CARD as CHECKPOINT_CARD
     from walt_pl.runs.manifest import Manifest
     from walt_pl.runs.status import status_rows
 
@@ -163,7 +167,23 @@ def tar(folder: Path) -> tuple[Read, list[bytes]]:
 
 def checkpoint(folder: Path) -> tuple[Read, list[bytes]]:
     """Fuzz the description of a checkpoint: as it is, and with the checksum that belongs to its content."""
-    raise NotImplementedError
+    part, written = folder / "step=00000004.part", folder / "step=00000004"
+    part.mkdir()
+    write_state({"global_step": 4, "state_dict": {"vae.weight": torch.zeros(2)}}, part / "state.ckpt")
+    finalize_checkpoint(part, 4, 8, "single", 1, {"val/loss": 0.5})
+    file = written / CHECKPOINT_CARD
+
+    def read(data: bytes) -> None:
+        file.write_bytes(data)
+        _expect_own_error(lambda: Checkpoint.newest(folder, hashed=True))
+        try:
+            plain = json.loads(data)
+            file.write_text(card_text({key: value for key, value in plain.items() if key != "checksum"}), encoding="utf-8")
+        except (ValueError, AttributeError, RecursionError):
+            return
+        _expect_own_error(lambda: Checkpoint.at(written, hashed=True))
+
+    return read, [file.read_bytes()]
 
 
 READERS: Mapping[str, Callable[[Path], tuple[Read, list[bytes]]]] = {
