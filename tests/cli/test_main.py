@@ -115,7 +115,7 @@ def test_commands_of_training_import_few_packages_beside_those_of_lightning() ->
     )
     done = subprocess.run([sys.executable, "-c", check], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) <= {
-        *("attr", "attrs", "braceexpand", "einops", "google", "pyarrow", "safetensors", "tensorboard", "webdataset"),
+        *("attr", "attrs", "braceexpand", "einops", "google", "pyarrow", "safetensors", "tensorboard", "webdataset", "xxhash"),
     }
 
 

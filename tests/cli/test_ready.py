@@ -71,4 +71,4 @@ def test_make_names_the_nearest_experiment(target: str) -> None:
 
 
 def test_make_tensorboard_passes_args() -> None:
-    assert "tensorboard.main --logdir runs --port 7000" in make("tensorboard", "ARGS=--port 7000").stdout
+    assert "tensorboard.main --logdir runs --host 127.0.0.1 --port 7000" in make("tensorboard", "ARGS=--port 7000").stdout

@@ -69,12 +69,12 @@ class MeanOfPatches(nn.Module):
 def sentinels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are not decoded, and the autoencoder needs no training."""
 
-    def video(entry: IndexEntry, frame_range: FrameRange, sizes: Sequence[Size]) -> list[Frames]:
+    def video(entry: IndexEntry, frame_range: FrameRange, sizes: Sequence[Size], max_pixels: int) -> list[Frames]:
         start = frame_range.start if frame_range.fps is None else frame_range.start * entry.fps  # a number, or seconds
         return [sentinel(entry, round(start), size).repeat(frame_range.frames, axis=0) for size in sizes]
 
     monkeypatch.setattr(transforms, "read_sizes", video)
-    monkeypatch.setattr(transforms, "picture_sizes", lambda entry, sizes: [sentinel(entry, 0, size) for size in sizes])
+    monkeypatch.setattr(transforms, "picture_sizes", lambda entry, sizes, max_pixels: [sentinel(entry, 0, size) for size in sizes])
     build = LatentCache.build
 
     def build_here(cache: LatentCache, *arguments: Any) -> None:
@@ -83,7 +83,7 @@ def sentinels(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(LatentCache, "build", build_here)  # in this process, where files are sentinels
     monkeypatch.setattr(card, "read_card", lambda path: {"sha256": "1"})
-    monkeypatch.setattr(artifact, "load", lambda path, device: SimpleNamespace(models={"vae": MeanOfPatches()}))
+    monkeypatch.setattr(artifact, "load", lambda path, device: SimpleNamespace(model={"vae": MeanOfPatches()}.get))
 
 
 @pytest.fixture

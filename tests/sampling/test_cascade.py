@@ -380,7 +380,7 @@ def test_cascade_refuses_stages_that_do_not_double_the_size(folders: dict[str, P
 
 
 def finished(name: str, folder: Path) -> StageRecord:
-    left = ArtifactRecord("", read_card(folder)["sha256"], {}, {}, None, "2026-01-31T12:00:00+00:00")
+    left = ArtifactRecord(name, read_card(folder)["sha256"], {}, {}, None, "2026-01-31T12:00:00+00:00")
     return StageRecord(name, kind_of(name), artifact=left)
 
 

@@ -55,7 +55,7 @@ def test_evaluate_autoencoder_scores_psnr_of_reconstructions(
     """One that is 0.1 off everywhere (of 2 from peak to peak) in one clip, 0.2 in the other; then perfect for the analytic scorer."""
     errors = iter([0.1, 0.2, 0.0, 0.0])
     oracle = SimpleNamespace(encode=lambda clip: clip, decode=lambda clip: clip + next(errors))
-    monkeypatch.setattr("walt_pl.shapes.evaluation.Cascade", lambda folders, device: oracle)
+    monkeypatch.setattr("walt_pl.shapes.evaluation.Cascade", lambda folders, device, verify: oracle)
     source = PixelDataset(entries, (), ClipTransform(32))
     summary, clips, lines = evaluate_autoencoder(tmp_path, "vae_gan", source, [1, 3])
     scores = summary["scores"]["vae_gan"]
@@ -84,7 +84,7 @@ def test_evaluate_autoencoder_of_other_clips_has_no_scores_of_shapes(
     def blur(clip: Tensor) -> Tensor:
         return (clip + clip.roll(1, dims=-1)) / 2
 
-    monkeypatch.setattr("walt_pl.shapes.evaluation.Cascade", lambda folders, device: SimpleNamespace(encode=lambda clip: clip, decode=blur))
+    monkeypatch.setattr("walt_pl.shapes.evaluation.Cascade", lambda *_, **__: SimpleNamespace(encode=lambda clip: clip, decode=blur))
     others = [replace(entry, caption="a dog") for entry in entries]
     scores = evaluate_autoencoder(tmp_path, "vae", PixelDataset(others, (), ClipTransform(32)), [0, 1])[0]["scores"]["vae"]
     assert set(scores) == {"psnr", "psnr_lowest", "psnr_highest", "high_frequency"}
@@ -100,7 +100,7 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_evaluate_run_scores_every_stage_there_is_at_its_own_size(
     larger: dict[str, Path], painted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Cascade, "open", lambda *_: Cascade(larger, dtype=torch.float32))
+    monkeypatch.setattr(Cascade, "open", lambda *_, **__: Cascade(larger, dtype=torch.float32))
     for count in ("RECONSTRUCTED", "UPSCALED"):
         monkeypatch.setattr(f"walt_pl.shapes.evaluation.{count}", 2)
     summary = evaluate_run(Path("runs/larger"), painted, prompts=2, unseen=1, seed=0, steps=1)
@@ -120,6 +120,6 @@ def test_evaluate_run_of_a_model_of_classes_says_that_the_scorer_reads_captions(
 ) -> None:
     folders = {name: folder for name, folder in write_stages(tmp_path, classes=5).items() if name != "sr1"}
     renamed = {"base_xl" if name == "base" else name: folder for name, folder in folders.items()}
-    monkeypatch.setattr(Cascade, "open", lambda *_: Cascade(renamed, dtype=torch.float32))
+    monkeypatch.setattr(Cascade, "open", lambda *_, **__: Cascade(renamed, dtype=torch.float32))
     with pytest.raises(ValueError, match=r'stage "base_xl" of runs/ucf101 was trained without captions; .*--stages vae'):
         evaluate_run(Path("runs/ucf101"), painted, prompts=2, unseen=1, seed=0)

@@ -41,8 +41,8 @@ GROUPS: dict[str, dict[str, str]] = {
 """Commands and their summaries, by what a user wants to do."""
 COMMANDS = [name for group in GROUPS.values() for name in group]
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("deepspeed", "lightning", "lpips", "matplotlib", "tensorboard", "timm", "torchvision", "webdataset"),
-    "text": ("open_clip", "transformers"),
+    "train": ("braceexpand", "deepspeed", "lightning", "lpips", "matplotlib", "tensorboard", "timm", "torchvision", "webdataset"),
+    "text": ("huggingface_hub", "open_clip", "transformers"),
 }
 """Extras of the package (pyproject.toml), and the modules that they install. `pip install .` alone installs none of them."""
 DEPENDENCIES = ("av", "einops", "jsonargparse", "numpy", "PIL", "pyarrow", "rich", "safetensors", "sentencepiece", "torch", "yaml")

@@ -1,7 +1,5 @@
 """Largest picture that is decoded. A small file can claim any size, and its decoder then asks for memory of that size."""
 
-from walt_pl.media.types import MediaError
-
 MAX_PIXELS = 200_000_000
 """Rows x columns of an image, or of a frame of a video: the largest sensors of cameras have 200 million pixels (600 MB as RGB)."""
 
@@ -18,6 +16,8 @@ def check_pixels(name: object, rows: int, columns: int, max_pixels: int) -> None
     Raises:
         MediaError: the picture is larger.
     """
+    from walt_pl.media.types import MediaError  # it needs NumPy, and `walt index --help` only the number
+
     if rows * columns > max_pixels:
         raise MediaError(
             f"{name}: too large: {columns:,} x {rows:,} = {rows * columns:,} pixels, at most {max_pixels:,} wanted (index --max-pixels, "

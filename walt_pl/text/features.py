@@ -141,7 +141,8 @@ def recorded_encoder(artifact: Artifact, path: str | None, option: str, memory: 
             raise ValueError(f"{option} {path}: {artifact.path} was not trained with a frozen text encoder; leave it out")
         return None
     where = f'{artifact.path}: section "{SECTION}" of model.yaml'
-    recorded = build_record(_RecordedEncoder, {"sha256": "", **artifact.config[SECTION]}, where)
+    section = artifact.config[SECTION]
+    recorded = build_record(_RecordedEncoder, {"sha256": "", **section} if isinstance(section, dict) else section, where)
     fields = {field.name: getattr(recorded, field.name) for field in dataclasses.fields(PretrainedTextConfig)}
     wanted, config = recorded.sha256, PretrainedTextConfig(**(fields | ({} if path is None else {"path": path})))
     try:

@@ -165,7 +165,7 @@ class SmallTextEncoder(nn.Module):
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=vocabulary)
         except (RuntimeError, OSError, TypeError, ValueError) as error:
             told = str(error).splitlines()[0] if str(error) else "no reason given"
-            raise ValueError(f"{VOCABULARY} is no sentencepiece model ({told}): export the stage again") from error
+            raise ValueError(f"text: {VOCABULARY} is no sentencepiece model ({told}): export the stage again") from error
         if len(self._pieces) > self.config.vocab_size:
             raise ValueError(f"text.vocab_size: the tokenizer has {len(self._pieces)} pieces, the model room for {self.config.vocab_size}")
         self.vocabulary = vocabulary
