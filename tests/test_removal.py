@@ -96,10 +96,11 @@ def test_clean_refuses_a_folder_that_is_no_run(tmp_path: Path) -> None:
     assert mine.exists()
 
 
-def test_clean_refuses_a_run_in_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("alive", [True, None])  # None: on another machine
+def test_clean_refuses_a_run_in_training(alive: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Manifest.open(tmp_path).start("base", {})
-    monkeypatch.setattr(Holder, "alive", lambda _: True)
+    monkeypatch.setattr(Holder, "alive", lambda _: alive)
     monkeypatch.setattr(os, "getpid", lambda: 1)
-    with pytest.raises(SystemExit, match="is in training by"):
+    with pytest.raises(SystemExit, match="is in training by process"):
         main(["clean", "--run", str(tmp_path)])
     assert (tmp_path / "manifest.json").exists()

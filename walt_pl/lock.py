@@ -1,8 +1,9 @@
 """Locks of files that several processes write: of a manifest, an index, a cache, an artifact. A lock names its holder.
 
-A lock is a file. Its holder has made it, has written its name into it, and keeps it locked (flock) to the end. So the lock of a holder
-that has ended is told from that of a living one, in another container on the same machine, too. A reused process id is told by the start
-of the process. Only the file system of another machine may hide its locks: such a lock is left alone for `SILENCE` seconds without a sign.
+A lock is a file. Its holder has made it, has written its name into it, and keeps it locked (flock) to the end. On one machine the lock of
+a holder that has ended is told from that of a living one; a reused process id is told by the start of the process. The lock of a holder on
+another host, or in a container of another name, is left alone. A process that waits for its work takes it over after it has seen no sign of
+life for `SILENCE` seconds; one that does not wait names the file to remove.
 """
 
 from __future__ import annotations
@@ -168,12 +169,12 @@ def _take(path: Path, watched: _Watched) -> TextIO | str:
         while made and free is False and holder is None:  # another process has just seen that there is no name yet
             time.sleep(0.001)
             free, holder = _flock(file), _read_holder(file)
-        if free is False:
-            return str(holder or "a process that has not said its name yet")
-        if not _is_same(file, path):
-            return "a process that let go of it just now"
-        if not (made and holder is None) and not _is_left_over(holder, watched.seconds_silent(file)):
-            return str(holder or "a process that has not said its name yet")
+        ours = free is not False and _is_same(file, path)
+        if not ours or (not (made and holder is None) and not _is_left_over(holder, watched.seconds_silent(file))):
+            closing.pop_all()  # another process has taken it over meanwhile: its file stays
+            file.close()
+            gone = "a process that let go of it just now" if free is not False and not ours else "a process that has not said its name yet"
+            return str(holder or gone)
         if not made:
             told = f"{path} was held by {holder or 'a process without a name'}, which is gone: taken over"
             warnings.warn(told, RuntimeWarning, stacklevel=4)

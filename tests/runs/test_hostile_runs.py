@@ -151,8 +151,11 @@ def test_save_artifact_refuses_a_card_that_load_would_refuse(made: Path, tmp_pat
 
 def test_save_artifact_leaves_out_names_of_classes_that_load_would_refuse(made: Path, tmp_path: Path) -> None:
     vae = load(made / "vae").models
-    classes = {number: f"class {number} " + "x" * 40 for number in range(5000)}
-    with pytest.warns(UserWarning, match="names of 5,000 classes are left out"):
+    classes = {number: f"class {number} " + "x" * 20 for number in range(25_000)}
+    imagenet_21k = dict(list(classes.items())[:21_841])
+    save_artifact(tmp_path / "vae", kind="vae", models=vae, sampling_config={"classes": imagenet_21k}, card={}, train_config="")
+    assert load(tmp_path / "vae").config["classes"] == imagenet_21k
+    with pytest.warns(UserWarning, match="names of 25,000 classes are left out: model.yaml has 50,"):
         save_artifact(tmp_path / "vae", kind="vae", models=vae, sampling_config={"classes": classes}, card={}, train_config="")
     assert set(load(tmp_path / "vae").config) == {"vae"}
 

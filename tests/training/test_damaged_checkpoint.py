@@ -38,14 +38,18 @@ def command(run: Path, index: Path, steps: int, *more: str) -> list[str]:
     return arguments("vae", run, index, *limits, "--model.statistics_batches", "1", *more)
 
 
-def test_fit_goes_on_from_the_checkpoint_before_a_damaged_one(run: Path, painted: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["ema.safetensors", "state.ckpt"])
+def test_fit_goes_on_from_the_checkpoint_before_a_damaged_one(run: Path, painted: Path, tmp_path: Path, name: str) -> None:
     """Two ranks take the choice of rank zero, which alone has read every byte. The older one is of format 2, without hashes."""
     shutil.copytree(run, tmp_path / "run")
     folder = tmp_path / "run" / CHECKPOINTS
+    if name == "state.ckpt":
+        flip_bit(folder / LAST / "ema.safetensors", Random(1))  # the same bit again: it is whole
+        flip_bit(folder / LAST / name, Random(1))
     without_hashes(folder / "step=00000002")
     ddp = ["--config", str(ROOT / "experiments/strategy/ddp.yaml"), "--trainer.devices", "2"]
     said = fit(*command(tmp_path / "run", painted, 6, *ddp), ranks=2)
-    assert f"{LAST} is damaged: the bytes of ema.safetensors have changed since they were written" in said
+    assert f"{LAST} is damaged: the bytes of {name} have changed since they were written" in said
     assert "step=00000002 has no hashes, since an older program wrote it" in said
     assert f"going on from {folder / 'step=00000002'}" in said
     assert [(one.step, one.world_size) for one in Checkpoint.all(folder)] == [(4, 2), (6, 2)]
@@ -118,9 +122,16 @@ def test_fit_refuses_a_checkpoint_folder_of_another_training(run: Path, painted:
     named = ["--checkpoint.dirpath", str(theirs), "--from_scratch", "true"]
     refused = start("fit", *command(tmp_path / "mine", painted, 4, *named))
     assert refused.wait() == 1
-    assert f'step=00000002 is of stage "vae" of a run {run.name}, and training would remove it; name another folder' in refused.said
+    assert f'is not of stage "vae" of {tmp_path / "mine"}, and training would remove it; name another folder' in refused.said
     check_own_folder(theirs, tmp_path / "work", run, "vae")  # the run itself may have them elsewhere
-    check_own_folder(run / CHECKPOINTS, run / "training" / "vae", tmp_path / "renamed", "vae")
-    with pytest.raises(ValueError, match='is of stage "vae" of a run'):
+    (tmp_path / "link").symlink_to(run)
+    check_own_folder(theirs, tmp_path / "work", tmp_path / "link", "vae")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "checkpoints").symlink_to(theirs)
+    check_own_folder(tmp_path / "work" / "checkpoints", tmp_path / "work", tmp_path / "renamed", "vae")
+    with pytest.raises(ValueError, match='is not of stage "base"'):
         check_own_folder(theirs, tmp_path / "work", run, "base")
+    flip_bit(theirs / LAST / "state.ckpt", Random(1))
+    flip_bit(theirs / "step=00000002" / "state.ckpt", Random(1))
+    check_own_folder(theirs, tmp_path / "work", run, "base")  # the start names what is damaged
     assert len(list(theirs.iterdir())) == 2

@@ -6,39 +6,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, read_state
+from walt_pl.runs.checkpoint import Checkpoint, IncompleteCheckpoint, read_state
 from walt_pl.training.callbacks.export import DESCRIPTION
 from walt_pl.untrusted import UntrustedError, parse_yaml
 
 
 def check_own_folder(folder: Path, work: Path, run: Path, stage: str) -> None:
-    """Refuse a folder with checkpoints of another training. Only a folder that a person has named can be one.
+    """Refuse a folder outside of the run with checkpoints of another training. The newest whole one is looked at.
 
     Args:
         folder: folder of the checkpoints.
-        work: folder of the training. What lies in it is its own.
-        run: folder of the run. Only its name is compared, since runs are moved.
+        work: folder of the training. Its checkpoints are its own, also where that folder is a link.
+        run: folder of the run, as typed.
         stage: name of the stage.
 
     Raises:
-        ValueError: a checkpoint says that it is of another run or stage, or does not say of which.
+        ValueError: the checkpoint is of another stage or run, or does not say of which.
     """
-    if folder.resolve().is_relative_to(work.resolve()):
+    if folder.absolute().is_relative_to(work.absolute()) or folder.resolve().is_relative_to(work.resolve()):
         return
-    for checkpoint in Checkpoint.all(folder):
-        found = _training_of(checkpoint)
-        if found != (run.resolve().name, stage):
-            whose = 'of stage "{1}" of a run {0}'.format(*found) if found else "of a training that it does not name"
+    for checkpoint in reversed(Checkpoint.all(folder)):
+        try:
+            described: Any = read_state(checkpoint.state, mapped=True).get(DESCRIPTION)
+        except IncompleteCheckpoint:
+            continue  # damaged: the start names it
+        if not _is_own(described, run, stage, str(checkpoint.path)):
             raise ValueError(
-                f"checkpoint.dirpath {folder}: {checkpoint.path.name} is {whose}, and training would remove it; name another folder"
+                f'checkpoint.dirpath {folder}: {checkpoint.path.name} is not of stage "{stage}" of {run}, and training would remove it; '
+                f"name another folder. If it is of this run under its former name, move the folder to {work / 'checkpoints'}"
             )
+        return
 
 
-def _training_of(checkpoint: Checkpoint) -> tuple[str, str] | None:
-    """Return the names of the run and the stage of a checkpoint, None if they are not known."""
+def _is_own(described: Any, run: Path, stage: str, where: str) -> bool:
+    """Return whether a checkpoint's stored configuration names this run, by its place or its name, and this stage."""
     try:
-        described: Any = read_state(checkpoint.state, mapped=True).get(DESCRIPTION)
-        config: Any = parse_yaml(described["train_config"], str(checkpoint.path)) if isinstance(described, Mapping) else None
-        return Path(config["run"]).name, str(config["stage"])
-    except (CheckpointError, UntrustedError, KeyError, TypeError):
-        return None
+        config: Any = parse_yaml(described["train_config"], where) if isinstance(described, Mapping) else None
+        stored, name = Path(config["run"]), str(config["stage"])
+    except (UntrustedError, KeyError, TypeError):
+        return False
+    names = {run.name, run.resolve().name}
+    return name == stage and (stored.resolve() == run.resolve() or stored.name in names)

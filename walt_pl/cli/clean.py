@@ -7,6 +7,7 @@ from walt_pl.cli.function_command import call
 from walt_pl.removal import describe_left, remove_own
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.run_files import RUN_FILES
+from walt_pl.runs.status import status_rows
 
 
 def clean(run: str = "runs/shapes", data: str | None = None) -> None:
@@ -18,11 +19,14 @@ def clean(run: str = "runs/shapes", data: str | None = None) -> None:
     """
     folder = Path(run)
     manifest = Manifest.open(folder)
-    for stage in manifest.stages():
-        manifest.check_free(stage)
     if folder.exists() and not manifest.path.is_file():
         raise ValueError(f"{run} has no manifest.json, so it is no run, and nothing was removed: name the folder of a run with --run")
-    left = remove_own(folder, RUN_FILES)
+    for row in status_rows(folder) if manifest.stages() else ():
+        if row.state == "running":
+            raise ValueError(
+                f'stage "{row.stage}" of {run} is in training by process {row.process} on {row.host}: nothing was removed; stop it first'
+            )
+    left = remove_own(folder.resolve(), RUN_FILES)  # the folder itself may be a link to another disk
     if data is not None and (Path(data) / "recipe.json").is_file():
         # Imported here: it imports torch.
         from walt_pl.shapes.dataset import remove_set

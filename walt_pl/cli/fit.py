@@ -51,6 +51,7 @@ from walt_pl.training.callbacks.spike_guard import SpikeGuard
 from walt_pl.training.callbacks.text_progress import TextProgress
 from walt_pl.training.callbacks.throughput import Throughput
 from walt_pl.training.logger import ResilientTensorBoardLogger
+from walt_pl.training.rank import is_rank_zero
 from walt_pl.training.strategies.store import listen_locally
 
 AUTO = "auto"
@@ -188,7 +189,7 @@ class WaltCLI(LightningCLI):
             options.model.init_args.lr_schedule = "constant"  # a cosine of so few steps would end before its warm-up
         options.trainer.default_root_dir = str(self.work)
         options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.work / "checkpoints")
-        if self.subcommand == "fit" and not self.is_trial:
+        if self.subcommand == "fit" and not self.is_trial and is_rank_zero():
             check_own_folder(Path(options.checkpoint.dirpath), self.work, self.run_dir, self.stage)
         if options.checkpoint.monitor is None:
             options.checkpoint.monitor, options.checkpoint.mode = BEST[kind_of(self.stage)]
@@ -432,11 +433,6 @@ def _run_and_stage(options: Any) -> tuple[Path, str]:
         raise ValueError("which stage? give --config experiments/EXP/STAGE.yaml, or --run and --stage")
     run = Path(options.run) if options.run else Path("runs") / configs[0].resolve().parent.name
     return run, options.stage or configs[0].stem
-
-
-def is_rank_zero() -> bool:
-    """Return whether this process is rank zero, also before the ranks are connected."""
-    return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _device() -> torch.device:

@@ -11,11 +11,12 @@ from torch import nn
 
 from stages.vocabulary import stored_vocabulary
 from walt_pl.cli.task_changes import check_changes, compare, describe
-from walt_pl.runs.checkpoint import CheckpointError, check_floating, read_state
+from walt_pl.runs.checkpoint import CheckpointError, IncompleteCheckpoint, check_floating, read_state
 from walt_pl.runs.task_record import Values, read_task
 from walt_pl.text.small_encoder import MAX_VOCABULARY_BYTES, VOCABULARY
 from walt_pl.training.callbacks.export import DESCRIPTION
 from walt_pl.training.callbacks.record_task import RecordTask
+from walt_pl.training.rank import is_rank_zero
 from walt_pl.untrusted import UntrustedError, parse_yaml, read_bytes
 
 ADVICE = "leave the option out to go on, or add --from_scratch true (make: FRESH=1) to start over"
@@ -34,11 +35,16 @@ def check_resumed(restored: Path, stage: Any, options: Any, trainer: Any, data: 
     Raises:
         ValueError: with the keys that differ.
     """
-    state = read_state(restored, mapped=True)
+    try:
+        state = read_state(restored, mapped=True)
+    except IncompleteCheckpoint:
+        if is_rank_zero():
+            raise
+        return  # rank zero has read every byte, and may have chosen an earlier one: `Checkpoints.setup` takes that
     described = state.get(DESCRIPTION)
     where = str(restored.parent if restored.name.startswith("state") else restored)
     if not isinstance(described, Mapping):  # of another program; torch says what does not fit
-        _tell(trainer, "", _untold(where))
+        _tell("", _untold(where))
         return
     before = _optimizer(described, where)
     now = options.model.init_args.optimizer.class_path
@@ -61,14 +67,14 @@ def check_resumed(restored: Path, stage: Any, options: Any, trainer: Any, data: 
     check_changes(changes, where, options.allow_changed)
     steps = state.get("global_step")
     line, warning = describe(changes, steps if isinstance(steps, int) else 0)
-    _tell(trainer, line, warning if recorded is not None else _untold(where))
+    _tell(line, warning if recorded is not None else _untold(where))
 
 
-def _tell(trainer: Any, line: str, warning: str) -> None:
+def _tell(line: str, warning: str) -> None:
     """Print the line and the warning that are not empty, on rank zero."""
-    if trainer.is_global_zero and line:
+    if is_rank_zero() and line:
         print(line, flush=True)
-    if trainer.is_global_zero and warning:
+    if is_rank_zero() and warning:
         warnings.warn(warning, stacklevel=3)
 
 

@@ -43,7 +43,18 @@ UNKNOWN = Rule(Effect.WARNED, (), "this program does not know its effect")
 _SILENT = (
     Rule(
         Effect.SILENT,
-        ("run", "stage", "extends", "init", "rescue", "from_scratch", "allow_stale", "allow_changed", "ckpt_path", "weights_only"),
+        (
+            "run",
+            "stage",
+            "extends",
+            "init",
+            "rescue",
+            "from_scratch",
+            "allow_stale",
+            "allow_changed",
+            "ckpt_path",
+            "weights_only",
+        ),
         "says where training starts and where files lie",
     ),
     Rule(Effect.SILENT, ("seed_everything",), "data.seed and model.seed have its value"),

@@ -14,5 +14,6 @@ def task_settings(options: Any) -> Values:
     Args:
         options: parsed arguments.
     """
-    plain = parse_json(json.dumps(options.as_dict(), default=str), "the configuration")
+    typed = {key: value for key, value in options.as_dict().items() if key != "config"}  # names of files; their content is compared
+    plain = parse_json(json.dumps(typed, default=str), "the configuration")
     return {key: value for key, value in flatten(plain) if rule_of(key).effect is not Effect.SILENT}

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stages.finetuning import init_from
-from walt_pl.cli.fit import AUTO, WaltCLI, is_rank_zero
+from walt_pl.cli.fit import AUTO, WaltCLI
 from walt_pl.runs.artifact import load
 from walt_pl.runs.card import CARD
 from walt_pl.runs.checkpoint import Checkpoint
+from walt_pl.training.rank import is_rank_zero
 
 
 class ValidateCLI(WaltCLI):

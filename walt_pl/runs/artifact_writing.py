@@ -46,7 +46,7 @@ from walt_pl.runs.card import (
 )
 from walt_pl.runs.card_entries import check_card
 from walt_pl.runs.finite import NonFiniteError, non_finite_entry, non_finite_weights
-from walt_pl.untrusted import MAX_YAML_BYTES
+from walt_pl.untrusted import UntrustedError, parse_yaml
 
 # Entries of the card that the caller may set, with their defaults.
 GIVEN: dict[str, Any] = {"parents": {}, "index": {}, "latents": None, "steps": 0, "epochs": None, "samples": 0, "metrics": {}}
@@ -160,12 +160,16 @@ def _merge_sections(components: Mapping[str, Any], sampling_config: Mapping[str,
 
 
 def _config_text(components: Mapping[str, Any], sampling_config: Mapping[str, Any]) -> bytes:
-    """Return the text of model.yaml, without the names of classes if it would be larger than `load` reads."""
+    """Return the text of model.yaml, without the names of classes if `load` would refuse it for its size."""
     config = _merge_sections(components, sampling_config)
     text = yaml.safe_dump(config, sort_keys=False).encode()
-    if len(text) <= MAX_YAML_BYTES or "classes" not in config:
+    try:
+        parse_yaml(text, CONFIG)
         return text
-    warnings.warn(f"the names of {len(config['classes']):,} classes are left out of {CONFIG}: {len(text):,} bytes", stacklevel=3)
+    except UntrustedError as error:
+        if "classes" not in config:
+            raise
+        warnings.warn(f"the names of {len(config['classes']):,} classes are left out: {error}", stacklevel=3)
     return yaml.safe_dump({name: section for name, section in config.items() if name != "classes"}, sort_keys=False).encode()
 
 

@@ -15,7 +15,7 @@ CHECKPOINT_FILES = (
     r"state\.ckpt\.resharded/.+",
 )
 """Files of a checkpoint, by their paths in its folder (regular expressions)."""
-RESHARDED_FILES = (r"(checkpoint/)?latest[^/]*", r"checkpoint/([^/]+/)*[^/]+\.pt")
+RESHARDED_FILES = (r"(checkpoint/)?latest[^/]*", r"checkpoint/.+")
 """Files of a checkpoint that is put together for another number of ranks."""
 _OF_A_RUN = (
     r"manifest\.(json|lock)",

@@ -164,6 +164,7 @@ class Checkpoints(callbacks.Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        self._file.instead.clear()  # training writes a good checkpoint of that name
         self._saved = self._seen = trainer.global_step
         self._written = time.monotonic()
         self._signal = 0
@@ -188,7 +189,12 @@ class Checkpoints(callbacks.Checkpoint):
                 _remove(path)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Forget the time of earlier starts: with it, a command with trainer.max_time that goes on would stop at once."""
+        """Forget the time of earlier starts: with it, a command with trainer.max_time that goes on would stop at once.
+
+        Also set the path of rank zero's choice again, which Lightning has replaced by the one that this rank was started with.
+        """
+        if self._start is not None and self._file.instead:
+            trainer.ckpt_path = str(self._start.state)
         checkpoint.get("callbacks", {}).pop(callbacks.Timer.__qualname__, None)
 
     def _record_signal(self, number: int, frame: FrameType | None) -> None:
