@@ -1,4 +1,4 @@
-"""Hostile cards, manifests, configurations and weights: each ends at once with our error, or is read as it would be without the attack."""
+"""Hostile cards, manifests, configurations and weights: each ends at once with our error, unless `MAY_BE_READ` lists it."""
 
 import hashlib
 import json
@@ -30,6 +30,20 @@ SECONDS = 2.0
 MEMORY = 512 << 20
 """Most bytes that an attack may add to the memory of the process."""
 SECRET = b"the words of another person\n"
+IGNORED = "nothing of the file is used"
+"""Answer of a reader that gave what it gives without the file."""
+MAY_BE_READ = frozenset(
+    [
+        "manifest.json: format = True",  # equal to 1
+        "model.yaml: base: diffusion/context_frames = [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ",  # long, and each value is sound
+        "progress.json: total = 9007199254740992",  # these are told as they are, and nothing is opened for them
+        "progress.json: steps_per_second = 1e-300",
+        f"progress.json: checkpoints = '{'x' * 39}",
+        "progress.json: checkpoints = '/proc/1/root'",
+        "progress.json: checkpoints = '~root'",
+    ]
+)
+"""Attacks whose values a reader may use without a word: they are absurd, but allowed."""
 
 Case: TypeAlias = tuple[str, Any]
 
@@ -48,7 +62,7 @@ def attack(random: Random, share: float, folder: Path) -> Iterator[Outcome]:
         "model.yaml": (CONFIGS, spoil_config, read_cascade),
         "train.yaml": (TRAINS, spoil_train, read_train),
         "model.safetensors": (WEIGHTS, spoil_weights, read_artifact),
-        "progress.json": (PROGRESS, spoil_progress, read_run),
+        "progress.json": (PROGRESS, spoil_progress, read_progress),
     }
     for kind, (cases, spoil, read) in kinds.items():
         for name, content in random.sample(cases, count_of(len(cases), share)):
@@ -100,7 +114,9 @@ def judge(attack: str, read: Callable[[], str], folder: Path) -> Outcome:
         return Outcome(attack, "wrong", f"{len(said)} characters in {len(said.splitlines())} lines")
     if (folder / "marker").exists():
         return Outcome(attack, "wrong", "code ran")
-    return Outcome(attack, "refused" if refused else "named" if said else "unharmed", said)
+    if not said and attack not in MAY_BE_READ:
+        return Outcome(attack, "wrong", "read without a word")
+    return Outcome(attack, "refused" if refused else "named" if said not in ("", IGNORED) else "unharmed", said)
 
 
 def is_ours(error: Exception) -> bool:
@@ -124,6 +140,13 @@ def read_run(run: Path) -> str:
     problems = verify_run(run)
     Manifest.open(run).state("base")
     return "\n".join(problems)
+
+
+def read_progress(run: Path) -> str:
+    """Read a run, and compare its status with that without the progress file."""
+    problems, told = read_run(run), status_rows(run)
+    (run / "training" / "base" / "progress.json").unlink()
+    return problems or (IGNORED if status_rows(run) == told else "")
 
 
 def read_cascade(run: Path) -> str:

@@ -283,6 +283,7 @@ HOSTILE: dict[str, Callable[[Path], Path]] = {
     "caption that is a link to itself": _caption(lambda path: path.symlink_to(path)),
     "caption that is a link to nothing": _caption(lambda path: path.symlink_to("nothing")),
     "caption that is a device": _caption(lambda path: path.symlink_to("/dev/zero")),
+    "caption that is a link out of the source": _caption(lambda path: path.symlink_to("/etc/hostname")),
     "caption of 2 GB": _caption(lambda path: (path.touch(), os.truncate(path, 2 << 30))),
     "caption that is not UTF-8": _caption(lambda path: path.write_bytes(b"\xff\xfe\xed\xa0\x80")),
     "clip that is a pipe": _folder(lambda source: os.mkfifo(source / "a.mp4")),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from PIL import Image
 
@@ -28,6 +29,10 @@ from walt_pl.media.types import MediaError
 from walt_pl.media.writing import write_video
 
 FLIPPED = 60
+MOST_FRAMES = 100
+"""Most frames that a reader takes of a file; the sound ones have 20 at most."""
+Size = tuple[int, int, int]
+"""Frames, rows and columns."""
 SECONDS = 20
 """Time limit of a file, for the doctor and for a reader."""
 
@@ -48,9 +53,11 @@ def attack(random: Random, share: float, folder: Path) -> Iterator[Outcome]:
         flipped = _flip(media, random, count_of(FLIPPED, share))
         found = _index(str(media), folder / "media.parquet", environment)
         read = _read([media / name for name in sorted(chosen) + flipped], environment)
-        yield from (_judge(name, found.get(f"media/{name}"), read[str(media / name)], name in HARMLESS) for name in sorted(chosen))
+        yield from (_judge(name, found.get(f"media/{name}"), read[str(media / name)][0], name in HARMLESS) for name in sorted(chosen))
+        indexed = _sizes(folder / "media.parquet")
         for name in flipped:
-            yield _judge(f"{name}: bits flipped", found.get(f"media/{name}"), read[str(media / name)], harmless=True)
+            error, size = read[str(media / name)]
+            yield _judge_flipped(f"{name}: bits flipped", found.get(f"media/{name}"), error, indexed.get(f"media/{name}"), size)
         members = write_hostile_shard(folder / "shard.tar", [media / name for name in sorted(chosen)])
         shard = _index(str(folder / "shard.tar"), folder / "shard.parquet", environment)
         said = [reason for reason in shard.values() if reason]
@@ -100,35 +107,48 @@ def _index(source: str, out: Path, environment: dict[str, str]) -> dict[str, str
     return found
 
 
-def _read(paths: Sequence[Path], environment: dict[str, str]) -> dict[str, str]:
-    """Read files in other processes, and return the error of each; "" for a picture. A dead process counts for the file it was reading."""
-    found: dict[str, str] = {}
+def _sizes(index: Path) -> dict[str, Size]:
+    """Return the size of each file that the doctor could decode."""
+    table = read_table(index)
+    sizes = zip(*(table[name].to_pylist() for name in ("path", "frames", "height", "width")), strict=True)
+    return {path: tuple(size) for path, *size in sizes}
+
+
+def _read(paths: Sequence[Path], environment: dict[str, str]) -> dict[str, tuple[str, Size | None]]:
+    """Read files in other processes. A dead process counts for the file it was reading.
+
+    Returns:
+        Path -> the error, "" for a picture, and the size of what was read whole, None if it could not be.
+    """
+    found: dict[str, tuple[str, Size | None]] = {}
     while left := [str(path) for path in paths if str(path) not in found]:
         command = [sys.executable, "-c", "import sys; from tests.attack.media import read_each; read_each(sys.argv[1:])", *left]
         done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=3000, check=False)
-        found |= dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+        answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+        found |= {path: (error, size and tuple(size)) for path, error, size in answers}
         if done.returncode:
             dead = next(path for path in left if path not in found)
-            found[dead] = f"wrong: the process ended with {done.returncode}: {done.stderr[-300:]}"
+            found[dead] = (f"wrong: the process ended with {done.returncode}: {done.stderr[-300:]}", None)
     return found
 
 
 def read_each(paths: Sequence[str]) -> None:
-    """Read files as a row of a stranger's index says, and as `sample` reads them, and print the error of each as JSON."""
+    """Read files as a row of a stranger's index says, and as `sample` reads them, and print the error and size of each as JSON."""
     for path in map(Path, paths):
         signal.alarm(2 * SECONDS)  # ends the process, also inside native code
         size = path.stat().st_size if path.is_file() else 1
         entry = IndexEntry(path, "video", 12, 8.0, 96, 64, "", -1, "train", size, decoder="decord")
-        said = []
+        said, size_read = [], None
         started = time.monotonic()
-        reads: list[Callable[[], object]]
+        reads: list[Callable[[], Any]]
         if kind_of(path.name) == "image":
             reads = [partial(picture_sizes, entry, [(32, 32)]), partial(read_image, path)]
         else:
-            reads = [partial(read_sizes, entry, FrameRange(5), [(32, 32)]), partial(read_last_frames, path, 5)]
+            reads = [partial(read_sizes, entry, FrameRange(5), [(32, 32)]), partial(read_last_frames, path, MOST_FRAMES)]
         for read in reads:
             try:
-                read()
+                frames = read()
+                size_read = frames.shape[:3] if read is reads[-1] else None
             except MediaError as error:
                 said.append(str(error) if str(error).startswith(str(path)) else f"wrong: the error does not name the file: {error}")
             except Exception as error:
@@ -136,7 +156,7 @@ def read_each(paths: Sequence[str]) -> None:
         text = next((text for text in said if text.startswith("wrong")), said[0] if len(said) == 2 else "")
         if time.monotonic() - started > SECONDS:
             text = f"wrong: {time.monotonic() - started:.0f} s"
-        print(json.dumps([str(path), text]), flush=True)
+        print(json.dumps([str(path), text, size_read]), flush=True)
 
 
 def _judge(name: str, finding: str | None, error: str, harmless: bool) -> Outcome:
@@ -152,3 +172,10 @@ def _judge(name: str, finding: str | None, error: str, harmless: bool) -> Outcom
         return Outcome(name, "wrong", f"doctor: {finding!r}; reader: {error!r}")
     verdict: Verdict = "named" if finding else "refused" if error else "unharmed"
     return Outcome(name, verdict, finding or error or "decoded within the limits")
+
+
+def _judge_flipped(name: str, finding: str | None, error: str, indexed: Size | None, read: Size | None) -> Outcome:
+    """Return the outcome of a file with flipped bits: the doctor names it, or it holds as many frames as the index says, of that size."""
+    if finding == "" and indexed != read and not error.startswith("wrong"):
+        return Outcome(name, "wrong", f"the index says {indexed}, a reader gave {read}: {error}")
+    return _judge(name, finding, error, harmless=True)

@@ -252,8 +252,19 @@ def kill_manifest_writers(random: Random, count: int, folder: Path) -> Iterator[
         editor.stdout.close()
         verdict, detail = _edit_after_kill(Manifest.open(folder), f"vae_{number}")
         yield Outcome(f"kill {number} of an editor of the manifest", verdict, detail)
-    left = [path.name for path in folder.iterdir() if path.name != "manifest.json"]
-    yield Outcome("files left by the kills", "unharmed" if len(left) <= count else "wrong", f"{len(left)} files")
+    yield _remove_what_kills_left(folder)
+
+
+def _remove_what_kills_left(folder: Path) -> Outcome:
+    """Let the program remove the temporary files. A file of the last two seconds may have a living writer, so the times are set back."""
+    from walt_pl.files import remove_left_overs
+
+    found = sorted(path for path in folder.iterdir() if path.name != "manifest.json")
+    for path in found:
+        os.utime(path, (time.time() - 60,) * 2)
+    remove_left_overs(folder / "manifest.json")
+    left = sorted(path.name for path in folder.iterdir() if path.name != "manifest.json")
+    return Outcome("files left by the kills", "wrong" if left else "unharmed", f"left: {left}" if left else f"{len(found)} files removed")
 
 
 def _edit_after_kill(manifest: Any, stage: str) -> tuple[Verdict, str]:
@@ -282,56 +293,93 @@ _CALLS: Mapping[str, tuple[tuple[Any, str], ...]] = {
 }
 
 
-def _write_manifest(folder: Path) -> None:
-    _manifest(folder, 0)
+def _write_manifest(folder: Path, number: int) -> None:
+    from walt_pl.runs.manifest import Manifest
+    from walt_pl.runs.stop_record import StopRecord
+
+    manifest = Manifest.open(folder)
+    if "vae" not in manifest.stages():
+        manifest.start("vae", {})
+    manifest.stop("vae", StopRecord(number, 100))
 
 
-def _write_file(folder: Path) -> None:
+def _read_manifest(folder: Path) -> object:
+    from walt_pl.runs.manifest import Manifest
+
+    training = Manifest.open(folder).stages()["vae"].training
+    return training.stop.step if training and training.stop else None
+
+
+def _write_file(folder: Path, number: int) -> None:
     from walt_pl.files import write_whole
 
-    write_whole(folder / "file.bin", b"new" * 1000)
+    write_whole(folder / "file.bin", b"%03d" % number * 1000)
 
 
-def _write_artifact(folder: Path) -> None:
-    _make_artifact(folder, [1.0, 1.0])
+def _read_file(folder: Path) -> object:
+    data = (folder / "file.bin").read_bytes()
+    return int(data[:3]) if data == data[:3] * 1000 else f"{len(data)} bytes, a mixture"
 
 
-def _write_index(folder: Path) -> None:
+def _write_artifact(folder: Path, number: int) -> None:
+    _make_artifact(folder, [float(number)] * 2)
+
+
+def _read_artifact(folder: Path) -> object:
+    from walt_pl.runs.card import verify_artifact
+
+    return "; ".join(verify_artifact(folder / "vae")) or json.loads((folder / "vae" / "card.json").read_text())["latents"]["mean"][0]
+
+
+def _write_index(folder: Path, number: int) -> None:
     from walt_pl.data.index import write_index
 
-    entry = {"path": "b.mp4", "kind": "video", "frames": 9, "fps": 8.0, "width": 8, "height": 8, "caption": "", "label": -1}
+    entry = {"path": "b.mp4", "kind": "video", "frames": 9, "fps": 8.0, "width": 8, "height": 8, "caption": "", "label": number}
     write_index([{**entry, "split": "train", "bytes": 100}], folder / "index.parquet")
 
 
-FAULTY: Mapping[str, tuple[Callable[[Path], None], tuple[str, ...]]] = {
-    "manifest": (_write_manifest, ("manifest.json",)),
-    "write_whole": (_write_file, ("file.bin",)),
-    "save_artifact": (_write_artifact, ("vae/card.json", "vae/model.yaml")),
-    "index": (_write_index, ("index.parquet",)),
+def _read_index(folder: Path) -> object:
+    from walt_pl.data.index_table import read_table
+
+    labels = read_table(folder / "index.parquet")["label"].to_pylist()
+    return labels[0] if len(labels) == 1 else labels
+
+
+FaultyWriter = tuple[Callable[[Path, int], None], Callable[[Path], object], tuple[str, ...]]
+FAULTY: Mapping[str, FaultyWriter] = {
+    "manifest": (_write_manifest, _read_manifest, ("manifest.json",)),
+    "write_whole": (_write_file, _read_file, ("file.bin",)),
+    "save_artifact": (_write_artifact, _read_artifact, ("vae/card.json", "vae/model.yaml", "vae/model.safetensors")),
+    "index": (_write_index, _read_index, ("index.parquet",)),
 }
+"""Writer of the content of a number, reader of that number or of what is wrong, and files."""
 
 
-def fail_at_each_call(name: str, fault: str, folder: Path) -> Outcome:
-    """Let the system fail at the first, second, ... call of a kind. The older file stays, and the error names a file."""
-    write, results = FAULTY[name]
-    write(folder)
-    attack, named = f"{fault} while {name} is written", 0
-    for call in range(FAULTS):
-        before = {result: (folder / result).read_bytes() for result in results}
-        with _faults(fault, call) as hits:
+def fail_at_each_call(name: str, fault: str, folder: Path, writer: FaultyWriter | None = None) -> Outcome:
+    """Let the system fail at the first, second, ... call of a kind, each time while other content is written.
+
+    The older content stays or the new one is there, whole, and the error names a file.
+    """
+    write, read, results = writer or FAULTY[name]
+    write(folder, 0)
+    attack, named, old = f"{fault} while {name} is written", 0, 0
+    for new in range(1, FAULTS + 1):
+        before, failed = [(folder / result).read_bytes() for result in results], False
+        with _faults(fault, new - 1) as hits:
             try:
-                write(folder)
+                write(folder, new)
             except OSError as error:
-                named += 1
+                named, failed = named + 1, True
                 if str(folder) not in str(error):
                     return Outcome(attack, "wrong", f"the error names no file: {error!r}")
             except Exception as error:
-                return Outcome(attack, "wrong", f"call {call}: {error!r}")
-        for result in results:
-            if not (folder / result).exists():
-                return Outcome(attack, "wrong", f"call {call}: {result} is lost")
-        if hits() and _is_damaged(name, folder):
-            return Outcome(attack, "wrong", f"call {call}: damaged, was {len(before)} files")
+                return Outcome(attack, "wrong", f"call {new}: {error!r}")
+        lost = [result for result in results if not (folder / result).exists()]
+        found = f"{lost} are lost" if lost else _found(read, folder)
+        unchanged = not lost and [(folder / result).read_bytes() for result in results] == before
+        if found != new and not (failed and unchanged and found == old):
+            return Outcome(attack, "wrong", f"call {new}: wanted {f'{old} or ' if failed else ''}{new}, found {found}")
+        old = new if found == new else old
         if not hits():
             break
     left = sorted(path.name for path in folder.rglob(".*.tmp"))
@@ -340,18 +388,9 @@ def fail_at_each_call(name: str, fault: str, folder: Path) -> Outcome:
     return Outcome(attack, "refused" if named else "unharmed", f"{named} errors")
 
 
-def _is_damaged(name: str, folder: Path) -> str:
-    from walt_pl.data.index_table import read_table
-    from walt_pl.runs.card import verify_artifact
-
+def _found(read: Callable[[Path], object], folder: Path) -> object:
     try:
-        if name == "manifest":
-            json.loads((folder / "manifest.json").read_text())
-        elif name == "index":
-            read_table(folder / "index.parquet")
-        elif name == "save_artifact":  # the older one may be left beside it where a sync failed
-            return "; ".join(verify_artifact(folder / "vae"))
-        return "" if name != "write_whole" or (folder / "file.bin").read_bytes() == b"new" * 1000 else "other bytes"
+        return read(folder)
     except ValueError as error:
         return str(error)
 

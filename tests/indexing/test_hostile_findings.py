@@ -11,6 +11,7 @@ from tests.helpers.clips import counting_clip
 from tests.helpers.hostile_media import fake_programs, write_hostile_media
 from walt_pl.cli.main import main
 from walt_pl.data.index_table import read_table
+from walt_pl.indexing.doctor import write_rows
 from walt_pl.media.writing import write_image, write_video
 
 FINDINGS = {
@@ -63,3 +64,14 @@ def test_index_command_max_pixels_is_a_finding_until_it_is_raised(tmp_path: Path
     assert not (tmp_path / "a.quarantine.csv").exists()
     with pytest.raises(SystemExit, match="--max-pixels must be at least 1, got 0"):
         main([*index, "--max-pixels", "0"])
+
+
+def test_write_rows_replaces_only_a_table_of_its_own(tmp_path: Path) -> None:
+    table, columns = tmp_path / "index.report.csv", ("path", "offset", "begin", "end", "split", "kind", "finding")
+    write_rows(table, columns, [])
+    write_rows(table, columns, [("a.mp4", -1, 0.0, 0.0, "train", "video", "short")])
+    assert "a.mp4" in table.read_text()
+    table.write_text("mine\n")
+    with pytest.raises(ValueError, match="is no table of this program and is not replaced"):
+        write_rows(table, columns, [])
+    assert table.read_text() == "mine\n"

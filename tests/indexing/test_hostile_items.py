@@ -38,6 +38,39 @@ def test_list_source_reports_a_hostile_item_and_lists_the_good_one(tmp_path: Pat
         assert isinstance(item.label, str) or -(2**31) <= item.label < 2**31
 
 
+def test_list_source_takes_no_caption_from_outside_of_the_source(tmp_path: Path) -> None:
+    source, other = tmp_path / "source", tmp_path / "other"
+    touch(source, "a.mp4")
+    touch(source, "b.mp4")
+    touch(source, "texts/b.txt")
+    touch(other, "c.mp4")
+    (source / "texts" / "b.txt").write_text("a bird")
+    (other / "c.txt").write_text("a cat")
+    (tmp_path / "private.txt").write_text("private words")
+    (source / "a.txt").symlink_to("../private.txt")
+    (source / "b.txt").symlink_to("texts/b.txt")
+    (source / "linked").symlink_to(other)
+    (tmp_path / "link").symlink_to(source)
+    for path in (source, tmp_path / "link"):
+        listing = list_source(str(path))
+        assert [(Path(item.file).name, item.caption) for item in listing.items] == [("a.mp4", ""), ("b.mp4", "a bird"), ("c.mp4", "a cat")]
+        assert any("caption not used in 1 places" in note and "outside of" in note for note in listing.notes)
+        assert "private" not in str([item.caption for item in listing.items])
+
+
+def test_list_source_takes_no_list_from_outside_of_the_source(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    touch(source, "UCF-101/Walk/v_Walk_g01_c01.avi")
+    lists = source / "ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "trainlist01.txt").write_text("Walk/v_Walk_g01_c01.avi 1\n")
+    (lists / "testlist01.txt").write_text("")
+    (tmp_path / "private.txt").write_text("1 secret\n")
+    (lists / "classInd.txt").symlink_to("../../private.txt")
+    with pytest.raises(ValueError, match=r"classInd\.txt: a link to a place outside of .*cp -L"):
+        list_source(str(source))
+
+
 def test_build_index_quarantines_pipes_links_to_themselves_and_devices(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "loop.mp4").symlink_to("loop.mp4")

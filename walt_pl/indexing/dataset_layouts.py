@@ -91,17 +91,17 @@ def _folder(source: Path) -> SourceListing:
     items = []
     for file in files:
         text = file.with_suffix(".txt")
-        caption, finding = _caption(text) if text in others else ("", "")
+        caption, finding = _caption(text, source) if text in others else ("", "")
         split = split_of(file.relative_to(source).parts[:-1])
         items.append(SourceItem(str(file), _kind(file), caption, split=split, finding=finding))
     captions = {file.with_suffix(".txt") for file in files}
     return SourceListing("folder", items, _left_out(path for path in others if path not in captions))
 
 
-def _caption(text: Path) -> tuple[str, str]:
+def _caption(text: Path, source: Path) -> tuple[str, str]:
     """Return the caption in a file, and why it cannot be used."""
     try:
-        return read_text(text, MAX_TEXT_BYTES), ""
+        return read_text(text, source, MAX_TEXT_BYTES), ""
     except (ValueError, OSError) as error:
         return "", f"caption: {error}"
 
@@ -131,7 +131,7 @@ def _synset_names(source: Path) -> dict[str, str]:
     mapping = source / "LOC_synset_mapping.txt"
     if not mapping.is_file():
         return {}
-    lines = (line.split(" ", 1) for line in read_text(mapping).splitlines() if " " in line)
+    lines = (line.split(" ", 1) for line in read_text(mapping, source).splitlines() if " " in line)
     return {synset: names.split(",")[0].strip() for synset, names in lines}
 
 
@@ -215,7 +215,7 @@ def _ucf101(source: Path, fold: int) -> SourceListing:
     folder = next((file.parent.parent for file in files.values()), source)
     items, missing, strange = [], 0, list[str]()
     for split in ("train", "test"):
-        for line in read_text(lists / f"{split}list{fold:02d}.txt").splitlines():
+        for line in read_text(lists / f"{split}list{fold:02d}.txt", source).splitlines():
             listed = line.split()[0] if line.strip() else ""  # the train lists have a class number after the name
             if not listed:
                 continue
@@ -232,7 +232,7 @@ def _ucf101(source: Path, fold: int) -> SourceListing:
     if files:
         notes.append(f"{len(files)} files are in neither list of fold {fold} and are left out, the first: {min(files)}")
     numbers = lists / "classInd.txt"
-    classes = [line.split()[1] for line in read_text(numbers).splitlines() if len(line.split()) > 1] if numbers.is_file() else []
+    classes = [line.split()[1] for line in read_text(numbers, source).splitlines() if len(line.split()) > 1] if numbers.is_file() else []
     return SourceListing("ucf101", items, notes, classes or sorted({str(item.label) for item in items}))
 
 

@@ -114,14 +114,20 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def read_text(path: Path, most: int = MAX_LIST_BYTES) -> str:
-    """Read a UTF-8 file, without surrounding white space. A link is followed if it leads to a plain file.
+def read_text(path: Path, source: Path, most: int = MAX_LIST_BYTES) -> str:
+    """Read a UTF-8 file of a source, without surrounding white space.
+
+    A link is followed to a plain file of the source. It might else lead to private words, which an index hands around. A linked folder
+    belongs to the source: its files are listed.
 
     Raises:
-        ValueError: The file is not UTF-8, is no plain file, or has more than `most` bytes.
+        ValueError: The file is not UTF-8, is no plain file, is a link to a place outside of the source, or has more than `most` bytes.
     """
+    real = Path(os.path.realpath(path))
+    if not any(real.is_relative_to(os.path.realpath(folder)) for folder in (source, path.parent)):
+        raise ValueError(f"{path}: a link to a place outside of {source}; put a copy of the file in its place (cp -L)")
     try:
-        text = read_bytes(Path(os.path.realpath(path)), most).decode("utf-8-sig")
+        text = read_bytes(real, most).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as UTF-8") from error
     except FileNotFoundError as error:
