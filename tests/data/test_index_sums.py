@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
 import subprocess
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +21,9 @@ from tests.data.test_index import row
 from walt_pl.data.index import Index, class_names, write_index
 from walt_pl.data.index_arrow import check_index
 from walt_pl.data.index_sums import Sums, read_sums, write_sums
-from walt_pl.data.index_table import LARGE, read_table
+from walt_pl.data.index_table import LARGE, read_parquet, read_table
 from walt_pl.indexing.build_index import build_index
+from walt_pl.lock import hold_lock, lock_beside
 
 
 @pytest.fixture
@@ -182,6 +185,51 @@ def test_check_index_keeps_the_parquet_file_and_makes_the_rest_again(path: Path)
         path.with_name(name).unlink()
     assert check_index(path) == hashlib.sha256(whole["index.parquet"]).hexdigest()
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == whole
+
+
+def _write_after_reading(path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool) -> threading.Thread:
+    """Let another process write the index as soon as its Parquet file has been read."""
+
+    def write() -> None:
+        with hold_lock(lock_beside(path), work="index") if locked else contextlib.nullcontext():
+            write_index([row(0, caption="new")], path)
+
+    writer = threading.Thread(target=write)
+
+    def read(of: Path) -> pa.Table:
+        table = read_parquet(of)
+        writer.start()
+        writer.join(1)  # without the lock it is done by then
+        return table
+
+    monkeypatch.setattr("walt_pl.data.index_arrow.read_parquet", read)
+    path.with_suffix(".arrow").unlink()
+    return writer
+
+
+def test_index_that_is_written_while_a_start_maps_it_stays_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = read_table(path)["caption"].to_pylist()
+    writer = _write_after_reading(path, monkeypatch, locked=True)
+    assert captions(path) == before
+    writer.join(30)
+    assert captions(path) == ["new"]
+
+
+def test_index_that_is_written_without_the_lock_while_a_start_maps_it_stays_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_after_reading(path, monkeypatch, locked=False)
+    with pytest.raises(ValueError, match="was written again while it was read: start anew"):
+        captions(path)
+    assert captions(path) == ["new"]
+
+
+def test_index_whose_hashes_are_replaced_while_a_start_compares_them_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(of: Path) -> Sums:
+        monkeypatch.undo()
+        write_index([row(0, caption="new")], of)
+        return read_sums(of)
+
+    monkeypatch.setattr("walt_pl.data.index_sums.read_sums", replace)
+    assert captions(path) == ["new"]
 
 
 @pytest.mark.parametrize(
