@@ -278,7 +278,7 @@ class LatentCache:
         if not os.path.lexists(path):
             return None
         try:
-            meta = read_meta(path)
+            meta = read_meta(path, self.rows)
             key = meta["key"]
             changed = [name for name in sorted({*key, *self.key}) if key.get(name) != self.key.get(name)]
             self._stale = {name: key.get(name) for name in changed}
