@@ -57,6 +57,21 @@ def test_index_with_a_flipped_bit_in_the_arrow_file_is_made_again_with_a_message
     assert arrow.read_bytes() == whole
 
 
+@pytest.mark.filterwarnings("ignore:.*made again")
+def test_index_with_a_flipped_bit_in_the_schema_of_the_arrow_file_is_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path.parent / "cache"))
+    arrow, wanted = path.with_suffix(".arrow"), captions(path)
+    whole = arrow.read_bytes()
+    keys = [whole.index(b"slices"), whole.rindex(b"slices"), whole.rindex(b"sha256")]
+    for position in [*keys, *range(len(whole) - 1600, len(whole), 20)]:
+        flip(arrow, position)
+        assert captions(path) == wanted
+        assert arrow.read_bytes() == whole, f"byte {position}"
+    flip(arrow, keys[1])
+    write_index([row(0, caption="new")], path)
+    assert captions(path) == ["new"]
+
+
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
 def test_index_with_a_flipped_bit_in_the_parquet_file_is_refused_with_the_command(path: Path, share: float) -> None:
     flip(path, int(share * path.stat().st_size))

@@ -202,7 +202,7 @@ def write_arrow(table: pa.Table, slices: Mapping[str, object], sha256: str, file
     Returns:
         The hash of the Arrow file.
     """
-    _check_own(file)
+    _check_own(file, path)
     schema = LARGE.with_metadata({"sha256": sha256, "slices": json.dumps(slices)})
     columns = [table[name].combine_chunks() for name in LARGE.names]
     # combine_chunks leaves a chunked array where there is no chunk at all, or where one would be too long.
@@ -215,15 +215,17 @@ def write_arrow(table: pa.Table, slices: Mapping[str, object], sha256: str, file
     return written
 
 
-def _check_own(file: Path) -> None:
-    """Refuse to replace an Arrow file that another program wrote. A damaged one may be replaced.
+def _check_own(file: Path, path: Path) -> None:
+    """Refuse to replace an Arrow file that another program wrote. A damaged one, or one that the hashes of the index list, may be replaced.
 
     Raises:
         FileExistsError: There is such a file.
     """
+    if read_sums(path).arrow:
+        return
     try:
         metadata = pa.ipc.open_file(pa.memory_map(str(file))).schema.metadata or {}
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         return
     if not {b"sha256", b"slices"} <= metadata.keys():
         raise FileExistsError(errno.EEXIST, "a file of another program, move it away or name the index otherwise (--out)", str(file))

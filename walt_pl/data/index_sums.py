@@ -7,6 +7,7 @@ for the old Parquet file and one for the new one: a crash between the two leaves
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable
@@ -79,7 +80,10 @@ def begin_replacing(path: Path, new: Path) -> str:
     """
     sha256 = file_sha256(new, fresh=True)
     present: Iterable[str] = [file_sha256(path, fresh=True)] if path.is_file() else []
-    write_sums(path, Sums((sha256, *present)))
+    arrow = ""
+    with contextlib.suppress(ValueError):  # they are damaged
+        arrow = read_sums(path).arrow  # it stays listed, and so the file is known as ours
+    write_sums(path, Sums((sha256, *present), arrow))
     return sha256
 
 
