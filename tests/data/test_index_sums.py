@@ -107,13 +107,28 @@ def test_index_without_hashes_finds_a_flipped_bit_in_a_page(path: Path) -> None:
 
 
 def test_index_with_a_damaged_file_of_hashes_names_it(path: Path) -> None:
-    path.with_suffix(".sha256").write_text("words\n")
+    path.with_suffix(".sha256").write_text("words index.parquet\n")
     with pytest.raises(ValueError, match=r"index\.sha256 is damaged .*words.*; remove it"):
         Index(path, "train")
     path.with_suffix(".sha256").unlink()
     os.mkfifo(path.with_suffix(".sha256"))
     with pytest.raises(ValueError, match=r"index\.sha256 is damaged .*not a plain file"):
         Index(path, "train")
+
+
+@pytest.mark.parametrize("mine", [f"{'0' * 64}  index.parquet\n{'1' * 64}  a.mp4\n", "words\n", f"{'0' * 64}  index.parquet\n" * 1000])
+def test_index_beside_hashes_of_a_person_leaves_them(path: Path, monkeypatch: pytest.MonkeyPatch, mine: str) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path.parent / "cache"))
+    wanted, sums, whole = captions(path), path.with_suffix(".sha256"), path.read_bytes()
+    sums.write_text(mine)
+    path.with_suffix(".arrow").unlink()
+    with pytest.warns(UserWarning, match=r"index\.sha256 has other hashes than those of an index: .* is read without them"):
+        assert captions(path) == wanted
+    for write in (lambda: write_index([row(0, caption="new")], path), lambda: build_index(None, path)):
+        with pytest.raises(FileExistsError, match=r"move it away or name the index otherwise"):
+            write()
+    assert (sums.read_text(), path.read_bytes()) == (mine, whole)
+    assert not path.with_suffix(".arrow").exists()
 
 
 def test_write_index_killed_before_or_behind_the_rename_leaves_a_valid_index(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

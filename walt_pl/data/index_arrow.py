@@ -19,7 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from walt_pl.data.index_sums import Sums, checked_sha256, read_sums, write_sums
+from walt_pl.data.index_sums import Sums, check_own_sums, checked_sha256, read_sums, write_sums
 from walt_pl.data.index_table import KINDS, LARGE, check_index_file, check_values, read_parquet, sort_rows
 from walt_pl.files import file_sha256, whole_file
 from walt_pl.lock import hold_lock, lock_beside
@@ -202,6 +202,7 @@ def write_arrow(table: pa.Table, slices: Mapping[str, object], sha256: str, file
     Returns:
         The hash of the Arrow file.
     """
+    check_own_sums(path)
     _check_own(file, path)
     schema = LARGE.with_metadata({"sha256": sha256, "slices": json.dumps(slices)})
     columns = [table[name].combine_chunks() for name in LARGE.names]
