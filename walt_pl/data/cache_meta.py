@@ -50,6 +50,14 @@ def read_meta(path: Path, rows: int) -> dict[str, Any]:
     return meta
 
 
+def version_of(path: Path) -> tuple[int, ...]:
+    """Return numbers that differ after the file was written again; none if it is missing. Each writing gives it a new inode and time."""
+    if not path.is_file():
+        return ()
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def check_rows(shards: Sequence[Mapping[str, Any] | None], rows: Sequence[range], path: Path) -> None:
     """Check that `meta.json` has an entry for each shard, and that each names rows of its own.
 
