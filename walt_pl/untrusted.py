@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 MAX_JSON_BYTES = 64 << 20
-"""Bytes of a JSON file. The largest is `meta.json` of a cache: about 100 bytes for each of its shards."""
+"""Bytes of a JSON file. `meta.json` of a cache may be larger: its limit grows with the rows, since each may have a reason."""
 MAX_YAML_BYTES = 1 << 20
 """Bytes of a YAML file. The largest is a `model.yaml` with the 21,841 class names of ImageNet-21k, of about 650 KB."""
 MAX_DEPTH = 40

@@ -1,5 +1,6 @@
 """Cached latents are those that pixels would give; stale, unfinished and damaged caches are never read."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -17,6 +18,7 @@ from walt_pl.data.batch import Kind, Sample, SampleRef
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
 from walt_pl.data.index import Index, IndexEntry, write_index
 from walt_pl.data.transforms import ClipTransform, PixelDataset
+from walt_pl.files import file_sha256
 from walt_pl.media.writing import write_image, write_video
 
 FRAMES, VIDEOS, IMAGES = 5, 7, 3
@@ -183,6 +185,33 @@ def test_latent_cache_warns_of_a_flipped_byte(pixels: PixelDataset, tmp_path: Pa
     flip(tmp_path / "00001.f16")
     with pytest.warns(UserWarning, match="00001.f16: SHA-256 .* this shard is rebuilt"):
         build(make(tmp_path), pixels)
+
+
+@pytest.mark.filterwarnings("ignore:.*this shard is rebuilt")
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_latent_cache_hashes_its_shards_again_only_if_another_process_built_it(
+    meanwhile: bool, pixels: PixelDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(make(tmp_path), pixels)
+    flip(tmp_path / "00001.f16")
+    hashed: list[str] = []
+
+    def count(path: Path, *, fresh: bool) -> str:
+        hashed.append(path.name)
+        return file_sha256(path, fresh=fresh)
+
+    def hold(*args: object, **words: object) -> contextlib.nullcontext[None]:
+        monkeypatch.undo()
+        monkeypatch.setattr(cache_module, "SHARD_ROWS", 4)
+        if meanwhile:
+            assert build(make(tmp_path), pixels) == 4
+        monkeypatch.setattr(cache_module, "file_sha256", count)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(cache_module, "file_sha256", count)
+    monkeypatch.setattr(cache_module, "hold_lock", hold)
+    assert build(make(tmp_path), pixels) == (0 if meanwhile else 4)
+    assert len(hashed) == (8 if meanwhile else 4)
 
 
 @pytest.mark.filterwarnings("ignore:.*this shard is rebuilt")

@@ -48,16 +48,27 @@ def test_latent_cache_takes_a_meta_file_of_an_older_version(written: Path) -> No
 
 
 def test_latent_cache_finds_every_flipped_bit_of_its_meta_file(written: Path) -> None:
-    whole, wanted, random = written.read_bytes(), read_meta(written), Random(0)
+    whole, wanted, random = written.read_bytes(), read_meta(written, 300), Random(0)
     for position in random.sample(range(len(whole)), 150):
         data = bytearray(whole)
         data[position] ^= 1 << random.randrange(8)
         written.write_bytes(data)
         try:
-            found = read_meta(written)
+            found = read_meta(written, 300)
         except ValueError:
             continue
         assert found == wanted, f"byte {position}"  # white space
+
+
+def test_read_meta_takes_as_many_bytes_as_the_rows_may_need(tmp_path: Path) -> None:
+    meta = {"key": KEY, "shape": [1], "shards": [{"sha256": "0", "broken": {"7": "x" * (65 << 20)}}]}
+    (tmp_path / "meta.json").write_bytes(dump_meta(meta))
+    assert read_meta(tmp_path / "meta.json", 1 << 20) == meta
+    with pytest.raises(ValueError, match=r"more than .* bytes"):
+        read_meta(tmp_path / "meta.json", 300)
+    of = LatentCache(tmp_path, KEY, 1 << 20)
+    with pytest.warns(UserWarning, match="is stale"):  # it is read as far as its key
+        of._load(verify=False)
 
 
 HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {

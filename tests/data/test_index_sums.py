@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pickle
 import subprocess
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +21,9 @@ from tests.data.test_index import row
 from walt_pl.data.index import Index, class_names, write_index
 from walt_pl.data.index_arrow import check_index
 from walt_pl.data.index_sums import Sums, read_sums, write_sums
-from walt_pl.data.index_table import LARGE, read_table
+from walt_pl.data.index_table import LARGE, read_parquet, read_table
 from walt_pl.indexing.build_index import build_index
+from walt_pl.lock import hold_lock, lock_beside
 
 
 @pytest.fixture
@@ -52,6 +55,21 @@ def test_index_with_a_flipped_bit_in_the_arrow_file_is_made_again_with_a_message
     with pytest.warns(UserWarning, match=r"index\.arrow is not as it was written \(SHA-256\): it is made again from the Parquet file"):
         assert captions(path) == wanted
     assert arrow.read_bytes() == whole
+
+
+@pytest.mark.filterwarnings("ignore:.*made again")
+def test_index_with_a_flipped_bit_in_the_schema_of_the_arrow_file_is_made_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path.parent / "cache"))
+    arrow, wanted = path.with_suffix(".arrow"), captions(path)
+    whole = arrow.read_bytes()
+    keys = [whole.index(b"slices"), whole.rindex(b"slices"), whole.rindex(b"sha256")]
+    for position in [*keys, *range(len(whole) - 1600, len(whole), 20)]:
+        flip(arrow, position)
+        assert captions(path) == wanted
+        assert arrow.read_bytes() == whole, f"byte {position}"
+    flip(arrow, keys[1])
+    write_index([row(0, caption="new")], path)
+    assert captions(path) == ["new"]
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
@@ -89,13 +107,28 @@ def test_index_without_hashes_finds_a_flipped_bit_in_a_page(path: Path) -> None:
 
 
 def test_index_with_a_damaged_file_of_hashes_names_it(path: Path) -> None:
-    path.with_suffix(".sha256").write_text("words\n")
+    path.with_suffix(".sha256").write_text("words index.parquet\n")
     with pytest.raises(ValueError, match=r"index\.sha256 is damaged .*words.*; remove it"):
         Index(path, "train")
     path.with_suffix(".sha256").unlink()
     os.mkfifo(path.with_suffix(".sha256"))
     with pytest.raises(ValueError, match=r"index\.sha256 is damaged .*not a plain file"):
         Index(path, "train")
+
+
+@pytest.mark.parametrize("mine", [f"{'0' * 64}  index.parquet\n{'1' * 64}  a.mp4\n", "words\n", f"{'0' * 64}  index.parquet\n" * 1000])
+def test_index_beside_hashes_of_a_person_leaves_them(path: Path, monkeypatch: pytest.MonkeyPatch, mine: str) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path.parent / "cache"))
+    wanted, sums, whole = captions(path), path.with_suffix(".sha256"), path.read_bytes()
+    sums.write_text(mine)
+    path.with_suffix(".arrow").unlink()
+    with pytest.warns(UserWarning, match=r"index\.sha256 has other hashes than those of an index: .* is read without them"):
+        assert captions(path) == wanted
+    for write in (lambda: write_index([row(0, caption="new")], path), lambda: build_index(None, path)):
+        with pytest.raises(FileExistsError, match=r"move it away or name the index otherwise"):
+            write()
+    assert (sums.read_text(), path.read_bytes()) == (mine, whole)
+    assert not path.with_suffix(".arrow").exists()
 
 
 def test_write_index_killed_before_or_behind_the_rename_leaves_a_valid_index(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +215,51 @@ def test_check_index_keeps_the_parquet_file_and_makes_the_rest_again(path: Path)
         path.with_name(name).unlink()
     assert check_index(path) == hashlib.sha256(whole["index.parquet"]).hexdigest()
     assert {file.name: file.read_bytes() for file in path.parent.iterdir()} == whole
+
+
+def _write_after_reading(path: Path, monkeypatch: pytest.MonkeyPatch, locked: bool) -> threading.Thread:
+    """Let another process write the index as soon as its Parquet file has been read."""
+
+    def write() -> None:
+        with hold_lock(lock_beside(path), work="index") if locked else contextlib.nullcontext():
+            write_index([row(0, caption="new")], path)
+
+    writer = threading.Thread(target=write)
+
+    def read(of: Path) -> pa.Table:
+        table = read_parquet(of)
+        writer.start()
+        writer.join(1)  # without the lock it is done by then
+        return table
+
+    monkeypatch.setattr("walt_pl.data.index_arrow.read_parquet", read)
+    path.with_suffix(".arrow").unlink()
+    return writer
+
+
+def test_index_that_is_written_while_a_start_maps_it_stays_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = read_table(path)["caption"].to_pylist()
+    writer = _write_after_reading(path, monkeypatch, locked=True)
+    assert captions(path) == before
+    writer.join(30)
+    assert captions(path) == ["new"]
+
+
+def test_index_that_is_written_without_the_lock_while_a_start_maps_it_stays_whole(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_after_reading(path, monkeypatch, locked=False)
+    with pytest.raises(ValueError, match="was written again while it was read: start anew"):
+        captions(path)
+    assert captions(path) == ["new"]
+
+
+def test_index_whose_hashes_are_replaced_while_a_start_compares_them_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace(of: Path) -> Sums:
+        monkeypatch.undo()
+        write_index([row(0, caption="new")], of)
+        return read_sums(of)
+
+    monkeypatch.setattr("walt_pl.data.index_sums.read_sums", replace)
+    assert captions(path) == ["new"]
 
 
 @pytest.mark.parametrize(

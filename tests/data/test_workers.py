@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -183,6 +184,28 @@ def test_workers_replace_one_that_is_stopped_inside_a_file(loaders: list[JointLo
     with pytest.warns(UserWarning, match=r"clip-5: still being read after 1 seconds; a new worker tries it once more"):
         found = load(loaders, {5: "stop"}, workers=2, once=tmp_path, timeout=1)
     assert told(found) == told(load(loaders, {}, workers=0))
+
+
+def test_workers_replace_one_that_cannot_be_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("walt_pl.data.workers.DYING", 0.5)
+    workers = Workers(Treacherous({5: "hang"}, tmp_path), 1, timeout=1)
+    batches = workers.read([[SampleRef("video", item, 0, 0)] for item in (1, 5, 2)])
+    paths = [next(batches)[0].paths]
+    lost = workers._workers[0].process
+    with monkeypatch.context() as patched:
+        patched.setattr(lost, "kill", lambda: None)
+        watch = threading.Timer(20, os.kill, (lost.pid, signal.SIGKILL))  # the test fails, and does not hang
+        watch.start()
+        try:
+            with pytest.warns(UserWarning, match=r"clip-5: still being read after 1 seconds; a new worker tries it once more"):
+                paths += [answer[0].paths for answer in batches]
+            assert lost.exitcode is None, "it was waited for"
+        finally:
+            watch.cancel()
+            workers.close()
+    lost.kill()
+    lost.join()
+    assert paths == [["clip-1"], ["clip-5"], ["clip-2"]]
 
 
 @pytest.mark.parametrize(

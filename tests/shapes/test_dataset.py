@@ -19,7 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from walt_pl.cli.main import main
 from walt_pl.data.index import Index
+from walt_pl.data.quarantine import Quarantine
+from walt_pl.indexing import doctor
+from walt_pl.indexing.build_index import IndexOptions, build_index
 from walt_pl.media.reading import read_image, read_video
 from walt_pl.media.types import Frames
 from walt_pl.shapes import dataset as shapes
@@ -36,6 +40,7 @@ from walt_pl.shapes.dataset import (
     Words,
     paint,
     parse_caption,
+    remove_set,
     sample_scene,
     write_set,
 )
@@ -252,6 +257,21 @@ def test_write_set_refuses_a_foreign_folder(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["holiday.mp4"]
     with pytest.raises(ValueError, match="got 0 videos"):
         write_set(tmp_path / "new", videos=0)
+
+
+def test_remove_set_leaves_a_folder_that_can_be_painted_again(tmp_path: Path) -> None:
+    out = tmp_path / "shapes"
+    index = write_set(out, videos=2, images=0, validation=3)
+    build_index(None, index, IndexOptions(again=True))
+    doctor.write_report(doctor.diagnose(index, IndexOptions(), {}), index)
+    doctor.write_use(index, "my.experiment", {}, [])
+    Quarantine.beside(index).path.write_text("path,offset,begin,end,reason\n")
+    assert {"index.report.csv", "index.my.experiment.csv", "index.sha256"} <= {file.name for file in out.iterdir()}
+    main(["clean", "--run", str(tmp_path / "none"), "--data", str(out)])
+    assert not out.exists()
+    write_set(out, videos=2, images=0, validation=3)
+    (out / "index.mine.csv").write_text("a,person's\n")
+    assert remove_set(out) == [out / "index.mine.csv"]
 
 
 PROGRAM = """

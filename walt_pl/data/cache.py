@@ -38,7 +38,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from walt_pl.data.batch import DataError, JointBatch, Kind, Sample, SampleRef, SampleSource, collate
-from walt_pl.data.cache_meta import check_rows, dump_meta, read_meta
+from walt_pl.data.cache_meta import check_rows, dump_meta, read_meta, version_of
 from walt_pl.data.index import IndexEntry
 from walt_pl.data.transforms import ClipTransform
 from walt_pl.data.workers import Answer, Workers
@@ -127,13 +127,14 @@ class LatentCache:
             ValueError: A latent does not fit float16.
             OSError: The disk is full.
         """
-        skip = skip or {}
+        skip, before = skip or {}, version_of(self.folder / "meta.json")
         self._load(verify)
         if not self._missing(skip) and self._has_items():
             return  # also where the disk is read-only
         self.folder.mkdir(parents=True, exist_ok=True)
         with hold_lock(self.folder / ".lock", work=f"latents {self.folder}"):
-            self._load(verify)  # another process may have built it meanwhile
+            if version_of(self.folder / "meta.json") != before:  # another process has built it meanwhile
+                self._load(verify)
             self._build_missing(source, kind, encode, batch_size, readers, skip, timeout)
 
     def _build_missing(
@@ -278,7 +279,7 @@ class LatentCache:
         if not os.path.lexists(path):
             return None
         try:
-            meta = read_meta(path)
+            meta = read_meta(path, self.rows)
             key = meta["key"]
             changed = [name for name in sorted({*key, *self.key}) if key.get(name) != self.key.get(name)]
             self._stale = {name: key.get(name) for name in changed}
@@ -299,10 +300,8 @@ class LatentCache:
             return True
         found = file_sha256(path, fresh=True)
         if found != sha256:
-            warnings.warn(
-                f"{path}: SHA-256 {found[:12]}..., but meta.json says {sha256[:12]}...: damaged, this shard is rebuilt",
-                stacklevel=5,
-            )
+            told = f"{path}: SHA-256 {found[:12]}..., but meta.json says {sha256[:12]}...: damaged, this shard is rebuilt"
+            warnings.warn(told, stacklevel=5)
         return found == sha256
 
     def _build_shard(self, number: int, answers: Iterator[Answer], encode: Encode, advance: Callable[[int], None]) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from walt_pl.untrusted import UntrustedError, read_json
+from walt_pl.untrusted import MAX_JSON_BYTES, UntrustedError, read_json
 
 MAX_ROW_BYTES = 1 << 30
 """Bytes of one latent."""
+MAX_ENTRY_BYTES = 256
+"""Bytes of `meta.json` for each row of the cache, beyond those of any JSON file. A row that cannot be read has its reason there."""
 _SUM = "sha256"
 
 
@@ -20,14 +22,18 @@ def dump_meta(meta: Mapping[str, Any]) -> bytes:
     return json.dumps({**plain, _SUM: _hash(plain)}, indent=1).encode()
 
 
-def read_meta(path: Path) -> dict[str, Any]:
+def read_meta(path: Path, rows: int) -> dict[str, Any]:
     """Return the key, the shape of a row and the entry of each shard. A file of an older version has no hash.
+
+    Args:
+        path: the file.
+        rows: number of rows of the cache.
 
     Raises:
         UntrustedError: it is damaged.
     """
     try:
-        meta = read_json(path)
+        meta = read_json(path, MAX_JSON_BYTES + MAX_ENTRY_BYTES * rows)
     except UntrustedError as error:
         raise UntrustedError(f"{path} is damaged ({error})") from None
     if not isinstance(meta, dict) or {*meta} - {_SUM} != {"key", "shape", "shards"} or not isinstance(meta["key"], dict):
@@ -42,6 +48,14 @@ def read_meta(path: Path) -> dict[str, Any]:
     if not isinstance(shards, list) or not all(map(_is_entry, shards)):
         raise UntrustedError(f"{path} is damaged: its shards are no hashes and reasons")
     return meta
+
+
+def version_of(path: Path) -> tuple[int, ...]:
+    """Return numbers that differ after the file was written again; none if it is missing. Each writing gives it a new inode and time."""
+    if not path.is_file():
+        return ()
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def check_rows(shards: Sequence[Mapping[str, Any] | None], rows: Sequence[range], path: Path) -> None:

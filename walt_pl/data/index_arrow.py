@@ -6,6 +6,7 @@ opens an index compares its hash and checks every row. Workers map the file that
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -18,9 +19,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from walt_pl.data.index_sums import Sums, checked_sha256, read_sums, write_sums
+from walt_pl.data.index_sums import Sums, check_own_sums, checked_sha256, read_sums, write_sums
 from walt_pl.data.index_table import KINDS, LARGE, check_index_file, check_values, read_parquet, sort_rows
 from walt_pl.files import file_sha256, whole_file
+from walt_pl.lock import hold_lock, lock_beside
 from walt_pl.untrusted import parse_json
 
 _last: dict[str, Any] = {}
@@ -70,10 +72,12 @@ class MappedRows:
 def check_index(path: Path) -> str:
     """Check an index as a start does, and write its Arrow file and its hashes where they are missing. Return its SHA-256.
 
+    The caller holds the lock of the index.
+
     Raises:
         ValueError: As in `Index`.
     """
-    return map_rows(path.absolute()).sha256
+    return _map_locked(path.absolute()).sha256
 
 
 def map_rows(path: Path) -> MappedRows:
@@ -83,12 +87,28 @@ def map_rows(path: Path) -> MappedRows:
         ValueError: The index is missing, damaged, is no Parquet, or lacks columns.
     """
     check_index_file(path)
-    sha256 = checked_sha256(path)
-    beside, kept = path.with_suffix(".arrow"), _cache_folder() / f"{sha256}.arrow"
-    for file, of in ((beside, path), (kept, kept)):
-        if mapped := _map_checked(file, sha256, read_sums(of).arrow):
+    with contextlib.suppress(ValueError):  # it may be replaced just now; what is wrong is told under the lock
+        if mapped := _map_written(path, checked_sha256(path))[0]:
             return mapped
+    with contextlib.ExitStack() as held:
+        if os.access(path.parent, os.W_OK):
+            with contextlib.suppress(OSError):  # the disk may be full: the Arrow file goes into the user's cache
+                held.enter_context(hold_lock(lock_beside(path), work=f"index {path}"))
+        return _map_locked(path)
+
+
+def _map_locked(path: Path) -> MappedRows:
+    check_index_file(path)
+    sha256 = checked_sha256(path)
+    mapped, damage = _map_written(path, sha256)
+    if mapped:
+        return mapped
+    if damage:
+        warnings.warn(f"{damage}: it is made again from the Parquet file", stacklevel=4)
     table, slices = sort_rows(read_parquet(path))
+    if file_sha256(path, fresh=True) != sha256:  # in a folder that this user cannot write there is no lock
+        raise ValueError(f"{path} was written again while it was read: start anew")
+    beside, kept = path.with_suffix(".arrow"), _kept_file(sha256)
     try:
         return MappedRows(beside, sha256, write_arrow(table, slices, sha256, beside, path))
     except OSError:  # the folder may be read-only
@@ -96,17 +116,24 @@ def map_rows(path: Path) -> MappedRows:
         return MappedRows(kept, sha256, write_arrow(table, slices, sha256, kept, kept))
 
 
-def _map_checked(file: Path, sha256: str, written: str) -> MappedRows | None:
-    """Map an Arrow file, or return None if it must be made anew: it is missing, damaged, of unknown hash or of another Parquet file."""
-    if not written or not file.is_file():
-        return None
-    try:
-        return _checked_once(file, sha256, written)
-    except _DamagedError as error:
-        warnings.warn(f"{error}: it is made again from the Parquet file", stacklevel=4)
-    except ValueError:  # of another Parquet file, or of an older version
-        pass
-    return None
+def _map_written(path: Path, sha256: str) -> tuple[MappedRows | None, str]:
+    """Map the Arrow file beside an index or the one in the user's cache.
+
+    Returns:
+        The rows, or None if the file must be made anew: it is missing, damaged, of unknown hash or of another Parquet file. And the damage.
+    """
+    kept, damage = _kept_file(sha256), ""
+    for file, of in ((path.with_suffix(".arrow"), path), (kept, kept)):
+        written = read_sums(of).arrow
+        if not written or not file.is_file():
+            continue
+        try:
+            return _checked_once(file, sha256, written), ""
+        except _DamagedError as error:
+            damage = str(error)
+        except ValueError:  # of another Parquet file, or of an older version
+            pass
+    return None, damage
 
 
 def _checked_once(file: Path, sha256: str, written: str) -> MappedRows:
@@ -157,8 +184,9 @@ def _check_rows(rows: pa.RecordBatch, slices: Mapping[str, object], file: Path) 
         raise _DamagedError(str(error)) from error
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "walt_pl" / "indices"
+def _kept_file(sha256: str) -> Path:
+    """Return the Arrow file of an index in the user's cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "walt_pl" / "indices" / f"{sha256}.arrow"
 
 
 def write_arrow(table: pa.Table, slices: Mapping[str, object], sha256: str, file: Path, path: Path) -> str:
@@ -174,7 +202,8 @@ def write_arrow(table: pa.Table, slices: Mapping[str, object], sha256: str, file
     Returns:
         The hash of the Arrow file.
     """
-    _check_own(file)
+    check_own_sums(path)
+    _check_own(file, path)
     schema = LARGE.with_metadata({"sha256": sha256, "slices": json.dumps(slices)})
     columns = [table[name].combine_chunks() for name in LARGE.names]
     # combine_chunks leaves a chunked array where there is no chunk at all, or where one would be too long.
@@ -187,15 +216,17 @@ def write_arrow(table: pa.Table, slices: Mapping[str, object], sha256: str, file
     return written
 
 
-def _check_own(file: Path) -> None:
-    """Refuse to replace an Arrow file that another program wrote. A damaged one may be replaced.
+def _check_own(file: Path, path: Path) -> None:
+    """Refuse to replace an Arrow file that another program wrote. A damaged one, or one that the hashes of the index list, may be replaced.
 
     Raises:
         FileExistsError: There is such a file.
     """
+    if read_sums(path).arrow:
+        return
     try:
         metadata = pa.ipc.open_file(pa.memory_map(str(file))).schema.metadata or {}
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         return
     if not {b"sha256", b"slices"} <= metadata.keys():
         raise FileExistsError(errno.EEXIST, "a file of another program, move it away or name the index otherwise (--out)", str(file))

@@ -7,6 +7,7 @@ workers are not affected. Batches travel as in torch's DataLoader: their tensors
 """
 
 import contextlib
+import math
 import multiprocessing
 import multiprocessing.util
 import os
@@ -34,6 +35,9 @@ AHEAD = 2
 LIVES = 3
 """Number of workers dying in a row, without a file being read, at which reading ends with an error."""
 
+DYING = 5.0
+"""Seconds that a killed process may take to end. One that waits for a lost disk cannot be killed, and is left behind."""
+
 Answer = tuple[JointBatch, list[ReadFailure]]
 
 
@@ -55,6 +59,8 @@ class _Worker:
     silence: Silence = field(default_factory=Silence)
     reason: str = ""
     """Why it was ended while this process waited."""
+    killed: float = math.inf
+    """Time of that on the monotonic clock."""
 
 
 class Workers:
@@ -132,6 +138,7 @@ class Workers:
                 worker.reason = f"process {worker.process.pid} gave no sign of life for {silent:.0f} seconds"
             if worker.reason:
                 worker.process.kill()
+                worker.killed = time.monotonic()
 
     def _describe(self, wanted: int) -> str:
         """Return which worker has the batch, and what it does since when."""
@@ -171,7 +178,7 @@ class Workers:
             worker.connection.send((task.number, task.draws, given_up))
 
     def _take(self, ready: dict[int, Answer], seconds: float) -> None:
-        """Receive the answers that arrive within some seconds, and replace workers that have ended."""
+        """Receive the answers that arrive within some seconds, and replace workers that have ended or cannot be ended."""
         busy: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers if worker.tasks}
         for connection in wait(list(busy), seconds):
             worker = busy[connection]
@@ -189,6 +196,9 @@ class Workers:
             if isinstance(answer, str):
                 raise DataError(answer)
             ready[number] = answer
+        for worker in list(self._workers):
+            if time.monotonic() - worker.killed > DYING:  # it cannot be killed, and its pipe never breaks
+                self._replace(worker, worker.reason)
 
     def _replace(self, worker: _Worker, reason: str) -> None:
         """Start a new worker in place of one that was ended (for a reason) or has died, and hand it the old worker's batches."""
@@ -223,7 +233,7 @@ class Workers:
 
 def _end(worker: _Worker) -> None:
     worker.process.kill()  # it holds no lock and no file but its own
-    worker.process.join(5)  # with a limit: a process that waits for a lost disk cannot be killed
+    worker.process.join(DYING)
     worker.connection.close()
 
 

@@ -25,6 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from walt_pl.data.index import MediaKey, class_names, media_keys, write_table
 from walt_pl.data.index_arrow import check_index
+from walt_pl.data.index_sums import check_own_sums
 from walt_pl.data.index_table import SCHEMA, read_table
 from walt_pl.data.quarantine import Quarantine, finding_of
 from walt_pl.data.tar_members import MAX_TEXT_BYTES
@@ -97,12 +98,14 @@ def build_index(listing: SourceListing | None, out: Path, options: IndexOptions 
 
     Raises:
         ValueError: `out` is no index and cannot become one.
+        FileExistsError: A person has a file of the name of its hashes.
         OSError: The disk is full.
     """
     if out.suffix != ".parquet":
         raise ValueError(f"--out must end in .parquet, got {out}")
     out.parent.mkdir(parents=True, exist_ok=True)
     with hold_lock(lock_beside(out), work=f"index {out}"):
+        check_own_sums(out)  # before hours of decoding
         for name in (out, out.with_suffix(".arrow"), out.with_suffix(".classes.txt")):
             remove_left_overs(name)
         return _build(listing, out, options)

@@ -207,14 +207,19 @@ def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[objec
     Raises:
         ValueError: There is a file of this name that is no such table.
     """
-    beginning = ",".join([*MediaKey._fields, "split", "kind"]).encode()
-    if os.path.lexists(path) and not (path.is_file() and read_start(path, len(beginning)) == beginning):
+    if os.path.lexists(path) and not is_table(path):
         raise ValueError(f"{path} is no table of this program and is not replaced: move it away, or name the index otherwise (--out)")
     with whole_file(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(columns)
         table.writerows(rows)
     return path
+
+
+def is_table(path: Path) -> bool:
+    """Return whether a file begins like the tables of the doctor."""
+    beginning = ",".join([*MediaKey._fields, "split", "kind"]).encode()
+    return path.is_file() and read_start(path, len(beginning)) == beginning
 
 
 def render_findings(findings: Sequence[Finding], index: Path) -> RenderableType:

@@ -12,6 +12,7 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import signal
 import warnings
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from rich.progress import track
 from walt_pl.data.index import write_index
 from walt_pl.data.index_table import read_table
 from walt_pl.files import write_whole
+from walt_pl.indexing.doctor import is_table
 from walt_pl.lock import hold_lock, lock_beside
 from walt_pl.media.types import Frames
 from walt_pl.media.writing import write_image, write_video
@@ -330,14 +332,17 @@ def _clear(out: Path, recipe: dict[str, object]) -> None:
 
 
 def remove_set(out: Path) -> list[Path]:
-    """Remove a set: its painted files, its index and the note of its recipe.
+    """Remove a set: its painted files, its index with the doctor's lists and tables, and the note of its recipe.
 
     Returns:
         The entries that are not of the set, and stay.
     """
     painted = rf"({'|'.join(_SPLITS)})/(videos|images)/\d{{5,}}\.(mp4|png|jpg)"
+    # A quarantine list is worth nothing without the files that it names. The tables have the names of experiments.
+    index = r"index\.(parquet|arrow|sha256|quarantine\.csv)"
+    tables = [re.escape(path.name) for path in out.glob("index.*.csv") if is_table(path)]
     lock = lock_beside(out / "index.parquet")  # this process holds it
-    return [path for path in remove_own(out, [painted, r"index\.(parquet|arrow)", r"recipe\.json"]) if path.absolute() != lock]
+    return [path for path in remove_own(out, [painted, index, *tables, r"recipe\.json"]) if path.absolute() != lock]
 
 
 def _is_whole(index: Path, jobs: list[_Job]) -> bool:
