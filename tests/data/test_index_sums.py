@@ -279,6 +279,29 @@ def test_index_refuses_impossible_values_of_a_parquet_file(tmp_path: Path, chang
         Index(tmp_path / "a.parquet", "train")
 
 
+@pytest.mark.parametrize("name", ["path", "frames", "duration"])
+def test_index_refuses_a_column_that_is_there_twice(tmp_path: Path, name: str) -> None:
+    table = pa.Table.from_pylist([row(0), row(1)])
+    if name not in table.column_names:
+        table = table.append_column(name, pa.array([1.0, 1.0]))
+    pq.write_table(table.append_column(name, table[name]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=f"column {name} is there more than once"):
+        Index(tmp_path / "a.parquet", "train")
+
+
+@pytest.mark.parametrize("value", [[1], {"a": 1}, b"\xff", "x", True, 10**18], ids=str)
+@pytest.mark.parametrize("name", ["path", "frames", "variable_rate", "begin"])
+def test_index_of_columns_of_other_types_raises_value_error_or_reads(tmp_path: Path, name: str, value: object) -> None:
+    table = pa.Table.from_pylist([row(0)])
+    if name in table.column_names:
+        table = table.drop_columns([name])
+    pq.write_table(table.append_column(name, pa.array([value])), tmp_path / "a.parquet")
+    try:
+        Index(tmp_path / "a.parquet", "train")
+    except ValueError as error:
+        assert str(error).startswith(f"{tmp_path / 'a.parquet'}: ")
+
+
 def test_class_names_refuses_what_is_no_small_text(path: Path) -> None:
     names = path.with_suffix(".classes.txt")
     names.write_bytes("walk\r\na\u2028b\nrun".encode())

@@ -114,6 +114,8 @@ def conform(table: pa.Table, path: Path, found: Sequence[str] = ()) -> pa.Table:
     missing = [name for name in SCHEMA.names if name not in table.column_names and name not in DEFAULTS]
     if missing:
         raise ValueError(f"{path}: no column {', '.join(missing)} (found: {', '.join(found or table.column_names)})")
+    if twice := [name for name in SCHEMA.names if table.column_names.count(name) > 1]:
+        raise ValueError(f"{path}: column {twice[0]} is there more than once, wanted once")
     columns = [_conform_column(table, field, path) for field in LARGE]
     table = pa.Table.from_arrays(columns, schema=LARGE)
     check_values(table, path)
@@ -147,7 +149,7 @@ def _conform_column(table: pa.Table, field: pa.Field, path: Path) -> pa.ChunkedA
     column = table[field.name]
     try:
         column = column.cast(field.type)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except pa.ArrowException as error:  # each kind of wrong value has an error of its own
         raise ValueError(f"{path}: column {field.name} has a wrong type: {error}") from error
     if column.null_count and field.name in _NULLS:
         column = column.fill_null(pa.scalar(_NULLS[field.name], field.type))

@@ -149,7 +149,7 @@ def _media(source: Path) -> tuple[list[Path], set[Path]]:
 def _walk(source: Path) -> Iterator[Path]:
     """Yield files below a folder, without hidden ones. Links are followed, each folder once.
 
-    What is neither a folder nor a link to one comes as a file, also a pipe or a link to itself. A folder that cannot be read is empty.
+    All other entries come as files, also a pipe or a link to itself. A folder that cannot be read is empty.
     """
     seen: set[tuple[int, int]] = set()
     folders = [source]

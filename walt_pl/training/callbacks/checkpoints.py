@@ -148,7 +148,7 @@ class Checkpoints(callbacks.Checkpoint):
         """Take rank zero's checkpoint in place of a later one. Rank zero compares hashes and may have found the later one damaged.
 
         Returns:
-            Whether this rank finds that checkpoint.
+            True if this rank finds that checkpoint.
         """
         if self._start is None or step is None or step > self._start.step:
             return False
