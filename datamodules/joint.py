@@ -10,9 +10,9 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor
 
 from datamodules.argument_checks import check_counts, check_seconds, check_shard_kinds
+from datamodules.vae_encoder import load_encoder
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.data.batch import BucketedSource, Kind, SampleSource
 from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
@@ -25,8 +25,9 @@ from walt_pl.data.sampler import BucketItems, JointSampler, SequentialSampler
 from walt_pl.data.selection import Bucket, Selection, check_buckets, describe_selection, select
 from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.data.webdataset_loader import ShardStream, StreamConfig, StreamLoader
+from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.max_pixels import MAX_PIXELS
-from walt_pl.runs import artifact, card
+from walt_pl.runs import card
 
 TRAIN, VALIDATION = "train", "val"
 
@@ -67,6 +68,8 @@ class JointData(L.LightningDataModule):
             Within a file data.timeout counts alone, because a decoder may keep Python from giving signs.
         seed: Seed of order and crops.
         max_pixels: Largest rows x columns of an image, or of a frame of a video, that is decoded. Larger ones are left out.
+        background: Red, green and blue, 0..255, that show through where a picture is transparent.
+        deinterlace: Whether interlaced frames are turned into progressive ones (yadif). Frames that are progressive stay as they are.
         shards: Streams the training set from tar shards in webdataset's notation, '{video: "clips-{000..999}.tar", image: ...}', in
             place of the index, see walt_pl/data/webdataset_loader.py. Validation, and captions for a vocabulary, still use the index.
         allow_schemes: Schemes that names in data.shards may have beside plain files: pipe (runs the command), https, gs, hf and others of
@@ -102,6 +105,8 @@ class JointData(L.LightningDataModule):
         worker_patience: float = 60.0,
         seed: int = 0,
         max_pixels: int = MAX_PIXELS,
+        background: tuple[int, int, int] = (255, 255, 255),
+        deinterlace: bool = False,
         shards: dict[Kind, str] | None = None,
         allow_schemes: tuple[str, ...] = (),
     ) -> None:
@@ -117,8 +122,8 @@ class JointData(L.LightningDataModule):
             raise ValueError("data.vae caches whole pictures and data.crop draws windows: leave out one of them")
         if vae is None and cache_clips:
             raise ValueError("data.cache_clips limits the cache of latents and needs data.vae")
-        settings = size, frames, low_res_size, views, tuple(sizes), crop, seed, aspect, fps, stride, flip, max_pixels
-        self.clip_transform = ClipTransform(*settings)
+        settings = size, frames, low_res_size, views, tuple(sizes), crop, seed, aspect, fps, stride, flip
+        self.clip_transform = ClipTransform(*settings, decoding=DecodeOptions(max_pixels, background, deinterlace))
         self.buckets = [Bucket(*bucket) for bucket in buckets] or [Bucket(*self.clip_transform.shape(size))]
         if buckets:
             check_buckets(self.buckets, self.clip_transform)
@@ -313,17 +318,7 @@ class JointData(L.LightningDataModule):
 
     def _encoder(self) -> Encode:
         assert self.vae is not None
-        device = self._device()
-        dtype = compute_dtype(device)
-        vae = artifact.load(self.vae, device=device).model("vae")
-
-        @torch.no_grad()
-        def encode(pixels: Tensor) -> Tensor:
-            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-                mean: Tensor = vae.encode(pixels.to(device)).mean  # type: ignore[operator]  # nn.Module attributes are untyped
-            return mean
-
-        return encode
+        return load_encoder(self.vae, self._device())
 
     # Loaders
 

@@ -9,6 +9,7 @@ import pytest
 
 from walt_pl.data.selection import Bucket, describe_selection, select
 from walt_pl.data.transforms import ClipTransform
+from walt_pl.media.decode_options import DecodeOptions
 
 FRAMING = ClipTransform(128, frames=17)
 BUCKETS = [Bucket(128, 128), Bucket(128, 224), Bucket(224, 128), Bucket(64, 64)]
@@ -149,10 +150,10 @@ def test_select_uses_the_rows_of_a_real_index(painted: Path) -> None:
 
 
 def test_select_leaves_out_entries_above_max_pixels_with_a_reason() -> None:
-    clip_transform = ClipTransform(128, frames=17, max_pixels=240 * 320)
+    clip_transform = ClipTransform(128, frames=17, decoding=DecodeOptions(240 * 320))
     listed = clips([(240, 320), (241, 320), (65536, 65536)])
     found = select({"video": listed}, clip_transform, BUCKETS[:1], {"video": np.empty(0, np.int64)})["video"]  # type: ignore[dict-item]
     assert found.used == 1 and found.bucket.tolist() == [0, -1, -1]
     assert found.left_out() == {"of more than data.max_pixels rows x columns": 2}
     with pytest.raises(ValueError, match=r"data\.max_pixels must be at least 1, got 0"):
-        ClipTransform(128, max_pixels=0)
+        DecodeOptions(0)

@@ -17,6 +17,7 @@ from datamodules.joint import JointData
 from tests.helpers.joint_data import COUNTS, FakeVAE, make
 from walt_pl.data.batch import DataError, JointBatch
 from walt_pl.data.index import write_index
+from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.runs import card
 
 pytestmark = [
@@ -122,7 +123,7 @@ def test_joint_data_max_pixels_holds_where_the_index_says_smaller(index: str) ->
     """Somebody may have written the sizes of the index."""
     data = make(index, val_videos=0)
     data.setup("fit")
-    object.__setattr__(data.clip_transform, "max_pixels", 32 * 48 - 1)  # after the selection by the index
+    object.__setattr__(data.clip_transform, "decoding", DecodeOptions(32 * 48 - 1))  # after the selection by the index
     with pytest.raises(DataError, match=r"too large: 48 x 32 = 1,536 pixels, at most 1,535 wanted"):
         list(data.train_dataloader())
 

@@ -21,6 +21,7 @@ from walt_pl.cli.config_files import extended_files
 from walt_pl.data import transforms
 from walt_pl.data.cache import LatentCache
 from walt_pl.data.index import IndexEntry, write_index
+from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.resizing import cover_size
 from walt_pl.media.spans import FrameRange
 from walt_pl.media.types import Frames, Size
@@ -69,12 +70,12 @@ class MeanOfPatches(nn.Module):
 def sentinels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are not decoded, and the autoencoder needs no training."""
 
-    def video(entry: IndexEntry, frame_range: FrameRange, sizes: Sequence[Size], max_pixels: int) -> list[Frames]:
+    def video(entry: IndexEntry, frame_range: FrameRange, sizes: Sequence[Size], options: DecodeOptions) -> list[Frames]:
         start = frame_range.start if frame_range.fps is None else frame_range.start * entry.fps  # a number, or seconds
         return [sentinel(entry, round(start), size).repeat(frame_range.frames, axis=0) for size in sizes]
 
     monkeypatch.setattr(transforms, "read_sizes", video)
-    monkeypatch.setattr(transforms, "picture_sizes", lambda entry, sizes, max_pixels: [sentinel(entry, 0, size) for size in sizes])
+    monkeypatch.setattr(transforms, "picture_sizes", lambda entry, sizes, options: [sentinel(entry, 0, size) for size in sizes])
     build = LatentCache.build
 
     def build_here(cache: LatentCache, *arguments: Any) -> None:

@@ -15,6 +15,7 @@ from tests.helpers.clips import CLOSED, counting_clip, encode, entry_of, numbers
 from tests.helpers.hostile_media import edit_box, fake_programs, write_hostile_media
 from walt_pl.data.index import IndexEntry
 from walt_pl.media.containers import is_open_to_decord
+from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.media_file import Media
 from walt_pl.media.probing import probe, probe_picture
 from walt_pl.media.reading import picture_sizes, read_clip, read_image, read_last_frames, read_picture, read_sizes, read_video
@@ -158,9 +159,9 @@ def test_read_sizes_refuses_frames_above_max_pixels_before_decoding(decoder: str
     with pytest.raises(
         MediaError, match=f"^{entry.path}: too large: 96 x 64 = 6,144 pixels, at most 6,143 wanted .index --max-pixels, data.max"
     ):
-        read_sizes(entry, FrameRange(5), (None,), 6143)
+        read_sizes(entry, FrameRange(5), (None,), DecodeOptions(6143))
     monkeypatch.undo()
-    assert numbers(read_sizes(entry, FrameRange(5), (None,), 6144)[0]) == [0, 1, 2, 3, 4]
+    assert numbers(read_sizes(entry, FrameRange(5), (None,), DecodeOptions(6144))[0]) == [0, 1, 2, 3, 4]
 
 
 def test_read_sizes_refuses_frames_that_grow_above_max_pixels(tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_read_sizes_refuses_frames_that_grow_above_max_pixels(tmp_path: Path) ->
     encode(tmp_path / "b.h264", counting_clip(6, 512, 512), "libx264")
     (tmp_path / "a.mp4").write_bytes((tmp_path / "a.h264").read_bytes() + (tmp_path / "b.h264").read_bytes())
     with pytest.raises(MediaError) as error:
-        read_sizes(row(tmp_path / "a.mp4", "pyav", fps=0.0), FrameRange(12), [(32, 32)], 96 * 64)
+        read_sizes(row(tmp_path / "a.mp4", "pyav", fps=0.0), FrameRange(12), [(32, 32)], DecodeOptions(96 * 64))
     assert isinstance(error.value.__cause__, av.error.FFmpegError), "its decoder refused them, before NumPy did"
 
 
@@ -176,10 +177,10 @@ def test_read_sizes_refuses_frames_that_grow_above_max_pixels(tmp_path: Path) ->
 def test_picture_sizes_refuses_images_above_max_pixels_before_decoding(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (40, 30)).save(tmp_path / name)
     entry = row(tmp_path / name, "pillow")
-    assert picture_sizes(entry, (None,), 1200)[0].shape == (1, 30, 40, 3)
+    assert picture_sizes(entry, (None,), DecodeOptions(1200))[0].shape == (1, 30, 40, 3)
     monkeypatch.setattr("PIL.Image.Image.convert", lambda *_: pytest.fail("the image was decoded"))
     with pytest.raises(MediaError, match="too large: 40 x 30 = 1,200 pixels, at most 1,199 wanted"):
-        picture_sizes(entry, (None,), 1199)
+        picture_sizes(entry, (None,), DecodeOptions(1199))
     assert probe_picture(tmp_path / name, max_pixels=1199).reason.startswith("too large: 40 x 30")
 
 

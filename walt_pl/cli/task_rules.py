@@ -143,6 +143,7 @@ _WARNED = (
     Rule(Effect.WARNED, ("data.selection_sha256", "data.cache_clips"), "other clips and images are used"),
     Rule(Effect.SILENT, ("data.allow_schemes",), "it says from where files may be read"),
     Rule(Effect.WARNED, ("data.max_pixels",), "larger files are left out"),
+    Rule(Effect.WARNED, ("data.background", "data.deinterlace"), "other pixels of the files that they concern"),
     Rule(Effect.WARNED, ("data.shards",), "other clips, in another order"),
     Rule(
         Effect.WARNED,

@@ -13,6 +13,10 @@ from walt_pl.data.batch import Kind
 from walt_pl.data.cache import LatentCache
 from walt_pl.data.selection import Bucket, Selection
 from walt_pl.data.transforms import ClipTransform
+from walt_pl.media.decode_options import DecodeOptions
+
+_READING = 2
+"""Version of reading: raised when a file gives other pixels than before, so that its latents are computed again."""
 
 
 def bucket_sizes(bucket: Bucket, clip_transform: ClipTransform) -> list[tuple[int, int]]:
@@ -52,12 +56,18 @@ def cache_key(clip_transform: ClipTransform, split: str, vae_sha256: str, index_
         "index": index_sha256,
         "split": split,
         "transform": "bicubic antialias until it covers the picture, centre or view",
+        "reading": _READING,
         "size": list(clip_transform.shape(clip_transform.size)),
         "computed_in": str(dtype),
         **{
             name: getattr(clip_transform, name)
             for name in ("fps", "stride", "flip")
             if getattr(clip_transform, name) != getattr(ClipTransform, name)
+        },
+        **{
+            name: getattr(clip_transform.decoding, name)
+            for name in ("background", "deinterlace")
+            if getattr(clip_transform.decoding, name) != getattr(DecodeOptions, name)
         },
     }
 

@@ -150,7 +150,7 @@ def _select(
             frames, fps, duration = (part.column(name) for name in ("frames", "fps", "duration"))
             short = frames < clip_transform.needs(frames, fps, duration)
             bucket[here][short], reason[here][short] = -1, SHORT
-        large = part.column("height").astype(np.int64) * part.column("width") > clip_transform.max_pixels
+        large = part.column("height").astype(np.int64) * part.column("width") > clip_transform.decoding.max_pixels
         bucket[here][large], reason[here][large] = -1, LARGE
     if limit:
         beyond = np.flatnonzero(bucket >= 0)[limit:]

@@ -1,7 +1,7 @@
 """Turn decoded frames into training pixels: start frame, size, crop, mirror; each once for the whole clip."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from walt_pl.data.batch import Kind, Sample, SampleRef
 from walt_pl.data.index import IndexEntry
-from walt_pl.media.max_pixels import MAX_PIXELS
+from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.reading import picture_sizes, read_sizes
 from walt_pl.media.resizing import cover_size
 from walt_pl.media.spans import EARLY, FrameRange
@@ -144,13 +144,13 @@ class ClipTransform:
     """Distance between frames that are read, in frames of the file; only without `fps`."""
     flip: bool = False
     """Mirror half of the views and windows, left to right (not where captions say left or right)."""
-    max_pixels: int = MAX_PIXELS
-    """Largest rows x columns of an image, or of a frame of a video."""
+    decoding: DecodeOptions = field(default_factory=DecodeOptions)
+    """Options with which files are read."""
     first_view: bool = False
     """With `crop`, read frame 0 and the centre at `size` in place of a random window (validation)."""
 
     def __post_init__(self) -> None:
-        for name in ("size", "frames", "views", "max_pixels"):
+        for name in ("size", "frames", "views"):
             if getattr(self, name) < 1:
                 raise ValueError(f"data.{name} must be at least 1, got {getattr(self, name)}")
         # Rounding errors must pass: in floating point, 232 / 56 * 56 is not exactly 232.
@@ -283,8 +283,8 @@ class PixelDataset(Dataset[Sample]):
 
     def _decode(self, entry: IndexEntry, start: int, shapes: Sequence[Size]) -> list[Frames]:
         if entry.kind == "image":
-            return picture_sizes(entry, shapes, self.clip_transform.max_pixels)
-        return read_sizes(entry, self.clip_transform.frame_range(entry, start), shapes, self.clip_transform.max_pixels)
+            return picture_sizes(entry, shapes, self.clip_transform.decoding)
+        return read_sizes(entry, self.clip_transform.frame_range(entry, start), shapes, self.clip_transform.decoding)
 
     def _blank(self, kind: Kind) -> tuple[Tensor, Tensor | None]:
         frames = self.clip_transform.frames if kind == "video" else 1

@@ -7,7 +7,8 @@ from threading import Lock
 import numpy as np
 from PIL import Image, ImageOps
 
-from walt_pl.media.max_pixels import MAX_PIXELS, check_pixels
+from walt_pl.media.decode_options import DecodeOptions
+from walt_pl.media.max_pixels import check_pixels
 from walt_pl.media.media_file import Media
 from walt_pl.media.types import Frames, MediaError, reason
 
@@ -16,12 +17,12 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 _LIMIT = Lock()
 
 
-def read_pillow(media: Media, max_pixels: int = MAX_PIXELS) -> Frames:
+def read_pillow(media: Media, options: DecodeOptions = DecodeOptions()) -> Frames:
     """Return an image as a one-frame video, uint8 [1 h w 3], turned upright as its EXIF data say.
 
     Args:
         media: The file or member.
-        max_pixels: Largest rows x columns, checked before the pixels are decoded.
+        options: Options of reading. Rows x columns are checked before the pixels are decoded.
 
     Raises:
         MediaError: The file is missing, is no image, or is too large.
@@ -29,7 +30,7 @@ def read_pillow(media: Media, max_pixels: int = MAX_PIXELS) -> Frames:
     media.check()
     try:
         with _open(media) as picture:
-            check_pixels(media, picture.height, picture.width, max_pixels)
+            check_pixels(media, picture.height, picture.width, options.max_pixels)
             return np.array(ImageOps.exif_transpose(picture).convert("RGB"))[None]
     except MediaError:
         raise

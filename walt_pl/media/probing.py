@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.decord_reader import read_decord
 from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.media.media_file import Media
@@ -94,7 +95,7 @@ def probe_picture(path: Path, offset: int = -1, length: int | None = None, max_p
     """Decode a whole image with Pillow. The arguments are those of `probe`."""
     media = Media(path, offset, length or 0)
     try:
-        height, width = read_pillow(media, max_pixels).shape[1:3]
+        height, width = read_pillow(media, DecodeOptions(max_pixels)).shape[1:3]
     except MediaError as error:
         return Probe(reason=str(error).removeprefix(f"{media}: "))
     return Probe(frames=1, width=width, height=height, decoder="pillow")

@@ -11,8 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.decord_reader import read_decord
-from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.media.media_file import Media
 from walt_pl.media.pillow_reader import read_pillow
 from walt_pl.media.pyav import open_av, pictures
@@ -40,11 +40,13 @@ def read_clip(entry: MediaEntry, frame_range: FrameRange, size: Size | None = No
     return read_sizes(entry, frame_range, (size,))[0]
 
 
-def read_sizes(entry: MediaEntry, frame_range: FrameRange, sizes: Sequence[Size | None], max_pixels: int = MAX_PIXELS) -> list[Frames]:
+def read_sizes(
+    entry: MediaEntry, frame_range: FrameRange, sizes: Sequence[Size | None], options: DecodeOptions = DecodeOptions()
+) -> list[Frames]:
     """Return one clip at several sizes from one decoding. Each equals the result of `read_clip` for that size.
 
     Raises:
-        MediaError: As in `read_clip`, or a frame has more than `max_pixels` rows x columns.
+        MediaError: As in `read_clip`, or a frame has more than `options.max_pixels` rows x columns.
     """
     media = Media(entry.path, entry.offset, entry.bytes)
     unchanged = media.check() == entry.bytes or entry.offset >= 0
@@ -52,9 +54,9 @@ def read_sizes(entry: MediaEntry, frame_range: FrameRange, sizes: Sequence[Size 
     clock = Clock(*known, entry.begin, entry.end or math.inf)
     first = not frame_range.start and not entry.begin
     to_decord = entry.decoder == "decord" and unchanged and first
-    if to_decord and (clips := read_decord(media, frame_range, clock, sizes, max_pixels)) is not None:
+    if to_decord and (clips := read_decord(media, frame_range, clock, sizes, options.max_pixels)) is not None:
         return clips
-    return _read_av(media, frame_range, clock, sizes, max_pixels)
+    return _read_av(media, frame_range, clock, sizes, options)
 
 
 def read_picture(entry: MediaEntry, size: Size | None = None) -> Frames:
@@ -70,13 +72,13 @@ def read_picture(entry: MediaEntry, size: Size | None = None) -> Frames:
     return picture_sizes(entry, (size,))[0]
 
 
-def picture_sizes(entry: MediaEntry, sizes: Sequence[Size | None], max_pixels: int = MAX_PIXELS) -> list[Frames]:
+def picture_sizes(entry: MediaEntry, sizes: Sequence[Size | None], options: DecodeOptions = DecodeOptions()) -> list[Frames]:
     """Return one image at several sizes from one decoding.
 
     Raises:
-        MediaError: As in `read_picture`, or the image has more than `max_pixels` rows x columns.
+        MediaError: As in `read_picture`, or the image has more than `options.max_pixels` rows x columns.
     """
-    picture = read_pillow(Media(entry.path, entry.offset, entry.bytes), max_pixels)
+    picture = read_pillow(Media(entry.path, entry.offset, entry.bytes), options)
     return [resize(picture, target(picture, size)) for size in sizes]
 
 
@@ -123,11 +125,11 @@ def read_image(path: Path) -> Frames:
 
 
 def _read_av(
-    media: Media, frame_range: FrameRange, clock: Clock, sizes: Sequence[Size | None], max_pixels: int = MAX_PIXELS
+    media: Media, frame_range: FrameRange, clock: Clock, sizes: Sequence[Size | None], options: DecodeOptions = DecodeOptions()
 ) -> list[Frames]:
     """Return the clip at each size, read with PyAV."""
     numbers = frame_numbers(frame_range, clock)
-    with open_av(media, max_pixels) as (container, stream):
+    with open_av(media, options.max_pixels) as (container, stream):
         if numbers is not None:
             found = by_number(container, stream, numbers, clock)
         elif frame_range.fps is None:
