@@ -93,6 +93,10 @@ class IndexEntry:
     """Second of the file at which the clip begins."""
     end: float = 0.0
     """Second of the file before which the clip ends; 0: at the end of the file."""
+    interlaced: bool = False
+    """True if most frames of the file are marked as interlaced."""
+    hdr: bool = False
+    """True if the colours of the file are HDR (PQ or HLG)."""
 
     @property
     def place(self) -> MediaKey:

@@ -31,6 +31,8 @@ SCHEMA = pa.schema(
         ("variable_rate", pa.bool_()),
         ("begin", pa.float64()),
         ("end", pa.float64()),
+        ("interlaced", pa.bool_()),
+        ("hdr", pa.bool_()),
     ]
 )
 # In memory and in the Arrow file: the captions of ten million clips are more than the 2 GiB that `string` can address.
@@ -44,6 +46,8 @@ DEFAULTS: dict[str, object] = {
     "variable_rate": False,
     "begin": 0.0,
     "end": 0.0,
+    "interlaced": False,
+    "hdr": False,
 }
 # Smallest values.
 _LEAST = {"frames": 0, "fps": 0, "width": 0, "height": 0, "duration": 0, "bytes": -1, "offset": -1}

@@ -1,8 +1,9 @@
 """The doctor: reports defects of the files of an index, and the use that an experiment makes of them.
 
 `walt_pl.indexing.build_index` decodes the files, each in a process of its own. This module adds the findings that need the whole index:
-copies, and clips that are short, of variable rate or without text. It writes two tables beside the index. `NAME.report.csv` has a row
-for each finding. For an experiment, `NAME.EXPERIMENT.csv` has a row for each clip and image: used in which bucket, or why not.
+copies, and clips that are short, of variable rate, interlaced, HDR or without text. It writes two tables beside the index.
+`NAME.report.csv` has a row for each finding. For an experiment, `NAME.EXPERIMENT.csv` has a row for each clip and image: used in which
+bucket, or why not.
 """
 
 from __future__ import annotations
@@ -33,11 +34,18 @@ from walt_pl.indexing.listing import SourceListing
 from walt_pl.indexing.probe_file import MediaFile, digest, stat_media_file
 from walt_pl.lock import hold_lock, lock_beside
 
+_TO_SDR = (
+    "ffmpeg -i IN.mp4 -vf zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0,"
+    "zscale=t=bt709:m=bt709:r=tv,format=yuv420p -c:a copy OUT.mp4"
+)
+"""Command that makes SDR in BT.709 of HDR. PyAV's FFmpeg is built without zscale, so this program cannot do it itself."""
 SHORT = 17
 """Frames below which a clip counts as short, where no experiment says how many it needs."""
 _NOTICED = {
     "short": f"fewer than {SHORT} frames (--config says what an experiment needs)",
     "variable rate": "frames not evenly spaced: sample by time (data.fps), or the speed of motion varies",
+    "interlaced": "two half pictures in a frame, which show as a comb where things move: data.deinterlace: true",
+    "hdr": "PQ or HLG, read as if it were SDR: the colours are pale. Convert: " + _TO_SDR,
     "no caption": "neither a caption nor a class",
     "changed": "written again since they were indexed (told once): decoders do not notice all damage inside a picture",
 }
@@ -54,7 +62,8 @@ class Finding:
     split: str
     kind: str
     finding: str
-    """A word of `quarantine.FINDINGS`, "quarantined" (by hand), "short", "variable rate", "no caption" or "changed"."""
+    """A word of `quarantine.FINDINGS`, "quarantined" (by hand), "short", "variable rate", "interlaced", "hdr", "no caption" or
+    "changed"."""
     detail: str
 
 
@@ -143,6 +152,8 @@ def _find_noticed(table: pa.Table) -> Iterable[Finding]:
     noticed = {
         "short": (pc.and_(video, pc.less(table["frames"], SHORT)), "frames"),
         "variable rate": (pc.and_(video, table["variable_rate"]), "fps"),
+        "interlaced": (pc.and_(video, table["interlaced"]), None),
+        "hdr": (pc.and_(video, table["hdr"]), None),
         "no caption": (pc.and_(sound, wordless), None),
     }
     for finding, (where, column) in noticed.items():

@@ -48,6 +48,8 @@ class MediaFacts:
     duration: float = 0.0
     decoder: str = ""
     variable_rate: bool = False
+    interlaced: bool = False
+    hdr: bool = False
     finding: str = ""
     """Reason why the file cannot be used, as one word of `quarantine.FINDINGS`; "" if it can."""
     reason: str = ""
@@ -94,7 +96,7 @@ def _facts(plain: MediaFacts, whole: Probe, begin: float, end: float) -> MediaFa
         limits = f"{begin:g} to {end:g} s" if end else f"{begin:g} s on"
         return _bad(plain, "truncated", f"no frame from {limits}: the file has {whole.duration:.2f} s")
     measured = (found.frames, found.fps, found.width, found.height, found.duration, found.decoder, found.variable_rate)
-    return MediaFacts(plain.bytes, plain.modified, *measured)
+    return MediaFacts(plain.bytes, plain.modified, *measured, interlaced=found.interlaced, hdr=found.hdr)
 
 
 def _bad(facts: MediaFacts, finding: str, reason: str) -> MediaFacts:

@@ -10,6 +10,7 @@ import numpy as np
 from walt_pl.media.containers import is_open_to_decord
 from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.media.media_file import Media
+from walt_pl.media.pixel_aspect import SQUARE
 from walt_pl.media.pyav import check_video
 from walt_pl.media.resizing import resize, target
 from walt_pl.media.spans import Clock, FrameRange, frame_numbers
@@ -36,6 +37,7 @@ def read_decord(
 
     Returns:
         One uint8 clip [t h w 3] for each size. None where decord is missing, cannot read the file, or finds too few (or not `of`) frames.
+        None also where pixels are not square: decord does not know, and an index of an older version may name it for such files.
 
     Raises:
         MediaError: PyAV cannot open the file, or its frames have more than `max_pixels`. An index that names decord is no proof.
@@ -49,7 +51,8 @@ def read_decord(
         return None
     if not is_open_to_decord(media):
         return None
-    check_video(media, max_pixels)
+    if check_video(media, max_pixels) != SQUARE:
+        return None
     decord.logging.set_level(decord.logging.QUIET)  # PyAV reads the files that decord cannot read, or explains the error
     try:
         reader = decord.VideoReader(media.url, ctx=decord.cpu(0), num_threads=1)

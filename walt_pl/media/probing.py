@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.decord_reader import read_decord
+from walt_pl.media.frame_traits import FrameTraits
 from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.media.media_file import Media
 from walt_pl.media.pillow_reader import read_pillow
+from walt_pl.media.pixel_aspect import display_size, pixel_aspect
 from walt_pl.media.pyav import Orientation, open_av, pictures
 from walt_pl.media.seeking import begin_time, by_number, is_counted
 from walt_pl.media.spans import EARLY, Clock, FrameRange
@@ -32,9 +34,9 @@ class Probe:
     fps: float = 0.0
     """Frames per second on average, 0 for an image."""
     width: int = 0
-    """Columns of pixels, upright."""
+    """Columns of pixels, upright, as if pixels were square."""
     height: int = 0
-    """Rows of pixels, upright."""
+    """Rows of pixels, upright, as if pixels were square."""
     duration: float = 0.0
     """Seconds from the first frame to the end of the last one, 0 for an image."""
     variable_rate: bool = False
@@ -43,6 +45,10 @@ class Probe:
     """The decoder that reads the file correctly: "decord", "pyav" or "pillow"."""
     reason: str = ""
     """Reason why the file is unusable; empty: it is sound."""
+    interlaced: bool = False
+    """True if most frames are marked as interlaced."""
+    hdr: bool = False
+    """True if the colour transfer is PQ or HLG."""
     times: tuple[float, ...] = field(default=(), repr=False)
     """Second of each frame, for a file of variable rate only."""
 
@@ -114,7 +120,7 @@ def _examine(media: Media, max_pixels: int) -> tuple[Probe, list[int], list[int]
     damage = ""
     with open_av(media, max_pixels) as (container, stream):
         packets, end = 0, 0.0
-        counted = is_counted(container, stream)
+        counted, aspect, traits = is_counted(container, stream), pixel_aspect(stream), FrameTraits(container, stream)
         for packet in container.demux(stream, *container.streams.audio):
             if packet.pts is not None:
                 end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
@@ -126,9 +132,11 @@ def _examine(media: Media, max_pixels: int) -> tuple[Probe, list[int], list[int]
             except (OSError, ValueError) as error:  # FFmpegError is one or the other
                 frames, damage = [], f"damaged behind frame {len(times)}: {reason(error)}"
             for frame in frames:
-                upright = Orientation.of(frame).upright(frame.height, frame.width)
+                upright = Orientation.of(frame).upright(*display_size(frame.height, frame.width, aspect))
                 if size not in (None, upright):
                     raise MediaError(f"{media}: the size changes from {size} to {upright} at frame {len(times)}")
+                if change := traits.note(frame):
+                    raise MediaError(f"{media}: {change}; cut it there")
                 if frame.is_corrupt:
                     damage = damage or f"frame {len(times)} is damaged"
                 if frame.key_frame:
@@ -151,7 +159,8 @@ def _examine(media: Media, max_pixels: int) -> tuple[Probe, list[int], list[int]
     # The last frame of an uneven file has the duration in the file, but at most the longest interval: headers may be wrong.
     held = min(float(last) or interval, np.diff(seconds).max()) if uneven and len(seconds) > 1 else interval
     duration = float(seconds[-1] - seconds[0] + held)
-    found = Probe(len(seconds), float(1 / interval), size[1], size[0], duration, uneven, times=tuple(seconds.tolist()) if uneven else ())
+    measured = (len(seconds), float(1 / interval), size[1], size[0], duration, uneven)
+    found = Probe(*measured, interlaced=traits.interlaced, hdr=traits.hdr, times=tuple(seconds.tolist()) if uneven else ())
     return found, keys, marks
 
 
@@ -190,7 +199,7 @@ def _right_decoder(media: Media, found: Probe, keys: list[int], marks: list[int]
             frames = list(by_number(container, stream, start + np.arange(frame_range.frames), clock))
             if [_mark(frame) for frame in frames] != marks[start : start + frame_range.frames]:
                 raise MediaError(f"{media}: its frames cannot be found again by their times; write it anew, e.g. as mp4")
-            (ours,) = pictures(frames, (None,))
+            (ours,) = pictures(frames, (None,), pixel_aspect(stream))
         theirs = read_decord(media, frame_range, clock, (None,), max_pixels, found.frames) if decord else None
         # Another colour matrix, or a neighbouring frame, differs by more than half a level.
         decord = theirs is not None and theirs[0].shape == ours.shape and bool(_distance(theirs[0], ours).max() <= 0.5)

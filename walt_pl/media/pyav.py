@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 from itertools import chain, islice
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from walt_pl.media.containers import DEMUXERS
 from walt_pl.media.max_pixels import MAX_PIXELS, check_pixels
 from walt_pl.media.media_file import Media
+from walt_pl.media.pixel_aspect import SQUARE, display_size, pixel_aspect
 from walt_pl.media.resizing import resize, target
 from walt_pl.media.types import Frames, MediaError, Size, reason
 
@@ -47,7 +49,7 @@ def open_av(media: Media, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Any, A
 
     Args:
         media: The file or member.
-        max_pixels: Largest rows x columns of a frame, checked before the first frame is decoded.
+        max_pixels: Largest rows x columns of a frame as it is seen, checked before the first frame is decoded.
 
     Raises:
         MediaError: The file cannot be opened, its frames are too large, or an error occurs while it is read.
@@ -59,7 +61,8 @@ def open_av(media: Media, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Any, A
             stream = container.streams.best("video")
             if stream is None or stream.codec_context is None or not stream.time_base:
                 raise MediaError(f"{media}: no video stream in it that can be decoded")
-            check_pixels(media, stream.codec_context.height, stream.codec_context.width, max_pixels)
+            stored = stream.codec_context.height, stream.codec_context.width
+            check_pixels(media, *display_size(*stored, pixel_aspect(stream)), max_pixels)
             # Later frames may be larger. FFmpeg counts the margins of its buffers, too.
             stream.codec_context.options = {"max_pixels": str(min(2 * max_pixels + _MARGIN, 2**31 - 1))}
             stream.codec_context.thread_count = 1
@@ -72,24 +75,28 @@ def open_av(media: Media, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Any, A
         raise MediaError(f"{media}: not a video that can be read: {reason(error)}") from error
 
 
-def check_video(media: Media, max_pixels: int) -> None:
+def check_video(media: Media, max_pixels: int) -> Fraction:
     """Check that PyAV opens a file, and the size and number of its frames. The answer is remembered for each state of the file.
+
+    Returns:
+        The width of a pixel divided by its height.
 
     Raises:
         MediaError: The file cannot be opened, its frames are too large, or it claims more frames than it has bytes.
     """
     state = media.path.stat()
-    rows, columns, frames = _claims(media, state.st_size, state.st_mtime_ns)
-    check_pixels(media, rows, columns, max_pixels)
+    rows, columns, frames, aspect = _claims(media, state.st_size, state.st_mtime_ns)
+    check_pixels(media, *display_size(rows, columns, aspect), max_pixels)
     if frames > state.st_size:
         raise MediaError(f"{media}: not a video that can be read: it claims {frames:,} frames in {state.st_size:,} bytes")
+    return aspect
 
 
 @lru_cache(maxsize=1 << 14)
-def _claims(media: Media, size: int, modified: int) -> tuple[int, int, int]:
-    """Return rows, columns and number of frames, as PyAV opens the file. Size and time of change make a new answer for a new file."""
+def _claims(media: Media, size: int, modified: int) -> tuple[int, int, int, Fraction]:
+    """Return rows, columns, frames and pixel aspect, as PyAV opens the file. Size and time of change make a new answer for a new file."""
     with open_av(media, max_pixels=sys.maxsize) as (_, stream):
-        return stream.codec_context.height, stream.codec_context.width, stream.frames
+        return stream.codec_context.height, stream.codec_context.width, stream.frames, pixel_aspect(stream)
 
 
 @dataclass(frozen=True)
@@ -122,12 +129,13 @@ class Orientation:
         return np.ascontiguousarray(turned[:, :, ::-1] if self.left_right else turned)
 
 
-def pictures(frames: Iterable[Any], sizes: Sequence[Size | None]) -> list[Frames]:
-    """Convert PyAV's frames to an upright clip of each size.
+def pictures(frames: Iterable[Any], sizes: Sequence[Size | None], aspect: Fraction = SQUARE) -> list[Frames]:
+    """Convert PyAV's frames to an upright clip of each size, with square pixels.
 
     Args:
         frames: Frames in order.
-        sizes: Rows and columns that the pictures must cover; None keeps the size of the file.
+        sizes: Rows and columns that the pictures must cover; None keeps the size at which the file is seen.
+        aspect: Width of a stored pixel divided by its height.
 
     Returns:
         One uint8 clip [t h w 3] for each size; [0 0 0 3] where there are no frames.
@@ -146,5 +154,5 @@ def pictures(frames: Iterable[Any], sizes: Sequence[Size | None]) -> list[Frames
     while group := list(islice(pictures, GROUP)):
         together: Frames = np.stack(group)
         for clip, size in zip(clips, lying, strict=True):
-            clip.append(resize(together, target(together, size)))
+            clip.append(resize(together, target(together, size, aspect)))
     return [turn(np.concatenate(clip)) for clip in clips]

@@ -15,6 +15,7 @@ from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.decord_reader import read_decord
 from walt_pl.media.media_file import Media
 from walt_pl.media.pillow_reader import read_pillow
+from walt_pl.media.pixel_aspect import pixel_aspect
 from walt_pl.media.pyav import open_av, pictures
 from walt_pl.media.resizing import resize, target
 from walt_pl.media.seeking import by_number, by_time, last_by_time, pick_frames, with_times
@@ -23,7 +24,7 @@ from walt_pl.media.types import Frames, MediaEntry, MediaError, Size
 
 
 def read_clip(entry: MediaEntry, frame_range: FrameRange, size: Size | None = None) -> Frames:
-    """Return the frames of `frame_range`, uint8 [t h w 3], upright.
+    """Return the frames of `frame_range`, uint8 [t h w 3], upright and with square pixels.
 
     The entry is a file, a member of a tar shard (`entry.offset`) or a piece of either (`entry.begin`, `entry.end`). No frame beyond
     the piece is read. With decord in the index, decord reads the ranges that begin with the first frame of the file. PyAV reads all
@@ -112,7 +113,7 @@ def read_last_frames(path: Path, frames: int, fps: float | None = None) -> Frame
     media.check()
     with open_av(media) as (container, stream):
         taken = deque(container.decode(stream), maxlen=frames) if fps is None else last_by_time(container, stream, frames, fps)
-        return pictures(taken, (None,))[0]
+        return pictures(taken, (None,), pixel_aspect(stream))[0]
 
 
 def read_image(path: Path) -> Frames:
@@ -136,7 +137,7 @@ def _read_av(
             found = pick_frames((frame for frame, _, _ in with_times(container, stream, clock, clock.begin)), counts(frame_range))
         else:
             found = by_time(container, stream, frame_range, frame_range.fps, clock)
-        clips = pictures(found, sizes)
+        clips = pictures(found, sizes, pixel_aspect(stream))
     if len(clips[0]) != frame_range.frames:
         start = f"frame {frame_range.start:g}" if frame_range.fps is None else f"second {frame_range.start:g}"
         piece = f" of the piece from {clock.begin:g} to {clock.end:g} s" if clock.cut else ""
