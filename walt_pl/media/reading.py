@@ -8,17 +8,19 @@ faster, as it skips frames that no other depends on (benchmarks/data.py). PyAV r
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.decord_reader import read_decord
+from walt_pl.media.deinterlacing import Neighbours, deinterlace, with_neighbours
 from walt_pl.media.media_file import Media
 from walt_pl.media.pillow_reader import read_pillow
 from walt_pl.media.pixel_aspect import pixel_aspect
 from walt_pl.media.pyav import open_av, pictures
 from walt_pl.media.resizing import resize, target
-from walt_pl.media.seeking import by_number, by_time, last_by_time, pick_frames, with_times
+from walt_pl.media.seeking import by_number, by_number_with_neighbours, by_time, last_by_time, pick_frames, with_times
 from walt_pl.media.spans import Clock, FrameRange, counts, frame_numbers
 from walt_pl.media.types import Frames, MediaEntry, MediaError, Size
 
@@ -54,7 +56,7 @@ def read_sizes(
     known = (entry.fps, entry.variable_rate) if entry.decoder and unchanged else (0.0, False)
     clock = Clock(*known, entry.begin, entry.end or math.inf)
     first = not frame_range.start and not entry.begin
-    to_decord = entry.decoder == "decord" and unchanged and first
+    to_decord = entry.decoder == "decord" and unchanged and first and not options.deinterlace
     if to_decord and (clips := read_decord(media, frame_range, clock, sizes, options.max_pixels)) is not None:
         return clips
     return _read_av(media, frame_range, clock, sizes, options)
@@ -99,7 +101,8 @@ def read_video(path: Path, frames: int, start: int = 0) -> Frames:
 def read_last_frames(path: Path, frames: int, fps: float | None = None) -> Frames:
     """Return the last `frames` frames of a video, or all frames of a shorter one, uint8 [t h w 3], upright.
 
-    The whole file is decoded: containers give their number of frames wrongly, or not at all.
+    The whole file is decoded: containers give their number of frames wrongly, or not at all. Interlaced frames are deinterlaced: videos
+    are continued from these frames, and models make progressive ones.
 
     Args:
         path: The file.
@@ -112,8 +115,12 @@ def read_last_frames(path: Path, frames: int, fps: float | None = None) -> Frame
     media = Media(path)
     media.check()
     with open_av(media) as (container, stream):
-        taken = deque(container.decode(stream), maxlen=frames) if fps is None else last_by_time(container, stream, frames, fps)
-        return pictures(taken, (None,), pixel_aspect(stream))[0]
+        if fps is None:
+            decoded = ((frame, None) for frame in container.decode(stream))
+            taken: Sequence[Neighbours] = [window for window, _ in deque(with_neighbours(decoded), maxlen=frames)]
+        else:
+            taken = last_by_time(container, stream, frames, fps)
+        return pictures(map(deinterlace, taken), (None,), pixel_aspect(stream))[0]
 
 
 def read_image(path: Path) -> Frames:
@@ -129,15 +136,17 @@ def _read_av(
     media: Media, frame_range: FrameRange, clock: Clock, sizes: Sequence[Size | None], options: DecodeOptions = DecodeOptions()
 ) -> list[Frames]:
     """Return the clip at each size, read with PyAV."""
-    numbers = frame_numbers(frame_range, clock)
+    numbers, neighbours = frame_numbers(frame_range, clock), options.deinterlace
     with open_av(media, options.max_pixels) as (container, stream):
         if numbers is not None:
-            found = by_number(container, stream, numbers, clock)
+            pick = by_number_with_neighbours if neighbours else by_number
+            found: Iterator[Any] = pick(container, stream, numbers, clock)
         elif frame_range.fps is None:
-            found = pick_frames((frame for frame, _, _ in with_times(container, stream, clock, clock.begin)), counts(frame_range))
+            timed = with_times(container, stream, clock, clock.begin, neighbours)
+            found = pick_frames((frame for frame, _, _ in timed), counts(frame_range))
         else:
-            found = by_time(container, stream, frame_range, frame_range.fps, clock)
-        clips = pictures(found, sizes, pixel_aspect(stream))
+            found = by_time(container, stream, frame_range, frame_range.fps, clock, neighbours)
+        clips = pictures(map(deinterlace, found) if neighbours else found, sizes, pixel_aspect(stream))
     if len(clips[0]) != frame_range.frames:
         start = f"frame {frame_range.start:g}" if frame_range.fps is None else f"second {frame_range.start:g}"
         piece = f" of the piece from {clock.begin:g} to {clock.end:g} s" if clock.cut else ""

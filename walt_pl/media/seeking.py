@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from walt_pl.media.deinterlacing import Neighbours, with_neighbours
 from walt_pl.media.spans import EARLY, Clock, FrameRange
 
 
@@ -51,10 +52,22 @@ def pick_frames(frames: Iterable[Any], numbers: NDArray[np.int64]) -> Iterator[A
             return
 
 
-def by_time(container: Any, stream: Any, frame_range: FrameRange, fps: float, clock: Clock) -> Iterator[Any]:
-    """Yield the frame that is shown at `frame_range.start`, and those shown at equal distances after its time."""
+def by_number_with_neighbours(container: Any, stream: Any, numbers: NDArray[np.int64], clock: Clock) -> Iterator[Neighbours]:
+    """Yield frames by their numbers as `by_number` does, each between its neighbours. No neighbour lies outside of the piece."""
+    first, stop = clock.numbers() if clock.cut else (0, np.inf)
+    needed = np.unique(np.concatenate([numbers - 1, numbers, numbers + 1]))
+    needed = needed[(needed >= first) & (needed < stop)]
+    for window, number in with_neighbours(zip(by_number(container, stream, needed, clock), needed.tolist(), strict=False)):
+        yield from [window] * int((numbers == number).sum())
+
+
+def by_time(container: Any, stream: Any, frame_range: FrameRange, fps: float, clock: Clock, neighbours: bool = False) -> Iterator[Any]:
+    """Yield the frame that is shown at `frame_range.start`, and those shown at equal distances after its time.
+
+    With `neighbours`, each comes between its neighbours.
+    """
     taken, origin, target = 0, 0.0, clock.begin + frame_range.start
-    for frame, since, until in _shown(with_times(container, stream, clock, target), EARLY * _interval(stream, clock)):
+    for frame, since, until in _shown(with_times(container, stream, clock, target, neighbours), EARLY * _interval(stream, clock)):
         while target < until:
             if taken == 0:
                 origin = since
@@ -65,14 +78,14 @@ def by_time(container: Any, stream: Any, frame_range: FrameRange, fps: float, cl
                 return
 
 
-def last_by_time(container: Any, stream: Any, count: int, fps: float) -> list[Any]:
-    """Return the last frame, and those shown at equal distances before its time.
+def last_by_time(container: Any, stream: Any, count: int, fps: float) -> list[Neighbours]:
+    """Return the last frame, and those shown at equal distances before its time, each between its neighbours.
 
     Returns:
         At most `count` frames in the order of display; fewer where the video is shorter.
     """
     clock, shown = Clock(), deque[tuple[float, Any]]()
-    for frame, time, _ in with_times(container, stream, clock, 0.0):
+    for frame, time, _ in with_times(container, stream, clock, 0.0, neighbours=True):
         shown.append((time, frame))
         while len(shown) > 1 and shown[1][0] <= time - (count - 1) / fps:
             shown.popleft()
@@ -87,11 +100,16 @@ def _interval(stream: Any, clock: Clock) -> float:
     return 1 / (clock.rate or float(stream.average_rate or 25))
 
 
-def with_times(container: Any, stream: Any, clock: Clock, start: float) -> Iterator[tuple[Any, float, float]]:
+def with_times(container: Any, stream: Any, clock: Clock, start: float, neighbours: bool = False) -> Iterator[tuple[Any, float, float]]:
     """Yield the frames of the piece with their times and durations, in seconds.
 
-    The first frame is one that is shown at second `start` of the file, or an earlier one.
+    The first frame is one that is shown at second `start` of the file, or an earlier one. With `neighbours`, it is the first one of
+    the piece: the frame before any other may lie far away in time. Each frame then comes between its neighbours.
     """
+    if neighbours:
+        tagged = ((frame, (time, duration)) for frame, time, duration in with_times(container, stream, clock, clock.begin))
+        yield from ((window, time, duration) for window, (time, duration) in with_neighbours(tagged))
+        return
     interval = _interval(stream, clock)
     early, unit = EARLY * interval, float(stream.time_base)
     if is_counted(container, stream):
