@@ -131,7 +131,7 @@ def test_list_source_ucf101_leaves_out_lines_that_lead_elsewhere(tmp_path: Path)
 @pytest.mark.parametrize("line", ['["a"]', "[" * 9000, '[["a.mp4", -1, 0, 0], [1]]', '[[["a"], -1, 0.0, 0.0], [1, 2]]', "null", "\\ud800"])
 def test_read_journal_skips_hostile_lines(tmp_path: Path, line: str) -> None:
     out = tmp_path / "i.parquet"
-    good = ["a.mp4", -1, 0.0, 0.0], [9, 9, 17, 8.0, 4, 4, 2.0, "pyav", False, "", ""]
+    good = ["a.mp4", -1, 0.0, 0.0], [9, 9, 17, 8.0, 4, 4, 2.0, "pyav", False, False, False, "", ""]
     hostile = [
         [good[0], [*good[1][:2], 10**30, *good[1][3:]]],
         [good[0], [*good[1][:3], float("nan"), *good[1][4:]]],

@@ -133,6 +133,9 @@ def test_read_sizes_with_deinterlace_keeps_progressive_frames_bit_for_bit(tmp_pa
     encode(tmp_path / "a.mp4", woven_clip(12), "libx264", rate=25, **{"x264-params": "keyint=6"})
     entry = entry_of(tmp_path / "a.mp4", decoder="pyav")
     assert not probe(tmp_path / "a.mp4").interlaced
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        frame = next(container.decode(video=0))
+        assert deinterlace(Neighbours(frame, frame, frame)) is frame
     assert np.array_equal(read(entry, frames=12), read(entry, DecodeOptions(), frames=12))
 
 
@@ -140,6 +143,19 @@ def test_read_sizes_with_deinterlace_does_not_ask_decord(files: dict[str, IndexE
     assert files["closed.mp4"].decoder == "decord"
     monkeypatch.setattr(reading, "read_decord", lambda *_: pytest.fail("decord was asked"))
     read(files["closed.mp4"], frames=3)
+
+
+def test_read_sizes_deinterlaces_only_the_marked_frames_of_a_mixed_file(tmp_path: Path) -> None:
+    parts = []
+    for flags in (FIELDS, {}, FIELDS):
+        encode(tmp_path / "part.mpg", woven_clip(8), "mpeg2video", rate=25, **flags)
+        parts.append((tmp_path / "part.mpg").read_bytes())
+    (tmp_path / "mixed.mpg").write_bytes(b"".join(parts))
+    entry = entry_of(tmp_path / "mixed.mpg")
+    plain, clip = (read(entry, options, frames=entry.frames) for options in (DecodeOptions(), ON))
+    same = [np.array_equal(*pair) for pair in zip(plain, clip, strict=True)]
+    assert 7 <= sum(same) <= 9 and not any(same[:7]) and not any(same[-7:])
+    assert np.array_equal(clip, yadif_of_the_whole_file(entry.path))
 
 
 @pytest.mark.parametrize("fps", [None, 25.0])

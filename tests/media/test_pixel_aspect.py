@@ -177,6 +177,9 @@ def test_read_clip_resizes_once_from_the_stored_pixels(tmp_path: Path, monkeypat
     monkeypatch.setattr(pyav, "resize", lambda clip, to: resized.append((clip.shape[1:3], to)) or resize(clip, to))
     read_sizes(entry_of(path), FrameRange(1), ((72, 72), (200, 300), None))
     assert resized[-3:] == [((144, 180), (72, 128)), ((144, 180), (200, 356)), ((144, 180), (144, 256))]
+    tiny = entry_of(write_circle(tmp_path / "tiny.mp4", ANAMORPHIC, size=(72, 90)))
+    read_sizes(tiny, FrameRange(1), ((36, 36),))
+    assert resized[-1] == ((72, 90), (36, 64)), "a small picture, too"
 
 
 def test_read_clip_of_a_tar_member_has_its_pixel_aspect(tmp_path: Path) -> None:

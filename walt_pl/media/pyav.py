@@ -86,7 +86,7 @@ def check_video(media: Media, max_pixels: int) -> Fraction:
     """
     state = media.path.stat()
     rows, columns, frames, aspect = _claims(media, state.st_size, state.st_mtime_ns)
-    check_pixels(media, *display_size(rows, columns, aspect), max_pixels)
+    check_pixels(media, rows, columns, max_pixels)
     if frames > state.st_size:
         raise MediaError(f"{media}: not a video that can be read: it claims {frames:,} frames in {state.st_size:,} bytes")
     return aspect
