@@ -8,17 +8,20 @@ import tarfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 import webdataset
 
 from walt_pl.data.batch import DataError, JointBatch, Kind
 from walt_pl.data.transforms import ClipTransform
-from walt_pl.data.webdataset_loader import ShardStream, StreamConfig, StreamLoader, StreamPosition
+from walt_pl.data.webdataset_loader import ShardSample, ShardStream, StreamConfig, StreamLoader, StreamPosition, _decode_sample
+from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.writing import write_image, write_video
 
 FRAMING = ClipTransform(16, frames=3)
@@ -194,3 +197,29 @@ def test_stream_loader_begins_again_where_it_was_when_a_worker_dies_or_stops(blo
     unharmed = make(2)
     assert found == [batch.paths for batch in islice(unharmed, 12)]
     unharmed.close()
+
+
+def test_decode_sample_of_a_stream_squares_the_pixels_and_deinterlaces(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.ts"), "w") as container:
+        stream = container.add_stream("mpeg2video", rate=25, options={"flags": "+ilme+ildct"})
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = 128, 128, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(2)
+        for time in range(6):
+            picture = np.zeros((128, 128, 3), np.uint8)
+            for field in (0, 1):
+                left = 8 * time + 4 * field
+                picture[32 + field : 96 : 2, left : left + 32] = 255  # seen: 64 x 64
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    member = ShardSample("000.ts", (tmp_path / "a.ts").read_bytes(), "", -1)
+    combs = []
+    for deinterlace in (False, True):
+        transform = ClipTransform(128, frames=3, aspect=2.0, decoding=DecodeOptions(deinterlace=deinterlace))
+        sample = _decode_sample(member, "video", 0, 0, transform)
+        assert not sample.failure and sample.content.shape == (3, 3, 128, 256)
+        frame = sample.content[:, 0].mean(0).numpy()
+        rows, columns = ((frame > 0).sum(axis).max() for axis in (0, 1))
+        assert abs(rows - 64) <= 1 and abs(columns - 64) <= 2, "a square, not cut off at the sides"
+        combs.append(np.abs(frame[40:88] - (frame[39:87] + frame[41:89]) / 2).mean())
+    assert combs[0] > 0.02 > 10 * combs[1], combs
