@@ -15,7 +15,7 @@ from walt_pl.data.selection import Bucket, Selection
 from walt_pl.data.transforms import ClipTransform
 from walt_pl.media.decode_options import DecodeOptions
 
-_READING = 2
+_READING = 3
 """Version of reading: raised when a file gives other pixels than before, so that its latents are computed again."""
 
 
