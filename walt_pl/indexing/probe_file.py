@@ -12,8 +12,9 @@ from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.media.pillow_reader import ANIMATED
 from walt_pl.media.pixel_modes import UNKNOWN_RANGE
 from walt_pl.media.probing import Probe, probe, probe_picture
+from walt_pl.media.transparency import TRANSPARENT
 
-_SAID = ("too large", ANIMATED, UNKNOWN_RANGE)
+_SAID = ("too large", ANIMATED, UNKNOWN_RANGE, TRANSPARENT)
 """Findings that readers name themselves, in the first words of their errors."""
 
 

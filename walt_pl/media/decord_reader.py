@@ -36,6 +36,7 @@ def read_decord(
 
     Returns:
         One uint8 clip [t h w 3] for each size. None where decord is missing, cannot read the file, or finds too few (or not `of`) frames.
+        Also None for a video with alpha, which decord drops.
 
     Raises:
         MediaError: PyAV cannot open the file, or its frames have more than `max_pixels`. An index that names decord is no proof.
@@ -49,7 +50,8 @@ def read_decord(
         return None
     if not is_open_to_decord(media):
         return None
-    check_video(media, max_pixels)
+    if not check_video(media, max_pixels):
+        return None
     decord.logging.set_level(decord.logging.QUIET)  # PyAV reads the files that decord cannot read, or explains the error
     try:
         reader = decord.VideoReader(media.url, ctx=decord.cpu(0), num_threads=1)
