@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.clips import entry_of
+from tests.helpers.image_files import PALETTE, png
 from walt_pl.indexing.probe_file import probe_media_file, stat_media_file
 from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.probing import Probe, probe
@@ -66,6 +68,20 @@ def test_read_sizes_shows_the_background_through_a_video(name: str, tmp_path: Pa
             (clip,) = read_sizes(listed, FrameRange(5), (None,), DecodeOptions(background=background))
             assert np.abs(np.array(thirds(clip)) - wanted).max() <= tolerance
         assert np.abs(np.array(thirds(read_last_frames(path, 2, background=background))) - wanted).max() <= tolerance
+
+
+def test_read_clip_shows_the_background_through_colours_of_a_palette(tmp_path: Path) -> None:
+    picture = png(np.repeat([[0, 1, 2]], 32, 1).repeat(64, 0), 8, PALETTE, PLTE=bytes(COLOUR) * 3, tRNS=bytes([0, 128, 255]))
+    with av.open(str(tmp_path / "a.mov"), "w") as container:
+        stream = container.add_stream("png", rate=8)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "pal8"
+        for number in range(3):
+            packet = av.Packet(picture)
+            packet.stream, packet.pts, packet.dts, packet.time_base, packet.duration = stream, number, number, Fraction(1, 8), 1
+            container.mux(packet)
+    entry = entry_of(tmp_path / "a.mov")
+    assert entry.decoder == "pyav" and thirds(read_clip(entry, FrameRange(2))) == [[255, 255, 255], [227, 147, 127], list(COLOUR)]
 
 
 def test_read_clip_ignores_the_reserved_byte_of_a_raw_avi(tmp_path: Path) -> None:

@@ -91,9 +91,7 @@ def to_rgb(picture: Image.Image, pixels: PixelFormat, background: tuple[int, int
     opacity = _opacity(picture, pixels, lower) if pixels.transparent else None
     if picture.mode in (*_GREY_16, "I"):
         picture = Image.fromarray(_scale(np.asarray(picture), pixels))
-    elif opacity is not None:
-        picture.info.pop("transparency", None)  # Pillow would look for a place for it among the new colours
-    elif picture.has_transparency_data:
+    elif opacity is None and picture.has_transparency_data:
         if picture.mode in ("La", "RGBa"):
             picture = picture.convert(picture.mode.upper())
         picture = picture.convert("RGBA")
