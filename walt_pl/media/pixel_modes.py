@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.ExifTags import Base
 
+from walt_pl.media.transparency import composite
 from walt_pl.media.types import Frames, MediaError
 
 UNKNOWN_RANGE = "unknown range"
@@ -97,11 +98,7 @@ def to_rgb(picture: Image.Image, pixels: PixelFormat, background: tuple[int, int
         picture = picture.convert("RGBA")
         opacity = picture.getchannel("A")
     colours = picture.convert("RGB")
-    if opacity is None:
-        return np.array(colours)
-    ground = Image.new("RGB", colours.size, background)
-    ground.paste(colours, mask=opacity)
-    return np.array(ground)
+    return np.array(colours) if opacity is None else composite(colours, opacity, background)
 
 
 def _scale(levels: NDArray[np.generic], pixels: PixelFormat) -> NDArray[np.uint8]:
