@@ -17,6 +17,7 @@ import av
 import numpy as np
 import pytest
 import webdataset
+from PIL import Image
 
 from walt_pl.data.batch import DataError, JointBatch, Kind
 from walt_pl.data.transforms import ClipTransform
@@ -178,6 +179,17 @@ def test_stream_loader_broken_member_gets_weight_0_and_is_named(tmp_path: Path) 
     assert sorted(batch.weight.tolist()) == [0, 1]
     assert list(loader.failures) == [f"{tmp_path}/clips.tar/bad.mp4"]
     assert any("clips.tar/bad.mp4" in str(warning.message) and "/dev/shm" not in str(warning.message) for warning in caught)
+
+
+def test_stream_loader_animated_image_gets_weight_0_and_is_named(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (24, 16), (level, 0, 0)) for level in (0, 200)]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:])
+    with webdataset.TarWriter(str(tmp_path / "images.tar")) as tar:
+        tar.write({"__key__": "moves", "webp": (tmp_path / "a.webp").read_bytes()})
+    loader = StreamLoader(reading({"image": str(tmp_path / "images.tar")}, per_batch={"image": 1}))
+    with pytest.warns(UserWarning, match=r"images\.tar/moves\.webp: animated: a WEBP of 2 frames"):
+        batch = next(iter(loader))
+    assert batch.weight.tolist() == [0] and list(loader.failures) == [f"{tmp_path}/images.tar/moves.webp"]
 
 
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])

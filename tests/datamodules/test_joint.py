@@ -118,6 +118,13 @@ def test_joint_data_max_pixels_leaves_out_larger_entries_and_says_so(index: str,
         make(index, max_pixels=32 * 48 - 1, val_videos=0).setup("fit")
 
 
+def test_joint_data_reads_with_its_background(index: str) -> None:
+    assert make(index).clip_transform.decoding.background == (255, 255, 255)
+    assert make(index, background=(1, 2, 3)).clip_transform.decoding.background == (1, 2, 3)
+    with pytest.raises(ValueError, match=r"data\.background is red, green and blue from 0 to 255"):
+        make(index, background=(1, 2, 256))
+
+
 @pytest.mark.filterwarnings("ignore:.*unreadable files")
 def test_joint_data_max_pixels_holds_where_the_index_says_smaller(index: str) -> None:
     """Somebody may have written the sizes of the index."""

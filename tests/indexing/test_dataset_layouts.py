@@ -29,6 +29,21 @@ def test_list_source_folder_gives_videos_and_images_with_text_files_as_captions(
     assert list_source(str(tmp_path)).notes == ["left out, neither video nor image: 1 .pdf"]
 
 
+def test_list_source_counts_pictures_of_folders_that_are_not_read(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.gif", "c.GIF", "d.apng", "e.avif", "f.heic", *(f"{n}.x{n}" for n in range(9)))
+    said = list_source(str(tmp_path)).notes
+    assert said[0].startswith("left out, neither video nor image: 1 .x") and len(said) == 5
+    assert said[1:] == [
+        f"left out: {count} pictures .{ending}, which are not read; convert them, for example: {command}"
+        for count, ending, command in (
+            (2, "gif", "ffmpeg -i a.gif a.mp4"),
+            (1, "apng", "ffmpeg -i a.apng a.mp4"),
+            (1, "avif", "magick a.avif a.png"),
+            (1, "heic", "magick a.heic a.png"),
+        )
+    ]
+
+
 def test_list_source_follows_linked_folders_once(tmp_path: Path) -> None:
     touch(tmp_path / "far", "a.mp4")
     (tmp_path / "set").mkdir()

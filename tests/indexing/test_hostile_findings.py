@@ -2,10 +2,12 @@
 
 import csv
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.helpers.clips import counting_clip
 from tests.helpers.hostile_media import fake_programs, write_hostile_media
@@ -64,6 +66,24 @@ def test_index_command_max_pixels_is_a_finding_until_it_is_raised(tmp_path: Path
     assert not (tmp_path / "a.quarantine.csv").exists()
     with pytest.raises(SystemExit, match="--max-pixels must be at least 1, got 0"):
         main([*index, "--max-pixels", "0"])
+
+
+def test_index_command_counts_animated_images_and_values_of_unknown_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    frames = [Image.new("RGB", (24, 16), (level, 0, 0)) for level in (0, 100, 200)]
+    (tmp_path / "media").mkdir()
+    for name in ("b.webp", "c.png"):
+        frames[0].save(tmp_path / "media" / name, save_all=True, append_images=frames[1:])
+    Image.new("F", (24, 16), 0.5).save(tmp_path / "media" / "d.tiff")
+    frames[0].save(tmp_path / "media" / "e.png")
+    main(["index", str(tmp_path / "media"), "--out", str(tmp_path / "a.parquet"), "--workers", "1", "--report"])
+    found = findings(tmp_path / "a.parquet")
+    assert {name: reason[:33] for name, reason in found.items()} == {
+        "b.webp": "animated: a WEBP of 3 frames, wan",
+        "c.png": "animated: a PNG of 3 frames, want",
+        "d.tiff": "unknown range: found floating poi",
+    }
+    said = capsys.readouterr().out
+    assert re.search(r"animated\W+2\W+no", said) and re.search(r"unknown range\W+1\W+no", said), "counted, and not loaded"
 
 
 def test_write_rows_replaces_only_a_table_of_its_own(tmp_path: Path) -> None:

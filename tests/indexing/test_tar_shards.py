@@ -23,7 +23,7 @@ def test_list_shard_gives_the_place_of_every_member(tmp_path: Path) -> None:
         "2.png": b"png" * 300,
     }
     path = shard(tmp_path / "set-val-0001.tar", members)
-    items, broken = list_shard(str(path))
+    items, broken, _ = list_shard(str(path))
     content = path.read_bytes()
     assert [content[item.offset : item.offset + item.bytes] for item in items] == [
         members[name] for name in ("a/0.mp4", "1.left.jpg", "2.png")
@@ -51,6 +51,17 @@ def test_list_shard_samples_equal_those_of_webdataset(tmp_path: Path) -> None:
     ]
     assert [content for content, _ in ours] == [content for content, _ in theirs]
     assert ours[0] == theirs[0] == (b"x/000 mp4", "x/000 txt")
+
+
+def test_list_source_counts_pictures_of_shards_that_are_not_read(tmp_path: Path) -> None:
+    for number in range(2):
+        shard(tmp_path / f"{number}.tar", {"0.gif": b"x", "1.left.GIF": b"x", "2.png": b"x", "3.heic": b"x", "4.npy": b"x"})
+    listing = list_source(str(tmp_path))
+    assert len(listing.items) == 2
+    assert listing.notes == [
+        "left out: 4 pictures .gif, which are not read; convert them, for example: ffmpeg -i a.gif a.mp4",
+        "left out: 2 pictures .heic, which are not read; convert them, for example: magick a.heic a.png",
+    ]
 
 
 def test_list_source_of_a_truncated_shard_gives_the_whole_members_and_says_so(tmp_path: Path) -> None:

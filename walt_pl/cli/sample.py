@@ -10,9 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from walt_pl.cli.function_command import call
 from walt_pl.cli.sample_files import check_out, write_clips
+from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.reading import read_image, read_last_frames
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.sampling.defaults import GuidanceName, frame_count, sampling_fps, stage_guidance
+from walt_pl.sampling.known_background import trained_background
 from walt_pl.sampling.known_conditions import class_number, class_title, warn_of_unseen_words
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -54,7 +56,8 @@ def sample(
         prompt: text of the clip.
         prompts: file with a prompt a line, for many clips; their files are numbered clip_000.mp4, clip_001.mp4, ...
         label: class, for class-conditional models: its number, or its name in the training data.
-        image: first picture of the clip, for models trained with frame prediction; a prompt may be left out.
+        image: first picture of the clip, for models trained with frame prediction; a prompt may be left out. The background of the
+            training (data.background) shows through where it is transparent.
         continue_: clip whose last frames begin the new clip (5 frames if the autoencoder's temporal factor is 4). They are read at the
             frame rate of the model's training.
         crop: crop the centre of an image or clip of another aspect.
@@ -144,10 +147,10 @@ def _encode_context(cascade: Cascade, image: str | None, clip: str | None, crop:
         ValueError: the clip has too few frames.
     """
     if image is not None:
-        return cascade.encode_context(read_image(Path(image)), image, crop)
+        return cascade.encode_context(read_image(Path(image), DecodeOptions(background=trained_background(cascade))), image, crop)
     if clip is None:
         return {}
-    pictures = read_last_frames(Path(clip), cascade.overlap, cascade.fps)
+    pictures = read_last_frames(Path(clip), cascade.overlap, cascade.fps, trained_background(cascade))
     if len(pictures) < cascade.overlap:
         rate = "" if cascade.fps is None else f" at {cascade.fps:g} a second"
         raise ValueError(f"{clip}: found {len(pictures)} frames{rate}, wanted at least the {cascade.overlap} that a clip is continued from")

@@ -24,7 +24,7 @@ from walt_pl.data.index import IndexEntries, MediaKey
 from walt_pl.files import write_whole
 from walt_pl.untrusted import read_bytes
 
-FINDINGS = ("missing", "corrupt", "truncated", "hang", "crash", "too large", "duplicate")
+FINDINGS = ("missing", "corrupt", "truncated", "hang", "crash", "too large", "animated", "unknown range", "transparent", "duplicate")
 """First words of the reasons that the doctor writes."""
 MAX_BYTES = 1 << 30
 """Bytes of the list: about ten million rows."""

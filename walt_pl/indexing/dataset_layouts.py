@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import get_args
 
 from walt_pl.data.tar_members import MAX_TEXT_BYTES
-from walt_pl.indexing.listing import SPLITS, SourceItem, SourceLayout, SourceListing, is_name, read_text, sift, split_of
+from walt_pl.indexing.listing import SPLITS, SourceItem, SourceLayout, SourceListing, is_name, note_unread, read_text, sift, split_of
 from walt_pl.indexing.shard_names import is_pattern
 from walt_pl.indexing.tables import list_table, read_rows
 from walt_pl.indexing.tar_shards import list_shards
-from walt_pl.media.extensions import kind_of
+from walt_pl.media.extensions import NOT_READ, ending_of, kind_of
 
 
 def list_source(source: str, layout: SourceLayout = "auto", root: str | None = None, fold: int = 1, workers: int = 1) -> SourceListing:
@@ -178,10 +178,14 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _left_out(paths: Iterable[Path]) -> list[str]:
-    endings = Counter(path.suffix.lower() or "without an ending" for path in paths)
-    return (
-        [f"left out, neither video nor image: {', '.join(f'{count} {name}' for name, count in endings.most_common(8))}"] if endings else []
-    )
+    unread, others = Counter[str](), Counter[str]()
+    for path in paths:
+        if (ending := ending_of(path.name)) in NOT_READ:
+            unread[ending] += 1
+        else:
+            others[path.suffix.lower() or "without an ending"] += 1
+    shown = ", ".join(f"{count} {name}" for name, count in others.most_common(8))
+    return [*([f"left out, neither video nor image: {shown}"] if shown else []), *note_unread(unread)]
 
 
 def _kind(file: Path) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from walt_pl.data.tar_members import LABELS, MAX_NAME, MAX_TEXT_BYTES
+from walt_pl.media.extensions import NOT_READ
 from walt_pl.untrusted import read_bytes
 
 MAX_LIST_BYTES = 64 << 20
@@ -61,6 +62,19 @@ class SourceListing:
     """Items that were left out, and why."""
     classes: list[str] = field(default_factory=list)
     """Names of classes in the order of their official numbers, where the source has one."""
+
+
+def note_unread(counts: Mapping[str, int]) -> list[str]:
+    """Return a note for each ending of `NOT_READ`: how many such pictures are left out, and how to convert one.
+
+    Args:
+        counts: number of files by ending.
+    """
+    return [
+        f"left out: {counts[ending]:,} pictures .{ending}, which are not read; convert them, for example: {command}"
+        for ending, command in NOT_READ.items()
+        if counts.get(ending)
+    ]
 
 
 def split_of(folders: Iterable[str]) -> str:

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from walt_pl.media.max_pixels import MAX_PIXELS
+from walt_pl.media.pillow_reader import ANIMATED
+from walt_pl.media.pixel_modes import UNKNOWN_RANGE
 from walt_pl.media.probing import Probe, probe, probe_picture
+from walt_pl.media.transparency import TRANSPARENT
+
+_SAID = ("too large", ANIMATED, UNKNOWN_RANGE, TRANSPARENT)
+"""Findings that readers name themselves, in the first words of their errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +91,9 @@ def _decode(medium: MediaFile, plain: MediaFacts) -> Probe | MediaFacts:
         return _bad(plain, "corrupt", f"{type(error).__name__}: {error}")
     if found.reason:
         reason = found.reason.removeprefix(f"{medium.file}: ")
-        finding = "too large" if reason.startswith("too large:") else "truncated" if "truncated" in reason.lower() else "corrupt"
-        return _bad(plain, finding, reason.removeprefix("too large: "))
+        said = next((word for word in _SAID if reason.startswith(f"{word}: ")), None)
+        finding = said or ("truncated" if "truncated" in reason.lower() else "corrupt")
+        return _bad(plain, finding, reason.removeprefix(f"{said}: "))
     return found
 
 

@@ -2,15 +2,16 @@
 
 import re
 import tarfile
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, read_words
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
-from walt_pl.indexing.listing import SourceItem, SourceListing, split_of
+from walt_pl.indexing.listing import SourceItem, SourceListing, note_unread, split_of
 from walt_pl.indexing.shard_names import expand
-from walt_pl.media.extensions import kind_of
+from walt_pl.media.extensions import NOT_READ, ending_of, kind_of
 from walt_pl.untrusted import UntrustedError
 
 _SHARD_SECONDS = 3600.0  # to list one shard: a large one on a slow network disk
@@ -35,29 +36,31 @@ def list_shards(source: str, workers: int) -> SourceListing:
     if missing := [name for name in names if not Path(name).is_file()]:
         raise ValueError(f"{source}: {len(missing)} of {len(names)} shards are not there, the first: {missing[0]}")
     found: dict[str, list[SourceItem]] = {}
+    unread = Counter[str]()
     notes = [f"{len(others)} shards are no plain files and are left out, the first: {others[0]}"] if others else []
     for name, shard in run_isolated(list_shard, names, min(workers, max(1, len(names))), lambda name: _SHARD_SECONDS):
         if isinstance(shard, LostJob):
             notes.append(f"{name}: {shard.finding}: {shard.reason}")
             continue
-        found[name], broken = shard
+        found[name], broken, skipped = shard
+        unread.update(skipped)
         notes += [f"{name}: {broken}"] if broken else []
-    return SourceListing("webdataset", [item for name in names for item in found.get(name, [])], sorted(notes))
+    return SourceListing("webdataset", [item for name in names for item in found.get(name, [])], [*sorted(notes), *note_unread(unread)])
 
 
-def list_shard(name: str) -> tuple[list[SourceItem], str]:
+def list_shard(name: str) -> tuple[list[SourceItem], str, Counter[str]]:
     """List the clips and images in a tar shard, each with the position of its bytes.
 
     The caption of a sample is its `.txt` (or "caption" or "text" of its `.json`). Its class is its `.cls` (or "label" of its `.json`). The
     shard's name or folder may name the split: "train-0001.tar", "val/0001.tar".
 
     Returns:
-        The items, and why the rest of the shard could not be read ("" if all could).
+        The items, why the rest of the shard could not be read ("" if all could), and the number of pictures that are not read, by ending.
     """
     split = split_of([*Path(name).parts[-2:-1], *re.split(r"[^A-Za-z]+", Path(name).stem)])
     media: list[tuple[str, tarfile.TarInfo]] = []
     said: dict[str, dict[str, Any]] = {}
-    broken = ""
+    broken, unread = "", Counter[str]()
     try:
         with tarfile.open(name, "r:", tarinfo=BoundedTarInfo) as shard:
             for member in shard:
@@ -66,6 +69,8 @@ def list_shard(name: str) -> tuple[list[SourceItem], str]:
                     continue
                 if kind_of(ending):
                     media.append((key, member))
+                elif ending_of(ending) in NOT_READ:
+                    unread[ending_of(ending)] += 1
                 elif ending in ("txt", "cls", "json"):
                     new, known = _said(shard, member, ending), said.get(key, {})
                     said[key] = {**new, **known} if ending == "json" else {**known, **new}
@@ -80,7 +85,7 @@ def list_shard(name: str) -> tuple[list[SourceItem], str]:
         )
         family = f"{Path(name).name}/{key}"
         items.append(replace(item, offset=member.offset_data, bytes=member.size, family=family, finding=words.get("finding", "")))
-    return items, broken
+    return items, broken, unread
 
 
 def _sample(member: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ class DecodeOptions:
     """Whether interlaced frames are turned into progressive ones."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "background", tuple(self.background))  # a stored configuration has a list
         if self.max_pixels < 1:
             raise ValueError(f"data.max_pixels must be at least 1, got {self.max_pixels}")
         if len(self.background) != 3 or not all(0 <= level <= 255 for level in self.background):

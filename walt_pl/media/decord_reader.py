@@ -10,7 +10,6 @@ import numpy as np
 from walt_pl.media.containers import is_open_to_decord
 from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.media.media_file import Media
-from walt_pl.media.pixel_aspect import SQUARE
 from walt_pl.media.pyav import check_video
 from walt_pl.media.resizing import resize, target
 from walt_pl.media.spans import Clock, FrameRange, frame_numbers
@@ -37,7 +36,8 @@ def read_decord(
 
     Returns:
         One uint8 clip [t h w 3] for each size. None where decord is missing, cannot read the file, or finds too few (or not `of`) frames.
-        None also where pixels are not square: decord does not know, and an index of an older version may name it for such files.
+        None also where frames are transparent or their pixels are not square: decord knows neither, and an index of an older version may
+        name it for such files.
 
     Raises:
         MediaError: PyAV cannot open the file, or its frames have more than `max_pixels`. An index that names decord is no proof.
@@ -51,7 +51,7 @@ def read_decord(
         return None
     if not is_open_to_decord(media):
         return None
-    if check_video(media, max_pixels) != SQUARE:
+    if not check_video(media, max_pixels):
         return None
     decord.logging.set_level(decord.logging.QUIET)  # PyAV reads the files that decord cannot read, or explains the error
     try:

@@ -199,7 +199,7 @@ def _right_decoder(media: Media, found: Probe, keys: list[int], marks: list[int]
             frames = list(by_number(container, stream, start + np.arange(frame_range.frames), clock))
             if [_mark(frame) for frame in frames] != marks[start : start + frame_range.frames]:
                 raise MediaError(f"{media}: its frames cannot be found again by their times; write it anew, e.g. as mp4")
-            (ours,) = pictures(frames, (None,), pixel_aspect(stream))
+            (ours,) = pictures(frames, (None,), pixel_aspect(stream))  # decord reads no video with alpha
         theirs = read_decord(media, frame_range, clock, (None,), max_pixels, found.frames) if decord else None
         # Another colour matrix, or a neighbouring frame, differs by more than half a level.
         decord = theirs is not None and theirs[0].shape == ours.shape and bool(_distance(theirs[0], ours).max() <= 0.5)

@@ -21,6 +21,7 @@ from walt_pl.media.max_pixels import MAX_PIXELS, check_pixels
 from walt_pl.media.media_file import Media
 from walt_pl.media.pixel_aspect import SQUARE, display_size, pixel_aspect
 from walt_pl.media.resizing import resize, target
+from walt_pl.media.transparency import WHITE, background_of, check_alpha, frame_to_rgb, has_alpha
 from walt_pl.media.types import Frames, MediaError, Size, reason
 
 GROUP = 8
@@ -63,6 +64,7 @@ def open_av(media: Media, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Any, A
                 raise MediaError(f"{media}: no video stream in it that can be decoded")
             stored = stream.codec_context.height, stream.codec_context.width
             check_pixels(media, *display_size(*stored, pixel_aspect(stream)), max_pixels)
+            check_alpha(media, stream)
             # Later frames may be larger. FFmpeg counts the margins of its buffers, too.
             stream.codec_context.options = {"max_pixels": str(min(2 * max_pixels + _MARGIN, 2**31 - 1))}
             stream.codec_context.thread_count = 1
@@ -75,28 +77,33 @@ def open_av(media: Media, max_pixels: int = MAX_PIXELS) -> Iterator[tuple[Any, A
         raise MediaError(f"{media}: not a video that can be read: {reason(error)}") from error
 
 
-def check_video(media: Media, max_pixels: int) -> Fraction:
+def check_video(media: Media, max_pixels: int) -> bool:
     """Check that PyAV opens a file, and the size and number of its frames. The answer is remembered for each state of the file.
 
     Returns:
-        The width of a pixel divided by its height.
+        Whether its frames are opaque and their pixels square.
 
     Raises:
         MediaError: The file cannot be opened, its frames are too large, or it claims more frames than it has bytes.
     """
     state = media.path.stat()
-    rows, columns, frames, aspect = _claims(media, state.st_size, state.st_mtime_ns)
+    rows, columns, frames, is_plain = _claims(media, state.st_size, state.st_mtime_ns)
     check_pixels(media, rows, columns, max_pixels)
     if frames > state.st_size:
         raise MediaError(f"{media}: not a video that can be read: it claims {frames:,} frames in {state.st_size:,} bytes")
-    return aspect
+    return is_plain
 
 
 @lru_cache(maxsize=1 << 14)
-def _claims(media: Media, size: int, modified: int) -> tuple[int, int, int, Fraction]:
-    """Return rows, columns, frames and pixel aspect, as PyAV opens the file. Size and time of change make a new answer for a new file."""
-    with open_av(media, max_pixels=sys.maxsize) as (_, stream):
-        return stream.codec_context.height, stream.codec_context.width, stream.frames, pixel_aspect(stream)
+def _claims(media: Media, size: int, modified: int) -> tuple[int, int, int, bool]:
+    """Return rows, columns and number of frames, and whether they are opaque and of square pixels, as PyAV opens the file.
+
+    Size and time of change make a new answer for a new file.
+    """
+    with open_av(media, max_pixels=sys.maxsize) as (container, stream):
+        codec = stream.codec_context
+        opaque = background_of(container, stream, WHITE) is None or not has_alpha(codec.format)
+        return codec.height, codec.width, stream.frames, opaque and pixel_aspect(stream) == SQUARE
 
 
 @dataclass(frozen=True)
@@ -129,13 +136,16 @@ class Orientation:
         return np.ascontiguousarray(turned[:, :, ::-1] if self.left_right else turned)
 
 
-def pictures(frames: Iterable[Any], sizes: Sequence[Size | None], aspect: Fraction = SQUARE) -> list[Frames]:
+def pictures(
+    frames: Iterable[Any], sizes: Sequence[Size | None], aspect: Fraction = SQUARE, background: tuple[int, int, int] | None = None
+) -> list[Frames]:
     """Convert PyAV's frames to an upright clip of each size, with square pixels.
 
     Args:
         frames: Frames in order.
         sizes: Rows and columns that the pictures must cover; None keeps the size at which the file is seen.
         aspect: Width of a stored pixel divided by its height.
+        background: Red, green and blue, 0..255, that show through where a frame is transparent; None ignores alpha.
 
     Returns:
         One uint8 clip [t h w 3] for each size; [0 0 0 3] where there are no frames.
@@ -149,7 +159,7 @@ def pictures(frames: Iterable[Any], sizes: Sequence[Size | None], aspect: Fracti
     turn = Orientation.of(first)
     lying = [None if size is None else turn.upright(*size) for size in sizes]
     converter = VideoReformatter()  # one for the whole clip: its setup takes as long as a frame
-    pictures = (converter.reformat(frame, format="rgb24", threads=1).to_ndarray() for frame in chain([first], frames))
+    pictures = (frame_to_rgb(converter, frame, background) for frame in chain([first], frames))
     clips: list[list[Frames]] = [[] for _ in sizes]
     while group := list(islice(pictures, GROUP)):
         together: Frames = np.stack(group)

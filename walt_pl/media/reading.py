@@ -22,6 +22,7 @@ from walt_pl.media.pyav import open_av, pictures
 from walt_pl.media.resizing import resize, target
 from walt_pl.media.seeking import by_number, by_number_with_neighbours, by_time, last_by_time, pick_frames, with_times
 from walt_pl.media.spans import Clock, FrameRange, counts, frame_numbers
+from walt_pl.media.transparency import WHITE, background_of
 from walt_pl.media.types import Frames, MediaEntry, MediaError, Size
 
 
@@ -98,7 +99,7 @@ def read_video(path: Path, frames: int, start: int = 0) -> Frames:
     return _read_av(media, FrameRange(frames, start=start), Clock(), (None,))[0]
 
 
-def read_last_frames(path: Path, frames: int, fps: float | None = None) -> Frames:
+def read_last_frames(path: Path, frames: int, fps: float | None = None, background: tuple[int, int, int] = WHITE) -> Frames:
     """Return the last `frames` frames of a video, or all frames of a shorter one, uint8 [t h w 3], upright.
 
     The whole file is decoded: containers give their number of frames wrongly, or not at all. Interlaced frames are deinterlaced: videos
@@ -108,6 +109,7 @@ def read_last_frames(path: Path, frames: int, fps: float | None = None) -> Frame
         path: The file.
         frames: Number of frames.
         fps: Frames read per second of the video, whatever its own rate, as in a `FrameRange`; None: the frames of the file.
+        background: Red, green and blue, 0..255, that show through where a frame is transparent.
 
     Raises:
         MediaError: The file is missing or is no video.
@@ -120,16 +122,16 @@ def read_last_frames(path: Path, frames: int, fps: float | None = None) -> Frame
             taken: Sequence[Neighbours] = [window for window, _ in deque(with_neighbours(decoded), maxlen=frames)]
         else:
             taken = last_by_time(container, stream, frames, fps)
-        return pictures(map(deinterlace, taken), (None,), pixel_aspect(stream))[0]
+        return pictures(map(deinterlace, taken), (None,), pixel_aspect(stream), background_of(container, stream, background))[0]
 
 
-def read_image(path: Path) -> Frames:
+def read_image(path: Path, options: DecodeOptions = DecodeOptions()) -> Frames:
     """Return an image as a one-frame video, uint8 [1 h w 3], turned upright as its EXIF data say.
 
     Raises:
-        MediaError: The file is missing or is no image.
+        MediaError: The file is missing or is no image of one frame.
     """
-    return read_pillow(Media(path))
+    return read_pillow(Media(path), options)
 
 
 def _read_av(
@@ -146,7 +148,8 @@ def _read_av(
             found = pick_frames((frame for frame, _, _ in timed), counts(frame_range))
         else:
             found = by_time(container, stream, frame_range, frame_range.fps, clock, neighbours)
-        clips = pictures(map(deinterlace, found) if neighbours else found, sizes, pixel_aspect(stream))
+        shown = map(deinterlace, found) if neighbours else found
+        clips = pictures(shown, sizes, pixel_aspect(stream), background_of(container, stream, options.background))
     if len(clips[0]) != frame_range.frames:
         start = f"frame {frame_range.start:g}" if frame_range.fps is None else f"second {frame_range.start:g}"
         piece = f" of the piece from {clock.begin:g} to {clock.end:g} s" if clock.cut else ""

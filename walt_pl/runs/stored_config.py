@@ -44,6 +44,10 @@ def _is_sequence(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and len(value) <= MAX_VALUES and all(map(check, value))
 
 
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(_is_up_to(255), value))
+
+
 CLIPS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("videos_per_batch", "image_stacks_per_batch", "images_per_stack"), _is_up_to(MAX_FRAMES)),
     **dict.fromkeys(("views", "val_videos", "stride"), _is_integer),
@@ -53,7 +57,8 @@ CLIPS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("low_res_size", "crop"), _is_optional(_is_up_to(MAX_SIDE))),
     "aspect": _is_number,
     "fps": _is_optional(_is_number),
-    "flip": lambda value: isinstance(value, bool),
+    **dict.fromkeys(("flip", "deinterlace"), lambda value: isinstance(value, bool)),
+    "background": _is_colour,
     "sizes": _is_sequence(_is_up_to(MAX_SIDE)),
     "buckets": _is_sequence(lambda bucket: _is_sequence(_is_up_to(MAX_SIDE))(bucket) and len(bucket) == 2),
 }
@@ -82,6 +87,22 @@ def stored_index(train_config: str, where: str) -> str:
     """
     found: str = _check_value(_section(train_config, where, "data").get("index"), lambda value: isinstance(value, str), where, "data.index")
     return found
+
+
+def stored_background(train_config: str, where: str) -> tuple[int, int, int] | None:
+    """Return the background of transparent pictures, None where the text has none.
+
+    Raises:
+        ValueError: the value is no red, green and blue.
+    """
+    try:
+        data = _section(train_config, where, "data")
+    except ValueError:
+        return None
+    if "background" not in data:
+        return None
+    red, green, blue = _check_value(data["background"], _is_colour, where, "data.background")
+    return red, green, blue
 
 
 def statistics_batches(train_config: str, where: str) -> int:
