@@ -40,7 +40,7 @@ def index(
         val: share of the training split that is held out as val, from 0 to 1.
         fold: number of UCF-101's official split, 1 to 3.
         workers: number of processes that decode; the number of processors when 0.
-        seconds: time limit of a file in seconds (as much again for every 10 MB).
+        seconds: processor time without a new frame after which a file hangs; more than before examines what hung or crashed again.
         max_pixels: largest rows x columns of an image or of a frame; larger ones are not decoded (data.max_pixels is that of training).
         report: run the doctor: decode every file again, and list files that are broken, copied, short, of variable rate or without words.
         config: experiments/EXP/STAGE.yaml: also list the clips that it uses, their buckets, and why the others are not used.

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, read_words
-from walt_pl.indexing.isolated_pool import LostJob, run_isolated
+from walt_pl.indexing.isolated_pool import LostJob, give_sign, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing, split_of
 from walt_pl.indexing.shard_names import expand
 from walt_pl.media.extensions import kind_of
 from walt_pl.untrusted import UntrustedError
 
-_SHARD_SECONDS = 3600.0  # to list one shard: a large one on a slow network disk
+_SHARD_SECONDS = 360.0  # from one member to the next: an hour by the clock on a slow network disk
 
 
 def list_shards(source: str, workers: int) -> SourceListing:
@@ -36,7 +36,7 @@ def list_shards(source: str, workers: int) -> SourceListing:
         raise ValueError(f"{source}: {len(missing)} of {len(names)} shards are not there, the first: {missing[0]}")
     found: dict[str, list[SourceItem]] = {}
     notes = [f"{len(others)} shards are no plain files and are left out, the first: {others[0]}"] if others else []
-    for name, shard in run_isolated(list_shard, names, min(workers, max(1, len(names))), lambda name: _SHARD_SECONDS):
+    for name, shard in run_isolated(list_shard, names, min(workers, max(1, len(names))), _SHARD_SECONDS):
         if isinstance(shard, LostJob):
             notes.append(f"{name}: {shard.finding}: {shard.reason}")
             continue
@@ -61,6 +61,7 @@ def list_shard(name: str) -> tuple[list[SourceItem], str]:
     try:
         with tarfile.open(name, "r:", tarinfo=BoundedTarInfo) as shard:
             for member in shard:
+                give_sign()
                 key, ending = _sample(member.name)
                 if not member.isreg() or member.issparse() or key.endswith("/"):
                     continue
