@@ -34,6 +34,7 @@ from walt_pl.indexing.hang_limit import describe_lost, is_examined_again, total_
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing
 from walt_pl.indexing.probe_file import MediaFacts, MediaFile, probe_media_file, stat_media_file
+from walt_pl.indexing.split_moves import SplitRow, check_splits, note_own_val
 from walt_pl.lock import hold_lock, lock_beside
 from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.untrusted import parse_json
@@ -57,6 +58,8 @@ class IndexOptions:
     """Processor time after which a file hangs in which no further frame is found, in seconds."""
     max_pixels: int = MAX_PIXELS
     """Largest rows x columns of an image, or of a frame of a video."""
+    allow_moves: bool = False
+    """Rows that the index has may go to another split."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val < 1:
@@ -98,7 +101,7 @@ def build_index(listing: SourceListing | None, out: Path, options: IndexOptions 
         options: Options for building it.
 
     Raises:
-        ValueError: `out` is no index and cannot become one.
+        ValueError: `out` is no index and cannot become one, or clips would move to another split.
         FileExistsError: A person has a file of the name of its hashes.
         OSError: The disk is full.
     """
@@ -116,6 +119,10 @@ def _build(listing: SourceListing | None, out: Path, options: IndexOptions) -> B
     old = read_table(out) if out.exists() else SCHEMA.empty_table()
     known = _read_facts(old)
     items, notes = _name_items(listing.items if listing else [], out)
+    splits = [_split_row(place, item, options) for place, item in items]
+    notes += note_own_val(splits, options.val)
+    if not options.allow_moves:
+        check_splits(old, splits, out)
     media = _media(items)
     quarantine = Quarantine.beside(out)
     again = (
@@ -386,6 +393,11 @@ def _types() -> list[pa.DataType]:
 def _sort_rows(table: pa.Table) -> pa.Table:
     # "video" before "image", as in every index.
     return table.sort_by([("split", "ascending"), ("kind", "descending"), *((name, "ascending") for name in MediaKey._fields)])
+
+
+def _split_row(place: MediaKey, item: SourceItem, options: IndexOptions) -> SplitRow:
+    split = _split(item, options)
+    return SplitRow(place, split, item.family, item.split == split and not (split == "train" and options.val))
 
 
 def _split(item: SourceItem, options: IndexOptions) -> str:
