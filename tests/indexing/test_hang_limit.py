@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.helpers.sources import shard
 from walt_pl.data.index import Index, MediaKey
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.indexing import build_index as building
+from walt_pl.indexing import probe_file, tar_shards
 from walt_pl.indexing.build_index import BuildReport, IndexOptions, build_index
 from walt_pl.indexing.dataset_layouts import list_source
 from walt_pl.indexing.hang_limit import describe_lost, is_examined_again, total_seconds
@@ -139,3 +141,24 @@ def test_is_examined_again_knows_other_findings_and_reasons_without_a_limit() ->
 def test_total_seconds_is_out_of_reach_of_films() -> None:
     film = MediaFile("a.mkv", "video", -1, 50 * 10**9, 0, 50 * 10**9)
     assert total_seconds(film, 60) == 300_000 and total_seconds(MediaFile("a.mp4", "video", -1, 9, 0, 9), 60) == 60_000
+
+
+def test_digest_gives_a_sign_for_each_part_and_hashes_a_member_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signs: list[None] = []
+    monkeypatch.setattr(probe_file, "give_sign", lambda: signs.append(None))
+    content = bytes(range(256)) * 10_000
+    (tmp_path / "a.bin").write_bytes(content)
+    for offset, length in ((-1, len(content)), (1000, len(content) - 2000)):
+        signs.clear()
+        part = content if offset < 0 else content[offset : offset + length]
+        assert (
+            probe_file.digest(probe_file.stat_media_file(str(tmp_path / "a.bin"), "", offset, length)) == hashlib.sha256(part).hexdigest()
+        )
+        assert len(signs) == 3, "2.6 MB, a sign for each MiB"
+
+
+def test_list_shard_gives_a_sign_for_each_member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signs: list[None] = []
+    monkeypatch.setattr(tar_shards, "give_sign", lambda: signs.append(None))
+    tar_shards.list_shard(str(shard(tmp_path / "s.tar", {f"{number}.png": b"x" for number in range(5)})))
+    assert len(signs) == 5
