@@ -1,10 +1,14 @@
-"""Exit codes in words."""
+"""States, processor time and exit codes of processes."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
-from walt_pl.processes import exit_reason
+from walt_pl.processes import exit_reason, is_stopped, process_use
 
 
 @pytest.mark.parametrize(
@@ -13,3 +17,23 @@ from walt_pl.processes import exit_reason
 )
 def test_exit_reason_names_the_signal_or_the_code(code: int | None, reason: str) -> None:
     assert exit_reason(code) == reason
+
+
+def test_process_use_measures_the_processor_time_of_all_threads() -> None:
+    state, used = process_use(os.getpid())
+    assert state == "R" and used == pytest.approx(time.process_time(), abs=0.2)
+
+
+def test_process_use_tells_a_stopped_process_from_one_that_sleeps_and_from_none() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None and child.stdout.readline()
+        time.sleep(0.2)
+        assert process_use(child.pid)[0] == "S" and not is_stopped(child.pid)
+        child.send_signal(signal.SIGSTOP)
+        time.sleep(0.2)
+        assert is_stopped(child.pid)
+    finally:
+        child.kill()
+        child.wait()
+    assert process_use(child.pid) == ("", None)

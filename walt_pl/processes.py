@@ -1,5 +1,6 @@
-"""Describe states and exit codes of processes."""
+"""Describe states, processor time and exit codes of processes."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -15,7 +16,17 @@ def exit_reason(code: int | None) -> str:
 
 def is_stopped(pid: int | None) -> bool:
     """Return whether a process is stopped by a signal, such as that of Ctrl-Z; false where there is no /proc."""
+    return process_use(pid)[0] in ("T", "t")
+
+
+def process_use(pid: int | None) -> tuple[str, float | None]:
+    """Return the state of a process, and the processor time of all its threads in seconds.
+
+    The state is the letter of /proc/PID/stat: R running or ready to run, S and D asleep, T and t stopped. Where there is no /proc, or no
+    such process, it is "", and the time is None.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in ("T", "t")
-    except (OSError, IndexError):
-        return False
+        state, *fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return state, (int(fields[10]) + int(fields[11])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return "", None

@@ -74,7 +74,7 @@ def _attack_index(random: Random, count: int, folder: Path) -> Iterator[Outcome]
         shutil.copytree(folder / "whole", case)
         file = case / random.choice(["index.parquet", "index.parquet", "index.arrow", "index.arrow", "index.sha256"])
         cases[case] = damage(random, file)
-    for case, answer in run_isolated(read_index, list(cases), 1, lambda case: 60):
+    for case, answer in run_isolated(read_index, list(cases), 1, 60.0):
         yield _judge(cases[case], answer, wanted[2])
 
 

@@ -22,6 +22,7 @@ def index(
     workers: int = 0,
     seconds: float = 60.0,
     max_pixels: int = MAX_PIXELS,
+    allow_moves: bool = False,
     report: bool = False,
     config: str | None = None,
     videos: int = 2000,
@@ -40,8 +41,9 @@ def index(
         val: share of the training split that is held out as val, from 0 to 1.
         fold: number of UCF-101's official split, 1 to 3.
         workers: number of processes that decode; the number of processors when 0.
-        seconds: time limit of a file in seconds (as much again for every 10 MB).
+        seconds: processor time without a new frame after which a file hangs; more than before examines what hung or crashed again.
         max_pixels: largest rows x columns of an image or of a frame; larger ones are not decoded (data.max_pixels is that of training).
+        allow_moves: let clips that the index has go to another split, as another val, split or fold asks.
         report: run the doctor: decode every file again, and list files that are broken, copied, short, of variable rate or without words.
         config: experiments/EXP/STAGE.yaml: also list the clips that it uses, their buckets, and why the others are not used.
         videos: number of training videos of shapes.
@@ -50,12 +52,12 @@ def index(
         seed: seed of the pictures of shapes.
     """
     # Imported here: the help of this command must not import torch.
-    from walt_pl.indexing import doctor
+    from walt_pl.indexing import doctor, summary
     from walt_pl.indexing.build_index import IndexOptions, build_index
     from walt_pl.indexing.dataset_layouts import list_source
     from walt_pl.shapes.dataset import write_set
 
-    options = IndexOptions(report, split, val, workers or os.cpu_count() or 1, seconds, max_pixels)
+    options = IndexOptions(report, split, val, workers or os.cpu_count() or 1, seconds, max_pixels, allow_moves)
     if source == "shapes":
         path = write_set(Path(out or "data/shapes"), videos, images, validation, seed)
         if not report and config is None:
@@ -79,6 +81,7 @@ def index(
         report_use = prepare_report(path, Path(config))
     built = build_index(listing, path, options)
     print_table(doctor.render_build(built, listing, path))
+    print_table(summary.render_summary(path))
     if report:
         findings = doctor.diagnose(path, options, built.changed)
         print_table(doctor.render_findings(findings, path))

@@ -186,7 +186,7 @@ class Index:
             found = ", ".join(self.splits) or "none, the index is empty"
             message = f'{self.path}: nothing in split "{split}" (splits found: {found})'
             if split == "val":
-                again = f"python -m walt_pl index SOURCE --out {self.path} --val 0.02"
+                again = f"python -m walt_pl index SOURCE --out {self.path} --val 0.02 --allow-moves"
                 message += f"; index again with --val 0.02 ({again}), or set --data.val_videos 0"
             raise ValueError(message)
         slices = mapped.slices[split]

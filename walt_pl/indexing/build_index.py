@@ -30,9 +30,11 @@ from walt_pl.data.index_table import SCHEMA, read_table
 from walt_pl.data.quarantine import Quarantine, finding_of
 from walt_pl.data.tar_members import MAX_TEXT_BYTES
 from walt_pl.files import remove_left_overs, write_whole
+from walt_pl.indexing.hang_limit import describe_lost, is_examined_again, total_seconds
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing
 from walt_pl.indexing.probe_file import MediaFacts, MediaFile, probe_media_file, stat_media_file
+from walt_pl.indexing.split_moves import SplitRow, check_splits, note_own_val
 from walt_pl.lock import hold_lock, lock_beside
 from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.untrusted import parse_json
@@ -53,9 +55,11 @@ class IndexOptions:
     workers: int = 1
     """Processes that decode."""
     seconds: float = 60.0
-    """Time limit of a file in seconds. A file of more than 10 MB gets as much again for every further 10 MB."""
+    """Processor time after which a file hangs in which no further frame is found, in seconds."""
     max_pixels: int = MAX_PIXELS
     """Largest rows x columns of an image, or of a frame of a video."""
+    allow_moves: bool = False
+    """Rows that the index has may go to another split."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.val < 1:
@@ -97,7 +101,7 @@ def build_index(listing: SourceListing | None, out: Path, options: IndexOptions 
         options: Options for building it.
 
     Raises:
-        ValueError: `out` is no index and cannot become one.
+        ValueError: `out` is no index and cannot become one, or clips would move to another split.
         FileExistsError: A person has a file of the name of its hashes.
         OSError: The disk is full.
     """
@@ -115,11 +119,19 @@ def _build(listing: SourceListing | None, out: Path, options: IndexOptions) -> B
     old = read_table(out) if out.exists() else SCHEMA.empty_table()
     known = _read_facts(old)
     items, notes = _name_items(listing.items if listing else [], out)
+    splits = [_split_row(place, item, options) for place, item in items]
+    notes += note_own_val(splits, options.val)
+    if not options.allow_moves:
+        check_splits(old, splits, out)
     media = _media(items)
-    if options.again:
-        media |= {place: _medium(place, known[place][1], known[place][0], out) for place in known if place not in media}
-    wanted = {place: medium for place, medium in media.items() if options.again or place not in known or not _same(known[place][0], medium)}
     quarantine = Quarantine.beside(out)
+    again = (
+        set(known) if options.again else {place for place in known if is_examined_again(quarantine.reasons.get(place, ""), options.seconds)}
+    )
+    media |= {place: _medium(place, known[place][1], known[place][0], out) for place in known if place in again and place not in media}
+    wanted = {
+        place: medium for place, medium in media.items() if place in again or place not in known or not _same(known[place][0], medium)
+    }
     changed = {
         place: _describe_change(known[place][0], medium)
         for place, medium in wanted.items()
@@ -192,7 +204,11 @@ def _examine(wanted: dict[MediaKey, MediaFile], out: Path, options: IndexOptions
 
     A file is decoded once for all of its pieces.
     """
-    found = {place: facts for place, facts in _read_journal(out) if place in wanted and _same(facts, wanted[place])}
+    found = {
+        place: facts
+        for place, facts in _read_journal(out)
+        if place in wanted and _same(facts, wanted[place]) and not is_examined_again(f"{facts.finding}: {facts.reason}", options.seconds)
+    }
     pieces: dict[tuple[str, int], list[MediaKey]] = defaultdict(list)
     for place, medium in wanted.items():
         if place not in found:
@@ -208,10 +224,14 @@ def _examine(wanted: dict[MediaKey, MediaFile], out: Path, options: IndexOptions
         progress(f"examining {len(jobs) + done} files for {out}", len(jobs) + done, done) as advance,
         _open_journal(out) as journal,
     ):
-        for medium, facts in run_isolated(probe_media_file, jobs, workers, lambda medium: limit(medium, options.seconds), _without_decord):
+        outcomes = run_isolated(
+            probe_media_file, jobs, workers, options.seconds, _without_decord, lambda medium: total_seconds(medium, options.seconds)
+        )
+        for medium, facts in outcomes:
             places = pieces[medium.file, medium.offset]
             if isinstance(facts, LostJob):
-                facts = [MediaFacts(medium.bytes, medium.modified, finding=facts.finding, reason=facts.reason)] * len(places)
+                reason = describe_lost(facts, options.seconds)
+                facts = [MediaFacts(medium.bytes, medium.modified, finding=facts.finding, reason=reason)] * len(places)
             for place, fact in zip(places, facts, strict=True):
                 found[place] = fact
                 _note(journal, place, fact)
@@ -222,11 +242,6 @@ def _examine(wanted: dict[MediaKey, MediaFile], out: Path, options: IndexOptions
 def _without_decord(medium: MediaFile) -> MediaFile | None:
     """Return the second try for a file at which a decoder hung or crashed."""
     return replace(medium, decord=False) if medium.kind == "video" and medium.decord else None
-
-
-def limit(medium: MediaFile, seconds: float) -> float:
-    """Return the seconds that a file may take."""
-    return seconds * max(1.0, medium.bytes / 10e6)
 
 
 @contextmanager
@@ -378,6 +393,11 @@ def _types() -> list[pa.DataType]:
 def _sort_rows(table: pa.Table) -> pa.Table:
     # "video" before "image", as in every index.
     return table.sort_by([("split", "ascending"), ("kind", "descending"), *((name, "ascending") for name in MediaKey._fields)])
+
+
+def _split_row(place: MediaKey, item: SourceItem, options: IndexOptions) -> SplitRow:
+    split = _split(item, options)
+    return SplitRow(place, split, item.family, item.split == split and not (split == "train" and options.val))
 
 
 def _split(item: SourceItem, options: IndexOptions) -> str:

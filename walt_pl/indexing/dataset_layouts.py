@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import get_args
 
 from walt_pl.data.tar_members import MAX_TEXT_BYTES
+from walt_pl.indexing.class_folders import hint_class_folders
 from walt_pl.indexing.listing import SPLITS, SourceItem, SourceLayout, SourceListing, is_name, note_unread, read_text, sift, split_of
 from walt_pl.indexing.shard_names import is_pattern
 from walt_pl.indexing.tables import list_table, read_rows
@@ -34,7 +35,8 @@ def list_source(source: str, layout: SourceLayout = "auto", root: str | None = N
     Raises:
         ValueError: The source is missing, is not of this layout, has a wrong row (the message names it), or holds nothing.
     """
-    if layout == "auto":
+    detected = layout == "auto"
+    if detected:
         layout = layout_of(source)
     readers: dict[str, Callable[[], SourceListing]] = {
         "folder": lambda: _folder(Path(source)),
@@ -50,6 +52,8 @@ def list_source(source: str, layout: SourceLayout = "auto", root: str | None = N
     listing.items, findings = sift(listing.items)
     listing.notes += findings
     listing.classes = [name for name in listing.classes if is_name(name)]
+    if detected and layout == "folder":
+        listing.notes += hint_class_folders(Path(source), listing.items)
     if not listing.items:
         raise ValueError("\n  ".join([f"{source}: no video or image in it, read as layout {layout}", *listing.notes]))
     return listing

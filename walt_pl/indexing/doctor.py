@@ -28,7 +28,7 @@ from walt_pl.data.index_table import KINDS, read_table
 from walt_pl.data.quarantine import FINDINGS, Quarantine, finding_of
 from walt_pl.data.selection import QUARANTINED, REASONS, USED, Bucket, Selection
 from walt_pl.files import read_start, whole_file
-from walt_pl.indexing.build_index import BuildReport, IndexOptions, limit, progress
+from walt_pl.indexing.build_index import BuildReport, IndexOptions, progress
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 from walt_pl.indexing.listing import SourceListing
 from walt_pl.indexing.probe_file import MediaFile, digest, stat_media_file
@@ -123,7 +123,7 @@ def _digests(media: Mapping[MediaKey, MediaFile], options: IndexOptions) -> dict
     keys = {(medium.file, medium.offset): place for place, medium in media.items()}
     found: dict[MediaKey, str] = {}
     with progress(f"comparing {len(media)} files of equal size", len(media)) as advance:
-        jobs = run_isolated(digest, media.values(), min(options.workers, len(media)), lambda medium: limit(medium, options.seconds))
+        jobs = run_isolated(digest, media.values(), min(options.workers, len(media)), options.seconds)
         for medium, sha256 in jobs:
             found[keys[medium.file, medium.offset]] = "" if isinstance(sha256, LostJob) else sha256
             advance()

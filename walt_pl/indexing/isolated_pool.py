@@ -1,7 +1,12 @@
-"""Run jobs in processes of their own, each with a time limit. A decoder that hangs or crashes affects only its own file."""
+"""Run jobs in processes of their own. A decoder that hangs or crashes affects only its own file.
+
+A job hangs if it gives no sign of progress for too long. Time is processor time of its process: neither a busy machine nor a stopped
+process is the fault of a file.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import math
 import multiprocessing
 import os
@@ -16,7 +21,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
-from walt_pl.processes import exit_reason, is_stopped
+from walt_pl.processes import exit_reason, process_use
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -27,6 +32,18 @@ START = 300.0
 """Seconds until a process answers for the first time, after its imports; then another one is started."""
 _STARTS = 3
 _STOPPED = "stopped"
+_ASLEEP = 10.0
+"""Times the limit that a process may sleep without a sign, as on a disk that does not answer."""
+_LOOK = 1.0
+"""Seconds between two looks at the processes, at most."""
+_signs: Any = None
+"""Count of the signs of this process, which the process that started it reads."""
+
+
+def give_sign() -> None:
+    """Tell the pool that the job of this process got on: a frame was found, or bytes were read. Elsewhere do nothing."""
+    if _signs is not None:
+        _signs.value += 1
 
 
 @dataclass(frozen=True)
@@ -43,20 +60,22 @@ def run_isolated(
     function: Callable[[Job], Result],
     jobs: Iterable[Job],
     workers: int,
-    seconds: Callable[[Job], float],
+    seconds: float,
     retry: Callable[[Job], Job | None] = lambda job: None,
+    total: Callable[[Job], float] = lambda job: math.inf,
 ) -> Iterator[tuple[Job, Result | LostJob]]:
     """Yield each job with its result, in the order in which they finish, from `workers` processes.
 
-    A job that takes longer than its `seconds` is killed. The standard error of the processes is dropped: decoders complain about every
-    bad byte.
+    A job that gives no sign (`give_sign`) for `seconds` is killed. The standard error of the processes is dropped: decoders complain about
+    every bad byte.
 
     Args:
         function: Function of a module, so that another process can import it.
         jobs: Jobs. They are consumed as workers become free.
         workers: Number of processes, at least 1.
-        seconds: Returns the time limit of a job in seconds, from when its process begins it.
+        seconds: Processor time of a job between two signs. A job that sleeps may take ten times as long by the clock.
         retry: Returns the job that replaces a lost job; None: the job stays lost.
+        total: Returns the limit of the processor time of a whole job: for a decoder that finds frames without end.
 
     Raises:
         Exception: An exception that `function` raises.
@@ -67,11 +86,11 @@ def run_isolated(
         while True:
             for worker in pool:
                 if worker.free and (job := again.popleft() if again else next(first, None)) is not None:
-                    worker.give(job, seconds(job))
+                    worker.give(job, seconds, total(job))
             busy = [worker for worker in pool if not worker.free]
             if not busy:
                 return
-            wait([worker.connection for worker in busy], max(0.0, min(worker.deadline for worker in busy) - time.monotonic()))
+            wait([worker.connection for worker in busy], _look_interval(seconds))
             for worker in busy:
                 outcome = worker.outcome()
                 if outcome is None:
@@ -100,14 +119,14 @@ class _Worker(Generic[Job, Result]):
         self._function = function
         self._started = False
         self._job: Job | None = None
-        self.deadline = math.inf
         self._start()
 
     def _start(self) -> None:
         # spawn, because native decoders do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self._function), daemon=True)
+        self._signs = context.RawValue(ctypes.c_int64, 0)
+        self._process = context.Process(target=_serve, args=(theirs, self._function, self._signs), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -131,15 +150,14 @@ class _Worker(Generic[Job, Result]):
     def free(self) -> bool:
         return self._job is None
 
-    def give(self, job: Job, seconds: float) -> None:
+    def give(self, job: Job, seconds: float, total: float) -> None:
         if not self._started:
             self._await_start()
             self._started = True
         self._job = job
         with suppress(BrokenPipeError):  # it died after its last answer; `outcome` notices that
             self.connection.send(job)
-        self._seconds = seconds
-        self.deadline = time.monotonic() + seconds
+        self._clock = _Clock(self._process.pid, seconds, total)
 
     def take(self) -> Job:
         assert self._job is not None
@@ -157,11 +175,7 @@ class _Worker(Generic[Job, Result]):
             if not done:
                 raise outcome
             return outcome
-        if time.monotonic() > self.deadline:
-            if is_stopped(self._process.pid):
-                return LostJob(_STOPPED, f"process {self._process.pid} was stopped by a signal")
-            return LostJob("hang", f"not decoded within {self._seconds:.0f} seconds")
-        return None
+        return self._clock.look(self._signs.value)
 
     def end(self) -> None:
         self._process.kill()
@@ -169,12 +183,64 @@ class _Worker(Generic[Job, Result]):
         self.connection.close()
 
 
+def _look_interval(seconds: float) -> float:
+    return min(_LOOK, seconds / 4)
+
+
+class _Clock:
+    """The times of one job of a process, as the process that waits for it measures them."""
+
+    def __init__(self, pid: int | None, seconds: float, total: float) -> None:
+        self._pid = pid
+        self._seconds = seconds
+        self._total = total
+        self._signs = -1
+        self._looked = time.monotonic()
+        self._waited = 0.0
+        self._begun = self._use()[1]
+        self._since = self._begun
+        self._asleep = 0.0
+        self._stopped = 0.0
+
+    def _use(self) -> tuple[str, float]:
+        """Return the state of the process and its processor time; where there is no /proc, the time that was waited."""
+        state, used = process_use(self._pid)
+        return state, self._waited if used is None else used
+
+    def look(self, signs: int) -> LostJob | None:
+        """Return the outcome of a job that hangs, or None.
+
+        Args:
+            signs: Count of the signs of its process.
+        """
+        now = time.monotonic()
+        # Of a long pause of this process itself (Ctrl-Z, or the caller at work) no more counts than between two looks.
+        passed, self._looked = min(now - self._looked, 2 * _look_interval(self._seconds)), now
+        self._waited += passed
+        state, used = self._use()
+        if signs != self._signs:
+            self._signs, self._since, self._asleep, self._stopped = signs, used, 0.0, 0.0
+        self._asleep += passed if state in ("S", "D") else 0.0
+        self._stopped += passed if state in ("T", "t") else 0.0
+        if self._stopped > self._seconds:
+            return LostJob(_STOPPED, f"process {self._pid} was stopped by a signal")
+        if used - self._since > self._seconds:
+            return LostJob("hang", f"nothing new for {self._seconds:g} s of processor time")
+        if self._asleep > _ASLEEP * self._seconds:
+            return LostJob("hang", f"nothing new for {_ASLEEP * self._seconds:g} s, in which its process slept: does its disk answer?")
+        if used - self._begun > self._total:
+            return LostJob("hang", f"not decoded within {self._total:g} s of processor time")
+        return None
+
+
 def _cause(code: int | None) -> str:
     reason = exit_reason(code)
     return f"{reason} (out of memory?)" if reason == "SIGKILL" else reason
 
 
-def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+def _serve(connection: Connection, function: Callable[[Any], Any], signs: Any) -> None:
+    global _signs
+    _signs = signs
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
     _limit_memory()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -8,6 +8,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from walt_pl.indexing.isolated_pool import give_sign
 from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.media.pillow_reader import ANIMATED
 from walt_pl.media.pixel_modes import UNKNOWN_RANGE
@@ -16,6 +17,9 @@ from walt_pl.media.transparency import TRANSPARENT
 
 _SAID = ("too large", ANIMATED, UNKNOWN_RANGE, TRANSPARENT)
 """Findings that readers name themselves, in the first words of their errors."""
+
+_PART = 1 << 20
+"""Bytes that are read at once for a hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ def _decode(medium: MediaFile, plain: MediaFacts) -> Probe | MediaFacts:
     place = (Path(medium.file), medium.offset, medium.bytes if medium.offset >= 0 else None)
     try:
         if medium.kind == "video":
-            found = probe(*place, decord=medium.decord, max_pixels=medium.max_pixels)
+            found = probe(*place, decord=medium.decord, max_pixels=medium.max_pixels, progress=give_sign)
         else:
             found = probe_picture(*place, max_pixels=medium.max_pixels)
     # On a damaged file a decoder may raise any error, also MemoryError. The file is the cause.
@@ -114,14 +118,17 @@ def digest(medium: MediaFile) -> str:
     """Return the SHA-256 of the bytes, or "" where they cannot be read."""
     if medium.end < 0:
         return ""
+    sha256, left = hashlib.sha256(), medium.bytes
     try:
         with open(medium.file, "rb") as file:
-            if medium.offset < 0:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-            file.seek(medium.offset)
-            return hashlib.sha256(file.read(medium.bytes)).hexdigest()
+            file.seek(max(0, medium.offset))
+            while part := file.read(min(_PART, left)):
+                sha256.update(part)
+                left -= len(part)
+                give_sign()
     except OSError:
         return ""
+    return sha256.hexdigest()
 
 
 def stat_media_file(file: str, kind: str, offset: int = -1, length: int = -1) -> MediaFile:

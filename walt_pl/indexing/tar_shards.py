@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, read_words
-from walt_pl.indexing.isolated_pool import LostJob, run_isolated
+from walt_pl.indexing.isolated_pool import LostJob, give_sign, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing, note_unread, split_of
 from walt_pl.indexing.shard_names import expand
 from walt_pl.media.extensions import NOT_READ, ending_of, kind_of
 from walt_pl.untrusted import UntrustedError
 
-_SHARD_SECONDS = 3600.0  # to list one shard: a large one on a slow network disk
+_SHARD_SECONDS = 360.0  # from one member to the next: an hour by the clock on a slow network disk
 
 
 def list_shards(source: str, workers: int) -> SourceListing:
@@ -38,7 +38,7 @@ def list_shards(source: str, workers: int) -> SourceListing:
     found: dict[str, list[SourceItem]] = {}
     unread = Counter[str]()
     notes = [f"{len(others)} shards are no plain files and are left out, the first: {others[0]}"] if others else []
-    for name, shard in run_isolated(list_shard, names, min(workers, max(1, len(names))), lambda name: _SHARD_SECONDS):
+    for name, shard in run_isolated(list_shard, names, min(workers, max(1, len(names))), _SHARD_SECONDS):
         if isinstance(shard, LostJob):
             notes.append(f"{name}: {shard.finding}: {shard.reason}")
             continue
@@ -64,6 +64,7 @@ def list_shard(name: str) -> tuple[list[SourceItem], str, Counter[str]]:
     try:
         with tarfile.open(name, "r:", tarinfo=BoundedTarInfo) as shard:
             for member in shard:
+                give_sign()
                 key, ending = _sample(member.name)
                 if not member.isreg() or member.issparse() or key.endswith("/"):
                     continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +20,7 @@ from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.media.media_file import Media
 from walt_pl.media.pillow_reader import read_pillow
 from walt_pl.media.pixel_aspect import display_size, pixel_aspect
+from walt_pl.media.progress import ReportingContainer
 from walt_pl.media.pyav import Orientation, open_av, pictures
 from walt_pl.media.seeking import begin_time, by_number, is_counted
 from walt_pl.media.spans import EARLY, Clock, FrameRange
@@ -73,7 +75,14 @@ class Probe:
         return replace(self, frames=stop - first, duration=limits[stop] - limits[first], times=())
 
 
-def probe(path: Path, offset: int = -1, length: int | None = None, decord: bool = True, max_pixels: int = MAX_PIXELS) -> Probe:
+def probe(
+    path: Path,
+    offset: int = -1,
+    length: int | None = None,
+    decord: bool = True,
+    max_pixels: int = MAX_PIXELS,
+    progress: Callable[[], None] = lambda: None,
+) -> Probe:
     """Decode a whole video and find the decoder that reads it correctly.
 
     PyAV is right where seeking finds the frames that decoding from the start found. decord is right where it finds equally many and
@@ -87,12 +96,13 @@ def probe(path: Path, offset: int = -1, length: int | None = None, decord: bool 
         length: Bytes of the member.
         decord: Whether decord is tried (after a crash, call again without).
         max_pixels: Largest rows x columns of a frame.
+        progress: Is called for each packet and each frame that is found.
     """
     media = Media(path, offset, length or 0)
     try:
         media.check()
-        found, keys, marks = _examine(media, max_pixels)
-        return replace(found, decoder=_right_decoder(media, found, keys, marks, decord, max_pixels))
+        found, keys, marks = _examine(media, max_pixels, progress)
+        return replace(found, decoder=_right_decoder(media, found, keys, marks, decord, max_pixels, progress))
     except MediaError as error:
         return Probe(reason=str(error).removeprefix(f"{media}: "))
 
@@ -107,7 +117,7 @@ def probe_picture(path: Path, offset: int = -1, length: int | None = None, max_p
     return Probe(frames=1, width=width, height=height, decoder="pillow")
 
 
-def _examine(media: Media, max_pixels: int) -> tuple[Probe, list[int], list[int]]:
+def _examine(media: Media, max_pixels: int, progress: Callable[[], None]) -> tuple[Probe, list[int], list[int]]:
     """Decode a file with PyAV from the first frame to the last.
 
     Returns:
@@ -118,7 +128,8 @@ def _examine(media: Media, max_pixels: int) -> tuple[Probe, list[int], list[int]
     marks: list[int] = []
     size: Size | None = None
     damage = ""
-    with open_av(media, max_pixels) as (container, stream):
+    with open_av(media, max_pixels) as (opened, stream):
+        container = ReportingContainer(opened, media, progress)
         packets, end = 0, 0.0
         counted, aspect, traits = is_counted(container, stream), pixel_aspect(stream), FrameTraits(container, stream)
         for packet in container.demux(stream, *container.streams.audio):
@@ -182,7 +193,9 @@ def _check_end(media: Media, container: Any, stream: Any, packets: int, end: flo
         raise MediaError(f"{media}: truncated: it ends after {end:.2f} of {claimed:.2f} seconds")
 
 
-def _right_decoder(media: Media, found: Probe, keys: list[int], marks: list[int], decord: bool, max_pixels: int) -> str:
+def _right_decoder(
+    media: Media, found: Probe, keys: list[int], marks: list[int], decord: bool, max_pixels: int, progress: Callable[[], None]
+) -> str:
     """Return the decoder that reads the file correctly.
 
     The test reads at both ends, and before, on and after some key frames, as a loader would.
@@ -195,7 +208,8 @@ def _right_decoder(media: Media, found: Probe, keys: list[int], marks: list[int]
     clock = Clock(found.fps, found.variable_rate)
     for start in sorted(start for start in starts if 0 <= start < found.frames):
         frame_range = FrameRange(min(4, found.frames - start), start=start)
-        with open_av(media, max_pixels) as (container, stream):
+        with open_av(media, max_pixels) as (opened, stream):
+            container = ReportingContainer(opened, media, progress)
             frames = list(by_number(container, stream, start + np.arange(frame_range.frames), clock))
             if [_mark(frame) for frame in frames] != marks[start : start + frame_range.frames]:
                 raise MediaError(f"{media}: its frames cannot be found again by their times; write it anew, e.g. as mp4")
