@@ -16,9 +16,10 @@ from torch import Tensor
 
 from datamodules.joint import JointData
 from walt_pl.data.batch import JointBatch, SampleSource
-from walt_pl.data.cache import LatentCache, LatentDataset
+from walt_pl.data.cache import LatentCache
 from walt_pl.data.index import Index, write_table
 from walt_pl.data.index_table import SCHEMA
+from walt_pl.data.latent_dataset import LatentDataset
 from walt_pl.data.loader import JointLoader
 from walt_pl.data.sampler import JointSampler
 from walt_pl.data.transforms import ClipTransform, PixelDataset

@@ -15,10 +15,11 @@ from datamodules.argument_checks import check_counts, check_seconds, check_shard
 from datamodules.vae_encoder import load_encoder
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.data.batch import BucketedSource, Kind, SampleSource
-from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
+from walt_pl.data.cache import Encode, LatentCache, encode_batch_size
 from walt_pl.data.cache_layout import bucket_caches, bucket_sizes, cache_key, cache_name, whole_transform
 from walt_pl.data.frame_rate import trained_rate
 from walt_pl.data.index import Index, IndexEntries, class_names
+from walt_pl.data.latent_dataset import LatentDataset
 from walt_pl.data.loader import BatchLoader, JointLoader
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.data.sampler import BucketItems, JointSampler, SequentialSampler
@@ -66,7 +67,7 @@ class JointData(L.LightningDataModule):
         timeout: Seconds that a worker may spend on one file before it is ended and another one tries. The second time the file fails.
         worker_patience: Seconds without a sign of life after which a worker that reads no file is replaced, such as a stopped process.
             Within a file data.timeout counts alone, because a decoder may keep Python from giving signs.
-        seed: Seed of order and crops.
+        seed: Seed of order, crops, and the draw among several captions of a clip.
         max_pixels: Largest rows x columns of an image, or of a frame of a video, that is decoded. Larger ones are left out.
         background: Red, green and blue, 0..255, that show through where a picture is transparent.
         deinterlace: Whether interlaced frames are turned into progressive ones (yadif). Frames that are progressive stay as they are.
@@ -172,7 +173,7 @@ class JointData(L.LightningDataModule):
         return trained_rate(self._entries(TRAIN)["video"], self.selection(TRAIN)["video"].positions(), self.clip_transform)
 
     def captions(self, validation: bool = False) -> Iterator[str]:
-        """Yield the training captions, for the vocabulary of a text encoder that is trained here.
+        """Yield the training captions, all of each clip, for the vocabulary of a text encoder that is trained here.
 
         Args:
             validation: Whether the validation captions follow.
@@ -180,9 +181,12 @@ class JointData(L.LightningDataModule):
         trained = [TRAIN] if self.shards is None or TRAIN in self._index(VALIDATION).splits else []
         for split in [*trained, VALIDATION] if validation and self.val_videos else trained:
             for kind, selection in self.selection(split).items():
-                captions, positions = self._entries(split)[kind].column("caption"), selection.positions()
+                entries, positions = self._entries(split)[kind], selection.positions()
+                captions, more = entries.column("caption"), entries.column("more_captions")
                 for start in range(0, len(positions), 4096):
                     yield from captions.take(positions[start : start + 4096]).to_pylist()
+                    if split == TRAIN:  # validation reads the first caption alone
+                        yield from more.take(positions[start : start + 4096]).flatten().to_pylist()
 
     def classes(self) -> dict[int, str]:
         """Return the name of each class of the training data by its label, "" where it has none. Empty where labels are not known."""
@@ -416,17 +420,19 @@ class JointData(L.LightningDataModule):
         """Return the source that reads the clips and images of a bucket."""
         entries, sizes = self._entries(split), self._sizes(number)
         videos, images = entries.get("video", ()), entries.get("image", ())
+        caption_seed = None if split == VALIDATION else self.seed
         if self.vae is None:
             rows, columns = self.buckets[number]
             low_res = None if self.clip_transform.low_res_size is None else sizes[0][0]
             clip_transform = replace(
                 self.clip_transform, size=rows, aspect=columns / rows, low_res_size=low_res, first_view=split == VALIDATION
             )
-            return PixelDataset(videos, images, clip_transform)
+            return PixelDataset(videos, images, clip_transform, caption_seed)
         caches = [self._caches(split, number, self._whole_transform(split, *size)) for size in sizes]
         for cache in [cache for of_size in caches for cache in of_size.values()]:
             cache.open()
-        return LatentDataset(videos, images, caches[-1], None if self.clip_transform.low_res_size is None else caches[0])
+        low_res_caches = None if self.clip_transform.low_res_size is None else caches[0]
+        return LatentDataset(videos, images, caches[-1], low_res_caches, caption_seed)
 
     def _ranks(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

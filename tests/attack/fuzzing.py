@@ -145,6 +145,7 @@ def captions(folder: Path) -> tuple[Read, list[bytes]]:
     return read, [
         b"path,caption,label,split,begin,end\na.mp4,a red ball,3,train,0:01,2.5\n",
         b'{"path": "a.mp4", "caption": "a red ball", "label": 3, "begin": 1, "duration": 2}\n',
+        b'{"path": "a.mp4", "caption": ["a red ball", "a ball", null], "text": "a", "split": "val"}\n',
     ]
 
 
@@ -152,7 +153,8 @@ def tar(folder: Path) -> tuple[Read, list[bytes]]:
     """Fuzz a tar shard and the texts in it."""
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w") as shard:
-        for name, content in {"a.mp4": b"x" * 9, "a.txt": b"a ball", "a.cls": b"3", "a.json": b'{"caption": "b", "label": 1}'}.items():
+        words = {"a.txt": b"a ball", "a.cls": b"3", "a.json": b'{"caption": ["b", "c"], "label": 1}'}
+        for name, content in {"a.mp4": b"x" * 9, **words}.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             shard.addfile(member, io.BytesIO(content))

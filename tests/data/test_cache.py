@@ -15,8 +15,9 @@ from torch import Tensor
 
 from walt_pl.data import cache as cache_module
 from walt_pl.data.batch import Kind, Sample, SampleRef
-from walt_pl.data.cache import Encode, LatentCache, LatentDataset, encode_batch_size
+from walt_pl.data.cache import Encode, LatentCache, encode_batch_size
 from walt_pl.data.index import Index, IndexEntry, write_index
+from walt_pl.data.latent_dataset import LatentDataset
 from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.files import file_sha256
 from walt_pl.media.writing import write_image, write_video

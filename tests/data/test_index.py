@@ -263,3 +263,40 @@ def test_index_costs_a_worker_no_memory_of_its_own(tmp_path: Path, rows: int) ->
     cost = measure(tmp_path / "index.parquet")
     assert (tmp_path / "index.arrow").stat().st_size > 180 * rows
     assert cost["own"] < 20e6
+
+
+def test_index_keeps_several_captions_and_shares_them_with_workers(tmp_path: Path) -> None:
+    write_index([row(0, more_captions=["a", "b"]), row(1), row(2, split="val", more_captions=["c"])], tmp_path / "a.parquet")
+    videos = Index(tmp_path / "a.parquet", "train").videos
+    assert [entry.more_captions for entry in pickle.loads(pickle.dumps(videos))] == [("a", "b"), ()]
+    assert videos.column("more_captions").to_pylist() == [["a", "b"], []] and videos[1:].column("more_captions").to_pylist() == [[]]
+    assert Index(tmp_path / "a.parquet", "val").videos[0].more_captions == ("c",)
+    (tmp_path / "a.arrow").unlink()
+    assert Index(tmp_path / "a.parquet", "train").videos[0].more_captions == ("a", "b"), "from the Parquet file"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"more_captions": ["a", None]}, "entry 1: more_captions must be texts, none of them empty"),
+        ({"more_captions": [""]}, "entry 1: more_captions must be texts, none of them empty"),
+        ({"more_captions": ["a"] * 1000}, "entry 1: a clip has at most 1,000 captions"),
+        ({"more_captions": ["a"], "caption": ""}, "entry 1: more_captions are those beside caption, which is empty"),
+    ],
+)
+def test_index_refuses_captions_that_no_draw_can_use(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_index([row(0, more_captions=["b"]), row(1, **changes)], tmp_path / "a.parquet")
+    pq.write_table(pa.Table.from_pylist([row(0, more_captions=["b"]), row(1, **changes)]), tmp_path / "b.parquet")  # of another program
+    with pytest.raises(ValueError, match=message):
+        Index(tmp_path / "b.parquet", "train")
+
+
+def test_index_reads_lists_of_captions_of_other_programs(tmp_path: Path) -> None:
+    pq.write_table(pa.Table.from_pylist([row(0, more_captions=["a"]), row(1, more_captions=None)]), tmp_path / "a.parquet")
+    assert [entry.more_captions for entry in Index(tmp_path / "a.parquet", "train").videos] == [("a",), ()]
+    for changes in ({"more_captions": "a"}, {"caption": ["a", "b"]}):
+        name = next(iter(changes))
+        pq.write_table(pa.Table.from_pylist([row(0, **changes)]), tmp_path / f"{name}.parquet")
+        with pytest.raises(ValueError, match=f"column {name} has a wrong type"):
+            Index(tmp_path / f"{name}.parquet", "train")

@@ -235,3 +235,47 @@ def test_decode_sample_of_a_stream_squares_the_pixels_and_deinterlaces(tmp_path:
         assert abs(rows - 64) <= 1 and abs(columns - 64) <= 2, "a square, not cut off at the sides"
         combs.append(np.abs(frame[40:88] - (frame[39:87] + frame[41:89]) / 2).mean())
     assert combs[0] > 0.02 > 10 * combs[1], combs
+
+
+@pytest.fixture(scope="module")
+def captioned(tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, str]:
+    """Two shards of three pictures with three captions each."""
+    folder = tmp_path_factory.mktemp("captioned")
+    write_image(folder / "a.png", np.zeros((16, 16, 3), np.uint8))
+    for number in range(2):
+        with webdataset.TarWriter(str(folder / f"{number}.tar")) as shard:
+            for item in range(3):
+                captions = [f"{number}{item} {word}" for word in ("one", "two", "three")]
+                shard.write({"__key__": f"{item}", "png": (folder / "a.png").read_bytes(), "json": {"caption": captions}})
+    return {"image": f"{folder}/{{0..1}}.tar"}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_stream_loader_draws_one_of_several_captions_and_resumes(
+    workers: int, captioned: dict[Kind, str], loaders: list[StreamLoader]
+) -> None:
+    for seed in (3, 3, 4):
+        settings: dict[str, Any] = {"per_batch": {"image": 2}, "clip_transform": ClipTransform(16, frames=3, seed=seed)}
+        loaders.append(StreamLoader(reading(captioned, workers=workers, **settings)))
+    whole = list(islice(loaders[0], 60))
+    captions = [caption for batch in whole for caption in batch.captions]
+    counts = Counter(caption.partition(" ")[2] for caption in captions)
+    assert len(set(captions)) == 18 and min(counts.values()) > 25, "120 draws among three"
+    start = list(islice(loaders[1], 20))
+    loaders[2].load_state_dict(loaders[1].state_dict())
+    assert told(start) == told(whole[:20])
+    assert told(list(islice(loaders[2], 20))) != told(whole[20:40]), "another seed draws otherwise"
+    loaders.append(StreamLoader(reading(captioned, workers=workers, **settings | {"clip_transform": ClipTransform(16, frames=3, seed=3)})))
+    loaders[3].load_state_dict(loaders[1].state_dict())
+    assert told(list(islice(loaders[3], 20))) == told(whole[20:40])
+
+
+def test_shard_stream_warns_once_of_captions_that_are_not_used(tmp_path: Path) -> None:
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as shard:
+        for item in range(3):
+            shard.write({"__key__": f"{item}", "png": b"png", "json": {"caption": 5}, "cls": item})
+    with pytest.warns(UserWarning, match="caption: it must be text, or a list of texts") as warned:
+        found = list(islice(ShardStream("image", str(tmp_path / "a.tar"), seed=1).read(0, 1, StreamPosition()), 3))
+    lines = [str(warning.message) for warning in warned if "not used" in str(warning.message)]
+    assert len(lines) == 1 and "a.tar/0.png" in lines[0]
+    assert [(member.label, member.caption) for member, _ in found] == [(0, ""), (1, ""), (2, "")]

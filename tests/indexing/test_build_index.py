@@ -339,3 +339,19 @@ def test_probe_media_file_never_raises(tmp_path: Path, monkeypatch: pytest.Monke
 def test_index_options_name_wrong_values(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         IndexOptions(**options)  # type: ignore[arg-type]
+
+
+def test_build_index_keeps_several_captions_of_a_clip_and_several_rows(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", noise(1)[0])
+    write_image(tmp_path / "b.png", noise(1, 1)[0])
+    several = '{"path": "a.png", "caption": ["a dog", "a cat"]}\n'
+    (tmp_path / "a.jsonl").write_text(several + '{"path": "b.png", "caption": "one"}\n{"path": "b.png", "caption": "two"}\n')
+    out = tmp_path / "i.parquet"
+    build_index(list_source(str(tmp_path / "a.jsonl")), out)
+    images, before = Index(out, "train").images, out.read_bytes()
+    found = [(entry.path.name, entry.caption, entry.more_captions) for entry in images]
+    assert found == [("a.png", "a dog", ("a cat",)), ("b.png", "one", ()), ("b.png", "two", ())]
+    assert build_index(list_source(str(tmp_path / "a.jsonl")), out).examined == 0 and out.read_bytes() == before
+    (tmp_path / "c.jsonl").write_text('{"path": "a.png", "caption": ["a bird", "a fish", "a fox"]}\n')
+    build_index(list_source(str(tmp_path / "c.jsonl")), out)
+    assert [entry.more_captions for entry in Index(out, "train").images] == [("a fish", "a fox"), (), ()], "the last list counts"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from walt_pl.data.caption_values import MAX_CAPTIONS
 from walt_pl.indexing.dataset_layouts import list_source
 
 
@@ -46,6 +47,13 @@ def test_list_source_jsonl_equals_csv(tmp_path: Path) -> None:
         ("a.csv", "path\n", r"a\.csv: no video or image in it"),
         ("a.jsonl", '{"path": "a.mp4"}\n{"path": \n', r"a\.jsonl:2: not JSON"),
         ("a.jsonl", '["a.mp4"]\n', r"a\.jsonl:1: wanted an object"),
+        ("a.jsonl", '{"path": "a.mp4"}\n{"path": "b.mp4", "caption": 5}\n', r"a\.jsonl:2: caption: it must be text"),
+        ("a.jsonl", '{"path": "a.mp4", "text": ["a", {}]}\n', r"a\.jsonl:1: caption: number 2 of its list must be text"),
+        ("a.jsonl", '{"path": ["a.mp4"], "kind": "video"}\n', r'a\.jsonl:1: "path" must be text'),
+        ("a.jsonl", '{"path": "a.mp4", "begin": [1]}\n', r"a\.jsonl:1: wanted seconds like 62\.5"),
+        ("a.csv", "path,caption\na.mp4,x\nb.mp4,\"['a dog', 'a cat']\"\n", r"a\.csv:3: caption: the text of a list, .*\.jsonl"),
+        ("a.csv", "path,caption,Caption\na.mp4,a dog,a cat\n", r"a\.csv:1: column caption .* more than once.*for several captions"),
+        ("a.csv", "path,path\na.mp4,b.mp4\n", r"a\.csv:1: column path is there more than once, wanted once$"),
         ("a.xlsx", "PK", r"wanted a folder, a \.csv, a \.jsonl or a \.tar, found a file \.xlsx"),
     ],
 )
@@ -53,3 +61,29 @@ def test_list_source_names_the_line_of_a_wrong_table(tmp_path: Path, name: str, 
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         list_source(str(tmp_path / name))
+
+
+def test_list_source_jsonl_takes_lists_of_captions(tmp_path: Path) -> None:
+    captions = [["a dog", " a\ncat "], ["one"], [], "plain", None, ["x", "", None, "x"]]
+    rows = [{"path": f"{number}.mp4", "caption": caption} for number, caption in enumerate(captions)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    listing = list_source(str(tmp_path / "a.jsonl"))
+    found = [(item.caption, item.more_captions) for item in listing.items]
+    assert found == [("a dog", ("a cat",)), ("one", ()), ("", ()), ("plain", ()), ("", ()), ("x", ("x",))]
+    assert listing.notes == ["several captions: 2 clips or images; training draws one of them in each epoch"]
+
+
+def test_list_source_tells_where_text_differs_from_caption(tmp_path: Path) -> None:
+    rows = [{"path": "a.mp4", "caption": "a", "text": text} for text in ("a", "", None, "b", ["b", "c"])]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, [*rows, {"path": "b.mp4", "caption": [], "text": ["d", "e"]}])))
+    listing = list_source(str(tmp_path / "a.jsonl"))
+    assert [item.caption for item in listing.items] == ["a"] * 5 + ["d"] and listing.items[-1].more_captions == ("e",)
+    assert listing.notes[0] == f'"text" is not used beside another "caption": 2 rows, the first: {tmp_path}/a.jsonl:4'
+
+
+def test_list_source_uses_a_limited_number_of_captions(tmp_path: Path) -> None:
+    captions = list(map(str, range(MAX_CAPTIONS + 1)))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"path": "a.mp4", "caption": captions}))
+    listing = list_source(str(tmp_path / "a.jsonl"))
+    assert listing.items[0].caption == "0" and listing.items[0].more_captions == tuple(captions[1:MAX_CAPTIONS])
+    assert "caption: 1,001 of one clip, the first 1,000 are used" in listing.notes[0]

@@ -83,3 +83,39 @@ def test_list_source_expands_shard_patterns_and_names_missing_shards(tmp_path: P
     touch(tmp_path / "packed", "a.tar.gz")
     with pytest.raises(ValueError, match=r"unpack them first: gunzip .*a\.tar\.gz"):
         list_source(str(tmp_path / "packed"), layout="webdataset")
+
+
+SEVERAL = b'{"caption": ["a dog", "a cat"], "label": 4, "split": "val"}'
+
+
+@pytest.mark.parametrize(
+    ("members", "captions"),
+    [
+        ({"0.json": SEVERAL}, ("a dog", "a cat")),
+        ({"0.txt": b"of the text", "0.json": SEVERAL}, ("a dog", "a cat")),
+        ({"0.json": SEVERAL, "0.txt": b"of the text"}, ("a dog", "a cat")),
+        ({"0.json": b'{"caption": ["a dog"], "label": 4, "split": "val"}', "0.txt": b"of the text"}, ("of the text",)),
+        ({"0.json": b'{"caption": "a dog", "label": 4, "split": "val"}', "0.txt": b" "}, ("a dog",)),
+        ({"0.json": b'{"caption": [], "text": ["a", "b"], "label": 4, "split": "val"}'}, ("a", "b")),
+        ({"0.txt": b"a dog\nand a cat\n", "0.json": b'{"label": 4, "split": "val"}'}, ("a dog and a cat",)),
+    ],
+)
+def test_list_shard_takes_lists_of_captions(tmp_path: Path, members: dict[str, bytes], captions: tuple[str, ...]) -> None:
+    items, broken = list_shard(str(shard(tmp_path / "a.tar", {"0.png": b"png", **members})))
+    assert [(item.caption, *item.more_captions) for item in items] == [captions]
+    assert (items[0].label, items[0].split, items[0].finding, broken) == (4, "val", "", "")
+
+
+@pytest.mark.parametrize("caption", [b"5", b"true", b'{"en": "a dog"}', b'["a dog", 3]', b"[[]]", b"\"['a dog', 'a cat']\""])
+def test_list_shard_caption_of_another_type_is_a_finding_of_its_item(tmp_path: Path, caption: bytes) -> None:
+    bad = b'{"caption": ' + caption + b', "label": 4, "split": "val"}'
+    items, _ = list_shard(str(shard(tmp_path / "a.tar", {"0.png": b"png", "0.json": bad, "1.png": b"png", "1.json": SEVERAL})))
+    assert [(item.caption, item.label, item.split) for item in items] == [("", 4, "val"), ("a dog", 4, "val")]
+    assert items[0].finding.startswith("caption: of '0.json': ") and not items[1].finding
+    texts, _ = list_shard(str(shard(tmp_path / "b.tar", {"0.png": b"png", "0.txt": b"['a dog', 'a cat']"})))
+    assert texts[0].caption == "" and texts[0].finding.startswith("caption: of '0.txt': the text of a list")
+
+
+def test_list_shard_split_of_another_type_is_a_finding_of_its_item(tmp_path: Path) -> None:
+    items, _ = list_shard(str(shard(tmp_path / "test-0.tar", {"0.png": b"png", "0.json": b'{"split": ["val"], "caption": "a"}'})))
+    assert (items[0].split, items[0].caption) == ("test", "a") and items[0].finding.startswith("split: of '0.json': must be text")

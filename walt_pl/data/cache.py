@@ -35,11 +35,9 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from walt_pl.data.batch import DataError, JointBatch, Kind, Sample, SampleRef, SampleSource, collate
 from walt_pl.data.cache_meta import check_rows, dump_meta, read_meta, version_of
-from walt_pl.data.index import IndexEntry
 from walt_pl.data.transforms import ClipTransform
 from walt_pl.data.workers import Answer, Workers
 from walt_pl.files import file_sha256, is_temporary_of, write_whole
@@ -397,49 +395,6 @@ def _write(path: Path, data: bytes) -> None:
             f"{path}: cannot write {len(data) >> 20} MiB of latents ({error}; {free} MiB free). Make room, or set "
             "data.cache_dir to another disk; the same command goes on from here"
         ) from error
-
-
-class LatentDataset(Dataset[Sample]):
-    """Read clips and images as latents from caches, by `SampleRef`.
-
-    Args:
-        videos: Entries of the clips.
-        images: Entries of the images.
-        caches: An opened cache for each kind that is read.
-        low_res_caches: Opened caches of the low-resolution copies (super-resolution), or None.
-    """
-
-    def __init__(
-        self,
-        videos: Sequence[IndexEntry],
-        images: Sequence[IndexEntry],
-        caches: Mapping[Kind, LatentCache],
-        low_res_caches: Mapping[Kind, LatentCache] | None = None,
-    ) -> None:
-        self.videos = videos
-        self.images = images
-        self.caches = caches
-        self.low_res_caches = low_res_caches
-
-    def __getitem__(self, draw: SampleRef) -> Sample:
-        """Read the latent [c t h w] of one clip or image, with its low-resolution copy if there is one."""
-        entry = self._entry(draw)
-        content, failure = self.caches[draw.kind].read(draw.item, draw.epoch)
-        low_res = None
-        if self.low_res_caches is not None:
-            low_res, low_failure = self.low_res_caches[draw.kind].read(draw.item, draw.epoch)
-            failure = failure or low_failure
-        return Sample(draw, content, low_res, entry.caption, entry.label, str(entry.place), failure, "latents")
-
-    def replace_failed(self, draw: SampleRef, reason: str) -> Sample:
-        """Return zeros in place of latents."""
-        entry = self._entry(draw)
-        low_res = None if self.low_res_caches is None else torch.zeros(self.low_res_caches[draw.kind].shape, dtype=torch.float32)
-        content = torch.zeros(self.caches[draw.kind].shape, dtype=torch.float32)
-        return Sample(draw, content, low_res, entry.caption, entry.label, str(entry.place), reason, "latents")
-
-    def _entry(self, draw: SampleRef) -> IndexEntry:
-        return (self.videos if draw.kind == "video" else self.images)[draw.item]
 
 
 def encode_batch_size(clip_transform: ClipTransform, kind: Kind) -> int:

@@ -97,6 +97,8 @@ class IndexEntry:
     """True if most frames of the file are marked as interlaced."""
     hdr: bool = False
     """True if the colours of the file are HDR (PQ or HLG)."""
+    more_captions: tuple[str, ...] = ()
+    """Further captions beside `caption`. Training draws one of all."""
 
     @property
     def place(self) -> MediaKey:
@@ -132,13 +134,13 @@ class IndexEntries(Sequence[IndexEntry]):
         if not -len(self) <= number < len(self):
             raise IndexError(f"entry {number} of an index with {len(self)}")
         row = self._mapped.rows.slice(self._rows[number], 1).to_pylist()[0]
-        return IndexEntry(**(row | {"path": self._folder / row["path"]}))
+        return IndexEntry(**(row | {"path": self._folder / row["path"], "more_captions": tuple(row["more_captions"])}))
 
     def __iter__(self) -> Iterator[IndexEntry]:
         return (self[number] for number in range(len(self)))
 
     def column(self, name: str) -> Any:
-        """Return a column of these rows: a NumPy array of numbers or booleans, a pyarrow array (`large_string`) of strings.
+        """Return a column of these rows: a NumPy array of numbers or booleans, a pyarrow array of strings or lists of strings.
 
         Both are views of the mapped file, read-only. The exceptions are `variable_rate` (its bits become booleans) and slices with a step.
         "path" is as written in the index: relative to the index's folder.
@@ -151,7 +153,7 @@ class IndexEntries(Sequence[IndexEntry]):
             values = values.slice(self._rows.start, len(self))
         else:
             values = values.take(pa.array(np.asarray(self._rows, np.int64)))
-        if pa.types.is_large_string(values.type):
+        if pa.types.is_large_string(values.type) or pa.types.is_large_list(values.type):
             return values
         return values.to_numpy(zero_copy_only=not pa.types.is_boolean(values.type))
 

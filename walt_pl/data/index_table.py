@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from walt_pl.data.caption_values import MAX_CAPTIONS
 from walt_pl.data.index_sums import checked_sha256
 
 SCHEMA = pa.schema(
@@ -33,10 +34,12 @@ SCHEMA = pa.schema(
         ("end", pa.float64()),
         ("interlaced", pa.bool_()),
         ("hdr", pa.bool_()),
+        ("more_captions", pa.list_(pa.field("element", pa.string()))),
     ]
 )
 # In memory and in the Arrow file: the captions of ten million clips are more than the 2 GiB that `string` can address.
-LARGE = pa.schema([(field.name, pa.large_string() if field.type == pa.string() else field.type) for field in SCHEMA])
+_LARGE_TYPES = {pa.string(): pa.large_string(), SCHEMA.field("more_captions").type: pa.large_list(pa.large_string())}
+LARGE = pa.schema([(field.name, _LARGE_TYPES.get(field.type, field.type)) for field in SCHEMA])
 # Columns that a row may leave out.
 DEFAULTS: dict[str, object] = {
     "duration": 0.0,
@@ -48,6 +51,7 @@ DEFAULTS: dict[str, object] = {
     "end": 0.0,
     "interlaced": False,
     "hdr": False,
+    "more_captions": [],
 }
 # Smallest values.
 _LEAST = {"frames": 0, "fps": 0, "width": 0, "height": 0, "duration": 0, "bytes": -1, "offset": -1}
@@ -145,6 +149,7 @@ def check_values(table: pa.Table | pa.RecordBatch, path: Path) -> None:
     _check(table, pc.and_(pc.is_finite(begins), pc.greater_equal(begins, 0.0)), "begin", "begin must be a second of the file, from 0", path)
     after = pc.and_(pc.is_finite(ends), pc.or_(pc.equal(ends, 0.0), pc.greater(ends, begins)))
     _check(table, after, "end", "end must lie behind begin, or be 0 for the end of the file", path)
+    _check_captions(table, path)
 
 
 def _conform_column(table: pa.Table, field: pa.Field, path: Path) -> pa.ChunkedArray:
@@ -161,6 +166,17 @@ def _conform_column(table: pa.Table, field: pa.Field, path: Path) -> pa.ChunkedA
         row = pc.index(pc.is_null(column), True).as_py()
         raise ValueError(f"{path}: entry {row}: no {field.name}")
     return column
+
+
+def _check_captions(table: pa.Table | pa.RecordBatch, path: Path) -> None:
+    more = table["more_captions"]
+    counts, texts = pc.list_value_length(more), pc.list_flatten(more)
+    _check(table, pc.less(counts, MAX_CAPTIONS), "more_captions", f"a clip has at most {MAX_CAPTIONS:,} captions", path)
+    if texts.null_count or pc.any(pc.equal(texts, "")).as_py():
+        right = pa.array([all(row) for row in more.to_pylist()])
+        _check(table, right, "more_captions", "more_captions must be texts, none of them empty", path)
+    first = pc.or_(pc.equal(counts, 0), pc.not_equal(table["caption"], ""))
+    _check(table, first, "more_captions", "more_captions are those beside caption, which is empty", path)
 
 
 def _check(table: pa.Table | pa.RecordBatch, right: pa.ChunkedArray, name: str, wanted: str, path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import tarfile
+from collections.abc import Mapping
 from typing import Any
 
+from walt_pl.data.caption_values import read_captions
 from walt_pl.untrusted import UntrustedError, parse_json
 
 MAX_TEXT_BYTES = 1 << 20
@@ -78,7 +80,9 @@ def label_of(text: str) -> int | str:
 
 
 def read_words(text: bytes, ending: str) -> dict[str, Any]:
-    """Return what a member says about its sample: "caption", "label" and "split", as far as it says them.
+    """Return what a member says about its sample: "caption", "more_captions", "label" and "split", as far as it says them.
+
+    "finding" says why a caption or a split is not used.
 
     Args:
         text: content of the member.
@@ -92,17 +96,41 @@ def read_words(text: bytes, ending: str) -> dict[str, Any]:
     if ending == "json":
         return _read_json(text)
     words = text.decode("utf-8", errors="replace").strip()
-    return {"caption": " ".join(words.split())} if ending == "txt" else {"label": label_of(words)}
+    return _read_caption(words) if ending == "txt" else {"label": label_of(words)}
+
+
+def join_words(said: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the members of a sample say together.
+
+    `.txt` and `.cls` win over `.json`. A list of several captions in `.json` wins over `.txt`, which holds one.
+
+    Args:
+        said: Words of each member by its ending, as `read_words` returns them.
+    """
+    lists = said.get("json", {})
+    joined = {**lists, **said.get("txt", {}), **said.get("cls", {})}
+    return joined | {"caption": lists["caption"]} if "more_captions" in lists else joined
+
+
+def _read_caption(*values: object) -> dict[str, Any]:
+    """Return the captions of the first value that has any."""
+    try:
+        captions = next(filter(None, map(read_captions, values)), ())
+    except ValueError as error:
+        return {"finding": f"caption: {error}"}
+    found: dict[str, Any] = {"caption": captions[0]} if captions else {}
+    return found | {"more_captions": captions[1:]} if len(captions) > 1 else found
 
 
 def _read_json(text: bytes) -> dict[str, Any]:
     row = parse_json(text, "its .json")
     row = row if isinstance(row, dict) else {}
-    found: dict[str, Any] = {}
-    if caption := " ".join(str(row.get("caption") or row.get("text") or "").split()):
-        found["caption"] = caption
+    found = _read_caption(row.get("caption"), row.get("text"))
     if row.get("label") is not None:
         found["label"] = label_of(str(row["label"]))
-    if split := str(row.get("split") or ""):
+    split = row.get("split")
+    if isinstance(split, str) and split:
         found["split"] = split
+    elif split not in (None, ""):
+        found["finding"] = f"split: must be text, found {str(split)[:60]}"
     return found

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from walt_pl.data.batch import Kind, Sample, SampleRef
+from walt_pl.data.caption_draw import draw_caption
 from walt_pl.data.index import IndexEntry
 from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.reading import picture_sizes, read_sizes
@@ -234,12 +235,20 @@ class PixelDataset(Dataset[Sample]):
         videos: Entries of the clips.
         images: Entries of the images.
         clip_transform: Says which frames and pixels are read of each.
+        caption_seed: Seed of the draw among several captions of a clip; None takes the first.
     """
 
-    def __init__(self, videos: Sequence[IndexEntry], images: Sequence[IndexEntry], clip_transform: ClipTransform) -> None:
+    def __init__(
+        self,
+        videos: Sequence[IndexEntry],
+        images: Sequence[IndexEntry],
+        clip_transform: ClipTransform,
+        caption_seed: int | None = None,
+    ) -> None:
         self.videos = videos
         self.images = images
         self.clip_transform = clip_transform
+        self.caption_seed = caption_seed
 
     def __getitem__(self, draw: SampleRef) -> Sample:
         """Read one clip [3 t h w] or image [3 1 h w], with its low-resolution copy if the clip transform asks for one."""
@@ -248,7 +257,8 @@ class PixelDataset(Dataset[Sample]):
             content, low_res = self._read(entry, draw)
         except MediaError as error:
             return self.replace_failed(draw, str(error))
-        return Sample(draw, content, low_res, entry.caption, entry.label, str(entry.place), "", "pixels")
+        caption = draw_caption(entry, draw, self.caption_seed)
+        return Sample(draw, content, low_res, caption, entry.label, str(entry.place), "", "pixels")
 
     def replace_failed(self, draw: SampleRef, reason: str) -> Sample:
         """Return the zeros that stand for a clip or image, without reading its file."""

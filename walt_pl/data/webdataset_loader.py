@@ -35,7 +35,7 @@ from walt_pl.data.index import IndexEntry
 from walt_pl.data.loader import BatchLoader
 from walt_pl.data.shard_urls import expand_urls, open_shard
 from walt_pl.data.stream_watch import LostWorker, WorkerSigns, begin_again, watched
-from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, read_words
+from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, join_words, read_words
 from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.data.workers import Answer, forkserver
 from walt_pl.media.extensions import IMAGES, VIDEOS
@@ -68,6 +68,9 @@ class ShardSample(NamedTuple):
     content: bytes
     caption: str
     label: int
+    more_captions: tuple[str, ...] = ()
+    finding: str = ""
+    """Words about it that are not used, and why."""
 
 
 class ShardStream:
@@ -117,7 +120,7 @@ class ShardStream:
             found, whole, place = 0, True, StreamPosition(place.epoch + 1)
 
     def _members(self, url: str, behind: int) -> Iterator[tuple[ShardSample, int]]:
-        count = 0
+        count, told = 0, False
         try:
             for sample in _samples(url, open_shard(url, self.allow_schemes)):
                 ending = next((ending for ending in sample if ending in _ENDINGS[self.kind]), None)
@@ -125,7 +128,11 @@ class ShardStream:
                     continue
                 count += 1
                 if count > behind:
-                    yield _member(sample, ending), count
+                    member = _member(sample, ending)
+                    if member.finding and not told:
+                        told = True
+                        warnings.warn(f"{member.name} (and perhaps others of this shard): not used: {member.finding}", stacklevel=2)
+                    yield member, count
         # tarfile, the process behind a pipe, and a bad member name each raise their own exceptions.
         except Exception as error:
             warnings.warn(f"{url}: could be read as far as {count} {self.kind}s: {error}", stacklevel=2)
@@ -164,15 +171,15 @@ def _files(url: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
 
 
 def _member(sample: Mapping[str, Any], ending: str) -> ShardSample:
-    words: dict[str, Any] = {}
-    for part in ("json", "txt", "cls"):  # the later ones win
-        try:
-            words |= read_words(sample[part], part) if part in sample else {}
-        except UntrustedError:  # without the words that cannot be read, the clip is as good as before
-            continue
+    said: dict[str, dict[str, Any]] = {}
+    for part in ("json", "txt", "cls"):
+        with contextlib.suppress(UntrustedError):  # without the words that cannot be read, the clip is as good as before
+            said[part] = read_words(sample[part], part) if part in sample else {}
+    words = join_words(said)
     label = words.get("label", -1)
     name = f"{sample['__url__']}/{sample['__key__']}.{ending}"
-    return ShardSample(name, sample[ending], words.get("caption", ""), label if isinstance(label, int) else -1)
+    caption, more = words.get("caption", ""), words.get("more_captions", ())
+    return ShardSample(name, sample[ending], caption, label if isinstance(label, int) else -1, more, words.get("finding", ""))
 
 
 @dataclass(frozen=True)
@@ -256,7 +263,8 @@ def _decode_sample(member: ShardSample, kind: Kind, epoch: int, global_batch_ind
         frames = clip_transform.frames if kind == "video" else 1
         entry = IndexEntry(Path(file.name), kind, frames, 0.0, 0, 0, member.caption, member.label, "train", len(member.content))
         draw = SampleRef(kind, zlib.crc32(member.name.encode()), epoch, global_batch_index)
-        sample = PixelDataset(_Always(entry), _Always(entry), clip_transform)[draw]
+        entry = replace(entry, more_captions=member.more_captions)
+        sample = PixelDataset(_Always(entry), _Always(entry), clip_transform, clip_transform.seed)[draw]
     return replace(sample, path=member.name, failure=sample.failure.replace(file.name, member.name))
 
 

@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from walt_pl.data.index import MediaKey, class_names, media_keys, write_table
 from walt_pl.data.index_arrow import check_index
 from walt_pl.data.index_sums import check_own_sums
-from walt_pl.data.index_table import SCHEMA, read_table
+from walt_pl.data.index_table import LARGE, SCHEMA, read_table
 from walt_pl.data.quarantine import Quarantine, finding_of
 from walt_pl.data.tar_members import MAX_TEXT_BYTES
 from walt_pl.files import remove_left_overs, write_whole
@@ -358,7 +358,7 @@ def _numbers(listing: SourceListing | None, out: Path) -> dict[str, int]:
     return {name: number for number, name in enumerate([*names, *more])}
 
 
-_SAID = (*MediaKey._fields, "kind", "caption", "label", "split")
+_SAID = (*MediaKey._fields, "kind", "caption", "label", "split", "more_captions")
 """Columns that are not measured."""
 
 
@@ -377,17 +377,13 @@ def _table(
         rows[name] = [value for place, value in zip(known, old[name].to_pylist(), strict=True) if place not in listed]
     for place, item in items:
         number = numbers[item.label] if isinstance(item.label, str) else item.label
-        row = (*place, item.kind, item.caption, number, _split(item, options))
+        row = (*place, item.kind, item.caption, number, _split(item, options), item.more_captions)
         for name, value in zip(_SAID, row, strict=True):
             rows[name].append(value)
     measured = [facts[MediaKey(*place)] for place in zip(*(rows[name] for name in MediaKey._fields), strict=True)]
     for name in _MEASURED:
         rows[name] = [getattr(fact, name) for fact in measured]
-    return pa.table({name: pa.array(rows[name], field_type) for name, field_type in zip(SCHEMA.names, _types(), strict=True)})
-
-
-def _types() -> list[pa.DataType]:
-    return [pa.large_string() if column.type == pa.string() else column.type for column in SCHEMA]
+    return pa.table({name: pa.array(rows[name], field_type) for name, field_type in zip(LARGE.names, LARGE.types, strict=True)})
 
 
 def _sort_rows(table: pa.Table) -> pa.Table:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from walt_pl.data.caption_values import MAX_CAPTIONS
 from walt_pl.data.tar_members import LABELS, MAX_NAME, MAX_TEXT_BYTES
 from walt_pl.media.extensions import NOT_READ
 from walt_pl.untrusted import read_bytes
@@ -50,6 +51,8 @@ class SourceItem:
     """Clips of one family (cut from one film) are held out together; "": the clip is a family of its own."""
     finding: str = ""
     """Words of the source about it that are not used, and why, such as "caption: 2,000,000,000 bytes"."""
+    more_captions: tuple[str, ...] = ()
+    """Further captions beside `caption`."""
 
 
 @dataclass
@@ -99,19 +102,33 @@ def sift(items: Iterable[SourceItem]) -> tuple[list[SourceItem], list[str]]:
             first.setdefault(kind, f"{item.file[:200]!a}: {fault[:200]}")
         if checked is not None:
             sound.append(checked)
-    return sound, [f"{kind} not used in {count:,} places, the first: {first[kind]}" for kind, count in sorted(counts.items())]
+    notes = [f"{kind} not used in {count:,} places, the first: {first[kind]}" for kind, count in sorted(counts.items())]
+    if several := sum(bool(item.more_captions) for item in sound):
+        notes.append(f"several captions: {several:,} clips or images; training draws one of them in each epoch")
+    return sound, notes
 
 
 def _check_item(item: SourceItem) -> SourceItem | None:
     if "\0" in item.file or not is_name(item.split):
         return None
-    if len(item.caption) > MAX_TEXT_BYTES or not _is_unicode(item.caption):
-        item = replace(item, caption="", finding=f"caption: {len(item.caption):,} characters, or no Unicode")
+    item = _check_captions(item)
     if isinstance(item.label, int):
         if item.label not in LABELS:
             item = replace(item, label=-1, finding=f"label: {str(item.label)[:20]} is not a number of 32 bits")
     elif not is_name(item.label):
         item = replace(item, label=-1, finding=f"label: {item.label[:40]!a} is no Unicode, long, or of several lines")
+    return item
+
+
+def _check_captions(item: SourceItem) -> SourceItem:
+    """Return the item without captions that no index can hold."""
+    captions = (item.caption, *item.more_captions)
+    if wrong := [text for text in captions if len(text) > MAX_TEXT_BYTES or not _is_unicode(text)]:
+        first, *more = [text for text in captions if text not in wrong] or [""]
+        item = replace(item, caption=first, more_captions=tuple(more), finding=f"caption: {len(wrong[0]):,} characters, or no Unicode")
+    if len(item.more_captions) >= MAX_CAPTIONS:
+        finding = f"caption: {len(captions):,} of one clip, the first {MAX_CAPTIONS:,} are used"
+        item = replace(item, more_captions=item.more_captions[: MAX_CAPTIONS - 1], finding=finding)
     return item
 
 

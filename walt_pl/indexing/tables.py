@@ -3,11 +3,14 @@
 import csv
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from walt_pl.data.caption_values import read_captions
 from walt_pl.indexing.listing import SourceItem, SourceListing, read_lines
+from walt_pl.indexing.table_fields import read_fields
 from walt_pl.media.extensions import kind_of
 from walt_pl.untrusted import UntrustedError, parse_json
 
@@ -28,7 +31,7 @@ def list_table(source: Path, root: Path) -> SourceListing:
     Raises:
         ValueError: A row is wrong. The message names its line.
     """
-    items, ignored, left_out = [], set[str](), list[str]()
+    items, ignored, left_out, beside = [], set[str](), list[str](), list[str]()
     for number, row in read_rows(source, left_out):
         where = f"{source}:{number}"
         path = row.pop("path", None) or row.pop("file_name", None)
@@ -38,15 +41,18 @@ def list_table(source: Path, root: Path) -> SourceListing:
         if kind not in ("video", "image"):
             found = f'{path[:200]} is neither video nor image by its ending; a column "kind" may say so, found "{str(kind)[:200]}"'
             raise ValueError(f"{where}: {found}")
-        caption = " ".join((row.pop("caption", None) or row.pop("text", None) or "").split())
+        caption, *more = _captions(row, where, beside) or [""]
         label = row.pop("label", "")
         begin, end = _piece(row, kind, where)
         if max(begin, end) > MAX_SECONDS:
             left_out.append(f"{where}: a piece from {begin:g} to {end:g} s")
             continue
-        items.append(SourceItem(str(root / path), kind, caption, label if label else -1, row.pop("split", ""), begin=begin, end=end))
+        item = SourceItem(str(root / path), kind, caption, label if label else -1, row.pop("split", ""), begin=begin, end=end)
+        items.append(replace(item, more_captions=tuple(more)) if more else item)
         ignored |= set(row) - {"path", "file_name", "caption", "text"}
     notes = [f"columns not used: {', '.join(sorted(ignored))[:1000]}"] if ignored else []
+    if beside:
+        notes.append(f'"text" is not used beside another "caption": {len(beside):,} rows, the first: {beside[0]}')
     if left_out:
         notes.append(f"{len(left_out):,} rows are left out, the first: {left_out[0][:400]}")
     # Labels become numbers only if all of them are: a class may be called "2012".
@@ -63,7 +69,18 @@ def _with_number(item: SourceItem) -> SourceItem:
     return replace(item, label=int(text))
 
 
-def _piece(row: dict[str, str], kind: str, where: str) -> tuple[float, float]:
+def _captions(row: dict[str, Any], where: str, beside: list[str]) -> tuple[str, ...]:
+    """Return the captions of a row, those of "text" where "caption" has none. Note in `beside` where "text" says something else."""
+    try:
+        if captions := read_captions(row.get("caption")):
+            beside += [where] if row.get("text", row["caption"]) not in ("", [], row["caption"]) else []
+            return captions
+        return read_captions(row.get("text"))
+    except ValueError as error:
+        raise ValueError(f"{where}: caption: {error}") from error
+
+
+def _piece(row: dict[str, Any], kind: str, where: str) -> tuple[float, float]:
     """Remove begin and end of a row's piece from the row, and return them in seconds.
 
     Without `begin`, a `duration` is that of the file. Beside `end`, it may be that too, and is not used.
@@ -93,8 +110,10 @@ def _seconds(text: str, where: str) -> float:
     return round(3600 * hours + 60 * minutes + seconds, 6)
 
 
-def read_rows(source: Path, left_out: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def read_rows(source: Path, left_out: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield the rows of a CSV or JSONL file with their line numbers. Nulls are left out, and all other values are text.
+
+    A caption of a JSONL is as JSON gives it: it may be a list.
 
     Args:
         source: The file.
@@ -111,7 +130,7 @@ def read_rows(source: Path, left_out: list[str]) -> Iterator[tuple[int, dict[str
             if line.strip() and (found := _json_row(line, f"{source}:{number}", left_out)) is not None:
                 yield number, found
         return
-    rows = csv.DictReader(lines, strict=True)
+    rows, checked = csv.DictReader(lines, strict=True), False
     while True:
         try:
             row = next(rows)
@@ -124,12 +143,23 @@ def read_rows(source: Path, left_out: list[str]) -> Iterator[tuple[int, dict[str
             if rows._fieldnames is None:  # type: ignore[attr-defined]  # the header itself: without it, the rows mean nothing
                 raise ValueError(f"{source}:{rows.line_num}: not CSV: {error}") from error
             continue
+        if not checked:
+            checked = True
+            _check_header(rows.fieldnames or [], f"{source}:1")
         if None in row:
             raise ValueError(f'{source}:{rows.line_num}: more fields than columns; put "..." around text with commas')
         yield rows.line_num, {name.strip().lower(): value.strip() for name, value in row.items() if value}
 
 
-def _json_row(line: str, where: str, left_out: list[str]) -> dict[str, str] | None:
+def _check_header(names: Sequence[str], where: str) -> None:
+    lower = [str(name).strip().lower() for name in names]
+    for name in ("path", "file_name", "caption", "text", "split"):
+        if lower.count(name) > 1:
+            more = '; for several captions write a row for each, or a .jsonl with "caption": ["a dog", "a cat"]'
+            raise ValueError(f"{where}: column {name} is there more than once, wanted once{more if name in ('caption', 'text') else ''}")
+
+
+def _json_row(line: str, where: str, left_out: list[str]) -> dict[str, Any] | None:
     try:
         row = parse_json(line, where)
     except UntrustedError as error:
@@ -139,7 +169,7 @@ def _json_row(line: str, where: str, left_out: list[str]) -> dict[str, str] | No
         return None
     if not isinstance(row, dict):
         raise ValueError(f'{where}: wanted an object like {{"path": "a.mp4", "caption": "..."}}, found {line.strip()[:60]}')
-    return {str(name).lower(): str(value) for name, value in row.items() if value is not None}
+    return read_fields(row, where)
 
 
 def _is_mistake(line: str) -> bool:

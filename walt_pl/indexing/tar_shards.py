@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, read_words
+from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, join_words, read_words
 from walt_pl.indexing.isolated_pool import LostJob, give_sign, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing, note_unread, split_of
 from walt_pl.indexing.shard_names import expand
@@ -51,15 +51,15 @@ def list_shards(source: str, workers: int) -> SourceListing:
 def list_shard(name: str) -> tuple[list[SourceItem], str, Counter[str]]:
     """List the clips and images in a tar shard, each with the position of its bytes.
 
-    The caption of a sample is its `.txt` (or "caption" or "text" of its `.json`). Its class is its `.cls` (or "label" of its `.json`). The
-    shard's name or folder may name the split: "train-0001.tar", "val/0001.tar".
+    The caption of a sample is its `.txt`, or "caption" or "text" of its `.json`, which may list several.
+    Its class is its `.cls`, or "label" of its `.json`. The shard's name or folder may name the split: "train-0001.tar", "val/0001.tar".
 
     Returns:
         The items, why the rest of the shard could not be read ("" if all could), and the number of pictures that are not read, by ending.
     """
     split = split_of([*Path(name).parts[-2:-1], *re.split(r"[^A-Za-z]+", Path(name).stem)])
     media: list[tuple[str, tarfile.TarInfo]] = []
-    said: dict[str, dict[str, Any]] = {}
+    said: dict[str, dict[str, dict[str, Any]]] = {}
     broken, unread = "", Counter[str]()
     try:
         with tarfile.open(name, "r:", tarinfo=BoundedTarInfo) as shard:
@@ -73,19 +73,19 @@ def list_shard(name: str) -> tuple[list[SourceItem], str, Counter[str]]:
                 elif ending_of(ending) in NOT_READ:
                     unread[ending_of(ending)] += 1
                 elif ending in ("txt", "cls", "json"):
-                    new, known = _said(shard, member, ending), said.get(key, {})
-                    said[key] = {**new, **known} if ending == "json" else {**known, **new}
+                    said.setdefault(key, {})[ending] = _said(shard, member, ending)
     # tarfile raises many more on hostile headers, and MemoryError and RecursionError among them.
     except Exception as error:
         broken = f"can be read as far as {len(media)} clips and images: {str(error)[:300] or type(error).__name__}"
     items = []
     for key, member in media:
-        words = said.get(key, {})
+        words = join_words(said.get(key, {}))
         item = SourceItem(
             name, kind_of(member.name) or "", words.get("caption", ""), words.get("label", -1), words.get("split", "") or split
         )
         family = f"{Path(name).name}/{key}"
-        items.append(replace(item, offset=member.offset_data, bytes=member.size, family=family, finding=words.get("finding", "")))
+        item = replace(item, offset=member.offset_data, bytes=member.size, family=family, finding=words.get("finding", ""))
+        items.append(replace(item, more_captions=words.get("more_captions", ())))
     return items, broken, unread
 
 
@@ -101,6 +101,10 @@ def _said(shard: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> dict[
     file = shard.extractfile(member)
     assert file is not None
     try:
-        return read_words(file.read(MAX_TEXT_BYTES + 1), ending)
+        words = read_words(file.read(MAX_TEXT_BYTES + 1), ending)
     except UntrustedError as error:
         return {"finding": f".{ending}: of {member.name[:200]!a}: {error}"}
+    if "finding" in words:
+        field, _, reason = words["finding"].partition(": ")
+        words["finding"] = f"{field}: of {member.name[:200]!a}: {reason}"
+    return words
