@@ -101,7 +101,7 @@ SEVERAL = b'{"caption": ["a dog", "a cat"], "label": 4, "split": "val"}'
     ],
 )
 def test_list_shard_takes_lists_of_captions(tmp_path: Path, members: dict[str, bytes], captions: tuple[str, ...]) -> None:
-    items, broken = list_shard(str(shard(tmp_path / "a.tar", {"0.png": b"png", **members})))
+    items, broken, _ = list_shard(str(shard(tmp_path / "a.tar", {"0.png": b"png", **members})))
     assert [(item.caption, *item.more_captions) for item in items] == [captions]
     assert (items[0].label, items[0].split, items[0].finding, broken) == (4, "val", "", "")
 
@@ -109,13 +109,13 @@ def test_list_shard_takes_lists_of_captions(tmp_path: Path, members: dict[str, b
 @pytest.mark.parametrize("caption", [b"5", b"true", b'{"en": "a dog"}', b'["a dog", 3]', b"[[]]", b"\"['a dog', 'a cat']\""])
 def test_list_shard_caption_of_another_type_is_a_finding_of_its_item(tmp_path: Path, caption: bytes) -> None:
     bad = b'{"caption": ' + caption + b', "label": 4, "split": "val"}'
-    items, _ = list_shard(str(shard(tmp_path / "a.tar", {"0.png": b"png", "0.json": bad, "1.png": b"png", "1.json": SEVERAL})))
+    items, _, _ = list_shard(str(shard(tmp_path / "a.tar", {"0.png": b"png", "0.json": bad, "1.png": b"png", "1.json": SEVERAL})))
     assert [(item.caption, item.label, item.split) for item in items] == [("", 4, "val"), ("a dog", 4, "val")]
     assert items[0].finding.startswith("caption: of '0.json': ") and not items[1].finding
-    texts, _ = list_shard(str(shard(tmp_path / "b.tar", {"0.png": b"png", "0.txt": b"['a dog', 'a cat']"})))
+    texts, _, _ = list_shard(str(shard(tmp_path / "b.tar", {"0.png": b"png", "0.txt": b"['a dog', 'a cat']"})))
     assert texts[0].caption == "" and texts[0].finding.startswith("caption: of '0.txt': the text of a list")
 
 
 def test_list_shard_split_of_another_type_is_a_finding_of_its_item(tmp_path: Path) -> None:
-    items, _ = list_shard(str(shard(tmp_path / "test-0.tar", {"0.png": b"png", "0.json": b'{"split": ["val"], "caption": "a"}'})))
+    items, _, _ = list_shard(str(shard(tmp_path / "test-0.tar", {"0.png": b"png", "0.json": b'{"split": ["val"], "caption": "a"}'})))
     assert (items[0].split, items[0].caption) == ("test", "a") and items[0].finding.startswith("split: of '0.json': must be text")
