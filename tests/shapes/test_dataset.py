@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -237,7 +238,9 @@ def test_write_set_second_call_changes_nothing(written: Path) -> None:
     assert before == {file: file.stat().st_mtime_ns for file in before}
 
 
-def test_write_set_same_seed_gives_the_same_bytes_and_repairs_damage(written: Path, tmp_path: Path) -> None:
+def test_write_set_same_seed_gives_the_same_bytes_and_repairs_damage(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     again = write_set(tmp_path / "again", videos=14, images=18, validation=12)
     wanted = content(written.parent)
     assert content(again.parent) == wanted
@@ -247,7 +250,14 @@ def test_write_set_same_seed_gives_the_same_bytes_and_repairs_damage(written: Pa
     assert content(again.parent) == wanted
     write_set(again.parent, videos=2, images=2, validation=3, seed=1)
     # With the index (Parquet, Arrow, hashes) and the recipe; nothing of the old seed is left.
-    assert len(content(again.parent)) == 2 + 2 + 3 + 1 + 4
+    small = content(again.parent)
+    assert len(small) == 2 + 2 + 3 + 1 + 4
+    (again.parent / "recipe.json").write_text(json.dumps({"set": "shapes", "format": 3, "seed": 1}))
+    clip = again.parent / "train/videos/00000.mp4"
+    clip.write_bytes(bytes(clip.stat().st_size))
+    monkeypatch.setattr(shapes, "_paint_files", shapes._paint_chunk)  # without starting processes
+    write_set(again.parent, videos=2, images=2, validation=3, seed=1)
+    assert content(again.parent) == small, "files in BT.601, of an older version, are painted anew"
 
 
 def test_write_set_refuses_a_foreign_folder(tmp_path: Path) -> None:

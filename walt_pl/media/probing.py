@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from walt_pl.media.pillow_reader import read_pillow
 from walt_pl.media.pixel_aspect import display_size, pixel_aspect
 from walt_pl.media.progress import ReportingContainer
 from walt_pl.media.pyav import Orientation, open_av, pictures
-from walt_pl.media.seeking import begin_time, by_number, is_counted
+from walt_pl.media.seeking import begin_time, by_number, is_counted, usual_rate
 from walt_pl.media.spans import EARLY, Clock, FrameRange
-from walt_pl.media.types import Frames, MediaError, Size, reason
+from walt_pl.media.time_stamps import conversion
+from walt_pl.media.types import COUNTED, Frames, MediaError, Size, UnorderedTimesError, reason
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Probe:
     variable_rate: bool = False
     """True if the frames are not evenly spaced in time."""
     decoder: str = ""
-    """The decoder that reads the file correctly: "decord", "pyav" or "pillow"."""
+    """The decoder that reads the file correctly: "decord", "pyav", `COUNTED` or "pillow"."""
     reason: str = ""
     """Reason why the file is unusable; empty: it is sound."""
     interlaced: bool = False
@@ -86,7 +88,7 @@ def probe(
     """Decode a whole video and find the decoder that reads it correctly.
 
     PyAV is right where seeking finds the frames that decoding from the start found. decord is right where it finds equally many and
-    equal frames.
+    equal frames. A file whose times are flawed is read by the order of its frames, at the average rate of its container.
     This function never raises for the content of the file: `Probe.reason` says what is wrong with it. Native decoders may crash or hang
     on a broken file, so call it in a process of its own, with a time limit.
 
@@ -102,7 +104,11 @@ def probe(
     try:
         media.check()
         found, keys, marks = _examine(media, max_pixels, progress)
-        return replace(found, decoder=_right_decoder(media, found, keys, marks, decord, max_pixels, progress))
+        try:
+            return replace(found, decoder=_right_decoder(media, found, keys, marks, decord, max_pixels, progress))
+        except UnorderedTimesError:
+            found = replace(found, decoder=COUNTED, duration=found.frames / found.fps, variable_rate=False, times=())
+            return replace(found, decoder=_right_decoder(media, found, keys, marks, False, max_pixels, progress))
     except MediaError as error:
         return Probe(reason=str(error).removeprefix(f"{media}: "))
 
@@ -159,20 +165,30 @@ def _examine(media: Media, max_pixels: int, progress: Callable[[], None]) -> tup
         _check_end(media, container, stream, packets, end)
         if damage or size is None:
             raise MediaError(f"{media}: {damage or 'no frame in it'}")
-        usual = 1 / (stream.average_rate or 25)
+        flawed = not counted and _are_flawed(media, times)
+        usual = 1 / usual_rate(stream)
         begin = 0 if counted else begin_time(container, stream) * stream.time_base
         last = (frame.duration or 0) * stream.time_base
-    seconds = np.array([float(number * usual if time is None else time - begin) for number, time in enumerate(times)])
+    seconds = np.array([float(number * usual if flawed or time is None else time - begin) for number, time in enumerate(times)])
     interval = (seconds[-1] - seconds[0]) / (len(seconds) - 1) if len(seconds) > 1 else float(usual)
-    if interval <= 0:
-        raise MediaError(f"{media}: all frames have the same time")
     uneven = bool(np.abs(seconds - np.arange(len(seconds)) * interval).max() > EARLY * interval)
     # The last frame of an uneven file has the duration in the file, but at most the longest interval: headers may be wrong.
     held = min(float(last) or interval, np.diff(seconds).max()) if uneven and len(seconds) > 1 else interval
     duration = float(seconds[-1] - seconds[0] + held)
-    measured = (len(seconds), float(1 / interval), size[1], size[0], duration, uneven)
+    measured = (len(seconds), float(1 / interval), size[1], size[0], duration, uneven, COUNTED if flawed else "")
     found = Probe(*measured, interlaced=traits.interlaced, hdr=traits.hdr, times=tuple(seconds.tolist()) if uneven else ())
     return found, keys, marks
+
+
+def _are_flawed(media: Media, times: list[Fraction | None]) -> bool:
+    """Return whether times of frames are missing, or do not increase in the order of display.
+
+    Raises:
+        MediaError: All frames have the same time. Then the file has no rate.
+    """
+    if len(times) > 1 and None not in times and len(set(times)) == 1:
+        raise MediaError(f"{media}: all frames have the same time; {conversion(media, 25)} (25 is its frames a second)")
+    return any(early is None or late is None or late <= early for early, late in pairwise(times))
 
 
 def _check_end(media: Media, container: Any, stream: Any, packets: int, end: float) -> None:
@@ -201,23 +217,27 @@ def _right_decoder(
     The test reads at both ends, and before, on and after some key frames, as a loader would.
 
     Raises:
-        MediaError: PyAV does not find the frames again by their times.
+        UnorderedTimesError: PyAV does not find the frames again by their times.
+        MediaError: PyAV does not find them by counting, either.
     """
     chosen = [keys[number] for number in sorted({1, len(keys) // 2, len(keys) - 1}) if 0 < number < len(keys)]
     starts = {0, found.frames - 4, *(key + offset for key in chosen for offset in (-2, 0, 5))}
-    clock = Clock(found.fps, found.variable_rate)
+    clock = Clock(found.fps, found.variable_rate, counted=found.decoder == COUNTED)
     for start in sorted(start for start in starts if 0 <= start < found.frames):
         frame_range = FrameRange(min(4, found.frames - start), start=start)
         with open_av(media, max_pixels) as (opened, stream):
             container = ReportingContainer(opened, media, progress)
             frames = list(by_number(container, stream, start + np.arange(frame_range.frames), clock))
             if [_mark(frame) for frame in frames] != marks[start : start + frame_range.frames]:
-                raise MediaError(f"{media}: its frames cannot be found again by their times; write it anew, e.g. as mp4")
+                if not clock.counted:
+                    raise UnorderedTimesError
+                raise MediaError(f"{media}: its frames differ each time that it is decoded; {conversion(media, found.fps)}")
             (ours,) = pictures(frames, (None,), pixel_aspect(stream))  # decord reads no video with alpha
+        decord = decord and not clock.counted
         theirs = read_decord(media, frame_range, clock, (None,), max_pixels, found.frames) if decord else None
         # Another colour matrix, or a neighbouring frame, differs by more than half a level.
         decord = theirs is not None and theirs[0].shape == ours.shape and bool(_distance(theirs[0], ours).max() <= 0.5)
-    return "decord" if decord else "pyav"
+    return COUNTED if clock.counted else "decord" if decord else "pyav"
 
 
 def _distance(a: Frames, b: Frames) -> NDArray[np.float64]:

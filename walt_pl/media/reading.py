@@ -8,9 +8,10 @@ faster, as it skips frames that no other depends on (benchmarks/data.py). PyAV r
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.decord_reader import read_decord
@@ -22,8 +23,11 @@ from walt_pl.media.pyav import open_av, pictures
 from walt_pl.media.resizing import resize, target
 from walt_pl.media.seeking import by_number, by_number_with_neighbours, by_time, last_by_time, pick_frames, with_times
 from walt_pl.media.spans import Clock, FrameRange, counts, frame_numbers
+from walt_pl.media.time_stamps import look_at_times
 from walt_pl.media.transparency import WHITE, background_of
-from walt_pl.media.types import Frames, MediaEntry, MediaError, Size
+from walt_pl.media.types import COUNTED, Frames, MediaEntry, MediaError, Size, UnorderedTimesError
+
+Result = TypeVar("Result")
 
 
 def read_clip(entry: MediaEntry, frame_range: FrameRange, size: Size | None = None) -> Frames:
@@ -55,7 +59,7 @@ def read_sizes(
     media = Media(entry.path, entry.offset, entry.bytes)
     unchanged = media.check() == entry.bytes or entry.offset >= 0
     known = (entry.fps, entry.variable_rate) if entry.decoder and unchanged else (0.0, False)
-    clock = Clock(*known, entry.begin, entry.end or math.inf)
+    clock = Clock(*known, entry.begin, entry.end or math.inf, counted=entry.decoder == COUNTED and unchanged)
     first = not frame_range.start and not entry.begin
     to_decord = entry.decoder == "decord" and unchanged and first and not options.deinterlace
     if to_decord and (clips := read_decord(media, frame_range, clock, sizes, options.max_pixels)) is not None:
@@ -89,7 +93,8 @@ def picture_sizes(entry: MediaEntry, sizes: Sequence[Size | None], options: Deco
 def read_video(path: Path, frames: int, start: int = 0) -> Frames:
     """Return exactly `frames` frames of any video file from frame `start` on, uint8 [t h w 3], upright.
 
-    Frames are counted in the order of display. With `start` above 0 the position is found by time, at the average frame rate of the file.
+    Frames are counted in the order of display. With `start` above 0 the position is found by time.
+    If the times of the file are flawed, it is decoded from the first frame on.
 
     Raises:
         MediaError: The file is missing, is no video, or is too short.
@@ -116,13 +121,17 @@ def read_last_frames(path: Path, frames: int, fps: float | None = None, backgrou
     """
     media = Media(path)
     media.check()
-    with open_av(media) as (container, stream):
-        if fps is None:
-            decoded = ((frame, None) for frame in container.decode(stream))
-            taken: Sequence[Neighbours] = [window for window, _ in deque(with_neighbours(decoded), maxlen=frames)]
-        else:
-            taken = last_by_time(container, stream, frames, fps)
-        return pictures(map(deinterlace, taken), (None,), pixel_aspect(stream), background_of(container, stream, background))[0]
+
+    def read(clock: Clock) -> Frames:
+        with open_av(media) as (container, stream):
+            if fps is None:
+                decoded = ((frame, None) for frame in container.decode(stream))
+                taken: Sequence[Neighbours] = [window for window, _ in deque(with_neighbours(decoded), maxlen=frames)]
+            else:
+                taken = last_by_time(container, stream, frames, fps, clock)
+            return pictures(map(deinterlace, taken), (None,), pixel_aspect(stream), background_of(container, stream, background))[0]
+
+    return _count_if_unordered(read, Clock())
 
 
 def read_image(path: Path, options: DecodeOptions = DecodeOptions()) -> Frames:
@@ -134,10 +143,25 @@ def read_image(path: Path, options: DecodeOptions = DecodeOptions()) -> Frames:
     return read_pillow(Media(path), options)
 
 
+def _count_if_unordered(read: Callable[[Clock], Result], clock: Clock) -> Result:
+    """Return what `read` gives by the times of the file, or else by counting its frames from the first one on."""
+    try:
+        return read(clock)
+    except UnorderedTimesError:
+        return read(replace(clock, counted=True))
+
+
 def _read_av(
     media: Media, frame_range: FrameRange, clock: Clock, sizes: Sequence[Size | None], options: DecodeOptions = DecodeOptions()
 ) -> list[Frames]:
     """Return the clip at each size, read with PyAV."""
+    # Of a file that nobody examined, time stamps are looked at before a seek believes them.
+    if (frame_range.start or clock.begin) and not clock.rate and not clock.counted:
+        clock = look_at_times(media, clock)
+    return _count_if_unordered(lambda clock: _decode(media, frame_range, clock, sizes, options), clock)
+
+
+def _decode(media: Media, frame_range: FrameRange, clock: Clock, sizes: Sequence[Size | None], options: DecodeOptions) -> list[Frames]:
     numbers, neighbours = frame_numbers(frame_range, clock), options.deinterlace
     with open_av(media, options.max_pixels) as (container, stream):
         if numbers is not None:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from walt_pl.media.deinterlacing import Neighbours, with_neighbours
 from walt_pl.media.spans import EARLY, Clock, FrameRange
+from walt_pl.media.types import UnorderedTimesError
 
 
 def by_number(container: Any, stream: Any, numbers: NDArray[np.int64], clock: Clock) -> Iterator[Any]:
@@ -18,7 +20,7 @@ def by_number(container: Any, stream: Any, numbers: NDArray[np.int64], clock: Cl
     first = int(numbers[0])
     rate = clock.rate or float(stream.average_rate or 0)
     number, begins, frames = 0, -np.inf, None
-    if is_counted(container, stream):
+    if clock.counted or is_counted(container, stream):
         frames = container.decode(stream)
     elif first and clock.uneven:
         times = sorted(packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None and not packet.is_discard)
@@ -78,13 +80,13 @@ def by_time(container: Any, stream: Any, frame_range: FrameRange, fps: float, cl
                 return
 
 
-def last_by_time(container: Any, stream: Any, count: int, fps: float) -> list[Neighbours]:
+def last_by_time(container: Any, stream: Any, count: int, fps: float, clock: Clock) -> list[Neighbours]:
     """Return the last frame, and those shown at equal distances before its time, each between its neighbours.
 
     Returns:
         At most `count` frames in the order of display; fewer where the video is shorter.
     """
-    clock, shown = Clock(), deque[tuple[float, Any]]()
+    shown = deque[tuple[float, Any]]()
     for frame, time, _ in with_times(container, stream, clock, 0.0, neighbours=True):
         shown.append((time, frame))
         while len(shown) > 1 and shown[1][0] <= time - (count - 1) / fps:
@@ -97,7 +99,12 @@ def last_by_time(container: Any, stream: Any, count: int, fps: float) -> list[Ne
 
 def _interval(stream: Any, clock: Clock) -> float:
     """Return the mean seconds from frame to frame."""
-    return 1 / (clock.rate or float(stream.average_rate or 25))
+    return 1 / (clock.rate or float(usual_rate(stream)))
+
+
+def usual_rate(stream: Any) -> Fraction:
+    """Return the frames per second that the container, or else its codec, claims; 25 where neither does."""
+    return Fraction(stream.average_rate or stream.guessed_rate or 25)
 
 
 def with_times(container: Any, stream: Any, clock: Clock, start: float, neighbours: bool = False) -> Iterator[tuple[Any, float, float]]:
@@ -112,7 +119,7 @@ def with_times(container: Any, stream: Any, clock: Clock, start: float, neighbou
         return
     interval = _interval(stream, clock)
     early, unit = EARLY * interval, float(stream.time_base)
-    if is_counted(container, stream):
+    if clock.counted or is_counted(container, stream):
         timed = ((frame, number * interval, interval) for number, frame in enumerate(container.decode(stream)))
     else:
         begin = begin_time(container, stream)
@@ -191,8 +198,11 @@ def _decode(container: Any, stream: Any, unneeded: float) -> Iterator[tuple[int 
     """Yield frames, each with the time of the key frame that decoding began with.
 
     Frames before `unneeded` that no other frame depends on are left out.
+
+    Raises:
+        UnorderedTimesError: A frame has no time, or none later than that of the frame before it.
     """
-    key, skipping = None, False
+    key, skipping, last = None, False, -np.inf
     stream.codec_context.skip_frame = "DEFAULT"
     if stream.codec_context.name not in ("h264", "hevc"):  # others, such as libdav1d, cannot change skip_frame while decoding
         unneeded = -np.inf
@@ -203,4 +213,7 @@ def _decode(container: Any, stream: Any, unneeded: float) -> Iterator[tuple[int 
             skipping = not skipping
             stream.codec_context.skip_frame = "NONREF" if skipping else "DEFAULT"
         for frame in packet.decode():
+            if frame.pts is None or frame.pts <= last:
+                raise UnorderedTimesError
+            last = frame.pts
             yield key, frame

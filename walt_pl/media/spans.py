@@ -44,6 +44,8 @@ class Clock:
     """Second at which the piece begins."""
     end: float = math.inf
     """Second before which the piece ends."""
+    counted: bool = False
+    """True if frames can only be found by counting them from the first one on, because the times of the file are flawed."""
 
     @property
     def even(self) -> bool:
@@ -64,6 +66,12 @@ class Clock:
         """Return the number of the first frame of the piece, and of the first frame after it. The file must be even."""
         stop = math.inf if self.end == math.inf else math.ceil(self.end * self.rate - EARLY)
         return math.ceil(max(0.0, self.begin * self.rate - EARLY)), stop
+
+
+def is_uneven(times: NDArray[np.float64] | NDArray[np.int64]) -> bool:
+    """Return whether a frame is more than 0.3 of the mean interval from its place on an even grid. The times are ascending."""
+    interval = (times[-1] - times[0]) / max(1, len(times) - 1) if len(times) else 0
+    return bool((np.abs(times - (times[:1] + np.arange(len(times)) * interval)) > EARLY * interval).any())
 
 
 def counts(frame_range: FrameRange) -> NDArray[np.int64]:

@@ -10,6 +10,13 @@ Frames = NDArray[np.uint8]
 Size = tuple[int, int]
 """Rows and columns."""
 
+COUNTED = "pyav-counted"
+"""Decoder of a file whose times do not lead to its frames: PyAV, which counts them from the first one on."""
+
+
+class UnorderedTimesError(Exception):
+    """Times of frames that are missing, or do not increase in the order of display. Such frames are found by counting."""
+
 
 class MediaError(RuntimeError):
     """A file that cannot be read or written. The message starts with its path."""
@@ -55,7 +62,7 @@ class MediaEntry(Protocol):
 
     @property
     def decoder(self) -> str:
-        """Return the decoder that reads the file correctly: "decord", "pyav" or "pillow". Empty: not examined."""
+        """Return the decoder that reads the file correctly: "decord", "pyav", `COUNTED` or "pillow". Empty: not examined."""
         ...
 
 

@@ -13,11 +13,15 @@ from walt_pl.files import whole_file
 from walt_pl.media.pyav import import_av
 from walt_pl.media.types import Frames, MediaError, reason
 
+_BT709 = 1
+"""BT.709's number among matrices, primaries and transfer functions (ITU-T H.273)."""
+
 
 def write_video(path: Path, frames: Frames, fps: float, crf: int = 18) -> None:
     """Write uint8 [t h w 3] as H.264 yuv420p in mp4, whole or not at all.
 
-    GOPs are closed, so that every decoder may seek in the file. Equal frames give equal bytes.
+    Colours are BT.709 of limited range, and the stream and the container say so. GOPs are closed, so that every decoder may seek in
+    the file. Equal frames give equal bytes.
 
     Args:
         path: The file.
@@ -37,6 +41,8 @@ def write_video(path: Path, frames: Frames, fps: float, crf: int = 18) -> None:
 
 def write_image(path: Path, frame: Frames) -> None:
     """Write uint8 [h w 3] as JPEG or PNG, by the ending of the file's name, whole or not at all.
+
+    Both are sRGB. JPEG's matrix is BT.601 of full range by definition (JFIF), so neither needs a tag.
 
     Raises:
         ValueError: The array has another form, or the name another ending.
@@ -75,19 +81,27 @@ def gif_bytes(frames: Frames, fps: float) -> bytes:
 
 def _encode(file: Path, frames: Frames, fps: float, crf: int) -> None:
     av = import_av()
-    from av.video.reformatter import VideoReformatter
+    from av.video.reformatter import Interpolation, VideoReformatter
 
+    # AREA gives each chroma sample the mean of its 2 x 2 pixels: BILINEAR mixes in the rows beside them, and loses up to 5 dB.
+    # Without the two flags, rounding depends on the instructions of the processor.
+    scaling = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
     with av.open(str(file), mode="w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # One thread: the order of work determines the bytes, which must not depend on the machine.
+        # Players take an untagged file of 720 rows or more for BT.709, and a smaller one for BT.601. Its range is limited by default.
+        stream.codec_context.colorspace = _BT709
+        stream.codec_context.color_primaries = _BT709
+        stream.codec_context.color_trc = _BT709
+        # One thread, equal algorithms on every processor: the order of work determines the bytes, which must not depend on the machine.
         stream.codec_context.thread_count = 1
-        stream.options = {"crf": str(crf), "preset": "veryfast", "x264-params": "open-gop=0:keyint=48:threads=1"}
+        stream.options = {"crf": str(crf), "preset": "veryfast", "x264-params": "open-gop=0:keyint=48:threads=1:cpu-independent=1"}
         converter = VideoReformatter()
         for frame in frames:
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            container.mux(stream.encode(converter.reformat(picture, format="yuv420p", threads=1)))
+            planes = converter.reformat(picture, format="yuv420p", dst_colorspace=_BT709, interpolation=scaling, threads=1)
+            container.mux(stream.encode(planes))
         container.mux(stream.encode())
 
 

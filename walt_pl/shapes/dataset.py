@@ -251,7 +251,7 @@ class _Job(NamedTuple):
     seed: tuple[int, ...]
 
 
-_FORMAT = 3  # increase it when a change of the code gives other pictures for equal arguments
+_FORMAT = 4  # increase it when a change of the code gives other pictures for equal arguments
 _SPLITS = ("train", "val", "unseen")
 _CHUNK = 25  # files that a worker paints between two updates of the progress bar
 
