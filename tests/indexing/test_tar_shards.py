@@ -72,3 +72,21 @@ def test_list_source_expands_shard_patterns_and_names_missing_shards(tmp_path: P
     touch(tmp_path / "packed", "a.tar.gz")
     with pytest.raises(ValueError, match=r"unpack them first: gunzip .*a\.tar\.gz"):
         list_source(str(tmp_path / "packed"), layout="webdataset")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("0.cls", b"3.5", "label 3.5 is no whole number"),
+        ("0.cls", b"-5", "negative"),
+        ("0.json", b'{"caption": "a dog", "label": 3.5}', "label 3.5 is no whole number"),
+        ("0.json", b'{"caption": "a dog", "label": [3]}', "is a list"),
+        ("0.json", b'{"caption": "a dog", "label": 2147483648}', "32 bits"),
+    ],
+)
+def test_list_source_of_shards_leaves_out_a_label_and_keeps_its_caption(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    path = shard(tmp_path / "a.tar", {"0.jpg": b"x", name: content, "1.jpg": b"y", "1.cls": b"4.0"})
+    listing = list_source(str(path))
+    assert [(item.caption, item.label) for item in listing.items] == [("a dog" if name == "0.json" else "", -1), ("", 4)]
+    (note,) = listing.notes
+    assert note.startswith("label not used in 1 places") and words in note and f"in '{name}'" in note

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import tarfile
 from typing import Any
 
+from walt_pl.data.labels import read_label
 from walt_pl.untrusted import UntrustedError, parse_json
 
 MAX_TEXT_BYTES = 1 << 20
@@ -16,8 +16,6 @@ MAX_NAME = 1000
 """Characters of the name of a class or a split."""
 MAX_NAMES = 1_000_000
 """Shards that one pattern may stand for; at 1 GB a shard they are a petabyte."""
-LABELS = range(-(2**31), 2**31)
-"""Numbers that the index's column `label` holds."""
 _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
@@ -62,37 +60,37 @@ def _check_size(member: tarfile.TarInfo) -> None:
         raise tarfile.ReadError(f"a member that claims {member.size:,} bytes")
 
 
-def label_of(text: str) -> int | str:
-    """Return the class that a text names: a number, a name, or -1 where it is empty.
+def label_of(value: Any) -> dict[str, int | str]:
+    """Return the class that a member names as "label"; or, where it cannot be used, the "finding" that says why.
 
-    Raises:
-        UntrustedError: the number does not fit the index, or the name is too long or has several lines.
+    Args:
+        value: Text, or a plain value of JSON.
     """
-    if re.fullmatch(r"-?\d+", text):
-        if len(text) > 11 or int(text) not in LABELS:
-            raise UntrustedError(f"label {text[:20]} is not a number of 32 bits")
-        return int(text)
-    if len(text) > MAX_NAME or len(text.splitlines()) > 1:
-        raise UntrustedError(f"label {text[:20]!a}... has more than {MAX_NAME} characters or more than one line")
-    return text or -1
+    try:
+        label = read_label(value)
+    except ValueError as error:
+        return {"finding": f"label: {error}"}
+    if isinstance(label, str) and (len(label) > MAX_NAME or len(label.splitlines()) > 1):
+        return {"finding": f"label: {label[:20]!a}... has more than {MAX_NAME} characters or more than one line"}
+    return {"label": label}
 
 
 def read_words(text: bytes, ending: str) -> dict[str, Any]:
-    """Return what a member says about its sample: "caption", "label" and "split", as far as it says them.
+    """Return what a member says about its sample: "caption", "label" and "split", as far as it says them, and a "finding" about the label.
 
     Args:
         text: content of the member.
         ending: "txt", "cls" or "json".
 
     Raises:
-        UntrustedError: the text is too large, or no caption, class or JSON.
+        UntrustedError: the text is too large, or no JSON.
     """
     if len(text) > MAX_TEXT_BYTES:
         raise UntrustedError(f"{len(text):,} bytes, at most {MAX_TEXT_BYTES:,} wanted")
     if ending == "json":
         return _read_json(text)
     words = text.decode("utf-8", errors="replace").strip()
-    return {"caption": " ".join(words.split())} if ending == "txt" else {"label": label_of(words)}
+    return {"caption": " ".join(words.split())} if ending == "txt" else label_of(words)
 
 
 def _read_json(text: bytes) -> dict[str, Any]:
@@ -102,7 +100,7 @@ def _read_json(text: bytes) -> dict[str, Any]:
     if caption := " ".join(str(row.get("caption") or row.get("text") or "").split()):
         found["caption"] = caption
     if row.get("label") is not None:
-        found["label"] = label_of(str(row["label"]))
+        found |= label_of(row["label"])
     if split := str(row.get("split") or ""):
         found["split"] = split
     return found

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from walt_pl.data.tar_members import LABELS, MAX_NAME, MAX_TEXT_BYTES
+from walt_pl.data.labels import LABELS
+from walt_pl.data.tar_members import MAX_NAME, MAX_TEXT_BYTES
 from walt_pl.untrusted import read_bytes
 
 MAX_LIST_BYTES = 64 << 20
@@ -61,6 +62,8 @@ class SourceListing:
     """Items that were left out, and why."""
     classes: list[str] = field(default_factory=list)
     """Names of classes in the order of their official numbers, where the source has one."""
+    mixture: str = ""
+    """The first label that is a number among names, or a name among numbers, with its place; "" where there is none."""
 
 
 def split_of(folders: Iterable[str]) -> str:

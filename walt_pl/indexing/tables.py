@@ -4,9 +4,11 @@ import csv
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from walt_pl.data.labels import MISSING, NO_LABEL, read_label
+from walt_pl.indexing.class_numbers import FirstLabels
 from walt_pl.indexing.listing import SourceItem, SourceListing, read_lines
 from walt_pl.media.extensions import kind_of
 from walt_pl.untrusted import UntrustedError, parse_json
@@ -28,7 +30,7 @@ def list_table(source: Path, root: Path) -> SourceListing:
     Raises:
         ValueError: A row is wrong. The message names its line.
     """
-    items, ignored, left_out = [], set[str](), list[str]()
+    items, ignored, left_out, first = [], set[str](), list[str](), FirstLabels()
     for number, row in read_rows(source, left_out):
         where = f"{source}:{number}"
         path = row.pop("path", None) or row.pop("file_name", None)
@@ -39,28 +41,33 @@ def list_table(source: Path, root: Path) -> SourceListing:
             found = f'{path[:200]} is neither video nor image by its ending; a column "kind" may say so, found "{str(kind)[:200]}"'
             raise ValueError(f"{where}: {found}")
         caption = " ".join((row.pop("caption", None) or row.pop("text", None) or "").split())
-        label = row.pop("label", "")
+        label, finding = _label(row.pop("label", ""), where)
+        first.add(label, where)
         begin, end = _piece(row, kind, where)
         if max(begin, end) > MAX_SECONDS:
             left_out.append(f"{where}: a piece from {begin:g} to {end:g} s")
             continue
-        items.append(SourceItem(str(root / path), kind, caption, label if label else -1, row.pop("split", ""), begin=begin, end=end))
+        piece = {"begin": begin, "end": end}
+        items.append(SourceItem(str(root / path), kind, caption, label, row.pop("split", ""), **piece, finding=finding))
         ignored |= set(row) - {"path", "file_name", "caption", "text"}
     notes = [f"columns not used: {', '.join(sorted(ignored))[:1000]}"] if ignored else []
     if left_out:
         notes.append(f"{len(left_out):,} rows are left out, the first: {left_out[0][:400]}")
-    # Labels become numbers only if all of them are: a class may be called "2012".
-    if all(item.label == -1 or re.fullmatch(r"-?\d+", str(item.label)) for item in items):
-        items = [_with_number(item) for item in items]
-    return SourceListing("table", items, notes)
+    return SourceListing("table", items, notes, mixture=first.describe_mixture())
 
 
-def _with_number(item: SourceItem) -> SourceItem:
-    """Return the item with its label as a number. Python refuses to convert thousands of digits."""
-    text = str(item.label)
-    if len(text) > 20:
-        return replace(item, label=-1, finding=f"label: {text[:20]}... is not a number of 32 bits")
-    return replace(item, label=int(text))
+def _label(text: Any, where: str) -> tuple[int | str, str]:
+    """Return the label of a row, and why it has none although it names one.
+
+    Raises:
+        ValueError: It is a mistake, such as a fraction.
+    """
+    try:
+        return read_label(text), f'label: "{text}" stands for none' if text and text in MISSING else ""
+    except UntrustedError as error:
+        return NO_LABEL, f"label: {error}"
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _piece(row: dict[str, str], kind: str, where: str) -> tuple[float, float]:
@@ -139,6 +146,9 @@ def _json_row(line: str, where: str, left_out: list[str]) -> dict[str, str] | No
         return None
     if not isinstance(row, dict):
         raise ValueError(f'{where}: wanted an object like {{"path": "a.mp4", "caption": "..."}}, found {line.strip()[:60]}')
+    for name, value in row.items():
+        if str(name).lower() == "label" and isinstance(value, list | dict):
+            _label(value, where)
     return {str(name).lower(): str(value) for name, value in row.items() if value is not None}
 
 

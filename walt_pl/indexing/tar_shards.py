@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, read_words
+from walt_pl.indexing.class_numbers import FirstLabels
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing, split_of
 from walt_pl.indexing.shard_names import expand
@@ -42,7 +43,10 @@ def list_shards(source: str, workers: int) -> SourceListing:
             continue
         found[name], broken = shard
         notes += [f"{name}: {broken}"] if broken else []
-    return SourceListing("webdataset", [item for name in names for item in found.get(name, [])], sorted(notes))
+    items, first = [item for name in names for item in found.get(name, [])], FirstLabels()
+    for item in items:
+        first.add(item.label, f"{item.file}: sample {item.family.partition('/')[2].lstrip('/')}")
+    return SourceListing("webdataset", items, sorted(notes), mixture=first.describe_mixture())
 
 
 def list_shard(name: str) -> tuple[list[SourceItem], str]:
@@ -95,6 +99,7 @@ def _said(shard: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> dict[
     file = shard.extractfile(member)
     assert file is not None
     try:
-        return read_words(file.read(MAX_TEXT_BYTES + 1), ending)
+        words = read_words(file.read(MAX_TEXT_BYTES + 1), ending)
     except UntrustedError as error:
         return {"finding": f".{ending}: of {member.name[:200]!a}: {error}"}
+    return words | ({"finding": f"{words['finding']}, in {member.name[:200]!a}"} if "finding" in words else {})
