@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def list_table(source: Path, root: Path) -> SourceListing:
         if max(begin, end) > MAX_SECONDS:
             left_out.append(f"{where}: a piece from {begin:g} to {end:g} s")
             continue
-        piece = {"begin": begin, "end": end}
-        items.append(SourceItem(str(root / path), kind, caption, label, row.pop("split", ""), **piece, finding=finding))
+        item = SourceItem(str(root / path), kind, caption, label, row.pop("split", ""), begin=begin, end=end)
+        items.append(replace(item, finding=finding) if finding else item)
         ignored |= set(row) - {"path", "file_name", "caption", "text"}
     notes = [f"columns not used: {', '.join(sorted(ignored))[:1000]}"] if ignored else []
     if left_out:
