@@ -19,6 +19,7 @@ from tests.helpers.joint_data import COUNTS, FakeVAE, make
 from walt_pl.data.batch import DataError, JointBatch
 from walt_pl.data.index import write_index
 from walt_pl.data.loader import BatchLoader
+from walt_pl.data.webdataset_loader import StreamLoader
 from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.runs import card
 from walt_pl.training.fingerprints import fingerprints
@@ -139,6 +140,11 @@ def test_joint_data_num_classes_leaves_clips_out_of_batches_validation_and_cache
 def test_joint_data_num_classes_of_fitting_labels_keeps_the_identity_of_the_selection(index: str) -> None:
     assert fingerprints(make(index, num_classes=11)) == fingerprints(make(index))
     assert fingerprints(make(index, num_classes=10))["data.selection_sha256"] != fingerprints(make(index))["data.selection_sha256"]
+
+
+def test_joint_data_num_classes_reaches_the_stream(index: str) -> None:
+    loader = make(index, num_classes=3, shards={"video": "clips.tar"}, image_stacks_per_batch=0).train_dataloader()
+    assert cast("StreamLoader", loader)._reading.num_classes == 3
 
 
 def test_joint_data_unusable_validation_is_an_error_before_latents_are_computed(index: str, vae: str, tmp_path: Path) -> None:
