@@ -17,6 +17,7 @@ from walt_pl.blocks.compute import compute_dtype
 from walt_pl.data.batch import BucketedSource, Kind, SampleSource
 from walt_pl.data.cache import Encode, LatentCache, encode_batch_size
 from walt_pl.data.cache_layout import bucket_caches, bucket_sizes, cache_key, cache_name, whole_transform
+from walt_pl.data.class_labels import describe_labels
 from walt_pl.data.frame_rate import trained_rate
 from walt_pl.data.index import Index, IndexEntries, class_names
 from walt_pl.data.latent_dataset import LatentDataset
@@ -71,6 +72,7 @@ class JointData(L.LightningDataModule):
         max_pixels: Largest rows x columns of an image, or of a frame of a video, that is decoded. Larger ones are left out.
         background: Red, green and blue, 0..255, that show through where a picture is transparent.
         deinterlace: Whether interlaced frames are turned into progressive ones (yadif). Frames that are progressive stay as they are.
+        num_classes: Classes of a class-conditional model: a clip is left out if its label is not 0 to num_classes - 1. Set by the program.
         shards: Streams the training set from tar shards in webdataset's notation, '{video: "clips-{000..999}.tar", image: ...}', in
             place of the index, see walt_pl/data/webdataset_loader.py. Validation, and captions for a vocabulary, still use the index.
         allow_schemes: Schemes that names in data.shards may have beside plain files: pipe (runs the command), https, gs, hf and others of
@@ -108,12 +110,14 @@ class JointData(L.LightningDataModule):
         max_pixels: int = MAX_PIXELS,
         background: tuple[int, int, int] = (255, 255, 255),
         deinterlace: bool = False,
+        num_classes: int | None = None,
         shards: dict[Kind, str] | None = None,
         allow_schemes: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         check_counts(videos_per_batch=videos_per_batch, image_stacks_per_batch=image_stacks_per_batch, cache_clips=cache_clips)
         check_counts(val_videos=val_videos, num_workers=num_workers, seed=seed)
+        check_counts(num_classes=num_classes or 0)
         check_seconds(timeout=timeout, worker_patience=worker_patience)
         if images_per_stack < 1:
             raise ValueError(f"data.images_per_stack must be at least 1, got {images_per_stack}")
@@ -133,6 +137,7 @@ class JointData(L.LightningDataModule):
         self.shards = shards
         self._streams = {kind: ShardStream(kind, pattern, seed, allow_schemes) for kind, pattern in (shards or {}).items()}
         self.index = index
+        self.num_classes = num_classes
         self.vae = vae
         self.videos_per_batch = videos_per_batch
         self.images_per_batch = image_stacks_per_batch * images_per_stack
@@ -206,11 +211,17 @@ class JointData(L.LightningDataModule):
         useless = [kind for kind, selection in found.items() if not selection.used]
         # In validation, a batch may lack one of the kinds.
         if useless if split == TRAIN else len(useless) == len(found):
-            lines = describe_selection(split, found, self.buckets, self.clip_transform)
+            lines = self.describe(split)
             found_in = f'{self.index}: no {" and no ".join(useless)} of split "{split}" can be used:'
             ask = f"file by file: python -m walt_pl index {self.index} --report --config experiments/EXP/STAGE.yaml"
             raise ValueError("\n  ".join([found_in, *lines, ask]))
         return found
+
+    def describe(self, split: str) -> list[str]:
+        """Return the selection of a split in words, and for a class-conditional model its labels."""
+        found = self.choice(split)
+        lines = describe_selection(split, found, self.buckets, self.clip_transform)
+        return [*lines, *describe_labels(self._entries(split), found, self.num_classes, class_names(Path(self.index)))]
 
     def choice(self, split: str) -> dict[Kind, Selection]:
         """Return the selection of each kind, also where nothing can be used.
@@ -226,10 +237,10 @@ class JointData(L.LightningDataModule):
         entries = self._entries(split)
         quarantined = {kind: self.quarantine.positions(listed) for kind, listed in entries.items()}
         if split == TRAIN:
-            return select(entries, self.clip_transform, self.buckets, quarantined, self.cache_clips)
+            return select(entries, self.clip_transform, self.buckets, quarantined, self.cache_clips, self.num_classes)
         found: dict[Kind, Selection] = {}
         for kind, listed in entries.items():  # each kind by itself: batches of validation may lack one
-            found |= select({kind: listed}, self.clip_transform, self.buckets, quarantined, self.val_videos)
+            found |= select({kind: listed}, self.clip_transform, self.buckets, quarantined, self.val_videos, self.num_classes)
         return found
 
     @cached_property
@@ -281,6 +292,7 @@ class JointData(L.LightningDataModule):
         """
         if self.vae is None:
             return
+        self.counts()  # a split that cannot be used is an error before hours of encoding
         for split in self._splits():
             entries, skip = self._entries(split), self._load_skipped(split)
             for number in range(len(self.buckets)):
@@ -354,7 +366,7 @@ class JointData(L.LightningDataModule):
         for kind, pattern in (self.shards or {}).items():
             print(f"{TRAIN}: {kind}s streamed from {pattern}", flush=True)
         for split in self._splits():
-            print("\n".join(describe_selection(split, self.selection(split), self.buckets, self.clip_transform)), flush=True)
+            print("\n".join(self.describe(split)), flush=True)
 
     def train_dataloader(self) -> BatchLoader:
         """Return this rank's endless, resumable stream of batches."""
@@ -363,7 +375,7 @@ class JointData(L.LightningDataModule):
             per_batch: dict[Kind, int] = {"video": self.videos_per_batch, "image": self.images_per_batch}
             given = {kind: per_batch[kind] for kind in self._streams}
             reading = StreamConfig(self._streams, given, self.clip_transform, rank, ranks, self.num_workers, self.worker_patience)
-            return self._remember(StreamLoader(reading))
+            return self._remember(StreamLoader(replace(reading, num_classes=self.num_classes)))
         items = self._items(TRAIN)
         sampler = JointSampler(items["video"], items["image"], self.videos_per_batch, self.images_per_batch, rank, ranks, self.seed)
         return self._loader(TRAIN, sampler)

@@ -157,3 +157,27 @@ def test_select_leaves_out_entries_above_max_pixels_with_a_reason() -> None:
     assert found.left_out() == {"of more than data.max_pixels rows x columns": 2}
     with pytest.raises(ValueError, match=r"data\.max_pixels must be at least 1, got 0"):
         DecodeOptions(0)
+
+
+def labelled(labels: list[int], **columns: Any) -> Columns:
+    return Columns(**{**clips([(240, 300)] * len(labels)).columns, "label": labels, **columns})
+
+
+def test_select_leaves_out_labels_that_the_model_has_no_class_for() -> None:
+    found = choose(labelled([0, 4, 5, -1, -7, 2**31 - 1]), num_classes=5)
+    assert found.positions().tolist() == [0, 1] and found.bucket.tolist() == [0, 0, -1, -1, -1, -1]
+    assert found.left_out() == {"without a label": 2, "with a label outside of the model's classes": 2}
+
+
+def test_select_counts_no_clip_without_a_class_into_a_limit() -> None:
+    assert choose(labelled([-1, 0, 9, 1, 2]), num_classes=3, limit=2).positions().tolist() == [1, 3]
+
+
+def test_select_quarantine_is_the_reason_of_a_clip_without_a_class() -> None:
+    assert choose(labelled([-1, 0]), num_classes=3, quarantined=[0]).left_out() == {"quarantined": 1}
+
+
+def test_select_labels_do_not_matter_without_classes_and_change_nothing_where_they_fit() -> None:
+    free, bound = choose(labelled([0, -1, 2, 7])), choose(labelled([0, 1, 2, 7]), num_classes=8)
+    assert free.used == 4
+    assert (free.bucket.tolist(), free.reason.tolist()) == (bound.bucket.tolist(), bound.reason.tolist())

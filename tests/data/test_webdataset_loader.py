@@ -192,6 +192,27 @@ def test_stream_loader_animated_image_gets_weight_0_and_is_named(tmp_path: Path)
     assert batch.weight.tolist() == [0] and list(loader.failures) == [f"{tmp_path}/images.tar/moves.webp"]
 
 
+def test_stream_loader_clip_without_a_class_of_the_model_gets_weight_0_and_is_named(tmp_path: Path) -> None:
+    write_video(tmp_path / "clip.mp4", np.zeros((3, 16, 24, 3), np.uint8), fps=8)
+    content = (tmp_path / "clip.mp4").read_bytes()
+    labels = {"good": "4.0", "high": "5", "name": "cat", "half": "3.5", "none": None}
+    with webdataset.TarWriter(str(tmp_path / "clips.tar")) as tar:
+        for key, label in labels.items():
+            tar.write({"__key__": key, "mp4": content, **({} if label is None else {"cls": label})})
+    whole = {"video": str(tmp_path / "clips.tar")}
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        loader = StreamLoader(reading(whole, per_batch={"video": 5}, num_classes=5))  # type: ignore[arg-type]
+        batch = next(iter(loader))
+    assert batch.weight.tolist() == [1, 0, 0, 0, 0] and batch.labels.tolist() == [4, 0, 0, 0, 0]
+    found = {Path(path).stem: reason.partition(": ")[2] for path, reason in loader.failures.items()}
+    wanted = "the model has the classes 0 to 4 (model.denoiser.num_classes)"
+    assert found["high"] == f"label 5, {wanted}" and found["none"] == f"no label, {wanted}"
+    assert 'label "cat" is a name: write numbers' in found["name"] and "label 3.5 is no whole number" in found["half"]
+    free = next(iter(StreamLoader(reading(whole, per_batch={"video": 5}))))  # type: ignore[arg-type]
+    assert free.weight.all(), "without classes, labels do not matter"
+
+
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGSTOP])
 def test_stream_loader_begins_again_where_it_was_when_a_worker_dies_or_stops(blow: int, shards: dict[Kind, str]) -> None:
     def make(workers: int) -> StreamLoader:

@@ -5,9 +5,10 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
+import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
@@ -17,8 +18,11 @@ from datamodules.joint import JointData
 from tests.helpers.joint_data import COUNTS, FakeVAE, make
 from walt_pl.data.batch import DataError, JointBatch
 from walt_pl.data.index import write_index
+from walt_pl.data.loader import BatchLoader
+from walt_pl.data.webdataset_loader import StreamLoader
 from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.runs import card
+from walt_pl.training.fingerprints import fingerprints
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*files could not be read and counted for nothing"),
@@ -126,6 +130,40 @@ def test_joint_data_reads_with_its_background(index: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*unreadable files")
+def test_joint_data_num_classes_leaves_clips_out_of_batches_validation_and_caches(index: str, vae: str) -> None:
+    data = make(index, num_classes=6, val_videos=3, vae=vae, image_stacks_per_batch=0)
+    assert data.counts() == {"train_videos": 6, "train_images": 0, "val_videos": 3, "val_images": 0}
+    data.prepare_data()
+    free = make(index, val_videos=3, vae=vae, image_stacks_per_batch=0)
+    free.prepare_data()
+    latents = {path: video for batch in free.train_dataloader() for path, video in zip(batch.paths, batch.videos, strict=True)}
+    for batch in [*data.train_dataloader(), *cast("BatchLoader", data.val_dataloader())]:
+        assert all(0 <= label < 6 for label in batch.labels.tolist())
+        assert all(f"-{label}." in path for label, path in zip(batch.labels.tolist(), batch.paths, strict=True))
+        assert all(torch.equal(video, latents.get(path, video)) for path, video in zip(batch.paths, batch.videos, strict=True))
+    assert set(data.classes()) == set(range(6)) and len(free.classes()) == 10
+
+
+def test_joint_data_num_classes_of_fitting_labels_keeps_the_identity_of_the_selection(index: str) -> None:
+    assert fingerprints(make(index, num_classes=11)) == fingerprints(make(index))
+    assert fingerprints(make(index, num_classes=10))["data.selection_sha256"] != fingerprints(make(index))["data.selection_sha256"]
+
+
+def test_joint_data_num_classes_reaches_the_stream(index: str) -> None:
+    loader = make(index, num_classes=3, shards={"video": "clips.tar"}, image_stacks_per_batch=0).train_dataloader()
+    assert cast("StreamLoader", loader)._reading.num_classes == 3
+
+
+def test_joint_data_unusable_validation_is_an_error_before_latents_are_computed(index: str, vae: str, tmp_path: Path) -> None:
+    table = pq.read_table(index)
+    rows = [{**row, "label": -1} if row["split"] == "val" else row for row in table.to_pylist()]
+    write_index([{**row, "path": str(Path("clips") / row["path"])} for row in rows], tmp_path / "index.parquet")
+    (tmp_path / "clips").symlink_to(Path(index).parent)
+    with pytest.raises(ValueError, match='no video and no image of split "val" can be used'):
+        make(str(tmp_path / "index.parquet"), num_classes=11, vae=vae).prepare_data()
+    assert not FakeVAE.clips
+
+
 def test_joint_data_max_pixels_holds_where_the_index_says_smaller(index: str) -> None:
     """Somebody may have written the sizes of the index."""
     data = make(index, val_videos=0)

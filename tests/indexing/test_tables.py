@@ -33,9 +33,27 @@ def test_list_source_jsonl_equals_csv(tmp_path: Path) -> None:
     rows = [{"file_name": "a.mp4", "text": "one", "label": "walk"}, {"path": "b.bin", "kind": "video", "caption": None, "label": "7"}]
     (tmp_path / "clips.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
     items = list_source(str(tmp_path / "clips.jsonl")).items
-    assert [(item.kind, item.caption, item.label) for item in items] == [("video", "one", "walk"), ("video", "", "7")], (
-        "names, once one is a name"
-    )
+    assert [(item.kind, item.caption, item.label) for item in items] == [("video", "one", "walk"), ("video", "", 7)]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_list_source_reads_the_labels_that_pandas_writes(tmp_path: Path, name: str) -> None:
+    labels = {"a": 3.0, "b": None, "c": 10.0, "d": float("nan")}
+    if name == "a.csv":
+        text = "path,label\n" + "".join(f"{key}.png,{'' if label is None else label}\n" for key, label in labels.items())
+    else:
+        text = "".join(json.dumps({"path": f"{key}.png", "label": label}) + "\n" for key, label in labels.items())
+    (tmp_path / name).write_text(text)
+    listing = list_source(str(tmp_path / name))
+    assert [item.label for item in listing.items] == [3, -1, 10, -1] and not listing.mixture
+    assert listing.notes == [f"label not used in 1 places, the first: '{tmp_path}/d.png': label: \"nan\" stands for none"]
+
+
+def test_list_source_indexes_a_row_without_a_label_that_no_class_has(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,label\na.png,-5\nb.png,2147483648\nc.png,2147483647\n")
+    listing = list_source(str(tmp_path / "a.csv"))
+    assert [item.label for item in listing.items] == [-1, -1, 2**31 - 1]
+    assert "label not used in 2 places, the first:" in listing.notes[0] and "-5 is negative" in listing.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +61,10 @@ def test_list_source_jsonl_equals_csv(tmp_path: Path) -> None:
     [
         ("a.csv", "path,caption\na.mp4,x\n,y\n", r'a\.csv:3: no "path" \(found: caption\)'),
         ("a.csv", "path,caption\na.mp4,one, two\n", r"a\.csv:2: more fields than columns"),
+        ("a.csv", "path,label\na.mp4,3\nb.mp4,3.5\n", r"a\.csv:3: label 3\.5 is no whole number"),
+        ("a.csv", 'path,label\na.mp4,"1,000"\n', r"a\.csv:2: label 1,000 is no whole number"),
+        ("a.jsonl", '{"path": "a.mp4", "Label": [3]}', r"a\.jsonl:1: label \[3\] is a list"),
+        ("a.jsonl", '{"path": "a.mp4", "label": {"a": 3}}', r"a\.jsonl:1: label .* is a dict"),
         ("a.csv", "path\na.xyz\n", r"a\.csv:2: a\.xyz is neither video nor image"),
         ("a.csv", "path\n", r"a\.csv: no video or image in it"),
         ("a.jsonl", '{"path": "a.mp4"}\n{"path": \n', r"a\.jsonl:2: not JSON"),

@@ -119,3 +119,21 @@ def test_list_shard_caption_of_another_type_is_a_finding_of_its_item(tmp_path: P
 def test_list_shard_split_of_another_type_is_a_finding_of_its_item(tmp_path: Path) -> None:
     items, _, _ = list_shard(str(shard(tmp_path / "test-0.tar", {"0.png": b"png", "0.json": b'{"split": ["val"], "caption": "a"}'})))
     assert (items[0].split, items[0].caption) == ("test", "a") and items[0].finding.startswith("split: of '0.json': must be text")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("0.cls", b"3.5", "label 3.5 is no whole number"),
+        ("0.cls", b"-5", "negative"),
+        ("0.json", b'{"caption": "a dog", "label": 3.5}', "label 3.5 is no whole number"),
+        ("0.json", b'{"caption": "a dog", "label": [3]}', "is a list"),
+        ("0.json", b'{"caption": "a dog", "label": 2147483648}', "32 bits"),
+    ],
+)
+def test_list_source_of_shards_leaves_out_a_label_and_keeps_its_caption(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    path = shard(tmp_path / "a.tar", {"0.jpg": b"x", name: content, "1.jpg": b"y", "1.cls": b"4.0"})
+    listing = list_source(str(path))
+    assert [(item.caption, item.label) for item in listing.items] == [("a dog" if name == "0.json" else "", -1), ("", 4)]
+    (note,) = listing.notes
+    assert note.startswith("label not used in 1 places") and words in note and f"in '{name}'" in note

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.joint import JointData
+from walt_pl.cli.class_count import fill_classes
 from walt_pl.cli.fit import WaltCLI
 
 
@@ -18,6 +19,7 @@ class _Data(WaltCLI):
     def before_instantiate_classes(self) -> None:
         self._name()
         self._fill_parents()
+        fill_classes(self.options)
 
     def instantiate_classes(self) -> None:
         self.datamodule = JointData(**self.options.data.as_dict())

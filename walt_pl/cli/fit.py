@@ -20,6 +20,7 @@ from stages.finetuning import init_from
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.cli.allowed_schemes import check_allowed_schemes, without_allowed_schemes
 from walt_pl.cli.checkpoint_folder import check_own_folder
+from walt_pl.cli.class_count import fill_classes
 from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
 from walt_pl.cli.fit_help import render_help, without_help
@@ -195,6 +196,7 @@ class WaltCLI(LightningCLI):
             options.checkpoint.monitor, options.checkpoint.mode = BEST[kind_of(self.stage)]
         self._fill_parents()
         self._fill_seed()
+        fill_classes(options)
         check_engine(self.stage, options)
         if options.trainer.precision is None:
             options.trainer.precision = "bf16-mixed" if compute_dtype(_device()) is torch.bfloat16 else "32-true"

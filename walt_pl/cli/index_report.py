@@ -7,7 +7,7 @@ from pathlib import Path
 from datamodules.joint import JointData
 from walt_pl.cli.experiment_data import data_of
 from walt_pl.data.batch import Kind
-from walt_pl.data.selection import Selection, describe_selection
+from walt_pl.data.selection import Selection
 from walt_pl.indexing import doctor
 
 
@@ -23,7 +23,8 @@ def _report_use(path: Path, name: str, data: JointData) -> None:
     for split in ["train", "val"] if data.val_videos else ["train"]:
         try:
             selections[split] = data.choice(split)
-            print("\n".join(describe_selection(split, data.selection(split), data.buckets, data.clip_transform)))
+            data.selection(split)  # its error has the description
+            print("\n".join(data.describe(split)))
         except ValueError as error:
             problems.append(str(error))
     print(f"every clip and image: {doctor.write_use(path, name, selections, data.buckets)}")

@@ -59,6 +59,7 @@ _SILENT = (
     ),
     Rule(Effect.SILENT, ("seed_everything",), "data.seed and model.seed have its value"),
     Rule(Effect.SILENT, ("data.index", "data.vae", "data.cache_dir", "model.vae", "model.base"), "a path; the content is compared"),
+    Rule(Effect.SILENT, ("data.num_classes",), "model.denoiser.num_classes is compared"),
     Rule(Effect.SILENT, ("model.text.path", "model.text_path"), "a path; the encoder's files are compared"),
     Rule(
         Effect.SILENT,

@@ -12,7 +12,7 @@ from walt_pl.data.index import IndexEntries
 from walt_pl.data.sampler import BucketItems
 from walt_pl.data.transforms import ClipTransform
 
-USED, QUARANTINED, SHORT, SMALL, SIZELESS, BEYOND, ALONE, LARGE = range(8)
+USED, QUARANTINED, SHORT, SMALL, SIZELESS, BEYOND, ALONE, LARGE, UNLABELLED, OTHER_CLASS = range(10)
 REASONS = (
     "used",
     "quarantined",
@@ -22,6 +22,8 @@ REASONS = (
     "beyond the first ones that were asked for",
     "alone, as no size of data.buckets has both videos and images",
     "of more than data.max_pixels rows x columns",
+    "without a label",
+    "with a label outside of the model's classes",
 )
 _ROWS = 1 << 20
 """Entries that are processed at once: ten million entries need no more memory than these."""
@@ -99,6 +101,7 @@ def select(
     buckets: Sequence[Bucket],
     quarantined: Mapping[Kind, NDArray[np.int64]],
     limit: int = 0,
+    num_classes: int | None = None,
 ) -> dict[Kind, Selection]:
     """Decide for every entry of a split whether it is used, and in which bucket.
 
@@ -112,6 +115,7 @@ def select(
         buckets: Sizes of the batches.
         quarantined: Positions of the quarantined entries in the lists, ascending.
         limit: Use only the first `limit` of each kind that fit; 0 uses all.
+        num_classes: Classes of the model, whose labels are 0 to num_classes - 1; None for a model without classes.
 
     Returns:
         A selection for each kind. In all of them nothing is used where no bucket has all kinds.
@@ -119,7 +123,10 @@ def select(
     first: dict[Kind, Selection] = {}
     open_ = list(range(len(buckets)))
     while True:
-        found = {kind: _select(kind, listed, clip_transform, buckets, open_, quarantined[kind], limit) for kind, listed in entries.items()}
+        found = {
+            kind: _select(kind, listed, clip_transform, buckets, open_, quarantined[kind], limit, num_classes)
+            for kind, listed in entries.items()
+        }
         first = first or found
         there = {number: [bool((s.reason[s.bucket == number] == USED).any()) for s in found.values()] for number in open_}
         lacking = [number for number, kinds in there.items() if any(kinds) and not all(kinds)]
@@ -140,6 +147,7 @@ def _select(
     open_: Sequence[int],
     quarantined: NDArray[np.int64],
     limit: int,
+    num_classes: int | None,
 ) -> Selection:
     bucket, reason = np.full(len(entries), -1, np.int16), np.zeros(len(entries), np.uint8)
     for start in range(0, len(entries), _ROWS):
@@ -152,6 +160,10 @@ def _select(
             bucket[here][short], reason[here][short] = -1, SHORT
         large = part.column("height").astype(np.int64) * part.column("width") > clip_transform.decoding.max_pixels
         bucket[here][large], reason[here][large] = -1, LARGE
+        if num_classes is not None:
+            label = part.column("label")
+            for why, without in ((UNLABELLED, label < 0), (OTHER_CLASS, label >= num_classes)):
+                bucket[here][without], reason[here][without] = -1, why
     if limit:
         beyond = np.flatnonzero(bucket >= 0)[limit:]
         bucket[beyond], reason[beyond] = -1, BEYOND

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from walt_pl.data.caption_values import read_captions
+from walt_pl.data.labels import read_label
 from walt_pl.untrusted import UntrustedError, parse_json
 
 MAX_TEXT_BYTES = 1 << 20
@@ -18,8 +18,8 @@ MAX_NAME = 1000
 """Characters of the name of a class or a split."""
 MAX_NAMES = 1_000_000
 """Shards that one pattern may stand for; at 1 GB a shard they are a petabyte."""
-LABELS = range(-(2**31), 2**31)
-"""Numbers that the index's column `label` holds."""
+_FIELDS = {"txt": "caption", "cls": "label", "json": ".json"}
+"""Names of findings about a member, by its ending."""
 _EXTENSIONS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
@@ -64,39 +64,44 @@ def _check_size(member: tarfile.TarInfo) -> None:
         raise tarfile.ReadError(f"a member that claims {member.size:,} bytes")
 
 
-def label_of(text: str) -> int | str:
-    """Return the class that a text names: a number, a name, or -1 where it is empty.
+def label_of(value: Any) -> dict[str, Any]:
+    """Return the class that a member names as "label"; or, where it cannot be used, its "findings" say why.
 
-    Raises:
-        UntrustedError: the number does not fit the index, or the name is too long or has several lines.
+    Args:
+        value: Text, or a plain value of JSON.
     """
-    if re.fullmatch(r"-?\d+", text):
-        if len(text) > 11 or int(text) not in LABELS:
-            raise UntrustedError(f"label {text[:20]} is not a number of 32 bits")
-        return int(text)
-    if len(text) > MAX_NAME or len(text.splitlines()) > 1:
-        raise UntrustedError(f"label {text[:20]!a}... has more than {MAX_NAME} characters or more than one line")
-    return text or -1
+    try:
+        label = read_label(value)
+    except ValueError as error:
+        return {"findings": {"label": str(error)}}
+    if isinstance(label, str) and (len(label) > MAX_NAME or len(label.splitlines()) > 1):
+        return {"findings": {"label": f"{label[:20]!a}... has more than {MAX_NAME} characters or more than one line"}}
+    return {"label": label}
 
 
 def read_words(text: bytes, ending: str) -> dict[str, Any]:
     """Return what a member says about its sample: "caption", "more_captions", "label" and "split", as far as it says them.
 
-    "finding" says why a caption or a split is not used.
+    "findings" says by field why its words are not used.
 
     Args:
         text: content of the member.
         ending: "txt", "cls" or "json".
 
     Raises:
-        UntrustedError: the text is too large, or no caption, class or JSON.
+        UntrustedError: the text is too large, or no JSON.
     """
     if len(text) > MAX_TEXT_BYTES:
         raise UntrustedError(f"{len(text):,} bytes, at most {MAX_TEXT_BYTES:,} wanted")
     if ending == "json":
         return _read_json(text)
     words = text.decode("utf-8", errors="replace").strip()
-    return _read_caption(words) if ending == "txt" else {"label": label_of(words)}
+    return _read_caption(words) if ending == "txt" else label_of(words)
+
+
+def unused_words(ending: str, reason: str) -> dict[str, Any]:
+    """Return that the words of a member are not used, and why, in the form of `read_words`."""
+    return {"findings": {_FIELDS[ending]: reason}}
 
 
 def join_words(said: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -108,8 +113,18 @@ def join_words(said: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         said: Words of each member by its ending, as `read_words` returns them.
     """
     lists = said.get("json", {})
-    joined = {**lists, **said.get("txt", {}), **said.get("cls", {})}
+    joined = _merge(said[ending] for ending in ("json", "txt", "cls") if ending in said)
     return joined | {"caption": lists["caption"]} if "more_captions" in lists else joined
+
+
+def _merge(words: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return words and findings together; later words win."""
+    merged: dict[str, Any] = {}
+    findings: dict[str, str] = {}
+    for one in words:
+        merged |= one
+        findings |= one.get("findings", {})
+    return merged | {"findings": findings}
 
 
 def _read_caption(*values: object) -> dict[str, Any]:
@@ -117,20 +132,19 @@ def _read_caption(*values: object) -> dict[str, Any]:
     try:
         captions = next(filter(None, map(read_captions, values)), ())
     except ValueError as error:
-        return {"finding": f"caption: {error}"}
+        return {"findings": {"caption": str(error)}}
     found: dict[str, Any] = {"caption": captions[0]} if captions else {}
     return found | {"more_captions": captions[1:]} if len(captions) > 1 else found
+
+
+def _read_split(value: object) -> dict[str, Any]:
+    if value is None or isinstance(value, str):
+        return {"split": value} if value else {}
+    return {"findings": {"split": f"must be text, found {str(value)[:60]}"}}
 
 
 def _read_json(text: bytes) -> dict[str, Any]:
     row = parse_json(text, "its .json")
     row = row if isinstance(row, dict) else {}
-    found = _read_caption(row.get("caption"), row.get("text"))
-    if row.get("label") is not None:
-        found["label"] = label_of(str(row["label"]))
-    split = row.get("split")
-    if isinstance(split, str) and split:
-        found["split"] = split
-    elif split not in (None, ""):
-        found["finding"] = f"split: must be text, found {str(split)[:60]}"
-    return found
+    label = {} if row.get("label") is None else label_of(row["label"])
+    return _merge([_read_caption(row.get("caption"), row.get("text")), label, _read_split(row.get("split"))])

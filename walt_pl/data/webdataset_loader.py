@@ -32,10 +32,11 @@ from webdataset.tariterators import group_by_keys
 
 from walt_pl.data.batch import DataError, Kind, Sample, SampleRef, collate
 from walt_pl.data.index import IndexEntry
+from walt_pl.data.labels import NO_LABEL
 from walt_pl.data.loader import BatchLoader
 from walt_pl.data.shard_urls import expand_urls, open_shard
 from walt_pl.data.stream_watch import LostWorker, WorkerSigns, begin_again, watched
-from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, join_words, read_words
+from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, join_words, read_words, unused_words
 from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.data.workers import Answer, forkserver
 from walt_pl.media.extensions import IMAGES, VIDEOS
@@ -71,6 +72,8 @@ class ShardSample(NamedTuple):
     more_captions: tuple[str, ...] = ()
     finding: str = ""
     """Words about it that are not used, and why."""
+    fault: str = ""
+    """Why the label that the shard has cannot be used; empty where it can, or where there is none."""
 
 
 class ShardStream:
@@ -173,13 +176,20 @@ def _files(url: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
 def _member(sample: Mapping[str, Any], ending: str) -> ShardSample:
     said: dict[str, dict[str, Any]] = {}
     for part in ("json", "txt", "cls"):
-        with contextlib.suppress(UntrustedError):  # without the words that cannot be read, the clip is as good as before
+        try:
             said[part] = read_words(sample[part], part) if part in sample else {}
+        except UntrustedError as error:  # without the words that cannot be read, the clip is as good as before
+            said[part] = unused_words(part, str(error))
     words = join_words(said)
-    label = words.get("label", -1)
+    label, findings = words.get("label", NO_LABEL), words["findings"]
+    fault = findings.get("label", "")
+    if isinstance(label, str):
+        fault = f'label "{label[:40]}" is a name: write numbers, or index the shards, which numbers the names (python -m walt_pl index)'
+        label = NO_LABEL
     name = f"{sample['__url__']}/{sample['__key__']}.{ending}"
     caption, more = words.get("caption", ""), words.get("more_captions", ())
-    return ShardSample(name, sample[ending], caption, label if isinstance(label, int) else -1, more, words.get("finding", ""))
+    unused = "; ".join(f"{field}: {reason}" for field, reason in findings.items())
+    return ShardSample(name, sample[ending], caption, label, more, unused, "" if label != NO_LABEL else fault)
 
 
 @dataclass(frozen=True)
@@ -196,6 +206,8 @@ class StreamConfig:
     """Processes of a rank. With 0, the training process is the one reader of the rank."""
     patience: float = 60.0
     """Seconds without a sign of life after which a worker is ended, and all begin again where they were."""
+    num_classes: int | None = None
+    """Classes of the model; None for a model without classes."""
 
     @property
     def readers(self) -> int:
@@ -235,7 +247,8 @@ class _Stream(IterableDataset[tuple[int, dict[Kind, StreamPosition], Answer]]):
                 share = per_batch // reading.ranks
                 for global_batch_index in range(first_index + reading.rank * share, first_index + (reading.rank + 1) * share):
                     member, places[kind] = next(streams[kind])
-                    samples.append(_decode_sample(member, kind, places[kind].epoch, global_batch_index, reading.clip_transform))
+                    draw = SampleRef(kind, zlib.crc32(member.name.encode()), places[kind].epoch, global_batch_index)
+                    samples.append(_read_sample(member, draw, reading))
                 first_index += per_batch
             yield reader, dict(places), collate(samples)
 
@@ -253,18 +266,33 @@ class _Always(Sequence[IndexEntry]):
         return self._entry
 
 
-def _decode_sample(member: ShardSample, kind: Kind, epoch: int, global_batch_index: int, clip_transform: ClipTransform) -> Sample:
+def _read_sample(member: ShardSample, draw: SampleRef, reading: StreamConfig) -> Sample:
+    """Decode a clip. For a class-conditional model, one without a class of the model fails like one that cannot be read."""
+    classes = reading.num_classes
+    if classes is None or 0 <= member.label < classes:
+        return _decode_sample(member, draw, reading.clip_transform)
+    found = member.fault or ("no label" if member.label < 0 else f"label {member.label}")
+    entry = _Always(_entry(member, Path(member.name), draw.kind, reading.clip_transform))
+    reason = f"{member.name}: {found}, the model has the classes 0 to {classes - 1} (model.denoiser.num_classes)"
+    # The network wants a class even for a sample of weight 0.
+    return replace(PixelDataset(entry, entry, reading.clip_transform).replace_failed(draw, reason), path=member.name, label=0)
+
+
+def _entry(member: ShardSample, file: Path, kind: Kind, clip_transform: ClipTransform) -> IndexEntry:
+    # The length of the clip is unknown. An entry with `frames` frames is read from frame 0.
+    frames = clip_transform.frames if kind == "video" else 1
+    entry = IndexEntry(file, kind, frames, 0.0, 0, 0, member.caption, member.label, "train", len(member.content))
+    return replace(entry, more_captions=member.more_captions)
+
+
+def _decode_sample(member: ShardSample, draw: SampleRef, clip_transform: ClipTransform) -> Sample:
     """Decode a clip from its first frame on, by way of a temporary file, because decoders read files."""
     memory = Path("/dev/shm")
     with tempfile.NamedTemporaryFile(suffix=Path(member.name).suffix, dir=memory if memory.is_dir() else None) as file:
         file.write(member.content)
         file.flush()
-        # The length of the clip is unknown. An entry with `frames` frames is read from frame 0.
-        frames = clip_transform.frames if kind == "video" else 1
-        entry = IndexEntry(Path(file.name), kind, frames, 0.0, 0, 0, member.caption, member.label, "train", len(member.content))
-        draw = SampleRef(kind, zlib.crc32(member.name.encode()), epoch, global_batch_index)
-        entry = replace(entry, more_captions=member.more_captions)
-        sample = PixelDataset(_Always(entry), _Always(entry), clip_transform, clip_transform.seed)[draw]
+        entry = _Always(_entry(member, Path(file.name), draw.kind, clip_transform))
+        sample = PixelDataset(entry, entry, clip_transform, clip_transform.seed)[draw]
     return replace(sample, path=member.name, failure=sample.failure.replace(file.name, member.name))
 
 

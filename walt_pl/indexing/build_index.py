@@ -23,13 +23,14 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from walt_pl.data.index import MediaKey, class_names, media_keys, write_table
+from walt_pl.data.index import MediaKey, media_keys, write_table
 from walt_pl.data.index_arrow import check_index
 from walt_pl.data.index_sums import check_own_sums
 from walt_pl.data.index_table import LARGE, SCHEMA, read_table
 from walt_pl.data.quarantine import Quarantine, finding_of
 from walt_pl.data.tar_members import MAX_TEXT_BYTES
-from walt_pl.files import remove_left_overs, write_whole
+from walt_pl.files import remove_left_overs
+from walt_pl.indexing.class_numbers import ClassNumbers, number_classes
 from walt_pl.indexing.hang_limit import describe_lost, is_examined_again, total_seconds
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing
@@ -123,6 +124,7 @@ def _build(listing: SourceListing | None, out: Path, options: IndexOptions) -> B
     notes += note_own_val(splits, options.val)
     if not options.allow_moves:
         check_splits(old, splits, out)
+    classes = number_classes(listing, old, {place for place, _ in items}, out)  # its errors come before hours of decoding
     media = _media(items)
     quarantine = Quarantine.beside(out)
     again = (
@@ -140,8 +142,8 @@ def _build(listing: SourceListing | None, out: Path, options: IndexOptions) -> B
     facts = {place: fact for place, (fact, _) in known.items()}
     for place, found in _examine(wanted, out, options).items():
         facts[place] = _accept(found, facts.get(place), place, quarantine)
-    numbers = _numbers(listing, out)
-    table = _sort_rows(_table(old, items, facts, numbers, options))
+    table = _sort_rows(_table(old, items, facts, classes, options))
+    classes.write()
     quarantine.write()
     if not out.exists() or not table.equals(old.cast(table.schema)):
         write_table(table, out)
@@ -150,7 +152,9 @@ def _build(listing: SourceListing | None, out: Path, options: IndexOptions) -> B
     _journal(out).unlink(missing_ok=True)
     added = len(items) - sum(place in known for place, _ in items)
     files = len({place.whole for place in wanted})
-    return BuildReport(table.num_rows, added, files, len(quarantine), changed, [*(listing.notes if listing else []), *notes])
+    return BuildReport(
+        table.num_rows, added, files, len(quarantine), changed, [*(listing.notes if listing else []), *classes.notes, *notes]
+    )
 
 
 # ---- Names and places ------------------------------------------------------------------------------------------------
@@ -343,21 +347,6 @@ def _accept(found: MediaFacts, before: MediaFacts | None, place: MediaKey, quara
 # ---- Rows ------------------------------------------------------------------------------------------------------------
 
 
-def _numbers(listing: SourceListing | None, out: Path) -> dict[str, int]:
-    """Return the number of each class that has a name: its line in NAME.classes.txt, from 0.
-
-    New names go to the end of that file, so that no number ever changes.
-    """
-    names = class_names(out)
-    known = set(names)
-    fresh = {item.label for item in listing.items if isinstance(item.label, str)} if listing else set()
-    order = [*(listing.classes if listing and fresh else []), *sorted(fresh)]
-    more = [name for name in dict.fromkeys(order) if name not in known]
-    if more:
-        write_whole(out.with_suffix(".classes.txt"), "".join(f"{name}\n" for name in [*names, *more]).encode())
-    return {name: number for number, name in enumerate([*names, *more])}
-
-
 _SAID = (*MediaKey._fields, "kind", "caption", "label", "split", "more_captions")
 """Columns that are not measured."""
 
@@ -366,7 +355,7 @@ def _table(
     old: pa.Table,
     items: list[tuple[MediaKey, SourceItem]],
     facts: dict[MediaKey, MediaFacts],
-    numbers: dict[str, int],
+    classes: ClassNumbers,
     options: IndexOptions,
 ) -> pa.Table:
     """Return the rows of the items, and the old rows of other places."""
@@ -375,8 +364,7 @@ def _table(
     known = media_keys(old)
     for name in _SAID:
         rows[name] = [value for place, value in zip(known, old[name].to_pylist(), strict=True) if place not in listed]
-    for place, item in items:
-        number = numbers[item.label] if isinstance(item.label, str) else item.label
+    for (place, item), number in zip(items, classes.of(item.label for _, item in items), strict=True):
         row = (*place, item.kind, item.caption, number, _split(item, options), item.more_captions)
         for name, value in zip(_SAID, row, strict=True):
             rows[name].append(value)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 from walt_pl.data.caption_values import MAX_CAPTIONS
-from walt_pl.data.tar_members import LABELS, MAX_NAME, MAX_TEXT_BYTES
+from walt_pl.data.labels import LABELS
+from walt_pl.data.tar_members import MAX_NAME, MAX_TEXT_BYTES
 from walt_pl.media.extensions import NOT_READ
 from walt_pl.untrusted import read_bytes
 
@@ -65,6 +66,8 @@ class SourceListing:
     """Items that were left out, and why."""
     classes: list[str] = field(default_factory=list)
     """Names of classes in the order of their official numbers, where the source has one."""
+    mixture: str = ""
+    """The first label that is a number among names, or a name among numbers, with its place; "" where there is none."""
 
 
 def note_unread(counts: Mapping[str, int]) -> list[str]:

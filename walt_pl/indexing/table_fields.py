@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 _TEXTS = ("path", "file_name", "kind", "split")
-_CAPTIONS = ("caption", "text")
+_AS_THEY_ARE = ("caption", "text", "label")
 
 
 def read_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """Return the fields of a row by name in lower case: captions as they are, all others as text. Nulls are left out.
+    """Return the fields of a row by name in lower case: captions and labels as they are, all others as text. Nulls are left out.
 
     Args:
         row: The row, as JSON gives it.
@@ -22,4 +22,4 @@ def read_fields(row: dict[str, Any], where: str) -> dict[str, Any]:
     for name in _TEXTS:
         if name in fields and not isinstance(fields[name], str):
             raise ValueError(f'{where}: "{name}" must be text, found {str(fields[name])[:60]}')
-    return {name: value if name in _CAPTIONS else str(value) for name, value in fields.items()}
+    return {name: value if name in _AS_THEY_ARE else str(value) for name, value in fields.items()}

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from walt_pl.data.caption_values import read_captions
+from walt_pl.data.labels import MISSING, NO_LABEL, read_label
+from walt_pl.indexing.class_numbers import FirstLabels
 from walt_pl.indexing.listing import SourceItem, SourceListing, read_lines
 from walt_pl.indexing.table_fields import read_fields
 from walt_pl.media.extensions import kind_of
@@ -31,7 +33,7 @@ def list_table(source: Path, root: Path) -> SourceListing:
     Raises:
         ValueError: A row is wrong. The message names its line.
     """
-    items, ignored, left_out, beside = [], set[str](), list[str](), list[str]()
+    items, ignored, left_out, beside, first = [], set[str](), list[str](), list[str](), FirstLabels()
     for number, row in read_rows(source, left_out):
         where = f"{source}:{number}"
         path = row.pop("path", None) or row.pop("file_name", None)
@@ -42,31 +44,35 @@ def list_table(source: Path, root: Path) -> SourceListing:
             found = f'{path[:200]} is neither video nor image by its ending; a column "kind" may say so, found "{str(kind)[:200]}"'
             raise ValueError(f"{where}: {found}")
         caption, *more = _captions(row, where, beside) or [""]
-        label = row.pop("label", "")
+        label, finding = _label(row.pop("label", ""), where)
+        first.add(label, where)
         begin, end = _piece(row, kind, where)
         if max(begin, end) > MAX_SECONDS:
             left_out.append(f"{where}: a piece from {begin:g} to {end:g} s")
             continue
-        item = SourceItem(str(root / path), kind, caption, label if label else -1, row.pop("split", ""), begin=begin, end=end)
-        items.append(replace(item, more_captions=tuple(more)) if more else item)
+        item = SourceItem(str(root / path), kind, caption, label, row.pop("split", ""), begin=begin, end=end)
+        items.append(replace(item, more_captions=tuple(more), finding=finding) if more or finding else item)
         ignored |= set(row) - {"path", "file_name", "caption", "text"}
     notes = [f"columns not used: {', '.join(sorted(ignored))[:1000]}"] if ignored else []
     if beside:
         notes.append(f'"text" is not used beside another "caption": {len(beside):,} rows, the first: {beside[0]}')
     if left_out:
         notes.append(f"{len(left_out):,} rows are left out, the first: {left_out[0][:400]}")
-    # Labels become numbers only if all of them are: a class may be called "2012".
-    if all(item.label == -1 or re.fullmatch(r"-?\d+", str(item.label)) for item in items):
-        items = [_with_number(item) for item in items]
-    return SourceListing("table", items, notes)
+    return SourceListing("table", items, notes, mixture=first.describe_mixture())
 
 
-def _with_number(item: SourceItem) -> SourceItem:
-    """Return the item with its label as a number. Python refuses to convert thousands of digits."""
-    text = str(item.label)
-    if len(text) > 20:
-        return replace(item, label=-1, finding=f"label: {text[:20]}... is not a number of 32 bits")
-    return replace(item, label=int(text))
+def _label(text: Any, where: str) -> tuple[int | str, str]:
+    """Return the label of a row, and why it has none although it names one.
+
+    Raises:
+        ValueError: It is a mistake, such as a fraction.
+    """
+    try:
+        return read_label(text), f'label: "{text}" stands for none' if text != "" and str(text) in MISSING else ""
+    except UntrustedError as error:
+        return NO_LABEL, f"label: {error}"
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _captions(row: dict[str, Any], where: str, beside: list[str]) -> tuple[str, ...]:

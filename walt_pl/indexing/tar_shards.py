@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, join_words, read_words
+from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, join_words, read_words, unused_words
+from walt_pl.indexing.class_numbers import FirstLabels
 from walt_pl.indexing.isolated_pool import LostJob, give_sign, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing, note_unread, split_of
 from walt_pl.indexing.shard_names import expand
@@ -45,7 +46,10 @@ def list_shards(source: str, workers: int) -> SourceListing:
         found[name], broken, skipped = shard
         unread.update(skipped)
         notes += [f"{name}: {broken}"] if broken else []
-    return SourceListing("webdataset", [item for name in names for item in found.get(name, [])], [*sorted(notes), *note_unread(unread)])
+    items, first = [item for name in names for item in found.get(name, [])], FirstLabels()
+    for item in items:
+        first.add(item.label, f"{item.file}: sample {item.family.partition('/')[2].lstrip('/')}")
+    return SourceListing("webdataset", items, [*sorted(notes), *note_unread(unread)], mixture=first.describe_mixture())
 
 
 def list_shard(name: str) -> tuple[list[SourceItem], str, Counter[str]]:
@@ -84,7 +88,13 @@ def list_shard(name: str) -> tuple[list[SourceItem], str, Counter[str]]:
             name, kind_of(member.name) or "", words.get("caption", ""), words.get("label", -1), words.get("split", "") or split
         )
         family = f"{Path(name).name}/{key}"
-        item = replace(item, offset=member.offset_data, bytes=member.size, family=family, finding=words.get("finding", ""))
+        item = replace(
+            item,
+            offset=member.offset_data,
+            bytes=member.size,
+            family=family,
+            finding="; ".join(f"{k}: {v}" for k, v in words["findings"].items()),
+        )
         items.append(replace(item, more_captions=words.get("more_captions", ())))
     return items, broken, unread
 
@@ -97,14 +107,11 @@ def _sample(member: str) -> tuple[str, str]:
 
 
 def _said(shard: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> dict[str, Any]:
-    """Return the metadata of a sample that a small member holds, or the "finding" that says why it cannot be used."""
+    """Return the metadata of a sample that a small member holds, and the "findings" that say what cannot be used."""
     file = shard.extractfile(member)
     assert file is not None
     try:
         words = read_words(file.read(MAX_TEXT_BYTES + 1), ending)
     except UntrustedError as error:
-        return {"finding": f".{ending}: of {member.name[:200]!a}: {error}"}
-    if "finding" in words:
-        field, _, reason = words["finding"].partition(": ")
-        words["finding"] = f"{field}: of {member.name[:200]!a}: {reason}"
-    return words
+        words = unused_words(ending, str(error))
+    return words | {"findings": {field: f"{member.name[:200]!a}: {reason}" for field, reason in words.get("findings", {}).items()}}
