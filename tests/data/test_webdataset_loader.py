@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import tarfile
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from tests.helpers import sources
 from walt_pl.data.batch import DataError, JointBatch, Kind
 from walt_pl.data.transforms import ClipTransform
 from walt_pl.data.webdataset_loader import ShardStream, StreamConfig, StreamLoader, StreamPosition
@@ -194,3 +196,22 @@ def test_stream_loader_begins_again_where_it_was_when_a_worker_dies_or_stops(blo
     unharmed = make(2)
     assert found == [batch.paths for batch in islice(unharmed, 12)]
     unharmed.close()
+
+
+def test_shard_stream_reads_texts_by_the_rule_of_folders(tmp_path: Path) -> None:
+    members = {
+        "A.MP4": b"x",
+        "A.TXT": "caf\xe9\u2028 noir\n".encode(),
+        unicodedata.normalize("NFD", "\xe9.mp4"): b"x",
+        "\xe9.txt": unicodedata.normalize("NFD", "th\xe9").encode(),
+        "l.mp4": b"x",
+        "l.txt": "caf\xe9".encode("latin1"),
+        "u.mp4": b"x",
+        "u.txt": "a dog".encode("utf-16"),
+        "u.json": b'{"caption": "a cat"}',
+    }
+    stream = ShardStream("video", str(sources.shard(tmp_path / "a.tar", members)), seed=0)
+    with pytest.warns(UserWarning, match=r"a\.tar: [lu]\.txt is not used: not UTF-8.*iconv") as caught:
+        captions = [member.caption for member, _ in islice(stream.read(0, 1, StreamPosition()), 4)]
+    assert captions == ["caf\xe9 noir", "th\xe9", "", "a cat"]
+    assert sum("is not used" in str(warning.message) for warning in caught) == 2

@@ -6,6 +6,7 @@ import re
 import tarfile
 from typing import Any
 
+from walt_pl.plain_text import clean_caption, decode_text, is_one_line
 from walt_pl.untrusted import UntrustedError, parse_json
 
 MAX_TEXT_BYTES = 1 << 20
@@ -72,7 +73,7 @@ def label_of(text: str) -> int | str:
         if len(text) > 11 or int(text) not in LABELS:
             raise UntrustedError(f"label {text[:20]} is not a number of 32 bits")
         return int(text)
-    if len(text) > MAX_NAME or len(text.splitlines()) > 1:
+    if len(text) > MAX_NAME or not is_one_line(text):
         raise UntrustedError(f"label {text[:20]!a}... has more than {MAX_NAME} characters or more than one line")
     return text or -1
 
@@ -91,15 +92,15 @@ def read_words(text: bytes, ending: str) -> dict[str, Any]:
         raise UntrustedError(f"{len(text):,} bytes, at most {MAX_TEXT_BYTES:,} wanted")
     if ending == "json":
         return _read_json(text)
-    words = text.decode("utf-8", errors="replace").strip()
-    return {"caption": " ".join(words.split())} if ending == "txt" else {"label": label_of(words)}
+    words = decode_text(text)
+    return {"caption": clean_caption(words)} if ending == "txt" else {"label": label_of(words.strip())}
 
 
 def _read_json(text: bytes) -> dict[str, Any]:
     row = parse_json(text, "its .json")
     row = row if isinstance(row, dict) else {}
     found: dict[str, Any] = {}
-    if caption := " ".join(str(row.get("caption") or row.get("text") or "").split()):
+    if caption := clean_caption(str(row.get("caption") or row.get("text") or "")):
         found["caption"] = caption
     if row.get("label") is not None:
         found["label"] = label_of(str(row["label"]))

@@ -39,6 +39,7 @@ from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, read_words
 from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.data.workers import Answer, forkserver
 from walt_pl.media.extensions import IMAGES, VIDEOS
+from walt_pl.plain_text import unify
 from walt_pl.untrusted import UntrustedError
 
 EPOCH = 1000
@@ -160,7 +161,8 @@ def _files(url: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
                 continue
             content = shard.extractfile(member)
             assert content is not None
-            yield {"fname": member.name, "data": content.read(), "__url__": url}
+            # A text and its clip may have been written on two systems.
+            yield {"fname": unify(member.name), "data": content.read(), "__url__": url}
 
 
 def _member(sample: Mapping[str, Any], ending: str) -> ShardSample:
@@ -168,8 +170,8 @@ def _member(sample: Mapping[str, Any], ending: str) -> ShardSample:
     for part in ("json", "txt", "cls"):  # the later ones win
         try:
             words |= read_words(sample[part], part) if part in sample else {}
-        except UntrustedError:  # without the words that cannot be read, the clip is as good as before
-            continue
+        except UntrustedError as error:  # without the words that cannot be read, the clip is as good as before
+            warnings.warn(f"{sample['__url__']}: {str(sample['__key__'])[:200]}.{part} is not used: {error}", stacklevel=2)
     label = words.get("label", -1)
     name = f"{sample['__url__']}/{sample['__key__']}.{ending}"
     return ShardSample(name, sample[ending], words.get("caption", ""), label if isinstance(label, int) else -1)

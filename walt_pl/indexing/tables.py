@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from walt_pl.indexing.listing import SourceItem, SourceListing, read_lines
+from walt_pl.indexing.matching_names import find_on_disk
 from walt_pl.media.extensions import kind_of
+from walt_pl.plain_text import clean_caption
 from walt_pl.untrusted import UntrustedError, parse_json
 
 MAX_SECONDS = 1e9
@@ -38,7 +40,7 @@ def list_table(source: Path, root: Path) -> SourceListing:
         if kind not in ("video", "image"):
             found = f'{path[:200]} is neither video nor image by its ending; a column "kind" may say so, found "{str(kind)[:200]}"'
             raise ValueError(f"{where}: {found}")
-        caption = " ".join((row.pop("caption", None) or row.pop("text", None) or "").split())
+        caption = clean_caption(row.pop("caption", "") or row.pop("text", ""))
         label = row.pop("label", "")
         begin, end = _piece(row, kind, where)
         if max(begin, end) > MAX_SECONDS:
@@ -52,7 +54,8 @@ def list_table(source: Path, root: Path) -> SourceListing:
     # Labels become numbers only if all of them are: a class may be called "2012".
     if all(item.label == -1 or re.fullmatch(r"-?\d+", str(item.label)) for item in items):
         items = [_with_number(item) for item in items]
-    return SourceListing("table", items, notes)
+    items, unclear = find_on_disk(items)
+    return SourceListing("table", items, [*notes, *unclear])
 
 
 def _with_number(item: SourceItem) -> SourceItem:

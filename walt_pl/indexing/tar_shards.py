@@ -2,17 +2,21 @@
 
 import re
 import tarfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, read_words
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing, split_of
+from walt_pl.indexing.matching_names import TextsByName, describe_loose, describe_two, describe_untold
 from walt_pl.indexing.shard_names import expand
 from walt_pl.media.extensions import kind_of
 from walt_pl.untrusted import UntrustedError
 
+_NAMES = {"txt": "caption", "cls": "label", "json": ".json"}
+"""Names of the findings about a member, by its ending."""
 _SHARD_SECONDS = 3600.0  # to list one shard: a large one on a slow network disk
 
 
@@ -36,27 +40,31 @@ def list_shards(source: str, workers: int) -> SourceListing:
         raise ValueError(f"{source}: {len(missing)} of {len(names)} shards are not there, the first: {missing[0]}")
     found: dict[str, list[SourceItem]] = {}
     notes = [f"{len(others)} shards are no plain files and are left out, the first: {others[0]}"] if others else []
+    loose = []
     for name, shard in run_isolated(list_shard, names, min(workers, max(1, len(names))), lambda name: _SHARD_SECONDS):
         if isinstance(shard, LostJob):
             notes.append(f"{name}: {shard.finding}: {shard.reason}")
             continue
-        found[name], broken = shard
+        found[name], broken, of_shard = shard
         notes += [f"{name}: {broken}"] if broken else []
-    return SourceListing("webdataset", [item for name in names for item in found.get(name, [])], sorted(notes))
+        loose += [f"{name}/{text}" for text in of_shard]
+    items = [item for name in names for item in found.get(name, [])]
+    return SourceListing("webdataset", items, [*sorted(notes), *describe_loose(loose), *describe_untold(items)])
 
 
-def list_shard(name: str) -> tuple[list[SourceItem], str]:
+def list_shard(name: str) -> tuple[list[SourceItem], str, list[str]]:
     """List the clips and images in a tar shard, each with the position of its bytes.
 
     The caption of a sample is its `.txt` (or "caption" or "text" of its `.json`). Its class is its `.cls` (or "label" of its `.json`). The
     shard's name or folder may name the split: "train-0001.tar", "val/0001.tar".
 
     Returns:
-        The items, and why the rest of the shard could not be read ("" if all could).
+        The items, why the rest of the shard could not be read ("" if all could), and the names of texts that belong to no item.
     """
     split = split_of([*Path(name).parts[-2:-1], *re.split(r"[^A-Za-z]+", Path(name).stem)])
     media: list[tuple[str, tarfile.TarInfo]] = []
-    said: dict[str, dict[str, Any]] = {}
+    words = TextsByName[_Words]()
+    texts = TextsByName[str]()
     broken = ""
     try:
         with tarfile.open(name, "r:", tarinfo=BoundedTarInfo) as shard:
@@ -67,20 +75,39 @@ def list_shard(name: str) -> tuple[list[SourceItem], str]:
                 if kind_of(ending):
                     media.append((key, member))
                 elif ending in ("txt", "cls", "json"):
-                    new, known = _said(shard, member, ending), said.get(key, {})
-                    said[key] = {**new, **known} if ending == "json" else {**known, **new}
+                    words.add(key, _Words(ending, member.name, _said(shard, member, ending)))
+                if ending.rpartition(".")[2] == "txt":
+                    texts.add(key if ending == "txt" else member.name, member.name)
     # tarfile raises many more on hostile headers, and MemoryError and RecursionError among them.
     except Exception as error:
         broken = f"can be read as far as {len(media)} clips and images: {str(error)[:300] or type(error).__name__}"
     items = []
     for key, member in media:
-        words = said.get(key, {})
-        item = SourceItem(
-            name, kind_of(member.name) or "", words.get("caption", ""), words.get("label", -1), words.get("split", "") or split
-        )
+        said = _join(words.find(key))
+        item = SourceItem(name, kind_of(member.name) or "", said.get("caption", ""), said.get("label", -1), said.get("split", "") or split)
         family = f"{Path(name).name}/{key}"
-        items.append(replace(item, offset=member.offset_data, bytes=member.size, family=family, finding=words.get("finding", "")))
-    return items, broken
+        items.append(replace(item, offset=member.offset_data, bytes=member.size, family=family, finding=said.get("finding", "")))
+    return items, broken, texts.leave(key for key, _ in media)
+
+
+class _Words(NamedTuple):
+    """The metadata of a sample in one member."""
+
+    ending: str
+    member: str
+    said: dict[str, Any]
+
+
+def _join(words: Sequence[_Words]) -> dict[str, Any]:
+    """Return what the members of a sample say. Those of one ending, such as a.txt and a.TXT, are a finding and say nothing."""
+    joined: dict[str, Any] = {}
+    for ending in ("json", "txt", "cls"):  # the later ones win
+        of_ending = [one for one in words if one.ending == ending]
+        if len(of_ending) > 1:
+            joined["finding"] = f"{_NAMES[ending]}: {describe_two([one.member for one in of_ending])}"
+        elif of_ending:
+            joined |= of_ending[0].said
+    return joined
 
 
 def _sample(member: str) -> tuple[str, str]:
@@ -97,4 +124,4 @@ def _said(shard: tarfile.TarFile, member: tarfile.TarInfo, ending: str) -> dict[
     try:
         return read_words(file.read(MAX_TEXT_BYTES + 1), ending)
     except UntrustedError as error:
-        return {"finding": f".{ending}: of {member.name[:200]!a}: {error}"}
+        return {"finding": f"{_NAMES[ending]}: {member.name[:200]!a}: {error}"}
