@@ -124,7 +124,7 @@ def test_list_source_lists_are_split_at_line_ends_alone(tmp_path: Path) -> None:
     source = ucf101(tmp_path / "ucf")
     for name, before in (("classInd.txt", "1 ApplyEyeMakeup"), ("trainlist01.txt", "_c01.avi 1")):
         path = source / "ucfTrainTestlist" / name
-        path.write_text(path.read_text().replace(before, f"{before} (a\x0cb\u2028c/d.avi)", 1), encoding="utf-8")
+        path.write_text(path.read_text().replace(before, f"{before} (a\x0cb\u2028c d.avi)", 1), encoding="utf-8")
     listing = list_source(str(source))
     assert listing.classes == ["ApplyEyeMakeup", "YoYo"] and not any("name no clip" in note for note in listing.notes)
 

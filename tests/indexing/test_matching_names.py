@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.sources import shard, touch
+from walt_pl.data.tar_members import read_words
 from walt_pl.indexing.build_index import build_index
 from walt_pl.indexing.dataset_layouts import list_source
 from walt_pl.indexing.listing import SourceItem
 from walt_pl.indexing.matching_names import find_on_disk
+from walt_pl.untrusted import UntrustedError
 
 
 def decompose(text: str) -> str:
@@ -132,3 +135,16 @@ def test_list_table_finds_files_whose_names_have_another_unicode_form(tmp_path: 
 def test_find_on_disk_leaves_hostile_paths_as_they_are(path: str) -> None:
     item = SourceItem(path, "video")
     assert find_on_disk([item]) == ([item], [])
+
+
+def test_read_words_have_the_rules_of_texts_beside_files() -> None:
+    content = json.dumps({"caption": f" {decompose(chr(0xE9))}\n\u2028x ", "label": "big\u2028dog"}).encode()
+    assert read_words(content, "json") == {"caption": "\xe9 x", "label": "big\u2028dog"}
+    with pytest.raises(UntrustedError, match="more than one line"):
+        read_words(b'{"label": "dog\\n"}', "json")
+
+
+def test_list_source_of_a_table_in_another_encoding_says_how_to_convert_it(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes("path\na.mp4\n".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"t\.csv: not UTF-8 but UTF-16; .*iconv -f utf-16"):
+        list_source(str(tmp_path / "t.csv"))
