@@ -1,6 +1,6 @@
 """Check arguments of the data module, with the keys that a person types in the messages."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 
 from walt_pl.data.batch import Kind
 
@@ -45,3 +45,25 @@ def check_shard_kinds(shards: Mapping[Kind, str], videos: int, image_stacks: int
             "data.shards names the shards of each kind that the batch has, and data.buckets needs an index: "
             f"got {', '.join(shards) or 'no kind'} for {videos} videos and {image_stacks} stacks of images"
         )
+
+
+def check_kinds(index: str, split: str, listed: Mapping[Kind, Sized], videos: int, images: int) -> None:
+    """Check that there are entries of each kind of a batch.
+
+    Args:
+        index: path of the index.
+        split: name of the split.
+        listed: entries of each kind of a batch.
+        videos: videos of a batch.
+        images: images of a batch.
+
+    Raises:
+        ValueError: a kind has no entry.
+    """
+    keys: dict[Kind, tuple[str, int]] = {"video": ("videos_per_batch", videos), "image": ("image_stacks_per_batch", images)}
+    for kind, (key, per_batch) in keys.items():
+        if kind in listed and not len(listed[kind]):
+            raise ValueError(
+                f'{index}: split "{split}" has no {kind}s, but the batch wants {per_batch}; set data.{key} to 0, or add {kind}s to the '
+                "source and type the index command again"
+            )

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from datamodules.argument_checks import check_counts, check_seconds, check_shard_kinds
+from datamodules.argument_checks import check_counts, check_kinds, check_seconds, check_shard_kinds
 from datamodules.vae_encoder import load_encoder
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.data.batch import BucketedSource, Kind, SampleSource
@@ -24,7 +24,7 @@ from walt_pl.data.latent_dataset import LatentDataset
 from walt_pl.data.loader import BatchLoader, JointLoader
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.data.sampler import BucketItems, JointSampler, SequentialSampler
-from walt_pl.data.selection import Bucket, Selection, check_buckets, describe_selection, select
+from walt_pl.data.selection import Bucket, Selection, check_buckets, describe_selection, find_problem, select
 from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.data.webdataset_loader import ShardStream, StreamConfig, StreamLoader
 from walt_pl.media.decode_options import DecodeOptions
@@ -207,34 +207,33 @@ class JointData(L.LightningDataModule):
         Raises:
             ValueError: The split lacks a kind, or nothing of it can be used. The message says the reasons.
         """
+        self._entries(split)
         found = self.choice(split)
-        useless = [kind for kind, selection in found.items() if not selection.used]
         # In validation, a batch may lack one of the kinds.
-        if useless if split == TRAIN else len(useless) == len(found):
+        if problem := find_problem(found, split, every_kind=split == TRAIN):
             lines = self.describe(split)
-            found_in = f'{self.index}: no {" and no ".join(useless)} of split "{split}" can be used:'
             ask = f"file by file: python -m walt_pl index {self.index} --report --config experiments/EXP/STAGE.yaml"
-            raise ValueError("\n  ".join([found_in, *lines, ask]))
+            raise ValueError("\n  ".join([f"{self.index}: {problem}:", *lines, ask]))
         return found
 
     def describe(self, split: str) -> list[str]:
         """Return the selection of a split in words, and for a class-conditional model its labels."""
         found = self.choice(split)
         lines = describe_selection(split, found, self.buckets, self.clip_transform)
-        return [*lines, *describe_labels(self._entries(split), found, self.num_classes, class_names(Path(self.index)))]
+        return [*lines, *describe_labels(self._listed(split), found, self.num_classes, class_names(Path(self.index)))]
 
     def choice(self, split: str) -> dict[Kind, Selection]:
-        """Return the selection of each kind, also where nothing can be used.
+        """Return the selection of each kind, also where nothing can be used, or the split lacks a kind that a batch has.
 
         Raises:
-            ValueError: The split lacks a kind.
+            ValueError: The index has nothing in this split.
         """
         if split not in self._choices:
             self._choices[split] = self._choose(split)
         return self._choices[split]
 
     def _choose(self, split: str) -> dict[Kind, Selection]:
-        entries = self._entries(split)
+        entries = self._listed(split)
         quarantined = {kind: self.quarantine.positions(listed) for kind, listed in entries.items()}
         if split == TRAIN:
             return select(entries, self.clip_transform, self.buckets, quarantined, self.cache_clips, self.num_classes)
@@ -263,20 +262,18 @@ class JointData(L.LightningDataModule):
         Raises:
             ValueError: The training split lacks a kind.
         """
+        wanted = self._listed(split)
+        if split == TRAIN:
+            check_kinds(self.index, split, wanted, self.videos_per_batch, self.images_per_batch)
+        return wanted
+
+    def _listed(self, split: str) -> dict[Kind, IndexEntries]:
         index = self._index(split)
         listed: dict[Kind, tuple[IndexEntries, int]] = {
             "video": (index.videos, self.videos_per_batch),
             "image": (index.images, self.images_per_batch),
         }
-        wanted = {kind: entries for kind, (entries, per_batch) in listed.items() if per_batch}
-        for kind, entries in wanted.items():
-            if split == TRAIN and not len(entries):
-                raise ValueError(
-                    f'{self.index}: split "{split}" has no {kind}s, but the batch wants {listed[kind][1]}; set '
-                    f"data.{'videos_per_batch' if kind == 'video' else 'image_stacks_per_batch'} to 0, or add {kind}s to the source and "
-                    "type the index command again"
-                )
-        return wanted
+        return {kind: entries for kind, (entries, per_batch) in listed.items() if per_batch}
 
     # Latents
 

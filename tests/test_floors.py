@@ -30,6 +30,7 @@ FLOORS = {
     "walt_pl.untrusted": 0,
     "walt_pl.plain_records": 0,
     "walt_pl.terminal_text": 0,
+    "walt_pl.plain_text": 0,
     "walt_pl.blocks": 0,
     "walt_pl.diffusion": 0,
     "walt_pl.media": 0,
@@ -72,6 +73,19 @@ MAY_PARSE = (
     "walt_pl.indexing.tables",  # tells a mistake in a line from a hostile line, after `parse_json` has refused it
 )
 """Modules that parse by themselves."""
+MAY_SPLIT = (
+    "walt_pl.cli.config_syntax",  # YAML counts the same characters as ends of lines
+    "walt_pl.cli.configuration_page",
+    "walt_pl.cli.parse_errors",
+    "walt_pl.data.stream_watch",
+    "walt_pl.indexing.sample_videos",
+    "walt_pl.runs.checkpoint",
+    "walt_pl.runs.stored_config",
+    "walt_pl.shapes.evaluation",
+    "walt_pl.text.pretrained_encoder",
+    "walt_pl.text.small_encoder",
+)
+"""Modules that split messages of programs and texts of this program with str.splitlines. It breaks at U+2028, U+0085 and others."""
 FILE_LINES, FUNCTION_LINES = 450, 60
 
 FILES = sorted(modules(ROOT).values())
@@ -148,6 +162,12 @@ def test_json_and_yaml_are_parsed_with_limits_alone() -> None:
     assert not callers(ROOT, PARSERS, MAY_PARSE, exact=True)
     parsing = callers(ROOT, PARSERS, ["walt_pl.untrusted"], exact=True)
     assert all(any(is_within(module, [name]) for module in parsing) for name in MAY_PARSE[1:]), "a module of the list parses nothing"
+
+
+def test_lines_of_files_that_people_write_are_split_in_one_module_alone() -> None:
+    splitting = set(callers(ROOT, [".splitlines"], []))
+    assert not splitting - set(MAY_SPLIT), "use walt_pl.plain_text.split_lines"
+    assert splitting == set(MAY_SPLIT), "a module of the list splits nothing"
 
 
 def test_files_are_short() -> None:

@@ -1,5 +1,7 @@
 """Options of commands that are plain functions: how they are typed, and how the help shows them."""
 
+from collections.abc import Sequence
+
 import pytest
 
 from walt_pl.cli.function_command import call, parser_of
@@ -32,3 +34,21 @@ def test_function_command_switch_needs_no_value(capsys: pytest.CaptureFixture[st
         assert capsys.readouterr().out == "a None True\n"
     call(render, ["a", "--crop", "false"])
     assert capsys.readouterr().out == "a None False\n"
+
+
+def test_function_command_keyword_only_arguments_are_no_options() -> None:
+    told: dict[str, object] = {}
+
+    def paint(picture: str, *, given: Sequence[str] = ()) -> None:
+        """Paint.
+
+        Args:
+            picture: a picture.
+            given: words that are no option.
+        """
+        told.update(picture=picture, given=given)
+
+    call(paint, ["a.png"], given=["x"])
+    assert told == {"picture": "a.png", "given": ["x"]} and "given" not in parser_of(paint).format_help()
+    with pytest.raises(ValueError, match="--given"):
+        call(paint, ["a.png", "--given", "x"])

@@ -2,7 +2,9 @@
 
 import csv
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,10 +54,10 @@ def test_index_command_writes_the_reasons_when_no_clip_can_be_used(
     index = Path(shutil.copy(painted, tmp_path / "set.parquet"))
     (tmp_path / "long").mkdir()
     (tmp_path / "long" / "vae.yaml").write_text(f"extends: [{CONFIG}]\ndata: {{frames: 33}}\n")
-    used = r'no video of split "train" can be used.*16 too short \(fewer than 33 frames\)'
-    with pytest.raises(SystemExit, match=f"(?s)would stop.*{used}.*file by file: python -m walt_pl index {index} --report --config"):
+    with pytest.raises(SystemExit, match=r'would stop with:\n.*no video of split "train" can be used$'):
         main(["index", str(index), "--config", str(tmp_path / "long" / "vae.yaml")])
-    assert "set.long-vae.csv" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "set.long-vae.csv" in said and "16 too short (fewer than 33 frames)" in said
     videos = [row for row in csv.DictReader((tmp_path / "set.long-vae.csv").open()) if row["kind"] == "video"]
     assert {(row["split"], row["used"], row["reason"]) for row in videos} == {
         ("train", "no", "too short"),
@@ -71,3 +73,116 @@ def test_experiment_ucf101_trains_on_the_splits_of_its_lists(stage: str, tmp_pat
     data = data_of(ROOT / "experiments" / "ucf101" / f"{stage}.yaml", tmp_path / "index.parquet")
     data.setup("fit")
     assert data.counts() == {"train_videos": 1, "train_images": 0} and data.val_dataloader() == []
+
+
+def rows(kind: str, count: int, split: str = "train", **changes: Any) -> list[dict[str, Any]]:
+    """Return rows of an index, whose files nobody reads."""
+    place = f"{split}-{kind}-{'-'.join(map(str, changes.values()))}"
+    row = {"kind": kind, "frames": 17 if kind == "video" else 1, "fps": 8.0, "width": 64, "height": 64, "split": split, "bytes": 1}
+    return [{**row, "caption": "a", "label": -1, **changes, "path": f"{place}-{number}"} for number in range(count)]
+
+
+Used = dict[str, tuple[str, str, str]]
+"""Use, bucket and reason of each clip and image."""
+Report = Callable[..., tuple[str, str, Used]]
+
+
+@pytest.fixture
+def report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Report:
+    """Report the use that an experiment makes of rows: the printed lines, the error, and the table."""
+
+    def run(entries: list[dict[str, Any]], data: str, *words: str) -> tuple[str, str, Used]:
+        write_index(entries, tmp_path / "set.parquet")
+        (tmp_path / "exp").mkdir(exist_ok=True)
+        (tmp_path / "exp" / "vae.yaml").write_text(f"extends: [{CONFIG}]\ndata: {{{data}}}\n")
+        error = ""
+        try:
+            main(["index", str(tmp_path / "set.parquet"), "--config", str(tmp_path / "exp" / "vae.yaml"), *words])
+        except SystemExit as stop:
+            error = str(stop)
+        with (tmp_path / "set.exp-vae.csv").open() as file:
+            found = {row["path"]: (row["used"], row["bucket"], row["reason"]) for row in csv.DictReader(file)}
+        return capsys.readouterr().out, error, found
+
+    return run
+
+
+WHOLE, SHORT = ("yes", "64 x 64", ""), ("no", "", "too short")
+
+
+@pytest.mark.parametrize(("there", "key"), [("video", "image_stacks_per_batch"), ("image", "videos_per_batch")])
+def test_index_command_gives_each_clip_its_own_reason_where_the_split_lacks_a_kind(report: Report, there: str, key: str) -> None:
+    lacking = "image" if there == "video" else "video"
+    entries = [*rows(there, 2), *rows("video", 1, "val"), *(rows("video", 1, frames=3) if there == "video" else [])]
+    printed, error, found = report(entries, "image_stacks_per_batch: 1")
+    (problem,) = error.split("\n")[1:]
+    assert error.startswith("error: training would stop with:\n")
+    assert f'split "train" has no {lacking}s, but the batch wants 4; set data.{key} to 0, or add {lacking}s' in problem
+    own = {f"train-{there}--0": WHOLE, f"train-{there}--1": WHOLE, "val-video--0": WHOLE}
+    assert found == own | ({"train-video-3-0": SHORT} if there == "video" else {})
+    assert f"train: 2 of {3 if there == 'video' else 2} {there}s used" in printed and f"train: 0 of 0 {lacking}s used" in printed
+
+
+def test_index_command_config_takes_overrides_as_fit_does(report: Report) -> None:
+    entries = [*rows("video", 2), *rows("video", 1, "val")]
+    for words in (["--data.image_stacks_per_batch", "0"], ["--data.image-stacks-per-batch=0"]):
+        printed, error, found = report(entries, "image_stacks_per_batch: 1", *words)
+        assert error == "" and set(found.values()) == {WHOLE} and "images used" not in printed
+    _, error, found = report(entries, "image_stacks_per_batch: 0", "--data.frames", "33", "--data.val_videos=0")
+    assert found["train-video--0"] == SHORT and found["val-video--0"] == ("no", "", 'no video of split "val" is read')
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("{index} --data.fps 8", "--data.fps changes a key of an experiment: give --config experiments/EXP/STAGE.yaml as well"),
+        ("{index} --config {config} --data.index {index}", "--data.index is the index that this command reads or writes: leave it out"),
+        ("{index} --config {config} --data.frmes 8", r"--data.frmes: there is no such key; did you mean --data.frames\?"),
+        ("{index} --config {config} --data.frames", "--data.frames needs a value"),
+        ("{index} --config {config} --data.frames many", "--data.frames: found many, wanted a whole number"),
+        ("{index} --config {config} --reprot", r"--reprot: there is no such key; did you mean --report\?"),
+        ("{index} --overrides a", "--overrides: there is no such key"),
+    ],
+)
+def test_index_command_refuses_overrides_that_change_nothing(words: str, said: str, tmp_path: Path) -> None:
+    write_index(rows("video", 1), tmp_path / "set.parquet")
+    with pytest.raises(SystemExit, match=said):
+        main(["index", *words.format(index=tmp_path / "set.parquet", config=CONFIG).split()])
+
+
+def test_index_command_says_once_that_no_size_has_both_kinds(report: Report) -> None:
+    images = [*rows("image", 1, height=400), *rows("image", 1, width=20)]
+    entries = [*rows("video", 2, width=400), *images, *rows("video", 1, "val", width=300)]
+    _, error, found = report(entries, "crop: null, sizes: [], buckets: [[64, 300], [300, 64]]")
+    (problem,) = error.split("\n")[1:]
+    assert 'no size of data.buckets has both videos and images of split "train"; give data.buckets a size that both fit' in problem
+    assert found == {
+        "train-video-400-0": ("yes", "64 x 300", ""),
+        "train-video-400-1": ("yes", "64 x 300", ""),
+        "train-image-400-0": ("yes", "300 x 64", ""),
+        "train-image-20-0": ("no", "", "smaller than every size of data.buckets"),
+        "val-video-300-0": ("yes", "64 x 300", ""),
+    }
+
+
+def test_index_command_names_the_split_that_the_index_does_not_have(report: Report) -> None:
+    _, error, found = report(rows("video", 2), "image_stacks_per_batch: 0")
+    assert 'nothing in split "val"' in error and "--data.val_videos 0" in error and set(found.values()) == {WHOLE}
+    _, error, found = report(rows("video", 2, "val", frames=3), "image_stacks_per_batch: 0")
+    assert 'nothing in split "train"' in error and set(found.values()) == {SHORT}
+    assert 'no video of split "val" can be used; data.val_videos 0 trains without it' in error
+
+
+def test_index_command_of_streamed_clips_reports_validation_alone(report: Report, tmp_path: Path) -> None:
+    shards = f"image_stacks_per_batch: 0, shards: {{video: '{tmp_path}/a-{{0..3}}.tar'}}"
+    printed, error, found = report([*rows("video", 1), *rows("video", 1, "val")], shards)
+    assert error == "" and "train: videos are streamed from" in printed and "train: 1" not in printed
+    assert found == {"train-video--0": ("no", "", 'no video of split "train" is read'), "val-video--0": WHOLE}
+
+
+def test_index_command_keeps_the_reasons_of_a_quarantine_of_everything(report: Report, tmp_path: Path) -> None:
+    listed = "path,offset,begin,end,reason\ntrain-video--0,,,,mine: dark\ntrain-video--1,,,,mine: dull\n"
+    (tmp_path / "set.quarantine.csv").write_text(listed)
+    _, error, found = report([*rows("video", 2), *rows("image", 1), *rows("video", 1, "val")], "image_stacks_per_batch: 1")
+    assert error.endswith('no video of split "train" can be used')
+    assert found["train-video--1"] == ("no", "", "quarantined: mine: dull") and found["train-image--0"] == WHOLE

@@ -317,3 +317,10 @@ def test_class_names_refuses_what_is_no_small_text(path: Path) -> None:
     names.symlink_to(names)
     with pytest.raises(ValueError, match="not a plain file"):
         class_names(path)
+
+
+def test_index_sums_of_a_name_with_a_line_separator_are_our_own(tmp_path: Path) -> None:
+    path = tmp_path / "a\u2028b.parquet"
+    for number in range(2):
+        write_index([row(number)], path)
+    assert captions(path) == captions(path) and len(read_sums(path).parquet) == 1

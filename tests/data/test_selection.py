@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from walt_pl.data.selection import Bucket, describe_selection, select
+from walt_pl.data.selection import Bucket, describe_selection, find_problem, select
 from walt_pl.data.transforms import ClipTransform
 from walt_pl.media.decode_options import DecodeOptions
 
@@ -111,10 +111,32 @@ def test_select_names_videos_and_images_that_share_no_size() -> None:
     assert found["video"].bucket.tolist() == [1] and found["image"].bucket.tolist() == [1]
     wide, tall = clips([(64, 400)]), clips([(400, 64)], frames=[1])
     apart = select({"video": wide, "image": tall}, FRAMING, [Bucket(64, 300), Bucket(300, 64)], none)  # type: ignore[dict-item]
-    for selection in apart.values():
-        assert selection.left_out() == {"alone, as no size of data.buckets has both videos and images": 1}
+    for number, selection in enumerate(apart.values()):
+        assert selection.left_out() == {} and selection.bucket.tolist() == [number], "each has the size that it fits by itself"
+    assert find_problem(apart, "train", every_kind=True).startswith('no size of data.buckets has both videos and images of split "train"; ')
+    assert find_problem(apart, "val", every_kind=False) == ""
     small = select({"video": videos, "image": images}, FRAMING, [Bucket(128, 224), Bucket(128, 128)], none)  # type: ignore[dict-item]
     assert small["image"].left_out() == {"smaller than every size of data.buckets": 1} and small["video"].used == 1
+
+
+def test_select_calls_a_clip_alone_where_it_fits_only_sizes_without_the_other_kind() -> None:
+    videos, images = clips([(32, 400), (64, 64), (8, 8), (32, 400)], frames=[17, 17, 17, 3]), clips([(64, 64)], frames=[1])
+    none = {"video": np.empty(0, np.int64), "image": np.empty(0, np.int64)}
+    buckets = [Bucket(64, 64), Bucket(16, 300)]
+    found = select({"video": videos, "image": images}, FRAMING, buckets, none)  # type: ignore[dict-item]
+    alone = "alone: the sizes of data.buckets that it fits have nothing of the other kind"
+    assert found["video"].left_out() == {"too short": 1, "smaller than every size of data.buckets": 1, alone: 1}
+    assert found["video"].bucket.tolist() == [-1, 0, -1, -1] and found["image"].used == 1
+    assert find_problem(found, "train", every_kind=True) == ""
+
+
+def test_select_judges_each_clip_by_itself_where_the_other_kind_is_missing() -> None:
+    videos, images = clips([(64, 64), (32, 400), (8, 8)]), clips([])
+    none = {"video": np.empty(0, np.int64), "image": np.empty(0, np.int64)}
+    found = select({"video": videos, "image": images}, FRAMING, [Bucket(64, 64), Bucket(16, 300)], none)  # type: ignore[dict-item]
+    assert found["video"].bucket.tolist() == [0, 1, -1] and found["video"].used == 2
+    assert find_problem(found, "train", every_kind=True) == 'no image of split "train" can be used'
+    assert find_problem(found, "val", every_kind=False) == ""
 
 
 def test_select_counts_length_in_seconds_when_clips_are_sampled_by_time() -> None:

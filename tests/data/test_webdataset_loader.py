@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import tarfile
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import pytest
 import webdataset
 from PIL import Image
 
+from tests.helpers import sources
 from walt_pl.data.batch import DataError, JointBatch, Kind
 from walt_pl.data.transforms import ClipTransform
 from walt_pl.data.webdataset_loader import ShardSample, ShardStream, StreamConfig, StreamLoader, StreamPosition, _decode_sample
@@ -300,3 +302,22 @@ def test_shard_stream_warns_once_of_captions_that_are_not_used(tmp_path: Path) -
     lines = [str(warning.message) for warning in warned if "not used" in str(warning.message)]
     assert len(lines) == 1 and "a.tar/0.png" in lines[0]
     assert [(member.label, member.caption) for member, _ in found] == [(0, ""), (1, ""), (2, "")]
+
+
+def test_shard_stream_reads_texts_by_the_rule_of_folders(tmp_path: Path) -> None:
+    members = {
+        "A.MP4": b"x",
+        "A.TXT": "caf\xe9\u2028 noir\n".encode(),
+        unicodedata.normalize("NFD", "\xe9.mp4"): b"x",
+        "\xe9.txt": unicodedata.normalize("NFD", "th\xe9").encode(),
+        "l.mp4": b"x",
+        "l.txt": "caf\xe9".encode("latin1"),
+        "u.mp4": b"x",
+        "u.txt": "a dog".encode("utf-16"),
+        "u.json": b'{"caption": "a cat"}',
+    }
+    stream = ShardStream("video", str(sources.shard(tmp_path / "a.tar", members)), seed=0)
+    with pytest.warns(UserWarning, match=r"a\.tar/l\.mp4 .*: not used: caption: not UTF-8.*iconv") as caught:
+        captions = [member.caption for member, _ in islice(stream.read(0, 1, StreamPosition()), 4)]
+    assert captions == ["caf\xe9 noir", "th\xe9", "", "a cat"]
+    assert sum("not used" in str(warning.message) for warning in caught) == 1, "once a shard"

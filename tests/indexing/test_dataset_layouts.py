@@ -26,7 +26,10 @@ def test_list_source_folder_gives_videos_and_images_with_text_files_as_captions(
         "c.png": ("image", "", "train", -1),
         "d.webm": ("video", "", "val", -1),
     }
-    assert list_source(str(tmp_path)).notes == ["left out, neither video nor image: 1 .pdf"]
+    assert list_source(str(tmp_path)).notes == [
+        "left out, neither video nor image: 1 .pdf",
+        f"3 of 4 files have no text beside them, the first: {tmp_path}/Validation/d.webm",
+    ]
 
 
 def test_list_source_counts_pictures_of_folders_that_are_not_read(tmp_path: Path) -> None:
@@ -126,3 +129,23 @@ def test_list_source_imagenet_folders_are_classes_named_by_the_mapping(tmp_path:
     assert layout_of(str(tmp_path / "mine")) == "folder", "folders are classes only where it is said or certain"
     mine = listed(tmp_path / "mine", layout="classes")
     assert {item.label: item.caption for item in mine.values()} == {"cat_food": "cat food", "Dog": "dog"}
+
+
+def test_list_source_lists_are_split_at_line_ends_alone(tmp_path: Path) -> None:
+    touch(tmp_path, "train/n01440764/a.JPEG", "train/n01443537/b.JPEG")
+    mapping = "n01440764 tench\u2028fish, Tinca\r\nn01443537 gold\x85fish, Carassius\r"
+    (tmp_path / "LOC_synset_mapping.txt").write_text(mapping, encoding="utf-8", newline="")
+    assert {item.label: item.caption for item in listed(tmp_path).values()} == {"n01440764": "tench\u2028fish", "n01443537": "gold\x85fish"}
+    source = ucf101(tmp_path / "ucf")
+    for name, before in (("classInd.txt", "1 ApplyEyeMakeup"), ("trainlist01.txt", "_c01.avi 1")):
+        path = source / "ucfTrainTestlist" / name
+        path.write_text(path.read_text().replace(before, f"{before} (a\x0cb\u2028c d.avi)", 1), encoding="utf-8")
+    listing = list_source(str(source))
+    assert listing.classes == ["ApplyEyeMakeup", "YoYo"] and not any("name no clip" in note for note in listing.notes)
+
+
+def test_list_source_class_name_may_have_any_character_but_line_ends(tmp_path: Path) -> None:
+    touch(tmp_path, "big\u2028dog/a.mp4", "cat\n/b.mp4", "c\rd/c.mp4")
+    listing = list_source(str(tmp_path), layout="classes")
+    assert [item.label for item in listing.items] == ["big\u2028dog", -1, -1]
+    assert any("label not used in 2 places" in note for note in listing.notes)

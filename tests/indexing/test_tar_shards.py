@@ -23,7 +23,8 @@ def test_list_shard_gives_the_place_of_every_member(tmp_path: Path) -> None:
         "2.png": b"png" * 300,
     }
     path = shard(tmp_path / "set-val-0001.tar", members)
-    items, broken, _ = list_shard(str(path))
+    items, broken, *_ = list_shard(str(path))
+    items, broken, loose = list_shard(str(path))
     content = path.read_bytes()
     assert [content[item.offset : item.offset + item.bytes] for item in items] == [
         members[name] for name in ("a/0.mp4", "1.left.jpg", "2.png")
@@ -33,7 +34,7 @@ def test_list_shard_gives_the_place_of_every_member(tmp_path: Path) -> None:
         ("image", "", 12, "val"),
         ("image", "", -1, "val"),
     ]
-    assert broken == ""
+    assert broken == "" and loose == []
 
 
 def test_list_shard_samples_equal_those_of_webdataset(tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ SEVERAL = b'{"caption": ["a dog", "a cat"], "label": 4, "split": "val"}'
     ],
 )
 def test_list_shard_takes_lists_of_captions(tmp_path: Path, members: dict[str, bytes], captions: tuple[str, ...]) -> None:
-    items, broken, _ = list_shard(str(shard(tmp_path / "a.tar", {"0.png": b"png", **members})))
+    items, broken, *_ = list_shard(str(shard(tmp_path / "a.tar", {"0.png": b"png", **members})))
     assert [(item.caption, *item.more_captions) for item in items] == [captions]
     assert (items[0].label, items[0].split, items[0].finding, broken) == (4, "val", "", "")
 
@@ -109,16 +110,16 @@ def test_list_shard_takes_lists_of_captions(tmp_path: Path, members: dict[str, b
 @pytest.mark.parametrize("caption", [b"5", b"true", b'{"en": "a dog"}', b'["a dog", 3]', b"[[]]", b"\"['a dog', 'a cat']\""])
 def test_list_shard_caption_of_another_type_is_a_finding_of_its_item(tmp_path: Path, caption: bytes) -> None:
     bad = b'{"caption": ' + caption + b', "label": 4, "split": "val"}'
-    items, _, _ = list_shard(str(shard(tmp_path / "a.tar", {"0.png": b"png", "0.json": bad, "1.png": b"png", "1.json": SEVERAL})))
+    items, *_ = list_shard(str(shard(tmp_path / "a.tar", {"0.png": b"png", "0.json": bad, "1.png": b"png", "1.json": SEVERAL})))
     assert [(item.caption, item.label, item.split) for item in items] == [("", 4, "val"), ("a dog", 4, "val")]
-    assert items[0].finding.startswith("caption: of '0.json': ") and not items[1].finding
-    texts, _, _ = list_shard(str(shard(tmp_path / "b.tar", {"0.png": b"png", "0.txt": b"['a dog', 'a cat']"})))
-    assert texts[0].caption == "" and texts[0].finding.startswith("caption: of '0.txt': the text of a list")
+    assert items[0].finding.startswith("caption: '0.json': ") and not items[1].finding
+    texts, *_ = list_shard(str(shard(tmp_path / "b.tar", {"0.png": b"png", "0.txt": b"['a dog', 'a cat']"})))
+    assert texts[0].caption == "" and texts[0].finding.startswith("caption: '0.txt': the text of a list")
 
 
 def test_list_shard_split_of_another_type_is_a_finding_of_its_item(tmp_path: Path) -> None:
-    items, _, _ = list_shard(str(shard(tmp_path / "test-0.tar", {"0.png": b"png", "0.json": b'{"split": ["val"], "caption": "a"}'})))
-    assert (items[0].split, items[0].caption) == ("test", "a") and items[0].finding.startswith("split: of '0.json': must be text")
+    items, *_ = list_shard(str(shard(tmp_path / "test-0.tar", {"0.png": b"png", "0.json": b'{"split": ["val"], "caption": "a"}'})))
+    assert (items[0].split, items[0].caption) == ("test", "a") and items[0].finding.startswith("split: '0.json': must be text")
 
 
 @pytest.mark.parametrize(
@@ -136,4 +137,4 @@ def test_list_source_of_shards_leaves_out_a_label_and_keeps_its_caption(tmp_path
     listing = list_source(str(path))
     assert [(item.caption, item.label) for item in listing.items] == [("a dog" if name == "0.json" else "", -1), ("", 4)]
     (note,) = listing.notes
-    assert note.startswith("label not used in 1 places") and words in note and f"in '{name}'" in note
+    assert note.startswith("label not used in 1 places") and words in note and f"'{name}': " in note

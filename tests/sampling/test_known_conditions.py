@@ -1,6 +1,7 @@
 """Classes and words of the training data in the artifacts, and what `sample` accepts and warns of."""
 
 import shutil
+import unicodedata
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.runs.artifact import load
 from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.runs.manifest import Manifest
+from walt_pl.sampling import known_conditions
 from walt_pl.sampling.cascade import Cascade
 from walt_pl.sampling.known_conditions import class_number, class_title, known_classes, warn_of_unseen_words
 from walt_pl.text.caption_words import WORDS, caption_words, unseen_words, words_of
@@ -60,6 +62,12 @@ def test_class_number_takes_numbers_and_names_of_the_training_data(of_classes: C
 def test_class_number_refuses_classes_that_the_data_did_not_have(of_classes: Cascade, label: int | str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         class_number(of_classes, label)
+
+
+def test_class_number_takes_names_in_every_unicode_form(of_classes: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
+    for form, other in (("NFC", "NFD"), ("NFD", "NFC")):
+        monkeypatch.setattr(known_conditions, "known_classes", lambda cascade, form=form: {3: unicodedata.normalize(form, "Caf\xe9")})
+        assert class_number(of_classes, unicodedata.normalize(other, "caf\xe9")) == 3
 
 
 def test_class_number_takes_numbers_only_where_the_artifact_keeps_no_classes(folders: dict[str, Path], tmp_path: Path) -> None:

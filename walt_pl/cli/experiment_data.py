@@ -11,7 +11,7 @@ from walt_pl.cli.fit import WaltCLI
 class _Data(WaltCLI):
     """LightningCLI that builds only the data module of a config."""
 
-    command = "index"
+    command = "fit"  # its help explains the keys
 
     def __init__(self, words: Sequence[str]) -> None:
         super().__init__(words, run=False)
@@ -25,6 +25,12 @@ class _Data(WaltCLI):
         self.datamodule = JointData(**self.options.data.as_dict())
 
 
-def data_of(config: Path, index: Path) -> JointData:
-    """Return the data module of an experiment's stage with another index. Classes that the config names are imported."""
-    return _Data(["--config", str(config), "--data.index", str(index)]).datamodule
+def data_of(config: Path, index: Path, overrides: Sequence[str] = ()) -> JointData:
+    """Return the data module of an experiment's stage with another index. Classes that the config names are imported.
+
+    Args:
+        config: experiments/EXP/STAGE.yaml.
+        index: the index in place of that of the config.
+        overrides: options and values of other keys, as fit takes them.
+    """
+    return _Data(["--config", str(config), *overrides, "--data.index", str(index)]).datamodule

@@ -29,6 +29,8 @@ def index(
     images: int = 1000,
     validation: int = 300,
     seed: int = 0,
+    *,
+    overrides: Sequence[str] = (),
 ) -> None:
     """List a data set in an index, examine its files, and report on them. Typed again, it adds new files and resumes where it stopped.
 
@@ -45,11 +47,13 @@ def index(
         max_pixels: largest rows x columns of an image or of a frame; larger ones are not decoded (data.max_pixels is that of training).
         allow_moves: let clips that the index has go to another split, as another val, split or fold asks.
         report: run the doctor: decode every file again, and list files that are broken, copied, short, of variable rate or without words.
-        config: experiments/EXP/STAGE.yaml: also list the clips that it uses, their buckets, and why the others are not used.
+        config: experiments/EXP/STAGE.yaml: also list the clips that it uses, their buckets, and why the others are not used. Keys are
+            changed as for fit: --data.image_stacks_per_batch 0.
         videos: number of training videos of shapes.
         images: number of training images of shapes.
         validation: number of validation videos of shapes.
         seed: seed of the pictures of shapes.
+        overrides: options and values of keys of the config.
     """
     # Imported here: the help of this command must not import torch.
     from walt_pl.indexing import doctor, summary
@@ -57,6 +61,7 @@ def index(
     from walt_pl.indexing.dataset_layouts import list_source
     from walt_pl.shapes.dataset import write_set
 
+    _check_overrides(overrides, config)
     options = IndexOptions(report, split, val, workers or os.cpu_count() or 1, seconds, max_pixels, allow_moves)
     if source == "shapes":
         path = write_set(Path(out or "data/shapes"), videos, images, validation, seed)
@@ -78,7 +83,7 @@ def index(
         from walt_pl.cli.index_report import prepare_report
 
         # Errors of a config are raised before the long work.
-        report_use = prepare_report(path, Path(config))
+        report_use = prepare_report(path, Path(config), overrides)
     built = build_index(listing, path, options)
     print_table(doctor.render_build(built, listing, path))
     print_table(summary.render_summary(path))
@@ -92,4 +97,31 @@ def index(
 
 def run(words: Sequence[str]) -> None:
     """Run the command line of `walt index`."""
-    call(index, words)
+    own, overrides = _split_overrides(words)
+    call(index, own, overrides=overrides)
+
+
+def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words of this command, and those that change keys of the config: options with a dot, such as --data.fps 8."""
+    own: list[str] = []
+    overrides: list[str] = []
+    takes_value = False
+    for word in words:
+        is_option = word.startswith("--")
+        is_key = is_option and "." in word.partition("=")[0]
+        (overrides if is_key or (takes_value and not is_option) else own).append(word)
+        takes_value = is_key and "=" not in word
+    return own, overrides
+
+
+def _check_overrides(overrides: Sequence[str], config: str | None) -> None:
+    """Check that keys are changed of a config, and not that of the index itself.
+
+    Raises:
+        ValueError: there is no config, or data.index is changed.
+    """
+    keys = [word.partition("=")[0] for word in overrides if word.startswith("--")]
+    if keys and config is None:
+        raise ValueError(f"index: {keys[0]} changes a key of an experiment: give --config experiments/EXP/STAGE.yaml as well")
+    if "--data.index" in keys:
+        raise ValueError("index: --data.index is the index that this command reads or writes: leave it out, and name that one")

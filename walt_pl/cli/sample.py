@@ -12,10 +12,12 @@ from walt_pl.cli.function_command import call
 from walt_pl.cli.sample_files import check_out, write_clips
 from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.reading import read_image, read_last_frames
+from walt_pl.plain_text import clean_caption, decode_text, split_lines
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.sampling.defaults import GuidanceName, frame_count, sampling_fps, stage_guidance
 from walt_pl.sampling.known_background import trained_background
 from walt_pl.sampling.known_conditions import class_number, class_title, warn_of_unseen_words
+from walt_pl.untrusted import UntrustedError
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
 
@@ -96,6 +98,7 @@ def sample(
     for name, given in (("guidance", guidance), ("steps", steps)):
         if isinstance(given, dict) and (unknown := set(given) - set(cascade.stages)):
             raise ValueError(f"{name} names {sorted(unknown)}, but the stages that run are {cascade.stages}")
+    negative_prompt = clean_caption(negative_prompt)
     sampling = SamplingConfig(steps, eta, stage_guidance(cascade, guidance, guidance_shape, guidance_rescale), chunk, tile)
     numbers = [class_number(cascade, given) for given in labels]
     warn_of_unseen_words(cascade, [*texts, negative_prompt])
@@ -171,15 +174,12 @@ def _read_prompts(prompt: str | None, prompts: str | None, label: int | str | No
     if label is not None:
         return [], [label]
     if prompts is None:
-        return [prompt or ""], []
+        return [clean_caption(prompt or "")], []
     try:
-        text = Path(prompts).read_text(encoding="utf-8-sig")  # with or without the byte order mark that some editors write
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"sample: {prompts} is not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as UTF-8, "
-            f"for example: iconv -f latin1 -t utf-8 {prompts}"
-        ) from error
-    lines = [line.strip() for line in text.splitlines()]
+        text = decode_text(Path(prompts).read_bytes())
+    except UntrustedError as error:
+        raise ValueError(f"sample: {prompts}: {error}") from error
+    lines = [clean_caption(line) for line in split_lines(text)]
     if not any(lines):
         raise ValueError(f"sample: {prompts} has no prompt; write one a line")
     return [line for line in lines if line], []

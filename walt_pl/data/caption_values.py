@@ -2,6 +2,8 @@
 
 import re
 
+from walt_pl.plain_text import clean_caption
+
 MAX_CAPTIONS = 1000
 """Captions of a clip; MSR-VTT has 20 and COCO 5."""
 _BRACKETS = (("[", "]"), ("(", ")"), ("{", "}"))
@@ -20,12 +22,12 @@ def read_captions(value: object) -> tuple[str, ...]:
         for number, one in enumerate(value, 1):
             if one is not None and not isinstance(one, str):
                 raise ValueError(f"number {number} of its list must be text, found {_show(one)}")
-        return tuple(filter(None, (" ".join(one.split()) for one in value if one)))
+        return tuple(filter(None, (clean_caption(one) for one in value if one)))
     if value is None:
         return ()
     if not isinstance(value, str):
         raise ValueError(f'it must be text, or a list of texts like ["a dog", "a cat"], found {_show(value)}')
-    text = " ".join(value.split())
+    text = clean_caption(value)
     if _is_text_of_list(text):
         raise ValueError(
             f'the text of a list, {_show(text)}: write a list, "caption": ["a dog", "a cat"] in a .jsonl or .json, or a row for each '

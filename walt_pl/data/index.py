@@ -26,6 +26,7 @@ from walt_pl.data.index_arrow import MappedRows, map_rows, write_arrow
 from walt_pl.data.index_sums import begin_replacing
 from walt_pl.data.index_table import DEFAULTS, KINDS, LARGE, SCHEMA, conform, sort_rows
 from walt_pl.files import whole_file
+from walt_pl.plain_text import decode_text, split_lines
 from walt_pl.untrusted import read_bytes
 
 MAX_CLASSES_BYTES = 64 << 20
@@ -242,11 +243,10 @@ def class_names(path: Path) -> list[str]:
     if not os.path.lexists(names):
         return []
     try:
-        text = read_bytes(Path(os.path.realpath(names)), MAX_CLASSES_BYTES).decode("utf-8-sig")
+        text = decode_text(read_bytes(Path(os.path.realpath(names)), MAX_CLASSES_BYTES))
     except (ValueError, OSError) as error:
         raise ValueError(f"{names}: wanted a text with the name of a class in each line: {error}") from None
-    lines = text.replace("\r\n", "\n").split("\n")  # not splitlines: a name may have characters at which it breaks
-    return lines[:-1] if not lines[-1] else lines
+    return split_lines(text)
 
 
 def media_keys(table: pa.Table) -> list[MediaKey]:

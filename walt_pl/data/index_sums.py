@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from walt_pl.files import file_sha256, write_whole
+from walt_pl.plain_text import split_lines
 from walt_pl.untrusted import UntrustedError, read_bytes
 
 _MAX_BYTES = 65_536
@@ -76,7 +77,7 @@ def _read_lines(path: Path) -> list[str] | None:
         return []
     if file.stat().st_size > _MAX_BYTES:
         return None
-    lines = read_bytes(file, _MAX_BYTES).decode().splitlines()
+    lines = split_lines(read_bytes(file, _MAX_BYTES).decode())
     own = (path.suffix or path.name, ".parquet", _ARROW)
     return lines if all(line.endswith(own) for line in lines) else None
 

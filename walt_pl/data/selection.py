@@ -20,7 +20,7 @@ REASONS = (
     "smaller than every size of data.buckets",
     "without width and height in the index",
     "beyond the first ones that were asked for",
-    "alone, as no size of data.buckets has both videos and images",
+    "alone: the sizes of data.buckets that it fits have nothing of the other kind",
     "of more than data.max_pixels rows x columns",
     "without a label",
     "with a label outside of the model's classes",
@@ -80,10 +80,6 @@ class Selection:
         counts = np.bincount(self.reason, minlength=len(REASONS))
         return {REASONS[number]: int(count) for number, count in enumerate(counts) if count and number != USED}
 
-    def leave_out_all(self) -> "Selection":
-        """Return a copy in which nothing is used, because the other kind has no entry in any of its buckets."""
-        return Selection(np.full_like(self.bucket, -1), np.where(self.reason == USED, ALONE, self.reason).astype(np.uint8))
-
     def positions(self) -> NDArray[np.int64]:
         """Return the positions of the used entries in their list, ascending."""
         return np.flatnonzero(self.reason == USED)
@@ -107,7 +103,7 @@ def select(
 
     A picture fits the buckets that it covers without being enlarged. It goes into the one that crops least, and of equal ones into the
     largest. A bucket in which a kind has no entry is closed, because a batch holds both kinds at one size. Its entries go into the next
-    best bucket. A single bucket accepts every picture, however much it must be enlarged or cropped.
+    best bucket; those that fit no other are alone. A single bucket accepts every picture, however much it must be enlarged or cropped.
 
     Args:
         entries: Entries of each kind that a batch has.
@@ -118,7 +114,8 @@ def select(
         num_classes: Classes of the model, whose labels are 0 to num_classes - 1; None for a model without classes.
 
     Returns:
-        A selection for each kind. In all of them nothing is used where no bucket has all kinds.
+        A selection for each kind. Where a kind is missing, or no bucket has all kinds, training cannot begin (`find_problem`).
+        Then each entry is judged by itself, as if every bucket had the other kind.
     """
     first: dict[Kind, Selection] = {}
     open_ = list(range(len(buckets)))
@@ -134,9 +131,31 @@ def select(
             break
         # Close the largest: its pictures fit into smaller buckets, and no smaller picture fits into it.
         open_.remove(max(lacking, key=lambda number: buckets[number].rows * buckets[number].columns))
-    shared = all(selection.used for selection in found.values())
-    alone = not shared and all(selection.used for selection in first.values())
-    return {kind: selection.leave_out_all() for kind, selection in first.items()} if alone else found
+    if not all(selection.used for selection in found.values()):
+        return first
+    for kind, selection in found.items():
+        selection.reason[(selection.reason == SMALL) & (first[kind].reason != SMALL)] = ALONE
+    return found
+
+
+def find_problem(found: Mapping[Kind, Selection], split: str, every_kind: bool) -> str:
+    """Return why a split cannot be trained or validated on, or "" if it can.
+
+    Args:
+        found: Selection of each kind.
+        split: Name of the split.
+        every_kind: Whether a batch must have every kind, as in training.
+    """
+    useless = [kind for kind, selection in found.items() if not selection.used]
+    if useless if every_kind else len(useless) == len(found):
+        return (
+            f'no {" and no ".join(useless)} of split "{split}" can be used{"" if every_kind else "; data.val_videos 0 trains without it"}'
+        )
+    used = [set(selection.bucket[selection.reason == USED].tolist()) for selection in found.values()]
+    if every_kind and not set.intersection(*used):
+        advice = "give data.buckets a size that both fit, or set data.image_stacks_per_batch to 0"
+        return f'no size of data.buckets has both videos and images of split "{split}"; {advice}'
+    return ""
 
 
 def _select(

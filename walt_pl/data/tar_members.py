@@ -8,6 +8,7 @@ from typing import Any
 
 from walt_pl.data.caption_values import read_captions
 from walt_pl.data.labels import read_label
+from walt_pl.plain_text import decode_text, is_one_line
 from walt_pl.untrusted import UntrustedError, parse_json
 
 MAX_TEXT_BYTES = 1 << 20
@@ -74,7 +75,7 @@ def label_of(value: Any) -> dict[str, Any]:
         label = read_label(value)
     except ValueError as error:
         return {"findings": {"label": str(error)}}
-    if isinstance(label, str) and (len(label) > MAX_NAME or len(label.splitlines()) > 1):
+    if isinstance(label, str) and (len(label) > MAX_NAME or not is_one_line(label)):
         return {"findings": {"label": f"{label[:20]!a}... has more than {MAX_NAME} characters or more than one line"}}
     return {"label": label}
 
@@ -95,8 +96,8 @@ def read_words(text: bytes, ending: str) -> dict[str, Any]:
         raise UntrustedError(f"{len(text):,} bytes, at most {MAX_TEXT_BYTES:,} wanted")
     if ending == "json":
         return _read_json(text)
-    words = text.decode("utf-8", errors="replace").strip()
-    return _read_caption(words) if ending == "txt" else label_of(words)
+    words = decode_text(text)
+    return _read_caption(words) if ending == "txt" else label_of(words.strip())
 
 
 def unused_words(ending: str, reason: str) -> dict[str, Any]:

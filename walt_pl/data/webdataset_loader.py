@@ -40,6 +40,7 @@ from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, join_words,
 from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.data.workers import Answer, forkserver
 from walt_pl.media.extensions import IMAGES, VIDEOS
+from walt_pl.plain_text import unify
 from walt_pl.untrusted import UntrustedError
 
 EPOCH = 1000
@@ -170,7 +171,8 @@ def _files(url: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
                 continue
             content = shard.extractfile(member)
             assert content is not None
-            yield {"fname": member.name, "data": content.read(), "__url__": url}
+            # A text and its clip may have been written on two systems.
+            yield {"fname": unify(member.name), "data": content.read(), "__url__": url}
 
 
 def _member(sample: Mapping[str, Any], ending: str) -> ShardSample:

@@ -9,17 +9,19 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 from walt_pl.data.tar_members import MAX_TEXT_BYTES
 from walt_pl.indexing.class_folders import hint_class_folders
 from walt_pl.indexing.listing import SPLITS, SourceItem, SourceLayout, SourceListing, is_name, note_unread, read_text, sift, split_of
+from walt_pl.indexing.matching_names import TextsByName, describe_loose, describe_two, describe_untold
 from walt_pl.indexing.shard_names import is_pattern
 from walt_pl.indexing.tables import list_table, read_rows
 from walt_pl.indexing.tar_shards import list_shards
 from walt_pl.media.extensions import NOT_READ, ending_of, kind_of
+from walt_pl.plain_text import clean_caption, split_lines
 
 
 def list_source(source: str, layout: SourceLayout = "auto", root: str | None = None, fold: int = 1, workers: int = 1) -> SourceListing:
@@ -88,24 +90,30 @@ def layout_of(source: str) -> SourceLayout:
 
 
 def _folder(source: Path) -> SourceListing:
-    """List every video and image below a folder. A text file of equal name beside it holds the caption."""
+    """List every video and image below a folder. A text of equal name beside it holds the caption, see `TextsByName`."""
     if not source.is_dir():
         raise ValueError(f"{source}: layout folder wants a folder")
     files, others = _media(source)
     items = []
+    texts = TextsByName[Path]()
+    for other in others:
+        if other.suffix.lower() == ".txt":
+            texts.add(str(other.with_suffix("")), other)
     for file in files:
-        text = file.with_suffix(".txt")
-        caption, finding = _caption(text, source) if text in others else ("", "")
+        caption, finding = _caption(texts.find(str(file.with_suffix(""))), source)
         split = split_of(file.relative_to(source).parts[:-1])
         items.append(SourceItem(str(file), _kind(file), caption, split=split, finding=finding))
-    captions = {file.with_suffix(".txt") for file in files}
-    return SourceListing("folder", items, _left_out(path for path in others if path not in captions))
+    loose = texts.leave(str(file.with_suffix("")) for file in files)
+    left_out = _left_out(path for path in others if path.suffix.lower() != ".txt")
+    return SourceListing("folder", items, [*left_out, *describe_loose([str(text) for text in loose]), *describe_untold(items)])
 
 
-def _caption(text: Path, source: Path) -> tuple[str, str]:
-    """Return the caption in a file, and why it cannot be used."""
+def _caption(texts: Sequence[Path], source: Path) -> tuple[str, str]:
+    """Return the caption in the text of a file, and why it cannot be used."""
+    if len(texts) > 1:
+        return "", f"caption: {describe_two([text.name for text in texts])}"
     try:
-        return read_text(text, source, MAX_TEXT_BYTES), ""
+        return clean_caption(read_text(texts[0], source, MAX_TEXT_BYTES)) if texts else "", ""
     except (ValueError, OSError) as error:
         return "", f"caption: {error}"
 
@@ -135,7 +143,7 @@ def _synset_names(source: Path) -> dict[str, str]:
     mapping = source / "LOC_synset_mapping.txt"
     if not mapping.is_file():
         return {}
-    lines = (line.split(" ", 1) for line in read_text(mapping, source).splitlines() if " " in line)
+    lines = (line.split(" ", 1) for line in split_lines(read_text(mapping, source)) if " " in line)
     return {synset: names.split(",")[0].strip() for synset, names in lines}
 
 
@@ -223,7 +231,7 @@ def _ucf101(source: Path, fold: int) -> SourceListing:
     folder = next((file.parent.parent for file in files.values()), source)
     items, missing, strange = [], 0, list[str]()
     for split in ("train", "test"):
-        for line in read_text(lists / f"{split}list{fold:02d}.txt", source).splitlines():
+        for line in split_lines(read_text(lists / f"{split}list{fold:02d}.txt", source)):
             listed = line.split()[0] if line.strip() else ""  # the train lists have a class number after the name
             if not listed:
                 continue
@@ -240,7 +248,7 @@ def _ucf101(source: Path, fold: int) -> SourceListing:
     if files:
         notes.append(f"{len(files)} files are in neither list of fold {fold} and are left out, the first: {min(files)}")
     numbers = lists / "classInd.txt"
-    classes = [line.split()[1] for line in read_text(numbers, source).splitlines() if len(line.split()) > 1] if numbers.is_file() else []
+    classes = [line.split()[1] for line in split_lines(read_text(numbers, source)) if len(line.split()) > 1] if numbers.is_file() else []
     return SourceListing("ucf101", items, notes, classes or sorted({str(item.label) for item in items}))
 
 

@@ -14,7 +14,8 @@ from walt_pl.data.caption_values import MAX_CAPTIONS
 from walt_pl.data.labels import LABELS
 from walt_pl.data.tar_members import MAX_NAME, MAX_TEXT_BYTES
 from walt_pl.media.extensions import NOT_READ
-from walt_pl.untrusted import read_bytes
+from walt_pl.plain_text import decode_text, describe_encoding, is_one_line
+from walt_pl.untrusted import UntrustedError, read_bytes
 
 MAX_LIST_BYTES = 64 << 20
 """Bytes of a list of a data set, such as the names of its classes."""
@@ -102,7 +103,7 @@ def sift(items: Iterable[SourceItem]) -> tuple[list[SourceItem], list[str]]:
             fault = checked.finding if checked is not None else "the clip: its path or split is no text of one line"
             kind = fault.partition(":")[0]
             counts[kind] += 1
-            first.setdefault(kind, f"{item.file[:200]!a}: {fault[:200]}")
+            first.setdefault(kind, f"{item.file[:200]!a}: {fault[:400]}")
         if checked is not None:
             sound.append(checked)
     notes = [f"{kind} not used in {count:,} places, the first: {first[kind]}" for kind, count in sorted(counts.items())]
@@ -137,7 +138,7 @@ def _check_captions(item: SourceItem) -> SourceItem:
 
 def is_name(text: str) -> bool:
     """Return whether a text can be the name of a class or a split: short, of one line, and Unicode."""
-    return len(text) <= MAX_NAME and len(text.splitlines()) < 2 and _is_unicode(text)
+    return len(text) <= MAX_NAME and is_one_line(text) and _is_unicode(text)
 
 
 def _is_unicode(text: str) -> bool:
@@ -161,11 +162,13 @@ def read_text(path: Path, source: Path, most: int = MAX_LIST_BYTES) -> str:
     if not any(real.is_relative_to(os.path.realpath(folder)) for folder in (source, path.parent)):
         raise ValueError(f"{path}: a link to a place outside of {source}; put a copy of the file in its place (cp -L)")
     try:
-        text = read_bytes(real, most).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} at {error.start}); save it as UTF-8") from error
+        content = read_bytes(real, most)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file") from error
+    try:
+        text = decode_text(content)
+    except UntrustedError as error:
+        raise ValueError(f"{path}: {error}") from error
     return text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
@@ -197,4 +200,4 @@ def read_lines(path: Path, left_out: list[str]) -> Iterator[str]:
                 if began:
                     yield line if line.strip() else "\n"
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 (byte {error.object[error.start]:#04x} behind line {number}); save it as UTF-8") from error
+            raise ValueError(f"{path}: {describe_encoding(error, f'behind line {number}')}") from error

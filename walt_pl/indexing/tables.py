@@ -12,6 +12,7 @@ from walt_pl.data.caption_values import read_captions
 from walt_pl.data.labels import MISSING, NO_LABEL, read_label
 from walt_pl.indexing.class_numbers import FirstLabels
 from walt_pl.indexing.listing import SourceItem, SourceListing, read_lines
+from walt_pl.indexing.matching_names import find_on_disk
 from walt_pl.indexing.table_fields import read_fields
 from walt_pl.media.extensions import kind_of
 from walt_pl.untrusted import UntrustedError, parse_json
@@ -58,7 +59,8 @@ def list_table(source: Path, root: Path) -> SourceListing:
         notes.append(f'"text" is not used beside another "caption": {len(beside):,} rows, the first: {beside[0]}')
     if left_out:
         notes.append(f"{len(left_out):,} rows are left out, the first: {left_out[0][:400]}")
-    return SourceListing("table", items, notes, mixture=first.describe_mixture())
+    items, unclear = find_on_disk(items)
+    return SourceListing("table", items, [*notes, *unclear], mixture=first.describe_mixture())
 
 
 def _label(text: Any, where: str) -> tuple[int | str, str]:

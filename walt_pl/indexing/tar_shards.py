@@ -2,20 +2,35 @@
 
 import re
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from walt_pl.data.tar_members import MAX_TEXT_BYTES, BoundedTarInfo, join_words, read_words, unused_words
 from walt_pl.indexing.class_numbers import FirstLabels
 from walt_pl.indexing.isolated_pool import LostJob, give_sign, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing, note_unread, split_of
+from walt_pl.indexing.matching_names import TextsByName, describe_loose, describe_two, describe_untold
 from walt_pl.indexing.shard_names import expand
 from walt_pl.media.extensions import NOT_READ, ending_of, kind_of
 from walt_pl.untrusted import UntrustedError
 
 _SHARD_SECONDS = 360.0  # from one member to the next: an hour by the clock on a slow network disk
+
+
+class ListedShard(NamedTuple):
+    """The content of a tar shard."""
+
+    items: list[SourceItem]
+    """Its clips and images."""
+    broken: str
+    """Why the rest of the shard could not be read, "" if all could."""
+    unread: Counter[str]
+    """Number of the pictures that are not read, by ending."""
+    loose: list[str]
+    """Names of texts that belong to no item."""
 
 
 def list_shards(source: str, workers: int) -> SourceListing:
@@ -39,31 +54,31 @@ def list_shards(source: str, workers: int) -> SourceListing:
     found: dict[str, list[SourceItem]] = {}
     unread = Counter[str]()
     notes = [f"{len(others)} shards are no plain files and are left out, the first: {others[0]}"] if others else []
+    loose = []
     for name, shard in run_isolated(list_shard, names, min(workers, max(1, len(names))), _SHARD_SECONDS):
         if isinstance(shard, LostJob):
             notes.append(f"{name}: {shard.finding}: {shard.reason}")
             continue
-        found[name], broken, skipped = shard
-        unread.update(skipped)
-        notes += [f"{name}: {broken}"] if broken else []
+        found[name] = shard.items
+        unread.update(shard.unread)
+        notes += [f"{name}: {shard.broken}"] if shard.broken else []
+        loose += [f"{name}/{text}" for text in shard.loose]
     items, first = [item for name in names for item in found.get(name, [])], FirstLabels()
     for item in items:
         first.add(item.label, f"{item.file}: sample {item.family.partition('/')[2].lstrip('/')}")
-    return SourceListing("webdataset", items, [*sorted(notes), *note_unread(unread)], mixture=first.describe_mixture())
+    notes = [*sorted(notes), *note_unread(unread), *describe_loose(loose), *describe_untold(items)]
+    return SourceListing("webdataset", items, notes, mixture=first.describe_mixture())
 
 
-def list_shard(name: str) -> tuple[list[SourceItem], str, Counter[str]]:
+def list_shard(name: str) -> ListedShard:
     """List the clips and images in a tar shard, each with the position of its bytes.
 
     The caption of a sample is its `.txt`, or "caption" or "text" of its `.json`, which may list several.
     Its class is its `.cls`, or "label" of its `.json`. The shard's name or folder may name the split: "train-0001.tar", "val/0001.tar".
-
-    Returns:
-        The items, why the rest of the shard could not be read ("" if all could), and the number of pictures that are not read, by ending.
     """
     split = split_of([*Path(name).parts[-2:-1], *re.split(r"[^A-Za-z]+", Path(name).stem)])
     media: list[tuple[str, tarfile.TarInfo]] = []
-    said: dict[str, dict[str, dict[str, Any]]] = {}
+    words, texts = TextsByName[_Words](), TextsByName[str]()
     broken, unread = "", Counter[str]()
     try:
         with tarfile.open(name, "r:", tarinfo=BoundedTarInfo) as shard:
@@ -77,26 +92,41 @@ def list_shard(name: str) -> tuple[list[SourceItem], str, Counter[str]]:
                 elif ending_of(ending) in NOT_READ:
                     unread[ending_of(ending)] += 1
                 elif ending in ("txt", "cls", "json"):
-                    said.setdefault(key, {})[ending] = _said(shard, member, ending)
+                    words.add(key, _Words(ending, member.name, _said(shard, member, ending)))
+                if ending.rpartition(".")[2] == "txt":
+                    texts.add(key if ending == "txt" else member.name, member.name)
     # tarfile raises many more on hostile headers, and MemoryError and RecursionError among them.
     except Exception as error:
         broken = f"can be read as far as {len(media)} clips and images: {str(error)[:300] or type(error).__name__}"
     items = []
     for key, member in media:
-        words = join_words(said.get(key, {}))
-        item = SourceItem(
-            name, kind_of(member.name) or "", words.get("caption", ""), words.get("label", -1), words.get("split", "") or split
-        )
-        family = f"{Path(name).name}/{key}"
-        item = replace(
-            item,
-            offset=member.offset_data,
-            bytes=member.size,
-            family=family,
-            finding="; ".join(f"{k}: {v}" for k, v in words["findings"].items()),
-        )
-        items.append(replace(item, more_captions=words.get("more_captions", ())))
-    return items, broken, unread
+        said = _join(words.find(key))
+        item = SourceItem(name, kind_of(member.name) or "", said.get("caption", ""), said.get("label", -1), said.get("split", "") or split)
+        item = replace(item, offset=member.offset_data, bytes=member.size, family=f"{Path(name).name}/{key}")
+        finding = "; ".join(f"{field}: {reason}" for field, reason in said["findings"].items())
+        items.append(replace(item, more_captions=said.get("more_captions", ()), finding=finding))
+    return ListedShard(items, broken, unread, texts.leave(key for key, _ in media))
+
+
+class _Words(NamedTuple):
+    """The metadata of a sample in one member."""
+
+    ending: str
+    member: str
+    said: dict[str, Any]
+
+
+def _join(words: Sequence[_Words]) -> dict[str, Any]:
+    """Return what the members of a sample say. Those of one ending, such as a.txt and a.TXT, are a finding and say nothing."""
+    by_ending: dict[str, list[_Words]] = defaultdict(list)
+    for one in words:
+        by_ending[one.ending].append(one)
+    return join_words(
+        {
+            ending: found[0].said if len(found) == 1 else unused_words(ending, describe_two([one.member for one in found]))
+            for ending, found in by_ending.items()
+        }
+    )
 
 
 def _sample(member: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from walt_pl.plain_records import build_record
+from walt_pl.plain_text import unify
 from walt_pl.runs.artifact import Artifact
 from walt_pl.sampling.cascade import Cascade
 from walt_pl.text.caption_words import WORDS, unseen_words
@@ -43,7 +44,7 @@ def class_number(cascade: Cascade, label: int | str) -> int:
 
     Args:
         cascade: the stages that run.
-        label: number, or name as in the training data; upper and lower case may differ.
+        label: number, or name as in the training data; upper and lower case, and the Unicode form, may differ.
 
     Raises:
         ValueError: the training data had no such class, or its names are not known.
@@ -58,8 +59,8 @@ def class_number(cascade: Cascade, label: int | str) -> int:
     names = {name: number for number, name in (known or {}).items() if name}
     if not names:
         raise ValueError(f'--label "{label}": this run keeps no names of classes; give the number of the class')
-    folded = {name.casefold(): number for name, number in names.items()}
-    number = names.get(label, folded.get(label.casefold()))
+    folded = {unify(name).casefold(): number for name, number in names.items()}
+    number = names.get(label, folded.get(unify(label).casefold()))
     if number is None:
         near = difflib.get_close_matches(label, names, n=3, cutoff=0.5)
         meant = f"did you mean {' or '.join(near)}?" if near else f"there are: {_describe(known or {})}"

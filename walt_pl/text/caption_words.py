@@ -3,13 +3,15 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from walt_pl.plain_text import unify
+
 WORDS = "words.txt"
 """File of an artifact: every word of the training captions, in lower case, sorted, one a line."""
 
 
 def words_of(caption: str) -> list[str]:
     """Return the words of a caption in lower case, in order: runs of letters, digits and apostrophes."""
-    return re.findall(r"[^\W_]+(?:['’][^\W_]+)*", caption.lower())
+    return re.findall(r"[^\W_]+(?:['’][^\W_]+)*", unify(caption).lower())
 
 
 def caption_words(captions: Iterable[str], before: bytes = b"") -> bytes:
