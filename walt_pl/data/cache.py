@@ -37,7 +37,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from walt_pl.data.batch import DataError, JointBatch, Kind, Sample, SampleRef, SampleSource, collate
-from walt_pl.data.cache_meta import check_rows, dump_meta, read_meta, version_of
+from walt_pl.data.cache_meta import check_rows, dump_meta, plain_values, read_meta, version_of
 from walt_pl.data.transforms import ClipTransform
 from walt_pl.data.workers import Answer, Workers
 from walt_pl.files import file_sha256, is_temporary_of, write_whole
@@ -78,7 +78,8 @@ class LatentCache:
 
     def __init__(self, folder: Path, key: Mapping[str, object], count: int, views: int = 1, items: NDArray[np.int64] | None = None) -> None:
         self.folder = folder
-        self.key = {**key, "count": count, "views": views, "format": _FORMAT, "dtype": "float16"}
+        # It is compared with the key that comes back from meta.json.
+        self.key = plain_values({**key, "count": count, "views": views, "format": _FORMAT, "dtype": "float16"})
         if items is not None:
             assert len(items) == count
             self.key["items"] = hashlib.sha256(_item_bytes(items)).hexdigest()

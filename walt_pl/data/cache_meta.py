@@ -18,8 +18,14 @@ _SUM = "sha256"
 
 def dump_meta(meta: Mapping[str, Any]) -> bytes:
     """Return the bytes of `meta.json`, with the hash of its content."""
-    plain = json.loads(json.dumps(meta))  # numbers as keys become text
+    plain = plain_values(meta)
     return json.dumps({**plain, _SUM: _hash(plain)}, indent=1).encode()
+
+
+def plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as `read_meta` gives them back: tuples become lists, and numbers as keys become text."""
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
 
 
 def read_meta(path: Path, rows: int) -> dict[str, Any]:
