@@ -245,6 +245,7 @@ def _distance(a: Frames, b: Frames) -> NDArray[np.float64]:
 
 
 def _mark(frame: Any) -> int:
-    """Return a checksum of the first plane, without the bytes beyond the width of the picture."""
+    """Return a checksum of the first plane, without the bytes beyond the width of the picture, and of the palette."""
     plane = frame.planes[0]
-    return zlib.crc32(np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width].tobytes())
+    picture = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width].tobytes()
+    return zlib.crc32(bytes(frame.planes[1]) if frame.format.has_palette else b"", zlib.crc32(picture))

@@ -12,6 +12,9 @@ from walt_pl.media.deinterlacing import Neighbours, with_neighbours
 from walt_pl.media.spans import EARLY, Clock, FrameRange
 from walt_pl.media.types import UnorderedTimesError
 
+_PALETTE_IN_EACH_FRAME = ("png", "apng", "bmp", "gif", "tiff")
+"""Decoders that find a palette in each frame."""
+
 
 def by_number(container: Any, stream: Any, numbers: NDArray[np.int64], clock: Clock) -> Iterator[Any]:
     """Yield frames by their numbers in the file (ascending), in the order of display."""
@@ -20,7 +23,7 @@ def by_number(container: Any, stream: Any, numbers: NDArray[np.int64], clock: Cl
     first = int(numbers[0])
     rate = clock.rate or float(stream.average_rate or 0)
     number, begins, frames = 0, -np.inf, None
-    if clock.counted or is_counted(container, stream):
+    if clock.counted or is_counted(container, stream) or loses_palette(stream):
         frames = container.decode(stream)
     elif first and clock.uneven:
         times = sorted(packet.pts for packet in container.demux(stream) if packet.size and packet.pts is not None and not packet.is_discard)
@@ -157,9 +160,18 @@ def is_counted(container: Any, stream: Any) -> bool:
     return container.format.name in formats or (container.format.name == "avi" and stream.codec_context.has_b_frames)
 
 
+def loses_palette(stream: Any) -> bool:
+    """Return whether a seek loses the colours, so that decoding must begin with the first packet of a newly opened file.
+
+    Containers give a palette, and its changes, once: beside a packet. Decoders then keep it.
+    """
+    codec = stream.codec_context
+    return codec.format is not None and bool(codec.format.has_palette) and codec.name not in _PALETTE_IN_EACH_FRAME
+
+
 def begin_time(container: Any, stream: Any) -> int:
     """Return the time of the first frame, in the stream's units."""
-    if container.format.name == "avi":  # it has decoding times only, and FFmpeg guesses the display times
+    if container.format.name == "avi" and not loses_palette(stream):  # it has decoding times only, and FFmpeg guesses the display times
         container.seek(0, stream=stream)
         first = next(container.decode(stream), None)
         return 0 if first is None or first.pts is None else int(first.pts)
@@ -176,6 +188,9 @@ def _from(container: Any, stream: Any, target: float, slack: float, every: bool 
         slack: Uncertainty of the target, in the stream's units.
         every: Yield every frame from the first one on. Otherwise, frames before the target may be left out.
     """
+    if loses_palette(stream):
+        yield from (frame for _, frame in _decode(container, stream, -np.inf))
+        return
     start = min(0, stream.start_time or 0)  # a transport stream that seeks to its own start time lands after it
     margin = 0.0
     while True:
