@@ -4,6 +4,7 @@ import io
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from walt_pl.media.types import MediaError, reason
 
@@ -44,8 +45,10 @@ class Media:
             raise MediaError(f"{self}: truncated: the shard ends {self.offset + self.length - size} bytes before the member does")
         return size
 
-    def open(self) -> io.BytesIO:
-        """Return the bytes of the file or member, as a file in memory."""
+    def open(self) -> BinaryIO:
+        """Return the opened file, or the bytes of a member as a file in memory."""
+        if self.offset < 0:
+            return open(self.path, "rb")
         with open(self.path, "rb") as file:
-            file.seek(max(0, self.offset))
-            return io.BytesIO(file.read(self.length if self.offset >= 0 else -1))
+            file.seek(self.offset)
+            return io.BytesIO(file.read(self.length))
