@@ -67,6 +67,16 @@ def late_glitch(time: int) -> int | None:
     return time - UNIT if time == 50 * UNIT else time
 
 
+def key_back(time: int) -> int | None:
+    """Give a key frame and the next one times before the end of the group before them, and behind its key frame."""
+    return time - UNIT * 9 // 4 if time // UNIT in (KEYS, KEYS + 1) else time
+
+
+def group_entered(time: int) -> int | None:
+    """Give a frame that is no key frame a time in the group before its own."""
+    return time - UNIT * 15 // 2 if time == (3 * KEYS + 1) * UNIT else time
+
+
 def all_equal(time: int) -> int | None:
     return 0
 
@@ -83,6 +93,9 @@ FLAWS = [
     ("missing.ts", H264_B, some_missing),
     ("glitch.mp4", H264, late_glitch),
     ("no_rate.ts", MPEG4_B, pair_equal),
+    ("key_back.mkv", H264, key_back),
+    ("key_back.ts", MPEG4, key_back),
+    ("entered.mkv", H264, group_entered),
 ]
 
 
@@ -157,12 +170,12 @@ def test_probe_of_flawed_times_counts_frames_at_the_rate_of_the_container(name: 
 def test_read_clip_of_flawed_times_gives_the_frames_in_order(name: str, flawed: dict[str, tuple[IndexEntry, Probe]]) -> None:
     order = shown(name)
     for entry in known_and_unknown(flawed[name][0]):
-        for start in (0, 1, 4, 5, 11, 12, 13, 30, 47, 50, len(order) - 5):
+        for start in (0, 1, 4, 5, 11, 12, 13, 30, 33, 47, 50, len(order) - 5):
             for stride in (1, 3):
                 wanted = order[start : start + 5 * stride : stride]
                 clip = read_clip(entry, FrameRange(len(wanted), stride=stride, start=start))
                 assert numbers(clip) == wanted, (entry.decoder, start, stride)
-        for start in (4, 13, 50):
+        for start in (4, 12, 13, 33, 50):
             assert numbers(read_video(entry.path, 5, start)) == order[start : start + 5]
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from walt_pl.media.media_file import Media
 from walt_pl.media.pyav import open_av
@@ -21,7 +22,7 @@ def look_at_times(media: Media, clock: Clock) -> Clock:
 
     Returns:
         The clock, `uneven` where the times are not evenly spaced. It is `counted` where times are missing, where two are equal, or where
-        they fall from one key frame to the next.
+        a group of pictures begins before all earlier ones have ended.
     """
     state = media.path.stat()
     uneven, counted = _look(media, state.st_size, state.st_mtime_ns)
@@ -37,11 +38,26 @@ def _look(media: Media, size: int, modified: int) -> tuple[bool, bool]:
             packets = [(packet.pts, packet.is_keyframe) for packet in shown]
     except MediaError:
         return False, False
-    times = sorted(time for time, _ in packets if time is not None)
-    keys = [time for time, key in packets if key]
-    if len(set(times)) < len(packets) or (np.diff(keys) <= 0).any():
+    times = np.array([time for time, _ in packets if time is not None])
+    if len(np.unique(times)) < len(packets) or _overlap(times, np.array([key for _, key in packets])):
         return False, True
-    return is_uneven(np.array(times)), False
+    return is_uneven(np.sort(times)), False
+
+
+def _overlap(times: NDArray[np.int64], keys: NDArray[np.bool_]) -> bool:
+    """Return whether a group of pictures has a time that is not above all times of the groups before it in the file.
+
+    Leading pictures of an open group lie before its key frame, and still above the groups before it.
+
+    Args:
+        times: Times of the packets in the order of the file.
+        keys: Whether each begins with a key frame.
+    """
+    if not len(times):
+        return False
+    starts = np.unique([0, *np.flatnonzero(keys)])
+    first, last = np.minimum.reduceat(times, starts), np.maximum.reduceat(times, starts)
+    return bool((first[1:] <= np.maximum.accumulate(last)[:-1]).any())
 
 
 def conversion(media: Media, rate: float) -> str:
