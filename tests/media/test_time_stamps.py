@@ -77,6 +77,11 @@ def group_entered(time: int) -> int | None:
     return time - UNIT * 15 // 2 if time == (3 * KEYS + 1) * UNIT else time
 
 
+def within_group(time: int) -> int | None:
+    """Give the last frame of a group a time within its group, so that no other group is touched."""
+    return time - UNIT * 15 // 2 if time == (3 * KEYS - 1) * UNIT else time
+
+
 def all_equal(time: int) -> int | None:
     return 0
 
@@ -96,6 +101,8 @@ FLAWS = [
     ("key_back.mkv", H264, key_back),
     ("key_back.ts", MPEG4, key_back),
     ("entered.mkv", H264, group_entered),
+    ("within.mkv", H264, within_group),
+    ("within.mp4", MPEG4, within_group),
 ]
 
 

@@ -22,7 +22,7 @@ def look_at_times(media: Media, clock: Clock) -> Clock:
 
     Returns:
         The clock, `uneven` where the times are not evenly spaced. It is `counted` where times are missing, where two are equal, or where
-        a group of pictures begins before all earlier ones have ended.
+        a group of pictures begins before all earlier ones have ended. Without B-frames, each picture is a group.
     """
     state = media.path.stat()
     uneven, counted = _look(media, state.st_size, state.st_mtime_ns)
@@ -35,27 +35,28 @@ def _look(media: Media, size: int, modified: int) -> tuple[bool, bool]:
     try:
         with open_av(media, max_pixels=sys.maxsize) as (container, stream):
             shown = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
-            packets = [(packet.pts, packet.is_keyframe) for packet in shown]
+            in_order = not stream.codec_context.has_b_frames
+            packets = [(packet.pts, in_order or packet.is_keyframe) for packet in shown]
     except MediaError:
         return False, False
     times = np.array([time for time, _ in packets if time is not None])
-    if len(np.unique(times)) < len(packets) or _overlap(times, np.array([key for _, key in packets])):
+    if len(np.unique(times)) < len(packets) or _overlap(times, np.array([begins for _, begins in packets])):
         return False, True
     return is_uneven(np.sort(times)), False
 
 
-def _overlap(times: NDArray[np.int64], keys: NDArray[np.bool_]) -> bool:
+def _overlap(times: NDArray[np.int64], begins: NDArray[np.bool_]) -> bool:
     """Return whether a group of pictures has a time that is not above all times of the groups before it in the file.
 
     Leading pictures of an open group lie before its key frame, and still above the groups before it.
 
     Args:
         times: Times of the packets in the order of the file.
-        keys: Whether each begins with a key frame.
+        begins: Whether each begins a group: key frames do, and every frame of a video that is stored in the order of display.
     """
     if not len(times):
         return False
-    starts = np.unique([0, *np.flatnonzero(keys)])
+    starts = np.unique([0, *np.flatnonzero(begins)])
     first, last = np.minimum.reduceat(times, starts), np.maximum.reduceat(times, starts)
     return bool((first[1:] <= np.maximum.accumulate(last)[:-1]).any())
 
