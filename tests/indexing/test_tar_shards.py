@@ -23,8 +23,7 @@ def test_list_shard_gives_the_place_of_every_member(tmp_path: Path) -> None:
         "2.png": b"png" * 300,
     }
     path = shard(tmp_path / "set-val-0001.tar", members)
-    items, broken, *_ = list_shard(str(path))
-    items, broken, loose = list_shard(str(path))
+    items, broken, unread, loose = list_shard(str(path))
     content = path.read_bytes()
     assert [content[item.offset : item.offset + item.bytes] for item in items] == [
         members[name] for name in ("a/0.mp4", "1.left.jpg", "2.png")
@@ -34,7 +33,7 @@ def test_list_shard_gives_the_place_of_every_member(tmp_path: Path) -> None:
         ("image", "", 12, "val"),
         ("image", "", -1, "val"),
     ]
-    assert broken == "" and loose == []
+    assert broken == "" and loose == [] and not unread
 
 
 def test_list_shard_samples_equal_those_of_webdataset(tmp_path: Path) -> None:
