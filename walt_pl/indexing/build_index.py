@@ -36,6 +36,7 @@ from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 from walt_pl.indexing.listing import SourceItem, SourceListing
 from walt_pl.indexing.probe_file import MediaFacts, MediaFile, probe_media_file, stat_media_file
 from walt_pl.indexing.split_moves import SplitRow, check_splits, note_own_val
+from walt_pl.indexing.split_overlaps import note_overlaps
 from walt_pl.lock import hold_lock, lock_beside
 from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.untrusted import parse_json
@@ -143,6 +144,7 @@ def _build(listing: SourceListing | None, out: Path, options: IndexOptions) -> B
     for place, found in _examine(wanted, out, options).items():
         facts[place] = _accept(found, facts.get(place), place, quarantine)
     table = _sort_rows(_table(old, items, facts, classes, options))
+    notes += note_overlaps(table)
     classes.write()
     quarantine.write()
     if not out.exists() or not table.equals(old.cast(table.schema)):
