@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from tests.helpers.sources import touch
-from walt_pl.data.index import MediaKey
+from tests.helpers.sources import shard, touch
+from walt_pl.data.index import MediaKey, write_table
 from walt_pl.data.index_table import read_table
 from walt_pl.indexing import build_index as building
 from walt_pl.indexing.build_index import BuildReport, IndexOptions, build_index
@@ -135,3 +136,35 @@ def test_build_index_without_a_source_moves_nothing(pictures: Path) -> None:
     before = splits(pictures.parent / "i.parquet")
     build_index(None, pictures.parent / "i.parquet", IndexOptions(val=0.9, split="test"))
     assert splits(pictures.parent / "i.parquet") == before and MediaKey("set/0.png").path in before
+
+
+@pytest.mark.parametrize("spelling", ["Validation", "VAL", "valid", "validate"])
+def test_build_index_takes_any_spelling_of_a_split_from_tables_shards_and_the_option(tmp_path: Path, spelling: str) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "list.csv").write_text(f"path,split\na.mp4,{spelling}\nb.mp4,Unseen\n")
+    build(tmp_path / "list.csv")
+    assert splits(tmp_path / "i.parquet") == {"a.mp4": "val", "b.mp4": "Unseen"}
+    shard(tmp_path / "s" / "0.tar", {"0.png": b"x", "0.json": f'{{"split": "{spelling}"}}'.encode()})
+    assert [item.split for item in list_source(str(tmp_path / "s")).items] == ["val"]
+    touch(tmp_path / "set", "c.png")
+    build_index(list_source(str(tmp_path / "set")), tmp_path / "c.parquet", IndexOptions(split=spelling))
+    assert splits(tmp_path / "c.parquet") == {"set/c.png": "val"}
+
+
+@pytest.mark.parametrize("source", [True, False])
+def test_build_index_renames_splits_of_an_older_index_and_says_so(tmp_path: Path, source: bool) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    out, table = tmp_path / "i.parquet", tmp_path / "list.csv"
+    table.write_text("path,split\na.mp4,Validation\nb.mp4,train\n")
+    build(table)
+    stored = read_table(out)
+    renamed = [split.replace("val", "Validation") for split in stored["split"].to_pylist()]
+    place = stored.schema.get_field_index("split")
+    write_table(stored.set_column(place, "split", pa.array(renamed)).cast(stored.schema).sort_by("split"), out)
+    old = splits(out)
+    assert "Validation" in old.values()
+    before = {path: split.replace("Validation", "val") for path, split in old.items()}
+    table.write_text("path,split\n" + "".join(f"{path},{split}\n" for path, split in old.items()))
+    notes = build_index(list_source(str(table)) if source else None, out).notes
+    assert splits(out) == before and notes == ['rows of split "Validation" that are val now: 1']
+    assert build_index(None, out).notes == []
