@@ -103,7 +103,7 @@ def test_build_index_refuses_a_new_clip_whose_film_is_in_another_split(tmp_path:
     table.write_text(f"{head}walk,abc-_def123,10,20,val\n")
     build(table)
     table.write_text(f"{head}walk,abc-_def123,30,40,train\nwalk,xyz_0000000,1,11,train\n")
-    with pytest.raises(ValueError, match=r"1 new ones, whose film or group is in val, would be in train, the first: abc-_def123_000030_"):
+    with pytest.raises(ValueError, match=r"1 new, with film or group in val, would be in train, the first: abc-_def123_000030_"):
         build(table)
     build(table, allow_moves=True)
     assert splits(tmp_path / "i.parquet")["xyz_0000000_000001_000011.mp4"] == "train"
@@ -115,9 +115,7 @@ def test_build_index_refuses_a_new_piece_whose_film_is_held_out_unless_the_table
     table.write_text("path,begin,end\nfilm.mp4,0,2\n")
     build(table, split="val")
     table.write_text("path,begin,end\nfilm.mp4,2,4\n")
-    with pytest.raises(
-        ValueError, match=r"1 new ones, whose film or group is in val, would be in train, the first: film\.mp4, from second 2"
-    ):
+    with pytest.raises(ValueError, match=r"1 new, with film or group in val, would be in train, the first: film\.mp4, from second 2"):
         build(table)
     table.write_text("path,begin,end,split\nfilm.mp4,2,4,train\n")
     assert build(table).added == 1

@@ -136,4 +136,4 @@ def test_list_source_of_shards_leaves_out_a_label_and_keeps_its_caption(tmp_path
     listing = list_source(str(path))
     assert [(item.caption, item.label) for item in listing.items] == [("a dog" if name == "0.json" else "", -1), ("", 4)]
     (note,) = [note for note in listing.notes if "beside them" not in note]
-    assert note.startswith("label not used in 1 places") and words in note and f"'{name}': " in note
+    assert note.startswith("label not used, places: 1") and words in note and f"'{name}': " in note

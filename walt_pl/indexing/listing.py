@@ -111,9 +111,9 @@ def sift(items: Iterable[SourceItem]) -> tuple[list[SourceItem], list[str]]:
             first.setdefault(kind, f"{item.file[:200]!a}: {fault[:400]}")
         if checked is not None:
             sound.append(checked)
-    notes = [f"{kind} not used in {count:,} places, the first: {first[kind]}" for kind, count in sorted(counts.items())]
+    notes = [f"{kind} not used, places: {count:,}, the first: {first[kind]}" for kind, count in sorted(counts.items())]
     if several := sum(bool(item.more_captions) for item in sound):
-        notes.append(f"several captions: {several:,} clips or images; training draws one of them in each epoch")
+        notes.append(f"clips and images of several captions: {several:,}; training draws one of them in each epoch")
     return sound, notes
 
 

@@ -47,7 +47,7 @@ def check_splits(old: pa.Table, rows: list[SplitRow], out: Path) -> None:
     if not moved and not parted:
         return
     lines = [f"{out}: clips and images would change their split:"]
-    for found, words in ((moved, "would move from {} to {}"), (parted, "new ones, whose film or group is in {}, would be in {}")):
+    for found, words in ((moved, "would move from {} to {}"), (parted, "new, with film or group in {}, would be in {}")):
         for pair, count in sorted(Counter(pair for pair, _ in found).items()):
             first = next(place for other, place in found if other == pair)
             lines.append(f"{count:,} {words.format(*pair)}, the first: {first}")
