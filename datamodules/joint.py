@@ -23,7 +23,7 @@ from walt_pl.data.index import Index, IndexEntries, class_names
 from walt_pl.data.latent_dataset import LatentDataset
 from walt_pl.data.loader import BatchLoader, JointLoader
 from walt_pl.data.quarantine import Quarantine
-from walt_pl.data.sampler import BucketItems, JointSampler, SequentialSampler
+from walt_pl.data.sampler import BucketItems, JointSampler, SequentialSampler, take_whole_units
 from walt_pl.data.selection import Bucket, Selection, check_buckets, describe_selection, find_problem, select
 from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.data.webdataset_loader import ShardStream, StreamConfig, StreamLoader
@@ -389,7 +389,7 @@ class JointData(L.LightningDataModule):
             return []
         rank, ranks = self._ranks()
         found, unit = self._items(VALIDATION), {"video": ranks, "image": ranks * self.images_per_stack}
-        items = {kind: [_first(of_bucket, unit[kind]) for of_bucket in of_kind] for kind, of_kind in found.items()}
+        items = {kind: [take_whole_units(of_bucket, unit[kind]) for of_bucket in of_kind] for kind, of_kind in found.items()}
         if not sum(of_bucket.used for of_kind in items.values() for of_bucket in of_kind):
             counts = {kind: sum(of_bucket.used for of_bucket in of_kind) for kind, of_kind in found.items()}
             raise ValueError(
@@ -445,9 +445,3 @@ class JointData(L.LightningDataModule):
 
     def _ranks(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-
-
-def _first(items: BucketItems, unit: int) -> BucketItems:
-    """Return the first used items, as many as make whole units."""
-    used = np.delete(np.asarray(items.positions, np.int64), items.left_out)
-    return BucketItems(used[: len(used) // unit * unit])

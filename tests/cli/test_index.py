@@ -150,6 +150,39 @@ def test_index_command_refuses_overrides_that_change_nothing(words: str, said: s
         main(["index", *words.format(index=tmp_path / "set.parquet", config=CONFIG).split()])
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            "{index} --val 0.9 --split foo",
+            r"--split, --val: only with a source .*set\.parquet is an index, .*walt index SOURCE --out",
+        ),
+        ("{index} --layout folder", "--layout: only with a source"),
+        ("{index} --root {folder}", "--root: only with a source"),
+        ("{index} --fold 2", "--fold: only with a source"),
+        ("{index} --allow-moves --report", "--allow-moves: only with a source"),
+        ("{index} --out {folder}/b.parquet", r"set\.parquet is an index, which stays where it is: leave out --out .*b\.parquet"),
+        ("{index} --seed 3", "--seed: only for shapes"),
+        ("{folder} --videos 3 --images 4", "--videos, --images: only for shapes, .*type: walt index shapes"),
+        ("shapes --val 0.1 --out {folder}/shapes", "--val: only with a source of files .shapes has its own splits"),
+    ],
+)
+def test_index_command_refuses_options_that_change_nothing(words: str, said: str, tmp_path: Path) -> None:
+    write_index(rows("video", 1), tmp_path / "set.parquet")
+    content = (tmp_path / "set.parquet").read_bytes()
+    with pytest.raises(SystemExit, match=said):
+        main(["index", *words.format(index=tmp_path / "set.parquet", folder=tmp_path).split()])
+    assert (tmp_path / "set.parquet").read_bytes() == content and not (tmp_path / "shapes").exists()
+
+
+def test_index_command_of_an_index_alone_takes_options_of_examining(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_image(tmp_path / "set" / "a.png", np.zeros((8, 8, 3), np.uint8))
+    index = str(tmp_path / "i.parquet")
+    main(["index", str(tmp_path / "set"), "--out", index, "--workers", "1"])
+    main(["index", index, "--out", index, "--val", "0", "--report", "--max-pixels", "60", "--seconds", "9", "--workers", "1"])
+    assert "too large" in capsys.readouterr().out
+
+
 def test_index_command_says_once_that_no_size_has_both_kinds(report: Report) -> None:
     images = [*rows("image", 1, height=400), *rows("image", 1, width=20)]
     entries = [*rows("video", 2, width=400), *images, *rows("video", 1, "val", width=300)]

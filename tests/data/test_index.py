@@ -73,7 +73,7 @@ def test_index_empty_split_lists_the_splits_that_exist(path: Path) -> None:
 
 def test_index_without_val_split_says_how_to_get_one(tmp_path: Path) -> None:
     write_index([row(0)], tmp_path / "index.parquet")
-    with pytest.raises(ValueError, match=r'split "val" .*; index again with --val 0.02 .*, or set --data.val_videos 0$'):
+    with pytest.raises(ValueError, match=r'split "val" .*; index again and train anew, .*--allow-moves.*, or set --data.val_videos 0$'):
         Index(tmp_path / "index.parquet", "val")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from walt_pl.data.batch import SampleRef
 from walt_pl.data.permutation import EndlessPermutation
-from walt_pl.data.sampler import JointSampler, SequentialSampler
+from walt_pl.data.sampler import BucketItems, JointSampler, SequentialSampler, take_whole_units
 
 
 def random_case(rng: np.random.Generator) -> dict[str, int]:
@@ -111,3 +111,9 @@ def test_joint_sampler_begins_new_epochs_where_the_items_have_changed() -> None:
         *(videos.index(3 * 8 + place) for place in range(4)),
         *(images.index(11 + place) for place in range(2)),
     ]
+
+
+@pytest.mark.parametrize(("unit", "wanted"), [(1, [3, 7, 8, 20]), (2, [3, 7, 8, 20]), (3, [3, 7, 8]), (5, [])])
+def test_take_whole_units_gives_the_first_used_items(unit: int, wanted: list[int]) -> None:
+    items = BucketItems(np.array([3, 5, 7, 8, 20]), left_out=np.array([1]))
+    assert list(take_whole_units(items, unit).positions) == wanted

@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import re
 import signal
 import tarfile
 import unicodedata
@@ -21,7 +22,7 @@ import webdataset
 from PIL import Image
 
 from tests.helpers import sources
-from walt_pl.data.batch import DataError, JointBatch, Kind
+from walt_pl.data.batch import DataError, JointBatch, Kind, SampleRef
 from walt_pl.data.transforms import ClipTransform
 from walt_pl.data.webdataset_loader import ShardSample, ShardStream, StreamConfig, StreamLoader, StreamPosition, _decode_sample
 from walt_pl.media.decode_options import DecodeOptions
@@ -251,7 +252,7 @@ def test_decode_sample_of_a_stream_squares_the_pixels_and_deinterlaces(tmp_path:
     combs = []
     for deinterlace in (False, True):
         transform = ClipTransform(128, frames=3, aspect=2.0, decoding=DecodeOptions(deinterlace=deinterlace))
-        sample = _decode_sample(member, "video", 0, 0, transform)
+        sample = _decode_sample(member, SampleRef("video", 0, 0, 0), transform)
         assert not sample.failure and sample.content.shape == (3, 3, 128, 256)
         frame = sample.content[:, 0].mean(0).numpy()
         rows, columns = ((frame > 0).sum(axis).max() for axis in (0, 1))
@@ -298,10 +299,33 @@ def test_shard_stream_warns_once_of_captions_that_are_not_used(tmp_path: Path) -
         for item in range(3):
             shard.write({"__key__": f"{item}", "png": b"png", "json": {"caption": 5}, "cls": item})
     with pytest.warns(UserWarning, match="caption: it must be text, or a list of texts") as warned:
-        found = list(islice(ShardStream("image", str(tmp_path / "a.tar"), seed=1).read(0, 1, StreamPosition()), 3))
+        found = list(islice(ShardStream("image", str(tmp_path / "a.tar"), seed=1).read(0, 1, StreamPosition()), 9))
     lines = [str(warning.message) for warning in warned if "not used" in str(warning.message)]
     assert len(lines) == 1 and "a.tar/0.png" in lines[0]
-    assert [(member.label, member.caption) for member, _ in found] == [(0, ""), (1, ""), (2, "")]
+    assert [(member.label, member.caption) for member, _ in found] == [(0, ""), (1, ""), (2, "")] * 3
+
+
+@pytest.mark.parametrize("names", [("a.txt", "a.TXT"), ("\xfc.txt", unicodedata.normalize("NFD", "\xfc.txt")), ("a.mp4", "a.MP4")])
+def test_shard_stream_uses_the_first_of_two_members_and_says_so_once(names: tuple[str, str], tmp_path: Path) -> None:
+    first, second = names
+    stem = first.partition(".")[0]
+    members = {f"{stem}.mp4": b"one", f"{stem}.txt": b"one", second: b"two", "b.mp4": b"one", "b.txt": b"one", "b.TXT": b"two"}
+    stream = ShardStream("video", str(sources.shard(tmp_path / "s.tar", members)), seed=0)
+    noun = "members" if first.endswith("mp4") else "texts"
+    words = f"s.tar (and perhaps others of this shard): two {noun}, {first!a} and {second!a}: the first is used; keep one"
+    with pytest.warns(UserWarning, match=re.escape(words)) as warned:
+        found = [(member.content, member.caption) for member, _ in islice(stream.read(0, 1, StreamPosition()), 6)]
+    assert found == [(b"one", "one")] * 6 and sum(warning.category is UserWarning for warning in warned) == 1
+
+
+def test_stream_loader_counts_clips_of_weight_0_whatever_the_reason(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", np.zeros((16, 16, 3), np.uint8))
+    with webdataset.TarWriter(str(tmp_path / "a.tar")) as tar:
+        tar.write({"__key__": "high", "png": (tmp_path / "a.png").read_bytes(), "cls": 7})
+        tar.write({"__key__": "bad", "png": b"none", "cls": 1})
+    loader = StreamLoader(reading({"image": str(tmp_path / "a.tar")}, per_batch={"image": 2}, num_classes=5))
+    with pytest.warns(UserWarning, match="label 7, .* .clips and images of weight 0 so far: 1; each keeps its place in the batch"):
+        assert next(iter(loader)).weight.tolist() == [0, 0]
 
 
 def test_shard_stream_reads_texts_by_the_rule_of_folders(tmp_path: Path) -> None:

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from datamodules.joint import JointData
-from tests.helpers.joint_data import FakeVAE, make
+from tests.helpers.joint_data import make
 from walt_pl.data.batch import JointBatch, SampleRef
 from walt_pl.data.caption_draw import draw_caption
 from walt_pl.data.index import Index, write_index
 from walt_pl.media.writing import write_image
-from walt_pl.runs import artifact, card
 
 IMAGES = 6
 SETTINGS: dict[str, Any] = {"videos_per_batch": 0, "image_stacks_per_batch": 1, "images_per_stack": 2, "val_videos": 4, "seed": 5}
@@ -77,16 +76,17 @@ def test_joint_data_draws_equal_captions_on_workers_ranks_and_after_a_restart(ca
     assert told([first, next(iter(resumed))]) == whole[2 * epoch :][:4]
 
 
-def test_joint_data_draws_equal_captions_for_latents_and_pixels(captioned: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(card, "read_card", lambda path: {"sha256": "1"})
-    monkeypatch.setattr(artifact, "load", lambda path, device: SimpleNamespace(model={"vae": FakeVAE()}.get))
-    cached = make(captioned, vae=str(tmp_path / "vae"), **SETTINGS)
+def test_joint_data_draws_equal_captions_for_latents_and_pixels(captioned: str, vae: str) -> None:
+    cached = make(captioned, vae=vae, **SETTINGS)
     cached.prepare_data()
     assert told(read(cached, 4)) == told(read(make(captioned, **SETTINGS), 4))
 
 
-def test_joint_data_validation_reads_the_first_caption(captioned: str) -> None:
-    loader = make(captioned, **SETTINGS).val_dataloader()
+@pytest.mark.parametrize("latents", [False, True])
+def test_joint_data_validation_reads_the_first_caption(captioned: str, latents: bool, vae: str) -> None:
+    data = make(captioned, vae=vae if latents else None, **SETTINGS)
+    data.prepare_data()
+    loader = data.val_dataloader()
     assert not isinstance(loader, list)
     for _ in range(3):
         assert told(list(loader)) == [(f"val{number}", f"val {number} one") for number in range(4)]

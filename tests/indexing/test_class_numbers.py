@@ -67,8 +67,8 @@ def test_number_classes_numbers_stay_where_a_file_names_them(folder: Path) -> No
     labels, notes = index(folder, {0: "1", 1: "0", 2: "7"})
     assert labels == [1, 0, 7]
     assert notes == [
-        f'labels are numbers of the lines of {folder}/set.classes.txt: 0 is "7", 1 "8"; 1 have no line there, such as 7: add lines, or '
-        "remove the file if it is of another source"
+        f'labels are numbers of the lines of {folder}/set.classes.txt: 0 is "7", 1 "8"; without a line there: 1, such as 7: add lines, '
+        "or remove the file if it is of another source"
     ]
 
 

@@ -148,4 +148,4 @@ def test_list_source_class_name_may_have_any_character_but_line_ends(tmp_path: P
     touch(tmp_path, "big\u2028dog/a.mp4", "cat\n/b.mp4", "c\rd/c.mp4")
     listing = list_source(str(tmp_path), layout="classes")
     assert [item.label for item in listing.items] == ["big\u2028dog", -1, -1]
-    assert any("label not used in 2 places" in note for note in listing.notes)
+    assert any("label not used, places: 2" in note for note in listing.notes)

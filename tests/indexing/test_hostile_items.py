@@ -54,7 +54,7 @@ def test_list_source_takes_no_caption_from_outside_of_the_source(tmp_path: Path)
     for path in (source, tmp_path / "link"):
         listing = list_source(str(path))
         assert [(Path(item.file).name, item.caption) for item in listing.items] == [("a.mp4", ""), ("b.mp4", "a bird"), ("c.mp4", "a cat")]
-        assert any("caption not used in 1 places" in note and "outside of" in note for note in listing.notes)
+        assert any("caption not used, places: 1" in note and "outside of" in note for note in listing.notes)
         assert "private" not in str([item.caption for item in listing.items])
 
 

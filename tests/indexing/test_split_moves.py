@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from tests.helpers.sources import touch
-from walt_pl.data.index import MediaKey
+from tests.helpers.sources import shard, touch
+from walt_pl.data.index import MediaKey, write_table
 from walt_pl.data.index_table import read_table
 from walt_pl.indexing import build_index as building
 from walt_pl.indexing.build_index import BuildReport, IndexOptions, build_index
@@ -102,7 +103,7 @@ def test_build_index_refuses_a_new_clip_whose_film_is_in_another_split(tmp_path:
     table.write_text(f"{head}walk,abc-_def123,10,20,val\n")
     build(table)
     table.write_text(f"{head}walk,abc-_def123,30,40,train\nwalk,xyz_0000000,1,11,train\n")
-    with pytest.raises(ValueError, match=r"1 new ones, whose film or group is in val, would be in train, the first: abc-_def123_000030_"):
+    with pytest.raises(ValueError, match=r"1 new, with film or group in val, would be in train, the first: abc-_def123_000030_"):
         build(table)
     build(table, allow_moves=True)
     assert splits(tmp_path / "i.parquet")["xyz_0000000_000001_000011.mp4"] == "train"
@@ -114,9 +115,7 @@ def test_build_index_refuses_a_new_piece_whose_film_is_held_out_unless_the_table
     table.write_text("path,begin,end\nfilm.mp4,0,2\n")
     build(table, split="val")
     table.write_text("path,begin,end\nfilm.mp4,2,4\n")
-    with pytest.raises(
-        ValueError, match=r"1 new ones, whose film or group is in val, would be in train, the first: film\.mp4, from second 2"
-    ):
+    with pytest.raises(ValueError, match=r"1 new, with film or group in val, would be in train, the first: film\.mp4, from second 2"):
         build(table)
     table.write_text("path,begin,end,split\nfilm.mp4,2,4,train\n")
     assert build(table).added == 1
@@ -135,3 +134,35 @@ def test_build_index_without_a_source_moves_nothing(pictures: Path) -> None:
     before = splits(pictures.parent / "i.parquet")
     build_index(None, pictures.parent / "i.parquet", IndexOptions(val=0.9, split="test"))
     assert splits(pictures.parent / "i.parquet") == before and MediaKey("set/0.png").path in before
+
+
+@pytest.mark.parametrize("spelling", ["Validation", "VAL", "valid", "validate"])
+def test_build_index_takes_any_spelling_of_a_split_from_tables_shards_and_the_option(tmp_path: Path, spelling: str) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "list.csv").write_text(f"path,split\na.mp4,{spelling}\nb.mp4,Unseen\n")
+    build(tmp_path / "list.csv")
+    assert splits(tmp_path / "i.parquet") == {"a.mp4": "val", "b.mp4": "Unseen"}
+    shard(tmp_path / "s" / "0.tar", {"0.png": b"x", "0.json": f'{{"split": "{spelling}"}}'.encode()})
+    assert [item.split for item in list_source(str(tmp_path / "s")).items] == ["val"]
+    touch(tmp_path / "set", "c.png")
+    build_index(list_source(str(tmp_path / "set")), tmp_path / "c.parquet", IndexOptions(split=spelling))
+    assert splits(tmp_path / "c.parquet") == {"set/c.png": "val"}
+
+
+@pytest.mark.parametrize("source", [True, False])
+def test_build_index_renames_splits_of_an_older_index_and_says_so(tmp_path: Path, source: bool) -> None:
+    touch(tmp_path, "a.mp4", "b.mp4")
+    out, table = tmp_path / "i.parquet", tmp_path / "list.csv"
+    table.write_text("path,split\na.mp4,Validation\nb.mp4,train\n")
+    build(table)
+    stored = read_table(out)
+    renamed = [split.replace("val", "Validation") for split in stored["split"].to_pylist()]
+    place = stored.schema.get_field_index("split")
+    write_table(stored.set_column(place, "split", pa.array(renamed)).cast(stored.schema).sort_by("split"), out)
+    old = splits(out)
+    assert "Validation" in old.values()
+    before = {path: split.replace("Validation", "val") for path, split in old.items()}
+    table.write_text("path,split\n" + "".join(f"{path},{split}\n" for path, split in old.items()))
+    notes = build_index(list_source(str(table)) if source else None, out).notes
+    assert splits(out) == before and notes == ['rows of split "Validation" that are val now: 1']
+    assert build_index(None, out).notes == []

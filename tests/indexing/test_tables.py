@@ -46,14 +46,14 @@ def test_list_source_reads_the_labels_that_pandas_writes(tmp_path: Path, name: s
     (tmp_path / name).write_text(text)
     listing = list_source(str(tmp_path / name))
     assert [item.label for item in listing.items] == [3, -1, 10, -1] and not listing.mixture
-    assert listing.notes == [f"label not used in 1 places, the first: '{tmp_path}/d.png': label: \"nan\" stands for none"]
+    assert listing.notes == [f"label not used, places: 1, the first: '{tmp_path}/d.png': label: \"nan\" stands for none"]
 
 
 def test_list_source_indexes_a_row_without_a_label_that_no_class_has(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("path,label\na.png,-5\nb.png,2147483648\nc.png,2147483647\n")
     listing = list_source(str(tmp_path / "a.csv"))
     assert [item.label for item in listing.items] == [-1, -1, 2**31 - 1]
-    assert "label not used in 2 places, the first:" in listing.notes[0] and "-5 is negative" in listing.notes[0]
+    assert "label not used, places: 2, the first:" in listing.notes[0] and "-5 is negative" in listing.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_list_source_jsonl_takes_lists_of_captions(tmp_path: Path) -> None:
     listing = list_source(str(tmp_path / "a.jsonl"))
     found = [(item.caption, item.more_captions) for item in listing.items]
     assert found == [("a dog", ("a cat",)), ("one", ()), ("", ()), ("plain", ()), ("", ()), ("x", ("x",))]
-    assert listing.notes == ["several captions: 2 clips or images; training draws one of them in each epoch"]
+    assert listing.notes == ["clips and images of several captions: 2; training draws one of them in each epoch"]
 
 
 def test_list_source_tells_where_text_differs_from_caption(tmp_path: Path) -> None:

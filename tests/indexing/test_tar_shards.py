@@ -23,8 +23,7 @@ def test_list_shard_gives_the_place_of_every_member(tmp_path: Path) -> None:
         "2.png": b"png" * 300,
     }
     path = shard(tmp_path / "set-val-0001.tar", members)
-    items, broken, *_ = list_shard(str(path))
-    items, broken, loose = list_shard(str(path))
+    items, broken, unread, loose = list_shard(str(path))
     content = path.read_bytes()
     assert [content[item.offset : item.offset + item.bytes] for item in items] == [
         members[name] for name in ("a/0.mp4", "1.left.jpg", "2.png")
@@ -34,7 +33,7 @@ def test_list_shard_gives_the_place_of_every_member(tmp_path: Path) -> None:
         ("image", "", 12, "val"),
         ("image", "", -1, "val"),
     ]
-    assert broken == "" and loose == []
+    assert broken == "" and loose == [] and not unread
 
 
 def test_list_shard_samples_equal_those_of_webdataset(tmp_path: Path) -> None:
@@ -136,5 +135,5 @@ def test_list_source_of_shards_leaves_out_a_label_and_keeps_its_caption(tmp_path
     path = shard(tmp_path / "a.tar", {"0.jpg": b"x", name: content, "1.jpg": b"y", "1.cls": b"4.0"})
     listing = list_source(str(path))
     assert [(item.caption, item.label) for item in listing.items] == [("a dog" if name == "0.json" else "", -1), ("", 4)]
-    (note,) = listing.notes
-    assert note.startswith("label not used in 1 places") and words in note and f"'{name}': " in note
+    (note,) = [note for note in listing.notes if "beside them" not in note]
+    assert note.startswith("label not used, places: 1") and words in note and f"'{name}': " in note

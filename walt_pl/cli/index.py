@@ -1,14 +1,19 @@
 """Build and check a data index: ``walt index SOURCE``."""
 
+import inspect
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from walt_pl.cli.console import print_table
 from walt_pl.cli.function_command import call
 from walt_pl.indexing.listing import SourceLayout
 from walt_pl.media.max_pixels import MAX_PIXELS
+
+_OF_A_SOURCE = ("layout", "root", "split", "val", "fold", "allow_moves")
+"""Options that say how the entries of a source are listed."""
+_OF_SHAPES = ("videos", "images", "validation", "seed")
 
 
 def index(
@@ -55,6 +60,7 @@ def index(
         seed: seed of the pictures of shapes.
         overrides: options and values of keys of the config.
     """
+    _check_options(source, out, locals())
     # Imported here: the help of this command must not import torch.
     from walt_pl.indexing import doctor, summary
     from walt_pl.indexing.build_index import IndexOptions, build_index
@@ -70,7 +76,7 @@ def index(
             return
         listing = None
     elif source.endswith(".parquet"):
-        path, listing = Path(out or source), None
+        path, listing = Path(source), None
         if not path.is_file():
             raise ValueError(f"{path}: no such index; name a source to make it of, and --out {path}")
     else:
@@ -112,6 +118,27 @@ def _split_overrides(words: Sequence[str]) -> tuple[list[str], list[str]]:
         (overrides if is_key or (takes_value and not is_option) else own).append(word)
         takes_value = is_key and "=" not in word
     return own, overrides
+
+
+def _check_options(source: str, out: str | None, given: Mapping[str, object]) -> None:
+    """Check that every option has an effect on this source. A value that equals the default counts as not given.
+
+    Raises:
+        ValueError: one has none.
+    """
+    defaults = inspect.signature(index).parameters
+    changed = {name: f"--{name.replace('_', '-')}" for name in (*_OF_A_SOURCE, *_OF_SHAPES) if given[name] != defaults[name].default}
+    wrong = ", ".join(changed[name] for name in changed if name in _OF_SHAPES)
+    if wrong and source != "shapes":
+        raise ValueError(f"index: {wrong}: only for shapes, the embedded set; leave it out, or type: walt index shapes {wrong} ...")
+    is_index = source.endswith(".parquet")
+    wrong = ", ".join(changed[name] for name in changed if name in _OF_A_SOURCE)
+    if wrong and (is_index or source == "shapes"):
+        found = f"{source} is an index, whose rows stay as they are" if is_index else "shapes has its own splits"
+        wanted = f"walt index SOURCE --out {source if is_index else 'data/NAME.parquet'} {wrong} ..."
+        raise ValueError(f"index: {wrong}: only with a source of files ({found}); leave it out, or type: {wanted}")
+    if is_index and out is not None and Path(out) != Path(source):
+        raise ValueError(f"index: {source} is an index, which stays where it is: leave out --out {out}, or name a source in its place")
 
 
 def _check_overrides(overrides: Sequence[str], config: str | None) -> None:

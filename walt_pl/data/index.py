@@ -190,7 +190,7 @@ class Index:
             message = f'{self.path}: nothing in split "{split}" (splits found: {found})'
             if split == "val":
                 again = f"python -m walt_pl index SOURCE --out {self.path} --val 0.02 --allow-moves"
-                message += f"; index again with --val 0.02 ({again}), or set --data.val_videos 0"
+                message += f"; index again and train anew, as val takes clips of train ({again}), or set --data.val_videos 0"
             raise ValueError(message)
         slices = mapped.slices[split]
         self.videos, self.images = (IndexEntries(mapped, range(*slices.get(kind, (0, 0))), self.path.parent) for kind in KINDS)

@@ -87,7 +87,7 @@ class BatchLoader(ABC):
             return
         self.failures[path] = reason
         warnings.warn(
-            f"{reason} (unreadable files so far: {len(self.failures)}; each keeps its place with weight 0)",
+            f"{reason} (clips and images of weight 0 so far: {len(self.failures)}; each keeps its place in the batch)",
             stacklevel=2,
         )
 

@@ -36,6 +36,12 @@ class BucketItems:
         return [int(self.positions[number]) for number in self.left_out]
 
 
+def take_whole_units(items: BucketItems, unit: int) -> BucketItems:
+    """Return the first used items, as many as make whole units."""
+    used = np.delete(np.asarray(items.positions, np.int64), items.left_out)
+    return BucketItems(used[: len(used) // unit * unit])
+
+
 def _items(given: int | Sequence[BucketItems]) -> Sequence[BucketItems]:
     return [BucketItems(range(given))] if isinstance(given, int) else given
 

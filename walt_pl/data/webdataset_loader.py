@@ -95,6 +95,7 @@ class ShardStream:
         self.seed = seed
         self.allow_schemes = tuple(allow_schemes)
         self.urls = expand_urls(pattern, self.allow_schemes)
+        self._told = set[tuple[str, str]]()
         if not self.urls:
             raise ValueError(f"data.shards: {pattern} names no shard")
 
@@ -124,55 +125,57 @@ class ShardStream:
             found, whole, place = 0, True, StreamPosition(place.epoch + 1)
 
     def _members(self, url: str, behind: int) -> Iterator[tuple[ShardSample, int]]:
-        count, told = 0, False
+        count = 0
         try:
-            for sample in _samples(url, open_shard(url, self.allow_schemes)):
+            for sample in group_by_keys(self._files(url, open_shard(url, self.allow_schemes))):
                 ending = next((ending for ending in sample if ending in _ENDINGS[self.kind]), None)
                 if ending is None:
                     continue
                 count += 1
                 if count > behind:
                     member = _member(sample, ending)
-                    if member.finding and not told:
-                        told = True
-                        warnings.warn(f"{member.name} (and perhaps others of this shard): not used: {member.finding}", stacklevel=2)
+                    if member.finding:
+                        self._tell(url, "finding", f"{member.name} (and perhaps others of this shard): not used: {member.finding}")
                     yield member, count
         # tarfile, the process behind a pipe, and a bad member name each raise their own exceptions.
         except Exception as error:
             warnings.warn(f"{url}: could be read as far as {count} {self.kind}s: {error}", stacklevel=2)
 
+    def _files(self, url: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
+        """Yield the plain members of a shard that a sample may have, each with its content. Of two members for one thing, the first.
 
-def _samples(url: str, stream: IO[bytes]) -> Iterator[Mapping[str, Any]]:
-    """Yield the samples of a shard, as webdataset groups them."""
+        Raises:
+            tarfile.TarError: The shard is damaged, or a member is larger than `MAX_MEDIA_BYTES`.
+        """
+        sample, names = "", dict[str, str]()  # of the sample: the member of each ending
+        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=BoundedTarInfo) as shard:
+            for member in shard:
+                ending = member.name.rpartition("/")[2].partition(".")[2].lower()
+                shard.members = []  # type: ignore[attr-defined]  # tarfile remembers each member, for random access
+                wanted = ending in VIDEOS | IMAGES or ending in ("txt", "cls", "json")
+                hidden = re.match(r"__[^/]*__/", member.name)  # webdataset's own notes
+                if hidden or not wanted or not member.isreg() or member.issparse():
+                    continue
+                if member.size > (MAX_MEDIA_BYTES if ending in VIDEOS | IMAGES else MAX_TEXT_BYTES):
+                    self._tell(url, "size", f"{url}: {member.name[:200]} has {member.size:,} bytes, too many: left out")
+                    continue
+                # A text and its clip may have been written on two systems.
+                name = unify(member.name)
+                if (key := name[: -len(ending)]) != sample:
+                    sample, names = key, {}
+                if (first := names.setdefault(ending, member.name)) is not member.name:
+                    two = f"two {'texts' if ending == 'txt' else 'members'}, {first[:200]!a} and {member.name[:200]!a}"
+                    self._tell(url, "two", f"{url} (and perhaps others of this shard): {two}: the first is used; keep one")
+                    continue
+                content = shard.extractfile(member)
+                assert content is not None
+                yield {"fname": name, "data": content.read(), "__url__": url}
 
-    def repeats(error: Exception) -> bool:
-        warnings.warn(f"{url}: a member is left out: {error}", stacklevel=2)
-        return True
-
-    yield from group_by_keys(_files(url, stream), handler=repeats)
-
-
-def _files(url: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the plain members of a shard that a sample may have, each with its content.
-
-    Raises:
-        tarfile.TarError: The shard is damaged, or a member is larger than `MAX_MEDIA_BYTES`.
-    """
-    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=BoundedTarInfo) as shard:
-        for member in shard:
-            ending = member.name.rpartition("/")[2].partition(".")[2].lower()
-            shard.members = []  # type: ignore[attr-defined]  # tarfile remembers each member, for random access
-            wanted = ending in VIDEOS | IMAGES or ending in ("txt", "cls", "json")
-            hidden = re.match(r"__[^/]*__/", member.name)  # webdataset's own notes
-            if hidden or not wanted or not member.isreg() or member.issparse():
-                continue
-            if member.size > (MAX_MEDIA_BYTES if ending in VIDEOS | IMAGES else MAX_TEXT_BYTES):
-                warnings.warn(f"{url}: {member.name[:200]} has {member.size:,} bytes, too many: left out", stacklevel=2)
-                continue
-            content = shard.extractfile(member)
-            assert content is not None
-            # A text and its clip may have been written on two systems.
-            yield {"fname": unify(member.name), "data": content.read(), "__url__": url}
+    def _tell(self, url: str, topic: str, text: str) -> None:
+        """Warn of a shard, but of a topic only once, as every epoch reads the shard again."""
+        if (url, topic) not in self._told:
+            self._told.add((url, topic))
+            warnings.warn(text, stacklevel=3)
 
 
 def _member(sample: Mapping[str, Any], ending: str) -> ShardSample:

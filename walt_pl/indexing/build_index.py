@@ -33,9 +33,10 @@ from walt_pl.files import remove_left_overs
 from walt_pl.indexing.class_numbers import ClassNumbers, number_classes
 from walt_pl.indexing.hang_limit import describe_lost, is_examined_again, total_seconds
 from walt_pl.indexing.isolated_pool import LostJob, run_isolated
-from walt_pl.indexing.listing import SourceItem, SourceListing
+from walt_pl.indexing.listing import SourceItem, SourceListing, normalize_split
 from walt_pl.indexing.probe_file import MediaFacts, MediaFile, probe_media_file, stat_media_file
-from walt_pl.indexing.split_moves import SplitRow, check_splits, note_own_val
+from walt_pl.indexing.split_moves import SplitRow, check_splits, note_own_val, rename_splits
+from walt_pl.indexing.split_overlaps import note_overlaps
 from walt_pl.lock import hold_lock, lock_beside
 from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.untrusted import parse_json
@@ -117,9 +118,11 @@ def build_index(listing: SourceListing | None, out: Path, options: IndexOptions 
 
 
 def _build(listing: SourceListing | None, out: Path, options: IndexOptions) -> BuildReport:
-    old = read_table(out) if out.exists() else SCHEMA.empty_table()
+    stored = read_table(out) if out.exists() else SCHEMA.empty_table()
+    old, renamed = rename_splits(stored)
     known = _read_facts(old)
     items, notes = _name_items(listing.items if listing else [], out)
+    notes += renamed
     splits = [_split_row(place, item, options) for place, item in items]
     notes += note_own_val(splits, options.val)
     if not options.allow_moves:
@@ -143,9 +146,10 @@ def _build(listing: SourceListing | None, out: Path, options: IndexOptions) -> B
     for place, found in _examine(wanted, out, options).items():
         facts[place] = _accept(found, facts.get(place), place, quarantine)
     table = _sort_rows(_table(old, items, facts, classes, options))
+    notes += note_overlaps(table)
     classes.write()
     quarantine.write()
-    if not out.exists() or not table.equals(old.cast(table.schema)):
+    if not out.exists() or not table.equals(stored.cast(table.schema)):
         write_table(table, out)
     else:  # writing equal rows again could change the bytes, and with them the identity of the data
         check_index(out)
@@ -385,7 +389,7 @@ def _split_row(place: MediaKey, item: SourceItem, options: IndexOptions) -> Spli
 
 
 def _split(item: SourceItem, options: IndexOptions) -> str:
-    split = item.split or options.split or "train"
+    split = item.split or normalize_split(options.split) or "train"
     name = item.family or os.path.basename(item.file)
     draw = int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "big") / 2**64
     return "val" if split == "train" and draw < options.val else split

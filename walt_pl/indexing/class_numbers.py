@@ -46,7 +46,7 @@ class ClassNumbers:
     new: int
     """Number of new names."""
     named: bool
-    """Whether the source names its classes. Then a label that is spelled as a number is a name, too."""
+    """True if the source names its classes. Then a label that is spelled as a number is a name, too."""
     notes: list[str]
     """Words about it for the person who makes the index."""
 
@@ -118,7 +118,7 @@ def _describe_numbers(numbers: set[int], names: list[str], file: Path) -> list[s
         return []
     beyond = sorted(number for number in numbers if number >= len(names))
     known = f'labels are numbers of the lines of {file}: 0 is "{names[0]}", {len(names) - 1} "{names[-1]}"'
-    lacking = f"; {len(beyond):,} have no line there, such as {beyond[0]}: add lines, or remove the file if it is of another source"
+    lacking = f"; without a line there: {len(beyond):,}, such as {beyond[0]}: add lines, or remove the file if it is of another source"
     return [known + (lacking if beyond else "")]
 
 

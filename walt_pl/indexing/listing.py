@@ -89,6 +89,11 @@ def split_of(folders: Iterable[str]) -> str:
     return next((SPLITS[name.lower()] for name in folders if name.lower() in SPLITS), "")
 
 
+def normalize_split(name: str) -> str:
+    """Return "train", "val" or "test" for a name that stands for one of them, such as "Validation". Any other name stays."""
+    return SPLITS.get(name.strip().lower(), name)
+
+
 def sift(items: Iterable[SourceItem]) -> tuple[list[SourceItem], list[str]]:
     """Leave out what no index can hold: a caption or label of an item, or an item whose split or path is the fault.
 
@@ -106,9 +111,9 @@ def sift(items: Iterable[SourceItem]) -> tuple[list[SourceItem], list[str]]:
             first.setdefault(kind, f"{item.file[:200]!a}: {fault[:400]}")
         if checked is not None:
             sound.append(checked)
-    notes = [f"{kind} not used in {count:,} places, the first: {first[kind]}" for kind, count in sorted(counts.items())]
+    notes = [f"{kind} not used, places: {count:,}, the first: {first[kind]}" for kind, count in sorted(counts.items())]
     if several := sum(bool(item.more_captions) for item in sound):
-        notes.append(f"several captions: {several:,} clips or images; training draws one of them in each epoch")
+        notes.append(f"clips and images of several captions: {several:,}; training draws one of them in each epoch")
     return sound, notes
 
 
@@ -116,6 +121,8 @@ def _check_item(item: SourceItem) -> SourceItem | None:
     if "\0" in item.file or not is_name(item.split):
         return None
     item = _check_captions(item)
+    if (split := normalize_split(item.split)) != item.split:
+        item = replace(item, split=split)
     if isinstance(item.label, int):
         if item.label not in LABELS:
             item = replace(item, label=-1, finding=f"label: {str(item.label)[:20]} is not a number of 32 bits")

@@ -45,7 +45,7 @@ def describe_two(names: Collection[str]) -> str:
 def describe_loose(texts: Collection[str]) -> list[str]:
     """Return a note on the texts that belong to no medium, if there are some."""
     why = "a text has the name of its file, in the same upper and lower case"
-    return [f"{len(texts):,} texts belong to no file ({why}), the first: {min(texts)}"] if texts else []
+    return [f"texts that belong to no file: {len(texts):,} ({why}), the first: {min(texts)}"] if texts else []
 
 
 def describe_untold(items: Collection[SourceItem]) -> list[str]:

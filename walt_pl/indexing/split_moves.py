@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from walt_pl.data.index import MediaKey, media_keys
+from walt_pl.indexing.listing import normalize_split
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,23 @@ def check_splits(old: pa.Table, rows: list[SplitRow], out: Path) -> None:
     if not moved and not parted:
         return
     lines = [f"{out}: clips and images would change their split:"]
-    for found, words in ((moved, "would move from {} to {}"), (parted, "new ones, whose film or group is in {}, would be in {}")):
+    for found, words in ((moved, "would move from {} to {}"), (parted, "new, with film or group in {}, would be in {}")):
         for pair, count in sorted(Counter(pair for pair, _ in found).items()):
             first = next(place for other, place in found if other == pair)
             lines.append(f"{count:,} {words.format(*pair)}, the first: {first}")
     lines.append("a model knows what it was trained on, so a moved clip measures nothing: type --val, --split and --fold as before,")
     raise ValueError("\n  ".join([*lines, "or another --out for a new index; --allow-moves moves them all the same"]))
+
+
+def rename_splits(table: pa.Table) -> tuple[pa.Table, list[str]]:
+    """Return the rows of an index with "val" in place of "Validation" and the like, see `normalize_split`, and a note of each name."""
+    names = table["split"].to_pylist()
+    counts = Counter(name for name in names if normalize_split(name) != name)
+    notes = [f'rows of split "{name}" that are {normalize_split(name)} now: {count:,}' for name, count in sorted(counts.items())]
+    if not counts:
+        return table, []
+    place = table.schema.get_field_index("split")
+    return table.set_column(place, table.schema.field(place), pa.array(map(normalize_split, names), table.schema.field(place).type)), notes
 
 
 def note_own_val(rows: list[SplitRow], val: float) -> list[str]:

@@ -14,7 +14,7 @@ class DecodeOptions:
     background: tuple[int, int, int] = (255, 255, 255)
     """Red, green and blue, 0..255, that show through where a picture is transparent."""
     deinterlace: bool = False
-    """Whether interlaced frames are turned into progressive ones."""
+    """True if interlaced frames are turned into progressive ones."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "background", tuple(self.background))  # a stored configuration has a list

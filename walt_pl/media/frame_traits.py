@@ -25,7 +25,7 @@ class FrameTraits:
     woven: int = 0
     """Frames among them that are marked as interlaced."""
     hdr: bool = False
-    """Whether a frame, or the container, has the colour transfer PQ or HLG."""
+    """True if a frame, or the container, has the colour transfer PQ or HLG."""
 
     def __post_init__(self) -> None:
         self._note_transfer()

@@ -29,11 +29,11 @@ class PixelFormat:
     white: int = 255
     """Largest level."""
     inverted: bool = False
-    """Whether level 0 is white and `white` is black."""
+    """True if level 0 is white and `white` is black."""
     transparent: tuple[int, ...] = ()
     """Level, or red, green and blue, of the pixels that are transparent; empty where no colour is."""
     halved: bool = False
-    """Whether the file has 16 bits of each colour, of which Pillow keeps the upper 8."""
+    """True if the file has 16 bits of each colour, of which Pillow keeps the upper 8."""
 
     @classmethod
     def of(cls, name: object, picture: Image.Image) -> PixelFormat:
