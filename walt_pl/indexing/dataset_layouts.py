@@ -100,22 +100,22 @@ def _folder(source: Path) -> SourceListing:
         if other.suffix.lower() == ".txt":
             texts.add(str(other.with_suffix("")), other)
     for file in files:
-        caption, finding = _caption(texts.find(str(file.with_suffix(""))), source)
+        caption, findings = _caption(texts.find(str(file.with_suffix(""))), source)
         split = split_of(file.relative_to(source).parts[:-1])
-        items.append(SourceItem(str(file), _kind(file), caption, split=split, finding=finding))
+        items.append(SourceItem(str(file), _kind(file), caption, split=split, findings=findings))
     loose = texts.leave(str(file.with_suffix("")) for file in files)
     left_out = _left_out(path for path in others if path.suffix.lower() != ".txt")
     return SourceListing("folder", items, [*left_out, *describe_loose([str(text) for text in loose]), *describe_untold(items)])
 
 
-def _caption(texts: Sequence[Path], source: Path) -> tuple[str, str]:
-    """Return the caption in the text of a file, and why it cannot be used."""
+def _caption(texts: Sequence[Path], source: Path) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Return the caption in the text of a file, and the finding that says why it cannot be used."""
     if len(texts) > 1:
-        return "", f"caption: {describe_two([text.name for text in texts])}"
+        return "", (("caption", describe_two([text.name for text in texts])),)
     try:
-        return clean_caption(read_text(texts[0], source, MAX_TEXT_BYTES)) if texts else "", ""
+        return clean_caption(read_text(texts[0], source, MAX_TEXT_BYTES)) if texts else "", ()
     except (ValueError, OSError) as error:
-        return "", f"caption: {error}"
+        return "", (("caption", str(error)),)
 
 
 def _classes(source: Path) -> SourceListing:

@@ -45,14 +45,14 @@ def list_table(source: Path, root: Path) -> SourceListing:
             found = f'{path[:200]} is neither video nor image by its ending; a column "kind" may say so, found "{str(kind)[:200]}"'
             raise ValueError(f"{where}: {found}")
         caption, *more = _captions(row, where, beside) or [""]
-        label, finding = _label(row.pop("label", ""), where)
+        label, findings = _label(row.pop("label", ""), where)
         first.add(label, where)
         begin, end = _piece(row, kind, where)
         if max(begin, end) > MAX_SECONDS:
             left_out.append(f"{where}: a piece from {begin:g} to {end:g} s")
             continue
         item = SourceItem(str(root / path), kind, caption, label, row.pop("split", ""), begin=begin, end=end)
-        items.append(replace(item, more_captions=tuple(more), finding=finding) if more or finding else item)
+        items.append(replace(item, more_captions=tuple(more), findings=findings) if more or findings else item)
         ignored |= set(row) - {"path", "file_name", "caption", "text"}
     notes = [f"columns not used: {', '.join(sorted(ignored))[:1000]}"] if ignored else []
     if beside:
@@ -63,16 +63,16 @@ def list_table(source: Path, root: Path) -> SourceListing:
     return SourceListing("table", items, [*notes, *unclear], mixture=first.describe_mixture())
 
 
-def _label(text: Any, where: str) -> tuple[int | str, str]:
-    """Return the label of a row, and why it has none although it names one.
+def _label(text: Any, where: str) -> tuple[int | str, tuple[tuple[str, str], ...]]:
+    """Return the label of a row, and the finding that says why it has none although it names one.
 
     Raises:
         ValueError: It is a mistake, such as a fraction.
     """
     try:
-        return read_label(text), f'label: "{text}" stands for none' if text != "" and str(text) in MISSING else ""
+        return read_label(text), (("label", f'"{text}" stands for none'),) if text != "" and str(text) in MISSING else ()
     except UntrustedError as error:
-        return NO_LABEL, f"label: {error}"
+        return NO_LABEL, (("label", str(error)),)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
