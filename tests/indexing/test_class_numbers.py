@@ -125,13 +125,17 @@ def test_number_classes_a_source_replaces_the_numbers_of_its_own_rows(folder: Pa
     assert index(folder, {0: "cat", 1: "dog"})[0] == [0, 1]
 
 
-def test_number_classes_refuses_a_mixture_over_all_shards(folder: Path) -> None:
+def test_number_classes_refuses_a_mixture_over_all_shards_and_takes_no_true_for_a_name(folder: Path) -> None:
     picture = (folder / "0.png").read_bytes()
     shard(folder / "a.tar", {"0.png": picture, "0.cls": b"3.0\n", "1.png": picture, "1.cls": b"NaN"})
     shard(folder / "b.tar", {"2.png": picture, "2.json": b'{"label": 4.0, "caption": "x"}'})
     out = folder / "set.parquet"
     build_index(list_source(f"{folder}/*.tar"), out)
     assert pq.read_table(out)["label"].to_pylist() == [3, -1, 4]
+    shard(folder / "c.tar", {"3.png": picture, "3.json": b'{"label": true}'})
+    notes = build_index(list_source(f"{folder}/*.tar"), out).notes
+    assert pq.read_table(out)["label"].to_pylist() == [3, -1, 4, -1]
+    assert any("label not used in 1 places" in note and "label True is a bool" in note for note in notes)
     shard(folder / "c.tar", {"3.png": picture, "3.cls": b"cat"})
     with pytest.raises(ValueError, match=r'c\.tar: sample 3: label "cat" is a name, but "3" \(.*a\.tar: sample 0\) is a number'):
         build_index(list_source(f"{folder}/*.tar"), out)

@@ -65,6 +65,7 @@ def test_list_source_indexes_a_row_without_a_label_that_no_class_has(tmp_path: P
         ("a.csv", 'path,label\na.mp4,"1,000"\n', r"a\.csv:2: label 1,000 is no whole number"),
         ("a.jsonl", '{"path": "a.mp4", "Label": [3]}', r"a\.jsonl:1: label \[3\] is a list"),
         ("a.jsonl", '{"path": "a.mp4", "label": {"a": 3}}', r"a\.jsonl:1: label .* is a dict"),
+        ("a.jsonl", '{"path": "a.mp4", "label": 1}\n{"path": "b.mp4", "label": true}', r"a\.jsonl:2: label True is a bool, wanted a whole"),
         ("a.csv", "path\na.xyz\n", r"a\.csv:2: a\.xyz is neither video nor image"),
         ("a.csv", "path\n", r"a\.csv: no video or image in it"),
         ("a.jsonl", '{"path": "a.mp4"}\n{"path": \n', r"a\.jsonl:2: not JSON"),
