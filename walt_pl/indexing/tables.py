@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from walt_pl.data.labels import MISSING, NO_LABEL, read_label
 from walt_pl.indexing.class_numbers import FirstLabels
 from walt_pl.indexing.listing import SourceItem, SourceListing, read_lines
 from walt_pl.indexing.matching_names import find_on_disk
-from walt_pl.indexing.table_fields import read_fields
+from walt_pl.indexing.table_fields import check_names, read_fields
 from walt_pl.media.extensions import kind_of
 from walt_pl.untrusted import UntrustedError, parse_json
 
@@ -153,18 +153,10 @@ def read_rows(source: Path, left_out: list[str]) -> Iterator[tuple[int, dict[str
             continue
         if not checked:
             checked = True
-            _check_header(rows.fieldnames or [], f"{source}:1")
+            check_names(rows.fieldnames or [], f"{source}:1")
         if None in row:
             raise ValueError(f'{source}:{rows.line_num}: more fields than columns; put "..." around text with commas')
         yield rows.line_num, {name.strip().lower(): value.strip() for name, value in row.items() if value}
-
-
-def _check_header(names: Sequence[str], where: str) -> None:
-    lower = [str(name).strip().lower() for name in names]
-    for name in ("path", "file_name", "caption", "text", "split"):
-        if lower.count(name) > 1:
-            more = '; for several captions write a row for each, or a .jsonl with "caption": ["a dog", "a cat"]'
-            raise ValueError(f"{where}: column {name} is there more than once, wanted once{more if name in ('caption', 'text') else ''}")
 
 
 def _json_row(line: str, where: str, left_out: list[str]) -> dict[str, Any] | None:
