@@ -32,6 +32,9 @@ TEXTS: dict[str, tuple[dict[str, bytes], str, str]] = {
     "UTF-16 without mark": ({"A.txt": "a dog".encode("utf-16-le")}, "", "null bytes"),
     "Latin-1": ({"A.txt": "caf\xe9".encode("latin1")}, "", "byte 0xe9 at 3.*iconv -f latin1"),
     "two texts": ({"A.txt": b"a dog", "A.TXT": b"a cat"}, "", "2 texts, A.TXT and A.txt; keep one of them"),
+    "text of a list": ({"A.txt": b"['a', 'b']"}, "", "the text of a list, "),
+    "text in brackets": ({"A.txt": b"('a')"}, "('a')", ""),
+    "empty text": ({"A.txt": b" \n"}, "", ""),
     "other case of the name": ({"a.txt": b"a dog"}, "", ""),
 }
 """Texts of a clip A.MP4, its caption, and a pattern of its finding."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+from walt_pl.data.caption_values import read_captions
 from walt_pl.data.tar_members import MAX_TEXT_BYTES
 from walt_pl.indexing.class_folders import hint_class_folders
 from walt_pl.indexing.listing import SPLITS, SourceItem, SourceLayout, SourceListing, is_name, note_unread, read_text, sift, split_of
@@ -21,7 +22,7 @@ from walt_pl.indexing.shard_names import is_pattern
 from walt_pl.indexing.tables import list_table, read_rows
 from walt_pl.indexing.tar_shards import list_shards
 from walt_pl.media.extensions import NOT_READ, ending_of, kind_of
-from walt_pl.plain_text import clean_caption, split_lines
+from walt_pl.plain_text import split_lines
 
 
 def list_source(source: str, layout: SourceLayout = "auto", root: str | None = None, fold: int = 1, workers: int = 1) -> SourceListing:
@@ -113,7 +114,8 @@ def _caption(texts: Sequence[Path], source: Path) -> tuple[str, tuple[tuple[str,
     if len(texts) > 1:
         return "", (("caption", describe_two([text.name for text in texts])),)
     try:
-        return clean_caption(read_text(texts[0], source, MAX_TEXT_BYTES)) if texts else "", ()
+        captions = read_captions(read_text(texts[0], source, MAX_TEXT_BYTES)) if texts else ()
+        return captions[0] if captions else "", ()
     except (ValueError, OSError) as error:
         return "", (("caption", str(error)),)
 
