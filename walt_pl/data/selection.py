@@ -69,6 +69,8 @@ class Selection:
     """[n] number of the bucket of an entry, quarantined or not; -1 where no bucket fits."""
     reason: NDArray[np.uint8]
     """[n] USED, or the reason why it is not used: a number in REASONS."""
+    of_classes: bool
+    """Whether the model has no class for an entry, quarantined or not: then `bucket` has fewer entries than without classes."""
 
     @property
     def used(self) -> int:
@@ -169,6 +171,7 @@ def _select(
     num_classes: int | None,
 ) -> Selection:
     bucket, reason = np.full(len(entries), -1, np.int16), np.zeros(len(entries), np.uint8)
+    of_classes = False
     for start in range(0, len(entries), _ROWS):
         part = entries[start : start + _ROWS]
         here = slice(start, start + len(part))
@@ -183,11 +186,12 @@ def _select(
             label = part.column("label")
             for why, without in ((UNLABELLED, label < 0), (OTHER_CLASS, label >= num_classes)):
                 bucket[here][without], reason[here][without] = -1, why
+                of_classes = of_classes or bool(without.any())
     if limit:
         beyond = np.flatnonzero(bucket >= 0)[limit:]
         bucket[beyond], reason[beyond] = -1, BEYOND
     reason[quarantined] = QUARANTINED
-    return Selection(bucket, reason)
+    return Selection(bucket, reason, of_classes)
 
 
 def _assign_buckets(entries: IndexEntries, buckets: Sequence[Bucket], open_: Sequence[int]) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+from walt_pl.data.caption_values import read_captions
 from walt_pl.data.tar_members import MAX_TEXT_BYTES
 from walt_pl.indexing.class_folders import hint_class_folders
 from walt_pl.indexing.listing import SPLITS, SourceItem, SourceLayout, SourceListing, is_name, note_unread, read_text, sift, split_of
@@ -21,7 +22,7 @@ from walt_pl.indexing.shard_names import is_pattern
 from walt_pl.indexing.tables import list_table, read_rows
 from walt_pl.indexing.tar_shards import list_shards
 from walt_pl.media.extensions import NOT_READ, ending_of, kind_of
-from walt_pl.plain_text import clean_caption, split_lines
+from walt_pl.plain_text import split_lines
 
 
 def list_source(source: str, layout: SourceLayout = "auto", root: str | None = None, fold: int = 1, workers: int = 1) -> SourceListing:
@@ -100,22 +101,23 @@ def _folder(source: Path) -> SourceListing:
         if other.suffix.lower() == ".txt":
             texts.add(str(other.with_suffix("")), other)
     for file in files:
-        caption, finding = _caption(texts.find(str(file.with_suffix(""))), source)
+        caption, findings = _caption(texts.find(str(file.with_suffix(""))), source)
         split = split_of(file.relative_to(source).parts[:-1])
-        items.append(SourceItem(str(file), _kind(file), caption, split=split, finding=finding))
+        items.append(SourceItem(str(file), _kind(file), caption, split=split, findings=findings))
     loose = texts.leave(str(file.with_suffix("")) for file in files)
     left_out = _left_out(path for path in others if path.suffix.lower() != ".txt")
     return SourceListing("folder", items, [*left_out, *describe_loose([str(text) for text in loose]), *describe_untold(items)])
 
 
-def _caption(texts: Sequence[Path], source: Path) -> tuple[str, str]:
-    """Return the caption in the text of a file, and why it cannot be used."""
+def _caption(texts: Sequence[Path], source: Path) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Return the caption in the text of a file, and the finding that says why it cannot be used."""
     if len(texts) > 1:
-        return "", f"caption: {describe_two([text.name for text in texts])}"
+        return "", (("caption", describe_two([text.name for text in texts])),)
     try:
-        return clean_caption(read_text(texts[0], source, MAX_TEXT_BYTES)) if texts else "", ""
+        captions = read_captions(read_text(texts[0], source, MAX_TEXT_BYTES)) if texts else ()
+        return captions[0] if captions else "", ()
     except (ValueError, OSError) as error:
-        return "", f"caption: {error}"
+        return "", (("caption", str(error)),)
 
 
 def _classes(source: Path) -> SourceListing:

@@ -51,8 +51,8 @@ class SourceItem:
     """Second before which the clip ends; 0: at the end of the file."""
     family: str = ""
     """Clips of one family (cut from one film) are held out together; "": the clip is a family of its own."""
-    finding: str = ""
-    """Words of the source about it that are not used, and why, such as "caption: 2,000,000,000 bytes"."""
+    findings: tuple[tuple[str, str], ...] = ()
+    """Each field of the source's words about it that is not used, and why, such as ("caption", "2,000,000,000 bytes")."""
     more_captions: tuple[str, ...] = ()
     """Further captions beside `caption`."""
 
@@ -98,20 +98,19 @@ def sift(items: Iterable[SourceItem]) -> tuple[list[SourceItem], list[str]]:
     """Leave out what no index can hold: a caption or label of an item, or an item whose split or path is the fault.
 
     Returns:
-        The items, and a note with the count and the first one of each kind of fault.
+        The items, and a note with the count and the first one of each field that has faults.
     """
     sound: list[SourceItem] = []
     counts, first = Counter[str](), dict[str, str]()
     for item in items:
         checked = _check_item(item)
-        if checked is None or checked.finding:
-            fault = checked.finding if checked is not None else "the clip: its path or split is no text of one line"
-            kind = fault.partition(":")[0]
-            counts[kind] += 1
-            first.setdefault(kind, f"{item.file[:200]!a}: {fault[:400]}")
+        findings = checked.findings if checked is not None else (("the clip", "its path or split is no text of one line"),)
+        counts.update({name for name, _ in findings})
+        for name, reason in findings:
+            first.setdefault(name, f"{item.file[:200]!a}: {f'{name}: {reason}'[:400]}")
         if checked is not None:
             sound.append(checked)
-    notes = [f"{kind} not used, places: {count:,}, the first: {first[kind]}" for kind, count in sorted(counts.items())]
+    notes = [f"{name} not used, places: {count:,}, the first: {first[name]}" for name, count in sorted(counts.items())]
     if several := sum(bool(item.more_captions) for item in sound):
         notes.append(f"clips and images of several captions: {several:,}; training draws one of them in each epoch")
     return sound, notes
@@ -125,9 +124,9 @@ def _check_item(item: SourceItem) -> SourceItem | None:
         item = replace(item, split=split)
     if isinstance(item.label, int):
         if item.label not in LABELS:
-            item = replace(item, label=-1, finding=f"label: {str(item.label)[:20]} is not a number of 32 bits")
+            item = _add_finding(replace(item, label=-1), "label", f"{str(item.label)[:20]} is not a number of 32 bits")
     elif not is_name(item.label):
-        item = replace(item, label=-1, finding=f"label: {item.label[:40]!a} is no Unicode, long, or of several lines")
+        item = _add_finding(replace(item, label=-1), "label", f"{item.label[:40]!a} is no Unicode, long, or of several lines")
     return item
 
 
@@ -136,11 +135,17 @@ def _check_captions(item: SourceItem) -> SourceItem:
     captions = (item.caption, *item.more_captions)
     if wrong := [text for text in captions if len(text) > MAX_TEXT_BYTES or not _is_unicode(text)]:
         first, *more = [text for text in captions if text not in wrong] or [""]
-        item = replace(item, caption=first, more_captions=tuple(more), finding=f"caption: {len(wrong[0]):,} characters, or no Unicode")
+        item = replace(item, caption=first, more_captions=tuple(more))
+        item = _add_finding(item, "caption", f"{len(wrong[0]):,} characters, or no Unicode")
     if len(item.more_captions) >= MAX_CAPTIONS:
-        finding = f"caption: {len(captions):,} of one clip, the first {MAX_CAPTIONS:,} are used"
-        item = replace(item, more_captions=item.more_captions[: MAX_CAPTIONS - 1], finding=finding)
+        item = replace(item, more_captions=item.more_captions[: MAX_CAPTIONS - 1])
+        item = _add_finding(item, "caption", f"{len(captions):,} of one clip, the first {MAX_CAPTIONS:,} are used")
     return item
+
+
+def _add_finding(item: SourceItem, name: str, reason: str) -> SourceItem:
+    """Return the item with one more finding: a field of its source that is not used, and why."""
+    return replace(item, findings=(*item.findings, (name, reason)))
 
 
 def is_name(text: str) -> bool:

@@ -50,7 +50,7 @@ def describe_loose(texts: Collection[str]) -> list[str]:
 
 def describe_untold(items: Collection[SourceItem]) -> list[str]:
     """Return a note on the files that have no text where others have one."""
-    untold = [item for item in items if not item.caption and not item.finding]
+    untold = [item for item in items if not item.caption and not {"caption", ".json"} & {name for name, _ in item.findings}]
     told = any(item.caption for item in items)
     return [f"{len(untold):,} of {len(items):,} files have no text beside them, the first: {_name(untold[0])}"] if told and untold else []
 

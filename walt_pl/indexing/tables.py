@@ -3,7 +3,7 @@
 import csv
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from walt_pl.data.labels import MISSING, NO_LABEL, read_label
 from walt_pl.indexing.class_numbers import FirstLabels
 from walt_pl.indexing.listing import SourceItem, SourceListing, read_lines
 from walt_pl.indexing.matching_names import find_on_disk
-from walt_pl.indexing.table_fields import read_fields
+from walt_pl.indexing.table_fields import check_names, read_fields
 from walt_pl.media.extensions import kind_of
 from walt_pl.untrusted import UntrustedError, parse_json
 
@@ -45,14 +45,14 @@ def list_table(source: Path, root: Path) -> SourceListing:
             found = f'{path[:200]} is neither video nor image by its ending; a column "kind" may say so, found "{str(kind)[:200]}"'
             raise ValueError(f"{where}: {found}")
         caption, *more = _captions(row, where, beside) or [""]
-        label, finding = _label(row.pop("label", ""), where)
+        label, findings = _label(row.pop("label", ""), where)
         first.add(label, where)
         begin, end = _piece(row, kind, where)
         if max(begin, end) > MAX_SECONDS:
             left_out.append(f"{where}: a piece from {begin:g} to {end:g} s")
             continue
         item = SourceItem(str(root / path), kind, caption, label, row.pop("split", ""), begin=begin, end=end)
-        items.append(replace(item, more_captions=tuple(more), finding=finding) if more or finding else item)
+        items.append(replace(item, more_captions=tuple(more), findings=findings) if more or findings else item)
         ignored |= set(row) - {"path", "file_name", "caption", "text"}
     notes = [f"columns not used: {', '.join(sorted(ignored))[:1000]}"] if ignored else []
     if beside:
@@ -63,16 +63,16 @@ def list_table(source: Path, root: Path) -> SourceListing:
     return SourceListing("table", items, [*notes, *unclear], mixture=first.describe_mixture())
 
 
-def _label(text: Any, where: str) -> tuple[int | str, str]:
-    """Return the label of a row, and why it has none although it names one.
+def _label(text: Any, where: str) -> tuple[int | str, tuple[tuple[str, str], ...]]:
+    """Return the label of a row, and the finding that says why it has none although it names one.
 
     Raises:
         ValueError: It is a mistake, such as a fraction.
     """
     try:
-        return read_label(text), f'label: "{text}" stands for none' if text != "" and str(text) in MISSING else ""
+        return read_label(text), (("label", f'"{text}" stands for none'),) if text != "" and str(text) in MISSING else ()
     except UntrustedError as error:
-        return NO_LABEL, f"label: {error}"
+        return NO_LABEL, (("label", str(error)),)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
@@ -153,18 +153,10 @@ def read_rows(source: Path, left_out: list[str]) -> Iterator[tuple[int, dict[str
             continue
         if not checked:
             checked = True
-            _check_header(rows.fieldnames or [], f"{source}:1")
+            check_names(rows.fieldnames or [], f"{source}:1")
         if None in row:
             raise ValueError(f'{source}:{rows.line_num}: more fields than columns; put "..." around text with commas')
         yield rows.line_num, {name.strip().lower(): value.strip() for name, value in row.items() if value}
-
-
-def _check_header(names: Sequence[str], where: str) -> None:
-    lower = [str(name).strip().lower() for name in names]
-    for name in ("path", "file_name", "caption", "text", "split"):
-        if lower.count(name) > 1:
-            more = '; for several captions write a row for each, or a .jsonl with "caption": ["a dog", "a cat"]'
-            raise ValueError(f"{where}: column {name} is there more than once, wanted once{more if name in ('caption', 'text') else ''}")
 
 
 def _json_row(line: str, where: str, left_out: list[str]) -> dict[str, Any] | None:

@@ -103,8 +103,7 @@ def list_shard(name: str) -> ListedShard:
         said = _join(words.find(key))
         item = SourceItem(name, kind_of(member.name) or "", said.get("caption", ""), said.get("label", -1), said.get("split", "") or split)
         item = replace(item, offset=member.offset_data, bytes=member.size, family=f"{Path(name).name}/{key}")
-        finding = "; ".join(f"{field}: {reason}" for field, reason in said["findings"].items())
-        items.append(replace(item, more_captions=said.get("more_captions", ()), finding=finding))
+        items.append(replace(item, more_captions=said.get("more_captions", ()), findings=tuple(said["findings"].items())))
     return ListedShard(items, broken, unread, texts.leave(key for key, _ in media))
 
 
