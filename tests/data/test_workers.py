@@ -20,7 +20,7 @@ from walt_pl.data.loader import JointLoader
 from walt_pl.data.sampler import JointSampler
 from walt_pl.data.workers import Workers
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*unreadable files")
+pytestmark = pytest.mark.filterwarnings("ignore:.*of weight 0 so far")
 
 VIDEOS, PER_BATCH = 12, 3
 

@@ -85,7 +85,7 @@ def test_joint_batch_is_moved_by_lightning_and_by_plain_torch(index: str) -> Non
     assert batch.videos.device.type == "cpu"
 
 
-@pytest.mark.filterwarnings("ignore:.*unreadable files")
+@pytest.mark.filterwarnings("ignore:.*of weight 0 so far")
 def test_joint_data_crops_of_several_sizes_share_one_shape_and_change_each_epoch(index: str) -> None:
     def two_epochs(seed: int) -> list[JointBatch]:
         loader = make(index, size=16, sizes=(24, 32), crop=16, seed=seed).train_dataloader()
@@ -103,7 +103,7 @@ def test_joint_data_crops_of_several_sizes_share_one_shape_and_change_each_epoch
     assert changed and all(changed)
 
 
-@pytest.mark.filterwarnings("ignore:.*unreadable files")
+@pytest.mark.filterwarnings("ignore:.*of weight 0 so far")
 def test_joint_data_broken_clip_gets_weight_0(index: str) -> None:
     batches = list(make(index).train_dataloader())
     assert len(batches) == 3
@@ -129,7 +129,7 @@ def test_joint_data_reads_with_its_background(index: str) -> None:
         make(index, background=(1, 2, 256))
 
 
-@pytest.mark.filterwarnings("ignore:.*unreadable files")
+@pytest.mark.filterwarnings("ignore:.*of weight 0 so far")
 def test_joint_data_num_classes_leaves_clips_out_of_batches_validation_and_caches(index: str, vae: str) -> None:
     data = make(index, num_classes=6, val_videos=3, vae=vae, image_stacks_per_batch=0)
     assert data.counts() == {"train_videos": 6, "train_images": 0, "val_videos": 3, "val_images": 0}
@@ -184,7 +184,7 @@ def test_joint_data_validation_is_in_order_and_equal_every_time(index: str) -> N
     assert make(index).counts() == {"train_videos": 10, "train_images": 11, "val_videos": 4, "val_images": 4}
 
 
-@pytest.mark.filterwarnings("ignore:.*unreadable files")
+@pytest.mark.filterwarnings("ignore:.*of weight 0 so far")
 def test_joint_data_validation_crop_is_frame_0_and_the_centre(index: str) -> None:
     def validated(**settings: Any) -> list[Tensor]:
         loader = make(index, size=16, **settings).val_dataloader()
@@ -202,7 +202,7 @@ def test_joint_data_validation_crop_is_frame_0_and_the_centre(index: str) -> Non
 # Latents
 
 
-@pytest.mark.filterwarnings("ignore:.*unreadable files")
+@pytest.mark.filterwarnings("ignore:.*of weight 0 so far")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_joint_data_cache_and_pixels_give_the_same_latents(index: str, vae: str, workers: int) -> None:
     settings: dict[str, Any] = {"views": 2, "low_res_size": 8, "seed": 4}
@@ -326,7 +326,7 @@ def fit(data: JointData, steps: int, folder: Path, resume: Path | None = None, *
     return module
 
 
-@pytest.mark.filterwarnings("ignore:.*unreadable files")
+@pytest.mark.filterwarnings("ignore:.*of weight 0 so far")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_joint_data_resumes_anywhere_with_the_samples_of_an_uninterrupted_run(index: str, workers: int, tmp_path: Path) -> None:
     # Epochs have 3 steps: step 4 lies in the middle of the second, step 6 at its end.
@@ -338,7 +338,7 @@ def test_joint_data_resumes_anywhere_with_the_samples_of_an_uninterrupted_run(in
         assert resumed.seen == whole.seen[stop:]
 
 
-@pytest.mark.filterwarnings("ignore:.*unreadable files")
+@pytest.mark.filterwarnings("ignore:.*of weight 0 so far")
 def test_joint_data_validation_and_short_epochs_do_not_change_the_order(index: str, tmp_path: Path) -> None:
     whole = fit(make(index), 6, tmp_path / "whole")
     often = fit(make(index), 6, tmp_path / "often", val_check_interval=1)
@@ -355,7 +355,7 @@ def ranked(data: JointData, rank: int, ranks: int) -> JointData:
     return data
 
 
-@pytest.mark.filterwarnings("ignore:.*unreadable files")
+@pytest.mark.filterwarnings("ignore:.*of weight 0 so far")
 def test_joint_data_two_ranks_share_the_batch_and_one_resumes(index: str) -> None:
     one = make(index).train_dataloader()
     whole = [batch for _ in range(2) for batch in one]

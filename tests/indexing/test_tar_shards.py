@@ -129,9 +129,9 @@ def test_list_source_counts_each_field_of_a_sample_that_is_not_used(tmp_path: Pa
     members = {f"{key}.json": json.dumps(row).encode() for key, row in words.items()} | {f"{key}.png": b"x" for key in words}
     counts = [note.partition(", the first: ")[::2] for note in list_source(str(shard(tmp_path / "a.tar", members))).notes[:3]]
     assert [count for count, _ in counts] == [
-        "caption not used in 2 places",
-        "label not used in 3 places",
-        "split not used in 2 places",
+        "caption not used, places: 2",
+        "label not used, places: 3",
+        "split not used, places: 2",
     ]
     assert all(first.startswith(f"'{tmp_path}/a.tar': {count.split()[0]}: '0.json': ") for count, first in counts)
 
