@@ -132,6 +132,13 @@ def test_index_command_config_takes_overrides_as_fit_does(report: Report) -> Non
     assert found["train-video--0"] == SHORT and found["val-video--0"] == ("no", "", 'no video of split "val" is read')
 
 
+def test_index_command_config_with_shards_reports_the_validation_of_the_index_alone(report: Report) -> None:
+    entries = [*rows("video", 2), *rows("video", 1, "val")]
+    printed, error, found = report(entries, 'image_stacks_per_batch: 0, shards: {video: "a-{0..1}.tar"}')
+    assert error == "" and "train: videos are streamed from a-{0..1}.tar (data.shards), not read from this index" in printed
+    assert found["val-video--0"] == WHOLE and found["train-video--0"] == ("no", "", 'no video of split "train" is read')
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
