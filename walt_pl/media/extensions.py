@@ -6,7 +6,9 @@ IMAGES = frozenset(["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"])
 NOT_READ = {
     "gif": "ffmpeg -i a.gif a.mp4",
     "apng": "ffmpeg -i a.apng a.mp4",
-    **{ending: f"magick a.{ending} a.png" for ending in ("avif", "heic", "heif", "jxl")},
+    **{ending: f"magick a.{ending} a.png" for ending in ("avif", "heic", "heif", "jxl", "jp2")},
+    "psd": "magick 'a.psd[0]' a.png",
+    "eps": "magick -density 150 a.eps a.png",
 }
 """Endings of pictures that are not read, with a command that converts one."""
 

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.max_pixels import check_pixels
 from walt_pl.media.media_file import Media
 from walt_pl.media.pixel_modes import PixelFormat, to_rgb
 from walt_pl.media.types import Frames, MediaError, reason
+from walt_pl.media.unread_images import explain_unread
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """Formats of `extensions.IMAGES`. Pillow recognises a format by its content, and for others it may start programs: Ghostscript for EPS."""
@@ -76,6 +77,8 @@ def _open(media: Media) -> Iterator[ImageFile.ImageFile]:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             picture = Image.open(media.open() if media.offset >= 0 else media.path, formats=FORMATS)
+        except UnidentifiedImageError as error:
+            raise explain_unread(media) from error
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     with picture:
