@@ -7,6 +7,8 @@ from threading import Lock
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from walt_pl.media.decode_options import DecodeOptions
+from walt_pl.media.extensions import NOT_READ
+from walt_pl.media.ffmpeg_filters import OVER_WHITE
 from walt_pl.media.max_pixels import check_pixels
 from walt_pl.media.media_file import Media
 from walt_pl.media.pixel_modes import PixelFormat, to_rgb
@@ -18,8 +20,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 ANIMATED = "animated"
 """First word of the error for an image of several frames."""
 _VIDEO_COMMANDS = {
-    "PNG": "ffmpeg -f apng -i a.png a.mp4",
-    "WEBP": """python -c "from PIL import Image; Image.open('a.webp').save('a.gif', save_all=True)" && ffmpeg -i a.gif a.mp4""",
+    "PNG": f"ffmpeg -f apng -i a.png {OVER_WHITE} a.mp4",
+    "WEBP": f"""python -c "from PIL import Image; Image.open('a.webp').save('a.gif', save_all=True)" && {NOT_READ["gif"]}""",
 }
 """Formats of animated images, with the command that makes a video. FFmpeg does not read an animated WebP."""
 _LIMIT = Lock()
