@@ -51,6 +51,17 @@ def textured_clip(frames: int, height: int, width: int) -> Frames:
     return np.stack(clip).clip(0, 255).astype(np.uint8)
 
 
+def woven_clip(frames: int, height: int = 96, width: int = 128) -> Frames:
+    """A bar that moves on with every half picture, from the upper lines to the lower ones, before a texture that stands still."""
+    clip = np.empty((frames, height, width, 3), np.uint8)
+    clip[:] = 60 + 20 * np.sin(np.arange(width) / 5)[:, None]
+    for time, frame in enumerate(clip):
+        for second in (0, 1):
+            left = (8 * time + 4 * second) % (width - 20)
+            frame[second::2, left : left + 20] = 220
+    return clip
+
+
 def encode(
     path: Path,
     clip: Frames,

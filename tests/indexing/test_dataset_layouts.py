@@ -9,6 +9,7 @@ import pytest
 from tests.helpers.sources import touch
 from walt_pl.indexing.dataset_layouts import layout_of, list_source
 from walt_pl.indexing.listing import SourceItem
+from walt_pl.media.extensions import NOT_READ
 
 
 def listed(source: Path | str, **options: object) -> dict[str, SourceItem]:
@@ -39,8 +40,8 @@ def test_list_source_counts_pictures_of_folders_that_are_not_read(tmp_path: Path
     assert said[1:] == [
         f"left out: {count} pictures .{ending}, which are not read; convert them, for example: {command}"
         for count, ending, command in (
-            (2, "gif", "ffmpeg -i a.gif a.mp4"),
-            (1, "apng", "ffmpeg -i a.apng a.mp4"),
+            (2, "gif", NOT_READ["gif"]),
+            (1, "apng", NOT_READ["apng"]),
             (1, "avif", "magick a.avif a.png"),
             (1, "heic", "magick a.heic a.png"),
         )

@@ -12,6 +12,7 @@ from walt_pl.data.caption_values import MAX_CAPTIONS
 from walt_pl.indexing.dataset_layouts import list_source
 from walt_pl.indexing.shard_names import expand
 from walt_pl.indexing.tar_shards import list_shard
+from walt_pl.media.extensions import NOT_READ
 
 
 def test_list_shard_gives_the_place_of_every_member(tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ def test_list_source_counts_pictures_of_shards_that_are_not_read(tmp_path: Path)
     listing = list_source(str(tmp_path))
     assert len(listing.items) == 2
     assert listing.notes == [
-        "left out: 4 pictures .gif, which are not read; convert them, for example: ffmpeg -i a.gif a.mp4",
+        f"left out: 4 pictures .gif, which are not read; convert them, for example: {NOT_READ['gif']}",
         "left out: 2 pictures .heic, which are not read; convert them, for example: magick a.heic a.png",
     ]
 

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from tests.helpers.clips import encode, entry_of
+from tests.helpers.clips import encode, entry_of, woven_clip
 from walt_pl.data.index import IndexEntry
 from walt_pl.media import reading
 from walt_pl.media.decode_options import DecodeOptions
@@ -34,17 +34,6 @@ FILES = {
     "uneven.mkv": ("libx264", {"x264-params": "tff=1:keyint=12:bframes=3"}),
     "turned.mp4": ("libx264", {"x264-params": "tff=1:keyint=12"}),
 }
-
-
-def woven_clip(frames: int, height: int = 96, width: int = 128) -> Frames:
-    """A bar that moves on with every half picture, from the upper lines to the lower ones, before a texture that stands still."""
-    clip = np.empty((frames, height, width, 3), np.uint8)
-    clip[:] = 60 + 20 * np.sin(np.arange(width) / 5)[:, None]
-    for time, frame in enumerate(clip):
-        for field in (0, 1):
-            left = (8 * time + 4 * field) % (width - 20)
-            frame[field::2, left : left + 20] = 220
-    return clip
 
 
 def comb(clip: Frames) -> float:
@@ -109,7 +98,7 @@ def test_read_sizes_deinterlaced_in_parts_equals_the_whole(name: str, files: dic
 
 
 @pytest.mark.parametrize("examined", [True, False])
-@pytest.mark.parametrize("name", ["closed.mp4", "uneven.mkv"])
+@pytest.mark.parametrize("name", ["closed.mp4", "uneven.mkv", "mpeg2.mpg"])
 def test_read_sizes_deinterlaced_at_fps_gives_the_frames_of_the_whole(name: str, examined: bool, files: dict[str, IndexEntry]) -> None:
     entry = files[name] if examined else replace(files[name], decoder="")
     for fps in (10.0, 25.0, 50.0):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import csv
+import shlex
 from pathlib import Path
 
 import av
 import pytest
-from rich import print as print_table
 
 from tests.helpers.clips import counting_clip, encode
-from walt_pl.data.index import Index
+from walt_pl.cli.main import main
+from walt_pl.data.index import Index, MediaKey
 from walt_pl.indexing import build_index as building
 from walt_pl.indexing.build_index import IndexOptions, build_index
 from walt_pl.indexing.dataset_layouts import list_source
-from walt_pl.indexing.doctor import diagnose, render_findings, write_report
+from walt_pl.indexing.doctor import Finding, diagnose, render_conversion, write_report
 from walt_pl.media.probing import probe
 
 WOVEN = {"flags": "+ilme+ildct"}
@@ -75,19 +76,34 @@ def test_diagnose_counts_interlaced_and_hdr_clips_which_are_loaded(
     for number in range(2):
         encode(clips / f"woven_{number}.mp4", counting_clip(20 + number), "libx264", **WOVEN)
     encode(clips / "plain.mp4", counting_clip(20), "libx264")
-    write_transfer(clips / "hdr.mp4", "libx265", 16, {"x265-params": "log-level=0"})
+    write_transfer(clips / "it's; $(hdr).mp4", "libx265", 16, {"x265-params": "log-level=0"})
     built = build_index(list_source(str(clips)), out, IndexOptions())
     assert built.quarantined == 0
     videos = {entry.path.name: entry for entry in Index(out, "train").videos}
     assert {name for name, entry in videos.items() if entry.interlaced} == {"woven_0.mp4", "woven_1.mp4"}
-    assert {name for name, entry in videos.items() if entry.hdr} == {"hdr.mp4"}
+    assert {name for name, entry in videos.items() if entry.hdr} == {"it's; $(hdr).mp4"}
     findings = diagnose(out, IndexOptions(), built.changed)
     rows = [(Path(row["path"]).name, row["finding"]) for row in csv.DictReader(write_report(findings, out).open())]
-    assert {("woven_0.mp4", "interlaced"), ("woven_1.mp4", "interlaced"), ("hdr.mp4", "hdr")} <= set(rows)
+    assert {("woven_0.mp4", "interlaced"), ("woven_1.mp4", "interlaced"), ("it's; $(hdr).mp4", "hdr")} <= set(rows)
     assert not {("plain.mp4", "interlaced"), ("plain.mp4", "hdr")} & set(rows)
-    print_table(render_findings(findings, out))
-    text = " ".join(capsys.readouterr().out.split())
-    assert "data.deinterlace: true" in text and "zscale=t=linear" in text and "tonemap" in text
+    capsys.readouterr()
+    main(["index", str(out), "--report"])
+    text = capsys.readouterr().out
+    assert "data.deinterlace: true" in text and "read as if it were SDR" in text
+    (line,) = [line for line in text.splitlines() if "zscale" in line]
+    command = shlex.split(line.removeprefix("hdr: convert it with: "))
+    assert command[:4] == ["ffmpeg", "-i", str(clips / "it's; $(hdr).mp4"), "-vf"] and command[-1] == str(clips / "it's; $(hdr).new.mp4")
+    assert "zscale=t=linear" in command[4] and "tonemap" in command[4]
+
+
+def test_render_conversion_names_the_first_hdr_file_and_the_members_of_shards_by_no_name(tmp_path: Path) -> None:
+    kinds = {"a": "short", "b": "hdr", "c": "hdr"}
+    plain, first, second = (Finding(MediaKey(name), "train", "video", kind, "") for name, kind in kinds.items())
+    assert render_conversion([plain], tmp_path / "set.parquet") == ""
+    assert f" -i {tmp_path}/b -vf zscale" in render_conversion([plain, first, second], tmp_path / "set.parquet")
+    member = Finding(MediaKey("a.tar", 512), "train", "video", "hdr", "")
+    said = render_conversion([member], tmp_path / "set.parquet")
+    assert said.startswith("hdr: unpack it, and convert it with: ffmpeg -i FILE -vf zscale") and said.endswith(" NEW.mp4")
 
 
 def test_pyav_has_no_zscale_so_the_doctor_names_a_command() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.image_files import COLOUR, png
+from walt_pl.media.ffmpeg_filters import OVER_WHITE
 from walt_pl.media.reading import read_image
 from walt_pl.media.types import MediaError
 
@@ -35,13 +37,13 @@ def test_read_image_refuses_an_animated_image_with_what_to_type(name: str, found
 
 def test_read_image_names_commands_that_read_the_animation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MediaError, match=r"e\.g\. ffmpeg -f apng -i a.png a.mp4$"):
+    with pytest.raises(MediaError, match=rf"e\.g\. ffmpeg -f apng -i a\.png {re.escape(OVER_WHITE)} a\.mp4$"):
         read_image(save_frames(Path("a.png"), duration=[100, 300, 200]))
     assert times("a.png", "apng") == [0, 100, 400]
     with pytest.raises(MediaError) as error:
         read_image(save_frames(Path("a.webp"), duration=[500, 100, 300]))
     python, ffmpeg = str(error.value).partition("e.g. ")[2].split(" && ")
-    assert ffmpeg == "ffmpeg -i a.gif a.mp4"
+    assert ffmpeg == f"ffmpeg -i a.gif {OVER_WHITE} a.mp4"
     subprocess.run([sys.executable, "-c", python.removeprefix('python -c "').removesuffix('"')], check=True)
     assert times("a.gif", "gif") == [0, 500, 600]
 

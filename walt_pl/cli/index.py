@@ -96,6 +96,8 @@ def index(
     if report:
         findings = doctor.diagnose(path, options, built.changed)
         print_table(doctor.render_findings(findings, path))
+        if conversion := doctor.render_conversion(findings, path):
+            print_table(conversion)
         print(f"every finding: {doctor.write_report(findings, path)}")
     if report_use is not None:
         report_use()

@@ -33,19 +33,20 @@ from walt_pl.indexing.isolated_pool import LostJob, run_isolated
 from walt_pl.indexing.listing import SourceListing
 from walt_pl.indexing.probe_file import MediaFile, digest, stat_media_file
 from walt_pl.lock import hold_lock, lock_beside
+from walt_pl.media.conversion import convert_with
+from walt_pl.media.media_file import Media
 
 _TO_SDR = (
-    "ffmpeg -i IN.mp4 -vf zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0,"
-    "zscale=t=bt709:m=bt709:r=tv,format=yuv420p -c:a copy OUT.mp4"
+    "-vf zscale=t=linear:npl=100,format=gbrpf32le,zscale=p=bt709,tonemap=hable:desat=0,zscale=t=bt709:m=bt709:r=tv,format=yuv420p -c:a copy"
 )
-"""Command that makes SDR in BT.709 of HDR. PyAV's FFmpeg is built without zscale, so this program cannot do it itself."""
+"""Options of ffmpeg that make SDR in BT.709 of HDR. PyAV's FFmpeg is built without zscale, so this program cannot do it itself."""
 SHORT = 17
 """Frames below which a clip counts as short, where no experiment says how many it needs."""
 _NOTICED = {
     "short": f"fewer than {SHORT} frames (--config says what an experiment needs)",
     "variable rate": "frames not evenly spaced: sample by time (data.fps), or the speed of motion varies",
     "interlaced": "two half pictures in a frame, which show as a comb where things move: data.deinterlace: true",
-    "hdr": "PQ or HLG, read as if it were SDR: the colours are pale. Convert: " + _TO_SDR,
+    "hdr": "PQ or HLG, read as if it were SDR: the colours are pale",
     "no caption": "neither a caption nor a class",
     "changed": "written again since they were indexed (told once): decoders do not notice all damage inside a picture",
 }
@@ -249,6 +250,14 @@ def render_findings(findings: Sequence[Finding], index: Path) -> RenderableType:
         table.add_row(name, *kinds, "yes" if name in _NOTICED else "no", Text("\n".join([*shown, *more])))
     notes = [Text(f"{name}: {text}") for name, text in _NOTICED.items() if counts[name]]
     return Group(table, *notes)
+
+
+def render_conversion(findings: Sequence[Finding], index: Path) -> str:
+    """Return the command that makes SDR of the first HDR file, "" where there is none. It is text: no table breaks its line."""
+    place = next((finding.place for finding in findings if finding.finding == "hdr"), None)
+    if place is None:
+        return ""
+    return f"hdr: {convert_with(Media(index.absolute().parent / place.path, place.offset), '', _TO_SDR)}"
 
 
 def render_build(built: BuildReport, listing: SourceListing | None, index: Path) -> str:

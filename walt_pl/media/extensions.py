@@ -1,12 +1,16 @@
 """Distinguish videos and images by the extension of a file's name."""
 
+from walt_pl.media.ffmpeg_filters import OVER_WHITE
+
 VIDEOS = frozenset(["mp4", "m4v", "mov", "mkv", "webm", "avi", "mpg", "mpeg", "m2v", "ts", "m2ts", "wmv", "flv", "ogv", "3gp"])
 IMAGES = frozenset(["jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff"])
 
 NOT_READ = {
-    "gif": "ffmpeg -i a.gif a.mp4",
-    "apng": "ffmpeg -i a.apng a.mp4",
-    **{ending: f"magick a.{ending} a.png" for ending in ("avif", "heic", "heif", "jxl")},
+    "gif": f"ffmpeg -i a.gif {OVER_WHITE} a.mp4",
+    "apng": f"ffmpeg -i a.apng {OVER_WHITE} a.mp4",
+    **{ending: f"magick a.{ending} a.png" for ending in ("avif", "heic", "heif", "jxl", "jp2")},
+    "psd": "magick 'a.psd[0]' a.png",
+    "eps": "magick -density 150 a.eps a.png",
 }
 """Endings of pictures that are not read, with a command that converts one."""
 

@@ -4,21 +4,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from walt_pl.media.decode_options import DecodeOptions
+from walt_pl.media.extensions import NOT_READ
+from walt_pl.media.ffmpeg_filters import OVER_WHITE
 from walt_pl.media.max_pixels import check_pixels
 from walt_pl.media.media_file import Media
 from walt_pl.media.pixel_modes import PixelFormat, to_rgb
 from walt_pl.media.types import Frames, MediaError, reason
+from walt_pl.media.unread_images import explain_unread
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 """Formats of `extensions.IMAGES`. Pillow recognises a format by its content, and for others it may start programs: Ghostscript for EPS."""
 ANIMATED = "animated"
 """First word of the error for an image of several frames."""
 _VIDEO_COMMANDS = {
-    "PNG": "ffmpeg -f apng -i a.png a.mp4",
-    "WEBP": """python -c "from PIL import Image; Image.open('a.webp').save('a.gif', save_all=True)" && ffmpeg -i a.gif a.mp4""",
+    "PNG": f"ffmpeg -f apng -i a.png {OVER_WHITE} a.mp4",
+    "WEBP": f"""python -c "from PIL import Image; Image.open('a.webp').save('a.gif', save_all=True)" && {NOT_READ["gif"]}""",
 }
 """Formats of animated images, with the command that makes a video. FFmpeg does not read an animated WebP."""
 _LIMIT = Lock()
@@ -80,6 +83,8 @@ def _open(media: Media) -> Iterator[ImageFile.ImageFile]:
             limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
             try:
                 picture = Image.open(file, formats=FORMATS)
+            except UnidentifiedImageError as error:
+                raise explain_unread(media) from error
             finally:
                 Image.MAX_IMAGE_PIXELS = limit
         with picture:

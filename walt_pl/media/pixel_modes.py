@@ -74,7 +74,17 @@ def _check_range(name: object, picture: Image.Image, bits: int, signed: bool) ->
         found = f"pixels of the mode {picture.mode}"
     else:
         return
-    raise MediaError(
+    raise unknown_range(name, found)
+
+
+def unknown_range(name: object, found: str) -> MediaError:
+    """Return the error for pixel values without a known black and white, with what to type.
+
+    Args:
+        name: File or member.
+        found: Kind of the numbers.
+    """
+    return MediaError(
         f"{name}: {UNKNOWN_RANGE}: found {found}, wanted 8 or 16 bits without a sign, which have a black and a white; scale them, for "
         "example: magick a.tif -auto-level -depth 16 a.png"
     )

@@ -1,8 +1,9 @@
 """Find frames in a video that PyAV has opened: by number, or by time."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
+from itertools import chain, islice, takewhile
 from typing import Any
 
 import numpy as np
@@ -113,26 +114,47 @@ def usual_rate(stream: Any) -> Fraction:
 def with_times(container: Any, stream: Any, clock: Clock, start: float, neighbours: bool = False) -> Iterator[tuple[Any, float, float]]:
     """Yield the frames of the piece with their times and durations, in seconds.
 
-    The first frame is one that is shown at second `start` of the file, or an earlier one. With `neighbours`, it is the first one of
-    the piece: the frame before any other may lie far away in time. Each frame then comes between its neighbours.
+    The first frame is one that is shown at second `start` of the file, or an earlier one. With `neighbours`, each comes between its
+    neighbours. A progressive frame needs none, so the first one may lack the one before it.
     """
+    early = EARLY * _interval(stream, clock)
+    timed = _timed_from(container, stream, clock, start)
     if neighbours:
-        tagged = ((frame, (time, duration)) for frame, time, duration in with_times(container, stream, clock, clock.begin))
-        yield from ((window, time, duration) for window, (time, duration) in with_neighbours(tagged))
+        begun = list(islice(timed, 2))
+        if _lacks_neighbour(begun, max(0.0, clock.begin - early), start - early):
+            before = begun[0][1] - float(stream.time_base) / 2
+            begun, timed = [], _timed_from(container, stream, clock, before - early)
+        timed = chain(begun, timed)
+    inside = (shown for shown in takewhile(lambda shown: shown[1] < clock.end - early, timed) if shown[1] >= clock.begin - early)
+    if not neighbours:
+        yield from inside
         return
-    interval = _interval(stream, clock)
-    early, unit = EARLY * interval, float(stream.time_base)
+    tagged = ((frame, (time, duration)) for frame, time, duration in inside)
+    yield from ((window, time, duration) for window, (time, duration) in with_neighbours(tagged))
+
+
+def _lacks_neighbour(begun: Sequence[tuple[Any, float, float]], begin: float, start: float) -> bool:
+    """Return whether a frame before the first one that was decoded is needed.
+
+    Args:
+        begun: The first two frames that were decoded.
+        begin: Second from which on frames belong to the piece.
+        start: Second before which no frame is needed, unless as a neighbour.
+    """
+    if not begun or not begun[0][0].interlaced_frame or begun[0][1] <= begin:
+        return False
+    return len(begun) == 1 or begun[1][1] > start
+
+
+def _timed_from(container: Any, stream: Any, clock: Clock, start: float) -> Iterator[tuple[Any, float, float]]:
+    """Yield frames as `with_times` does, but of the whole file."""
+    interval, unit = _interval(stream, clock), float(stream.time_base)
     if clock.counted or is_counted(container, stream):
-        timed = ((frame, number * interval, interval) for number, frame in enumerate(container.decode(stream)))
-    else:
-        begin = begin_time(container, stream)
-        frames = _from(container, stream, begin + start / unit, early / unit, every=True)
-        timed = ((frame, (frame.pts - begin) * unit, (frame.duration or 0) * unit or interval) for frame in frames)
-    for frame, time, duration in timed:
-        if time >= clock.end - early:
-            return
-        if time >= clock.begin - early:
-            yield frame, time, duration
+        yield from ((frame, number * interval, interval) for number, frame in enumerate(container.decode(stream)))
+        return
+    begin = begin_time(container, stream)
+    for frame in _from(container, stream, begin + start / unit, EARLY * interval / unit, every=True):
+        yield frame, (frame.pts - begin) * unit, (frame.duration or 0) * unit or interval
 
 
 def _shown(timed: Iterable[tuple[Any, float, float]], early: float) -> Iterator[tuple[Any, float, float]]:

@@ -1,6 +1,5 @@
 """Look at the time stamps of a file: whether they lead to its frames, and what to type where they do not."""
 
-import shlex
 import sys
 from dataclasses import replace
 from functools import lru_cache
@@ -8,6 +7,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from walt_pl.media.conversion import convert_with
 from walt_pl.media.media_file import Media
 from walt_pl.media.pyav import open_av
 from walt_pl.media.spans import Clock, is_uneven
@@ -66,8 +66,4 @@ def conversion(media: Media, rate: float) -> str:
 
     `-r` before `-i` ignores the time stamps. `-fps_mode cfr` would believe them, and drop and repeat frames.
     """
-    path = media.path.absolute()
-    if media.offset >= 0:
-        return f"unpack it, and convert it with: ffmpeg -r {rate:g} -i FILE -c:v libx264 NEW.mp4"
-    new = path.with_name(f"{path.stem}.new.mp4")
-    return f"convert it with: ffmpeg -r {rate:g} -i {shlex.quote(str(path))} -c:v libx264 {shlex.quote(str(new))}"
+    return convert_with(media, f"-r {rate:g}", "-c:v libx264")

@@ -8,13 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from walt_pl.media.ffmpeg_filters import OVER_WHITE
 from walt_pl.media.types import Frames, MediaError
 
 WHITE = (255, 255, 255)
 """Background where no other is asked for."""
 TRANSPARENT = "transparent"
 """First word of the error for a video with alpha that is not decoded."""
-_OVERLAY = "ffmpeg -c:v libvpx-vp9 -i a.webm -filter_complex 'split[a][b];[a]drawbox=c=white:t=fill:replace=1[w];[w][b]overlay' a.mp4"
 
 
 def has_alpha(video_format: Any) -> bool:
@@ -36,7 +36,7 @@ def check_alpha(name: object, stream: Any) -> None:
     if beside and not has_alpha(stream.codec_context.format):
         raise MediaError(
             f"{name}: {TRANSPARENT}: found alpha beside {stream.codec_context.name}, which is not decoded, wanted an opaque video; put it "
-            f"over a background (libvpx for VP8): {_OVERLAY}"
+            f"over a background (libvpx for VP8): ffmpeg -c:v libvpx-vp9 -i a.webm {OVER_WHITE} a.mp4"
         )
 
 
