@@ -27,7 +27,7 @@ from walt_pl.data.sampler import BucketItems, JointSampler, SequentialSampler, t
 from walt_pl.data.selection import Bucket, Selection, check_buckets, describe_selection, find_problem, select
 from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.data.webdataset_loader import ShardStream, StreamConfig, StreamLoader
-from walt_pl.media.decode_options import DecodeOptions
+from walt_pl.media.decode_options import WHITE, DecodeOptions
 from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.runs import card
 
@@ -108,7 +108,7 @@ class JointData(L.LightningDataModule):
         worker_patience: float = 60.0,
         seed: int = 0,
         max_pixels: int = MAX_PIXELS,
-        background: tuple[int, int, int] = (255, 255, 255),
+        background: tuple[int, int, int] = WHITE,
         deinterlace: bool = False,
         num_classes: int | None = None,
         shards: dict[Kind, str] | None = None,

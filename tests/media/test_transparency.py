@@ -13,13 +13,14 @@ import pytest
 from tests.helpers.clips import entry_of
 from tests.helpers.image_files import PALETTE, png
 from walt_pl.indexing.probe_file import probe_media_file, stat_media_file
-from walt_pl.media.decode_options import DecodeOptions
+from walt_pl.media.decode_options import WHITE, DecodeOptions
 from walt_pl.media.probing import Probe, probe
 from walt_pl.media.reading import read_clip, read_last_frames, read_sizes
 from walt_pl.media.spans import FrameRange
 from walt_pl.media.transparency import blend
 from walt_pl.media.types import Frames, MediaError
 
+ROOT = Path(__file__).parents[2]
 BLUE = (10, 20, 200)
 COLOUR = (200, 40, 0)
 FILES = {
@@ -109,3 +110,9 @@ def test_blend_is_the_formula_rounded_to_the_nearest() -> None:
     picture = np.stack([colour, colour, colour, opacity], -1)
     wanted = colour * (opacity / 255) + np.array([255, 128, 3])[:, None, None] * (1 - opacity / 255)
     assert np.abs(blend(picture, (255, 128, 3)).transpose(2, 0, 1) - wanted).max() <= 0.5
+
+
+def test_white_of_backgrounds_is_written_once() -> None:
+    code = [path.read_text(encoding="utf-8") for package in ("walt_pl", "datamodules", "stages") for path in (ROOT / package).rglob("*.py")]
+    assert sum(text.count("(255, 255, 255)") for text in code) == 1
+    assert DecodeOptions().background == WHITE == (255, 255, 255)

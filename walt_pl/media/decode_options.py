@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from walt_pl.media.max_pixels import MAX_PIXELS
 
+WHITE = (255, 255, 255)
+"""Background where no other is asked for."""
+
 
 @dataclass(frozen=True)
 class DecodeOptions:
@@ -11,7 +14,7 @@ class DecodeOptions:
 
     max_pixels: int = MAX_PIXELS
     """Largest rows x columns of an image, or of a frame of a video."""
-    background: tuple[int, int, int] = (255, 255, 255)
+    background: tuple[int, int, int] = WHITE
     """Red, green and blue, 0..255, that show through where a picture is transparent."""
     deinterlace: bool = False
     """True if interlaced frames are turned into progressive ones."""

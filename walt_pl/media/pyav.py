@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from walt_pl.media.containers import DEMUXERS
+from walt_pl.media.decode_options import WHITE
 from walt_pl.media.max_pixels import MAX_PIXELS, check_pixels
 from walt_pl.media.media_file import Media
 from walt_pl.media.pixel_aspect import SQUARE, display_size, pixel_aspect
 from walt_pl.media.resizing import resize, target
-from walt_pl.media.transparency import WHITE, background_of, check_alpha, frame_to_rgb, has_alpha
+from walt_pl.media.transparency import background_of, check_alpha, frame_to_rgb, has_alpha
 from walt_pl.media.types import Frames, MediaError, Size, reason
 
 GROUP = 8

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from walt_pl.media.decode_options import DecodeOptions
+from walt_pl.media.decode_options import WHITE, DecodeOptions
 from walt_pl.media.decord_reader import read_decord
 from walt_pl.media.deinterlacing import Neighbours, deinterlace, with_neighbours
 from walt_pl.media.media_file import Media
@@ -24,7 +24,7 @@ from walt_pl.media.resizing import resize, target
 from walt_pl.media.seeking import by_number, by_number_with_neighbours, by_time, last_by_time, pick_frames, with_times
 from walt_pl.media.spans import Clock, FrameRange, counts, frame_numbers
 from walt_pl.media.time_stamps import look_at_times
-from walt_pl.media.transparency import WHITE, background_of
+from walt_pl.media.transparency import background_of
 from walt_pl.media.types import COUNTED, Frames, MediaEntry, MediaError, Size, UnorderedTimesError
 
 Result = TypeVar("Result")

@@ -11,8 +11,6 @@ from PIL import Image
 from walt_pl.media.ffmpeg_filters import OVER_WHITE
 from walt_pl.media.types import Frames, MediaError
 
-WHITE = (255, 255, 255)
-"""Background where no other is asked for."""
 TRANSPARENT = "transparent"
 """First word of the error for a video with alpha that is not decoded."""
 
