@@ -70,7 +70,7 @@ class Selection:
     reason: NDArray[np.uint8]
     """[n] USED, or the reason why it is not used: a number in REASONS."""
     of_classes: bool
-    """Whether the model has no class for an entry, quarantined or not: then `bucket` has fewer entries than without classes."""
+    """True if the model has no class for an entry, quarantined or not: `bucket` then has fewer entries than without classes."""
 
     @property
     def used(self) -> int:

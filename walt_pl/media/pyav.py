@@ -82,7 +82,7 @@ def check_video(media: Media, max_pixels: int) -> bool:
     """Check that PyAV opens a file, and the size and number of its frames. The answer is remembered for each state of the file.
 
     Returns:
-        Whether its frames are opaque and their pixels square.
+        True if its frames are opaque and their pixels square.
 
     Raises:
         MediaError: The file cannot be opened, its frames are too large, or it claims more frames than it has bytes.

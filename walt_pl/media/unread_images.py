@@ -40,7 +40,7 @@ def explain_unread(media: Media) -> MediaError:
     Raises:
         Exception: It is a TIFF, and damaged. Pillow raises errors of many kinds for it.
     """
-    with media.open() if media.offset >= 0 else open(media.path, "rb") as file:
+    with media.open() as file:
         start = file.read(_START)
         if start.startswith(_TIFF):
             return _explain_tiff(media, file, start)
