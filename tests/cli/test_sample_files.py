@@ -80,7 +80,9 @@ def test_sample_refuses_hostile_images_and_clips_before_the_models_see_them(opti
     write_video(tmp_path / "secret.mp4", counting_clip(20), 8)
     (tmp_path / "media").mkdir()
     write_hostile_media(tmp_path / "media", tmp_path / "secret.mp4", port=9)
-    cascade: Any = SimpleNamespace(overlap=1, fps=None, encode_context=lambda *_: pytest.fail("pictures were given on"))
+    cascade: Any = SimpleNamespace(
+        overlap=1, fps=None, base="base", artifacts={}, encode_context=lambda *_: pytest.fail("pictures were given on")
+    )
     for name in ("eps.png", "large.png", "pipe.png") if option == "image" else ("concat.mp4", "hls.mp4", "pipe.mp4"):
         path = str(tmp_path / "media" / name)
         given = (path, None) if option == "image" else (None, path)

@@ -335,7 +335,7 @@ def files(tmp_path: Path) -> Path:
         ({"guidance": {"base": -1.0}}, "scale must be 0 or more"),
         ({"image": "square.png", "guidance": -0.5}, "scale must be 0 or more"),
         ({"prompt": None}, "give one of --prompt, --prompts and --label"),
-        ({"prompt": None, "prompts": "latin1.txt"}, "latin1.txt is not UTF-8 .byte 0xe4 at 5."),
+        ({"prompt": None, "prompts": "latin1.txt"}, "latin1.txt: not UTF-8 .byte 0xe4 at 5."),
         ({"steps": {"sr1": 5}}, "steps names .'sr1'., but the stages that run are"),
     ],
 )
