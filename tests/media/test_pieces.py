@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.helpers.clips import CASES, FRAMES, RATE, UNEVEN, Case, entry_of, film, numbers
+from tests.helpers.clips import CASES, FRAMES, RATE, UNEVEN, Case, counting_clip, encode, entry_of, film, numbers
 from walt_pl.data.batch import SampleRef
 from walt_pl.data.index import IndexEntry
 from walt_pl.data.transforms import ClipTransform, PixelDataset
@@ -115,3 +115,18 @@ def test_pixel_dataset_draws_starts_all_over_the_piece_and_nowhere_else(tmp_path
             assert not sample.failure
             seen |= set(numbers(to_uint8(sample.content)))
         assert 10 * begin <= min(seen) < 10 * begin + 4 and 10 * end - 4 <= max(seen) < 10 * end
+
+
+@pytest.mark.parametrize("fps", [None, 10.0])
+def test_read_clip_of_a_piece_begins_with_a_frame_just_before_it_and_a_key_frame_just_after(tmp_path: Path, fps: float | None) -> None:
+    times = [1000 * n // 10 for n in range(12)] + [1140 + 100 * n for n in range(12)]
+    times[5] = 560  # uneven
+    encode(tmp_path / "a.mp4", counting_clip(24), "libx264", times=times, g="12", bf="0", sc_threshold="0")
+    found = probe(tmp_path / "a.mp4").piece(1.12, 0.0)
+    entry = entry_of(tmp_path / "a.mp4", found, begin=1.12)
+    assert found.variable_rate and found.frames == 13, "frame 11 lies 0.2 of an interval before the piece, and counts"
+    if fps is None:
+        assert numbers(read_clip(entry, FrameRange(13))) == list(range(11, 24))
+        assert numbers(read_clip(entry, FrameRange(3, start=1))) == [12, 13, 14]
+    else:  # the key frame is the one that is shown at the begin
+        assert numbers(read_clip(entry, FrameRange(3, fps=fps))) == [12, 13, 14]

@@ -118,7 +118,8 @@ def with_times(container: Any, stream: Any, clock: Clock, start: float, neighbou
     neighbours. A progressive frame needs none, so the first one may lack the one before it.
     """
     early = EARLY * _interval(stream, clock)
-    timed = _timed_from(container, stream, clock, start)
+    # A piece begins up to `early` before its second. Seeking takes a key frame up to `early` after its target.
+    timed = _timed_from(container, stream, clock, start - 2 * early if clock.begin and start <= clock.begin else start)
     if neighbours:
         begun = list(islice(timed, 2))
         if _lacks_neighbour(begun, max(0.0, clock.begin - early), start - early):
