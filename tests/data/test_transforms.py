@@ -4,14 +4,12 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from tests.helpers.clips import B_FRAMES, FRAMES, UNEVEN, Case, encode, entry_of, numbers, textured_clip
+from tests.helpers.clips import B_FRAMES, FRAMES, UNEVEN, Case, encode, entry_of, numbers, textured_clip, write_transparent
 from walt_pl.data.batch import SampleRef
 from walt_pl.data.index import IndexEntry
 from walt_pl.data.transforms import ClipTransform, PixelDataset, draw_view, random_crop, to_size, to_square
@@ -178,15 +176,7 @@ def test_pixel_dataset_flip_mirrors_about_half_of_the_views_and_never_the_first(
 
 @pytest.mark.parametrize("how", [{}, {"crop": 16}])
 def test_pixel_dataset_reads_transparent_files_over_the_background(how: dict[str, int], tmp_path: Path) -> None:
-    picture = np.full((32, 48, 4), (0, 255, 0, 0), np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    with av.open(str(tmp_path / "a.mov"), "w") as container:
-        stream = container.add_stream("png", rate=8)
-        assert isinstance(stream, av.VideoStream)
-        stream.width, stream.height, stream.pix_fmt = 48, 32, "rgba"
-        for _ in range(3):
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgba")))
-        container.mux(stream.encode())
+    write_transparent(tmp_path, height=32, width=48, frames=3)
     image = replace(entry_of(tmp_path / "a.png", Probe(1, 0.0, 48, 32, decoder="pillow")), kind="image")
     transform = ClipTransform(16, frames=3, decoding=DecodeOptions(background=(255, 0, 51)), **how)
     dataset = PixelDataset([entry_of(tmp_path / "a.mov")], [image], transform)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 from walt_pl.data.index import IndexEntry
 from walt_pl.media.probing import Probe, probe
@@ -89,6 +90,19 @@ def encode(
             if times is not None:
                 frame.pts, frame.time_base = times[number], Fraction(1, 1000)
             container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def write_transparent(folder: Path, height: int, width: int, frames: int) -> None:
+    """Write a.png and a.mov of clear pictures whose hidden colour is green."""
+    picture = np.full((height, width, 4), (0, 255, 0, 0), np.uint8)
+    Image.fromarray(picture).save(folder / "a.png")
+    with av.open(str(folder / "a.mov"), "w") as container:
+        stream = container.add_stream("png", rate=RATE)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = height, width, "rgba"
+        for _ in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgba")))
         container.mux(stream.encode())
 
 
