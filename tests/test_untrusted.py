@@ -58,6 +58,13 @@ def test_parse_yaml_counts_each_use_of_an_alias(monkeypatch: pytest.MonkeyPatch)
         parse_yaml("a: &a [1, 2, 3, 4]\nb: [*a, *a, *a]", "stored")
 
 
+def test_parse_yaml_refuses_many_values_before_their_nodes_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes of a megabyte take seconds: a limit of time fails where the processor is busy."""
+    monkeypatch.setattr(untrusted, "check_nodes", lambda *_: pytest.fail("nodes were made"))
+    with pytest.raises(UntrustedError, match="more than 50,000 values"):
+        parse_yaml("a: [" + "1, " * 50_000 + "1]", "stored")
+
+
 @pytest.mark.parametrize(
     "text",
     ["[" * 100_000, '{"a":' * 100_000, "[" * 41 + "]" * 41, '{"a": "\\ud800"}', '{"\\udfff": 1}', "9" * 5000, "{", b"\xff", "NaN x"],

@@ -140,13 +140,16 @@ def parse_yaml(text: str | bytes, where: str) -> Any:
 
 
 def _check_events(text: str | bytes, where: str) -> None:
-    """Check the depth of a YAML text before its nodes are made: libyaml makes them recursively, and would crash.
+    """Check depth and size of a YAML text before its nodes are made: libyaml makes them recursively, and would crash.
 
     Raises:
-        UntrustedError: it is nested deeper than `MAX_DEPTH`.
+        UntrustedError: it is nested deeper than `MAX_DEPTH`, or has more than `MAX_YAML_VALUES` values without what its aliases repeat.
     """
-    depth = 0
+    depth = values = 0
     for event in yaml.parse(text, Loader=_LOADER):
+        values += isinstance(event, yaml.NodeEvent)
+        if values > MAX_YAML_VALUES:  # in time: to make the nodes of a megabyte first would take seconds
+            raise UntrustedError(f"{where} has more than {MAX_YAML_VALUES:,} values, the most of a YAML file")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_DEPTH:
             raise UntrustedError(f"{where}: YAML nested deeper than {MAX_DEPTH} levels")
