@@ -42,6 +42,7 @@ FLOORS = {
     "walt_pl.metrics": 2,
     "walt_pl.training": 3,
     "walt_pl.sampling": 3,
+    "walt_pl.evaluation": 3,
     "walt_pl.strategies": 4,
     "walt_pl.shapes": 4,
     "stages": 4,
