@@ -162,7 +162,7 @@ def _examine(media: Media, max_pixels: int, progress: Callable[[], None]) -> tup
                 marks.append(_mark(frame))
                 times.append(None if frame.pts is None or counted else frame.pts * stream.time_base)
         # The end of a truncated file is damaged too. So report the truncation first: it is the cause.
-        _check_end(media, container, stream, packets, end)
+        check_end(media, container, stream, packets, end)
         if damage or size is None:
             raise MediaError(f"{media}: {damage or 'no frame in it'}")
         flawed = not counted and _are_flawed(media, times)
@@ -191,7 +191,7 @@ def _are_flawed(media: Media, times: list[Fraction | None]) -> bool:
     return any(early is None or late is None or late <= early for early, late in pairwise(times))
 
 
-def _check_end(media: Media, container: Any, stream: Any, packets: int, end: float) -> None:
+def check_end(media: Media, container: Any, stream: Any, packets: int, end: float) -> None:
     """Compare the decoded length with the length in the file's header. Demuxers take a truncated file for a shorter one.
 
     Raises:
