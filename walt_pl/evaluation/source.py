@@ -55,7 +55,15 @@ class ClipSource(ABC):
 
     @abstractmethod
     def lengths(self) -> Sequence[int]:
-        """Return the number of frames of each video; 1 for an image."""
+        """Return the number of frames of each video; 1 for an image, 0 for a video that cannot be read."""
+
+    def kinds(self) -> Sequence[str]:
+        """Return "video" or "image" for each; without a method of its own, a source of one frame is an image."""
+        return ["image" if length == 1 else "video" for length in self.lengths()]
+
+    def left_out(self) -> dict[str, int]:
+        """Return the number of files that are not among the videos and images, by reason."""
+        return {}
 
     @abstractmethod
     def names(self) -> Sequence[str]:
