@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.clips import counting_clip, entry_of, numbers, textured_clip
+from tests.helpers.hostile_media import write_hostile_media
 from walt_pl.data.index import MediaKey, write_index
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.data.transforms import to_size
@@ -202,3 +203,15 @@ def test_index_source_leaves_out_quarantined_files_and_counts_them(index: Path) 
 def test_index_source_with_too_few_clips_says_where_and_what_to_type(index: Path) -> None:
     with pytest.raises(ValueError, match=r"found 2 clips in .*clips\.parquet split train .*2,048: index more, or .* --clips 2$"):
         draw_real(open_source(str(index), "train"), EvaluationProtocol())
+
+
+def test_folder_source_of_hostile_files_gives_reasons_and_ends(tmp_path: Path) -> None:
+    write_video(tmp_path / "secret.mp4", counting_clip(12), fps=8)
+    (tmp_path / "hostile").mkdir()
+    write_hostile_media(tmp_path / "hostile", tmp_path / "secret.mp4", port=1)
+    source = open_source(str(tmp_path / "hostile"), "train")
+    lengths = dict(zip(source.names(), source.lengths(), strict=True))
+    assert lengths["secret.mp4"] == 12 and lengths["hls.mp4"] == lengths["pipe.mp4"] == lengths["frames.mp4"] == 0
+    read = source.read([ClipDraw(item, 0) for item in range(len(source))], 1, 1, (16, 16))
+    assert all((clip is None) == (number in read.failures) for number, clip in enumerate(read.clips))
+    assert {"large.png", "eps.png", "pipe.png", "hls.mp4"} <= {source.names()[number] for number in read.failures}
