@@ -67,6 +67,7 @@ def test_choose_extractors_takes_files_and_hashes_by_kind(files: dict[str, tuple
         ("video_features", False, {"kind": "videomae"}, "videomae"),
         ("video_features", False, {"files": {"videomae": "absent"}}, "videomae"),
         ("video_features", False, {"files": {"videomae": "absent", "i3d": "absent"}, "kind": "i3d"}, "i3d"),
+        ("video_features class_logits", False, {"files": "absent", "kind": "i3d"}, "i3d"),
         ("class_logits", False, {}, "c3d"),
         ("class_logits", True, {}, "inception"),
         ("image_features", True, {"files": "absent"}, "inception"),
@@ -78,7 +79,7 @@ def test_choose_extractors_asks_for_the_file_of_the_kind_that_gives_the_rows(
     rows: str, of_images: bool, options: dict[str, Any], kind: str
 ) -> None:
     with pytest.raises(ValueError, match=rf'--extractor \'{{"{kind}": "') as raised:
-        choose(needing(rows), of_images, **options)
+        choose(needing(*rows.split()), of_images, **options)
     assert KNOWN_FILES[kind].describe() in str(raised.value)
 
 

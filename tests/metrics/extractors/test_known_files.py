@@ -27,14 +27,8 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def rows_of(extractor: I3D, golden: GoldenNumber, side: int) -> Tensor:
-    rows = []
-    for position in range(golden.clips):
-        clip = golden.clip(side, position)
-        if clip.dtype == torch.uint8:
-            rows.append(extractor(ClipBatch([clip]))["video_features"])
-        else:
-            rows.append(extractor.compute(clip.permute(3, 0, 1, 2)[None], rescale=False, resize=False))
-    return torch.cat(rows).cpu()
+    clips = (golden.clip(side, position) for position in range(golden.clips))
+    return torch.cat([extractor(ClipBatch([clip]))["video_features"] for clip in clips])
 
 
 @pytest.mark.weights

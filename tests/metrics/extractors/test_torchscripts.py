@@ -72,6 +72,13 @@ def test_i3d_resizes_inside_clips_of_mixed_sizes_in_their_order(tmp_path: Path) 
         torch.testing.assert_close(row, wanted.detach(), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("resize", ["inside", "half_pixel"])
+def test_i3d_takes_floats_as_they_are(resize: Resize, tmp_path: Path) -> None:
+    noise = torch.rand(9, 12, 12, 3, generator=torch.Generator().manual_seed(0))
+    rows = i3d(TinyI3D(), tmp_path, resize)(ClipBatch([noise]))["video_features"]
+    torch.testing.assert_close(rows, TinyI3D()(noise.permute(3, 0, 1, 2)[None], False, False, True).detach())
+
+
 def test_i3d_gives_equal_rows_on_every_call(tmp_path: Path) -> None:
     extractor, batch = i3d(TinyI3D(), tmp_path), ClipBatch(clips((9, 12, 20)))
     first = extractor(batch)["video_features"]

@@ -22,7 +22,7 @@ class ExtractorOptions:
     """Options `--extractor`, `--extractor-kind` and `--extractor-sha256`."""
 
     files: str | dict[str, str] | None = None
-    """File by kind, or the one file of the one kind that needs one."""
+    """File by kind, or one file: that of `kind`, or of the one kind that needs a file."""
     kind: str | None = None
     """Kind that gives the rows of the videos, where there are several (videomae in place of i3d)."""
     sha256: str | dict[str, str] | None = None
@@ -71,8 +71,9 @@ def choose_extractors(
     if options.kind is not None and options.kind not in chosen:
         raise ValueError(f"--extractor-kind {options.kind}: it gives no rows of {', '.join(m.name for m in metrics)} of these clips")
     with_files = [kind for kind, one in chosen.items() if one.takes_file]
-    files = _by_kind("--extractor", options.files, with_files)
-    hashes = _by_kind("--extractor-sha256", options.sha256, with_files)
+    owners = [options.kind] if options.kind in with_files else with_files
+    files = _by_kind("--extractor", options.files, owners)
+    hashes = _by_kind("--extractor-sha256", options.sha256, owners)
     made = [one(ExtractorSettings(protocol, files.get(kind), hashes.get(kind), device)) for kind, one in chosen.items()]
     return [*made, *others]
 

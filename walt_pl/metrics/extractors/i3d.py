@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from walt_pl.metrics.extractor import ClipBatch
@@ -19,6 +20,8 @@ LEAST_FRAMES = 9
 
 class I3D(ConfiguredExtractor):
     """Rows of the I3D torchscript, or of any torchscript that takes the same call.
+
+    Float32 clips [t h w 3] reach it unchanged: a known figure is of noise that no uint8 clip holds (`known_files.NoiseClips`).
 
     Raises:
         ValueError: the file is missing, has another hash, or is no torchscript.
@@ -43,21 +46,15 @@ class I3D(ConfiguredExtractor):
             if len(clip) < LEAST_FRAMES:
                 raise ValueError(f"i3d wants clips of at least {LEAST_FRAMES} frames, got {len(clip)}; set --frames")
         resize = self.settings.protocol.resize
-        inside = resize == "inside"
-        videos = [prepare_video(clip, resize) for clip in batch.clips]
-        rows = compute_by_shape(videos, lambda x: self.compute(x, rescale=inside, resize=inside))
+        if all(clip.is_floating_point() for clip in batch.clips):
+            inside, videos = False, [rearrange(clip, "t h w c -> c t h w") for clip in batch.clips]
+        else:
+            inside, videos = resize == "inside", [prepare_video(clip, resize) for clip in batch.clips]
+        rows = compute_by_shape(videos, lambda x: self._compute(x, inside))
         return {"video_features": check_finite(rows, self.kind)}
 
-    def compute(self, videos: Tensor, *, rescale: bool, resize: bool) -> Tensor:
-        """Return the rows [b d] of videos [b 3 t h w] as the torchscript computes them.
-
-        Args:
-            videos: in 0..255 with `rescale`, else in -1..1; 224 x 224 without `resize`.
-            rescale: whether the torchscript maps 0..255 to -1..1.
-            resize: whether the torchscript resizes to 224 x 224.
-        """
+    def _compute(self, videos: Tensor, inside: bool) -> Tensor:
+        """Return the rows [b d] of videos [b 3 t h w]: of any size in 0..255 with `inside`, else as the network takes them."""
+        x = videos.to(self.device, torch.float32)
         with exact_arithmetic(self.device):
-            rows = call_torchscript(
-                self.network, self.kind, videos.to(self.device, torch.float32), rescale=rescale, resize=resize, return_features=True
-            )
-        return rows
+            return call_torchscript(self.network, self.kind, x, rescale=inside, resize=inside, return_features=True)
