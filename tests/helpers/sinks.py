@@ -53,6 +53,7 @@ SINKS = {
 """Last name of a called function -> the kind of its reach."""
 QUALIFIED = {
     "torch.load": "open",
+    "torch.jit.load": "import",
     "np.load": "open",
     "pickle.load": "import",
     "pickle.loads": "import",

@@ -43,6 +43,7 @@ COMMANDS = [name for group in GROUPS.values() for name in group]
 EXTRAS: dict[str, tuple[str, ...]] = {
     "train": ("braceexpand", "deepspeed", "lightning", "lpips", "matplotlib", "tensorboard", "timm", "torchvision", "webdataset"),
     "text": ("huggingface_hub", "open_clip", "transformers"),
+    "metrics": ("torch_fidelity", "torchmetrics"),
 }
 """Extras of the package (pyproject.toml), and the modules that they install. `pip install .` alone installs none of them."""
 DEPENDENCIES = ("av", "einops", "jsonargparse", "numpy", "PIL", "pyarrow", "rich", "safetensors", "sentencepiece", "torch", "yaml")

@@ -19,20 +19,21 @@ class LPIPS(nn.Module):
 
     Args:
         weights: path of `vgg16-397923af.pth`.
+        state: state dict of that file, where the caller has read and checked it.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is not the VGG16 state dict.
     """
 
-    def __init__(self, weights: Path) -> None:
+    def __init__(self, weights: Path, state: dict[str, Tensor] | None = None) -> None:
         super().__init__()
-        if not weights.is_file():
+        if state is None and not weights.is_file():
             raise FileNotFoundError(
                 f"model.perceptual_weights: no file {weights}; provide torchvision's VGG16 (vgg16-397923af.pth, "
                 "https://download.pytorch.org/models/vgg16-397923af.pth) or choose perceptual: none"
             )
-        state = _read_vgg(weights)
+        state = _read_vgg(weights) if state is None else state
         import lpips
 
         self.metric = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False).requires_grad_(False).eval()

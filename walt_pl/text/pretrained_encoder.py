@@ -198,14 +198,7 @@ class _Clip:
     def __init__(self, config: PretrainedTextConfig) -> None:
         library = _package("open_clip")
         [(name, file)] = files_of(config).items()
-        # Allow only the package's own models: open_clip would download hf-hub:NAME, and open local-dir:NAME.
-        described = library.get_model_config(name) if name in library.list_models() else None
-        if described is None:
-            raise ValueError(
-                f"text.path: open_clip knows no model {name}; list them with: python -c 'import open_clip; print(open_clip.list_models())'"
-            )
-        if {"hf_tokenizer_name", "hf_model_name"} & set(described["text_cfg"]):
-            raise ValueError(f"text.path: the tokenizer of {name} is no part of open_clip; use its text encoder by kind auto")
+        check_open_clip_name(name)
         with named_errors(f"{file} does not hold the weights of {name}"):
             # force_custom_text makes the text tower a separate module, so the image tower can be freed. A relative path might be one of
             # open_clip's names of weights, which it downloads.
@@ -228,6 +221,26 @@ class _Clip:
         padded = nn.functional.pad(ids, (0, self.context - ids.shape[1]))
         states: Tensor = self.model(padded)[1]
         return states[:, : ids.shape[1]]
+
+
+def check_open_clip_name(name: str, option: str = "text.path") -> None:
+    """Check that a name is one of open_clip's own models, with a tokenizer of its own.
+
+    Args:
+        name: such as ViT-L-14.
+        option: option that the name was typed for, for messages.
+
+    Raises:
+        ValueError: it is not. open_clip would download hf-hub:NAME, and open local-dir:NAME.
+    """
+    library = _package("open_clip")
+    described = library.get_model_config(name) if name in library.list_models() else None
+    if described is None:
+        raise ValueError(
+            f"{option}: open_clip knows no model {name}; list them with: python -c 'import open_clip; print(open_clip.list_models())'"
+        )
+    if {"hf_tokenizer_name", "hf_model_name"} & set(described["text_cfg"]):
+        raise ValueError(f"{option}: the tokenizer of {name} is no part of open_clip; use its text encoder by kind auto")
 
 
 # ---- The encoder -----------------------------------------------------------------------------------------------------
