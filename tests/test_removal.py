@@ -59,6 +59,8 @@ RUN = (
     "training/base/checkpoints/step=00000010/checkpoint.json",
     "training/base/checkpoints/step=00000020.part/state.ckpt",
     "training/base/logs/version_0/events.out.tfevents.1.host.2.0",
+    "training/base/logs/metrics/events.out.tfevents.1.host.2.0",
+    "metrics/base_256-clips.json",
     "samples/clip_000.mp4",
     "ablations/patch_1/parent.txt",
     "ablations/patch_1/base/card.json",

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from walt_pl.cli.function_command import call
 from walt_pl.cli.sample_files import check_out, write_clips
+from walt_pl.cli.sample_layout import LayoutName, PlannedClip, check_layout, layout_settings, plan_clips, write_layout
 from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.reading import read_image, read_last_frames
 from walt_pl.plain_text import clean_caption, decode_text, split_lines
@@ -40,6 +41,7 @@ def sample(
     guidance_rescale: float | None = None,
     stages: str | list[str] | None = None,
     out: str = ".",
+    layout: LayoutName = "plain",
     overwrite: bool = False,
     fps: float | None = None,
     batch: int = 8,
@@ -76,6 +78,8 @@ def sample(
         stages: stages to run, e.g. base or base,sr1; all finished ones when not given.
         out: path of the mp4, which must not exist yet; or a folder, in which the first free one of clip.mp4, clip-2.mp4, ... is written.
             The GIF and the contact sheet have the same name. End the name of a new folder with /.
+        layout: plain, or vbench: the folder `out` gets five clips of each prompt of a file, named as VBench reads them (docs/VBENCH.md),
+            without GIF and contact sheet. Clips that exist already are not made again.
         overwrite: replace the files that `out` names.
         fps: frames per second of the files, in which --seconds counts; the frame rate of the model's training when not given.
         batch: number of clips sampled at a time.
@@ -89,7 +93,11 @@ def sample(
     """
     _check_sample(image, continue_, seconds, fps)
     texts, labels = _read_prompts(prompt, prompts, label, optional=image is not None or continue_ is not None)
-    check_out(out, overwrite)
+    if layout == "vbench":
+        others = (("--prompt", prompt), ("--label", label), ("--image", image), ("--continue", continue_))
+        check_layout(out, [name for name, value in others if value is not None])
+    else:
+        check_out(out, overwrite)
     _check_compute(device, batch)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     wanted = stages.split(",") if isinstance(stages, str) else stages
@@ -102,9 +110,19 @@ def sample(
     sampling = SamplingConfig(steps, eta, stage_guidance(cascade, guidance, guidance_shape, guidance_rescale), chunk, tile)
     numbers = [class_number(cascade, given) for given in labels]
     warn_of_unseen_words(cascade, [*texts, negative_prompt])
-    seeds = [seed + i for i in range(max(len(texts), len(numbers)))]
     fps = fps or sampling_fps(cascade)
     frames = cascade.clip_frames if seconds is None else frame_count(seconds, fps)
+    if layout == "vbench" and prompts is not None:
+        planned = plan_clips(Path(out), _prompt_lines(prompts), seed)
+        settings = layout_settings(cascade, sampling, negative_prompt, frames, fps)
+
+        def make(missing: Sequence[PlannedClip]) -> Iterator[torch.Tensor]:
+            request = SampleRequest([clip.prompt for clip in missing], (), negative_prompt, [clip.seed for clip in missing])
+            return make_clips(cascade, request, sampling, batch, frames)
+
+        print(write_layout(planned, settings, overwrite, make))
+        return
+    seeds = [seed + i for i in range(max(len(texts), len(numbers)))]
     context_latents = {stage: z.expand(len(seeds), -1, -1, -1, -1) for stage, z in _encode_context(cascade, image, continue_, crop).items()}
     request = SampleRequest(texts, numbers, negative_prompt, seeds, context_latents)
     clips = make_clips(cascade, request, sampling, batch, frames)
@@ -175,14 +193,23 @@ def _read_prompts(prompt: str | None, prompts: str | None, label: int | str | No
         return [], [label]
     if prompts is None:
         return [clean_caption(prompt or "")], []
+    return [clean_caption(line) for line in _prompt_lines(prompts)], []
+
+
+def _prompt_lines(prompts: str) -> list[str]:
+    """Return the lines of a file of prompts that have words, without the space around them.
+
+    Raises:
+        ValueError: there is none, or the file is not UTF-8.
+    """
     try:
         text = decode_text(Path(prompts).read_bytes())
     except UntrustedError as error:
         raise ValueError(f"sample: {prompts}: {error}") from error
-    lines = [clean_caption(line) for line in split_lines(text)]
+    lines = [line.strip() for line in split_lines(text)]
     if not any(lines):
         raise ValueError(f"sample: {prompts} has no prompt; write one a line")
-    return [line for line in lines if line], []
+    return [line for line in lines if line]
 
 
 def make_clips(

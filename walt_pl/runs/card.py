@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from walt_pl.files import file_sha256, is_temporary_of, kind_of_entry, plain_files, rename_whole
+from walt_pl.files import file_sha256, is_temporary_of, kind_of_entry, plain_files, remove_left_overs, rename_whole
 from walt_pl.plain_records import shown
 from walt_pl.runs.card_entries import CARD, CONFIG, EXTRA, MAX_CARD_BYTES, OWN, TRAIN, WEIGHTS, check_card
 from walt_pl.untrusted import UntrustedError, parse_json, read_bytes
@@ -22,6 +22,10 @@ __all__ = ["CARD", "CONFIG", "EXTRA", "OWN", "TRAIN", "WEIGHTS"]  # `OWN` has th
 
 FORMAT = 2
 """Version of the folder. Version 1 had other names of weights and settings, see CHANGELOG.md."""
+
+
+EVALUATIONS = "evaluations"
+"""Entry of a card's metrics with figures of finished stages (`walt_pl.runs.evaluations`)."""
 
 
 class ArtifactError(ValueError):
@@ -102,6 +106,28 @@ def card_text(card: Mapping[str, Any]) -> str:
     return json.dumps({**card, "checksum": _checksum(card)}, indent=2) + "\n"
 
 
+def described_sha256(folder: Path) -> str:
+    """Return the SHA-256 of the card of an artifact as its stage wrote it: without the evaluations that were added since.
+
+    A manifest records this hash, also that of another run which uses the artifact. Figures that are added leave it as it is. The checksum
+    of the card covers them.
+
+    Raises:
+        ArtifactError: the folder is not an artifact.
+    """
+    card = read_card(folder)
+    metrics = {name: value for name, value in card.get("metrics", {}).items() if name != EVALUATIONS}
+    return hashlib.sha256(card_text({**card, "metrics": metrics} if "metrics" in card else card).encode()).hexdigest()
+
+
+def is_described_by(folder: Path, sha256: str) -> bool:
+    """Return whether the card of an artifact differs from that of a recorded hash in nothing but evaluations."""
+    try:
+        return described_sha256(folder) == sha256
+    except ArtifactError:
+        return False
+
+
 def _checksum(card: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(card).encode()).hexdigest()
 
@@ -160,6 +186,7 @@ def check_replaceable(folder: str | Path) -> None:
     folder = Path(folder).resolve()
     for left in (new_folder(folder), old_folder(folder)):
         _check_own(left, left_over=True)
+    remove_left_overs(folder / CARD)  # of an evaluation that was killed while it wrote its figures
     _check_own(folder)
     if not folder.exists() or not any(folder.iterdir()):
         return

@@ -23,10 +23,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from walt_pl.files import file_sha256, remove_left_overs, write_whole
+from walt_pl.files import remove_left_overs, write_whole
 from walt_pl.lock import Holder, hold_lock, now
 from walt_pl.plain_records import shown
-from walt_pl.runs.card import CARD, TRAIN, check_replaceable, file_problem, new_folder, old_folder, read_card, restore
+from walt_pl.runs.card import (
+    CARD,
+    TRAIN,
+    check_replaceable,
+    described_sha256,
+    file_problem,
+    is_described_by,
+    new_folder,
+    old_folder,
+    read_card,
+    restore,
+)
 from walt_pl.runs.experiment_files import EXPERIMENTS, as_typed, find_experiment, is_installed
 from walt_pl.runs.manifest_records import ArtifactRecord, FileRecord, StageRecord, TrainingRecord
 from walt_pl.runs.stage_names import LockedManifest, ManifestError, in_order, kind_of, parents_of
@@ -163,7 +174,7 @@ class Manifest:
             if problem:
                 raise ManifestError(f'stage "{stage}": {problem}: {self.command(stage)}')
         files = {name: _record(folder / name, listed["sha256"]) for name, listed in card["files"].items()}
-        files[CARD] = _record(folder / CARD, file_sha256(folder / CARD, fresh=True))
+        files[CARD] = _record(folder / CARD, described_sha256(folder))
         with self._edit() as stages:
             before = stages.get(stage, StageRecord(stage, kind_of(stage)))
             training = before.training
@@ -350,7 +361,7 @@ class Manifest:
             path = self.run_dir / done.path / name
             known = not fresh and path.is_file() and _record(path, record.sha256) == record
             problem = None if known else file_problem(path, record.sha256, record.bytes, fresh=fresh)
-            if problem:
+            if problem and not (name == CARD and is_described_by(path.parent, record.sha256)):
                 problems.append(problem)
             else:
                 files[name] = _record(path, record.sha256)

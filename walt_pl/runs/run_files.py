@@ -25,6 +25,8 @@ _OF_A_RUN = (
     rf"\.{_STAGE}\.lock",
     r"samples/clip(-\d+)?(_\d{3,})?\.(mp4|gif|png)",
     r"samples/\.clip(-\d+)?\.mp4\.lock",
+    rf"metrics/{_STAGE}_[\w.-]+\.json",
+    rf"training/{_STAGE}/logs/metrics/events\.out\.tfevents\.[^/]+",
     r"demo/(samples\.(png|gif)|(summary|seconds)\.json)",
     r"cache/[^/]+/(videos|images)/(\d{5,}\.f16|meta\.json|items\.i64|\.lock)",
     r"cache/text[^/]*/([^/]+\.(safetensors|json))",

@@ -1,0 +1,132 @@
+"""Results of a run: files of cards, TensorBoard, the card of the artifact, and a table."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from walt_pl.evaluation.card import MetricCard, write_cards
+from walt_pl.runs.card import read_card
+from walt_pl.runs.evaluations import add_evaluations
+from walt_pl.runs.manifest import Manifest
+from walt_pl.terminal_text import printable
+
+LOGS = "metrics"
+"""Folder beside those of the starts of a training (version_0, ...). An event file in one of them would end what TensorBoard reads of a
+training that still writes there."""
+
+
+def record_results(run: Path, stage: str, cards: Sequence[MetricCard], name: str) -> Table:
+    """Write the figures of a stage to runs/NAME/metrics/STAGE_name.json, to TensorBoard and into the artifact's card.
+
+    The file comes first. A curve or a card that cannot be written costs one line on standard error. One process calls this.
+
+    Args:
+        run: folder of the run.
+        stage: name of the stage whose samples or reconstructions were measured.
+        cards: its figures.
+        name: name of the evaluation, for the file: letters, digits, dots, hyphens and underscores.
+
+    Returns:
+        The table for the terminal.
+
+    Raises:
+        ValueError: the name has other characters, the run has no such stage, or a figure is nan or infinite.
+        OSError: the file of the cards cannot be written.
+    """
+    if re.fullmatch(r"[A-Za-z0-9_][\w.-]{0,99}", name, re.ASCII) is None:
+        raise ValueError(f"metrics: the name {name!r} of an evaluation has other characters than letters, digits, dots, _ and -")
+    manifest = Manifest.open(run)
+    folder, sha256 = manifest.folder(stage), manifest.sha256(stage)
+    if sha256 is None:
+        raise ValueError(f'metrics: {run} has no finished stage "{stage}"; make it with: {manifest.advice(stage)}')
+    file = run / "metrics" / f"{stage}_{name}.json"
+    write_cards(file, cards)
+    measured = {str(_weights(card, stage) or sha256) for card in cards}
+    if measured != {sha256}:
+        _tell(f"{file} is written, but {folder} was trained again meanwhile: its card and the curves get no figures of other weights")
+        return render_cards(cards)
+    _write_scalars(run / "training" / stage / "logs" / LOGS, cards, folder)
+    _add_to_card(manifest, stage, sha256, [_entry(card, file.relative_to(run)) for card in cards])
+    return render_cards(cards)
+
+
+def render_cards(cards: Sequence[MetricCard]) -> Table:
+    """Return figures as a table for the terminal."""
+    table = Table("metric", "value", "error", "best", "preset", "clips", "real clips", "extractor")
+    for card in cards:
+        error, real = card.error.standard_error, card.real or {}
+        kind, sha256 = card.extractor.get("kind", ""), card.extractor.get("sha256")
+        table.add_row(
+            Text(card.metric),
+            f"{card.value:.6g}",
+            "" if error is None else f"± {error:.2g} ({card.error.kind})",
+            {"min": "lowest", "max": "highest"}[card.better],
+            Text(card.preset or ""),
+            str(card.generated.get("clips", "")),
+            str(real.get("clips", "")),
+            Text(f"{kind} {sha256[:12]}" if isinstance(sha256, str) else str(kind)),
+        )
+    return table
+
+
+def _weights(card: MetricCard, stage: str) -> str | None:
+    """Return the hash of the weights of a stage that a card names; None if it names none."""
+    artifact = card.generated.get("artifacts", {}).get(stage, {})
+    return artifact.get("sha256") if isinstance(artifact, dict) else artifact
+
+
+def _entry(card: MetricCard, file: Path) -> dict[str, Any]:
+    """Return the entry of a figure for the artifact's card; the file has all the rest."""
+    return {
+        "metric": card.metric,
+        "value": card.value,
+        "preset": card.preset,
+        "error": card.error.standard_error,
+        "extractor": card.extractor.get("kind"),
+        "extractor_sha256": card.extractor.get("sha256"),
+        "file": file.as_posix(),
+    }
+
+
+def _add_to_card(manifest: Manifest, stage: str, sha256: str, entries: Sequence[dict[str, Any]]) -> None:
+    folder = manifest.folder(stage)
+    if not folder.resolve().is_relative_to(manifest.run_dir.resolve()):
+        _tell(f"{folder} is an artifact of another place: its card is left as it is")
+        return
+    try:
+        add_evaluations(folder, sha256, entries)
+        manifest.usable([stage], allow_stale=True)  # it records size and time of the card, so that it is not read each time
+    except (OSError, ValueError) as error:
+        _tell(f"the card of {folder} gets no figures ({error})")
+
+
+def _write_scalars(logs: Path, cards: Sequence[MetricCard], folder: Path) -> None:
+    """Write the figures as TensorBoard scalars at the step of the artifact."""
+    try:
+        # Imported here: it takes a second, and a run can be evaluated without it.
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        _tell("no curves of the metrics: tensorboard is not installed (pip install tensorboard)")
+        return
+    counts = Counter(card.metric for card in cards)
+    try:
+        step = int(read_card(folder)["steps"])
+        with SummaryWriter(str(logs)) as writer:
+            for card in cards:
+                # Two extractors of one metric, such as FVD by I3D and by VideoMAE, are two curves.
+                tag = f"metrics/{card.metric}" + (f"_{card.extractor.get('kind')}" if counts[card.metric] > 1 else "")
+                writer.add_scalar(tag, card.value, step)
+    except (OSError, ValueError) as error:
+        _tell(f"no curves of the metrics in {logs} ({error})")
+
+
+def _tell(line: str) -> None:
+    print(printable(line), file=sys.stderr)
