@@ -69,7 +69,7 @@ class KeptImages(ClipSource):
         remove_own(self.folder, (r"[0-9a-f]{64}\.safetensors",))
 
 
-def write_npz(path: Path, source: ClipSource, draws: Sequence[ClipDraw], batch: int) -> None:
+def write_npz(path: Path, source: ClipSource, draws: Sequence[ClipDraw], batch: int, size: tuple[int, int] | None = None) -> None:
     """Write the images of a source as an array, block by block: 50,000 images of 256 x 256 are 9.8 GB.
 
     Args:
@@ -77,6 +77,7 @@ def write_npz(path: Path, source: ClipSource, draws: Sequence[ClipDraw], batch: 
         source: of images of one size.
         draws: at least one.
         batch: draws of a block.
+        size: rows and columns; None leaves the source's own.
 
     Raises:
         ValueError: a clip has more than one frame, cannot be read, or has another size than the first.
@@ -86,7 +87,7 @@ def write_npz(path: Path, source: ClipSource, draws: Sequence[ClipDraw], batch: 
     with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
         with archive.open("arr_0.npy", "w", force_zip64=True) as member:
             shape: tuple[int, ...] = ()
-            for pixels, of_block in _read_images(source, draws, batch):
+            for pixels, of_block in _read_images(source, draws, batch, size):
                 if not shape:
                     shape = pixels.shape[1:]
                     described = {"descr": "|u1", "fortran_order": False, "shape": (len(draws), *shape)}
@@ -99,7 +100,9 @@ def write_npz(path: Path, source: ClipSource, draws: Sequence[ClipDraw], batch: 
             np.lib.format.write_array(member, np.array(labels, np.int64))
 
 
-def _read_images(source: ClipSource, draws: Sequence[ClipDraw], batch: int) -> Iterator[tuple[np.ndarray[Any, Any], list[int]]]:
+def _read_images(
+    source: ClipSource, draws: Sequence[ClipDraw], batch: int, size: tuple[int, int] | None
+) -> Iterator[tuple[np.ndarray[Any, Any], list[int]]]:
     """Yield the pixels, uint8 [b h w 3], and the labels of each block.
 
     Raises:
@@ -107,7 +110,7 @@ def _read_images(source: ClipSource, draws: Sequence[ClipDraw], batch: int) -> I
     """
     for start in range(0, len(draws), batch):
         part = draws[start : start + batch]
-        read = source.read(part, 1, 1, None)
+        read = source.read(part, 1, 1, size)
         clips = [clip for clip in read.clips if clip is not None]
         if len(clips) < len(part):
             raise ValueError(f"evaluate: {len(part) - len(clips)} images cannot be made: {'; '.join(read.failures.values())}")

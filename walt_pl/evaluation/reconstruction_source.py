@@ -23,13 +23,15 @@ class ReconstructionSource(ClipSource):
         cascade: with the autoencoder.
         real: the real clips.
         size: rows and columns of both clips where a protocol names none: those of the training.
+        stage: name of the autoencoder, such as vae_gan.
     """
 
-    def __init__(self, run: str, cascade: Cascade, real: ClipSource, size: tuple[int, int]) -> None:
+    def __init__(self, run: str, cascade: Cascade, real: ClipSource, size: tuple[int, int], stage: str = VAE_STAGE) -> None:
         self.run = run
         self.cascade = cascade
         self.real = real
         self.size = size
+        self.stage = stage
 
     def __len__(self) -> int:
         return len(self.real)
@@ -39,7 +41,7 @@ class ReconstructionSource(ClipSource):
         return {
             "kind": "reconstructions",
             "run": self.run,
-            "artifacts": {VAE_STAGE: artifact_facts(self.cascade)[VAE_STAGE]},
+            "artifacts": {self.stage: artifact_facts(self.cascade)[VAE_STAGE]},
             "latents": "mean of the posterior",
             "of": self.real.facts(),
             "default_size": list(self.size),

@@ -89,7 +89,7 @@ class RunSource(ClipSource):
         Raises:
             ValueError: a sample has fewer frames, or the model lacks what the conditions want of it.
         """
-        self._check_frames(draws, frames, stride)
+        self.check_frames(max((draw.start for draw in draws), default=0) + 1 + (frames - 1) * stride)
         told = self.conditions.read([draw.item for draw in draws], frames, size or self._size, self._size)
         failures = {i: why for i, one in enumerate(told) if (why := self._find_problem(one))}
         usable = [i for i in range(len(draws)) if i not in failures]
@@ -124,11 +124,15 @@ class RunSource(ClipSource):
             return told.failure
         return f"a real clip has the label {told.label}, and the model has the classes 0 to {min(classes) - 1}"
 
-    def _check_frames(self, draws: Sequence[ClipDraw], frames: int, stride: int) -> None:
-        wanted = max((draw.start for draw in draws), default=0) + 1 + (frames - 1) * stride
-        if wanted > self.cascade.clip_frames:
-            made = self.cascade.clip_frames
-            raise ValueError(f"evaluate: {self.run} makes clips of {made} frames, and the protocol wants {wanted}: type --frames {made}")
+    def check_frames(self, frames: int) -> None:
+        """Check that a sample has as many frames.
+
+        Raises:
+            ValueError: it has fewer.
+        """
+        made = self.cascade.clip_frames
+        if frames > made:
+            raise ValueError(f"evaluate: {self.run} makes clips of {made} frames, and the protocol wants {frames}: type --frames {made}")
 
     @property
     def _size(self) -> Size:
