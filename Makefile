@@ -118,8 +118,8 @@ train-sr: ready-sr data ## train every super-resolution stage of EXP, in order (
 sample: setup ## make a video: make sample PROMPT="a striped red circle moving left"
 	@$(WALT) sample --run $(RUN) $(if $(PROMPT),--prompt "$(PROMPT)") --out $(RUN)/samples/ $(ARGS)
 
-evaluate: setup ## score every stage of EXP on the embedded set; an autoencoder alone on the held-out clips of its own data (shapes: 3 minutes)
-	@$(WALT) evaluate --run $(RUN) $(ARGS)
+evaluate: setup ## score the stages of EXP: an autoencoder by its reconstructions, others by their samples (shapes: 3 minutes; DEVICES=8 shares the samples)
+	@$(if $(DEVICES),$(PYTHON) -m torch.distributed.run --standalone --nproc-per-node $(DEVICES) -m walt_pl evaluate,$(WALT) evaluate) $(RUN) $(ARGS)
 
 ablate: setup ## the small base with each of the paper's switches changed, after train-vae; writes docs/ablations.md and docs/ablations.png (about 70 minutes on 2 cores; goes on where it was)
 	@$(WALT) ablate --experiment experiments/$(EXP) --run $(RUN) $(ARGS)

@@ -110,7 +110,7 @@ def test_validate_command_runs_on_a_finished_stage(walt: Walt, run: Path, painte
 
 
 def test_evaluate_command_scores_a_vae_alone_on_its_training_data(walt: Walt, run: Path) -> None:
-    said = walt("evaluate", "--run", str(run), "--stages", "vae").said
+    said = walt("evaluate", str(run), "--stages", "vae").said
     assert "psnr_lowest" in said and f"look at {run}/reconstructions.png" in said.replace("\n", "")
     assert (run / "reconstructions.png").stat().st_size and (run / "reconstructions.gif").stat().st_size
 

@@ -8,7 +8,7 @@ import pytest
 from walt_pl.cli.main import main
 
 
-@pytest.mark.parametrize("command", [["sample", "--prompt", "a red circle"], ["evaluate", "--index", "none.parquet"]])
+@pytest.mark.parametrize("command", [["sample", "--prompt", "a red circle", "--run"], ["evaluate", "--index", "none.parquet"]])
 @pytest.mark.parametrize("verify", [True, False])
 def test_verify_option_compares_hashes_of_large_weights(
     command: list[str], verify: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -22,5 +22,5 @@ def test_verify_option_compares_hashes_of_large_weights(
     monkeypatch.setattr("walt_pl.sampling.cascade.load", load)
     monkeypatch.setattr("walt_pl.sampling.cascade.Manifest.usable", lambda *_, **__: {"vae": tmp_path, "base": tmp_path})
     with pytest.raises(SystemExit, match="stop here"):
-        main([*command, "--run", str(tmp_path), *(["--verify", "true"] if verify else [])])
+        main([*command, str(tmp_path), *(["--verify", "true"] if verify else [])])
     assert asked == [verify]

@@ -16,7 +16,9 @@ CAPTIONS = ["a plain red circle moving left", "a dotted blue bar growing"]
 MEAN, STD, LOW_NOISE = 0.5, 2.0, 20
 
 
-def write_stages(root: Path, upscalers: int = 1, classes: int | None = None, frames: int = 3, **diffusion: Any) -> dict[str, Path]:
+def write_stages(
+    root: Path, upscalers: int = 1, classes: int | None = None, frames: int = 3, frame_prediction: float = 0.0, **diffusion: Any
+) -> dict[str, Path]:
     """Write an autoencoder, a base model of 16 px and super-resolution stages, with weights that are not zero.
 
     Args:
@@ -24,6 +26,7 @@ def write_stages(root: Path, upscalers: int = 1, classes: int | None = None, fra
         upscalers: number of super-resolution stages.
         classes: of a base model without text; one from text when None.
         frames: latent frames of a clip.
+        frame_prediction: probability of context frames in the training of the base model.
         diffusion: settings in place of the default `DiffusionConfig`.
 
     Returns:
@@ -43,7 +46,8 @@ def write_stages(root: Path, upscalers: int = 1, classes: int | None = None, fra
     text = SmallTextEncoder(SmallTextConfig(width=16, depth=1, num_heads=2, vocab_size=64, max_length=12))
     text.load_vocabulary(train_vocabulary(CAPTIONS, 64))
     small: dict[str, Any] = {"width": 16, "depth": 2, "num_heads": 2, "window_size": (frames, 2, 2), "text_width": 16}
-    base = Denoiser(DenoiserConfig(size=(frames, 4, 4), **(small | ({"text_width": None, "num_classes": classes} if classes else {}))))
+    condition = {"text_width": None, "num_classes": classes} if classes else {}
+    base = Denoiser(DenoiserConfig(size=(frames, 4, 4), frame_prediction=frame_prediction, **(small | condition)))
     sides = [8 * 2**number for number in range(upscalers)]
     larger = [Denoiser(DenoiserConfig(size=(frames, side, side), patch_size=side // 4, super_resolution=True, **small)) for side in sides]
     for model in (base, *larger):

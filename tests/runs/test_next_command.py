@@ -41,7 +41,7 @@ def test_next_command_takes_a_base_of_another_name_for_the_base(run_dir: Path) -
 
 def test_next_command_of_an_autoencoder_alone_scores_it(run_dir: Path) -> None:
     alone = run_dir.with_name("unknown")  # an experiment of this name is not installed with the program either
-    assert next_command(train(alone, "vae")) == f"python -m walt_pl evaluate --run {alone}"
+    assert next_command(train(alone, "vae")) == f"python -m walt_pl evaluate {alone}"
 
 
 def test_manifest_stop_is_kept_until_the_next_start(run_dir: Path) -> None:

@@ -49,15 +49,12 @@ def test_score_continuation_reads_motion_from_frames_that_were_not_given(entries
     assert [request.seeds for request in asked[:2]] == [request.seeds for request in asked[2:]], "from the same noise"
 
 
-def test_evaluate_autoencoder_scores_psnr_of_reconstructions(
-    entries: list[IndexEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate_autoencoder_scores_psnr_of_reconstructions(entries: list[IndexEntry], tmp_path: Path) -> None:
     """One that is 0.1 off everywhere (of 2 from peak to peak) in one clip, 0.2 in the other; then perfect for the analytic scorer."""
     errors = iter([0.1, 0.2, 0.0, 0.0])
-    oracle = SimpleNamespace(encode=lambda clip: clip, decode=lambda clip: clip + next(errors))
-    monkeypatch.setattr("walt_pl.shapes.evaluation.Cascade", lambda folders, device, verify: oracle)
+    oracle: Any = SimpleNamespace(encode=lambda clip: clip, decode=lambda clip: clip + next(errors))
     source = PixelDataset(entries, (), ClipTransform(32))
-    summary, clips, lines = evaluate_autoencoder(tmp_path, "vae_gan", source, [1, 3])
+    summary, clips, lines = evaluate_autoencoder(oracle, "vae_gan", source, [1, 3])
     scores = summary["scores"]["vae_gan"]
     assert {name: value for name, value in scores.items() if not name.startswith("shapes_")} == {
         "psnr": pytest.approx(23.01, abs=0.01),
@@ -73,20 +70,18 @@ def test_evaluate_autoencoder_scores_psnr_of_reconstructions(
     ]
     missing = PixelDataset([replace(entries[0], path=tmp_path / "gone.mp4")], (), ClipTransform(32))
     with pytest.raises(DataError, match=r"gone\.mp4: no such file"):
-        evaluate_autoencoder(tmp_path, "vae", missing, [0])
+        evaluate_autoencoder(oracle, "vae", missing, [0])
 
 
-def test_evaluate_autoencoder_of_other_clips_has_no_scores_of_shapes(
-    entries: list[IndexEntry], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate_autoencoder_of_other_clips_has_no_scores_of_shapes(entries: list[IndexEntry]) -> None:
     """Blurred reconstructions lose high-frequency energy."""
 
     def blur(clip: Tensor) -> Tensor:
         return (clip + clip.roll(1, dims=-1)) / 2
 
-    monkeypatch.setattr("walt_pl.shapes.evaluation.Cascade", lambda *_, **__: SimpleNamespace(encode=lambda clip: clip, decode=blur))
+    cascade: Any = SimpleNamespace(encode=lambda clip: clip, decode=blur)
     others = [replace(entry, caption="a dog") for entry in entries]
-    scores = evaluate_autoencoder(tmp_path, "vae", PixelDataset(others, (), ClipTransform(32)), [0, 1])[0]["scores"]["vae"]
+    scores = evaluate_autoencoder(cascade, "vae", PixelDataset(others, (), ClipTransform(32)), [0, 1])[0]["scores"]["vae"]
     assert set(scores) == {"psnr", "psnr_lowest", "psnr_highest", "high_frequency"}
     assert 0.1 < scores["high_frequency"] < 0.9
 

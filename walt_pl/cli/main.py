@@ -28,7 +28,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
     "use": {
         "sample": "make videos from prompts, labels, a picture or a clip",
-        "evaluate": "score the stages of a run",
+        "evaluate": "measure the stages of a run: FVD, PSNR, ... against real clips",
         "export": "make an artifact of a checkpoint",
     },
     "look": {

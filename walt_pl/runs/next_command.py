@@ -24,7 +24,7 @@ def next_command(manifest: Manifest) -> str:
     run = shlex.quote(str(manifest.run_dir))
     bases = [name for name in states if kind_of(name) == "base"]
     if not bases:
-        return f"python -m walt_pl evaluate --run {run}"
+        return f"python -m walt_pl evaluate {run}"
     config = manifest.folder(bases[0]) / CONFIG
     from_text = config.is_file() and "text" in (read_yaml(config) or {})
     return f"python -m walt_pl sample --run {run} {'--prompt TEXT' if from_text else '--label 0'}"

@@ -29,6 +29,8 @@ _OF_A_RUN = (
     rf"training/{_STAGE}/logs/metrics/events\.out\.tfevents\.[^/]+",
     r"demo/(samples\.(png|gif)|(summary|seconds)\.json)",
     r"cache/[^/]+/(videos|images)/(\d{5,}\.f16|meta\.json|items\.i64|\.lock)",
+    r"cache/metrics/[0-9a-f]{64}/(description\.json|rows\.safetensors|blocks/b\d+-\d{8}\.safetensors)",
+    r"cache/samples/[0-9a-f]{64}\.safetensors",
     r"cache/text[^/]*/([^/]+\.(safetensors|json))",
     r"cache/[^/]+\.json",
     *(rf"training/{_STAGE}/checkpoints/step=\d{{8,}}(\.part)?/{name}" for name in CHECKPOINT_FILES),

@@ -67,12 +67,22 @@ def evaluate_run(
         ValueError: the base model was trained without captions.
     """
     cascade = Cascade.open(run, stages, allow_stale, verify=verify)
+    return score_cascade(cascade, run, index, prompts, unseen, seed, SamplingConfig(choose_steps(cascade, steps)))
+
+
+def score_cascade(
+    cascade: Cascade, run: Path, index: Path, prompts: int, unseen: int, seed: int, sampling: SamplingConfig
+) -> dict[str, Any]:
+    """Score the stages of a cascade that is loaded, see `evaluate_run`.
+
+    Raises:
+        ValueError: the base model was trained without captions.
+    """
     if not cascade.samplers[cascade.base].denoiser.config.text_width:
         raise ValueError(
             f'evaluate: the scorer reads the words of captions, and stage "{cascade.base}" of {run} was trained without captions; '
             "score its autoencoder alone: --stages vae"
         )
-    sampling = SamplingConfig(steps if isinstance(steps, int) else {**default_steps(cascade), **(steps or {})})
     clips = Index(index, "val").videos
     sizes = sorted({SIZE, *(min(cascade.pixels(stage)) for stage in cascade.stages)})
     scores = {"vae": score_autoencoder(cascade, clips[:RECONSTRUCTED], sizes)}
@@ -90,10 +100,15 @@ def evaluate_run(
         "scores": scores,
         "seed": seed,
         "steps": {stage: sampling.steps_of(stage) for stage in cascade.stages},
-        "guidance": {stage: asdict(cascade.guidance(stage)) for stage in cascade.stages},
+        "guidance": {stage: asdict(cascade.guidance(stage, sampling)) for stage in cascade.stages},
         "counts": counts,
         "machine": machine(),
     }
+
+
+def choose_steps(cascade: Cascade, steps: int | Mapping[str, int] | None) -> int | dict[str, int]:
+    """Return the typed sampling steps, with `default_steps` for the stages that are not named."""
+    return steps if isinstance(steps, int) else {**default_steps(cascade), **(steps or {})}
 
 
 def default_steps(cascade: Cascade) -> dict[str, int]:
@@ -102,16 +117,15 @@ def default_steps(cascade: Cascade) -> dict[str, int]:
 
 
 def evaluate_autoencoder(
-    folder: Path, stage: str, source: PixelDataset, positions: Sequence[int], verify: bool = False
+    cascade: Cascade, stage: str, source: PixelDataset, positions: Sequence[int]
 ) -> tuple[dict[str, Any], Tensor, list[str]]:
     """Score an autoencoder alone by reconstructions of clips of any data.
 
     Args:
-        folder: of its artifact.
+        cascade: with the autoencoder.
         stage: its name, such as vae_gan.
         source: dataset that reads whole pictures.
         positions: indices of the clips in the source's list of videos, at least one.
-        verify: compare the hash of large weights, too, see `walt_pl.load`.
 
     Returns:
         Three values. First, figures as from `evaluate_run`, PSNR in dB; where the source is the embedded set, also those of
@@ -120,7 +134,6 @@ def evaluate_autoencoder(
     Raises:
         DataError: a clip cannot be read.
     """
-    cascade = Cascade({"vae": folder}, "cuda" if torch.cuda.is_available() else "cpu", verify=verify)
     shown: list[Tensor] = []
     lines: list[str] = []
     figures: list[float] = []

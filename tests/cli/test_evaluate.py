@@ -1,0 +1,169 @@
+"""`walt evaluate RUN` for every kind of run, with tiny models of random weights."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import tiny_stages
+from walt_pl.cli.evaluate_options import EvaluateOptions, context_frames, sample_protocol, trained_stride
+from walt_pl.cli.main import main
+from walt_pl.data.index import Index
+from walt_pl.data.transforms import ClipTransform
+from walt_pl.files import file_sha256
+from walt_pl.runs.artifact_writing import save_artifact
+from walt_pl.runs.manifest import Manifest
+from walt_pl.sampling.cascade import Cascade
+
+
+@pytest.fixture(scope="module")
+def runs(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of each kind: vae, text, classes, images, continuing; trained on the painted set, as their cards say."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def save(folder: Path, **arguments: Any) -> str:
+        arguments["train_config"] = f"data:\n  index: {painted}\n  size: 32\n  frames: 9\n"
+        arguments["card"] = {**arguments["card"], "index": {"sha256": file_sha256(painted)}}
+        return save_artifact(folder, **arguments)
+
+    kinds: dict[str, dict[str, Any]] = {
+        "vae": {"upscalers": 0},
+        "text": {"upscalers": 1, "frames": 5},
+        "classes": {"classes": 18, "upscalers": 0},
+        "images": {"classes": 3, "upscalers": 0, "frames": 1},
+        "continuing": {"frame_prediction": 1.0, "upscalers": 0},
+    }
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(tiny_stages, "save_artifact", save)
+        for name, settings in kinds.items():
+            manifest = Manifest.open(root / name)
+            for stage, folder in tiny_stages.write_stages(root / name, **settings).items():
+                if name != "vae" or stage == "vae":
+                    manifest.finish(stage, folder)
+    return root
+
+
+def cards_of(run: Path, pattern: str) -> dict[str, dict[str, Any]]:
+    """Return the cards of the one file of a pattern by metric."""
+    (file,) = (run / "metrics").glob(pattern)
+    plain = json.loads(file.read_text())
+    return {card["metric"]: card for card in (plain if isinstance(plain, list) else [plain])}
+
+
+def cascade_of(run: Path) -> Cascade:
+    return Cascade.open(run, dtype=torch.float32)
+
+
+def test_evaluate_of_an_autoencoder_compares_reconstructions_with_originals(
+    runs: Path, painted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runs / "vae"
+    main(["evaluate", str(run), "--dtype", "float32"])
+    said = capsys.readouterr().out
+    assert "psnr_lowest" in said and "6 held-out clips" in said and (run / "reconstructions.png").is_file()
+    assert "fvd, kvd with i3d=i3d_torchscript.pt" in said, "a further metric, and its file"
+    measured = cards_of(run, "vae_own_*.json")
+    assert set(measured) == {"psnr", "ssim"}
+    card = measured["psnr"]
+    assert card["generated"]["kind"] == "reconstructions" and card["generated"]["clips"] == card["real"]["clips"] == 6
+    assert card["generated"]["artifacts"]["vae"]["sha256"] == Manifest.open(run).sha256("vae")
+    assert (card["protocol"]["size"], card["protocol"]["frames"], card["protocol"]["start"]) == ([32, 32], 9, "first")
+    assert card["real"]["index_sha256"] == file_sha256(painted) and card["preset"] is None
+    table = cards_of(run, "vae_shapes.json")
+    assert "shapes_colour" in table and "psnr" not in table
+
+
+def test_evaluate_of_the_embedded_set_prints_its_table_and_records_every_figure(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for count in ("RECONSTRUCTED", "UPSCALED"):
+        monkeypatch.setattr(f"walt_pl.shapes.evaluation.{count}", 2)
+    run = runs / "text"
+    main(["evaluate", str(run), "--prompts", "2", "--unseen", "1", "--steps", "1", "--guidance", "2", "--dtype", "float32"])
+    assert "unseen_pairs" in capsys.readouterr().out
+    base, upscaled = cards_of(run, "base_shapes.json"), cards_of(run, "sr1_shapes.json")
+    assert set(base) == {f"shapes_{name}" for name in ("colour", "motion", "shape", "all", "pair", "unseen_pairs")}
+    assert {"shapes_texture", "shapes_psnr"} <= set(upscaled)
+    generated = base["shapes_all"]["generated"]
+    assert generated["clips"] == 2 and base["shapes_unseen_pairs"]["generated"]["clips"] == 1
+    assert generated["steps"] == {"base": 1, "sr1": 1} and generated["guidance"]["base"]["scale"] == 2
+
+
+def test_evaluate_takes_the_analytic_scorer_as_one_metric_of_samples(runs: Path) -> None:
+    """The samples of the last stage, under the captions of the held-out clips."""
+    run = runs / "text"
+    main(["evaluate", str(run), "--metric", "shapes", "--clips", "3", "--steps", "1", "--batch", "2", "--dtype", "float32"])
+    card = cards_of(run, "sr1_own_*.json")["shapes"]
+    assert 0 <= card["value"] <= 1 and card["generated"]["clips"] == 3 and card["generated"]["kind"] == "run"
+    assert card["generated"]["conditions"]["of"]["split"] == "val" and card["extractor"]["kind"] == "shapes"
+
+
+def test_evaluate_of_frame_prediction_compares_continued_clips_with_their_originals(runs: Path) -> None:
+    run = runs / "continuing"
+    main(["evaluate", str(run), "--metric", "psnr", "--clips", "3", "--steps", "1", "--dtype", "float32"])
+    card = cards_of(run, "base_own_*.json")["psnr"]
+    assert card["protocol"]["context_frames"] == card["generated"]["conditions"]["context_frames"] == 5
+    assert card["generated"]["clips"] == card["real"]["clips"] == 3 and card["protocol"]["frames"] == 9
+
+
+def test_evaluate_writes_the_images_of_a_class_model_for_another_evaluator(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = runs / "images", tmp_path / "images.npz"
+    command = ["evaluate", str(run), "--npz", str(out), "--clips", "4", "--steps", "1", "--batch", "3", "--dtype", "float32"]
+    main([*command, "--split", "train"])
+    said = capsys.readouterr().out
+    assert "no metric was chosen; there are:" in said and "fid" in said and f"4 images: {out}" in said
+    with np.load(out) as found:
+        assert found["arr_0"].shape == (4, 16, 16, 3) and found["arr_0"].dtype == np.uint8 and found["arr_0"].std() > 1
+        assert found["arr_1"].tolist() == [0, 1, 2, 0]
+    assert not (run / "cache" / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        (["classes", "--npz", "a.npz"], r"--npz holds images, and .*classes makes clips of 9 frames"),
+        (["classes", "--frames", "16", "--clips", "2"], r"makes clips of 9 frames, and the protocol wants 16: type --frames 9"),
+        (["continuing", "--metric", "psnr", "--preset", "tats"], "context frames in every step of its training.*--preset k600"),
+        (["classes", "--preset", "k600"], "was trained without frame prediction, and the protocol gives 5 frames"),
+        (["classes", "--steps", "{sr7: 3}"], r"steps names \['sr7'\], but the stages that run are \['base'\]"),
+        (["classes", "--metric", "fvd", "--clips", "2"], "i3d_torchscript.pt"),
+    ],
+)
+def test_evaluate_refuses_what_does_not_fit_the_run(runs: Path, command: list[str], answer: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", str(runs / command[0]), *command[1:]])
+    assert re.search(answer, str(ended.value.code)), ended.value.code
+
+
+def test_protocol_changes_keep_a_preset_and_fill_the_rest_from_the_run() -> None:
+    derived = {"frames": 9, "size": (32, 32)}
+    run = Path("runs/tiny")
+    assert EvaluateOptions(run).protocol_changes(derived) == derived
+    typed = EvaluateOptions(run, clips=4, frames=5).protocol_changes(derived)
+    assert typed == {"frames": 5, "size": (32, 32), "clips": 4, "real_clips": 4}
+    assert EvaluateOptions(run, preset="tats").protocol_changes(derived) == {}
+    assert EvaluateOptions(run, preset="tats", clips=4).protocol_changes(derived) == {"clips": 4, "real_clips": 4}
+    assert EvaluateOptions(run, preset="adm_imagenet", clips=4).protocol_changes(derived) == {"clips": 4}
+
+
+def test_sample_protocol_takes_frames_and_size_from_the_run(runs: Path) -> None:
+    found = {name: sample_protocol(cascade_of(runs / name), 2) for name in ("text", "images", "continuing")}
+    assert found["text"] == {"frames": 16, "stride": 2, "size": (32, 32), "context_frames": 0, "paired": False}
+    assert (found["images"]["frames"], found["images"]["real_clips"]) == (1, None)
+    assert (found["continuing"]["context_frames"], found["continuing"]["paired"]) == (5, True)
+    assert context_frames(cascade_of(runs / "text")) == 0
+
+
+def test_trained_stride_follows_the_rate_of_the_training(painted: Path) -> None:
+    """The set has 8 frames a second."""
+    videos = Index(painted, "val").videos
+    assert trained_stride(videos, ClipTransform(32, stride=3)) == 3
+    assert trained_stride(videos, ClipTransform(32, fps=4.0)) == 2
+    with pytest.raises(ValueError, match=r"trained at 3 frames a second, and the frames of the files are 8 a second: .*--stride"):
+        trained_stride(videos, ClipTransform(32, fps=3.0))

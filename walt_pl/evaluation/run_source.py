@@ -1,0 +1,168 @@
+"""Samples of a run as clips that are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from walt_pl.data.transforms import to_size
+from walt_pl.evaluation.conditions import SampleCondition, SampleConditions
+from walt_pl.evaluation.source import ClipDraw, ClipSource, ReadClips
+from walt_pl.media.contact_sheet import to_uint8
+from walt_pl.media.types import Size
+from walt_pl.sampling.cascade import VAE_STAGE, Cascade, SampleRequest, SamplingConfig
+
+
+class RunSource(ClipSource):
+    """Samples of the last stage of a cascade. Clip i is made with the seed `seed + i`.
+
+    A clip depends on the facts and on its number. Clips that are made together share batches, so that a clip of another block may differ
+    by rounding. Equal blocks give equal bits.
+
+    Args:
+        run: folder of the run, for the card.
+        cascade: its stages.
+        sampling: steps, guidance and decoding.
+        conditions: captions, labels or first frames.
+        count: number of samples.
+        seed: of the first sample's noise.
+        negative_prompt: text that guidance leads away from.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        cascade: Cascade,
+        sampling: SamplingConfig,
+        conditions: SampleConditions,
+        count: int,
+        seed: int = 0,
+        negative_prompt: str = "",
+    ) -> None:
+        self.run = run
+        self.cascade = cascade
+        self.sampling = sampling
+        self.conditions = conditions
+        self.count = count
+        self.seed = seed
+        self.negative_prompt = negative_prompt
+
+    def __len__(self) -> int:
+        return self.count
+
+    def facts(self) -> dict[str, Any]:
+        """Return everything that determines the samples."""
+        stages = self.cascade.stages
+        return {
+            "kind": "run",
+            "run": self.run,
+            "artifacts": artifact_facts(self.cascade),
+            "solver": "ddim",
+            "eta": self.sampling.eta,
+            "steps": {stage: self.sampling.steps_of(stage) for stage in stages},
+            "guidance": {stage: asdict(self.cascade.guidance(stage, self.sampling)) for stage in stages},
+            "negative_prompt": self.negative_prompt,
+            "seed": self.seed,
+            "seeds": "seed + number of the sample",
+            "conditions": self.conditions.facts(),
+            "clip_frames": self.cascade.clip_frames,
+            "clip_size": list(self._size),
+            "decoding": {"chunk": self.sampling.chunk, "tile": self.sampling.tile},
+            **compute_facts(self.cascade),
+        }
+
+    def lengths(self) -> Sequence[int]:
+        """Return the frames of a sample for each."""
+        return [self.cascade.clip_frames] * self.count
+
+    def names(self) -> Sequence[str]:
+        """Return the names of the real clips that the conditions are of, or numbers."""
+        return self.conditions.names(self.count)
+
+    def read(self, draws: Sequence[ClipDraw], frames: int, stride: int, size: tuple[int, int] | None) -> ReadClips:
+        """Sample clips as one batch, and take the frames that are asked for.
+
+        Raises:
+            ValueError: a sample has fewer frames, or the model lacks what the conditions want of it.
+        """
+        self.check_frames(max((draw.start for draw in draws), default=0) + 1 + (frames - 1) * stride)
+        told = self.conditions.read([draw.item for draw in draws], frames, size or self._size, self._size)
+        failures = {i: why for i, one in enumerate(told) if (why := self._find_problem(one))}
+        usable = [i for i in range(len(draws)) if i not in failures]
+        clips: list[Tensor | None] = [None] * len(draws)
+        made = self._sample([draws[i].item for i in usable], [told[i] for i in usable]) if usable else []
+        for i, clip in zip(usable, made, strict=True):
+            clips[i] = scale_clip(clip[draws[i].start :: stride][:frames], size)
+        originals = [one.original for one in told]
+        continued = any(one.context is not None for one in told)
+        return ReadClips(clips, [one.caption for one in told], [one.label for one in told], originals if continued else None, failures)
+
+    def _sample(self, items: Sequence[int], told: Sequence[SampleCondition]) -> list[Tensor]:
+        """Return clips as uint8 [t h w 3]."""
+        of_classes = any(sampler.denoiser.config.num_classes for sampler in self.cascade.samplers.values())
+        request = SampleRequest(
+            prompts=[one.caption for one in told],
+            labels=[one.label for one in told] if of_classes else (),
+            negative_prompt=self.negative_prompt,
+            seeds=[self.seed + item for item in items],
+            context_latents=self._encode_contexts(told),
+        )
+        return list(to_pixels(self.cascade.video(request, self.sampling, self.cascade.clip_frames)))
+
+    def _encode_contexts(self, told: Sequence[SampleCondition]) -> dict[str, Tensor]:
+        encoded = [self.cascade.encode_context(one.context.numpy(), "a real clip") for one in told if one.context is not None]
+        return {stage: torch.cat([latents[stage] for latents in encoded]) for stage in encoded[0]} if encoded else {}
+
+    def _find_problem(self, told: SampleCondition) -> str:
+        """Return why no sample can be made from a condition, "" if one can."""
+        classes = [count for sampler in self.cascade.samplers.values() if (count := sampler.denoiser.config.num_classes)]
+        if told.failure or not classes or 0 <= told.label < min(classes):
+            return told.failure
+        return f"a real clip has the label {told.label}, and the model has the classes 0 to {min(classes) - 1}"
+
+    def check_frames(self, frames: int) -> None:
+        """Check that a sample has as many frames.
+
+        Raises:
+            ValueError: it has fewer.
+        """
+        made = self.cascade.clip_frames
+        if frames > made:
+            raise ValueError(f"evaluate: {self.run} makes clips of {made} frames, and the protocol wants {frames}: type --frames {made}")
+
+    @property
+    def _size(self) -> Size:
+        return self.cascade.pixels(self.cascade.stages[-1])
+
+
+def artifact_facts(cascade: Cascade) -> dict[str, dict[str, Any]]:
+    """Return hash, training step and kind of weights of every stage of a cascade, the autoencoder first."""
+    cards = {VAE_STAGE: cascade.card, **{stage: artifact.card for stage, artifact in cascade.artifacts.items()}}
+    return {stage: {"sha256": cascade.sha256(stage), "step": card.get("steps"), "ema": _is_averaged(card)} for stage, card in cards.items()}
+
+
+def _is_averaged(card: dict[str, Any]) -> bool | None:
+    """Return whether the weights are averages, as the card says of its validation; None where it does not say."""
+    protocol = (card.get("metrics") or {}).get("protocol")
+    return None if protocol is None else "averaged weights" in str(protocol)
+
+
+def compute_facts(cascade: Cascade) -> dict[str, str]:
+    """Return dtype and kind of device, which determine the rounding."""
+    return {"dtype": str(cascade.dtype).removeprefix("torch."), "device": cascade.device.type}
+
+
+def to_pixels(clips: Tensor) -> Tensor:
+    """Round clips [b 3 t h w] in -1..1 as `walt sample` does before its encoder: uint8 [b t h w 3]."""
+    return torch.from_numpy(to_uint8(clips)).contiguous()
+
+
+def scale_clip(clip: Tensor, size: Size | None) -> Tensor:
+    """Scale a clip, uint8 [t h w 3], until it covers `size`, and crop its middle; None keeps it."""
+    if size is None or tuple(clip.shape[1:3]) == tuple(size):
+        return clip
+    return to_pixels(to_size(clip.numpy(), *size)[None])[0]

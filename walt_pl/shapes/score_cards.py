@@ -1,0 +1,76 @@
+"""The figures of the embedded set's table as cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from walt_pl.evaluation.card import MetricCard
+from walt_pl.evaluation.run_source import artifact_facts, compute_facts
+from walt_pl.sampling.cascade import Cascade, SamplingConfig
+from walt_pl.shapes.scorer_metric import ShapesExtractor
+
+PREFIX = "shapes_"
+"""Beginning of the names of these figures: they are not those of another metric, such as psnr."""
+
+
+def sampling_facts(run: str, cascade: Cascade, sampling: SamplingConfig, seed: int) -> dict[str, Any]:
+    """Return everything that determines the samples of a table, for its cards."""
+    return {
+        "kind": "run",
+        "run": run,
+        "artifacts": artifact_facts(cascade),
+        "solver": "ddim",
+        "eta": sampling.eta,
+        "steps": {stage: sampling.steps_of(stage) for stage in cascade.stages},
+        "guidance": {stage: asdict(cascade.guidance(stage, sampling)) for stage in cascade.stages},
+        "seed": seed,
+        "seeds": "seed + number of the sample, from 0 in each figure; pairs that were never seen from seed + number of the captions",
+        **compute_facts(cascade),
+    }
+
+
+def make_cards(
+    figures: Mapping[str, float],
+    counts: Mapping[str, int],
+    count: int,
+    index: Mapping[str, str],
+    generated: Mapping[str, Any],
+    program: Mapping[str, Any],
+    seconds: float,
+) -> list[MetricCard]:
+    """Return a card for each figure of a stage.
+
+    Args:
+        figures: of the stage, from the table.
+        counts: clips of single figures, by name of the figure.
+        count: clips of all other figures.
+        index: path and sha256 of the index.
+        generated: facts of the samples or reconstructions.
+        program: facts of program and machine.
+        seconds: wall time of the whole table.
+    """
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    cards = []
+    for figure, value in figures.items():
+        clips = counts.get(figure, count)
+        split = "unseen" if figure == "unseen_pairs" else "val"
+        cards.append(
+            MetricCard(
+                metric=figure if figure.startswith(PREFIX) else f"{PREFIX}{figure}",
+                value=value,
+                better="max",
+                preset=None,
+                protocol={"table": "walt evaluate", "split": split, "clips": clips, "index": dict(index)},
+                settings={},
+                extractor=ShapesExtractor().identity(),
+                real=None,
+                generated={**generated, "clips": clips, "left_out": {}},
+                program=dict(program),
+                seconds=seconds,
+                date=date,
+            )
+        )
+    return cards
