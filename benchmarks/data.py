@@ -26,7 +26,7 @@ from benchmarks.damage import broken, mutated
 from benchmarks.decoding import decoding
 from benchmarks.index_memory import index_memory
 from benchmarks.loader import cache, first_batch, memory
-from walt_pl.shapes.evaluation import machine
+from walt_pl.evaluation.program import machine
 
 
 def main() -> None:

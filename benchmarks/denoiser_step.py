@@ -15,8 +15,8 @@ import torch
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
+from walt_pl.evaluation.program import machine
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
-from walt_pl.shapes.evaluation import machine
 
 WINDOWS = {"windows": (5, 8, 8), "full": (5, 16, 16)}
 

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader
 
 from benchmarks.sharding import Bare
 from walt_pl.data.batch import JointBatch
+from walt_pl.evaluation.program import machine
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.shapes.evaluation import machine
 from walt_pl.training.callbacks.ema import EMA
 
 VIDEOS, IMAGES = 16, 5

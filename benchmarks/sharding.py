@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 
 from stages.latent_diffusion import LatentDiffusion
 from walt_pl.data.batch import JointBatch
+from walt_pl.evaluation.program import machine
 from walt_pl.models.denoiser import DenoiserConfig
-from walt_pl.shapes.evaluation import machine
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.engine_memory import engine_bytes
 from walt_pl.training.strategies.zero import ZeROStrategy

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 from tests.helpers.tiny_stages import write_stages
+from walt_pl.evaluation.program import machine
 from walt_pl.runs.manifest import Manifest
-from walt_pl.shapes.evaluation import machine
 
 CONFIG = ("--config", "experiments/shapes/base.yaml")
 BARE = "import lightning.pytorch.cli"

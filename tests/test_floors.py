@@ -82,7 +82,6 @@ MAY_SPLIT = (
     "walt_pl.indexing.sample_videos",
     "walt_pl.runs.checkpoint",
     "walt_pl.runs.stored_config",
-    "walt_pl.shapes.evaluation",
     "walt_pl.text.pretrained_encoder",
     "walt_pl.text.small_encoder",
 )

@@ -15,6 +15,7 @@ from typing import Any
 from walt_pl.cli.function_command import call
 from walt_pl.cli.run_fit import run_fit
 from walt_pl.data.index import Index
+from walt_pl.evaluation.program import machine
 from walt_pl.files import read_start, whole_file, write_whole
 from walt_pl.removal import describe_left, remove_own
 from walt_pl.runs.card import read_card
@@ -22,7 +23,7 @@ from walt_pl.runs.experiment_files import find_experiment
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.run_files import RUN_FILES
 from walt_pl.sampling.cascade import Cascade, SamplingConfig
-from walt_pl.shapes.evaluation import STEPS, default_steps, machine, score_base
+from walt_pl.shapes.evaluation import STEPS, default_steps, score_base
 from walt_pl.untrusted import read_json
 
 PROMPTS, UNSEEN, SEED = 256, 64, 1

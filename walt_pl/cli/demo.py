@@ -20,6 +20,7 @@ from walt_pl.cli.run_fit import run_fit
 from walt_pl.cli.sample import make_clips
 from walt_pl.data.frame_rate import DEFAULT_FPS
 from walt_pl.data.index import Index
+from walt_pl.evaluation.program import machine
 from walt_pl.files import write_whole
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet
 from walt_pl.media.writing import write_gif, write_image
@@ -27,7 +28,7 @@ from walt_pl.runs.experiment_files import find_experiment
 from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.shapes.dataset import write_set
-from walt_pl.shapes.evaluation import default_steps, evaluate_run, machine, render_summary, write_summary
+from walt_pl.shapes.evaluation import default_steps, evaluate_run, render_summary, write_summary
 from walt_pl.untrusted import read_json
 
 SHOWN_SEEN, SHOWN_UNSEEN = 12, 4

@@ -29,6 +29,7 @@ GROUPS: dict[str, dict[str, str]] = {
     "use": {
         "sample": "make videos from prompts, labels, a picture or a clip",
         "evaluate": "measure the stages of a run: FVD, PSNR, ... against real clips",
+        "metrics": "compare sets of clips by FVD and other metrics",
         "export": "make an artifact of a checkpoint",
     },
     "look": {

@@ -200,7 +200,7 @@ def _complete_card(kind: str, card: Mapping[str, Any]) -> dict[str, Any]:
         "kind": kind,
         **GIVEN,
         **card,
-        "code": _revision(),
+        "code": code_revision(),
         "packages": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -209,7 +209,7 @@ def _complete_card(kind: str, card: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=1)
-def _revision() -> str | None:
+def code_revision() -> str | None:
     """Return the commit of this checkout, with "-dirty" if files were changed; None outside of git."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:

@@ -1,8 +1,6 @@
 """Scores of a run: on the embedded set, the analytic scorer's readings of each stage; on any data, PSNR of an autoencoder."""
 
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,6 +14,7 @@ from torch import Tensor
 from walt_pl.data.batch import DataError, SampleRef
 from walt_pl.data.index import Index, IndexEntry
 from walt_pl.data.transforms import PixelDataset, to_square
+from walt_pl.evaluation.program import machine
 from walt_pl.files import write_whole
 from walt_pl.media.reading import read_video
 from walt_pl.metrics.frames import high_frequency_energy, psnr
@@ -297,16 +296,6 @@ def bicubic(clips: Tensor, size: int) -> Tensor:
     frames = clips.transpose(1, 2).flatten(0, 1)
     larger = F.interpolate(frames, size=(size, size), mode="bicubic").clamp(-1, 1)
     return larger.unflatten(0, (len(clips), -1)).transpose(1, 2)
-
-
-def machine() -> str:
-    """Return the processor, its cores and torch's threads, to report beside measurements."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:

@@ -1,0 +1,149 @@
+"""`walt metrics` from folders to a card, with a tiny scripted network in place of I3D."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+
+from walt_pl.cli.main import main
+from walt_pl.files import file_sha256
+
+CLIPS, FRAMES = 12, 10
+
+
+class TinyI3D(torch.nn.Module):
+    """Has the call of the published torchscript: clips [b 3 t h w] in 0..255 if `rescale`, else -1..1."""
+
+    def forward(self, x: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = True) -> torch.Tensor:
+        if rescale:
+            x = x / 127.5 - 1
+        means = x.mean(dim=(3, 4))
+        return torch.cat([means.mean(dim=2), means.std(dim=2)], dim=1)
+
+
+def write_arrays(folder: Path, seed: int, clips: int = CLIPS) -> Path:
+    """Write clips of different brightness as an array, and return its path."""
+    draw = np.random.RandomState(seed)
+    levels = draw.uniform(40, 200, (clips, FRAMES, 1, 1, 3)) + draw.uniform(-30, 30, (clips, FRAMES, 16, 16, 3))
+    path = folder / f"{seed}.npy"
+    np.save(path, levels.clip(0, 255).astype(np.uint8))
+    return path
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("metrics")
+    network = folder / "tiny.pt"
+    torch.jit.script(TinyI3D()).save(network)
+    sides = {"real": str(write_arrays(folder, 1)), "generated": str(write_arrays(folder, 2))}
+    return {**sides, "extractor": str(network), "extractor_sha256": file_sha256(network), "cache": str(folder / "cache")}
+
+
+def measure(material: dict[str, str], **options: Any) -> None:
+    typed = {"metric": "fvd", "clips": CLIPS, "frames": FRAMES, "resize": "inside", "batch": 5, "device": "cpu", **material, **options}
+    main(["metrics", *(word for name, value in typed.items() for word in (f"--{name.replace('_', '-')}", str(value)))])
+
+
+def rows(path: str) -> np.ndarray:
+    """Features of the clips of an array, by numpy alone."""
+    clips = np.load(path).astype(np.float64) / 127.5 - 1
+    means = clips.mean(axis=(2, 3))
+    return np.concatenate([means.mean(axis=1), means.std(axis=1, ddof=1)], axis=1)
+
+
+def frechet(a: np.ndarray, b: np.ndarray) -> float:
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = scipy.linalg.sqrtm(cov_a @ cov_b)
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root.real))
+
+
+def test_metrics_command_gives_the_distance_of_numpy_and_scipy(
+    material: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "card.json"
+    measure(material, out=out)
+    card = json.loads(out.read_text())
+    assert card["value"] == pytest.approx(frechet(rows(material["real"]), rows(material["generated"])), rel=1e-6)
+    assert card["metric"] == "fvd" and card["preset"] is None and card["generated"]["clips"] == card["real"]["clips"] == CLIPS
+    assert card["extractor"]["sha256"] == material["extractor_sha256"] and card["protocol"]["frames"] == FRAMES
+    assert "fvd" in capsys.readouterr().out
+    measure(material, out=out, metric="fvd,kvd")
+    both = json.loads(out.read_text())
+    assert [one["metric"] for one in both] == ["fvd", "kvd"] and both[0]["value"] == card["value"]
+
+
+def test_metrics_command_goes_on_with_its_rows(material: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from walt_pl.evaluation.array_source import ArraySource
+
+    measure(material, out=tmp_path / "a.json")
+    read: list[int] = []
+    original = ArraySource.read
+    monkeypatch.setattr(ArraySource, "read", lambda self, draws, *rest: read.append(len(draws)) or original(self, draws, *rest))
+    measure(material, out=tmp_path / "b.json")
+    assert not read
+    measure(material, out=tmp_path / "c.json", cache=tmp_path / "cache")
+    assert sum(read) == 2 * CLIPS
+    a, b, c = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "abc")
+    assert a["value"] == b["value"] == c["value"] and a["error"] == b["error"] == c["error"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"extractor_sha256": "0" * 64}, "sha256"),
+        ({"metric": "fdv"}, "did you mean fvd"),
+        ({"preset": "magvit"}, "did you mean magvit_ucf"),
+        ({"clips": 2048}, "2,048"),
+        ({"size": "[1, 2, 3]"}, "wanted one number, or rows and columns"),
+        ({"batch": 0}, "--batch must be at least 1"),
+        ({"generated": "nowhere"}, "nowhere"),
+    ],
+)
+def test_metrics_command_refuses_in_one_sentence(material: dict[str, str], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SystemExit, match=message):
+        measure(material, **options)
+
+
+def test_metrics_command_replaces_no_file_but_cards(material: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "notes.json"
+    out.write_text('{"mine": 1}')
+    with pytest.raises(SystemExit, match="is no file of cards"):
+        measure(material, out=out)
+    assert json.loads(out.read_text()) == {"mine": 1}
+
+
+def test_metrics_command_wants_the_sides_of_its_metrics(material: dict[str, str]) -> None:
+    with pytest.raises(SystemExit, match="fvd compares with real clips: name them with --real"):
+        main(["metrics", "--generated", material["generated"], "--metric", "fvd"])
+    with pytest.raises(SystemExit, match="--generated FOLDER"):
+        main(["metrics", "--real", material["real"]])
+
+
+def test_metrics_compare_prints_a_difference_or_refuses(
+    material: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b, c = (tmp_path / f"{name}.json" for name in "abc")
+    measure(material, out=a)
+    measure(material, out=b)
+    measure(material, out=c, clips=CLIPS - 2)
+    capsys.readouterr()
+    main(["metrics", "compare", str(a), str(b)])
+    assert "fvd" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="must not be compared"):
+        main(["metrics", "compare", str(a), str(c)])
+    main(["metrics", "compare", str(a), str(c), "--force"])
+    assert "fvd" in capsys.readouterr().out
+
+
+def test_metrics_pairs_take_the_clip_of_the_same_place(material: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "card.json"
+    options = {name: value for name, value in material.items() if not name.startswith("extractor")}
+    measure({**options, "generated": material["real"]}, metric="psnr", out=out)
+    same = json.loads(out.read_text())
+    measure(options, metric="psnr", out=out)
+    other = json.loads(out.read_text())
+    assert same["value"] > 50 > other["value"] and other["protocol"]["paired"] and other["real"]["clips"] == CLIPS

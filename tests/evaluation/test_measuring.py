@@ -1,0 +1,151 @@
+"""A measurement goes on where it stopped, computes each block once, and gives one figure on any number of processes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.helpers.measured_clips import (
+    PROTOCOL,
+    Differences,
+    Distance,
+    Means,
+    NumberedClips,
+    PairDifference,
+    drawn,
+    measure_as_process,
+    measure_numbered,
+)
+from tests.helpers.starts import launch
+from walt_pl.evaluation.card import MetricCard
+from walt_pl.evaluation.measuring import measure
+from walt_pl.evaluation.rows import MeasureOptions
+
+
+def untimed(card: MetricCard) -> dict[str, Any]:
+    return {name: value for name, value in json.loads(json.dumps(card.to_plain())).items() if name not in ("seconds", "date", "program")}
+
+
+def rows_of(folder: Path) -> dict[str, bytes]:
+    """Rows on disk without their seconds, which lie in 8 bytes before the mask."""
+    found = {}
+    for path in sorted(folder.rglob("rows.safetensors")):
+        data = path.read_bytes()
+        count = 24 if path.parent.parent.name == "cache" else 20
+        found[path.relative_to(folder).as_posix()] = data[: -count - 8] + data[-count:]
+    return found
+
+
+def test_measure_reads_each_block_once_and_gives_the_figure_of_all_rows(tmp_path: Path) -> None:
+    real, generated, extractor = NumberedClips("a"), NumberedClips("b"), Means()
+    card = measure_numbered(tmp_path, real=real, generated=generated, extractor=extractor)
+    values = torch.arange(24, dtype=torch.float64) / 7, (torch.arange(20, dtype=torch.float64) + 100) / 7
+    folds = []
+    for fold in range(2):
+        a, b = values[0][fold * 12 : fold * 12 + 12], values[1][fold * 10 : fold * 10 + 10]
+        folds.append(float(torch.stack([a.mean() - b.mean(), a.square().mean() - b.square().mean()]).norm()))
+    assert card.value == pytest.approx(sum(folds) / 2, rel=1e-6) and card.error.values == pytest.approx(tuple(folds), rel=1e-6)
+    assert generated.reads == [list(range(at, at + 4)) for at in range(0, 20, 4)]
+    assert extractor.computed == [*range(24), *range(100, 120)]
+    assert card.real is not None and card.real["left_out"] == {"short": 3} and card.real["clips"] == 24
+    assert card.generated == {"kind": "numbered", "name": "b", "clips": 20, "left_out": {}} and card.preset == "p"
+    assert card.program["processes"] == 1 and torch.__version__.startswith(card.program["torch"]) and card.seconds > 0
+    assert not list(tmp_path.rglob("blocks")), "blocks are removed once they are joined"
+
+
+def test_measure_uses_rows_again_only_for_equal_clips_and_extractors(tmp_path: Path) -> None:
+    first = measure_numbered(tmp_path)
+    for changed, real_reads, generated_reads in (
+        ({}, 0, 0),
+        ({"batch": 5}, 0, 0),
+        ({"extractor": Means("1")}, 6, 5),
+        ({"generated": NumberedClips("c")}, 0, 5),
+        ({"real": NumberedClips("c")}, 6, 0),
+    ):
+        real, generated = changed.pop("real", NumberedClips("a")), changed.pop("generated", NumberedClips("b"))
+        card = measure_numbered(tmp_path, real=real, generated=generated, **changed)
+        assert (len(real.reads), len(generated.reads)) == (real_reads, generated_reads), changed
+        if real_reads == generated_reads == 0:
+            assert untimed(card) == untimed(first)
+
+
+@pytest.mark.parametrize("change", [{"frames": 3}, {"stride": 2}, {"size": (5, 4)}, {"seed": 1}])
+def test_measure_reads_again_only_where_the_protocol_changes_the_pixels(tmp_path: Path, change: dict[str, Any]) -> None:
+    options = MeasureOptions(tmp_path, tmp_path, 4)
+    for protocol in (PROTOCOL, replace(PROTOCOL, **change)):
+        source, made = NumberedClips("a"), NumberedClips("b")
+        measure([Distance], source, made, drawn(24), drawn(20), protocol, None, [Means()], options)
+    assert bool(source.reads) == ("seed" not in change), "a seed changes the draws, which are those of the caller here"
+    moved = NumberedClips("a")
+    shifted = drawn(25)
+    measure([Distance], moved, made, replace(shifted, draws=shifted.draws[1:]), drawn(20), PROTOCOL, None, [Means()], options)
+    assert moved.reads, "other draws"
+
+
+def test_measure_goes_on_after_an_error(tmp_path: Path) -> None:
+    undisturbed = measure_numbered(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        measure_numbered(tmp_path / "part", generated=NumberedClips("b", stop_at=13))
+    again, extractor = NumberedClips("b"), Means()
+    card = measure_numbered(tmp_path / "part", generated=again, extractor=extractor)
+    assert untimed(card) == untimed(undisturbed)
+    assert again.reads == [[12, 13, 14, 15], [16, 17, 18, 19]] and extractor.computed == [*range(112, 120)]
+
+
+def test_measure_on_two_processes_equals_one_also_after_a_kill(tmp_path: Path) -> None:
+    """Kill a single process in its fourth block; two processes then compute the rest."""
+    alone = measure_numbered(tmp_path / "alone")
+    paths = str(tmp_path / "both"), str(tmp_path / "card")
+    assert launch(measure_as_process, *paths, 113).wait(60) == -9
+    started = launch(measure_as_process, *paths, ranks=2)
+    assert started.wait(60) == 0, started.said
+    cards = [json.loads((tmp_path / f"card.{rank}").read_text()) for rank in range(2)]
+    for card in cards:
+        assert {name: card["card"][name] for name in ("value", "error", "real", "generated")} == {
+            name: untimed(alone)[name] for name in ("value", "error", "real", "generated")
+        }
+        assert card["card"]["program"]["processes"] == 2
+    assert [card["reads"] for card in cards] == [[[16, 17, 18, 19]], [[12, 13, 14, 15]]], "blocks 0, 1 and 2 were there"
+    assert rows_of(tmp_path / "both") == rows_of(tmp_path / "alone")
+
+
+def test_measure_counts_clips_that_cannot_be_read_and_takes_the_preset_away(tmp_path: Path) -> None:
+    card = measure_numbered(tmp_path, generated=NumberedClips("b", broken=[0, 1, 2, 3, 18]))
+    assert card.generated["clips"] == 15 and card.generated["left_out"] == {"unreadable": 5} and card.preset is None
+    assert card.generated["unreadable"] == ["0.mp4 is broken", "1.mp4 is broken", "2.mp4 is broken"]
+    assert card.value == measure_numbered(tmp_path).value, "rows of zeros count in no figure"
+
+
+def test_measure_refuses_sides_of_which_no_clip_can_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^generated clips: none of the 20 can be read \(0\.mp4 is broken\)$"):
+        measure_numbered(tmp_path, generated=NumberedClips("b", broken=range(20)))
+
+
+def test_measure_refuses_rows_that_are_not_finite(tmp_path: Path) -> None:
+    class Infinite(Means):
+        def __call__(self, batch: Any) -> dict[str, torch.Tensor]:
+            return {"video_features": super().__call__(batch)["video_features"] / 0}
+
+    with pytest.raises(ValueError, match="means: its video_features of a real clip are not finite"):
+        measure_numbered(tmp_path, extractor=Infinite())
+
+
+def test_measure_gives_metrics_of_pairs_the_real_clip_of_each_position(tmp_path: Path) -> None:
+    options, both = MeasureOptions(tmp_path, tmp_path, 4), [Means(), Differences()]
+    real, made = NumberedClips("a", broken=[2]), NumberedClips("b", broken=[4, 5])
+    protocol = replace(PROTOCOL, real_clips=10, paired=True)
+    cards = measure([Distance, PairDifference], real, made, drawn(20), drawn(20), protocol, "p", both, options)
+    assert cards[1].value == 100 and cards[1].generated["left_out"] == {"unreadable": 3}
+    assert cards[1].real is not None and cards[1].real["clips"] == 17 and cards[0].real is not None and cards[0].real["clips"] == 19
+    assert cards[1].generated["unreadable"] == ["2.mp4 is broken", "4.mp4 is broken", "5.mp4 is broken"]
+    assert made.reads == [list(range(at, at + 4)) for at in range(0, 20, 4)], "one reading for both extractors"
+    alone = NumberedClips("b")
+    with pytest.raises(ValueError, match="name the real clips with --real"):
+        measure([PairDifference], None, alone, None, drawn(20), protocol, None, [Differences("1")], options)
+    with pytest.raises(ValueError, match="pair_difference compares pairs, but there are 20 generated clips and 19 real ones"):
+        measure([PairDifference], real, alone, drawn(19), drawn(20), protocol, None, both, options)
+    with pytest.raises(ValueError, match="distance compares with real clips, and there are none: name them with --real"):
+        measure([Distance], None, alone, None, drawn(20), PROTOCOL, None, both, options)
