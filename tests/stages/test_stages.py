@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from stages.base import BaseStage
-from stages.latent_diffusion import first_videos
 from stages.optimisation import learning_rate
 from stages.super_resolution import SuperResolutionStage
 from stages.vae import VAEStage, latent_statistics, latent_sums
 from tests.helpers.environment import SetDtype
 from walt_pl.blocks.frames import FrameLayout
-from walt_pl.data.batch import JointBatch
+from walt_pl.data.batch import JointBatch, first_videos
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.ddim import Guidance
