@@ -236,6 +236,12 @@ class Checkpoints(callbacks.Checkpoint):
         if told:
             self._stop(trainer, told)
 
+    def stop_if_asked(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save this step and end the training if a signal has asked for it; all ranks call it."""
+        if told := self._agree(trainer, self._signal)[0]:
+            self.save(trainer, pl_module)
+            self._stop(trainer, told)
+
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Stop the validation after a signal, so that the scheduler need not wait for its end."""
         if self._former and self._agree(trainer, self._signal)[0]:

@@ -124,6 +124,8 @@ class Metrics(L.Callback):
                     trainer, cast(MeasuredStage, pl_module), lambda: any(writer.is_stopping() for writer in writers)
                 )
         except MeasurementStopped:  # the next start measures this step
+            for writer in writers:
+                writer.stop_if_asked(trainer, pl_module)
             return
         except MeasurementError as error:
             rank_zero_warn(f"step {step}: the metrics could not be measured ({error}); training goes on")
