@@ -70,6 +70,8 @@ class Measurement:
     metrics: Sequence[type[Metric]]
     extractors: Sequence[Extractor]
     clips: MeasuredClips
+    frames: int
+    """First frames of each clip that are measured."""
     _real: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
     def measure(self, trainer: L.Trainer, stage: MeasuredStage, is_stopping: Callable[[], bool]) -> Measured:
@@ -137,7 +139,7 @@ class Measurement:
         readable = (batch.weight.cpu() * pixels.weight.cpu()).nonzero().flatten().tolist()
         if not readable:
             return _BlockRows(unreadable=len(pixels.videos))
-        made, originals = (torch.from_numpy(to_uint8(clips[readable])).unbind() for clips in (generated, pixels.videos))
+        made, originals = (torch.from_numpy(to_uint8(clips[readable, :, : self.frames])).unbind() for clips in (generated, pixels.videos))
         captions, labels = [batch.captions[row] for row in readable], batch.labels[readable].tolist()
         rows: dict[str, Tensor] = {}
         for extractor in self.extractors:

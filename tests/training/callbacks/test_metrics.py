@@ -114,7 +114,7 @@ class Pictures:
     def __getitem__(self, draw: SampleRef) -> Sample:
         failure = f"{draw.item}.mp4 is broken" if draw.item in self.broken else ""
         return Sample(
-            draw, torch.full((3, 2, 4, 4), draw.item / 100), None, f"clip {draw.item}", draw.item, f"{draw.item}", failure, "pixels"
+            draw, torch.full((3, 3, 4, 4), draw.item / 100), None, f"clip {draw.item}", draw.item, f"{draw.item}", failure, "pixels"
         )
 
     def replace_failed(self, draw: SampleRef, reason: str) -> Sample:
@@ -122,7 +122,7 @@ class Pictures:
 
 
 class Data(Numbers):
-    clip_transform = ClipTransform(4, frames=2)
+    clip_transform = ClipTransform(4, frames=3)
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ def train(
     """Train, and go on from the newest checkpoint if there is one."""
     newest = Checkpoint.newest(folder / "checkpoints")
     settings = {"every_n_train_steps": 1, "every_n_minutes": 0, "keep": 10, **options}
-    metrics = Metrics(every_steps=every, samples=SAMPLES, names=("gap",))
+    metrics = Metrics(every_steps=every, samples=SAMPLES, names=("gap",), frames=2)
     built = L.Trainer(
         **{"accelerator": "cpu", "devices": 1, **(trainer or {})},
         max_steps=steps,
@@ -226,7 +226,7 @@ def test_metrics_are_those_of_the_averaged_weights_at_every_nth_step(tmp_path: P
     card = callback.card_entries(Grey())["in_training"]
     assert card["step"] == 6 and card["values"] == {"gap": found[6]}
     assert card["protocol"] == {
-        **{"samples": SAMPLES, "split": "val", "real": "pixels of the index, view 0", "weights": "averaged"},
+        **{"samples": SAMPLES, "frames": 2, "split": "val", "real": "pixels of the index, view 0", "weights": "averaged"},
         **{"extractors": [{"kind": "level", "sha256": "0" * 64}], "clips": "samples", "steps": 3},
     }
 
@@ -308,6 +308,7 @@ def test_metrics_on_two_ranks_are_those_of_one_and_a_failure_of_one_rank_is_told
     ("settings", "said"),
     [
         ({"every_steps": -1}, r"metrics\.every_steps must be at least 0, got -1"),
+        ({"frames": 0}, r"metrics\.frames must be at least 1, got 0"),
         ({"samples": 0}, r"metrics\.samples must be at least 1, got 0"),
         ({"every_steps": 1}, r"metrics\.names is empty: add --metrics\.names '\[psnr\]'"),
         ({"every_steps": 1, "names": ("pnsr",)}, 'there is no metric "pnsr"'),
@@ -327,6 +328,9 @@ def test_metrics_refuse_missing_extractors_before_the_first_step(tmp_path: Path,
     with pytest.raises(ValueError, match="no such file"):
         train(tmp_path, 2)
     assert not kept(tmp_path / "checkpoints")
+    data: Any = SimpleNamespace(datamodule=Data(), ckpt_path=None)
+    with pytest.raises(ValueError, match=r"metrics\.frames is 4, but a clip has 3"):
+        Metrics(every_steps=2, names=("gap",), frames=4).setup(data, Grey(), "fit")
     callback = Metrics(every_steps=2, names=("gap",))
     callback.setup(SimpleNamespace(), Grey(), "validate")  # type: ignore[arg-type]
 

@@ -42,6 +42,7 @@ class Metrics(L.Callback):
         every_steps: optimiser steps between two measurements; 0 for none.
         samples: number of clips, over all ranks: the first ones of the split val.
         names: metrics, such as [fvd] or [psnr, ssim].
+        frames: first frames of each clip that are measured, such as 16 of 17; null for all.
         extractor: file of the extractor that the metrics need, or a file for each kind of extractor.
         extractor_sha256: hash of the file, or of each kind's file, if it is not the known one.
         extractor_kind: kind of extractor in place of the metrics' own, such as videomae.
@@ -55,15 +56,21 @@ class Metrics(L.Callback):
         every_steps: int = 0,
         samples: int = 16,
         names: tuple[str, ...] = (),
+        frames: int | None = None,
         extractor: str | dict[str, str] | None = None,
         extractor_sha256: str | dict[str, str] | None = None,
         extractor_kind: str | None = None,
     ) -> None:
-        for name, value, least in (("every_steps", every_steps, 0), ("samples", samples, 1)):
+        for name, value, least in (
+            ("every_steps", every_steps, 0),
+            ("samples", samples, 1),
+            ("frames", 1 if frames is None else frames, 1),
+        ):
             if value < least:
                 raise ValueError(f"metrics.{name} must be at least {least}, got {value}")
         self.every_steps = every_steps
         self.samples = samples
+        self.frames = frames
         self.options = ExtractorOptions(extractor, extractor_kind, extractor_sha256)
         self.metrics = chosen_metrics(names) if every_steps else []
         self._measurement: Measurement | None = None
@@ -78,16 +85,19 @@ class Metrics(L.Callback):
         """Choose the clips and load the extractors, so that a missing file is an error before the first step.
 
         Raises:
-            ValueError: there are too few clips, or an extractor is missing or has another hash.
+            ValueError: there are too few clips or frames, or an extractor is missing or has another hash.
         """
         if not self.every_steps or stage != "fit":
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
-        frames = data.clip_transform.frames if data.videos_per_batch else 1
+        there_are = data.clip_transform.frames if data.videos_per_batch else 1
+        frames = self.frames or there_are
+        if frames > there_are:
+            raise ValueError(f"metrics.frames is {frames}, but a clip has {there_are} (data.frames): set it to {there_are} or less")
         protocol = EvaluationProtocol("val", self.samples, self.samples, frames=frames, start="first", paired=True)
         with isolate_rng(include_cuda=False):  # networks draw their first weights
             extractors = choose_extractors(self.metrics, self.options, protocol, frames == 1, str(trainer.strategy.root_device))
-        self._measurement = Measurement(self.metrics, extractors, data.measured_clips(self.samples))
+        self._measurement = Measurement(self.metrics, extractors, data.measured_clips(self.samples), frames)
         if trainer.ckpt_path is not None and Path(trainer.ckpt_path).name == STATE:
             self._start = Checkpoint.at(Path(trainer.ckpt_path).parent)
             recorded = {name.removeprefix(PREFIX): value for name, value in self._start.metrics.items() if name.startswith(PREFIX)}
@@ -165,6 +175,7 @@ class Metrics(L.Callback):
             return {}
         protocol = {
             "samples": self.samples,
+            "frames": self._measurement.frames,
             "split": "val",
             "real": "pixels of the index, view 0",
             "weights": "averaged",
