@@ -22,6 +22,7 @@ from walt_pl.data.frame_rate import trained_rate
 from walt_pl.data.index import Index, IndexEntries, class_names
 from walt_pl.data.latent_dataset import LatentDataset
 from walt_pl.data.loader import BatchLoader, JointLoader
+from walt_pl.data.measured_clips import MeasuredClips, choose_blocks
 from walt_pl.data.quarantine import Quarantine
 from walt_pl.data.sampler import BucketItems, JointSampler, SequentialSampler, take_whole_units
 from walt_pl.data.selection import Bucket, Selection, check_buckets, describe_selection, find_problem, select
@@ -116,8 +117,7 @@ class JointData(L.LightningDataModule):
     ) -> None:
         super().__init__()
         check_counts(videos_per_batch=videos_per_batch, image_stacks_per_batch=image_stacks_per_batch, cache_clips=cache_clips)
-        check_counts(val_videos=val_videos, num_workers=num_workers, seed=seed)
-        check_counts(num_classes=num_classes or 0)
+        check_counts(val_videos=val_videos, num_workers=num_workers, seed=seed, num_classes=num_classes or 0)
         check_seconds(timeout=timeout, worker_patience=worker_patience)
         if images_per_stack < 1:
             raise ValueError(f"data.images_per_stack must be at least 1, got {images_per_stack}")
@@ -293,7 +293,7 @@ class JointData(L.LightningDataModule):
         for split in self._splits():
             entries, skip = self._entries(split), self._load_skipped(split)
             for number in range(len(self.buckets)):
-                for rows, columns in self._sizes(number):
+                for rows, columns in bucket_sizes(self.buckets[number], self.clip_transform):
                     clip_transform = self._whole_transform(split, rows, columns)
                     source = PixelDataset(entries.get("video", ()), entries.get("image", ()), clip_transform)
                     for kind, cache in self._caches(split, number, clip_transform).items():
@@ -308,9 +308,6 @@ class JointData(L.LightningDataModule):
             reasons = map(self.quarantine.reason, entries.places(positions))
             skipped[kind] = {int(position): reason or "" for position, reason in zip(positions, reasons, strict=True)}
         return skipped
-
-    def _sizes(self, number: int) -> list[tuple[int, int]]:
-        return bucket_sizes(self.buckets[number], self.clip_transform)
 
     def _whole_transform(self, split: str, rows: int, columns: int) -> ClipTransform:
         return whole_transform(self.clip_transform, rows, columns, views=1 if split == VALIDATION else self.clip_transform.views)
@@ -400,6 +397,12 @@ class JointData(L.LightningDataModule):
         sampler = SequentialSampler(items["video"], items["image"], self.videos_per_batch, self.images_per_batch, rank, ranks)
         return self._loader(VALIDATION, sampler)
 
+    def measured_clips(self, samples: int) -> MeasuredClips:
+        """Return the first validation clips, for the metrics of a training."""
+        blocks = choose_blocks(self.selection(VALIDATION), len(self.buckets), samples, self.val_videos)
+        sources = [self._source(VALIDATION, number) for number in range(len(self.buckets))]
+        return MeasuredClips(blocks, self.clip_transform, self.buckets, sources, self.num_workers, self.timeout, self.worker_patience)
+
     def teardown(self, stage: str) -> None:
         """End the workers of every loader, and warn with the names of the files that could not be read."""
         failures = {path: reason for loader in self._loaders for path, reason in loader.failures.items()}
@@ -427,7 +430,7 @@ class JointData(L.LightningDataModule):
 
     def _source(self, split: str, number: int) -> SampleSource:
         """Return the source that reads the clips and images of a bucket."""
-        entries, sizes = self._entries(split), self._sizes(number)
+        entries, sizes = self._entries(split), bucket_sizes(self.buckets[number], self.clip_transform)
         videos, images = entries.get("video", ()), entries.get("image", ())
         caption_seed = None if split == VALIDATION else self.seed
         if self.vae is None:

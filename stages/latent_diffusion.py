@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stages.optimisation import GROUPS, LRSchedule, check_groups, clip_gradients, group_sizes, learning_rate, parameter_groups
 from walt_pl.blocks.frames import FrameLayout
-from walt_pl.data.batch import JointBatch, Space
+from walt_pl.data.batch import JointBatch, Space, first_videos
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.objective import TrainingDraws, denoising_error
@@ -317,13 +317,27 @@ class LatentDiffusion(L.LightningModule):
             Pixels [b 3 t h w] in -1..1, and the captions.
         """
         batch = first_videos(batch, count)
+        return self.measured_clips(batch), batch.captions
+
+    def measured_clips(self, batch: JointBatch) -> Tensor:
+        """Sample a clip for each video of a batch, from noise that depends on the seed and its `global_batch_index` alone.
+
+        Captions, labels, context frames and low-resolution clips are those of the batch, as in a validation.
+
+        Returns:
+            Pixels [b 3 t h w] in -1..1.
+        """
         x0, layout = self.latents(batch.videos, batch.images, batch.space)
         rng = PerSampleRNG(self.seed, 0, batch.global_batch_index)
         condition = self.validation_condition(batch, x0, layout, rng)
         noise = rng.randn_frames(layout, x0.shape[1:])
         sampler = StageSampler(self.denoiser, self.diffusion, self._normalizer)
         videos = sampler.sample(condition, noise, self.preview_steps, self.diffusion.guidance)
-        return self.vae.decode(videos).clamp(-1, 1), batch.captions
+        return self.vae.decode(videos).clamp(-1, 1)
+
+    def measured_config(self) -> dict[str, Any]:
+        """Return the settings of `measured_clips`, for the artifact's card."""
+        return {"clips": "samples", "steps": self.preview_steps, "guidance": self.diffusion.guidance.scale, "seed": self.seed}
 
     def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
         """Return clips for visual inspection, by name: pixels [b 3 t h w], captions, and clips a row."""
@@ -346,23 +360,6 @@ class LatentDiffusion(L.LightningModule):
     def card_entries(self) -> dict[str, Any]:
         """Return the entries of the card beside provenance."""
         return {}
-
-
-def first_videos(batch: JointBatch, count: int) -> JointBatch:
-    """Return the first `count` videos of a batch, without its images."""
-    v = min(count, len(batch.videos))
-    return JointBatch(
-        videos=batch.videos[:v],
-        images=batch.images[:0],
-        captions=batch.captions[:v],
-        labels=batch.labels[:v],
-        weight=batch.weight[:v],
-        global_batch_index=batch.global_batch_index[:v],
-        low_res_videos=None if batch.low_res_videos is None else batch.low_res_videos[:v],
-        low_res_images=None if batch.low_res_images is None else batch.low_res_images[:0],
-        space=batch.space,
-        paths=batch.paths[:v],
-    )
 
 
 def artifact_at(path: str | None, what: str) -> Artifact:

@@ -6,10 +6,10 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
-from stages.latent_diffusion import LatentDiffusion, artifact_at, first_videos
+from stages.latent_diffusion import LatentDiffusion, artifact_at
 from stages.optimisation import LRSchedule
 from walt_pl.blocks.frames import FrameLayout
-from walt_pl.data.batch import JointBatch, Space
+from walt_pl.data.batch import JointBatch, Space, first_videos
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.rng import PerSampleRNG

@@ -20,7 +20,7 @@ from stages.optimisation import (
     learning_rate,
     parameter_groups,
 )
-from walt_pl.data.batch import JointBatch
+from walt_pl.data.batch import JointBatch, first_videos
 from walt_pl.diffusion.rng import PerSampleRNG
 from walt_pl.metrics.frames import psnr
 from walt_pl.models.autoencoder import Autoencoder
@@ -367,11 +367,17 @@ class VAEStage(L.LightningModule):
 
     def previews(self, batch: JointBatch) -> Mapping[str, tuple[Tensor, list[str], int]]:
         """Return clips for visual inspection: each original beside its reconstruction."""
-        x = batch.videos[:4]
-        y = self.vae.decode(self.vae.encode(x).mean).clamp(-1, 1)
-        captions = batch.captions[: len(x)]
-        rows = torch.stack([x, y], dim=1).flatten(0, 1)
-        return {"reconstruction": (rows, [c for caption in captions for c in (caption, "reconstruction")], 2)}
+        batch = first_videos(batch, 4)
+        rows = torch.stack([batch.videos, self.measured_clips(batch)], dim=1).flatten(0, 1)
+        return {"reconstruction": (rows, [c for caption in batch.captions for c in (caption, "reconstruction")], 2)}
+
+    def measured_clips(self, batch: JointBatch) -> Tensor:
+        """Return the reconstruction of each video of a batch, pixels [b 3 t h w] in -1..1."""
+        return self.vae.decode(self.vae.encode(batch.videos).mean).clamp(-1, 1)
+
+    def measured_config(self) -> dict[str, Any]:
+        """Return the settings of `measured_clips`, for the artifact's card."""
+        return {"clips": "reconstructions"}
 
     def components(self) -> Mapping[str, nn.Module]:
         """Return the models of the artifact by section name."""

@@ -10,13 +10,12 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from stages.base import BaseStage
-from stages.latent_diffusion import first_videos
 from stages.optimisation import learning_rate
 from stages.super_resolution import SuperResolutionStage
 from stages.vae import VAEStage, latent_statistics, latent_sums
 from tests.helpers.environment import SetDtype
 from walt_pl.blocks.frames import FrameLayout
-from walt_pl.data.batch import JointBatch
+from walt_pl.data.batch import JointBatch, first_videos
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.ddim import Guidance
@@ -276,3 +275,22 @@ def test_vae_validation_batch_of_unreadable_clips_has_no_weight() -> None:
 
     assert validated(batch(0.0), fine)["val/psnr_video"] == pytest.approx(validated(fine)["val/psnr_video"])
     assert list(validated(batch(0.0))) == list(validated(fine)) == ["val/psnr_video", "val/psnr_image"]
+
+
+def test_measured_clips_depend_on_the_seed_and_the_place_of_each_clip_alone() -> None:
+    """So they do not depend on the ranks that share them, nor on the random state of the process."""
+    stage = SuperResolutionStage(DenoiserConfig(**SMALL, super_resolution=True), sgd, preview_steps=2).eval()  # type: ignore[arg-type]
+    small = {"channel_multipliers": (1, 1), "strides": ((2, 2, 2),), "num_res_blocks": (0, 1), "num_middle_blocks": 0, "norm": "layer"}
+    stage._vae = [VAE(VAEConfig(width=8, **small)).eval()]  # type: ignore[arg-type]
+    batch = latent_batch(videos=2, images=0)
+    with torch.no_grad():
+        state = torch.get_rng_state()
+        together = stage.measured_clips(batch)
+        assert torch.equal(torch.get_rng_state(), state)
+        first = stage.measured_clips(first_videos(batch, 1))
+        stage.seed = 1
+        other = stage.measured_clips(batch)
+    assert together.shape[:2] == (2, 3) and float(together.abs().max()) <= 1
+    torch.testing.assert_close(first, together[:1])
+    assert not torch.allclose(other, together, atol=1e-3) and not torch.allclose(together[0], together[1], atol=1e-3)
+    assert stage.measured_config() == {"clips": "samples", "steps": 2, "guidance": stage.diffusion.guidance.scale, "seed": 1}

@@ -21,7 +21,7 @@ from walt_pl.runs.experiment_files import packaged_experiments
 
 PAGE = Path("docs/CONFIGURATION.md")
 STAGES = {"vae": VAEStage, "base": BaseStage, "sr1, sr2": SuperResolutionStage}
-CALLBACKS = ("ema", "spike_guard", "previews", "throughput", "checkpoint")
+CALLBACKS = ("ema", "spike_guard", "previews", "throughput", "checkpoint", "metrics")
 RECOMMENDED = ("accelerator", "devices", "num_nodes", "strategy", "precision", "max_time", "accumulate_grad_batches")
 """Keys of the trainer that a user may want to set, beside those that the experiments and the program set."""
 EXAMPLES: dict[str, Any] = {

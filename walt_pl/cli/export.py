@@ -19,6 +19,7 @@ from walt_pl.runs.artifact import component_config
 from walt_pl.runs.artifact_writing import component_states, save_artifact
 from walt_pl.runs.card import check_replaceable
 from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, check_floating, read_state, recovery_hint
+from walt_pl.runs.checkpoint_card import validation_values
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.stored_config import clip_arguments, in_bfloat16, statistics_batches
 from walt_pl.runs.whole_weights import weights
@@ -77,7 +78,7 @@ def export_checkpoint(path: Path, out: Path, ema: bool = True, index: Path | Non
         "samples": checkpoint.samples,
         "metrics": {
             "protocol": f"the validation clips of the index, view 0{', averaged weights' * averaged}",
-            "values": checkpoint.metrics,
+            "values": validation_values(checkpoint.metrics),
         },
     }
     if index is not None:

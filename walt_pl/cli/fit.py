@@ -24,6 +24,7 @@ from walt_pl.cli.class_count import fill_classes
 from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
 from walt_pl.cli.fit_help import render_help, without_help
+from walt_pl.cli.monitored_metric import fill_monitor
 from walt_pl.cli.null_values import ClassParser
 from walt_pl.cli.parse_errors import CommandLine, check_nulls, check_top_keys, explain
 from walt_pl.cli.rate_change import describe_rate_change
@@ -37,11 +38,12 @@ from walt_pl.data.index_table import check_index_file
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import STATE, Checkpoint, steps
 from walt_pl.runs.manifest import Manifest
-from walt_pl.runs.stage_names import ManifestError, kind_of, parents_of
+from walt_pl.runs.stage_names import ManifestError, parents_of
 from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.callbacks.export import ExportArtifact
 from walt_pl.training.callbacks.hyperparameters import Hyperparameters
+from walt_pl.training.callbacks.metrics import Metrics
 from walt_pl.training.callbacks.previews import Previews
 from walt_pl.training.callbacks.progress_bar import ProgressBar
 from walt_pl.training.callbacks.progress_file import ProgressFile
@@ -66,9 +68,6 @@ DEFAULTS: dict[str, Any] = {
     "trainer.log_every_n_steps": 10,
     "trainer.check_val_every_n_epoch": None,
 }
-
-# Validation metric whose best checkpoint is kept, by kind of stage.
-BEST = {"vae": ("val/psnr_video", "max"), "base": ("val/loss", "min"), "super_resolution": ("val/loss", "min")}
 
 
 class WaltParser(ClassParser, LightningArgumentParser):
@@ -165,6 +164,7 @@ class WaltCLI(LightningCLI):
             (Previews, "previews"),
             (Throughput, "throughput"),
             (Checkpoints, "checkpoint"),
+            (Metrics, "metrics"),
         ):
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults(DEFAULTS)
@@ -192,8 +192,7 @@ class WaltCLI(LightningCLI):
         options.checkpoint.dirpath = options.checkpoint.dirpath or str(self.work / "checkpoints")
         if self.subcommand == "fit" and not self.is_trial and is_rank_zero():
             check_own_folder(Path(options.checkpoint.dirpath), self.work, self.run_dir, self.stage)
-        if options.checkpoint.monitor is None:
-            options.checkpoint.monitor, options.checkpoint.mode = BEST[kind_of(self.stage)]
+        fill_monitor(self.stage, options)
         self._fill_parents()
         self._fill_seed()
         fill_classes(options)
@@ -414,6 +413,8 @@ class WaltCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         listen_locally(trainer.strategy)
         trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]
+        # A measurement may take long: the checkpoint of its step is written first.
+        trainer.callbacks.sort(key=lambda callback: isinstance(callback, Metrics))  # type: ignore[attr-defined]
         if self.subcommand is not None and self.restored is not None:
             trainer.ckpt_path = str(self.restored)
         return trainer

@@ -66,7 +66,7 @@ _SILENT = (
         ("data.num_workers", "data.timeout", "data.worker_patience"),
         "samples do not depend on the processes that read them",
     ),
-    Rule(Effect.SILENT, ("model.preview_steps", "previews.*", "throughput.*"), "for inspection only"),
+    Rule(Effect.SILENT, ("model.preview_steps", "previews.*", "throughput.*", "metrics.*"), "for inspection only"),
     Rule(Effect.SILENT, ("model.denoiser.activation_checkpointing", "ema.cpu"), "saves memory only"),
     Rule(
         Effect.SILENT,

@@ -89,6 +89,36 @@ class JointBatch:
         return replace(self, **changed)
 
 
+def first_videos(batch: JointBatch, count: int) -> JointBatch:
+    """Return the first `count` videos of a batch, without its images."""
+    v = min(count, len(batch.videos))
+    return JointBatch(
+        videos=batch.videos[:v],
+        images=batch.images[:0],
+        captions=batch.captions[:v],
+        labels=batch.labels[:v],
+        weight=batch.weight[:v],
+        global_batch_index=batch.global_batch_index[:v],
+        low_res_videos=None if batch.low_res_videos is None else batch.low_res_videos[:v],
+        low_res_images=None if batch.low_res_images is None else batch.low_res_images[:0],
+        space=batch.space,
+        paths=batch.paths[:v],
+    )
+
+
+def images_as_videos(batch: JointBatch) -> JointBatch:
+    """Return a batch of images alone as one of one-frame videos, as `sample` makes images."""
+    if len(batch.videos):
+        return batch
+    return replace(
+        batch,
+        videos=batch.images,
+        images=batch.images[:0],
+        low_res_videos=batch.low_res_images,
+        low_res_images=batch.low_res_videos,
+    )
+
+
 class SampleSource(Protocol):
     """Read samples. A source is pickled once for each worker, so it holds descriptions of the data and no open files."""
 

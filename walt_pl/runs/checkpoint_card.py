@@ -83,6 +83,11 @@ def _describes_checkpoint(card: Mapping[str, Any]) -> bool:
     return all(type(number) is int for number in numbers) and all(isinstance(value, int | float) for value in metrics.values())
 
 
+def validation_values(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the values of the validation among those that a checkpoint records, without those of the callback metrics."""
+    return {name: float(value) for name, value in metrics.items() if name.startswith("val/")}
+
+
 def check_hashes(path: Path, card: Mapping[str, Any]) -> None:
     """Read every file of a checkpoint, and compare its hash.
 

@@ -37,6 +37,7 @@ from walt_pl.runs.checkpoint import steps as folders
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.run_files import CHECKPOINT_FILES
 from walt_pl.training.callbacks.ema import EMA
+from walt_pl.training.callbacks.training_end import validation_metrics
 from walt_pl.training.strategies.shards import non_finite
 from walt_pl.training.strategies.zero import ZeROStrategy
 
@@ -80,8 +81,9 @@ class Checkpoints(callbacks.Checkpoint):
         every_n_train_steps: optimiser steps between two checkpoints; 0 for none.
         every_n_minutes: minutes between two checkpoints; 0 for none.
         keep: number of last checkpoints that stay. The last one on schedule (`every_n_train_steps`) stays beside them.
-        monitor: a validation metric. The checkpoint with its best value stays beside the last ones; null for none.
-        mode: whether the lowest (`min`) or the highest value (`max`) is the best.
+        monitor: a validation metric such as val/loss, or one of the callback metrics such as metrics/fvd. The checkpoint with its best
+            value stays beside the last ones; null for none.
+        mode: whether the lowest (`min`) or the highest value (`max`) is the best; null for that of the metric, and `min` if it has none.
         retry_minutes: minutes in which the artifact is tried again, once a minute, when the disk is full at the end of the training.
 
     Raises:
@@ -95,7 +97,7 @@ class Checkpoints(callbacks.Checkpoint):
         every_n_minutes: float = 30.0,
         keep: int = 2,
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Literal["min", "max"] | None = None,
         retry_minutes: float = 10.0,
     ) -> None:
         for name, value, least in (
@@ -111,7 +113,7 @@ class Checkpoints(callbacks.Checkpoint):
         self.every_n_minutes = every_n_minutes
         self.keep = keep
         self.monitor = monitor
-        self.mode = mode
+        self.mode = mode or "min"
         self.retry_minutes = retry_minutes
         self._file = StateFile()
         self._start: Checkpoint | None = None
@@ -234,6 +236,12 @@ class Checkpoints(callbacks.Checkpoint):
         if told:
             self._stop(trainer, told)
 
+    def stop_if_asked(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Save this step and end the training if a signal has asked for it; all ranks call it."""
+        if told := self._agree(trainer, self._signal)[0]:
+            self.save(trainer, pl_module)
+            self._stop(trainer, told)
+
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Stop the validation after a signal, so that the scheduler need not wait for its end."""
         if self._former and self._agree(trainer, self._signal)[0]:
@@ -242,9 +250,13 @@ class Checkpoints(callbacks.Checkpoint):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         cut_short, self._cut_short = self._cut_short, False
-        if not self._former or cut_short:
+        if not cut_short:
+            self.record(trainer, pl_module, validation_metrics(trainer))
+
+    def record(self, trainer: L.Trainer, pl_module: L.LightningModule, metrics: Mapping[str, float]) -> None:
+        """Record metrics with the checkpoint of this step. If they are the best and it has none, save one; all ranks call it."""
+        if not self._former:
             return
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if trainer.strategy.broadcast(self._saved != trainer.global_step and self._is_best(metrics)):
             self.save(trainer, pl_module, metrics)
         elif trainer.is_global_zero and self._saved == trainer.global_step:
@@ -358,10 +370,11 @@ class Checkpoints(callbacks.Checkpoint):
 
     def _record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         try:
-            update_metrics(Checkpoint.at(self.folder / folder_name(step)), metrics)
+            checkpoint = Checkpoint.at(self.folder / folder_name(step))
+            update_metrics(checkpoint, {**checkpoint.metrics, **metrics})
             self._prune()
         except (OSError, ValueError) as error:
-            rank_zero_warn(f"step {step}: the validation's values could not be noted beside the checkpoint ({error})")
+            rank_zero_warn(f"step {step}: the values of {', '.join(sorted(metrics))} could not be noted beside the checkpoint ({error})")
 
     def _prune(self) -> None:
         """Remove all checkpoints but the last ones, the best, and the last on schedule.

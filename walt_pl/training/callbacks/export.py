@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from walt_pl.runs.artifact_writing import component_states, save_artifact
 from walt_pl.runs.card import check_replaceable
 from walt_pl.runs.checkpoint import Checkpoint, recovery_hint
+from walt_pl.runs.checkpoint_card import validation_values
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.next_command import next_command
@@ -22,7 +23,9 @@ from walt_pl.runs.stop_record import StopRecord
 from walt_pl.training.callbacks.checkpoints import Checkpoints, samples_seen
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.callbacks.last_write import LastWrite
+from walt_pl.training.callbacks.metrics import Metrics
 from walt_pl.training.callbacks.training_end import has_reached_end, is_out_of_time, render_metrics, validation_metrics
+from walt_pl.training.measurement import MeasuredStage
 from walt_pl.training.strategies.shards import gather, local_shard, non_finite, trainable_parameters
 
 
@@ -200,7 +203,7 @@ class ExportArtifact(L.Callback):
     def _metrics(self, trainer: L.Trainer) -> dict[str, float]:
         """Return the figures of the last validation, those of the checkpoint if this start has made no step."""
         last = Checkpoint.newest(self._checkpoint_folder(trainer))
-        return validation_metrics(trainer) or (last.metrics if last and last.step == trainer.global_step else {})
+        return validation_metrics(trainer) or (validation_values(last.metrics) if last and last.step == trainer.global_step else {})
 
     def _checkpoint_folder(self, trainer: L.Trainer) -> Path:
         return next((c.folder for c in trainer.callbacks if isinstance(c, Checkpoints)), self.run)  # type: ignore[attr-defined]
@@ -220,6 +223,8 @@ class ExportArtifact(L.Callback):
         """Write the artifact into a folder."""
         stage = cast(ExportableStage, pl_module)
         metrics = self._metrics(trainer)
+        measured = [callback for callback in trainer.callbacks if isinstance(callback, Metrics)]  # type: ignore[attr-defined]
+        in_training = measured[0].card_entries(cast(MeasuredStage, pl_module)) if measured else {}
         card = {
             **card_entries,
             "parents": self.parents,
@@ -227,7 +232,7 @@ class ExportArtifact(L.Callback):
             "steps": trainer.global_step,
             "epochs": trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
             "samples": samples_seen(trainer),
-            "metrics": {"protocol": "the validation clips of the index, view 0, averaged weights", "values": metrics},
+            "metrics": {"protocol": "the validation clips of the index, view 0, averaged weights", "values": metrics, **in_training},
         }
         states = component_states(state, stage.components())
         save_artifact(

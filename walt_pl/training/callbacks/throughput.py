@@ -26,7 +26,7 @@ class Throughput(L.Callback):
         self._waited = self._clips = self._tokens = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._reset()
+        self.reset()
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: JointBatch, batch_idx: int) -> None:
         self._waited += time.perf_counter() - self._ended
@@ -45,11 +45,12 @@ class Throughput(L.Callback):
                     "train/learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
                 }
             )
-            self._reset()
+            self.reset()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Begin a new value, so that time spent outside of the steps counts for none."""
         self._began = self._ended = time.perf_counter()
         self._waited = self._clips = self._tokens = 0.0

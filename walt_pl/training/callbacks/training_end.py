@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import lightning as L
 from lightning.pytorch.callbacks import Timer
 
+from walt_pl.runs.checkpoint_card import validation_values
+
 
 def is_out_of_time(trainer: L.Trainer) -> bool:
     """Return whether trainer.max_time is over."""
@@ -30,7 +32,7 @@ def has_reached_end(trainer: L.Trainer) -> bool:
 
 def validation_metrics(trainer: L.Trainer) -> dict[str, float]:
     """Return the figures of the last validation of this start by name, such as val/loss."""
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    return validation_values(trainer.callback_metrics)  # type: ignore[arg-type]
 
 
 def render_metrics(metrics: Mapping[str, float]) -> str:
