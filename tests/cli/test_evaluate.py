@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from tests.helpers import tiny_stages
-from walt_pl.cli.evaluate_options import EvaluateOptions, context_frames, sample_protocol, trained_stride
+from walt_pl.cli.evaluate_options import EvaluateOptions, sample_protocol, trained_stride
 from walt_pl.cli.main import main
 from walt_pl.data.index import Index
 from walt_pl.data.transforms import ClipTransform
+from walt_pl.evaluation.given_frames import context_frames
 from walt_pl.files import file_sha256
 from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.runs.manifest import Manifest

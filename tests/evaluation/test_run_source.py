@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tests.helpers.tiny_stages import CAPTIONS, write_stages
 from walt_pl.diffusion.ddim import Guidance
+from walt_pl.evaluation.clip_reading import cover_and_crop
 from walt_pl.evaluation.conditions import ClassesInTurn, RealConditions
-from walt_pl.evaluation.run_source import RunSource, scale_clip
+from walt_pl.evaluation.run_source import RunSource
 from walt_pl.evaluation.source import ClipDraw, ClipSource, Drawn, ReadClips
 from walt_pl.media.contact_sheet import to_uint8
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
@@ -45,7 +46,7 @@ class FakeClips(ClipSource):
 
     def read(self, draws: Sequence[ClipDraw], frames: int, stride: int, size: tuple[int, int] | None) -> ReadClips:
         self.asked += [(draw.item, frames) for draw in draws]
-        clips: list[Tensor | None] = [scale_clip(self.clips[item][start::stride][:frames], size) for item, start in draws]
+        clips: list[Tensor | None] = [cover_and_crop(self.clips[item][start::stride][:frames].numpy(), size) for item, start in draws]
         lost = {i: "clip2.mp4: no such file" for i, draw in enumerate(draws) if self.broken and draw.item == 2}
         read = [None if i in lost else clip for i, clip in enumerate(clips)]
         return ReadClips(read, [CAPTIONS[draw.item % 2] for draw in draws], [draw.item for draw in draws], None, lost)
@@ -107,7 +108,7 @@ def test_run_source_takes_the_first_frames_at_the_size_of_the_protocol(captioned
     source = source_of(captioned)
     whole, part = source.read(draws(0), 9, 1, None), source.read(draws(0), 4, 2, (16, 24))
     assert clip_of(part, 0).shape == (4, 16, 24, 3)
-    assert torch.equal(clip_of(part, 0), scale_clip(clip_of(whole, 0)[::2][:4], (16, 24)))
+    assert torch.equal(clip_of(part, 0), cover_and_crop(clip_of(whole, 0)[::2][:4].numpy(), (16, 24)))
     assert source.lengths() == [9] * 9 and source.names()[:3] == ["clip3.mp4", "clip1.mp4", "clip0.mp4"]
     with pytest.raises(ValueError, match=r"runs/tiny makes clips of 9 frames, and the protocol wants 16: type --frames 9"):
         source.read(draws(0), 16, 1, None)
@@ -181,10 +182,10 @@ def test_run_source_continues_real_clips_from_their_first_frames(continuing: Cas
     originals = real.read(REAL[:2], 9, 1, (8, 8))
     assert read.originals is not None and all(torch.equal(read.originals[i], clip_of(originals, i)) for i in range(2))  # type: ignore[arg-type]
     given = [real.clips[item, start : start + 5] for item, start in REAL[:2]]
-    context = torch.cat([continuing.encode_context(scale_clip(clip, (16, 16)).numpy(), "x")["base"] for clip in given])
+    context = torch.cat([continuing.encode_context(cover_and_crop(clip.numpy(), (16, 16)).numpy(), "x")["base"] for clip in given])
     request = SampleRequest([CAPTIONS[1]] * 2, seeds=[5, 6], context_latents={"base": context})
     expected = torch.from_numpy(to_uint8(continuing.video(request, SAMPLING, 9)))
-    assert all(torch.equal(clip_of(read, i), scale_clip(expected[i], (8, 8))) for i in range(2)), "the decoded frames count"
+    assert all(torch.equal(clip_of(read, i), cover_and_crop(expected[i].numpy(), (8, 8))) for i in range(2)), "the decoded frames count"
     facts = source.facts()["conditions"]
     assert facts["context_frames"] == 5 and facts["context_pixels"] == "decoded"
     with pytest.raises(ValueError, match="context frames in every step of its training"):

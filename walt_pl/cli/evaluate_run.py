@@ -10,10 +10,11 @@ from typing import Any
 
 from datamodules.joint import JointData
 from walt_pl.cli.console import print_table
-from walt_pl.cli.evaluate_options import DEFAULT_CLIPS, EvaluateOptions, check_context, sample_protocol, trained_stride
+from walt_pl.cli.evaluate_options import DEFAULT_CLIPS, EvaluateOptions, sample_protocol, trained_stride
 from walt_pl.data.index import Index
-from walt_pl.evaluation.conditions import ClassesInTurn, RealConditions, SampleConditions
+from walt_pl.evaluation.conditions import choose_conditions
 from walt_pl.evaluation.draws import draw_generated, draw_real
+from walt_pl.evaluation.given_frames import check_context
 from walt_pl.evaluation.image_array import KeptImages, write_npz
 from walt_pl.evaluation.measuring import measure
 from walt_pl.evaluation.program import describe_program
@@ -31,7 +32,6 @@ from walt_pl.metrics.extractors.known_files import KNOWN_FILES
 from walt_pl.metrics.metric import Metric
 from walt_pl.metrics.protocol import EvaluationProtocol, resolve_protocol
 from walt_pl.sampling.cascade import Cascade, SamplingConfig
-from walt_pl.sampling.known_conditions import known_classes
 from walt_pl.shapes.score_cards import PREFIX, make_cards, sampling_facts
 
 __all__ = ["is_first_process", "local_device", "measure_reconstructions", "measure_samples", "record_scores"]
@@ -65,7 +65,7 @@ def measure_samples(options: EvaluateOptions, cascade: Cascade, data: JointData,
         count = max(1, min(DEFAULT_CLIPS, found // protocol.folds))
         protocol = replace(protocol, clips=count, real_clips=count)
     real_draws = draw_real(real, protocol)
-    conditions = _conditions(cascade, real, real_draws, protocol)
+    conditions = choose_conditions(cascade, real, real_draws, protocol)
     count = protocol.clips * protocol.folds
     source = RunSource(str(options.run), cascade, sampling, conditions, count, options.seed)
     source.check_frames(protocol.frames)
@@ -134,19 +134,6 @@ def record_scores(
 def _videos(data: JointData) -> Any:
     index = Index(data.index, "val") if "val" in Index(data.index, "train").splits else Index(data.index, "train")
     return index.videos
-
-
-def _conditions(cascade: Cascade, real: ClipSource, drawn: Drawn, protocol: EvaluationProtocol) -> SampleConditions:
-    """Return captions, labels and given frames of the real clips, or every class in turn where these have no labels.
-
-    Classes come in turn, too, where every real clip is used once: the first ones of a data set may be of one class.
-    """
-    classes = [count for sampler in cascade.samplers.values() if (count := sampler.denoiser.config.num_classes)]
-    if classes and not protocol.context_frames:
-        labels = real.read(drawn.draws[:1], 1, 1, None).labels
-        if protocol.real_clips is None or not labels or labels[0] < 0:
-            return ClassesInTurn(sorted(known_classes(cascade) or range(min(classes))))
-    return RealConditions(real, drawn, protocol.stride, protocol.context_frames)
 
 
 def _measure(

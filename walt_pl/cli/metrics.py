@@ -15,8 +15,9 @@ from walt_pl.evaluation.measuring import measure
 from walt_pl.evaluation.ranks import Ranks, local_device
 from walt_pl.evaluation.results import render_cards
 from walt_pl.evaluation.rows import MeasureOptions
+from walt_pl.evaluation.run_source import open_samples
 from walt_pl.evaluation.source import ClipSource, Drawn
-from walt_pl.evaluation.sources import open_source
+from walt_pl.evaluation.sources import is_run, open_source
 from walt_pl.metrics.catalog import choose_metrics
 from walt_pl.metrics.extractors.choice import ExtractorOptions, choose_extractors
 from walt_pl.metrics.protocol import PRESETS, EvaluationProtocol, Resize, resolve_protocol
@@ -48,7 +49,7 @@ def metrics(
 
     Args:
         real: real clips: folder of videos or images, data index (.parquet), or array (.npz, .npy). Metrics such as is and clip need none.
-        generated: clips to measure, likewise.
+        generated: clips to measure, likewise; or the folder of a run, from which samples are made (walt evaluate has more options for it).
         metric: names between commas, such as fvd,kvd.
         preset: published protocol by name (docs/EVALUATION.md). The other options change it, and the card then names no preset.
         extractor: file of the network, or files by kind: '{"i3d": "i3d_torchscript.pt"}'. Its hash is compared before it is loaded.
@@ -84,9 +85,8 @@ def metrics(
     extractors = choose_extractors(chosen, options, protocol, protocol.frames == 1, device)
     if any(one.of_pairs for one in extractors) and not protocol.paired:
         name, protocol = None, replace(protocol, paired=True)
-    made = _open_generated(generated, protocol)
     originals = open_source(real, protocol.split) if real is not None else None
-    real_draws, generated_draws = _draw(originals, made, protocol)
+    real_draws, made, generated_draws = _open_generated(generated, originals, protocol, device)
     places = MeasureOptions(Path(cache), Path(cache), batch, ranks, device)
     cards = measure(chosen, originals, made, real_draws, generated_draws, protocol, name, extractors, places)
     if ranks.is_first:
@@ -144,18 +144,25 @@ def selftest(
         raise ValueError("selftest: a check failed; the figures of this extractor cannot be trusted")
 
 
-def _open_generated(text: str, protocol: EvaluationProtocol) -> ClipSource:
-    """Open the generated clips: a folder, an index or an array."""
-    return open_source(text, protocol.split)
+def _open_generated(
+    text: str, real: ClipSource | None, protocol: EvaluationProtocol, device: str
+) -> tuple[Drawn | None, ClipSource, Drawn]:
+    """Open the generated clips, and draw those of both sides.
 
-
-def _draw(real: ClipSource | None, generated: ClipSource, protocol: EvaluationProtocol) -> tuple[Drawn | None, Drawn]:
-    """Draw the clips of both sides."""
+    Returns:
+        Draws of the real clips, the generated clips and their draws.
+    """
+    if is_run(text):
+        drawn = None if real is None else draw_real(real, protocol)
+        samples = open_samples(text, real, drawn, protocol, device)
+        return drawn, samples, draw_generated(samples, protocol)
+    generated = open_source(text, protocol.split)
     if real is None:
-        return None, draw_generated(generated, protocol)
+        return None, generated, draw_generated(generated, protocol)
     if protocol.paired:
-        return draw_pairs(real, generated, protocol)
-    return draw_real(real, protocol), draw_generated(generated, protocol)
+        real_draws, draws = draw_pairs(real, generated, protocol)
+        return real_draws, generated, draws
+    return draw_real(real, protocol), generated, draw_generated(generated, protocol)
 
 
 def _changes(preset: str | None, clips: int | None, size: int | list[int] | None, **given: Any) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from walt_pl.evaluation.source import ClipSource, Drawn
 from walt_pl.media.types import Size
+from walt_pl.metrics.protocol import EvaluationProtocol
+from walt_pl.sampling.cascade import Cascade
+from walt_pl.sampling.known_conditions import known_classes
 
 
 @dataclass(frozen=True)
@@ -126,3 +129,21 @@ class ClassesInTurn(SampleConditions):
     def read(self, items: Sequence[int], frames: int, size: Size, sample_size: Size) -> list[SampleCondition]:
         """Return the class of each sample."""
         return [SampleCondition(label=self.classes[item % len(self.classes)]) for item in items]
+
+
+def choose_conditions(cascade: Cascade, real: ClipSource | None, drawn: Drawn | None, protocol: EvaluationProtocol) -> SampleConditions:
+    """Return captions, labels and given frames of the real clips, or every class in turn where these have no labels.
+
+    Classes come in turn, too, where every real clip is used once: the first ones of a data set may be of one class.
+
+    Raises:
+        ValueError: there are no real clips, and the model needs their captions or frames.
+    """
+    classes = [count for sampler in cascade.samplers.values() if (count := sampler.denoiser.config.num_classes)]
+    if classes and not protocol.context_frames:
+        labels = real.read(drawn.draws[:1], 1, 1, None).labels if real is not None and drawn is not None else ()
+        if protocol.real_clips is None or not labels or labels[0] < 0:
+            return ClassesInTurn(sorted(known_classes(cascade) or range(min(classes))))
+    if real is None or drawn is None:
+        raise ValueError("samples take their captions and first frames from real clips: name these with --real")
+    return RealConditions(real, drawn, protocol.stride, protocol.context_frames)

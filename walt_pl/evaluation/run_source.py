@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from walt_pl.data.transforms import to_size
-from walt_pl.evaluation.conditions import SampleCondition, SampleConditions
-from walt_pl.evaluation.source import ClipDraw, ClipSource, ReadClips
+from walt_pl.evaluation.clip_reading import cover_and_crop
+from walt_pl.evaluation.conditions import SampleCondition, SampleConditions, choose_conditions
+from walt_pl.evaluation.given_frames import check_context
+from walt_pl.evaluation.source import ClipDraw, ClipSource, Drawn, ReadClips
 from walt_pl.media.contact_sheet import to_uint8
 from walt_pl.media.types import Size
+from walt_pl.metrics.protocol import EvaluationProtocol
 from walt_pl.sampling.cascade import VAE_STAGE, Cascade, SampleRequest, SamplingConfig
 
 
@@ -96,7 +98,7 @@ class RunSource(ClipSource):
         clips: list[Tensor | None] = [None] * len(draws)
         made = self._sample([draws[i].item for i in usable], [told[i] for i in usable]) if usable else []
         for i, clip in zip(usable, made, strict=True):
-            clips[i] = scale_clip(clip[draws[i].start :: stride][:frames], size)
+            clips[i] = cover_and_crop(clip[draws[i].start :: stride][:frames].numpy(), size)
         originals = [one.original for one in told]
         continued = any(one.context is not None for one in told)
         return ReadClips(clips, [one.caption for one in told], [one.label for one in told], originals if continued else None, failures)
@@ -139,6 +141,20 @@ class RunSource(ClipSource):
         return self.cascade.pixels(self.cascade.stages[-1])
 
 
+def open_samples(run: str, real: ClipSource | None, drawn: Drawn | None, protocol: EvaluationProtocol, device: str) -> RunSource:
+    """Open a run for the samples that a protocol wants, with the settings of its artifacts and 50 steps.
+
+    Raises:
+        ValueError: the run lacks a stage, or does not fit the protocol.
+    """
+    cascade = Cascade.open(run, device=device)
+    check_context(cascade, protocol.context_frames)
+    conditions = choose_conditions(cascade, real, drawn, protocol)
+    source = RunSource(run, cascade, SamplingConfig(), conditions, protocol.clips * protocol.folds, protocol.seed)
+    source.check_frames(protocol.frames)
+    return source
+
+
 def artifact_facts(cascade: Cascade) -> dict[str, dict[str, Any]]:
     """Return hash, training step and kind of weights of every stage of a cascade, the autoencoder first."""
     cards = {VAE_STAGE: cascade.card, **{stage: artifact.card for stage, artifact in cascade.artifacts.items()}}
@@ -159,10 +175,3 @@ def compute_facts(cascade: Cascade) -> dict[str, str]:
 def to_pixels(clips: Tensor) -> Tensor:
     """Round clips [b 3 t h w] in -1..1 as `walt sample` does before its encoder: uint8 [b t h w 3]."""
     return torch.from_numpy(to_uint8(clips)).contiguous()
-
-
-def scale_clip(clip: Tensor, size: Size | None) -> Tensor:
-    """Scale a clip, uint8 [t h w 3], until it covers `size`, and crop its middle; None keeps it."""
-    if size is None or tuple(clip.shape[1:3]) == tuple(size):
-        return clip
-    return to_pixels(to_size(clip.numpy(), *size)[None])[0]

@@ -25,8 +25,8 @@ def open_source(text: str, split: str) -> ClipSource:
     """
     path = Path(text)
     if path.is_dir():
-        if (path / "manifest.json").exists():
-            raise ValueError(f"{text} is a run (it holds manifest.json): runs are opened by their own function")
+        if is_run(text):
+            raise ValueError(f"{text} is a run (it holds manifest.json), and real clips are wanted: name {WANTED}")
         return FolderSource(text)
     if not path.exists():
         raise ValueError(f"{text}: no such file or folder; wanted {WANTED}")
@@ -35,3 +35,8 @@ def open_source(text: str, split: str) -> ClipSource:
     if path.suffix in (".npz", ".npy"):
         return ArraySource(text)
     raise ValueError(f"{text}: no source of clips; wanted {WANTED}")
+
+
+def is_run(text: str) -> bool:
+    """Return whether a source is the folder of a run."""
+    return (Path(text) / "manifest.json").exists()
