@@ -29,8 +29,9 @@ def find_metrics() -> dict[str, type[Metric]]:
             importlib.import_module(name)
     found: dict[str, type[Metric]] = {}
     for metric in _subclasses(Metric):
-        # A class without a name is a base of others.
-        if inspect.isabstract(metric) or not hasattr(metric, "name"):
+        # A class without a name is a base of others. Classes of other modules are for those who define them.
+        ours = metric.__module__.startswith(f"{walt_pl.metrics.__name__}.") or metric.__module__ in ELSEWHERE
+        if not ours or inspect.isabstract(metric) or not hasattr(metric, "name"):
             continue
         other = found.setdefault(metric.name, metric)
         if other is not metric:
