@@ -106,11 +106,16 @@ def parse(words: list[str]) -> dict[str, Any] | None:
     missing = [word for word in words if word.startswith("experiments/") and not (ROOT / word).exists()]
     if missing:
         raise ValueError(f"{shlex.join(words)}: there is no {missing[0]}")
-    if words == [name] or {"--help", "--model.help", "ready"} & set(words):
+    if words in ([name], [name, function_of(words)]) or {"--help", "--model.help", "ready"} & set(words):
         return None
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         return _parse_stage(words, patch) if name in ("fit", "validate", "plan", "cache") else _parse_function(words, patch)
+
+
+def function_of(words: list[str]) -> str:
+    """Return the name of the function that a command line calls: the command's, or that of `walt metrics compare`."""
+    return words[1] if words[0] == "metrics" and words[1:2] and not words[1].startswith("-") else words[0]
 
 
 def _parse_stage(words: list[str], patch: pytest.MonkeyPatch) -> None:
@@ -129,14 +134,14 @@ def _parse_stage(words: list[str], patch: pytest.MonkeyPatch) -> None:
 
 
 def _parse_function(words: list[str], patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    module = importlib.import_module(f"walt_pl.cli.{words[0]}")
+    module, name = importlib.import_module(f"walt_pl.cli.{words[0]}"), function_of(words)
     called: dict[str, Any] = {}
 
-    @functools.wraps(getattr(module, words[0]))
+    @functools.wraps(getattr(module, name))
     def record(**options: Any) -> None:
         called.update(options)
 
-    patch.setattr(module, words[0], record)
+    patch.setattr(module, name, record)
     try:
         main(words)
     except SystemExit as error:
