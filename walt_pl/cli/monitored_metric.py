@@ -7,6 +7,8 @@ from walt_pl.training.callbacks.metrics import PREFIX, chosen_metrics
 
 BEST = {"vae": ("val/psnr_video", "max"), "base": ("val/loss", "min"), "super_resolution": ("val/loss", "min")}
 """Validation metric whose best checkpoint is kept, and its mode, by kind of stage."""
+MODES = {"val/psnr": "max", "val/loss": "min"}
+"""Mode of a validation metric, by the first word of its name: val/psnr_video, val/loss_050."""
 
 
 def fill_monitor(stage: str, options: Any) -> None:
@@ -24,6 +26,9 @@ def fill_monitor(stage: str, options: Any) -> None:
         checkpoint.monitor, checkpoint.mode = BEST[kind_of(stage)]
         return
     if not checkpoint.monitor.startswith(PREFIX):
+        checkpoint.mode = checkpoint.mode or MODES.get(checkpoint.monitor.split("_")[0])
+        if checkpoint.mode is None:
+            raise ValueError(f"checkpoint.monitor is {checkpoint.monitor}: say which value is the best with --checkpoint.mode min, or max")
         return
     name, names = checkpoint.monitor.removeprefix(PREFIX), tuple(metrics.names)
     (metric,) = chosen_metrics((name,))

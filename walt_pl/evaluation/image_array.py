@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 
 from walt_pl.evaluation.source import ClipDraw, ClipSource, ReadClips
 from walt_pl.files import whole_file, write_whole
 from walt_pl.removal import remove_own
+from walt_pl.untrusted import parse_json
 
 
 class KeptImages(ClipSource):
@@ -60,9 +62,11 @@ class KeptImages(ClipSource):
                 raise ValueError(f"evaluate: {len(draws) - len(found)} images cannot be made: {'; '.join(made.failures.values())}")
             labels = torch.tensor(made.labels or [-1] * len(draws), dtype=torch.int64)
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_whole(path, save({"clips": torch.stack(found), "labels": labels}))
-        kept = load_file(path)
-        return ReadClips(list(kept["clips"]), labels=kept["labels"].tolist())
+            metadata = {"captions": json.dumps(list(made.captions))}
+            write_whole(path, save({"clips": torch.stack(found), "labels": labels}, metadata))
+        with safe_open(path, "pt") as kept:
+            captions = parse_json(kept.metadata()["captions"], str(path))
+            return ReadClips(list(kept.get_tensor("clips")), captions, kept.get_tensor("labels").tolist())
 
     def remove(self) -> None:
         """Remove the blocks."""

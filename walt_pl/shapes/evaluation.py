@@ -30,7 +30,7 @@ UPSCALED = 64
 CONTINUED = 120
 """Validation clips that the base model continues, where it was trained with frame prediction."""
 FORMATS = {"psnr": "{:.2f} dB"}
-"""Format of a figure, by the first word of its name. Others are shares, printed in percent."""
+"""Format of a figure, by the first word of its name after "shapes_". Others are shares, printed in percent."""
 STEPS = {"base": 10, "super_resolution": 2}
 """Sampling steps by kind of stage. Super-resolution needs few: its answer is determined. sr2 had 30.4 dB with 1 or 2, 29.6 dB with 4."""
 
@@ -309,5 +309,5 @@ def render_summary(summary: Mapping[str, Any]) -> Table:
     table = Table("stage", "figure", "value")
     for stage, figures in summary["scores"].items():
         for figure, value in figures.items():
-            table.add_row(stage, figure, FORMATS.get(figure.split("_")[0], "{:.1%}").format(value))
+            table.add_row(stage, figure, FORMATS.get(figure.removeprefix("shapes_").split("_")[0], "{:.1%}").format(value))
     return table

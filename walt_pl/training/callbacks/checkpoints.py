@@ -83,7 +83,7 @@ class Checkpoints(callbacks.Checkpoint):
         keep: number of last checkpoints that stay. The last one on schedule (`every_n_train_steps`) stays beside them.
         monitor: a validation metric such as val/loss, or one of the callback metrics such as metrics/fvd. The checkpoint with its best
             value stays beside the last ones; null for none.
-        mode: whether the lowest (`min`) or the highest value (`max`) is the best; null for that of the metric, and `min` if it has none.
+        mode: whether the lowest (`min`) or the highest value (`max`) is the best; null for that of the metric.
         retry_minutes: minutes in which the artifact is tried again, once a minute, when the disk is full at the end of the training.
 
     Raises:
