@@ -147,3 +147,12 @@ def test_metrics_pairs_take_the_clip_of_the_same_place(material: dict[str, str],
     measure(options, metric="psnr", out=out)
     other = json.loads(out.read_text())
     assert same["value"] > 50 > other["value"] and other["protocol"]["paired"] and other["real"]["clips"] == CLIPS
+
+
+def test_metrics_command_strides_over_real_clips_alone(tmp_path: Path) -> None:
+    real = np.random.RandomState(3).randint(0, 256, (3, 20, 16, 16, 3), dtype=np.uint8)
+    np.save(tmp_path / "real.npy", real)
+    np.save(tmp_path / "generated.npy", real[:, ::2])
+    sides = {side: str(tmp_path / f"{side}.npy") for side in ("real", "generated")}
+    measure({**sides, "cache": str(tmp_path)}, metric="psnr", frames=5, stride=2, clips=3, out=tmp_path / "card.json")
+    assert json.loads((tmp_path / "card.json").read_text())["value"] >= 100
