@@ -1,6 +1,7 @@
 """`walt metrics` from folders to a card, with a tiny scripted network in place of I3D."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from walt_pl.cli.main import main
 from walt_pl.files import file_sha256
+from walt_pl.metrics.protocol import PRESETS
 
 CLIPS, FRAMES = 12, 10
 
@@ -156,3 +158,21 @@ def test_metrics_command_strides_over_real_clips_alone(tmp_path: Path) -> None:
     sides = {side: str(tmp_path / f"{side}.npy") for side in ("real", "generated")}
     measure({**sides, "cache": str(tmp_path)}, metric="psnr", frames=5, stride=2, clips=3, out=tmp_path / "card.json")
     assert json.loads((tmp_path / "card.json").read_text())["value"] >= 100
+
+
+@pytest.mark.parametrize("options", [{"preset": "common_metrics"}, {"preset": "videogpt", "folds": 2, "clips": 6}, {}])
+def test_metrics_pairs_of_files_have_the_protocol_by_which_they_are_drawn(
+    material: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    smaller = {name: replace(preset, frames=FRAMES) for name, preset in PRESETS.items()}
+    smaller["common_metrics"] = replace(smaller["common_metrics"], clips=CLIPS, real_clips=CLIPS)
+    monkeypatch.setattr("walt_pl.metrics.protocol.PRESETS", smaller)
+    typed = {"clips": CLIPS, "frames": FRAMES, "batch": 5, "device": "cpu", "metric": "psnr", "out": tmp_path / "card.json", **options}
+    if options.get("preset") == "common_metrics":
+        del typed["clips"], typed["frames"]
+    sides = {name: material[name] for name in ("real", "generated", "cache")}
+    main(["metrics", *(word for name, value in (typed | sides).items() for word in (f"--{name}", str(value)))])
+    card = json.loads((tmp_path / "card.json").read_text())
+    expected = {"start": "first", "order": "names", "clips_per_video": 1, "repeat": False, "paired": True}
+    assert card["preset"] is None and {name: card["protocol"][name] for name in expected} == expected
+    assert card["protocol"]["real_clips"] == card["protocol"]["clips"]
