@@ -50,6 +50,36 @@ def test_row_store_joins_blocks_of_which_no_clip_was_read(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("joined", [False, True])
+def test_row_store_tries_clips_again_in_the_next_command_alone(tmp_path: Path, joined: bool) -> None:
+    """Two processes agree on the blocks, and the others stay as they are."""
+
+    def part(positions: range, failed: int) -> StoredRows:
+        whole = block(positions)
+        kept = torch.tensor([position != failed for position in positions])
+        return StoredRows({"features": whole.rows["features"] * kept[:, None]}, kept, {failed % 4: "lost"}, 1.5)
+
+    first = filled(tmp_path)
+    first.write_block(1, part(range(4, 8), 6))
+    if joined:
+        first.join()
+        assert first.is_joined() and first.read().reasons == {6: "lost"}
+    ranks = [store(tmp_path) for _ in range(2)]
+    assert [rank.missing(range(at, 3, 2)) for at, rank in enumerate(ranks)] == [[], [1]] and not ranks[0].is_joined()
+    ranks[1].write_block(1, part(range(4, 8), 5))
+    ranks[0].join()
+    assert [rank.is_joined() for rank in ranks] == [True, True], "tried once"
+    assert ranks[1].read().kept.tolist() == [position != 5 for position in range(10)] and ranks[1].read().reasons == {5: "lost"}
+    last = store(tmp_path, batch=5)
+    assert last.missing(range(2)) == [1]
+    last.write_block(1, block(range(5, 10)))
+    assert store(tmp_path, batch=5).missing(range(2)) == [], "killed before it joined"
+    last.join()
+    read = last.read()
+    assert read.kept.all() and not read.reasons and read.rows["features"][:, 0].tolist() == list(range(10))
+    assert store(tmp_path).missing(range(3)) == []
+
+
+@pytest.mark.parametrize("joined", [False, True])
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "nan", "shape", "key", "link", "pipe", "mask", "reasons", "names"])
 def test_row_store_computes_damaged_and_foreign_files_again(tmp_path: Path, damage: str, joined: bool) -> None:
     made = filled(tmp_path)
