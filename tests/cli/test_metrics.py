@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from PIL import Image
 
 from walt_pl.cli.main import main
 from walt_pl.files import file_sha256
@@ -176,3 +177,29 @@ def test_metrics_pairs_of_files_have_the_protocol_by_which_they_are_drawn(
     expected = {"start": "first", "order": "names", "clips_per_video": 1, "repeat": False, "paired": True}
     assert card["preset"] is None and {name: card["protocol"][name] for name in expected} == expected
     assert card["protocol"]["real_clips"] == card["protocol"]["clips"]
+
+
+@pytest.fixture
+def one_broken_of_each_side(tmp_path: Path) -> dict[str, str]:
+    """Folders of eight images, of which the second real one and the fifth generated one are no images."""
+    draw = np.random.RandomState(4)
+    for side, broken in (("real", 1), ("generated", 4)):
+        (tmp_path / side).mkdir()
+        for number in range(8):
+            path = tmp_path / side / f"{number}.png"
+            Image.fromarray(draw.randint(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+            if number == broken:
+                path.write_bytes(path.read_bytes()[:200])
+    return {side: str(tmp_path / side) for side in ("real", "generated")}
+
+
+def test_metrics_pairs_with_a_broken_file_are_counted_once(
+    one_broken_of_each_side: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure({**one_broken_of_each_side, "cache": str(tmp_path)}, metric="psnr", frames=1, clips=8, out=tmp_path / "card.json")
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["real"]["clips"] == card["generated"]["clips"] == 6 and not card["real"]["left_out"]
+    assert card["generated"]["left_out"] == {"pairs of which a clip is unreadable": 2}
+    assert ["/real/1.png" in card["generated"]["unreadable"][0], "/generated/4.png" in card["generated"]["unreadable"][1]] == [True, True]
+    said = capsys.readouterr().out
+    assert "left out of the generated side: 2 pairs" in said and "left out of the real side" not in said

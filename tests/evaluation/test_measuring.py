@@ -22,7 +22,7 @@ from tests.helpers.measured_clips import (
 )
 from tests.helpers.starts import launch
 from walt_pl.evaluation.card import MetricCard
-from walt_pl.evaluation.measuring import measure
+from walt_pl.evaluation.measuring import UNREADABLE_PAIRS, measure
 from walt_pl.evaluation.rows import MeasureOptions
 
 
@@ -152,8 +152,9 @@ def test_measure_gives_metrics_of_pairs_the_real_clip_of_each_position(tmp_path:
     real, made = NumberedClips("a", broken=[2]), NumberedClips("b", broken=[4, 5])
     protocol = replace(PROTOCOL, real_clips=10, paired=True)
     cards = measure([Distance, PairDifference], real, made, drawn(20), drawn(20), protocol, "p", both, options)
-    assert cards[1].value == 100 and cards[1].generated["left_out"] == {"unreadable": 3}
+    assert cards[1].value == 100 and cards[1].generated["left_out"] == {UNREADABLE_PAIRS: 3}
     assert cards[1].real is not None and cards[1].real["clips"] == 17 and cards[0].real is not None and cards[0].real["clips"] == 19
+    assert cards[1].real["left_out"] == {} and "unreadable" not in cards[1].real
     assert cards[1].generated["unreadable"] == ["2.mp4 is broken", "4.mp4 is broken", "5.mp4 is broken"]
     assert made.reads == [list(range(at, at + 4)) for at in range(0, 20, 4)], "one reading for both extractors"
     alone = NumberedClips("b")

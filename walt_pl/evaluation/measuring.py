@@ -18,6 +18,9 @@ from walt_pl.metrics.extractor import Extractor
 from walt_pl.metrics.metric import Metric
 from walt_pl.metrics.protocol import EvaluationProtocol
 
+UNREADABLE_PAIRS = "pairs of which a clip is unreadable"
+"""Reason in a card for clips without a partner."""
+
 
 @dataclass(frozen=True)
 class _Measured:
@@ -139,8 +142,8 @@ def _fill_card(
         protocol=protocol.to_plain(),
         settings=metric(protocol.seed).settings(),
         extractor=measured.extractor.identity(),
-        real=_describe_side(originals, used["real"]) if originals else None,
-        generated=_describe_side(generated, made),
+        real=_describe_side(originals, used["real"], measured.extractor.of_pairs) if originals else None,
+        generated=_describe_side(generated, made, measured.extractor.of_pairs),
         error=error,
         program=program,
         seconds=round(sum(rows.seconds for rows in (real, made) if rows) + time.perf_counter() - started, 3),
@@ -148,11 +151,14 @@ def _fill_card(
     )
 
 
-def _describe_side(side: Side, stored: StoredRows) -> dict[str, Any]:
-    """Return the facts of a side for a card: those of its source, the clips that were used, and those left out by reason."""
+def _describe_side(side: Side, stored: StoredRows, pairs: bool) -> dict[str, Any]:
+    """Return the facts of a side for a card: those of its source, the clips that were used, and those left out by reason.
+
+    Rows of pairs do not say which of two clips failed. The generated side counts such pairs, once for both; the reasons name the files.
+    """
     unreadable = int((~stored.kept).sum())
     facts = {**side.source.facts(), "clips": int(stored.kept.sum()), "left_out": dict(side.drawn.left_out)}
-    if unreadable:
-        facts["left_out"]["unreadable"] = unreadable
+    if unreadable and not (pairs and side.name == "real"):
+        facts["left_out"][UNREADABLE_PAIRS if pairs else "unreadable"] = unreadable
         facts["unreadable"] = [stored.reasons[position] for position in sorted(stored.reasons)][:3]
     return facts
