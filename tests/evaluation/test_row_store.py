@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -166,3 +167,18 @@ def test_row_store_removes_only_its_own_blocks(tmp_path: Path) -> None:
     assert not left.exists(), "left by a killed process"
     made.join()
     assert foreign.read_text() == "mine" and list(foreign.parent.iterdir()) == [foreign]
+
+
+def test_row_store_knows_clips_by_their_hash_and_not_by_their_place(tmp_path: Path) -> None:
+    array = {"kind": "array", "path": "a.npy", "sha256": "0"}
+    run = {"run": "runs/a", "artifacts": {"vae": {"sha256": "1"}}, "conditions": {"of": {"path": "a.parquet", "index_sha256": "2"}}}
+    folder = {"path": "a", "names_sizes_and_times_sha256": "3"}
+
+    def digest(**key: Any) -> str:
+        return RowStore(tmp_path, key, 1, 1, ("features",)).digest
+
+    moved = {**run, "run": "/else/a", "conditions": {"of": {"path": "/else/a.parquet", "index_sha256": "2"}}}
+    other = {**run, "conditions": {"of": {"path": "a.parquet", "index_sha256": "4"}}}
+    assert digest(source=array) == digest(source={**array, "path": "/else/a.npy"}) != digest(source={**array, "sha256": "5"})
+    assert digest(source=run) == digest(source=moved) != digest(source=other)
+    assert digest(source=folder) != digest(source={**folder, "path": "b"}), "no hash of the bytes"

@@ -31,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from walt_pl.evaluation.places import leave_out_places
 from walt_pl.files import remove_left_overs, whole_file, write_whole
 from walt_pl.removal import TEMPORARY, remove_own
 from walt_pl.untrusted import UntrustedError, parse_json
@@ -71,7 +72,7 @@ class RowStore:
 
     Args:
         root: folder of all stores.
-        key: everything that determines the rows, in plain values.
+        key: everything that determines the rows, in plain values. Places of hashed things are for people, and change nothing.
         count: number of draws.
         batch: draws of a block.
         names: names of the rows that the extractor gives.
@@ -79,7 +80,7 @@ class RowStore:
 
     def __init__(self, root: Path, key: Mapping[str, Any], count: int, batch: int, names: Sequence[str]) -> None:
         self.description = {"about": ABOUT, "clips": count, "key": dict(key)}
-        self.digest = hashlib.sha256(canonical_json({**key, "format": 1}).encode()).hexdigest()
+        self.digest = hashlib.sha256(canonical_json({**leave_out_places(key), "format": 1}).encode()).hexdigest()
         self.folder = root / self.digest
         self.count = count
         self.batch = batch
