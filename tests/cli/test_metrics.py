@@ -203,3 +203,14 @@ def test_metrics_pairs_with_a_broken_file_are_counted_once(
     assert ["/real/1.png" in card["generated"]["unreadable"][0], "/generated/4.png" in card["generated"]["unreadable"][1]] == [True, True]
     said = capsys.readouterr().out
     assert "left out of the generated side: 2 pairs" in said and "left out of the real side" not in said
+
+
+def test_metrics_pairs_with_other_originals_are_computed_again(material: dict[str, str], tmp_path: Path) -> None:
+    """One generated side against two real ones, with one cache."""
+    values = []
+    for side in ("real", "generated", "real"):
+        measure(
+            {"real": material[side], "generated": material["generated"], "cache": str(tmp_path)}, metric="psnr", out=tmp_path / "card.json"
+        )
+        values.append(json.loads((tmp_path / "card.json").read_text())["value"])
+    assert values[0] == values[2] < 50 < values[1]
