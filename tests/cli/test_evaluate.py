@@ -15,6 +15,9 @@ from walt_pl.cli.main import main
 from walt_pl.data.index import Index
 from walt_pl.data.transforms import ClipTransform
 from walt_pl.evaluation.given_frames import context_frames
+from walt_pl.evaluation.reconstruction_source import ReconstructionSource
+from walt_pl.evaluation.run_source import RunSource
+from walt_pl.evaluation.source import ClipSource
 from walt_pl.files import file_sha256
 from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.runs.manifest import Manifest
@@ -109,6 +112,24 @@ def test_evaluate_of_frame_prediction_compares_continued_clips_with_their_origin
     card = cards_of(run, "base_own_*.json")["psnr"]
     assert card["protocol"]["context_frames"] == card["generated"]["conditions"]["context_frames"] == 5
     assert card["generated"]["clips"] == card["real"]["clips"] == 3 and card["protocol"]["frames"] == 9
+
+
+@pytest.mark.parametrize(("kind", "source"), [("continuing", RunSource), ("vae", ReconstructionSource)])
+def test_evaluate_strides_over_real_clips_alone(runs: Path, kind: str, source: type[ClipSource], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample has 9 frames, of which every second one would be too few."""
+    strides: list[int] = []
+    original = source.read
+    monkeypatch.setattr(
+        source, "read", lambda self, draws, frames, stride, size: strides.append(stride) or original(self, draws, frames, stride, size)
+    )
+    before = set((runs / kind / "metrics").glob("*_own_*.json"))
+    options = ["--metric", "psnr", "--clips", "2", "--frames", "6", "--stride", "2", "--dtype", "float32"]
+    main(["evaluate", str(runs / kind), *options, *(["--steps", "1"] if kind == "continuing" else [])])
+    (written,) = set((runs / kind / "metrics").glob("*_own_*.json")) - before
+    card = json.loads(written.read_text())
+    written.unlink()
+    generated = card["generated"]
+    assert strides == [1] and card["protocol"]["stride"] == generated.get("conditions", generated)["stride"] == 2
 
 
 def test_evaluate_writes_the_images_of_a_class_model_for_another_evaluator(

@@ -1,6 +1,7 @@
 """`walt metrics` from folders to a card, with a tiny scripted network in place of I3D."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from PIL import Image
 
 from walt_pl.cli.main import main
 from walt_pl.files import file_sha256
+from walt_pl.metrics.protocol import PRESETS
 
 CLIPS, FRAMES = 12, 10
 
@@ -147,3 +150,67 @@ def test_metrics_pairs_take_the_clip_of_the_same_place(material: dict[str, str],
     measure(options, metric="psnr", out=out)
     other = json.loads(out.read_text())
     assert same["value"] > 50 > other["value"] and other["protocol"]["paired"] and other["real"]["clips"] == CLIPS
+
+
+def test_metrics_command_strides_over_real_clips_alone(tmp_path: Path) -> None:
+    real = np.random.RandomState(3).randint(0, 256, (3, 20, 16, 16, 3), dtype=np.uint8)
+    np.save(tmp_path / "real.npy", real)
+    np.save(tmp_path / "generated.npy", real[:, ::2])
+    sides = {side: str(tmp_path / f"{side}.npy") for side in ("real", "generated")}
+    measure({**sides, "cache": str(tmp_path)}, metric="psnr", frames=5, stride=2, clips=3, out=tmp_path / "card.json")
+    assert json.loads((tmp_path / "card.json").read_text())["value"] >= 100
+
+
+@pytest.mark.parametrize("options", [{"preset": "common_metrics"}, {"preset": "videogpt", "folds": 2, "clips": 6}, {}])
+def test_metrics_pairs_of_files_have_the_protocol_by_which_they_are_drawn(
+    material: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    smaller = {name: replace(preset, frames=FRAMES) for name, preset in PRESETS.items()}
+    smaller["common_metrics"] = replace(smaller["common_metrics"], clips=CLIPS, real_clips=CLIPS)
+    monkeypatch.setattr("walt_pl.metrics.protocol.PRESETS", smaller)
+    typed = {"clips": CLIPS, "frames": FRAMES, "batch": 5, "device": "cpu", "metric": "psnr", "out": tmp_path / "card.json", **options}
+    if options.get("preset") == "common_metrics":
+        del typed["clips"], typed["frames"]
+    sides = {name: material[name] for name in ("real", "generated", "cache")}
+    main(["metrics", *(word for name, value in (typed | sides).items() for word in (f"--{name}", str(value)))])
+    card = json.loads((tmp_path / "card.json").read_text())
+    expected = {"start": "first", "order": "names", "clips_per_video": 1, "repeat": False, "paired": True}
+    assert card["preset"] is None and {name: card["protocol"][name] for name in expected} == expected
+    assert card["protocol"]["real_clips"] == card["protocol"]["clips"]
+
+
+@pytest.fixture
+def one_broken_of_each_side(tmp_path: Path) -> dict[str, str]:
+    """Folders of eight images, of which the second real one and the fifth generated one are no images."""
+    draw = np.random.RandomState(4)
+    for side, broken in (("real", 1), ("generated", 4)):
+        (tmp_path / side).mkdir()
+        for number in range(8):
+            path = tmp_path / side / f"{number}.png"
+            Image.fromarray(draw.randint(0, 256, (16, 16, 3), dtype=np.uint8)).save(path)
+            if number == broken:
+                path.write_bytes(path.read_bytes()[:200])
+    return {side: str(tmp_path / side) for side in ("real", "generated")}
+
+
+def test_metrics_pairs_with_a_broken_file_are_counted_once(
+    one_broken_of_each_side: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measure({**one_broken_of_each_side, "cache": str(tmp_path)}, metric="psnr", frames=1, clips=8, out=tmp_path / "card.json")
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["real"]["clips"] == card["generated"]["clips"] == 6 and not card["real"]["left_out"]
+    assert card["generated"]["left_out"] == {"pairs of which a clip is unreadable": 2}
+    assert ["/real/1.png" in card["generated"]["unreadable"][0], "/generated/4.png" in card["generated"]["unreadable"][1]] == [True, True]
+    said = capsys.readouterr().out
+    assert "left out of the generated side: 2 pairs" in said and "left out of the real side" not in said
+
+
+def test_metrics_pairs_with_other_originals_are_computed_again(material: dict[str, str], tmp_path: Path) -> None:
+    """One generated side against two real ones, with one cache."""
+    values = []
+    for side in ("real", "generated", "real"):
+        measure(
+            {"real": material[side], "generated": material["generated"], "cache": str(tmp_path)}, metric="psnr", out=tmp_path / "card.json"
+        )
+        values.append(json.loads((tmp_path / "card.json").read_text())["value"])
+    assert values[0] == values[2] < 50 < values[1]

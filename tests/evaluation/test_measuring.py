@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ from tests.helpers.measured_clips import (
 )
 from tests.helpers.starts import launch
 from walt_pl.evaluation.card import MetricCard
-from walt_pl.evaluation.measuring import measure
+from walt_pl.evaluation.measuring import UNREADABLE_PAIRS, measure
 from walt_pl.evaluation.rows import MeasureOptions
 
 
@@ -116,7 +117,20 @@ def test_measure_counts_clips_that_cannot_be_read_and_takes_the_preset_away(tmp_
     card = measure_numbered(tmp_path, generated=NumberedClips("b", broken=[0, 1, 2, 3, 18]))
     assert card.generated["clips"] == 15 and card.generated["left_out"] == {"unreadable": 5} and card.preset is None
     assert card.generated["unreadable"] == ["0.mp4 is broken", "1.mp4 is broken", "2.mp4 is broken"]
-    assert card.value == measure_numbered(tmp_path).value, "rows of zeros count in no figure"
+    figures = [value / 7 for value in [*range(104, 110), *range(110, 118), 119]], [value / 7 for value in range(24)]
+    folds = []
+    for a, b in ((figures[0][:6], figures[1][:12]), (figures[0][6:], figures[1][12:])):
+        folds.append(np.hypot(np.mean(a) - np.mean(b), np.mean(np.square(a)) - np.mean(np.square(b))))
+    assert card.value == pytest.approx(np.mean(folds)), "rows of zeros count in no figure"
+
+
+def test_measure_reads_clips_again_that_could_not_be_read_before(tmp_path: Path) -> None:
+    measure_numbered(tmp_path, generated=NumberedClips("b", broken=[2, 18]))
+    mended = [NumberedClips("b", broken=[2]), NumberedClips("b"), NumberedClips("b")]
+    cards = [measure_numbered(tmp_path, generated=source) for source in mended]
+    assert [source.reads for source in mended] == [[[0, 1, 2, 3], [16, 17, 18, 19]], [[0, 1, 2, 3]], []]
+    assert cards[0].generated["clips"] == 19
+    assert untimed(cards[1]) == untimed(cards[2]) == untimed(measure_numbered(tmp_path / "undisturbed"))
 
 
 def test_measure_refuses_sides_of_which_no_clip_can_be_read(tmp_path: Path) -> None:
@@ -133,13 +147,32 @@ def test_measure_refuses_rows_that_are_not_finite(tmp_path: Path) -> None:
         measure_numbered(tmp_path, extractor=Infinite())
 
 
+def distance_of_whole_pairs() -> float:
+    """Distance of the pairs that are neither 2, 4 nor 5, by numpy."""
+    values = [[item + shift for item in range(20) if item not in (2, 4, 5)] for shift in (0, 100)]
+    folds = []
+    for part in (slice(7), slice(7, 17)):
+        means = [[np.mean(np.array(side[part]) / 7), np.mean(np.square(np.array(side[part]) / 7))] for side in values]
+        folds.append(np.linalg.norm(np.subtract(*means)))
+    return float(np.mean(folds))
+
+
+def test_measure_refuses_pairs_of_which_none_is_whole(tmp_path: Path) -> None:
+    real, made = NumberedClips("a", broken=range(10)), NumberedClips("b", broken=range(10, 20))
+    protocol, options = replace(PROTOCOL, real_clips=10, paired=True), MeasureOptions(tmp_path, tmp_path, 4)
+    with pytest.raises(ValueError, match=r"no pair of which both clips can be read \(0\.mp4 is broken; 1"):
+        measure([Distance], real, made, drawn(20), drawn(20), protocol, None, [Means()], options)
+
+
 def test_measure_gives_metrics_of_pairs_the_real_clip_of_each_position(tmp_path: Path) -> None:
     options, both = MeasureOptions(tmp_path, tmp_path, 4), [Means(), Differences()]
     real, made = NumberedClips("a", broken=[2]), NumberedClips("b", broken=[4, 5])
     protocol = replace(PROTOCOL, real_clips=10, paired=True)
     cards = measure([Distance, PairDifference], real, made, drawn(20), drawn(20), protocol, "p", both, options)
-    assert cards[1].value == 100 and cards[1].generated["left_out"] == {"unreadable": 3}
-    assert cards[1].real is not None and cards[1].real["clips"] == 17 and cards[0].real is not None and cards[0].real["clips"] == 19
+    assert cards[1].value == 100 and cards[1].generated["left_out"] == {UNREADABLE_PAIRS: 3}
+    assert cards[1].real is not None and cards[1].real["clips"] == 17 and cards[0].real is not None and cards[0].real["clips"] == 17
+    assert cards[0].value == pytest.approx(distance_of_whole_pairs(), rel=1e-5), "the distance is of the same pairs"
+    assert cards[1].real["left_out"] == {} and "unreadable" not in cards[1].real
     assert cards[1].generated["unreadable"] == ["2.mp4 is broken", "4.mp4 is broken", "5.mp4 is broken"]
     assert made.reads == [list(range(at, at + 4)) for at in range(0, 20, 4)], "one reading for both extractors"
     alone = NumberedClips("b")

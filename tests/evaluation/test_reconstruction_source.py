@@ -39,6 +39,14 @@ def test_reconstruction_source_gives_each_clip_with_its_original(cascade: Cascad
     assert facts["of"] == {"kind": "fake"} and list(facts["artifacts"]) == ["vae"]
 
 
+def test_reconstruction_source_has_the_stride_of_its_real_clips(cascade: Cascade) -> None:
+    real = FakeClips()
+    source = ReconstructionSource("runs/tiny", cascade, real, (16, 16), stride=2)
+    read = source.read([ClipDraw(0, 1)], 5, 1, None)
+    assert read.originals is not None and torch.equal(read.originals[0], clip_of(real.read([ClipDraw(0, 1)], 5, 2, (16, 16)), 0))  # type: ignore[arg-type]
+    assert clip_of(read, 0).shape == (5, 16, 16, 3) and source.facts()["stride"] == 2
+
+
 def test_reconstruction_source_extends_clips_by_their_last_frame(cascade: Cascade) -> None:
     """The autoencoder takes 1 + a multiple of 4 frames; 6 are extended to 9, and the first 6 of these are compared."""
     source = ReconstructionSource("runs/tiny", cascade, FakeClips(), (16, 16))

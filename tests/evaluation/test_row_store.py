@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,6 +48,36 @@ def test_row_store_joins_blocks_of_which_no_clip_was_read(tmp_path: Path) -> Non
     read = made.read()
     assert read.kept.tolist() == [False] * 4 + [True] * 6 and read.reasons == {0: "f0", 1: "f1", 2: "f2"}
     assert read.rows["features"][:5].tolist() == [[0.0] * 3] * 4 + [[4.0] * 3]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_row_store_tries_clips_again_in_the_next_command_alone(tmp_path: Path, joined: bool) -> None:
+    """Two processes agree on the blocks, and the others stay as they are."""
+
+    def part(positions: range, failed: int) -> StoredRows:
+        whole = block(positions)
+        kept = torch.tensor([position != failed for position in positions])
+        return StoredRows({"features": whole.rows["features"] * kept[:, None]}, kept, {failed % 4: "lost"}, 1.5)
+
+    first = filled(tmp_path)
+    first.write_block(1, part(range(4, 8), 6))
+    if joined:
+        first.join()
+        assert first.is_joined() and first.read().reasons == {6: "lost"}
+    ranks = [store(tmp_path) for _ in range(2)]
+    assert [rank.missing(range(at, 3, 2)) for at, rank in enumerate(ranks)] == [[], [1]] and not ranks[0].is_joined()
+    ranks[1].write_block(1, part(range(4, 8), 5))
+    ranks[0].join()
+    assert [rank.is_joined() for rank in ranks] == [True, True], "tried once"
+    assert ranks[1].read().kept.tolist() == [position != 5 for position in range(10)] and ranks[1].read().reasons == {5: "lost"}
+    last = store(tmp_path, batch=5)
+    assert last.missing(range(2)) == [1]
+    last.write_block(1, block(range(5, 10)))
+    assert store(tmp_path, batch=5).missing(range(2)) == [], "killed before it joined"
+    last.join()
+    read = last.read()
+    assert read.kept.all() and not read.reasons and read.rows["features"][:, 0].tolist() == list(range(10))
+    assert store(tmp_path).missing(range(3)) == []
 
 
 @pytest.mark.parametrize("joined", [False, True])
@@ -136,3 +167,18 @@ def test_row_store_removes_only_its_own_blocks(tmp_path: Path) -> None:
     assert not left.exists(), "left by a killed process"
     made.join()
     assert foreign.read_text() == "mine" and list(foreign.parent.iterdir()) == [foreign]
+
+
+def test_row_store_knows_clips_by_their_hash_and_not_by_their_place(tmp_path: Path) -> None:
+    array = {"kind": "array", "path": "a.npy", "sha256": "0"}
+    run = {"run": "runs/a", "artifacts": {"vae": {"sha256": "1"}}, "conditions": {"of": {"path": "a.parquet", "index_sha256": "2"}}}
+    folder = {"path": "a", "names_sizes_and_times_sha256": "3"}
+
+    def digest(**key: Any) -> str:
+        return RowStore(tmp_path, key, 1, 1, ("features",)).digest
+
+    moved = {**run, "run": "/else/a", "conditions": {"of": {"path": "/else/a.parquet", "index_sha256": "2"}}}
+    other = {**run, "conditions": {"of": {"path": "a.parquet", "index_sha256": "4"}}}
+    assert digest(source=array) == digest(source={**array, "path": "/else/a.npy"}) != digest(source={**array, "sha256": "5"})
+    assert digest(source=run) == digest(source=moved) != digest(source=other)
+    assert digest(source=folder) != digest(source={**folder, "path": "b"}), "no hash of the bytes"

@@ -95,7 +95,7 @@ def measure_reconstructions(options: EvaluateOptions, cascade: Cascade, stage: s
     draws = draw_real(real, protocol)
     # A published protocol is one of samples: its name does not count for reconstructions.
     protocol = replace(protocol, clips=len(draws.draws) // protocol.folds, paired=True)
-    source = ReconstructionSource(str(options.run), cascade, real, size, stage)
+    source = ReconstructionSource(str(options.run), cascade, real, size, stage, protocol.stride)
     _measure(options, stage, real, draws, source, draws, protocol, None, str(cascade.device), Ranks.from_environment())
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from walt_pl.cli.console import print_table
 from walt_pl.cli.function_command import call
 from walt_pl.evaluation.card import MetricCard, read_cards, write_cards
-from walt_pl.evaluation.draws import draw_generated, draw_pairs, draw_real
+from walt_pl.evaluation.draws import describe_pairs, draw_generated, draw_pairs, draw_real
 from walt_pl.evaluation.measuring import measure
 from walt_pl.evaluation.ranks import Ranks, local_device
 from walt_pl.evaluation.results import render_cards
@@ -83,8 +83,7 @@ def metrics(
     device = local_device(device)
     options = ExtractorOptions(extractor, extractor_kind, extractor_sha256)
     extractors = choose_extractors(chosen, options, protocol, protocol.frames == 1, device)
-    if any(one.of_pairs for one in extractors) and not protocol.paired:
-        name, protocol = None, replace(protocol, paired=True)
+    name, protocol = _pair(name, protocol, any(one.of_pairs for one in extractors), real is not None and not is_run(generated))
     originals = open_source(real, protocol.split) if real is not None else None
     real_draws, made, generated_draws = _open_generated(generated, originals, protocol, device)
     places = MeasureOptions(Path(cache), Path(cache), batch, ranks, device)
@@ -142,6 +141,21 @@ def selftest(
     print_table(checks.render_checks(done))
     if checks.has_failed(done):
         raise ValueError("selftest: a check failed; the figures of this extractor cannot be trusted")
+
+
+def _pair(name: str | None, protocol: EvaluationProtocol, of_pairs: bool, of_files: bool) -> tuple[str | None, EvaluationProtocol]:
+    """Return preset and protocol with the values that count where clips are compared in pairs. A changed value takes the preset away.
+
+    Args:
+        name: the preset.
+        protocol: its values.
+        of_pairs: whether an extractor compares pairs.
+        of_files: whether both clips of a pair are in files.
+    """
+    paired = replace(protocol, paired=protocol.paired or of_pairs)
+    if paired.paired and of_files:
+        paired = describe_pairs(paired)
+    return name if paired == protocol else None, paired
 
 
 def _open_generated(

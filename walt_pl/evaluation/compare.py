@@ -13,12 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from walt_pl.evaluation.card import MetricCard, read_cards
+from walt_pl.evaluation.places import PLACES
 from walt_pl.plain_records import shown
 
 STANDARD_ERRORS = 2.0
 """Two figures are told apart from a difference of this many standard errors on."""
-PLACES = ("file", "path")
-"""Last words of fields that say where a thing lies. Its hash says what it is, and that is compared."""
 SEEDS = ("protocol.seed", "settings.seed")
 """The seed draws other clips of the same videos, and another order of rows. It moves a figure by chance alone, and the error bar covers
 that. Two cards that differ in nothing else are two samples of one quantity, so a seed is told and not refused. For equal seeds the real

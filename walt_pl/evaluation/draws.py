@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +52,12 @@ def draw_generated(source: ClipSource, protocol: EvaluationProtocol) -> Drawn:
     usable, left_out = _select(source, protocol.frames, protocol.frames)
     taken, left_out = _take(source, usable, protocol, left_out)
     return Drawn([ClipDraw(item, 0) for item in taken.tolist()], left_out)
+
+
+def describe_pairs(protocol: EvaluationProtocol) -> EvaluationProtocol:
+    """Return a protocol with the values by which `draw_pairs` takes real clips, for the card."""
+    values: dict[str, Any] = {"start": "first", "order": "names", "clips_per_video": 1, "repeat": False, "real_clips": protocol.clips}
+    return replace(protocol, paired=True, **values)
 
 
 def draw_pairs(real_source: ClipSource, generated_source: ClipSource, protocol: EvaluationProtocol) -> tuple[Drawn, Drawn]:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
+
+import torch
 
 from walt_pl.evaluation.card import MetricCard
 from walt_pl.evaluation.error_bar import measure_folds
 from walt_pl.evaluation.program import describe_program
-from walt_pl.evaluation.row_store import StoredRows
+from walt_pl.evaluation.row_store import REASONS, StoredRows
 from walt_pl.evaluation.rows import MeasureOptions, Side, compute_rows
 from walt_pl.evaluation.source import ClipSource, Drawn
 from walt_pl.metrics.extractor import Extractor
 from walt_pl.metrics.metric import Metric
 from walt_pl.metrics.protocol import EvaluationProtocol
+
+UNREADABLE_PAIRS = "pairs of which a clip is unreadable"
+"""Reason in a card for clips without a partner."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ def measure(
         if side is not None and used:
             computed = compute_rows(side, used, protocol, root, options)
             rows |= {(side.name, name): one for extractor, one in zip(used, computed, strict=True) for name in extractor.gives}
+    if protocol.paired:
+        rows = _keep_whole_pairs(rows)
     program = describe_program(options.device, options.ranks.world)
     return [
         _fill_card(
@@ -101,6 +108,22 @@ def _check_sides(metrics: Sequence[type[Metric]], by_rows: dict[str, Extractor],
         )
 
 
+def _keep_whole_pairs(rows: Mapping[tuple[str, str], StoredRows]) -> dict[tuple[str, str], StoredRows]:
+    """Return rows of which a position counts only where all of them have it: all metrics then measure the same pairs.
+
+    Raises:
+        ValueError: no pair is left.
+    """
+    kept = torch.stack([one.kept for one in rows.values()]).all(dim=0)
+    failures = sorted({failure for one in rows.values() for failure in one.reasons.items()})
+    if not kept.any():
+        raise ValueError(f"there is no pair of which both clips can be read ({'; '.join(reason for _, reason in failures[:REASONS])})")
+    reasons: dict[int, str] = {}
+    for position, reason in failures:
+        reasons[position] = f"{reasons[position]}; {reason}" if position in reasons else reason
+    return {name: replace(one, kept=kept, reasons=reasons) for name, one in rows.items()}
+
+
 def _fill_card(
     metric: type[Metric],
     measured: _Measured,
@@ -126,6 +149,7 @@ def _fill_card(
         generated_kept=made.kept,
     )
     originals = generated.originals if real is not None or measured.extractor.of_pairs else None
+    pairs = protocol.paired or measured.extractor.of_pairs
     # The real clips of pairs have no rows of their own: those of the pairs stand for them.
     used = {"real": real or made, "generated": made}
     wanted = {"generated": protocol.clips * protocol.folds, "real": protocol.real_clips and protocol.real_clips * protocol.folds}
@@ -139,8 +163,8 @@ def _fill_card(
         protocol=protocol.to_plain(),
         settings=metric(protocol.seed).settings(),
         extractor=measured.extractor.identity(),
-        real=_describe_side(originals, used["real"]) if originals else None,
-        generated=_describe_side(generated, made),
+        real=_describe_side(originals, used["real"], pairs) if originals else None,
+        generated=_describe_side(generated, made, pairs),
         error=error,
         program=program,
         seconds=round(sum(rows.seconds for rows in (real, made) if rows) + time.perf_counter() - started, 3),
@@ -148,11 +172,14 @@ def _fill_card(
     )
 
 
-def _describe_side(side: Side, stored: StoredRows) -> dict[str, Any]:
-    """Return the facts of a side for a card: those of its source, the clips that were used, and those left out by reason."""
+def _describe_side(side: Side, stored: StoredRows, pairs: bool) -> dict[str, Any]:
+    """Return the facts of a side for a card: those of its source, the clips that were used, and those left out by reason.
+
+    Rows of pairs do not say of which clip the file failed. The generated side counts such pairs, once for both; the reasons name the files.
+    """
     unreadable = int((~stored.kept).sum())
     facts = {**side.source.facts(), "clips": int(stored.kept.sum()), "left_out": dict(side.drawn.left_out)}
-    if unreadable:
-        facts["left_out"]["unreadable"] = unreadable
-        facts["unreadable"] = [stored.reasons[position] for position in sorted(stored.reasons)][:3]
+    if unreadable and not (pairs and side.name == "real"):
+        facts["left_out"][UNREADABLE_PAIRS if pairs else "unreadable"] = unreadable
+        facts["unreadable"] = [stored.reasons[position] for position in sorted(stored.reasons)][:REASONS]
     return facts

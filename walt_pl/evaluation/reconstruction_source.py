@@ -24,14 +24,18 @@ class ReconstructionSource(ClipSource):
         real: the real clips.
         size: rows and columns of both clips where a protocol names none: those of the training.
         stage: name of the autoencoder, such as vae_gan.
+        stride: distance between frames of a real clip, in frames of the file. Both clips have the frames that remain.
     """
 
-    def __init__(self, run: str, cascade: Cascade, real: ClipSource, size: tuple[int, int], stage: str = VAE_STAGE) -> None:
+    def __init__(
+        self, run: str, cascade: Cascade, real: ClipSource, size: tuple[int, int], stage: str = VAE_STAGE, stride: int = 1
+    ) -> None:
         self.run = run
         self.cascade = cascade
         self.real = real
         self.size = size
         self.stage = stage
+        self.stride = stride
 
     def __len__(self) -> int:
         return len(self.real)
@@ -44,6 +48,7 @@ class ReconstructionSource(ClipSource):
             "artifacts": {self.stage: artifact_facts(self.cascade)[VAE_STAGE]},
             "latents": "mean of the posterior",
             "of": self.real.facts(),
+            "stride": self.stride,
             "default_size": list(self.size),
             "extended_by": "the last frame",
             **compute_facts(self.cascade),
@@ -58,7 +63,7 @@ class ReconstructionSource(ClipSource):
         return self.real.names()
 
     def read(self, draws: Sequence[ClipDraw], frames: int, stride: int, size: tuple[int, int] | None) -> ReadClips:
-        """Read and reconstruct clips.
+        """Read and reconstruct clips. A `stride` counts frames of the reconstructions.
 
         Raises:
             ValueError: the autoencoder does not take frames of this size.
@@ -70,7 +75,7 @@ class ReconstructionSource(ClipSource):
                 f"evaluate: the autoencoder of {self.run} takes sides that are multiples of {factors[1]} x {factors[2]}, and the protocol "
                 f"wants {size[0]} x {size[1]} pixels; leave out the preset to measure at {self.size[0]} x {self.size[1]}"
             )
-        read = self.real.read(draws, frames, stride, size)
+        read = self.real.read(draws, frames, self.stride * stride, size)
         clips = [None if clip is None else self._reconstruct(clip) for clip in read.clips]
         return ReadClips(clips, read.captions, read.labels, read.clips, read.failures)
 

@@ -5,9 +5,12 @@ Layout of a folder, named by the sha256 of its key:
     blocks/b16-00000003.safetensors   rows of draws 48..63, in blocks of 16; removed once `rows.safetensors` is written
     rows.safetensors            rows of all draws, in their order
 
-Files are written whole and never changed. So processes, and commands that run at once, may share a folder. A file of either kind holds
-`kept` [n] (1 for a clip that was read), a float32 tensor [n d] of each name of rows (zeros where a clip was not read), `seconds` [1], and
-`sums`, the CRC-32 of each tensor of rows.
+A clip that could not be read is tried again by the next command: its block counts as missing, and the other blocks are those of the
+joined file.
+
+Files are written whole, and replaced but never changed. So processes, and commands that run at once, may share a folder. A file of either
+kind holds `kept` [n] (1 for a clip that was read), a float32 tensor [n d] of each name of rows (zeros where a clip was not read), `seconds`
+[1], and `sums`, the CRC-32 of each tensor of rows.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from walt_pl.evaluation.places import leave_out_places
 from walt_pl.files import remove_left_overs, whole_file, write_whole
 from walt_pl.removal import TEMPORARY, remove_own
 from walt_pl.untrusted import UntrustedError, parse_json
@@ -68,7 +72,7 @@ class RowStore:
 
     Args:
         root: folder of all stores.
-        key: everything that determines the rows, in plain values.
+        key: everything that determines the rows, in plain values. Places of hashed things are for people, and change nothing.
         count: number of draws.
         batch: draws of a block.
         names: names of the rows that the extractor gives.
@@ -76,13 +80,16 @@ class RowStore:
 
     def __init__(self, root: Path, key: Mapping[str, Any], count: int, batch: int, names: Sequence[str]) -> None:
         self.description = {"about": ABOUT, "clips": count, "key": dict(key)}
-        self.digest = hashlib.sha256(canonical_json({**key, "format": 1}).encode()).hexdigest()
+        self.digest = hashlib.sha256(canonical_json({**leave_out_places(key), "format": 1}).encode()).hexdigest()
         self.folder = root / self.digest
         self.count = count
         self.batch = batch
         self.names = tuple(names)
         self.joined = self.folder / ROWS
-        self._damaged: tuple[int, int] | None = None
+        self._replaced: tuple[int, int] | None = None
+        """Joined file that is damaged, or lacks clips. It is replaced."""
+        self._lacking: frozenset[int] = frozenset()
+        """Blocks whose clips the joined file lacks, where it is sound."""
 
     def __len__(self) -> int:
         """Return the number of blocks."""
@@ -104,19 +111,26 @@ class RowStore:
             remove_left_overs(self.folder / BLOCKS / name)
 
     def is_joined(self) -> bool:
-        """Return whether the rows of all draws are there. They were checked if `missing` was asked before."""
+        """Return whether the rows of all draws are there. They were checked if `missing` was asked before.
+
+        Rows that another process has joined since then count, also where clips were not read again: one command tries them once.
+        """
         found = _identity(self.joined)
-        return found is not None and found != self._damaged
+        return found is not None and found != self._replaced
 
     def missing(self, blocks: Sequence[int]) -> list[int]:
-        """Return the blocks whose rows are not there, or not as they should be; a damaged file warns."""
+        """Return the blocks whose rows are not all there, or not as they should be; a damaged file warns."""
+        wanted = list(blocks)
         if self.is_joined():
             before = _identity(self.joined)
-            if self._is_sound(self.joined, self.count):
-                return []
-            self._damaged = before
-        paths = {number: self._path(number) for number in blocks}
-        return [n for n, path in paths.items() if _identity(path) is None or not self._is_sound(path, len(self.block(n)))]
+            stored = self._read_sound(self.joined, self.count)
+            if stored is not None:
+                # All blocks, not those of this process alone: the first process joins them.
+                self._lacking = frozenset(n for n in range(len(self)) if not stored.kept[self.block(n).start : self.block(n).stop].all())
+                wanted = [number for number in blocks if number in self._lacking]
+            if stored is None or self._lacking:
+                self._replaced = before
+        return [number for number in wanted if not self._is_whole(number)]
 
     def write_block(self, number: int, rows: StoredRows) -> None:
         """Write the rows of a block.
@@ -165,13 +179,19 @@ class RowStore:
     def _metadata(self, reasons: Mapping[int, str]) -> dict[str, str]:
         return {"key": self.digest, "reasons": json.dumps({str(position): reason for position, reason in reasons.items()})}
 
-    def _is_sound(self, path: Path, count: int) -> bool:
+    def _is_whole(self, number: int) -> bool:
+        """Return whether the rows of a block are there, of every clip."""
+        path = self._path(number)
+        stored = self._read_sound(path, len(self.block(number))) if _identity(path) else None
+        return stored is not None and bool(stored.kept.all())
+
+    def _read_sound(self, path: Path, count: int) -> StoredRows | None:
+        """Return the rows of a file; None, with a warning, if it is damaged."""
         try:
-            self._read(path, count)
+            return self._read(path, count)
         except DamagedRowsError as error:
             warnings.warn(f"{error}: its clips are read again", stacklevel=3)
-            return False
-        return True
+            return None
 
     def _read(self, path: Path, count: int) -> StoredRows:
         """Return the rows of a file.
@@ -219,10 +239,11 @@ class RowStore:
 
     def _write_joined(self) -> None:
         """Write the joined file block by block: rows of a million images would not fit into memory."""
-        kept, seconds = [], 0.0
+        former = self.read() if self._lacking else None
+        kept, seconds = [], former.seconds if former else 0.0
         reasons: dict[int, str] = {}
         widths = dict.fromkeys(self.names, 0)
-        for number, block in self._read_blocks():
+        for number, block in self._read_blocks(former):
             kept.append(block.kept)
             seconds += block.seconds
             reasons |= {self.block(number)[position]: reason for position, reason in block.reasons.items() if len(reasons) < REASONS}
@@ -232,7 +253,7 @@ class RowStore:
         with whole_file(self.joined) as temporary, temporary.open("wb") as file:
             file.write(self._header(widths, dict(list(reasons.items())[:REASONS])))
             for name, width in widths.items():
-                for number, block in self._read_blocks():
+                for number, block in self._read_blocks(former):
                     rows = block.rows[name]
                     if rows.shape[1] not in (0, width):
                         raise DamagedRowsError(f"{self._path(number)} has rows of {rows.shape[1]} numbers, others of {width}")
@@ -243,9 +264,15 @@ class RowStore:
             file.write(torch.tensor([seconds], dtype=torch.float64).numpy().tobytes())
             file.write(torch.cat(kept).to(torch.uint8).numpy().tobytes())
 
-    def _read_blocks(self) -> Iterator[tuple[int, StoredRows]]:
+    def _read_blocks(self, former: StoredRows | None) -> Iterator[tuple[int, StoredRows]]:
+        """Yield all blocks. Those that a former joined file has whole are parts of it, and add no seconds of their own."""
         for number in range(len(self)):
-            yield number, self._read(self._path(number), len(self.block(number)))
+            place = self.block(number)
+            if former is None or number in self._lacking:
+                yield number, self._read(self._path(number), len(place))
+            else:
+                part = slice(place.start, place.stop)
+                yield number, StoredRows({name: rows[part] for name, rows in former.rows.items()}, former.kept[part], {}, 0.0)
 
     def _header(self, widths: Mapping[str, int], reasons: Mapping[int, str]) -> bytes:
         """Return the beginning of a safetensors file: its length in 8 bytes, then names, types, shapes and places as JSON."""

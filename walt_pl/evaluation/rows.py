@@ -47,6 +47,10 @@ class Side:
     originals: Side | None = None
     """Real clips, of which each belongs to the clip of its position; None where there are none, or the source knows them."""
 
+    def stride(self, protocol: EvaluationProtocol) -> int:
+        """Return the distance between frames. A protocol's is of real clips: generated ones have the rate of the comparison already."""
+        return protocol.stride if self.name == "real" else 1
+
     def identity(self, protocol: EvaluationProtocol) -> dict[str, Any]:
         """Return everything that determines the pixels, in plain values."""
         draws = canonical_json([list(draw) for draw in self.drawn.draws])
@@ -54,7 +58,8 @@ class Side:
         return {
             "source": self.source.facts(),
             "draws": hashlib.sha256(draws.encode()).hexdigest(),
-            **{name: values[name] for name in ("frames", "stride", "size")},
+            "stride": self.stride(protocol),
+            **{name: values[name] for name in ("frames", "size")},
         }
 
 
@@ -86,7 +91,7 @@ def compute_rows(
     Args:
         side: clips to read.
         extractors: extractors whose rows are wanted.
-        protocol: frames, stride and size of the clips.
+        protocol: frames and size of the clips, and stride of real ones.
         root: folder of the rows.
         options: size of a block, and the processes.
 
@@ -174,7 +179,7 @@ def _read_block(side: Side, positions: range, pairs: bool, protocol: EvaluationP
 
 def _read(side: Side, positions: range, protocol: EvaluationProtocol) -> ReadClips:
     draws = side.drawn.draws[positions.start : positions.stop]
-    return side.source.read(draws, protocol.frames, protocol.stride, protocol.size)
+    return side.source.read(draws, protocol.frames, side.stride(protocol), protocol.size)
 
 
 def _extract(extractor: Extractor, block: _Block, side: str) -> tuple[dict[str, Tensor], Tensor, dict[int, str]]:
