@@ -104,7 +104,7 @@ PRESETS: dict[str, EvaluationProtocol] = {
     # VideoGPT, scripts/compute_fvd.py: a batch of 256 shuffled windows of the test split, and samples under its conditions; 4 trials.
     "videogpt": EvaluationProtocol("test", 256, 256, folds=4, start="window", resize="short_side", paired=True),
     # common_metrics_on_video_quality: equal counts and lengths, 10 frames or more. It says nothing of counts and splits.
-    "common_metrics": EvaluationProtocol("test", 2048, 2048, frames=16, start="first", resize="short_side", paired=True),
+    "common_metrics": EvaluationProtocol("test", 2048, 2048, order="names", start="first", resize="short_side", paired=True),
     # ADM's evaluator: 50,000 images against every image of the training split.
     "adm_imagenet": EvaluationProtocol("train", 50_000, None, frames=1),
 }
