@@ -223,12 +223,13 @@ def test_metrics_are_those_of_the_averaged_weights_at_every_nth_step(tmp_path: P
     lines = (Path(str(trainer.log_dir)) / "metrics.csv").read_text().split()
     assert lines == ["metrics/gap,step", *(f"{value},{step}" for step, value in found.items())]
     callback = trainer.callbacks[-1]  # type: ignore[attr-defined]
-    card = callback.card_entries(Grey())["in_training"]
+    card = callback.card_entries(Grey(), averaged=True)["in_training"]
     assert card["step"] == 6 and card["values"] == {"gap": found[6]}
     assert card["protocol"] == {
         **{"samples": SAMPLES, "frames": 2, "split": "val", "real": "pixels of the index, view 0", "weights": "averaged"},
         **{"extractors": [{"kind": "level", "sha256": "0" * 64}], "clips": "samples", "steps": 3},
     }
+    assert callback.card_entries(Grey(), averaged=False)["in_training"]["protocol"]["weights"] == "raw"
 
 
 def test_metrics_leave_the_training_equal_to_the_bit(tmp_path: Path) -> None:

@@ -155,6 +155,11 @@ class EMA(L.Callback):
             rank_zero_warn(f"{folder} has no {AVERAGES}: it was written without an average, which begins with the weights as they are")
 
 
+def find_averages(trainer: L.Trainer) -> EMA:
+    """Return the callback of the averages, one that is switched off where the training has none."""
+    return next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), EMA(decay=0))  # type: ignore[attr-defined]
+
+
 def _local_shards(module: L.LightningModule) -> Iterator[tuple[str, Tensor]]:
     """Yield name and local shard of each trained weight of which this rank holds a part."""
     for name, p in trainable_parameters(module):

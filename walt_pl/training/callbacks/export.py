@@ -21,7 +21,7 @@ from walt_pl.runs.next_command import next_command
 from walt_pl.runs.stage_names import ManifestError, kind_of
 from walt_pl.runs.stop_record import StopRecord
 from walt_pl.training.callbacks.checkpoints import Checkpoints, samples_seen
-from walt_pl.training.callbacks.ema import EMA
+from walt_pl.training.callbacks.ema import find_averages
 from walt_pl.training.callbacks.last_write import LastWrite
 from walt_pl.training.callbacks.metrics import Metrics
 from walt_pl.training.callbacks.training_end import has_reached_end, is_out_of_time, render_metrics, validation_metrics
@@ -146,7 +146,7 @@ class ExportArtifact(L.Callback):
         if not trainer.strategy.broadcast(has_reached_end(trainer)):  # ranks have clocks of their own
             self._record_stop(trainer)
             return
-        averages = next((c for c in trainer.callbacks if isinstance(c, EMA)), EMA(decay=0))  # type: ignore[attr-defined]
+        averages = find_averages(trainer)
         pl_module.to(trainer.strategy.root_device)  # Lightning has moved the module to the CPU by now
         pl_module.eval()
         found = non_finite(pl_module)  # `save_artifact` checks the averages
@@ -224,7 +224,8 @@ class ExportArtifact(L.Callback):
         stage = cast(ExportableStage, pl_module)
         metrics = self._metrics(trainer)
         measured = [callback for callback in trainer.callbacks if isinstance(callback, Metrics)]  # type: ignore[attr-defined]
-        in_training = measured[0].card_entries(cast(MeasuredStage, pl_module)) if measured else {}
+        averaged = bool(find_averages(trainer).decay)
+        in_training = measured[0].card_entries(cast(MeasuredStage, pl_module), averaged) if measured else {}
         card = {
             **card_entries,
             "parents": self.parents,
@@ -232,7 +233,11 @@ class ExportArtifact(L.Callback):
             "steps": trainer.global_step,
             "epochs": trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
             "samples": samples_seen(trainer),
-            "metrics": {"protocol": "the validation clips of the index, view 0, averaged weights", "values": metrics, **in_training},
+            "metrics": {
+                "protocol": f"the validation clips of the index, view 0{', averaged weights' * averaged}",
+                "values": metrics,
+                **in_training,
+            },
         }
         states = component_states(state, stage.components())
         save_artifact(

@@ -18,7 +18,7 @@ from walt_pl.metrics.metric import Metric
 from walt_pl.metrics.protocol import EvaluationProtocol
 from walt_pl.runs.checkpoint import STATE, Checkpoint
 from walt_pl.training.callbacks.checkpoints import Checkpoints
-from walt_pl.training.callbacks.ema import EMA
+from walt_pl.training.callbacks.ema import find_averages
 from walt_pl.training.callbacks.throughput import Throughput
 from walt_pl.training.measurement import Measured, MeasuredStage, Measurement, MeasurementError, MeasurementStopped
 
@@ -126,7 +126,7 @@ class Metrics(L.Callback):
         assert self._measurement is not None
         began, step = time.monotonic(), trainer.global_step
         writers = [callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)]  # type: ignore[attr-defined]
-        averages = next((c for c in trainer.callbacks if isinstance(c, EMA)), EMA(decay=0))  # type: ignore[attr-defined]
+        averages = find_averages(trainer)
         try:
             # The GPU's random state needs no copy: `Reseed` sets it before each step.
             with isolate_rng(include_cuda=False), averages.swap_weights(pl_module), _eval_mode(pl_module):
@@ -169,8 +169,13 @@ class Metrics(L.Callback):
         if state_dict.get("step", 0) > self._step:
             self._step, self._values = state_dict["step"], dict(state_dict["values"])
 
-    def card_entries(self, stage: MeasuredStage) -> dict[str, Any]:
-        """Return the last values and how they were measured, for the artifact's card; nothing if there are none."""
+    def card_entries(self, stage: MeasuredStage, averaged: bool) -> dict[str, Any]:
+        """Return the last values and how they were measured, for the artifact's card; nothing if there are none.
+
+        Args:
+            stage: the trained stage.
+            averaged: whether the weights were averages.
+        """
         if self._measurement is None or not self._values:
             return {}
         protocol = {
@@ -178,7 +183,7 @@ class Metrics(L.Callback):
             "frames": self._measurement.frames,
             "split": "val",
             "real": "pixels of the index, view 0",
-            "weights": "averaged",
+            "weights": "averaged" if averaged else "raw",
             "extractors": [extractor.identity() for extractor in self._measurement.extractors],
             **stage.measured_config(),
         }

@@ -1,0 +1,15 @@
+"""The card of an artifact that a training wrote."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.guarded_training import Guarded, run
+from walt_pl.runs.card import read_card
+
+
+@pytest.mark.parametrize(("decay", "said"), [(0.5, ", averaged weights"), (0.0, "")])
+def test_export_artifact_tells_averages_from_raw_weights(decay: float, said: str, tmp_path: Path) -> None:
+    run(Guarded("short", steps=3, decay=decay), tmp_path, 0, 1)
+    protocol = read_card(tmp_path / "run" / "base")["metrics"]["protocol"]
+    assert protocol == f"the validation clips of the index, view 0{said}"
