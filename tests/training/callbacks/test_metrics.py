@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -32,6 +33,7 @@ from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.callbacks.metrics import Metrics
 from walt_pl.training.callbacks.reseed import Reseed
+from walt_pl.training.callbacks.throughput import Throughput
 
 SAMPLES = 2 * BLOCK + 1
 """Clips of three blocks, the last one of one clip."""
@@ -334,6 +336,21 @@ def test_metrics_refuse_missing_extractors_before_the_first_step(tmp_path: Path,
         Metrics(every_steps=2, names=("gap",), frames=4).setup(data, Grey(), "fit")
     callback = Metrics(every_steps=2, names=("gap",))
     callback.setup(SimpleNamespace(), Grey(), "validate")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_metrics_take_no_time_of_training(stops: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    throughput = Throughput()
+    throughput._clips, throughput._tokens = 5.0, 7.0
+
+    def measure_step(*_: Any) -> None:
+        if stops:
+            raise SystemExit(143)
+
+    monkeypatch.setattr(Metrics, "_measure_step", measure_step)
+    with pytest.raises(SystemExit) if stops else nullcontext():
+        Metrics()._measure(SimpleNamespace(callbacks=[throughput]), None)  # type: ignore[arg-type]
+    assert (throughput._clips, throughput._tokens) == (0, 0)
 
 
 def test_fit_command_with_metrics_makes_the_artifact_of_one_without(
