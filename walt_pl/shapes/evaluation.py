@@ -20,6 +20,7 @@ from walt_pl.media.reading import read_video
 from walt_pl.metrics.frames import high_frequency_energy, psnr
 from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
+from walt_pl.shapes.clip_mean import ClipMean
 from walt_pl.shapes.dataset import SIZE, parse_caption
 from walt_pl.shapes.scorer import score
 
@@ -181,13 +182,13 @@ def score_autoencoder(cascade: Cascade, entries: Sequence[IndexEntry], sizes: Se
         high-frequency energy at each size.
     """
     captions = [entry.caption for entry in entries]
-    words: dict[int, dict[str, float]] = {}
+    words: dict[int, Mapping[str, float]] = {}
     figures: dict[str, float] = {}
     for size in sizes:
         clips = read_clips(entries, size)
         rebuilt = cascade.decode(cascade.encode(clips))
         words[size] = score(rebuilt, captions)
-        figures[f"psnr_{size}"] = float(psnr(rebuilt, clips).mean())
+        figures[f"psnr_{size}"] = ClipMean(psnr(rebuilt, clips))
         figures[f"high_frequency_{size}"] = high_frequency_share(rebuilt, clips)
     coarse = {word: words[sizes[0]][word] for word in ("colour", "motion", "shape")}
     return {**coarse, "texture": words[sizes[-1]]["texture"], **figures}
@@ -286,8 +287,8 @@ def score_upscaling(
     return {
         "texture": score(sharp, captions)["texture"],
         "texture_bicubic": score(plain, captions)["texture"],
-        "psnr": float(psnr(sharp, clips).mean()),
-        "psnr_bicubic": float(psnr(plain, clips).mean()),
+        "psnr": ClipMean(psnr(sharp, clips)),
+        "psnr_bicubic": ClipMean(psnr(plain, clips)),
     }
 
 
