@@ -103,6 +103,9 @@ def evaluate(
     wanted = stages.split(",") if stages else None
     scored = wanted or [name for name, stage in Manifest.open(run).stages().items() if stage.artifact is not None]
     if scored and all(kind_of(stage) == "vae" for stage in scored):
+        for option, value in (("npz", npz), ("steps", steps), ("guidance", guidance)):
+            if value is not None:
+                raise ValueError(f"evaluate: --{option} is of samples, and {run} has an autoencoder alone: leave it out")
         _evaluate_autoencoder(options, scored[0], index, allow_stale, verify, device, arithmetic)
         return
     # Imported here: help, and messages about a run, need none of the libraries of the metrics.
@@ -117,7 +120,8 @@ def evaluate(
     tabled = metric is None and npz is None and _is_of_shapes(cascade, data)
     if tabled:
         _score_shapes(options, cascade, data, prompts, unseen, SamplingConfig(choose_steps(cascade, steps), guidance=guides))
-    if not tabled or extractor is not None:
+    typed = (preset, extractor, extractor_kind, extractor_sha256, split, clips, frames, stride, folds, resize)
+    if not tabled or any(value is not None for value in typed):
         measure_samples(options, cascade, data, SamplingConfig(50 if steps is None else steps, guidance=guides))
 
 
