@@ -122,7 +122,16 @@ class Metrics(L.Callback):
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure this step, log the values, and record them with its checkpoint; all ranks call it."""
+        """Measure this step. Its time does not count as training, also where it fails; all ranks call it."""
+        try:
+            self._measure_step(trainer, pl_module)
+        finally:
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, Throughput):
+                    callback.reset()
+
+    def _measure_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure, log the values, and record them with the step's checkpoint."""
         assert self._measurement is not None
         began, step = time.monotonic(), trainer.global_step
         writers = [callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)]  # type: ignore[attr-defined]
@@ -148,9 +157,6 @@ class Metrics(L.Callback):
             logger.log_metrics(named, step=step)
         for writer in writers:
             writer.record(trainer, pl_module, named)
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, Throughput):
-                callback.reset()
 
     def _tell(self, step: int, measured: Measured, seconds: float) -> None:
         """Print the values and the time that they took."""
