@@ -22,6 +22,7 @@ from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.shapes.clip_mean import ClipMean
 from walt_pl.shapes.dataset import SIZE, parse_caption
+from walt_pl.shapes.score_cards import PREFIX
 from walt_pl.shapes.scorer import score
 
 RECONSTRUCTED = 64
@@ -31,7 +32,7 @@ UPSCALED = 64
 CONTINUED = 120
 """Validation clips that the base model continues, where it was trained with frame prediction."""
 FORMATS = {"psnr": "{:.2f} dB"}
-"""Format of a figure, by the first word of its name. Others are shares, printed in percent."""
+"""Format of a figure, by the first word of its name after "shapes_". Others are shares, printed in percent."""
 STEPS = {"base": 10, "super_resolution": 2}
 """Sampling steps by kind of stage. Super-resolution needs few: its answer is determined. sr2 had 30.4 dB with 1 or 2, 29.6 dB with 4."""
 
@@ -310,5 +311,5 @@ def render_summary(summary: Mapping[str, Any]) -> Table:
     table = Table("stage", "figure", "value")
     for stage, figures in summary["scores"].items():
         for figure, value in figures.items():
-            table.add_row(stage, figure, FORMATS.get(figure.split("_")[0], "{:.1%}").format(value))
+            table.add_row(stage, figure, FORMATS.get(figure.removeprefix(PREFIX).split("_")[0], "{:.1%}").format(value))
     return table
