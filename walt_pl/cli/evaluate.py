@@ -118,10 +118,15 @@ def evaluate(
     data = _trained_on(cascade.artifacts[cascade.stages[-1]].path / TRAIN, index)
     guides = stage_guidance(cascade, guidance, None, None)
     tabled = metric is None and npz is None and _is_of_shapes(cascade, data)
+    protocol = (preset, extractor_kind, extractor_sha256, split, clips, frames, stride, folds, resize)
+    if tabled and extractor is None and any(value is not None for value in protocol):
+        raise ValueError(
+            "evaluate: a preset, a kind or hash of an extractor, and --split, --clips, --frames, --stride, --folds and --resize are of "
+            "metrics, not of the embedded set's table: add --metric shapes, or --extractor FILE, or leave them out"
+        )
     if tabled:
         _score_shapes(options, cascade, data, prompts, unseen, SamplingConfig(choose_steps(cascade, steps), guidance=guides))
-    typed = (preset, extractor, extractor_kind, extractor_sha256, split, clips, frames, stride, folds, resize)
-    if not tabled or any(value is not None for value in typed):
+    if not tabled or extractor is not None:
         measure_samples(options, cascade, data, SamplingConfig(50 if steps is None else steps, guidance=guides))
 
 

@@ -245,7 +245,7 @@ def score_continuation(
     given = cascade.encode(read_clips(entries, min(cascade.pixels(cascade.base)))[:, :, : cascade.overlap])
     request = SampleRequest(prompts=[""] * len(captions), seeds=[seed + i for i in range(len(captions))])
     contexts: dict[str, dict[str, Tensor]] = {"motion_continued": {cascade.base: given}, "motion_without_context": {}}
-    shares = {}
+    shares: dict[str, float] = {}
     for figure, context_latents in contexts.items():
         whole = replace(request, context_latents=context_latents)
         made = [
