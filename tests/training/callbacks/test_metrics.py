@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -32,6 +33,8 @@ from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.callbacks.metrics import Metrics
 from walt_pl.training.callbacks.reseed import Reseed
+from walt_pl.training.callbacks.throughput import Throughput
+from walt_pl.training.measurement import Measured, MeasurementError
 
 SAMPLES = 2 * BLOCK + 1
 """Clips of three blocks, the last one of one clip."""
@@ -258,6 +261,30 @@ def test_checkpoints_keeps_the_best_by_a_metric_of_the_callback(schedule: int, m
     stage.measured_clips = set_level  # type: ignore[method-assign]
     train(tmp_path, 9, stage=stage, keep=1, monitor="metrics/gap", mode=mode, every_n_train_steps=schedule)
     assert kept(tmp_path / "checkpoints") == [best, 9]
+
+
+@pytest.mark.filterwarnings("ignore:.*could not be measured")
+@pytest.mark.parametrize("fails", [False, True])
+def test_metrics_take_no_time_from_the_speed_of_the_training(fails: bool) -> None:
+    speed, logged = Throughput(every_n_steps=1), {}
+
+    def measure(*_: Any) -> Measured:
+        time.sleep(0.5)
+        if fails:
+            raise MeasurementError("no room")
+        return Measured({}, [], 0)
+
+    callback, groups = Metrics(), [{"lr": 0.1}]
+    callback._measurement = SimpleNamespace(measure=measure)  # type: ignore[assignment]
+    trainer: Any = SimpleNamespace(
+        global_step=2, world_size=1, callbacks=[speed], loggers=[], optimizers=[SimpleNamespace(param_groups=groups)]
+    )
+    stage: Any = Grey()
+    stage.log_dict = logged.update
+    speed.reset()
+    callback._measure(trainer, stage)
+    speed.on_train_batch_end(trainer, stage, None, SimpleNamespace(videos=torch.zeros(4, 3), images=torch.zeros(0, 3)), 0)  # type: ignore[arg-type]
+    assert logged["speed/clips_per_second"] > 4 / 0.5
 
 
 @pytest.mark.filterwarnings("ignore:.*of weight 0 so far")
