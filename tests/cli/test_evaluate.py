@@ -78,7 +78,10 @@ def test_evaluate_of_an_autoencoder_compares_reconstructions_with_originals(
     assert (card["protocol"]["size"], card["protocol"]["frames"], card["protocol"]["start"]) == ([32, 32], 9, "first")
     assert card["real"]["index_sha256"] == file_sha256(painted) and card["preset"] is None
     table = cards_of(run, "vae_shapes.json")
-    assert "shapes_colour" in table and "psnr" not in table
+    assert "shapes_colour" in table and "psnr" not in table and not any("high_frequency" in name for name in table)
+    error = table["shapes_psnr_32"]["error"]
+    assert error["kind"] == "disjoint folds" and len(error["values"]) == 3 and 0 < error["std"] < 1
+    assert np.mean(error["values"]) == pytest.approx(table["shapes_psnr_32"]["value"], abs=1e-4), "equal parts"
 
 
 def test_evaluate_of_the_embedded_set_prints_its_table_and_records_every_figure(
@@ -87,13 +90,14 @@ def test_evaluate_of_the_embedded_set_prints_its_table_and_records_every_figure(
     for count in ("RECONSTRUCTED", "UPSCALED"):
         monkeypatch.setattr(f"walt_pl.shapes.evaluation.{count}", 2)
     run = runs / "text"
-    main(["evaluate", str(run), "--prompts", "2", "--unseen", "1", "--steps", "1", "--guidance", "2", "--dtype", "float32"])
+    main(["evaluate", str(run), "--prompts", "20", "--unseen", "1", "--steps", "1", "--guidance", "2", "--dtype", "float32"])
     assert "unseen_pairs" in capsys.readouterr().out
     base, upscaled = cards_of(run, "base_shapes.json"), cards_of(run, "sr1_shapes.json")
     assert set(base) == {f"shapes_{name}" for name in ("colour", "motion", "shape", "all", "pair", "unseen_pairs")}
     assert {"shapes_texture", "shapes_psnr"} <= set(upscaled)
     generated = base["shapes_all"]["generated"]
-    assert generated["clips"] == 2 and base["shapes_unseen_pairs"]["generated"]["clips"] == 1
+    assert generated["clips"] == 6, "there are no more"
+    assert base["shapes_unseen_pairs"]["generated"]["clips"] == 1
     assert generated["steps"] == {"base": 1, "sr1": 1} and generated["guidance"]["base"]["scale"] == 2
 
 
@@ -153,6 +157,8 @@ def test_evaluate_writes_the_images_of_a_class_model_for_another_evaluator(
         (["classes", "--frames", "16", "--clips", "2"], r"makes clips of 9 frames, and the protocol wants 16: type --frames 9"),
         (["continuing", "--metric", "psnr", "--preset", "tats"], "context frames in every step of its training.*--preset k600"),
         (["classes", "--preset", "k600"], "was trained without frame prediction, and the protocol gives 5 frames"),
+        (["vae", "--npz", "a.npz"], "--npz is of samples, and .*vae has an autoencoder alone: leave it out"),
+        (["text", "--clips", "2"], "not of the embedded set's table: add --metric shapes, or --extractor FILE"),
         (["classes", "--steps", "{sr7: 3}"], r"steps names \['sr7'\], but the stages that run are \['base'\]"),
         (["classes", "--metric", "fvd", "--clips", "2"], "i3d_torchscript.pt"),
     ],

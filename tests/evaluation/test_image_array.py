@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluation.test_run_source import FakeClips, clip_of, draws
+from tests.evaluation.test_run_source import CAPTIONS, FakeClips, clip_of, draws
 from walt_pl.evaluation.image_array import KeptImages, write_npz
 
 
@@ -37,6 +37,7 @@ def test_kept_images_are_made_once(tmp_path: Path) -> None:
     first = KeptImages(source, folder).read(draws(1, 3), 1, 1, (8, 8))
     again = KeptImages(source, folder).read(draws(1, 3), 1, 1, (8, 8))
     assert source.asked == [(1, 1), (3, 1)] and list(again.labels) == [1, 3]
+    assert list(again.captions) == list(first.captions) == [CAPTIONS[1]] * 2, "clip similarity reads them"
     assert all(torch.equal(clip_of(first, i), clip_of(again, i)) for i in range(2)) and clip_of(first, 0).shape == (1, 8, 8, 3)
     kept = KeptImages(source, folder)
     kept.read(draws(1), 1, 1, (8, 8))

@@ -123,3 +123,8 @@ def test_evaluate_run_of_a_model_of_classes_says_that_the_scorer_reads_captions(
     monkeypatch.setattr(Cascade, "open", lambda *_, **__: Cascade(renamed, dtype=torch.float32))
     with pytest.raises(ValueError, match=r'stage "base_xl" of runs/ucf101 was trained without captions; .*--stages vae'):
         evaluate_run(Path("runs/ucf101"), painted, prompts=2, unseen=1, seed=0)
+
+
+def test_render_summary_prints_psnr_in_decibels_and_shares_in_percent() -> None:
+    figures = {"psnr": 30.0, "shapes_psnr_32": 20.5, "shapes_colour": 0.5}
+    assert list(render_summary({"scores": {"vae": figures}}).columns[2].cells) == ["30.00 dB", "20.50 dB", "50.0%"]

@@ -103,6 +103,9 @@ def evaluate(
     wanted = stages.split(",") if stages else None
     scored = wanted or [name for name, stage in Manifest.open(run).stages().items() if stage.artifact is not None]
     if scored and all(kind_of(stage) == "vae" for stage in scored):
+        for option, value in (("npz", npz), ("steps", steps), ("guidance", guidance)):
+            if value is not None:
+                raise ValueError(f"evaluate: --{option} is of samples, and {run} has an autoencoder alone: leave it out")
         _evaluate_autoencoder(options, scored[0], index, allow_stale, verify, device, arithmetic)
         return
     # Imported here: help, and messages about a run, need none of the libraries of the metrics.
@@ -115,6 +118,12 @@ def evaluate(
     data = _trained_on(cascade.artifacts[cascade.stages[-1]].path / TRAIN, index)
     guides = stage_guidance(cascade, guidance, None, None)
     tabled = metric is None and npz is None and _is_of_shapes(cascade, data)
+    protocol = (preset, extractor_kind, extractor_sha256, split, clips, frames, stride, folds, resize)
+    if tabled and extractor is None and any(value is not None for value in protocol):
+        raise ValueError(
+            "evaluate: a preset, a kind or hash of an extractor, and --split, --clips, --frames, --stride, --folds and --resize are of "
+            "metrics, not of the embedded set's table: add --metric shapes, or --extractor FILE, or leave them out"
+        )
     if tabled:
         _score_shapes(options, cascade, data, prompts, unseen, SamplingConfig(choose_steps(cascade, steps), guidance=guides))
     if not tabled or extractor is not None:

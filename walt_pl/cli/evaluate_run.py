@@ -124,9 +124,8 @@ def record_scores(
     described = {"path": str(index), "sha256": file_sha256(index)}
     for stage, figures in summary["scores"].items():
         named = {name: value for name, value in figures.items() if sampling is not None or name.startswith(PREFIX)}
-        counts = summary["counts"]
         program = describe_program(str(cascade.device), 1)
-        cards = make_cards(named, counts, counts[stage], described, generated, program, round(seconds, 3))
+        cards = make_cards(named, described, generated, program, round(seconds, 3))
         if cards:
             record_results(options.run, stage, cards, "shapes")
 

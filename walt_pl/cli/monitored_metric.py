@@ -7,8 +7,9 @@ from walt_pl.training.callbacks.metrics import PREFIX, chosen_metrics
 
 BEST = {"vae": ("val/psnr_video", "max"), "base": ("val/loss", "min"), "super_resolution": ("val/loss", "min")}
 """Validation metric whose best checkpoint is kept, and its mode, by kind of stage."""
+
 MODES = {"val/psnr": "max", "val/loss": "min"}
-"""Mode of a validation metric, by the first word of its name: val/psnr_video, val/loss_050."""
+"""Mode of the validation metrics, by the beginning of their names."""
 
 
 def fill_monitor(stage: str, options: Any) -> None:
@@ -19,16 +20,14 @@ def fill_monitor(stage: str, options: Any) -> None:
         options: parsed arguments; those of the checkpoints may change.
 
     Raises:
-        ValueError: the metric is one of the callback metrics, which does not measure it.
+        ValueError: the metric is one of the callback metrics, which does not measure it, or its mode is unknown and not given.
     """
     checkpoint, metrics = options.checkpoint, options.metrics
     if checkpoint.monitor is None:
         checkpoint.monitor, checkpoint.mode = BEST[kind_of(stage)]
         return
     if not checkpoint.monitor.startswith(PREFIX):
-        checkpoint.mode = checkpoint.mode or MODES.get(checkpoint.monitor.split("_")[0])
-        if checkpoint.mode is None:
-            raise ValueError(f"checkpoint.monitor is {checkpoint.monitor}: say which value is the best with --checkpoint.mode min, or max")
+        checkpoint.mode = checkpoint.mode or _find_mode(checkpoint.monitor)
         return
     name, names = checkpoint.monitor.removeprefix(PREFIX), tuple(metrics.names)
     (metric,) = chosen_metrics((name,))
@@ -40,3 +39,18 @@ def fill_monitor(stage: str, options: Any) -> None:
             f"metrics.every_steps {metrics.every_steps}): add {' '.join(missing)}, or leave checkpoint.monitor out"
         )
     checkpoint.mode = checkpoint.mode or metric.better
+
+
+def _find_mode(monitor: str) -> str:
+    """Return whether the lowest or the highest value of a validation metric is the best.
+
+    Raises:
+        ValueError: nobody knows.
+    """
+    mode = next((mode for beginning, mode in MODES.items() if monitor.startswith(beginning)), None)
+    if mode is None:
+        raise ValueError(
+            f"checkpoint.monitor is {monitor}, and nothing says whether its lowest or its highest value is the best: add "
+            "--checkpoint.mode min or --checkpoint.mode max"
+        )
+    return mode

@@ -11,13 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 
 from walt_pl.evaluation.source import ClipDraw, ClipSource, ReadClips
 from walt_pl.files import whole_file, write_whole
 from walt_pl.removal import remove_own
 from walt_pl.untrusted import parse_json
+
+BLOCK_FORMAT = 2
+"""Version of a kept block; 1 had no captions."""
 
 
 class KeptImages(ClipSource):
@@ -53,7 +55,7 @@ class KeptImages(ClipSource):
         Raises:
             ValueError: an image of the block cannot be made.
         """
-        asked = {"facts": self.source.facts(), "draws": draws, "frames": frames, "stride": stride, "size": size}
+        asked = {"format": BLOCK_FORMAT, "facts": self.source.facts(), "draws": draws, "frames": frames, "stride": stride, "size": size}
         path = self.folder / f"{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}.safetensors"
         if not path.is_file():
             made = self.source.read(draws, frames, stride, size)
@@ -62,11 +64,11 @@ class KeptImages(ClipSource):
                 raise ValueError(f"evaluate: {len(draws) - len(found)} images cannot be made: {'; '.join(made.failures.values())}")
             labels = torch.tensor(made.labels or [-1] * len(draws), dtype=torch.int64)
             self.folder.mkdir(parents=True, exist_ok=True)
-            metadata = {"captions": json.dumps(list(made.captions))}
-            write_whole(path, save({"clips": torch.stack(found), "labels": labels}, metadata))
-        with safe_open(path, "pt") as kept:
-            captions = parse_json(kept.metadata()["captions"], str(path))
-            return ReadClips(list(kept.get_tensor("clips")), captions, kept.get_tensor("labels").tolist())
+            captions = torch.frombuffer(bytearray(json.dumps(list(made.captions)).encode()), dtype=torch.uint8)
+            write_whole(path, save({"clips": torch.stack(found), "labels": labels, "captions": captions}))
+        kept = load_file(path)
+        captions = parse_json(kept["captions"].numpy().tobytes(), str(path))
+        return ReadClips(list(kept["clips"]), captions, labels=kept["labels"].tolist())
 
     def remove(self) -> None:
         """Remove the blocks."""

@@ -20,7 +20,9 @@ from walt_pl.media.reading import read_video
 from walt_pl.metrics.frames import high_frequency_energy, psnr
 from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
+from walt_pl.shapes.clip_mean import ClipMean
 from walt_pl.shapes.dataset import SIZE, parse_caption
+from walt_pl.shapes.score_cards import PREFIX
 from walt_pl.shapes.scorer import score
 
 RECONSTRUCTED = 64
@@ -181,13 +183,13 @@ def score_autoencoder(cascade: Cascade, entries: Sequence[IndexEntry], sizes: Se
         high-frequency energy at each size.
     """
     captions = [entry.caption for entry in entries]
-    words: dict[int, dict[str, float]] = {}
+    words: dict[int, Mapping[str, float]] = {}
     figures: dict[str, float] = {}
     for size in sizes:
         clips = read_clips(entries, size)
         rebuilt = cascade.decode(cascade.encode(clips))
         words[size] = score(rebuilt, captions)
-        figures[f"psnr_{size}"] = float(psnr(rebuilt, clips).mean())
+        figures[f"psnr_{size}"] = ClipMean(psnr(rebuilt, clips))
         figures[f"high_frequency_{size}"] = high_frequency_share(rebuilt, clips)
     coarse = {word: words[sizes[0]][word] for word in ("colour", "motion", "shape")}
     return {**coarse, "texture": words[sizes[-1]]["texture"], **figures}
@@ -243,7 +245,7 @@ def score_continuation(
     given = cascade.encode(read_clips(entries, min(cascade.pixels(cascade.base)))[:, :, : cascade.overlap])
     request = SampleRequest(prompts=[""] * len(captions), seeds=[seed + i for i in range(len(captions))])
     contexts: dict[str, dict[str, Tensor]] = {"motion_continued": {cascade.base: given}, "motion_without_context": {}}
-    shares = {}
+    shares: dict[str, float] = {}
     for figure, context_latents in contexts.items():
         whole = replace(request, context_latents=context_latents)
         made = [
@@ -286,8 +288,8 @@ def score_upscaling(
     return {
         "texture": score(sharp, captions)["texture"],
         "texture_bicubic": score(plain, captions)["texture"],
-        "psnr": float(psnr(sharp, clips).mean()),
-        "psnr_bicubic": float(psnr(plain, clips).mean()),
+        "psnr": ClipMean(psnr(sharp, clips)),
+        "psnr_bicubic": ClipMean(psnr(plain, clips)),
     }
 
 
@@ -309,5 +311,5 @@ def render_summary(summary: Mapping[str, Any]) -> Table:
     table = Table("stage", "figure", "value")
     for stage, figures in summary["scores"].items():
         for figure, value in figures.items():
-            table.add_row(stage, figure, FORMATS.get(figure.removeprefix("shapes_").split("_")[0], "{:.1%}").format(value))
+            table.add_row(stage, figure, FORMATS.get(figure.removeprefix(PREFIX).split("_")[0], "{:.1%}").format(value))
     return table

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from math import isfinite
 from typing import Any
 
-from walt_pl.evaluation.card import MetricCard
+from walt_pl.evaluation.card import ErrorBar, MetricCard
+from walt_pl.evaluation.error_bar import measure_folds
 from walt_pl.evaluation.run_source import artifact_facts, compute_facts
+from walt_pl.metrics.mean import MeanOfClips
+from walt_pl.metrics.protocol import EvaluationProtocol
 from walt_pl.sampling.cascade import Cascade, SamplingConfig
+from walt_pl.shapes.clip_mean import ClipMean
 from walt_pl.shapes.scorer_metric import ShapesExtractor
 
 PREFIX = "shapes_"
@@ -34,19 +39,17 @@ def sampling_facts(run: str, cascade: Cascade, sampling: SamplingConfig, seed: i
 
 def make_cards(
     figures: Mapping[str, float],
-    counts: Mapping[str, int],
-    count: int,
     index: Mapping[str, str],
     generated: Mapping[str, Any],
     program: Mapping[str, Any],
     seconds: float,
 ) -> list[MetricCard]:
-    """Return a card for each figure of a stage.
+    """Return a card for each figure of a stage that is a mean over clips.
+
+    A share of high frequencies has no card: neither the lowest nor the highest is the best, but 1.
 
     Args:
         figures: of the stage, from the table.
-        counts: clips of single figures, by name of the figure.
-        count: clips of all other figures.
         index: path and sha256 of the index.
         generated: facts of the samples or reconstructions.
         program: facts of program and machine.
@@ -55,12 +58,14 @@ def make_cards(
     date = datetime.now(UTC).isoformat(timespec="seconds")
     cards = []
     for figure, value in figures.items():
-        clips = counts.get(figure, count)
+        if not isinstance(value, ClipMean):
+            continue
+        clips = len(value.clips)
         split = "unseen" if figure == "unseen_pairs" else "val"
         cards.append(
             MetricCard(
                 metric=figure if figure.startswith(PREFIX) else f"{PREFIX}{figure}",
-                value=value,
+                value=float(value),
                 better="max",
                 preset=None,
                 protocol={"table": "walt evaluate", "split": split, "clips": clips, "index": dict(index)},
@@ -68,9 +73,17 @@ def make_cards(
                 extractor=ShapesExtractor().identity(),
                 real=None,
                 generated={**generated, "clips": clips, "left_out": {}},
+                error=_measure_error(value),
                 program=dict(program),
                 seconds=seconds,
                 date=date,
             )
         )
     return cards
+
+
+def _measure_error(figure: ClipMean) -> ErrorBar:
+    """Return the error bar of a figure, from disjoint parts of its clips; none where it cannot be written (nan or infinite)."""
+    if not isfinite(figure):
+        return ErrorBar()
+    return measure_folds(MeanOfClips, None, figure.clips.float()[:, None], EvaluationProtocol(), seed=0)[1]

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from walt_pl.shapes.clip_mean import ClipMean
 from walt_pl.shapes.dataset import COLOURS, PERIOD, RGB, SHAPES, SIZE, distance, parse_caption
 
 Array = NDArray[np.float32]
@@ -59,7 +61,7 @@ def read_clip(clip: Tensor) -> Reading:
     )
 
 
-def score(clips: Tensor, captions: Sequence[str]) -> dict[str, float]:
+def score(clips: Tensor, captions: Sequence[str]) -> dict[str, ClipMean]:
     """Return the shares of clips that agree with their captions.
 
     Args:
@@ -79,8 +81,8 @@ def score(clips: Tensor, captions: Sequence[str]) -> dict[str, float]:
         words, seen = parse_caption(caption), read_clip(clip)
         hits = [seen.shape == words.shape, seen.colour == words.colour, seen.motion == words.motion]
         right.append([*hits, seen.texture == words.texture, all(hits[:2]), all(hits)])
-    shares = np.mean(right, axis=0)
-    return dict(zip(("shape", "colour", "motion", "texture", "pair", "all"), map(float, shares), strict=True))
+    columns = torch.tensor(right, dtype=torch.float64).unbind(1)
+    return dict(zip(("shape", "colour", "motion", "texture", "pair", "all"), map(ClipMean, columns), strict=True))
 
 
 def _find_object(pixels: Array) -> tuple[str, Array]:

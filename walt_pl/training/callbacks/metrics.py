@@ -122,7 +122,7 @@ class Metrics(L.Callback):
             self._measure(trainer, pl_module)
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure this step. Its time is no time of training."""
+        """Measure this step. Its time does not count as training, also where it fails; all ranks call it."""
         try:
             self._measure_step(trainer, pl_module)
         finally:
@@ -131,7 +131,7 @@ class Metrics(L.Callback):
                     callback.reset()
 
     def _measure_step(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Measure this step, log the values, and record them with its checkpoint; all ranks call it."""
+        """Measure, log the values, and record them with the step's checkpoint."""
         assert self._measurement is not None
         began, step = time.monotonic(), trainer.global_step
         writers = [callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)]  # type: ignore[attr-defined]
