@@ -1,7 +1,6 @@
 """The array of images for ADM's evaluator."""
 
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +44,3 @@ def test_kept_images_are_made_once(tmp_path: Path) -> None:
     assert len(source.asked) == 5, "other draws and sizes are other blocks"
     kept.remove()
     assert not folder.exists()
-
-
-def test_kept_images_have_their_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, read = FakeClips(), FakeClips.read
-    monkeypatch.setattr(FakeClips, "read", lambda *given: replace(read(*given), captions=("a red ball", "\u2028 ä")))
-    for _ in range(2):
-        assert tuple(KeptImages(source, tmp_path / "work").read(draws(1, 3), 1, 1, (8, 8)).captions) == ("a red ball", "\u2028 ä")

@@ -134,7 +134,7 @@ def test_cover_and_crop_keeps_every_value_of_a_clip_of_the_size() -> None:
         ("none", r"none: no such file or folder; wanted a folder of videos or images, a data index"),
         ("a.txt", r"a\.txt: no source of clips; wanted a folder"),
         ("none.parquet", r"none\.parquet: no such file or folder"),
-        ("run", r"run is a run \(it holds manifest\.json\): runs are opened by their own function"),
+        ("run", r"run is a run \(it holds manifest\.json\), and real clips are wanted"),
     ],
 )
 def test_open_source_of_nothing_to_measure_says_what_it_wants(tmp_path: Path, name: str, message: str) -> None:

@@ -110,11 +110,6 @@ def test_evaluate_run_scores_every_stage_there_is_at_its_own_size(
     assert render_summary(summary).row_count == sum(map(len, scores.values()))
 
 
-def test_render_summary_prints_psnr_in_decibels_and_shares_in_percent() -> None:
-    table = render_summary({"scores": {"vae": {"psnr_64": 31.1, "shapes_psnr_64": 30.2, "shapes_colour": 0.5}}})
-    assert list(table.columns[2].cells) == ["31.10 dB", "30.20 dB", "50.0%"]
-
-
 def test_evaluate_run_of_a_model_of_classes_says_that_the_scorer_reads_captions(
     tmp_path: Path, painted: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
