@@ -77,7 +77,7 @@ def test_evaluate_of_an_autoencoder_compares_reconstructions_with_originals(
     assert card["generated"]["artifacts"]["vae"]["sha256"] == Manifest.open(run).sha256("vae")
     assert (card["protocol"]["size"], card["protocol"]["frames"], card["protocol"]["start"]) == ([32, 32], 9, "first")
     assert card["real"]["index_sha256"] == file_sha256(painted) and card["preset"] is None
-    table = cards_of(run, "vae_shapes.json")
+    table = cards_of(run, "vae_shapes_*.json")
     assert "shapes_colour" in table and "psnr" not in table and not any("high_frequency" in name for name in table)
     error = table["shapes_psnr_32"]["error"]
     assert error["kind"] == "disjoint folds" and len(error["values"]) == 3 and 0 < error["std"] < 1
@@ -92,7 +92,7 @@ def test_evaluate_of_the_embedded_set_prints_its_table_and_records_every_figure(
     run = runs / "text"
     main(["evaluate", str(run), "--prompts", "20", "--unseen", "1", "--steps", "1", "--guidance", "2", "--dtype", "float32"])
     assert "unseen_pairs" in capsys.readouterr().out
-    base, upscaled = cards_of(run, "base_shapes.json"), cards_of(run, "sr1_shapes.json")
+    base, upscaled = cards_of(run, "base_shapes_*.json"), cards_of(run, "sr1_shapes_*.json")
     assert set(base) == {f"shapes_{name}" for name in ("colour", "motion", "shape", "all", "pair", "unseen_pairs")}
     assert {"shapes_texture", "shapes_psnr"} <= set(upscaled)
     generated = base["shapes_all"]["generated"]

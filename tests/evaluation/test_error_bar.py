@@ -143,10 +143,10 @@ def test_error_bar_has_fewer_parts_of_few_clips_or_none(count: int, parts: int) 
 
 
 def test_error_bar_has_no_parts_that_the_metric_refuses() -> None:
-    """Parts of 25 and of 33 clips cannot be cut into 10 again, parts of 50 can."""
+    """Parts of 25 and of 33 clips cannot be cut into 10 again, parts of 50 can. Of 20 clips, parts of one would all score 1."""
     _, bar = measure_folds(InceptionScore, None, rows_of(100), EvaluationProtocol(clips=100), 0)
     assert len(bar.values) == 2
-    assert measure_folds(InceptionScore, None, rows_of(10), EvaluationProtocol(clips=10), 0)[1] == ErrorBar()
+    assert measure_folds(InceptionScore, None, rows_of(20), EvaluationProtocol(clips=20), 0)[1] == ErrorBar()
 
 
 def test_error_bar_warns_of_the_whole_alone() -> None:

@@ -75,6 +75,12 @@ def scalars(run: Path, stage: str = "base") -> dict[str, list[tuple[int, float]]
     return {tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
+def file_of(run: Path, name: str) -> Path:
+    """Return the one file of results of a stage and name."""
+    (file,) = (run / "metrics").glob(f"{name}_????????.json")
+    return file
+
+
 def evaluations(run: Path, stage: str = "base") -> list[dict[str, object]]:
     found: list[dict[str, object]] = read_card(run / stage)["metrics"].get("evaluations", [])
     return found
@@ -83,7 +89,7 @@ def evaluations(run: Path, stage: str = "base") -> list[dict[str, object]]:
 def test_record_results_writes_file_curves_and_card(run: Path) -> None:
     cards = [of_weights(run), of_weights(run, replace(CARD, metric="kvd", value=3.0))]
     table = record_results(run, "base", cards, "tats")
-    assert read_cards(run / "metrics" / "base_tats.json") == cards
+    assert read_cards(file_of(run, "base_tats")) == cards
     assert scalars(run) == {"metrics/fvd": [(7, 46.5)], "metrics/kvd": [(7, 3.0)]}
     assert read_card(run / "base")["metrics"]["values"] == {"val/psnr": 30.0}
     assert evaluations(run)[0] == {
@@ -93,7 +99,8 @@ def test_record_results_writes_file_curves_and_card(run: Path) -> None:
         "error": 1.5,
         "extractor": "i3d",
         "extractor_sha256": "ab" * 32,
-        "file": "metrics/base_tats.json",
+        "steps": {"base": 50},
+        "file": f"metrics/{file_of(run, 'base_tats').name}",
     }
     console = Console(width=200)
     with console.capture() as captured:
@@ -128,7 +135,7 @@ def test_record_results_leaves_another_run_of_the_artifact_valid(run: Path, tmp_
     record_results(other.run_dir, "vae", [CARD], "c")
     assert "is an artifact of another place: its card is left as it is" in capsys.readouterr().err
     assert (run / "vae" / "card.json").read_bytes() == before
-    assert (other.run_dir / "metrics" / "vae_c.json").is_file() and scalars(other.run_dir, "vae") == {"metrics/fvd": [(7, 46.5)]}
+    assert file_of(other.run_dir, "vae_c").is_file() and scalars(other.run_dir, "vae") == {"metrics/fvd": [(7, 46.5)]}
 
 
 def test_manifest_finds_a_change_of_an_evaluated_card(run: Path) -> None:
@@ -142,11 +149,29 @@ def test_manifest_finds_a_change_of_an_evaluated_card(run: Path) -> None:
     assert len(verify_run(run)) == 1  # right checksum, another entry
 
 
+def test_record_results_keeps_figures_of_other_guidance_and_other_metrics(run: Path) -> None:
+    """A sweep keeps each of its points, and a second metric of the same samples takes nothing from the first."""
+    first, kvd = of_weights(run), of_weights(run, replace(CARD, metric="kvd", value=3.0))
+    stronger = replace(first, value=44.0, generated={**first.generated, "guidance": {"base": {"scale": 2.0}}})
+    for card in (first, stronger, kvd, replace(first, value=46.0)):
+        record_results(run, "base", [card], "tats")
+    files = {path: read_cards(path) for path in (run / "metrics").iterdir()}
+    assert sorted([(one.metric, one.value) for one in cards] for cards in files.values()) == [
+        [("fvd", 44.0)],
+        [("kvd", 3.0), ("fvd", 46.0)],
+    ]
+    assert [(one["metric"], one["value"], one.get("guidance")) for one in evaluations(run)] == [
+        ("fvd", 44.0, {"base": {"scale": 2.0}}),
+        ("kvd", 3.0, first.generated.get("guidance")),
+        ("fvd", 46.0, first.generated.get("guidance")),
+    ]
+
+
 def test_record_results_replaces_a_figure_of_equal_metric_preset_and_extractor(run: Path) -> None:
     other = replace(CARD, value=2.0, extractor={"kind": "videomae", "sha256": "00" * 32})
     record_results(run, "base", [of_weights(run), of_weights(run, other)], "a")
-    record_results(run, "base", [of_weights(run, replace(CARD, value=40.0))], "b")
-    record_results(run, "base", [of_weights(run, replace(CARD, value=50.0, preset=None))], "c")
+    record_results(run, "base", [of_weights(run, replace(CARD, value=40.0))], "a")
+    record_results(run, "base", [of_weights(run, replace(CARD, value=50.0, preset=None))], "own")
     assert [(one["value"], one["preset"]) for one in evaluations(run)] == [(2.0, "tats"), (40.0, "tats"), (50.0, None)]
     assert set(scalars(run)) == {"metrics/fvd", "metrics/fvd_i3d", "metrics/fvd_videomae"}
 
@@ -167,7 +192,7 @@ def test_record_results_of_other_weights_writes_the_file_alone(run: Path, capsys
     train(run, "base", {"vae": str(Manifest.open(run).sha256("vae"))}, 2.0)
     record_results(run, "base", cards, "a")
     assert "was trained again meanwhile" in capsys.readouterr().err
-    assert read_cards(run / "metrics" / "base_a.json") == cards
+    assert read_cards(file_of(run, "base_a")) == cards
     assert evaluations(run) == [] and not (run / "training" / "base" / "logs").exists()
 
 
@@ -185,7 +210,7 @@ def test_record_results_goes_on_without_tensorboard_and_card(
         "no curves of the metrics: tensorboard is not installed",
         f"the card of {run / 'base'} gets no figures",
     ]
-    assert read_cards(run / "metrics" / "base_a.json") and verify_run(run) == []
+    assert read_cards(file_of(run, "base_a")) and verify_run(run) == []
 
 
 @pytest.mark.parametrize("name", ["", "../a", "a/b", ".a", "a\n", "a" * 200])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from walt_pl.evaluation.rows import MeasureOptions
 from walt_pl.evaluation.run_source import RunSource, artifact_facts, compute_facts
 from walt_pl.evaluation.source import ClipSource, Drawn
 from walt_pl.evaluation.sources import open_source
-from walt_pl.files import file_sha256
+from walt_pl.files import file_sha256, write_whole
 from walt_pl.metrics.catalog import choose_metrics, find_metrics
 from walt_pl.metrics.extractors.choice import ExtractorOptions, choose_extractors, find_extractors
 from walt_pl.metrics.extractors.known_files import KNOWN_FILES
@@ -160,12 +160,7 @@ def _measure(
     settings = MeasureOptions(rows, rows, options.batch, ranks, device)
     cards = measure(metrics, real, made, real_draws, made_draws, protocol, preset, extractors, settings)
     if ranks.is_first:
-        print_table(record_results(options.run, stage, cards, _name(preset, cards[0].to_plain())))
-
-
-def _name(preset: str | None, card: Mapping[str, Any]) -> str:
-    """Return the name of the evaluation in its file: the preset, or the beginning of the hash of the protocol."""
-    return preset or f"own_{hashlib.sha256(repr(sorted(card['protocol'].items())).encode()).hexdigest()[:8]}"
+        print_table(record_results(options.run, stage, cards, preset or "own"))
 
 
 def _default_metrics(typed: ExtractorOptions, of_images: bool, paired: bool) -> list[type[Metric]]:
@@ -207,5 +202,6 @@ def _write_images(path: Path, kept: KeptImages, protocol: EvaluationProtocol, ba
     if ranks.is_first:
         write_npz(path, kept, draws, batch, protocol.size)
         kept.remove()
-        print(f"{len(draws):,} images: {path}")
+        write_whole(path.with_name(f"{path.name}.json"), f"{json.dumps({'images': len(draws), **kept.facts()}, indent=2)}\n".encode())
+        print(f"{len(draws):,} images: {path}, and {path.name}.json beside it: how they were made")
     ranks.barrier()

@@ -70,7 +70,7 @@ class MetricCard:
     """As `real`; for a run also artifacts, guidance, solver, steps, seeds, EMA."""
     error: ErrorBar = field(default_factory=ErrorBar)
     program: dict[str, Any] = field(default_factory=dict)
-    """Code revision, versions, machine, device, dtype, processes."""
+    """Code revision, versions, machine, device and processes that computed the rows."""
     seconds: float = 0.0
     """Wall time of all starts."""
     date: str = ""

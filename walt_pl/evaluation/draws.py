@@ -40,6 +40,8 @@ def draw_real(source: ClipSource, protocol: EvaluationProtocol) -> Drawn:
         for number, drawn in enumerate(range(0, wanted, found))
     ]
     videos, starts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if unused := len(usable) - len(np.unique(videos)):
+        left_out[f"beyond the {wanted:,} clips that the protocol takes"] = unused
     return Drawn(list(map(ClipDraw, usable[videos].tolist(), starts.tolist())), left_out)
 
 

@@ -12,7 +12,6 @@ import torch
 
 from walt_pl.evaluation.card import MetricCard
 from walt_pl.evaluation.error_bar import measure_folds
-from walt_pl.evaluation.program import describe_program
 from walt_pl.evaluation.row_store import REASONS, StoredRows
 from walt_pl.evaluation.rows import MeasureOptions, Side, compute_rows
 from walt_pl.evaluation.source import ClipSource, Drawn
@@ -76,7 +75,6 @@ def measure(
             rows |= {(side.name, name): one for extractor, one in zip(used, computed, strict=True) for name in extractor.gives}
     if protocol.paired:
         rows = _keep_whole_pairs(rows)
-    program = describe_program(options.device, options.ranks.world)
     return [
         _fill_card(
             metric,
@@ -84,7 +82,6 @@ def measure(
             made,
             protocol,
             preset,
-            program,
         )
         for metric in metrics
     ]
@@ -130,7 +127,6 @@ def _fill_card(
     generated: Side,
     protocol: EvaluationProtocol,
     preset: str | None,
-    program: dict[str, Any],
 ) -> MetricCard:
     """Compute a metric of the rows of both sides, fold by fold, and return its card.
 
@@ -166,7 +162,7 @@ def _fill_card(
         real=_describe_side(originals, used["real"], pairs) if originals else None,
         generated=_describe_side(generated, made, pairs),
         error=error,
-        program=program,
+        program=made.program,
         seconds=round(sum(rows.seconds for rows in (real, made) if rows) + time.perf_counter() - started, 3),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
     )

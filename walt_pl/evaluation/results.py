@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import sys
 from collections import Counter
@@ -12,7 +13,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from walt_pl.evaluation.card import MetricCard, write_cards
+from walt_pl.evaluation.card import MetricCard, read_cards, write_cards
+from walt_pl.evaluation.row_store import canonical_json
 from walt_pl.runs.card import read_card
 from walt_pl.runs.evaluations import add_evaluations
 from walt_pl.runs.manifest import Manifest
@@ -24,9 +26,11 @@ training that still writes there."""
 
 
 def record_results(run: Path, stage: str, cards: Sequence[MetricCard], name: str) -> Table:
-    """Write the figures of a stage to runs/NAME/metrics/STAGE_name.json, to TensorBoard and into the artifact's card.
+    """Write the figures of a stage to runs/NAME/metrics/STAGE_name_HASH.json, to TensorBoard and into the artifact's card.
 
-    The file comes first. A curve or a card that cannot be written costs one line on standard error. One process calls this.
+    The hash is of protocol and clips: other guidance, steps or seeds have a file of their own. Other metrics of the same clips join the
+    file; a figure that is measured again takes the place of the old one. The file comes first. A curve or a card that cannot be written
+    costs one line on standard error. One process calls this.
 
     Args:
         run: folder of the run.
@@ -47,8 +51,10 @@ def record_results(run: Path, stage: str, cards: Sequence[MetricCard], name: str
     folder, sha256 = manifest.folder(stage), manifest.sha256(stage)
     if sha256 is None:
         raise ValueError(f'metrics: {run} has no finished stage "{stage}"; make it with: {manifest.advice(stage)}')
-    file = run / "metrics" / f"{stage}_{name}.json"
-    write_cards(file, cards)
+    file = run / "metrics" / f"{stage}_{name}_{_digest(cards[0])}.json"
+    new = {_origin(card) for card in cards}
+    older = [card for card in read_cards(file) if _origin(card) not in new] if file.exists() else []
+    write_cards(file, [*older, *cards])
     measured = {str(_weights(card, stage) or sha256) for card in cards}
     if measured != {sha256}:
         _tell(f"{file} is written, but {folder} was trained again meanwhile: its card and the curves get no figures of other weights")
@@ -56,6 +62,18 @@ def record_results(run: Path, stage: str, cards: Sequence[MetricCard], name: str
     _write_scalars(run / "training" / stage / "logs" / LOGS, cards, folder)
     _add_to_card(manifest, stage, sha256, [_entry(card, file.relative_to(run)) for card in cards])
     return render_cards(cards)
+
+
+def _digest(card: MetricCard) -> str:
+    """Return the beginning of a hash of the protocol and of everything that the generated clips are made by."""
+    counted = ("clips", "left_out", "unreadable", "run")
+    made = {name: value for name, value in card.generated.items() if name not in counted}
+    return hashlib.sha256(canonical_json({"protocol": card.protocol, "generated": made}).encode()).hexdigest()[:8]
+
+
+def _origin(card: MetricCard) -> str:
+    """Return what tells figures of the same clips apart: metric, its settings and extractor."""
+    return canonical_json({"metric": card.metric, "settings": card.settings, "extractor": card.extractor})
 
 
 def render_cards(cards: Sequence[MetricCard]) -> Table:
@@ -92,6 +110,7 @@ def _entry(card: MetricCard, file: Path) -> dict[str, Any]:
         "error": card.error.standard_error,
         "extractor": card.extractor.get("kind"),
         "extractor_sha256": card.extractor.get("sha256"),
+        **{name: card.generated[name] for name in ("guidance", "steps", "seed") if name in card.generated},
         "file": file.as_posix(),
     }
 

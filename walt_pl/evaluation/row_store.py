@@ -22,7 +22,7 @@ import stat
 import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,8 @@ class StoredRows:
     """Reasons for clips that could not be read, by position; all of a block, the first ones of a joined file."""
     seconds: float
     """Wall time of reading and computing, over all starts."""
+    program: dict[str, Any] = field(default_factory=dict)
+    """Program and machine that computed them (`describe_program`); of rows of several commands, the last one."""
 
 
 class RowStore:
@@ -76,15 +78,19 @@ class RowStore:
         count: number of draws.
         batch: draws of a block.
         names: names of the rows that the extractor gives.
+        program: facts of this program and machine, which are kept beside the rows.
     """
 
-    def __init__(self, root: Path, key: Mapping[str, Any], count: int, batch: int, names: Sequence[str]) -> None:
+    def __init__(
+        self, root: Path, key: Mapping[str, Any], count: int, batch: int, names: Sequence[str], program: Mapping[str, Any] | None = None
+    ) -> None:
         self.description = {"about": ABOUT, "clips": count, "key": dict(key)}
         self.digest = hashlib.sha256(canonical_json({**leave_out_places(key), "format": 1}).encode()).hexdigest()
         self.folder = root / self.digest
         self.count = count
         self.batch = batch
         self.names = tuple(names)
+        self.program = dict(program or {})
         self.joined = self.folder / ROWS
         self._replaced: tuple[int, int] | None = None
         """Joined file that is damaged, or lacks clips. It is replaced."""
@@ -177,7 +183,8 @@ class RowStore:
         return self.folder / BLOCKS / f"b{self.batch}-{number:08d}.safetensors"
 
     def _metadata(self, reasons: Mapping[int, str]) -> dict[str, str]:
-        return {"key": self.digest, "reasons": json.dumps({str(position): reason for position, reason in reasons.items()})}
+        told = json.dumps({str(position): reason for position, reason in reasons.items()})
+        return {"key": self.digest, "reasons": told, "program": json.dumps(self.program)}
 
     def _is_whole(self, number: int) -> bool:
         """Return whether the rows of a block are there, of every clip."""
@@ -208,10 +215,12 @@ class RowStore:
                 raise DamagedRowsError(f"{path} is of another evaluation")
             reasons = parse_json(metadata.get("reasons", ""), str(path))
             self._check(tensors, count)
+            program = dict(parse_json(metadata.get("program", "{}"), str(path)))
             numbered = {int(position): str(reason) for position, reason in reasons.items()}
-        except (OSError, SafetensorError, UntrustedError, AttributeError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, UntrustedError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise error if isinstance(error, DamagedRowsError) else DamagedRowsError(f"{path} is damaged ({error})") from error
-        return StoredRows({name: tensors[name] for name in self.names}, tensors["kept"].bool(), numbered, float(tensors["seconds"]))
+        rows = {name: tensors[name] for name in self.names}
+        return StoredRows(rows, tensors["kept"].bool(), numbered, float(tensors["seconds"]), program)
 
     def _check(self, tensors: Mapping[str, Tensor], count: int) -> None:
         """Check the tensors of a file.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from walt_pl.evaluation.program import describe_program
 from walt_pl.evaluation.progress import show_progress
 from walt_pl.evaluation.ranks import Ranks
 from walt_pl.evaluation.row_store import RowStore, StoredRows, canonical_json
@@ -59,7 +60,7 @@ class Side:
             "source": self.source.facts(),
             "draws": hashlib.sha256(draws.encode()).hexdigest(),
             "stride": self.stride(protocol),
-            **{name: values[name] for name in ("frames", "size")},
+            **{name: values[name] for name in ("frames", "size", "crop")},
         }
 
 
@@ -100,7 +101,8 @@ def compute_rows(
         OSError: rows cannot be written.
         ConnectionError: another process has ended.
     """
-    stores = [open_store(side, extractor, protocol, root, options.batch) for extractor in extractors]
+    program = describe_program(options.device, options.ranks.world)
+    stores = [open_store(side, extractor, protocol, root, options.batch, program) for extractor in extractors]
     for store in stores:
         store.prepare()
     ranks = options.ranks
@@ -121,12 +123,14 @@ def compute_rows(
     return stored
 
 
-def open_store(side: Side, extractor: Extractor, protocol: EvaluationProtocol, root: Path, batch: int) -> RowStore:
+def open_store(
+    side: Side, extractor: Extractor, protocol: EvaluationProtocol, root: Path, batch: int, program: Mapping[str, Any] | None = None
+) -> RowStore:
     """Return the store of the rows of a side from an extractor. Two sides of equal clips have one store."""
     key = {**side.identity(protocol), "extractor": extractor.identity()}
     if extractor.of_pairs and side.originals is not None:
         key["originals"] = side.originals.identity(protocol)
-    return RowStore(root, key, len(side.drawn.draws), batch, extractor.gives)
+    return RowStore(root, key, len(side.drawn.draws), batch, extractor.gives, program)
 
 
 def _compute_blocks(

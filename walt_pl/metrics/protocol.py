@@ -16,6 +16,10 @@ Order = Literal["shuffled", "names"]
 """Order in which one pass takes the real videos: drawn at random, or by name."""
 
 
+CROP = "scaled to cover the size, bicubic with antialias, then the centre"
+"""Rule by which clips get the protocol's size (`walt_pl.evaluation.clip_reading.cover_and_crop`), for cards and caches."""
+
+
 @dataclass(frozen=True)
 class EvaluationProtocol:
     """Everything that determines a figure beside the data and the extractor."""
@@ -74,7 +78,7 @@ class EvaluationProtocol:
     def to_plain(self) -> dict[str, Any]:
         """Return the fields as plain values, for cards."""
         plain = asdict(self)
-        return plain | {"size": list(self.size) if self.size else None}
+        return plain | {"size": list(self.size) if self.size else None, "crop": CROP if self.size else None}
 
 
 PRESETS: dict[str, EvaluationProtocol] = {

@@ -13,12 +13,12 @@ from walt_pl.runs.card_entries import check_card
 
 KEPT = 100
 """Entries of a card. Further ones take the place of the oldest, so that a card stays small."""
-KEY = ("metric", "preset", "extractor", "extractor_sha256")
+KEY = ("metric", "preset", "extractor", "extractor_sha256", "file")
 """Fields by which a new entry replaces an old one."""
 
 
 def add_evaluations(folder: Path, sha256: str, entries: Sequence[dict[str, Any]]) -> None:
-    """Add figures to the card of an artifact. An older entry of equal metric, preset and extractor is replaced.
+    """Add figures to the card of an artifact. An older entry of equal metric, preset, extractor and file is replaced.
 
     The hash of the weights, by which children know their parent, and the hash that manifests record of the card stay as they are.
 
