@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from tests.helpers import tiny_stages
 from walt_pl.cli.evaluate_options import EvaluateOptions, sample_protocol, trained_stride
+from walt_pl.cli.evaluate_run import _reconstructed_stride
 from walt_pl.cli.main import main
 from walt_pl.data.index import Index
 from walt_pl.data.transforms import ClipTransform
@@ -195,3 +197,15 @@ def test_trained_stride_follows_the_rate_of_the_training(painted: Path) -> None:
     assert trained_stride(videos, ClipTransform(32, fps=4.0)) == 2
     with pytest.raises(ValueError, match=r"trained at 3 frames a second, and the frames of the files are 8 a second: .*--stride"):
         trained_stride(videos, ClipTransform(32, fps=3.0))
+
+
+def test_evaluate_reconstructs_consecutive_frames_of_files_without_a_common_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> int:
+        raise ValueError("the frames of the files are of different rates")
+
+    monkeypatch.setattr("walt_pl.cli.evaluate_run.trained_stride", refuse)
+    monkeypatch.setattr("walt_pl.cli.evaluate_run._videos", lambda _: [])
+    assert _reconstructed_stride(SimpleNamespace(clip_transform=None)) == 1  # type: ignore[arg-type]
+    assert "different frame rates" in capsys.readouterr().out

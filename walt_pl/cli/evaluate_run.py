@@ -87,7 +87,7 @@ def measure_reconstructions(options: EvaluateOptions, cascade: Cascade, stage: s
     """
     clip_transform = data.clip_transform
     size = clip_transform.shape(clip_transform.size)
-    stride = 1 if options.preset or options.stride else trained_stride(_videos(data), clip_transform)
+    stride = 1 if options.preset or options.stride else _reconstructed_stride(data)
     derived = {"frames": clip_transform.frames, "stride": stride, "size": size, "start": "first", "paired": True}
     derived |= {"real_clips": options.clips, "clips": options.clips or 1}
     _, protocol = resolve_protocol(options.preset, **options.protocol_changes(derived))
@@ -128,6 +128,16 @@ def record_scores(
         cards = make_cards(named, described, generated, program, round(seconds, 3))
         if cards:
             record_results(options.run, stage, cards, "shapes")
+
+
+def _reconstructed_stride(data: JointData) -> int:
+    """Return the stride of the training, or 1, told in a line, where the files have no common rate: a reconstruction has no speed."""
+    try:
+        return trained_stride(_videos(data), data.clip_transform)
+    except ValueError:
+        if is_first_process():
+            print("evaluate: the files have different frame rates, so consecutive frames are reconstructed; --stride N takes every Nth")
+        return 1
 
 
 def _videos(data: JointData) -> Any:
