@@ -51,7 +51,7 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process joins rows, writes cards, and shows progress."""
+        """True for the one process that joins rows, writes cards, and shows progress."""
         return self.rank == 0
 
     def share(self, blocks: Sequence[int]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 Better = Literal["min", "max"]
-"""Whether the lowest or the highest value is the best."""
+"""The best value of a metric: the lowest or the highest."""
 
 
 class Metric(ABC):
