@@ -86,21 +86,21 @@ def test_relative_position_bias_index_stays_out_of_the_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_attend_sdpa_equals_plain_attention(biased: bool) -> None:
+def test_attend_sdpa_equals_math(biased: bool) -> None:
     q, k, v = noise(3, 2, 5, 8), noise(3, 2, 7, 8, seed=1), noise(3, 2, 7, 8, seed=2)
     bias = noise(2, 5, 7, seed=3) if biased else None
-    torch.testing.assert_close(attend(q, k, v, bias, "sdpa"), attend(q, k, v, bias, "plain"))
+    torch.testing.assert_close(attend(q, k, v, bias, "sdpa"), attend(q, k, v, bias, "math"))
     scores = torch.einsum("bhne,bhme->bhnm", q, k) / 8**0.5 + (0 if bias is None else bias)
-    torch.testing.assert_close(attend(q, k, v, bias, "plain"), scores.softmax(-1) @ v)
+    torch.testing.assert_close(attend(q, k, v, bias, "math"), scores.softmax(-1) @ v)
 
 
 @pytest.mark.parametrize("window", [(1, *GRID), STW])
 @pytest.mark.parametrize("qk_norm", ["layer", "rms", "none"])
 @torch.no_grad()
-def test_window_attention_sdpa_equals_plain(window: Window, qk_norm: NormName) -> None:
+def test_window_attention_sdpa_equals_math(window: Window, qk_norm: NormName) -> None:
     x = noise(LAYOUT.total_frames, 24, WIDTH)
-    fused, plain = layer(window, "sdpa", qk_norm), layer(window, "plain", qk_norm)
-    torch.testing.assert_close(fused(x, LAYOUT, GRID), plain(x, LAYOUT, GRID), atol=1e-5, rtol=1e-4)
+    fused, math = layer(window, "sdpa", qk_norm), layer(window, "math", qk_norm)
+    torch.testing.assert_close(fused(x, LAYOUT, GRID), math(x, LAYOUT, GRID), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def test_window_attention_of_images_equals_attention_under_an_identity_mask() ->
     x = noise(4, 24, WIDTH)
     q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
     mask = torch.full((24, 24), -torch.inf).fill_diagonal_(0.0)
-    masked = attend(attention.q_norm(q), attention.k_norm(k), v, mask, "plain").transpose(1, 2).flatten(2)
+    masked = attend(attention.q_norm(q), attention.k_norm(k), v, mask, "math").transpose(1, 2).flatten(2)
     torch.testing.assert_close(attention(x, FrameLayout(0, 3, 4), GRID), attention.out(masked), atol=1e-5, rtol=1e-4)
 
 
@@ -176,7 +176,7 @@ def test_qk_norm_bounds_the_attention_logits() -> None:
     torch.testing.assert_close(attention(x, FrameLayout(0, 3, 4), GRID), before, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "plain"])
+@pytest.mark.parametrize("attention", ["sdpa", "math"])
 @torch.no_grad()
 def test_cross_attention_ignores_the_padding_of_the_text(attention: AttentionName) -> None:
     text_layer = randomised(CrossAttention(WIDTH, 2, (1, *GRID), "layer", attention))
@@ -193,7 +193,7 @@ def test_cross_attention_ignores_the_padding_of_the_text(attention: AttentionNam
 
 @torch.no_grad()
 def test_cross_attention_attends_to_the_frame_itself_and_its_own_caption() -> None:
-    text_layer = randomised(CrossAttention(WIDTH, 2, (1, *GRID), "layer", "plain"))
+    text_layer = randomised(CrossAttention(WIDTH, 2, (1, *GRID), "layer", "math"))
     x, text = noise(LAYOUT.total_frames, 24, WIDTH), noise(6, 5, WIDTH, seed=1)
     mask = torch.ones(6, 5, dtype=torch.bool)
     mask[4, 3:] = False
@@ -208,7 +208,7 @@ def test_cross_attention_attends_to_the_frame_itself_and_its_own_caption() -> No
         torch.testing.assert_close(y[frame], by_hand, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "plain"])
+@pytest.mark.parametrize("attention", ["sdpa", "math"])
 @torch.no_grad()
 def test_cross_attention_stw_attends_to_the_window_and_its_caption(attention: AttentionName) -> None:
     text_layer = randomised(CrossAttention(WIDTH, 2, STW, "layer", attention))
