@@ -66,7 +66,6 @@ def choose_attention(name: AttentionName, q: Tensor, bias: Tensor | None) -> Att
         ValueError: `triton` was typed and cannot run here.
     """
     of_window = bias is not None and bias.dim() == 3
-    kind, dtype = q.device.type, compute_dtype_of(q)
     if name == "triton":
         refusal = explain_refusal(q) if of_window else None
         if refusal:
@@ -74,11 +73,12 @@ def choose_attention(name: AttentionName, q: Tensor, bias: Tensor | None) -> Att
         return "triton" if of_window else "sdpa"
     if name != "auto":
         return name
-    if kind == "cpu":
+    if q.device.type == "cpu":
         return "math"
-    if kind == "cuda" and of_window and dtype in (torch.bfloat16, torch.float16) and q.shape[-1] <= MAX_HEAD:
+    if q.device.type == "cuda" and of_window and q.shape[-1] <= MAX_HEAD:
+        dtype = compute_dtype_of(q)
         assert q.device.index is not None
-        if kernel_is_right(q.device.index, dtype, *q.shape[1:]):
+        if dtype in (torch.bfloat16, torch.float16) and kernel_is_right(q.device.index, dtype, *q.shape[1:]):
             return "triton"
     return "sdpa"
 

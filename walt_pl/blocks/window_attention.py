@@ -19,18 +19,18 @@ TOLERANCE = 2e-2
 @torch.library.custom_op("walt::window_attention", mutates_args=())
 def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Return the output [b heads n e] and the log-sum-exp to base 2 [b heads n]."""
-    from walt_pl.blocks import window_attention_triton as kernels
+    from walt_pl.blocks.window_attention_triton import forward
 
     o = _empty_merged(q)
-    return o, kernels.forward(q, k, v, bias, o)
+    return o, forward(q, k, v, bias, o)
 
 
 @torch.library.custom_op("walt::window_attention_backward", mutates_args=())
 def _gradients(do: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, o: Tensor, lse: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return dq, dk, dv [b heads n e] and dbias [heads n n]."""
-    from walt_pl.blocks import window_attention_triton as kernels
+    from walt_pl.blocks.window_attention_triton import backward
 
-    return kernels.backward(do, q, k, v, bias, o, lse)
+    return backward(do, q, k, v, bias, o, lse)
 
 
 def _empty_merged(like: Tensor) -> Tensor:
