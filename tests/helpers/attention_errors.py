@@ -42,7 +42,7 @@ def errors(windows: int, heads: int, window: Window, e: int, dtype: torch.dtype,
     """Return the relative error of each tensor of `NAMES`, and whether a repeat has equal bits."""
     case = (windows, heads, window, e, dtype, device)
     got, want = results("triton", *case), results("math", *case)
-    found: dict[str, float | bool] = {name: float((a.double() - b).norm() / b.norm()) for name, a, b in zip(NAMES, got, want, strict=True)}
+    found: dict[str, float | bool] = {name: float((a.detach().double() - b.detach()).norm() / b.detach().norm()) for name, a, b in zip(NAMES, got, want, strict=True)}
     if got[4].numel() < 30_000 or device == "cuda":
         found["repeats"] = all(map(torch.equal, got, results("triton", *case)))
     return found
@@ -59,7 +59,7 @@ def compiled_differences() -> list[float]:
         for run in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
             y = run(x, layout, (4, 4))
             both.append([y, *torch.autograd.grad(y.square().sum(), (x, *layer.parameters()))])
-        found += [float((a - b).abs().max()) for a, b in zip(*both, strict=True)]
+        found += [float((a - b).detach().abs().max()) for a, b in zip(*both, strict=True)]
     return found
 
 

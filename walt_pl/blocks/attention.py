@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from walt_pl.blocks.bias_gather import gather_bias
 from walt_pl.blocks.frames import FrameLayout
-from walt_pl.blocks.window_attention import MAX_HEAD, compute_dtype_of, explain_refusal, kernel_is_right, window_attention
+from walt_pl.blocks.window_attention import WIDEST_HEAD, compute_dtype_of, explain_refusal, kernel_is_right, window_attention
 
 Window = tuple[int, int, int]
 AttentionName = Literal["auto", "triton", "sdpa", "math"]
@@ -75,7 +75,7 @@ def choose_attention(name: AttentionName, q: Tensor, bias: Tensor | None) -> Att
         return name
     if q.device.type == "cpu":
         return "math"
-    if q.device.type == "cuda" and of_window and q.shape[-1] <= MAX_HEAD:
+    if q.device.type == "cuda" and of_window and q.shape[-1] <= WIDEST_HEAD:
         dtype = compute_dtype_of(q)
         assert q.device.index is not None
         if dtype in (torch.bfloat16, torch.float16) and kernel_is_right(q.device.index, dtype, *q.shape[1:]):

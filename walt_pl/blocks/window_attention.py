@@ -10,7 +10,7 @@ import warnings
 import torch
 from torch import Tensor
 
-MAX_HEAD = 128
+WIDEST_HEAD = 128
 """Largest width of a head that the kernels take: wider ones do not fit into shared memory."""
 TOLERANCE = 2e-2
 """Largest relative error of outputs and gradients in `find_problem`; bfloat16 has 3e-3 to 6e-3 (FlexAttention and sdpa have the same)."""
@@ -96,8 +96,8 @@ def explain_refusal(q: Tensor) -> str | None:
         from walt_pl.blocks.window_attention_triton import INTERPRETED
     except ImportError as error:
         return f"needs Triton, which is not installed here ({error})"
-    if q.shape[-1] > MAX_HEAD:
-        return f"takes heads of at most {MAX_HEAD} channels, got {q.shape[-1]}"
+    if q.shape[-1] > WIDEST_HEAD:
+        return f"takes heads of at most {WIDEST_HEAD} channels, got {q.shape[-1]}"
     if INTERPRETED and compute_dtype_of(q) == torch.bfloat16:
         return "runs in Triton's interpreter here (TRITON_INTERPRET=1), which multiplies bfloat16 wrongly; use float32"
     if q.device.type != "cuda" and not INTERPRETED:
