@@ -42,7 +42,8 @@ def errors(windows: int, heads: int, window: Window, e: int, dtype: torch.dtype,
     """Return the relative error of each tensor of `NAMES`, and whether a repeat has equal bits."""
     case = (windows, heads, window, e, dtype, device)
     got, want = results("triton", *case), results("math", *case)
-    found: dict[str, float | bool] = {name: float((a.detach().double() - b.detach()).norm() / b.detach().norm()) for name, a, b in zip(NAMES, got, want, strict=True)}
+    pairs = [(a.detach().double(), b.detach()) for a, b in zip(got, want, strict=True)]
+    found: dict[str, float | bool] = {name: float((a - b).norm() / b.norm()) for name, (a, b) in zip(NAMES, pairs, strict=True)}
     if got[4].numel() < 30_000 or device == "cuda":
         found["repeats"] = all(map(torch.equal, got, results("triton", *case)))
     return found
