@@ -40,10 +40,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype, attention = compute_dtype(device), "sdpa" if device.type == "cuda" else "plain"
+    dtype = compute_dtype(device)
     torch.manual_seed(0)
     models = {
-        name: Denoiser(DenoiserConfig(num_classes=101, window_size=window, attention=attention)).to(device)  # type: ignore[arg-type]
+        name: Denoiser(DenoiserConfig(num_classes=101, window_size=window)).to(device)  # type: ignore[arg-type]
         for name, window in WINDOWS.items()
     }
     layout = FrameLayout(arguments.batch, 5, 0)

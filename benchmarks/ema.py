@@ -51,7 +51,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     denoiser = DenoiserConfig(
-        width=192, depth=6, num_heads=3, self_conditioning=0, size=(5, 8, 8), patch_size=2, window_size=(5, 4, 4), attention="plain"
+        width=192, depth=6, num_heads=3, self_conditioning=0, size=(5, 8, 8), patch_size=2, window_size=(5, 4, 4), attention="math"
     )
     module = Bare(denoiser, lambda parameters: torch.optim.AdamW(parameters, lr=1e-4), warmup_steps=1)
     ema = EveryOther(arguments.cpu)

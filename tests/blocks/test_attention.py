@@ -1,13 +1,17 @@
 """Windows, their bias, and the identity that images meet in spatiotemporal layers."""
 
 import itertools
-from typing import TypeVar
+import os
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from walt_pl.blocks import attention
 from walt_pl.blocks.attention import (
     AttentionName,
     CrossAttention,
@@ -16,6 +20,7 @@ from walt_pl.blocks.attention import (
     Window,
     WindowAttention,
     attend,
+    choose_attention,
     window_partition,
     window_reverse,
 )
@@ -86,21 +91,106 @@ def test_relative_position_bias_index_stays_out_of_the_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_attend_sdpa_equals_plain_attention(biased: bool) -> None:
+def test_attend_sdpa_equals_math(biased: bool) -> None:
     q, k, v = noise(3, 2, 5, 8), noise(3, 2, 7, 8, seed=1), noise(3, 2, 7, 8, seed=2)
     bias = noise(2, 5, 7, seed=3) if biased else None
-    torch.testing.assert_close(attend(q, k, v, bias, "sdpa"), attend(q, k, v, bias, "plain"))
+    torch.testing.assert_close(attend(q, k, v, bias, "sdpa"), attend(q, k, v, bias, "math"))
     scores = torch.einsum("bhne,bhme->bhnm", q, k) / 8**0.5 + (0 if bias is None else bias)
-    torch.testing.assert_close(attend(q, k, v, bias, "plain"), scores.softmax(-1) @ v)
+    torch.testing.assert_close(attend(q, k, v, bias, "math"), scores.softmax(-1) @ v)
+
+
+def test_choose_attention_auto_takes_the_kernel_for_windows_on_a_gpu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = {"kernel": True}
+    monkeypatch.setattr(attention, "kernel_is_right", lambda *sizes: right["kernel"])
+
+    def choose(device: str, bias: Tensor | None, dtype: torch.dtype = torch.bfloat16, e: int = 64) -> str:
+        with FakeTensorMode():
+            return choose_attention("auto", torch.empty(2, 2, 8, e, device=device, dtype=dtype), bias)
+
+    window, mask = torch.zeros(2, 8, 8), torch.zeros(2, 1, 1, 8)
+    assert choose("cuda:0", window) == choose("cuda:0", window, torch.float16) == "triton"
+    assert {choose("cuda:0", bias) for bias in (mask, None)} == {"sdpa"}
+    assert choose("cuda:0", window, torch.float32) == choose("cuda:0", window, e=129) == choose("meta", window) == "sdpa"
+    assert {choose("cpu", bias) for bias in (window, mask, None)} == {"math"}
+    right["kernel"] = False
+    assert choose("cuda:0", window) == "sdpa"
+
+
+def test_choose_attention_keeps_what_was_typed() -> None:
+    q, mask = noise(2, 2, 8, 4), noise(2, 1, 1, 8)
+    assert [choose_attention(name, q, noise(2, 8, 8)) for name in ("sdpa", "math")] == ["sdpa", "math"]
+    assert choose_attention("triton", q, mask) == "sdpa", "the kernel takes no masks"
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="Triton's interpreter runs the kernel on the CPU")
+def test_attend_triton_on_a_cpu_says_what_it_needs_and_what_to_type() -> None:
+    q = noise(2, 2, 8, 4)
+    with pytest.raises(ValueError, match=r"attention: triton needs (a CUDA GPU|Triton).*type --model\.denoiser\.attention auto"):
+        attend(q, q, q, noise(2, 8, 8), "triton")
+
+
+@pytest.fixture
+def cudnn_allowed() -> Iterator[None]:
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    yield
+    torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@pytest.mark.parametrize("bias", [None, noise(2, 5, 5), noise(3, 1, 1, 5)])
+def test_attend_never_lets_torch_choose_cudnn(bias: Tensor | None, cudnn_allowed: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another library may have allowed cuDNN just before the call."""
+    allowed: list[bool] = []
+    fused = F.scaled_dot_product_attention
+
+    def watch(*args: Any, **kwargs: Any) -> Tensor:
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return fused(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watch)
+    q = noise(3, 2, 5, 8)
+    attend(q, q, q, bias, "sdpa")
+    assert allowed == [False]
+
+
+def test_attend_compiled_never_lets_torch_choose_cudnn(cudnn_allowed: None) -> None:
+    """torch.compile chooses the kernel of a fused call when its backend gets the graph."""
+    allowed: list[bool] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        allowed.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return graph.forward
+
+    q, mask = noise(3, 2, 5, 8), noise(3, 1, 1, 5)
+    compiled = torch.compile(attend, backend=backend, fullgraph=True)
+    torch.testing.assert_close(compiled(q, q, q, mask, "sdpa"), attend(q, q, q, mask, "math"))
+    assert allowed == [False]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="cuDNN runs on a CUDA GPU, and there is none")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_attend_has_finite_gradients_at_576_keys_and_logits_of_minus_120(compiled: bool, cudnn_allowed: None) -> None:
+    """`text_to_video/sr1` has 448 tokens and 128 words. cuDNN before 9.26 gives NaN where a row's log-sum-exp is below -88.7."""
+    q = torch.full((2, 16, 448, 64), 15**0.5, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    k = torch.full((2, 16, 576, 64), -(15**0.5), device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    v = torch.randn(2, 16, 576, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    mask = torch.zeros(2, 1, 1, 576, device="cuda", dtype=torch.bfloat16)
+    mask[:, ..., 500:] = -torch.inf
+    call = torch.compile(attend, fullgraph=True) if compiled else attend
+    out = call(q, k, v, mask, "auto")
+    gradients = torch.autograd.grad(out.float().square().sum(), (q, k, v))
+    assert all(x.isfinite().all() for x in (out, *gradients))
+    torch.testing.assert_close(out, v[:, :, :500].float().mean(2, keepdim=True).expand_as(out).to(out.dtype), atol=2e-2, rtol=2e-2)
 
 
 @pytest.mark.parametrize("window", [(1, *GRID), STW])
 @pytest.mark.parametrize("qk_norm", ["layer", "rms", "none"])
 @torch.no_grad()
-def test_window_attention_sdpa_equals_plain(window: Window, qk_norm: NormName) -> None:
+def test_window_attention_sdpa_equals_math(window: Window, qk_norm: NormName) -> None:
     x = noise(LAYOUT.total_frames, 24, WIDTH)
-    fused, plain = layer(window, "sdpa", qk_norm), layer(window, "plain", qk_norm)
-    torch.testing.assert_close(fused(x, LAYOUT, GRID), plain(x, LAYOUT, GRID), atol=1e-5, rtol=1e-4)
+    fused, math = layer(window, "sdpa", qk_norm), layer(window, "math", qk_norm)
+    torch.testing.assert_close(fused(x, LAYOUT, GRID), math(x, LAYOUT, GRID), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
@@ -120,7 +210,7 @@ def test_window_attention_of_images_equals_attention_under_an_identity_mask() ->
     x = noise(4, 24, WIDTH)
     q, k, v = (part.unflatten(-1, (2, -1)).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
     mask = torch.full((24, 24), -torch.inf).fill_diagonal_(0.0)
-    masked = attend(attention.q_norm(q), attention.k_norm(k), v, mask, "plain").transpose(1, 2).flatten(2)
+    masked = attend(attention.q_norm(q), attention.k_norm(k), v, mask, "math").transpose(1, 2).flatten(2)
     torch.testing.assert_close(attention(x, FrameLayout(0, 3, 4), GRID), attention.out(masked), atol=1e-5, rtol=1e-4)
 
 
@@ -176,7 +266,7 @@ def test_qk_norm_bounds_the_attention_logits() -> None:
     torch.testing.assert_close(attention(x, FrameLayout(0, 3, 4), GRID), before, atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "plain"])
+@pytest.mark.parametrize("attention", ["sdpa", "math"])
 @torch.no_grad()
 def test_cross_attention_ignores_the_padding_of_the_text(attention: AttentionName) -> None:
     text_layer = randomised(CrossAttention(WIDTH, 2, (1, *GRID), "layer", attention))
@@ -193,7 +283,7 @@ def test_cross_attention_ignores_the_padding_of_the_text(attention: AttentionNam
 
 @torch.no_grad()
 def test_cross_attention_attends_to_the_frame_itself_and_its_own_caption() -> None:
-    text_layer = randomised(CrossAttention(WIDTH, 2, (1, *GRID), "layer", "plain"))
+    text_layer = randomised(CrossAttention(WIDTH, 2, (1, *GRID), "layer", "math"))
     x, text = noise(LAYOUT.total_frames, 24, WIDTH), noise(6, 5, WIDTH, seed=1)
     mask = torch.ones(6, 5, dtype=torch.bool)
     mask[4, 3:] = False
@@ -208,7 +298,7 @@ def test_cross_attention_attends_to_the_frame_itself_and_its_own_caption() -> No
         torch.testing.assert_close(y[frame], by_hand, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "plain"])
+@pytest.mark.parametrize("attention", ["sdpa", "math"])
 @torch.no_grad()
 def test_cross_attention_stw_attends_to_the_window_and_its_caption(attention: AttentionName) -> None:
     text_layer = randomised(CrossAttention(WIDTH, 2, STW, "layer", attention))

@@ -22,7 +22,7 @@ def noise(*shape: int) -> Tensor:
 
 def layer(window: Window) -> WindowAttention:
     """Every parameter drawn; no qk-norm, which none of the others have."""
-    attention = WindowAttention(WIDTH, HEADS, window, "none", "plain")
+    attention = WindowAttention(WIDTH, HEADS, window, "none", "math")
     generator = torch.Generator().manual_seed(1)
     for parameter in attention.parameters():
         nn.init.normal_(parameter, std=0.5, generator=generator)

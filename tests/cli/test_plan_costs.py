@@ -27,8 +27,8 @@ from walt_pl.models.vae import VAEConfig
 
 # ---- FLOPs -----------------------------------------------------------------------------------------------------------
 
-SMALL = DenoiserConfig(16, 6, 2, size=(3, 4, 4), window_size=(3, 2, 2), attention="plain", frame_prediction=0.1, num_classes=5)
-MEDIUM = DenoiserConfig(64, 7, 4, size=(3, 8, 8), window_size=(3, 4, 4), attention="plain")
+SMALL = DenoiserConfig(16, 6, 2, size=(3, 4, 4), window_size=(3, 2, 2), attention="math", frame_prediction=0.1, num_classes=5)
+MEDIUM = DenoiserConfig(64, 7, 4, size=(3, 8, 8), window_size=(3, 4, 4), attention="math")
 SHARE = Share(videos=2, images=3)
 
 
@@ -86,9 +86,7 @@ def test_plan_costs_flops_equal_a_training_step_of_the_base(p: float) -> None:
 
 
 def test_plan_costs_flops_equal_a_training_step_of_super_resolution() -> None:
-    config = DenoiserConfig(
-        16, 2, 2, size=(3, 4, 4), window_size=(3, 2, 2), attention="plain", super_resolution=True, self_conditioning=1.0
-    )
+    config = DenoiserConfig(16, 2, 2, size=(3, 4, 4), window_size=(3, 2, 2), attention="math", super_resolution=True, self_conditioning=1.0)
     stage = SuperResolutionStage(config, adamw, warmup_steps=0, lr_schedule="constant")
     assert on_meta(stage) == trained(stage, latent_batch()) > 0
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.helpers.environment import ROOT
 from walt_pl.cli.config_files import configs_of
-from walt_pl.cli.renamed_keys import RENAMED, check_renamed
+from walt_pl.cli.renamed_keys import RENAMED, RENAMED_VALUES, check_renamed
 
 
 @pytest.mark.parametrize("key", RENAMED)
@@ -36,6 +36,22 @@ def test_check_renamed_refuses_an_old_key_in_an_extended_file(tmp_path: Path) ->
     arguments = ["fit", "--config", str(tmp_path / "base.yaml")]
     with pytest.raises(ValueError, match=r"low\.yaml: model\.denoiser\.heads has another name now: model\.denoiser\.num_heads"):
         check_renamed(arguments, configs_of(arguments))
+
+
+@pytest.mark.parametrize(("key", "old"), RENAMED_VALUES)
+def test_check_renamed_refuses_an_old_value_and_names_the_new_one(key: str, old: str, tmp_path: Path) -> None:
+    new = RENAMED_VALUES[key, old]
+    for typed in ([f"--{key}={old}"], [f"--{key}", old], [f"--{key.replace('model.', 'model.init_args.', 1)}", old]):
+        with pytest.raises(ValueError, match=rf"--(\S+) {old} has another name now: --\1 {new}"):
+            check_renamed(["fit", *typed], [])
+        check_renamed(["fit", *(word.replace(old, new) for word in typed), old], [])
+    first, second, last = key.split(".")
+    config = tmp_path / "base.yaml"
+    config.write_text(f"{first}: {{init_args: {{{second}: {{{last}: {old}}}}}}}")
+    with pytest.raises(ValueError, match=rf"base\.yaml: {key} {old} has another name now: {key} {new}"):
+        check_renamed([], [config])
+    config.write_text(f"{first}: {{init_args: {{{second}: {{{last}: {new}}}}}}}")
+    check_renamed([], [config])
 
 
 def test_check_renamed_finds_no_old_key_in_experiments() -> None:

@@ -73,7 +73,7 @@ def differs(got: Tensor, want: Tensor) -> bool:
 
 VARIANTS = {
     "everything": TINY,
-    "plain attention": replace(TINY, attention="plain"),
+    "fused attention": replace(TINY, attention="sdpa"),
     "rms, separate": replace(TINY, qk_norm="rms", lora_rank=None),
     "class only": replace(TINY, text_width=None, super_resolution=False, frame_prediction=0, self_conditioning=0),
     "spatial only": replace(TINY, window_size=(1, 4, 6)),
@@ -92,9 +92,9 @@ def test_denoiser_joint_batch_equals_videos_and_images_apart(name: str) -> None:
         close(denoiser(x[frames], STEP[rows], condition.select(rows), estimate[frames]), joint[frames])
 
 
-def test_denoiser_fused_attention_equals_plain() -> None:
-    fused, plain = drawn(), drawn(replace(TINY, attention="plain"))
-    close(fused(latents(), STEP, told()), plain(latents(), STEP, told()))
+def test_denoiser_sdpa_equals_math() -> None:
+    fused, math = (drawn(replace(TINY, attention=name)) for name in ("sdpa", "math"))
+    close(fused(latents(), STEP, told()), math(latents(), STEP, told()))
 
 
 def test_denoiser_prediction_starts_at_zero() -> None:
@@ -262,9 +262,9 @@ def test_denoiser_activation_checkpointing_keeps_loss_and_gradient(monkeypatch: 
     assert len(runs) - kept == 2 * kept, "every layer runs again in the backward pass"
 
 
-def test_denoiser_fused_attention_has_the_gradient_of_plain() -> None:
-    fused, plain = loss_and_gradient(drawn()), loss_and_gradient(drawn(replace(TINY, attention="plain")))
-    torch.testing.assert_close(fused, plain, atol=1e-4, rtol=1e-3)
+def test_denoiser_sdpa_has_the_gradient_of_math() -> None:
+    fused, math = (loss_and_gradient(drawn(replace(TINY, attention=name))) for name in ("sdpa", "math"))
+    torch.testing.assert_close(fused, math, atol=1e-4, rtol=1e-3)
 
 
 STW_TEXT = replace(TINY, stw_cross_attention=True)
@@ -278,7 +278,7 @@ def test_denoiser_text_reaches_a_spatiotemporal_layer_by_frame_or_by_window() ->
     by_frame, by_window = drawn(), drawn(STW_TEXT)
     assert by_frame.state_dict().keys() == by_window.state_dict().keys()
     assert differs(by_window(x, timestep, condition), by_frame(x, timestep, condition))
-    close(by_window(x, timestep, condition), drawn(replace(STW_TEXT, attention="plain"))(x, timestep, condition))
+    close(by_window(x, timestep, condition), drawn(replace(STW_TEXT, attention="sdpa"))(x, timestep, condition))
     first = torch.tensor([True, False])
     close(by_window(x[:3], timestep[:1], condition.select(first)), by_window(x, timestep, condition)[:3])
 

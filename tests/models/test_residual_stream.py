@@ -11,7 +11,7 @@ from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import Block, Denoiser, DenoiserConfig
 
 DEEP = DenoiserConfig(
-    width=64, depth=52, num_heads=4, latent_channels=4, size=(3, 8, 8), window_size=(3, 4, 4), text_width=16, attention="plain"
+    width=64, depth=52, num_heads=4, latent_channels=4, size=(3, 8, 8), window_size=(3, 4, 4), text_width=16, attention="math"
 )
 LAYOUT = FrameLayout(videos=2, frames=3, images=2)
 STEP = torch.tensor([999, 400, 20, 700])

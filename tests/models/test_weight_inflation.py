@@ -86,7 +86,7 @@ def test_inflate_weights_keeps_the_bias_of_a_token_to_itself() -> None:
 
 def test_inflate_weights_of_the_same_size_copies_every_weight() -> None:
     source = drawn(Denoiser(SQUARE))
-    state = inflate_weights(Denoiser(replace(SQUARE, attention="plain", activation_checkpointing=True)), source)
+    state = inflate_weights(Denoiser(replace(SQUARE, attention="math", activation_checkpointing=True)), source)
     assert list(state) == list(source.state_dict())
     assert all(torch.equal(state[key], value) for key, value in source.state_dict().items())
 

@@ -15,7 +15,7 @@ from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.models.vae import VAEConfig
 
-DENOISER = DenoiserConfig(width=16, depth=2, num_heads=2, size=(3, 4, 4), window_size=(3, 2, 2), attention="plain")
+DENOISER = DenoiserConfig(width=16, depth=2, num_heads=2, size=(3, 4, 4), window_size=(3, 2, 2), attention="math")
 AUTOENCODER = VAEConfig(8, (1, 1), ((2, 2, 2),), (0, 1), 0, 4, "layer")
 needs_compiler = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile writes C++ on CPUs, and there is no compiler"

@@ -10,35 +10,96 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from walt_pl.blocks.bias_gather import gather_bias
 from walt_pl.blocks.frames import FrameLayout
+from walt_pl.blocks.window_attention import WIDEST_HEAD, compute_dtype_of, explain_refusal, kernel_is_right, window_attention
 
 Window = tuple[int, int, int]
-AttentionName = Literal["sdpa", "plain"]
+AttentionName = Literal["auto", "triton", "sdpa", "math"]
 NormName = Literal["layer", "rms", "none"]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, name: AttentionName) -> Tensor:
     """Return the attention of queries over keys and values.
 
-    `plain` is matrix product, softmax, matrix product. In bfloat16 on a CPU it is faster than the fused call for windows of up to
-    about 300 tokens. There, a bias that needs a gradient makes the fused call take its slow path anyway.
-
     Args:
         q: queries [b heads n e].
         k: keys [b heads m e].
         v: values [b heads m e].
-        bias: additive bias that broadcasts to [b heads n m]; None for none.
-        name: `sdpa` is the fused call, `plain` the matrix products.
+        bias: additive bias that broadcasts to [b heads n m]; None for none. One with three axes [heads n n] is a window's, equal for all b.
+        name: see `choose_attention`.
 
     Returns:
         Attended values [b heads n e].
     """
+    name = choose_attention(name, q, bias)
+    if name == "triton":
+        assert bias is not None
+        return window_attention(q, k, v, bias)
     if name == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
+        return _sdpa(q, k, v, bias)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
     return scores.softmax(dim=-1).to(v.dtype) @ v
+
+
+def choose_attention(name: AttentionName, q: Tensor, bias: Tensor | None) -> AttentionName:
+    """Return how attention is computed: `triton`, `sdpa` or `math`.
+
+    `triton` is the kernel of window attention; attention to text, whose bias is a mask, then takes `sdpa`. `sdpa` is torch's fused call,
+    never by cuDNN. `math` is matrix product, softmax, matrix product. `auto` decides by the device:
+
+    - CUDA: the kernel for windows in bfloat16 or float16, if it compiles and gives right values there; else `sdpa`. Its exact float32
+      products run outside the tensor cores, so float32 takes `sdpa`.
+    - CPUs: `math`. The fused call takes its slow path for a bias of three axes and for a bias with a gradient. In bfloat16 `math` takes
+      0.3 to 0.6 of its CPU time for windows of 16 to 1,024 tokens, and 0.5 to 0.8 of it for masks with a gradient; in float32 they are
+      within a fifth of each other.
+    - Other devices: `sdpa`.
+
+    Args:
+        name: as typed.
+        q: queries [b heads n e].
+        bias: as in `attend`.
+
+    Raises:
+        ValueError: `triton` was typed and cannot run here.
+    """
+    of_window = bias is not None and bias.dim() == 3
+    if name == "triton":
+        refusal = explain_refusal(q) if of_window else None
+        if refusal:
+            raise ValueError(f"denoiser.attention: triton {refusal}; type --model.denoiser.attention auto")
+        return "triton" if of_window else "sdpa"
+    if name != "auto":
+        return name
+    if q.device.type == "cpu":
+        return "math"
+    if q.device.type == "cuda" and of_window and q.shape[-1] <= WIDEST_HEAD:
+        dtype = compute_dtype_of(q)
+        assert q.device.index is not None
+        if dtype in (torch.bfloat16, torch.float16) and kernel_is_right(q.device.index, dtype, *q.shape[1:]):
+            return "triton"
+    return "sdpa"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _disable_cudnn() -> bool:
+    """Keep cuDNN out of the process's attention. torch.compile runs this while it traces, before it chooses kernels.
+
+    With a mask and 64 modulo 128 keys, cuDNN before 9.26 gives NaN in the backward pass (pytorch issue 196678); `text_to_video/sr1` has
+    576 keys. The switch is the process's, and is set again at each call, because other libraries turn it. `sdpa_kernel` of torch is local,
+    but inside a compiled block it keeps torch.compile from its cache on disk (pytorch issue 194007), costs 10 us a call, and one thread
+    restores the choice in the middle of another.
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    return True
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Return torch's fused attention, by any kernel but cuDNN's."""
+    _disable_cudnn()
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
 
 
 class QKNorm(nn.Module):
@@ -68,8 +129,9 @@ class RelativePositionBias(nn.Module):
         self.register_buffer("index", _relative_index(window), persistent=False)
 
     def forward(self) -> Tensor:
-        """Return the bias of every pair of tokens, [heads n n]."""
-        return self.table[:, self.index]
+        """Return the bias of every pair of tokens, [heads n n]; call it once in a forward pass of a layer."""
+        bias: Tensor = gather_bias(self.table, self.index, list(self.window))
+        return bias
 
 
 def _relative_index(window: Window) -> Tensor:

@@ -1,6 +1,7 @@
-"""Refuse old keys of configurations; the error names the new key."""
+"""Refuse old keys of configurations and old values of keys; the error names the new one."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -54,32 +55,42 @@ RENAMED = {
     "throughput.every": "throughput.every_n_steps",
 }
 """Old key -> new key, as they are typed after two dashes."""
+RENAMED_VALUES = {("model.denoiser.attention", "plain"): "math"}
+"""Key and old value -> new value."""
 
 
 def check_renamed(arguments: Sequence[str], configs: Sequence[Path]) -> None:
-    """Refuse old keys on the command line and in configuration files.
+    """Refuse old keys, and old values of keys, on the command line and in configuration files.
 
     Args:
         arguments: words of the command line.
         configs: configuration files of the command line, and the files that these extend.
 
     Raises:
-        ValueError: a key has another name now; the message names it.
+        ValueError: a key or a value has another name now; the message names it.
     """
-    typed = [
-        (word[2:].partition("=")[0].replace(".init_args", ""), f"--{word[2:].partition('=')[0]}") for word in arguments if word[:2] == "--"
-    ]
-    found = [*typed, *((key, f"{config}: {key}") for config in configs for key in _keys(read_config(config)))]
-    for key, where in found:
-        if key in RENAMED:
-            raise ValueError(f"{where} has another name now: {RENAMED[key]} (all renamed keys: CHANGELOG.md)")
+    found = [*_typed(arguments), *((*pair, f"{config}: {pair[0]}") for config in configs for pair in _pairs(read_config(config)))]
+    for key, value, where in found:
+        old, new = where, RENAMED.get(key)
+        if new is None and isinstance(value, str) and (key, value) in RENAMED_VALUES:
+            old, new = f"{where} {value}", f"{where.rpartition(' ')[2]} {RENAMED_VALUES[key, value]}"
+        if new is not None:
+            raise ValueError(f"{old} has another name now: {new} (all renamed keys: CHANGELOG.md)")
 
 
-def _keys(plain: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of nested values and of their groups, without `init_args`, as they are typed."""
+def _typed(arguments: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield key, value and the word itself of each option that is typed as `--key=value` or `--key value`."""
+    for word, following in zip_longest(arguments, arguments[1:], fillvalue=""):
+        if word[:2] == "--":
+            option, equals, value = word.partition("=")
+            yield option[2:].replace(".init_args", ""), value if equals else following, option
+
+
+def _pairs(plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of nested values and of their groups, without `init_args`, as they are typed, and their values."""
     for name, value in plain.items():
         key = prefix if name == "init_args" else f"{prefix}.{name}" if prefix else str(name)
         if name != "init_args":
-            yield key
+            yield key, value
         if isinstance(value, Mapping):
-            yield from _keys(value, key)
+            yield from _pairs(value, key)

@@ -56,8 +56,9 @@ class DenoiserConfig:
     """Spatiotemporal layers attend to the text with their own windows instead of frames; for training on videos alone."""
     super_resolution: bool = False
     """Input channels for upscaled latents of half the size, and an embedding of their noise augmentation level."""
-    attention: AttentionName = "sdpa"
-    """Fused attention, or plain matrix products (faster on CPUs)."""
+    attention: AttentionName = "auto"
+    """Triton kernel of window attention, torch's fused attention (sdpa), or matrix products (math). auto: the kernel on GPUs where it
+    compiles, matrix products on CPUs."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations."""
 

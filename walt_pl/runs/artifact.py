@@ -37,6 +37,9 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
     "text": ("walt_pl.text.small_encoder", "SmallTextEncoder", "SmallTextConfig"),
 }
 
+EXECUTION = ("attention",)
+"""Fields of a model's config that say how it is computed and nothing about its weights. The machine that loads it chooses for itself."""
+
 
 @dataclass
 class Artifact:
@@ -136,13 +139,13 @@ def _section_classes(section: str) -> tuple[Any, Any]:
 
 
 def component_config(section: str, fields: Mapping[str, Any]) -> Any:
-    """Return the config dataclass of a section, built from its plain fields.
+    """Return the config dataclass of a section, built from its plain fields without those of `EXECUTION`.
 
     Raises:
         ValueError: a field is unknown, has another type or lies beyond the limits, or the dataclass refuses it.
     """
     _, config = _section_classes(section)
-    return read_config(config, fields, f'section "{section}"')
+    return read_config(config, {name: value for name, value in fields.items() if name not in EXECUTION}, f'section "{section}"')
 
 
 def _read_sections(folder: Path) -> dict[str, Any]:
