@@ -195,11 +195,19 @@ def test_graphed_network_records_anew_for_other_shapes_and_modes(graphed: StageS
         assert torch.equal(sample(graphed, layout=layout), without_graphs(graphed, layout=layout))
         assert len(graphed.graphs._recorded) == MOST_GRAPHS
     assert recorder.records == 6
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(sample(graphed), without_graphs(graphed))
-    assert recorder.records == 8
     graphed.release_graphs()
     assert not graphed.graphs._recorded
+
+
+def test_graphed_network_records_anew_for_another_dtype_of_the_arithmetic(recorder: Recorder) -> None:
+    """Here, no input has another dtype."""
+    denoiser, condition = draw_denoiser(replace(CONFIG, super_resolution=False, num_classes=None, text_width=None)), draw_condition(CLIPS)
+    graphs, x, timestep = GraphedNetwork(denoiser, recorder), noise(CLIPS.total_frames, 2, 4, 4), torch.tensor([3, 700])
+    features = denoiser.prepare(condition)
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled), torch.no_grad():
+            assert torch.equal(graphs(x, timestep, condition, None, features), denoiser(x, timestep, condition))
+    assert recorder.records == 2
 
 
 def test_graphed_network_follows_weights_in_place_and_records_those_that_moved(graphed: StageSampler, recorder: Recorder) -> None:
@@ -215,13 +223,16 @@ def test_graphed_network_follows_weights_in_place_and_records_those_that_moved(g
 
 
 def test_graphed_network_falls_back_with_one_warning(graphed: StageSampler) -> None:
+    tried: list[int] = []
+
     def fail(*_: Any) -> Any:
+        tried.append(1)
         raise RuntimeError("operation not permitted when stream is capturing")
 
     graphed.graphs.record = fail
     with pytest.warns(UserWarning, match="without a CUDA graph, .*: operation not permitted") as warned:
         made = [sample(graphed) for _ in range(2)]
-    assert len(warned) == 1
+    assert len(warned) == len(tried) == 1
     assert all(torch.equal(one, without_graphs(graphed)) for one in made)
 
 

@@ -70,7 +70,6 @@ def overlap(
             raise
         if waiting is not None:
             yield waiting()
-            waiting = None
         waiting = start_decoding(sampled)
     if waiting is not None:
         yield waiting()
