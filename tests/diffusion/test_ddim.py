@@ -189,20 +189,22 @@ def test_ddim_self_conditions_on_the_previous_step() -> None:
 
 
 def test_classifier_free_guidance_shares_the_estimate_of_both_branches() -> None:
-    seen: list[tuple[bool, Tensor | None, Tensor]] = []
+    seen: list[tuple[list[bool], Tensor | None, Tensor]] = []
 
     def spy(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        seen.append((bool(condition.condition_kept.all()), estimate, x))
+        seen.append((condition.condition_kept.tolist(), estimate, x))
         return network(x, timestep, condition, estimate)
 
     denoise = classifier_free_guidance(spy, Guidance(3.0), SCHEDULE, Condition.without_text)
     ddim(denoise, SCHEDULE, noise(), CONDITION, 2)
-    assert [known for known, _, _ in seen] == [True, False, True, False]
-    assert seen[2][1] is not None and seen[2][1] is seen[3][1]
+    assert [known for known, _, _ in seen] == [[True] * 2 + [False] * 2 + [True, False]] * 2, "videos of both branches, then images"
+    assert seen[0][1] is None and seen[1][1] is not None
+    conditional, null = LAYOUT.halve_frames(seen[1][1])
+    assert torch.equal(conditional, null)
     first = classifier_free_guidance(network, Guidance(3.0), SCHEDULE, Condition.without_text)(
         noise(), torch.full((3,), 999), CONDITION, None
     )
-    assert torch.equal(seen[2][1], SCHEDULE.predict_x0(noise(), first, torch.full((LAYOUT.total_frames,), 999)))
+    assert torch.equal(conditional, SCHEDULE.predict_x0(noise(), first, torch.full((LAYOUT.total_frames,), 999)))
 
 
 def test_ddim_returns_given_context_frames_unchanged() -> None:
@@ -274,7 +276,9 @@ def test_ddim_with_a_perfect_denoiser_continues_the_context_frames(told: bool, f
 
 def test_classifier_free_guidance_over_context_leads_away_from_no_context() -> None:
     def network(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        return torch.tanh(x) if condition.context_latents is None else torch.tanh(x + condition.context_latents.roll(1, 0))
+        if condition.context_latents is None or condition.context_mask is None:
+            return torch.tanh(x)
+        return torch.tanh(x + (condition.context_latents * condition.context_mask).roll(1, -1))
 
     given = CONDITION.with_context(noise(7), torch.ones(3, dtype=torch.int64))
     timestep = torch.full((3,), 500)
@@ -288,18 +292,18 @@ def test_classifier_free_guidance_over_context_leads_away_from_no_context() -> N
 def test_classifier_free_guidance_rescale_ignores_context_frames() -> None:
     """Nothing is learnt about their v, so it must not decide how strong the others are."""
     given = CONDITION.with_context(noise(7), torch.tensor([1, 2, 0]))
-    mask = given.context_mask
-    assert mask is not None
+    assert given.context_mask is not None
+    rest = ~given.context_mask[:, 0, 0, 0].bool()
 
     def wild(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
-        return network(x, timestep, condition, estimate) + 50 * mask * x
+        assert condition.context_mask is not None
+        return network(x, timestep, condition, estimate) + 50 * condition.context_mask * x
 
     timestep = torch.full((3,), 700)
     guidance = Guidance(6.0, rescale=1.0)
     tame, loud = (
         classifier_free_guidance(net, guidance, SCHEDULE, Condition.without_text)(noise(), timestep, given, None) for net in (network, wild)
     )
-    rest = ~mask[:, 0, 0, 0].bool()
     torch.testing.assert_close(tame[rest], loud[rest], atol=1e-4, rtol=1e-4)
 
 

@@ -58,7 +58,12 @@ class KnownNetwork(nn.Module):
         self.schedule = path
         self.calls: list[Call] = []
 
-    def forward(self, x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None = None) -> Tensor:
+    def prepare(self, condition: Condition) -> None:
+        """Nothing is computed of the condition."""
+
+    def forward(self, x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None = None, features: object = None) -> Tensor:
+        if condition.layout == self.layout.doubled():
+            return self._both_branches(x, timestep, condition, estimate)
         self.calls.append(Call(x, timestep, condition, estimate))
         rows = torch.ones(self.layout.num_samples, dtype=torch.bool)
         if condition.labels is not None:
@@ -68,6 +73,17 @@ class KnownNetwork(nn.Module):
         alpha, sigma = alpha_sigma_like(self.schedule, n, x)
         eps = (x - alpha * self.x0[frames]) / sigma
         return self.schedule.target(self.x0[frames], eps, n) + self.error[frames, None, None, None]
+
+    def _both_branches(self, x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+        """Record both branches of guidance, which come as one batch, as a call each."""
+        layout = self.layout
+        given = torch.ones(layout.num_samples, dtype=torch.bool)
+        rows = layout.double_samples(given, ~given)
+        outputs = []
+        for branch in (rows, ~rows):
+            frames = condition.layout.per_frame(branch)
+            outputs.append(self(x[frames], timestep[branch], condition.select(branch), None if estimate is None else estimate[frames]))
+        return layout.double_frames(*outputs)
 
     def eps(self, call: Call) -> Tensor:
         """Return the noise in the input of a call on the whole batch."""

@@ -213,7 +213,7 @@ def test_denoiser_condition_vector_sums_timestep_label_and_noise_aug_level() -> 
     assert denoiser.label is not None and denoiser.low_res_upsampler is not None and condition.noise_aug_level is not None
     label = denoiser.label(torch.tensor([0, 5, 2, 3, 5]))  # 5 stands for a dropped one
     want = denoiser.timestep(STEP) + label + denoiser.low_res_upsampler.timestep(condition.noise_aug_level)
-    close(denoiser._vector(STEP, condition), want)
+    close(denoiser._vector(STEP, denoiser.prepare(condition)), want)
 
 
 @pytest.mark.parametrize("layer", range(4))

@@ -125,19 +125,19 @@ def test_cascade_context_frames_come_back_unchanged_at_every_stage(going_on: Cas
 def test_cascade_guidance_of_one_over_context_is_the_conditional_model(going_on: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here without a caption, so that the past is all there is to guide over."""
     request = SampleRequest(prompts=["", ""], seeds=[3, 4], context_latents={"base": latents(2)})
-    told: list[bool] = []
+    told: list[list[float]] = []
     run = Denoiser.forward
 
-    def spy(self: Denoiser, x: Any, step: Any, condition: Any, estimate: Any = None) -> torch.Tensor:
-        told.append(condition.context_latents is not None)
-        return run(self, x, step, condition, estimate)
+    def spy(self: Denoiser, x: Any, step: Any, condition: Any, *more: Any) -> torch.Tensor:
+        told.append(condition.context_mask[:, 0, 0, 0].tolist())
+        return run(self, x, step, condition, *more)
 
     monkeypatch.setattr(Denoiser, "forward", spy)
     plain = going_on.sample_stage("base", request, SamplingConfig(steps=2))
     assert torch.equal(going_on.sample_stage("base", request, SamplingConfig(steps=2, guidance={"base": Guidance(1.0)})), plain)
-    assert told == [True] * 4
+    assert told == [[1, 1, 0] * 2] * 4
     led = going_on.sample_stage("base", request, SamplingConfig(steps=2, guidance={"base": Guidance(3.0)}))
-    assert told[4:] == [True, False] * 2, "the unconditional branch knows nothing of the past"
+    assert told[4:] == [[1, 1, 0] * 2 + [0] * 6] * 2, "the unconditional branch knows nothing of the past"
     assert not torch.allclose(led[:, :, 2:], plain[:, :, 2:])
 
 

@@ -242,7 +242,9 @@ class CrossAttention(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, text: Tensor, mask: Tensor, layout: FrameLayout, grid: tuple[int, int]) -> Tensor:
+    def forward(
+        self, x: Tensor, text: Tensor, mask: Tensor, layout: FrameLayout, grid: tuple[int, int], text_kv: Tensor | None = None
+    ) -> Tensor:
         """Attend to the window and the text.
 
         Args:
@@ -251,19 +253,21 @@ class CrossAttention(nn.Module):
             mask: [s l] bool, true for words.
             layout: of the frames.
             grid: (rows, columns) of tokens in a frame.
+            text_kv: keys and values of the text, `kv(text)` [s l 2d], where a sampling has computed them once; None to compute them.
 
         Returns:
             Tokens [f n d].
         """
+        text_kv = self.kv(text) if text_kv is None else text_kv
         if self.window[0] == 1:
-            return self._attend(x, text, mask, layout)
+            return self._attend(x, text_kv, mask, layout)
         windows = window_partition(x, layout.frames, grid, self.window)
         # All windows of a video use its caption, so each window counts as a frame here.
         shared = FrameLayout(layout.videos, len(windows) // layout.videos, 0)
-        return window_reverse(self._attend(windows, text, mask, shared), layout.frames, grid, self.window)
+        return window_reverse(self._attend(windows, text_kv, mask, shared), layout.frames, grid, self.window)
 
-    def _attend(self, x: Tensor, text: Tensor, mask: Tensor, layout: FrameLayout) -> Tensor:
-        kv = torch.cat([self.kv(x), layout.per_frame(self.kv(text))], dim=1)
+    def _attend(self, x: Tensor, text_kv: Tensor, mask: Tensor, layout: FrameLayout) -> Tensor:
+        kv = torch.cat([self.kv(x), layout.per_frame(text_kv)], dim=1)
         k, v = rearrange(kv, "f m (two heads e) -> two f heads m e", two=2, heads=self.num_heads)
         q = rearrange(self.q(x), "f n (heads e) -> f heads n e", heads=self.num_heads)
         own = mask.new_ones(mask.shape[0], x.shape[1])

@@ -52,6 +52,24 @@ class FrameLayout:
         videos = int(rows[: self.videos].sum())
         return FrameLayout(videos, self.frames, int(rows.sum()) - videos)
 
+    def doubled(self) -> "FrameLayout":
+        """Return the layout of two batches of this layout in one: videos of both, then images of both."""
+        return FrameLayout(2 * self.videos, self.frames, 2 * self.images)
+
+    def double_samples(self, first: Tensor, second: Tensor) -> Tensor:
+        """Put values over the samples of two batches of this layout [s ...] in the order of `doubled`, [2s ...]."""
+        return _interleave(first, second, self.videos)
+
+    def double_frames(self, first: Tensor, second: Tensor) -> Tensor:
+        """Put values over the frames of two batches of this layout [f ...] in the order of `doubled`, [2f ...]."""
+        return _interleave(first, second, self.video_frames)
+
+    def halve_frames(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the two batches in values over the frames of `doubled` [2f ...], [f ...] each: the inverse of `double_frames`."""
+        counts = [self.video_frames, self.video_frames, self.images, self.images]
+        first_videos, second_videos, first_images, second_images = x.split(counts)
+        return torch.cat([first_videos, first_images]), torch.cat([second_videos, second_images])
+
     def join(self, videos: Tensor, images: Tensor) -> Tensor:
         """Join videos [v c t h w] and images [i c 1 h w] into frames [f c h w]."""
         return torch.cat([rearrange(videos, "v c t h w -> (v t) c h w"), images[:, :, 0]])
@@ -61,3 +79,7 @@ class FrameLayout:
         # The numbers come from the layout: einops cannot infer a dimension of an empty tensor.
         videos = x[: self.video_frames].view(self.videos, self.frames, *x.shape[1:]).transpose(1, 2)
         return videos, x[self.video_frames :, :, None]
+
+
+def _interleave(first: Tensor, second: Tensor, videos: int) -> Tensor:
+    return torch.cat([first[:videos], second[:videos], first[videos:], second[videos:]])

@@ -18,6 +18,7 @@ from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.sampling.defaults import GuidanceName, frame_count, sampling_fps, stage_guidance
 from walt_pl.sampling.known_background import trained_background
 from walt_pl.sampling.known_conditions import class_number, class_title, warn_of_unseen_words
+from walt_pl.sampling.overlapped_decoding import sample_videos
 from walt_pl.untrusted import UntrustedError
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -232,8 +233,7 @@ def make_clips(
     parts = [request.part(start, batch) for start in range(0, len(request), batch)]
     with Progress(*columns) as progress:
         bar = progress.add_task("sampling", total=cascade.num_evaluations(sampling, frames) * len(parts))
-        for part in parts:
-            yield cascade.video(part, sampling, frames, lambda: progress.advance(bar))
+        yield from sample_videos(cascade, parts, sampling, frames, lambda: progress.advance(bar))
 
 
 def run(words: Sequence[str]) -> None:

@@ -1,11 +1,17 @@
 """Conditions of a denoiser: its inputs beside the noisy latents."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from walt_pl.blocks.frames import FrameLayout
+
+OVER_FRAMES = ("context_latents", "context_mask", "low_res")
+"""Fields of a condition that are over frames; the other tensors are over samples."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +39,31 @@ class Condition:
     def select(self, rows: Tensor) -> "Condition":
         """Return the condition of the samples where `rows` [s] is true."""
         frames = self.layout.per_frame(rows)
-        over_frames = {"context_latents", "context_mask", "low_res"}
         picked = {}
         for item in fields(self):
             value = getattr(self, item.name)
             if isinstance(value, Tensor):
-                picked[item.name] = value[frames if item.name in over_frames else rows]
+                picked[item.name] = value[frames if item.name in OVER_FRAMES else rows]
         return replace(self, layout=self.layout.select(rows), **picked)
+
+    def double(self, other: "Condition") -> "Condition":
+        """Return two conditions of one layout as one, in the order of `FrameLayout.doubled`.
+
+        The other of the two gets zeros where one alone has context frames: the null of frame prediction. The shorter text is padded.
+        """
+        assert other.layout == self.layout
+        layout, tensors = self.layout, {}
+        for item in fields(self):
+            first, second = getattr(self, item.name), getattr(other, item.name)
+            if not isinstance(first, Tensor) and not isinstance(second, Tensor):
+                continue
+            if item.name in ("context_latents", "context_mask"):
+                first, second = (torch.zeros_like(b) if a is None else a for a, b in ((first, second), (second, first)))
+            elif item.name in ("text", "text_mask"):
+                first, second = _pad_text(first, second)
+            put = layout.double_frames if item.name in OVER_FRAMES else layout.double_samples
+            tensors[item.name] = put(first, second)
+        return replace(self, layout=layout.doubled(), **tensors)
 
     def replace_context(self, context_latents: Tensor, mask: Tensor) -> "Condition":
         """Return the condition with `context_latents` [f c h w] as context where `mask` [f 1 h w] is one."""
@@ -72,3 +96,26 @@ class Condition:
     def without_context(self) -> "Condition":
         """Return the condition without context frames: the null of frame prediction is zeros with a zero mask."""
         return replace(self, context_latents=None, context_mask=None)
+
+
+def _pad_text(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Pad tokens [s l e], or masks [s l], of two texts with zeros to one length."""
+    length = max(first.shape[1], second.shape[1])
+    after = (0, 0) * (first.dim() - 2)
+    padded = [F.pad(x, (*after, 0, length - x.shape[1])) for x in (first, second)]
+    return padded[0], padded[1]
+
+
+Derived = TypeVar("Derived")
+
+
+def derive_once(function: Callable[[Condition], Derived]) -> Callable[[Condition], Derived]:
+    """Return a function that remembers its value for the last condition: a sampling has one condition for all its steps."""
+    last: list[tuple[Condition, Derived]] = []
+
+    def derive(condition: Condition) -> Derived:
+        if not last or last[0][0] is not condition:
+            last[:] = [(condition, function(condition))]
+        return last[0][1]
+
+    return derive

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from walt_pl.diffusion.condition import Condition
+from walt_pl.diffusion.condition import Condition, derive_once
 from walt_pl.diffusion.objective import Denoise
 from walt_pl.diffusion.path import ProbabilityPath, alpha_sigma_like, trailing_timesteps
 
@@ -49,6 +49,8 @@ def classifier_free_guidance(
 ) -> Denoise:
     """Wrap a denoiser in classifier-free guidance.
 
+    Both branches run as one batch of twice the samples, which needs twice the memory of one.
+
     Args:
         denoise: the network.
         guidance: scale and shape.
@@ -56,18 +58,28 @@ def classifier_free_guidance(
         unconditional: turns a condition into that of the unconditional branch, e.g. `Condition.without_text`.
 
     Returns:
-        The guided denoiser, which evaluates the network twice where w is not 1; `denoise` itself for scale 1.
+        The guided denoiser; `denoise` itself for scale 1. Its timesteps have to be on the CPU, as those of `ddim` are: reading w from a
+        device would wait for all of its work.
     """
     if guidance.scale == 1:
         return denoise
 
+    both_branches = derive_once(lambda condition: condition.double(unconditional(condition)))
+
     def wrapped(x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
         # In sampling, all samples of a batch have one timestep.
         w = guidance.weight(int(timestep[0]), path.num_timesteps)
-        conditional = denoise(x, timestep, condition, estimate)
         if w == 1:
-            return conditional
-        guided = torch.lerp(denoise(x, timestep, unconditional(condition), estimate), conditional, w)
+            return denoise(x, timestep, condition, estimate)
+        layout = condition.layout
+        outputs = denoise(
+            layout.double_frames(x, x),
+            layout.double_samples(timestep, timestep),
+            both_branches(condition),
+            None if estimate is None else layout.double_frames(estimate, estimate),
+        )
+        conditional, null = layout.halve_frames(outputs)
+        guided = torch.lerp(null, conditional, w)
         return _rescale(guided, conditional, condition, guidance.rescale) if guidance.rescale else guided
 
     return wrapped
@@ -111,13 +123,13 @@ def ddim(
     """Sample clean latents.
 
     Args:
-        denoise: a denoiser, guided or not.
+        denoise: a denoiser, guided or not. It gets its timesteps [s] on the CPU, so that nothing in a step waits for the device.
         path: from clean latents to noise; timesteps are spaced "trailing", and the last update returns the clean latent.
         noise: starting point, standard normal [f c h w].
         condition: of the samples. Context frames are returned unchanged. Until then the network sees them as in training, with the
             noise of the timestep, since it has not learnt v there. A network without frame prediction gets its context frames in this
             way only (the replacement method of Ho et al., arXiv 2204.03458, section 3.1).
-        steps: number of network evaluations (twice that with guidance).
+        steps: number of network evaluations.
         eta: 0 is deterministic, 1 is ancestral sampling.
         fresh_noise: returns the noise [f c h w] that each sampling step adds when eta > 0; None draws from torch's global generator.
         each_step: called after every sampling step, for progress.
@@ -130,10 +142,11 @@ def ddim(
     """
     x, estimate = noise.float(), None
     timesteps = trailing_timesteps(path, steps)
-    for timestep, next_timestep in zip(timesteps, [*timesteps[1:], None], strict=True):
-        per_sample = torch.full((condition.layout.num_samples,), timestep, dtype=torch.int64, device=x.device)
+    on_device = torch.tensor(timesteps, device=x.device)
+    for i, (timestep, next_timestep) in enumerate(zip(timesteps, [*timesteps[1:], None], strict=True)):
+        per_sample = torch.full((condition.layout.num_samples,), timestep, dtype=torch.int64)
         output = denoise(x, per_sample, condition, estimate).float()
-        x0, eps = _predict(path, x, output, condition.layout.per_frame(per_sample), condition)
+        x0, eps = _predict(path, x, output, on_device[i].expand(len(x)), condition)
         x = x0 if next_timestep is None else _ddim_update(path, x0, eps, timestep, next_timestep, eta, fresh_noise)
         estimate = x0
         each_step()

@@ -4,7 +4,7 @@ The base and the super-resolution stages use this one network. A config selects 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -121,7 +121,15 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
         self.mlp = nn.Sequential(nn.Linear(d, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, d))
 
-    def forward(self, x: Tensor, modulation: Tensor, layout: FrameLayout, text: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        layout: FrameLayout,
+        text: Tensor | None,
+        mask: Tensor | None,
+        text_kv: Tensor | None = None,
+    ) -> Tensor:
         """Run the layer.
 
         The residual stream is float32, under autocast and also where an engine has cast the weights to bfloat16. Each part computes in
@@ -133,6 +141,7 @@ class Block(nn.Module):
             layout: of the frames.
             text: projected text tokens [s l d]; None for models without text.
             mask: of the text, [s l] bool, true for words.
+            text_kv: keys and values of the text, see `CrossAttention`.
 
         Returns:
             Tokens, float32 [f n d].
@@ -143,7 +152,7 @@ class Block(nn.Module):
         x = torch.addcmul(x, gate1[:, None], h)
         if self.text is not None and self.text_norm is not None:
             assert text is not None and mask is not None
-            x = x + self.text(self.text_norm(x).to(dtype), text, mask, layout, self.grid)
+            x = x + self.text(self.text_norm(x).to(dtype), text, mask, layout, self.grid, text_kv)
         h = self.mlp(modulate(self.norm2(x), shift2, scale2).to(dtype))
         return torch.addcmul(x, gate2[:, None], h)
 
@@ -171,6 +180,22 @@ class LowResUpsampler(nn.Module):
         return rearrange(self.conv(low_res.to(self.conv.weight.dtype)), "f (c sh sw) h w -> f c (h sh) (w sw)", sh=2, sw=2)
 
 
+@dataclass(frozen=True)
+class ConditionFeatures:
+    """Parts of the network that depend on the condition, and not on the timestep or the noisy latents."""
+
+    embeddings: tuple[Tensor, ...]
+    """Summands of the condition vector beside the timestep's, [s d] each."""
+    low_res: Tensor | None
+    """Upsampled low-resolution latents [f c h w]; None for models without."""
+    text: Tensor | None
+    """Projected text tokens [s l d]; None for models without text."""
+    mask: Tensor | None
+    """[s l] bool, true for words."""
+    text_kv: tuple[Tensor, ...] = ()
+    """Keys and values of the text in each layer, [s l 2d]; empty where the layers compute them."""
+
+
 class Denoiser(nn.Module):
     """Window-attention transformer that predicts the target of a probability path from noisy latents and their condition."""
 
@@ -194,7 +219,14 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.final_layer.weight)
         nn.init.zeros_(self.final_layer.bias)
 
-    def forward(self, x: Tensor, timestep: Tensor, condition: Condition, estimate: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        condition: Condition,
+        estimate: Tensor | None = None,
+        features: ConditionFeatures | None = None,
+    ) -> Tensor:
         """Predict the target of the probability path.
 
         Args:
@@ -202,6 +234,7 @@ class Denoiser(nn.Module):
             timestep: of each sample, integers [s].
             condition: of the samples, with their layout.
             estimate: self-conditioning, the last estimate of the clean latents [f c h w]; None stands for zeros.
+            features: of the condition, from `prepare`; None to compute them.
 
         Returns:
             Prediction, float32 [f c h w].
@@ -220,15 +253,23 @@ class Denoiser(nn.Module):
             )
         # Latents, noise and the residual stream stay float32 where an engine has cast the weights to bfloat16.
         dtype = self.patch_embed.weight.dtype
-        tokens = self.patch_embed(self._patches(self._inputs(x, condition, estimate)).to(dtype))
+        features = self._features(condition) if features is None else features
+        tokens = self.patch_embed(self._patches(self._inputs(x, condition, estimate, features.low_res)).to(dtype))
         tokens = tokens + self.position(layout.videos, layout.images)
-        cond = self._vector(timestep, condition)
-        text, mask = self._text(condition)
-        for block, modulation in zip(self.blocks, self.modulation(cond), strict=True):
-            tokens = self._run(block, tokens, modulation, layout, text, mask)
+        cond = self._vector(timestep, features)
+        text_kv = features.text_kv or [None] * len(self.blocks)
+        for block, modulation, kv in zip(self.blocks, self.modulation(cond), text_kv, strict=True):
+            tokens = self._run(block, tokens, modulation, layout, features.text, features.mask, kv)
         shift, scale = (layout.per_frame(part) for part in self.final_modulation(cond))
         tokens = self.final_layer(modulate(self.norm_out(tokens), shift, scale).to(dtype))
         return self._frames(tokens).float()
+
+    def prepare(self, condition: Condition) -> ConditionFeatures:
+        """Return all of a pass that does not depend on the timestep, keys and values of the text included, for all steps of a sampling."""
+        features = self._features(condition)
+        if features.text is None:
+            return features
+        return replace(features, text_kv=tuple(block.text.kv(features.text) for block in self.blocks))  # type: ignore[operator, union-attr]
 
     def _run(self, block: Callable[..., Tensor], *args: object) -> Tensor:
         if self.config.activation_checkpointing and torch.is_grad_enabled():
@@ -236,7 +277,7 @@ class Denoiser(nn.Module):
             return out
         return block(*args)
 
-    def _inputs(self, x: Tensor, condition: Condition, estimate: Tensor | None) -> Tensor:
+    def _inputs(self, x: Tensor, condition: Condition, estimate: Tensor | None, low_res: Tensor | None) -> Tensor:
         """Concatenate all inputs, [f in_channels h w], in the order of docs/METHOD.md, section 3.1."""
         parts = [x]
         if self.config.self_conditioning:
@@ -246,22 +287,30 @@ class Denoiser(nn.Module):
             if context_latents is None or mask is None:
                 context_latents, mask = torch.zeros_like(x), torch.zeros_like(x[:, :1])
             parts += [context_latents * mask, mask]
+        if low_res is not None:
+            parts.append(low_res)
+        return torch.cat(parts, dim=1)
+
+    def _vector(self, timestep: Tensor, features: ConditionFeatures) -> Tensor:
+        """Return the condition vector of each sample, [s d]: timestep, label and noise augmentation level."""
+        cond = self.timestep(timestep)
+        for embedding in features.embeddings:
+            cond = cond + embedding
+        return cond
+
+    def _features(self, condition: Condition) -> ConditionFeatures:
+        """Return the features of a condition without keys and values of the text."""
+        embeddings, low_res = [], None
+        if self.label is not None:
+            assert condition.labels is not None and self.config.num_classes is not None
+            embeddings.append(self.label(torch.where(condition.condition_kept, condition.labels, self.config.num_classes)))
         if self.low_res_upsampler is not None:
             if condition.low_res is None:
                 raise ValueError("denoiser: a super-resolution model was called without a low-resolution latent")
-            parts.append(self.low_res_upsampler(condition.low_res))
-        return torch.cat(parts, dim=1)
-
-    def _vector(self, timestep: Tensor, condition: Condition) -> Tensor:
-        """Return the condition vector of each sample, [s d]: timestep, label and noise augmentation level."""
-        cond = self.timestep(timestep)
-        if self.label is not None:
-            assert condition.labels is not None and self.config.num_classes is not None
-            cond = cond + self.label(torch.where(condition.condition_kept, condition.labels, self.config.num_classes))
-        if self.low_res_upsampler is not None:
             assert condition.noise_aug_level is not None
-            cond = cond + self.low_res_upsampler.timestep(condition.noise_aug_level)
-        return cond
+            embeddings.append(self.low_res_upsampler.timestep(condition.noise_aug_level))
+            low_res = self.low_res_upsampler(condition.low_res)
+        return ConditionFeatures(tuple(embeddings), low_res, *self._text(condition))
 
     def _text(self, condition: Condition) -> tuple[Tensor | None, Tensor | None]:
         """Return projected text tokens [s l d] and their mask [s l]; a dropped caption becomes one null token."""

@@ -21,16 +21,17 @@ from walt_pl.media.types import Frames
 from walt_pl.models.autoencoder import Autoencoder
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.latent_normalizer import LatentNormalizer
-from walt_pl.runs.artifact import Artifact, load
+from walt_pl.runs.artifact import load
 from walt_pl.runs.living_run import read_settled
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import in_order, kind_of
+from walt_pl.sampling.device_copies import to_device
 from walt_pl.sampling.known_rate import trained_fps
+from walt_pl.sampling.sampled_video import SampledVideo
 from walt_pl.sampling.stage_choice import BASE, choose_stages
 from walt_pl.sampling.stage_sampler import StageSampler, text_condition, unconditional, with_context, with_low_res
-from walt_pl.text.features import HASHES, recorded_encoder
-from walt_pl.text.pretrained_encoder import PretrainedTextEncoder
-from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder, trained_text_encoder
+from walt_pl.sampling.text_encoder import open_text_encoder
+from walt_pl.text.small_encoder import SmallTextEncoder
 
 VAE_STAGE = "vae"
 KNOWN = {1: "an image", 2: "the end of a clip"}
@@ -125,7 +126,7 @@ class Cascade:
         self.artifacts = {stage: artifacts[stage] for stage in self.stages}
         self.samplers = {stage: self._sampler(stage) for stage in self.stages}
         self.base = next((stage for stage in self.stages if kind_of(stage) == "base"), BASE)
-        self.text = _text_encoder(self.artifacts[self.base], self.device, text_encoder) if self.base in self.artifacts else None
+        self.text = open_text_encoder(self.artifacts[self.base], self.device, text_encoder) if self.base in self.artifacts else None
         self._check_chain()
 
     @classmethod
@@ -292,7 +293,6 @@ class Cascade:
         sampler = self.samplers[stage]
         return sampler.config.context_frames if sampler.denoiser.config.frame_prediction else list(KNOWN)
 
-    @torch.no_grad()
     def video(self, request: SampleRequest, sampling: SamplingConfig, frames: int, each_step: Callable[[], None] = lambda: None) -> Tensor:
         """Sample a video of the last stage, in as many segments as its length needs (docs/METHOD.md, section 3.7).
 
@@ -316,18 +316,24 @@ class Cascade:
         Raises:
             ValueError: the base model was not trained for this, see `check`.
         """
+        sampled = self.sample_segments(request, sampling, frames, each_step)
+        return sampled.join(self.decode(sampled.latents, sampling))
+
+    @torch.no_grad()
+    def sample_segments(
+        self, request: SampleRequest, sampling: SamplingConfig, frames: int, each_step: Callable[[], None] = lambda: None
+    ) -> SampledVideo:
+        """Sample a video without decoding its last segment, see `video`."""
         self.check(request, sampling, frames)
         pieces: list[Tensor] = []
-        last = self.num_segments(frames) - 1
-        for number in range(last + 1):
+        for number in range(1, self.num_segments(frames)):
             latents = self.sample(request, sampling, each_step)
-            wanted = self.stages if number < last else self.stages[-1:]
-            clips = {stage: self.decode(latents[stage], sampling) for stage in wanted}
-            pieces.append(clips[self.stages[-1]][:, :, self.overlap if number else 0 :])
-            if number < last:
-                context_latents = {stage: self.encode(clip[:, :, -self.overlap :]) for stage, clip in clips.items()}
-                request = replace(request, context_latents=context_latents, segment=number + 1)
-        return torch.cat(pieces, dim=2)[:, :, :frames]
+            clips = {stage: self.decode(latents[stage], sampling) for stage in self.stages}
+            pieces.append(clips[self.stages[-1]][:, :, self.overlap if number > 1 else 0 :])
+            context_latents = {stage: self.encode(clip[:, :, -self.overlap :]) for stage, clip in clips.items()}
+            request = replace(request, context_latents=context_latents, segment=number)
+        last = self.sample(request, sampling, each_step)[self.stages[-1]]
+        return SampledVideo(pieces, last, self.overlap if pieces else 0, frames)
 
     @torch.no_grad()
     def sample(self, request: SampleRequest, sampling: SamplingConfig, each_step: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
@@ -375,7 +381,7 @@ class Cascade:
 
         def fresh_noise() -> Tensor:
             shape = (layout.frames, c.latent_channels, *c.size[1:])
-            return torch.cat([rng.randn([shape])[0] for rng in rngs]).to(self.device)
+            return to_device(torch.cat([rng.randn([shape])[0] for rng in rngs]), self.device)
 
         noise = fresh_noise()
         condition = self._condition(c, request, layout)
@@ -392,12 +398,20 @@ class Cascade:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return sampler.sample(condition, noise, steps, guidance, sampling.eta, null, fresh_noise, each_step)
 
-    @torch.no_grad()
     def decode(self, latents: Tensor, sampling: SamplingConfig = SamplingConfig()) -> Tensor:
         """Decode raw latents [b c t h w] to pixels [b 3 T H W] in -1..1 on the CPU, one clip at a time."""
+        return torch.cat([self.decode_clip(z, sampling).cpu() for z in latents.split(1)])
+
+    @torch.no_grad()
+    def decode_clip(self, latents: Tensor, sampling: SamplingConfig) -> Tensor:
+        """Decode raw latents [1 c t h w] to pixels [1 3 T H W] in -1..1 on the device."""
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            clips = [self.vae.decode(z, sampling.chunk, sampling.tile).clamp(-1, 1).cpu() for z in latents.split(1)]
-        return torch.cat(clips)
+            return self.vae.decode(latents, sampling.chunk, sampling.tile).clamp(-1, 1)
+
+    def release_graphs(self) -> None:
+        """Free the memory of the CUDA graphs of all stages."""
+        for sampler in self.samplers.values():
+            sampler.release_graphs()
 
     @torch.no_grad()
     def encode(self, clips: Tensor) -> Tensor:
@@ -433,10 +447,3 @@ class Cascade:
         return lambda condition: replace(
             condition.without_context(), text=text, text_mask=mask, condition_kept=torch.ones_like(condition.condition_kept)
         )
-
-
-def _text_encoder(artifact: Artifact, device: torch.device, path: str | None) -> TextEncoder | None:
-    frozen = recorded_encoder(artifact, path, "--text-encoder", artifact.path.parent / "cache" / HASHES)
-    if frozen is not None:
-        return PretrainedTextEncoder(frozen, device)
-    return trained_text_encoder(artifact)

@@ -18,6 +18,8 @@ from walt_pl.diffusion.ddim import Guidance, classifier_free_guidance, ddim
 from walt_pl.diffusion.path import ProbabilityPath, add_noise
 from walt_pl.models.denoiser import Denoiser
 from walt_pl.models.latent_normalizer import LatentNormalizer
+from walt_pl.sampling.cuda_graph import GraphedNetwork
+from walt_pl.sampling.sampling_network import SamplingNetwork
 from walt_pl.text.small_encoder import TextEncoder
 
 
@@ -85,6 +87,15 @@ class StageSampler:
         """The probability path that the denoiser was trained on."""
         return self.config.path()
 
+    @cached_property
+    def graphs(self) -> GraphedNetwork:
+        """CUDA graphs of the denoiser. They are kept for the next clips of the same shapes, and hold the memory of a pass each."""
+        return GraphedNetwork(self.denoiser)
+
+    def release_graphs(self) -> None:
+        """Free the memory of the CUDA graphs."""
+        self.graphs.clear()
+
     def sample(
         self,
         condition: Condition,
@@ -111,6 +122,7 @@ class StageSampler:
         Returns:
             Raw (not normalised) latents of the videos [v c t h w], float32.
         """
-        denoise = classifier_free_guidance(self.denoiser, guidance, self.path, unconditional)
+        network = SamplingNetwork(self.denoiser, self.graphs if noise.is_cuda else None)
+        denoise = classifier_free_guidance(network, guidance, self.path, unconditional)
         latents = ddim(denoise, self.path, noise, condition, steps, eta, fresh_noise, each_step)
         return condition.layout.split(self.normalizer.denormalize(latents))[0]
