@@ -55,6 +55,7 @@ from walt_pl.training.callbacks.text_progress import TextProgress
 from walt_pl.training.callbacks.throughput import Throughput
 from walt_pl.training.logger import ResilientTensorBoardLogger
 from walt_pl.training.rank import is_rank_zero
+from walt_pl.training.strategies.reduction import reduce_without_barrier
 from walt_pl.training.strategies.store import listen_locally
 
 AUTO = "auto"
@@ -412,6 +413,7 @@ class WaltCLI(LightningCLI):
             ]
         trainer = super().instantiate_trainer(**kwargs)
         listen_locally(trainer.strategy)
+        reduce_without_barrier(trainer.strategy)
         trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]
         # A measurement may take long: the checkpoint of its step is written first.
         trainer.callbacks.sort(key=lambda callback: isinstance(callback, Metrics))  # type: ignore[attr-defined]

@@ -24,11 +24,18 @@ class NoiseSchedule:
             root = (root - root[-1]) * root[0] / (root[0] - root[-1])
         self.num_timesteps = num_timesteps
         self.alphas_cumprod = root.square()
+        self._tables: dict[torch.device, Tensor] = {}
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return sqrt(g) and sqrt(1 - g) of timesteps [b], float64 [b]; they are on the CPU for devices without float64."""
-        g = self.alphas_cumprod.to(t.device)[t] if t.device.type != "mps" else self.alphas_cumprod[t.cpu()]
+        g = self._table(t.device)[t] if t.device.type != "mps" else self.alphas_cumprod[t.cpu()]
         return g.sqrt(), (1 - g).sqrt()
+
+    def _table(self, device: torch.device) -> Tensor:
+        """Return the table on a device; it is copied there once."""
+        if device not in self._tables:
+            self._tables[device] = self.alphas_cumprod.to(device)
+        return self._tables[device]
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return `v = sqrt(g) eps - sqrt(1-g) x_0` (Salimans & Ho, arXiv 2202.00512; the W.A.L.T paper swaps the two roots)."""
