@@ -24,18 +24,17 @@ class NoiseSchedule:
             root = (root - root[-1]) * root[0] / (root[0] - root[-1])
         self.num_timesteps = num_timesteps
         self.alphas_cumprod = root.square()
-        self._tables: dict[torch.device, Tensor] = {}
+        self._tables = {self.alphas_cumprod.device: self.alphas_cumprod}
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return sqrt(g) and sqrt(1 - g) of timesteps [b], float64 [b]; they are on the CPU for devices without float64."""
-        g = self._table(t.device)[t] if t.device.type != "mps" else self.alphas_cumprod[t.cpu()]
+        if t.device.type == "mps":
+            t = t.cpu()
+        if t.device not in self._tables:
+            # Kept, since each copy from the CPU waits for the device.
+            self._tables[t.device] = self.alphas_cumprod.to(t.device)
+        g = self._tables[t.device][t]
         return g.sqrt(), (1 - g).sqrt()
-
-    def _table(self, device: torch.device) -> Tensor:
-        """Return the table on a device; it is copied there once."""
-        if device not in self._tables:
-            self._tables[device] = self.alphas_cumprod.to(device)
-        return self._tables[device]
 
     def target(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """Return `v = sqrt(g) eps - sqrt(1-g) x_0` (Salimans & Ho, arXiv 2202.00512; the W.A.L.T paper swaps the two roots)."""
