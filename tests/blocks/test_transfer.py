@@ -19,6 +19,7 @@ def test_host_copy_keeps_the_value_of_its_moment() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU can be waited for")
 def test_copies_do_not_wait_for_the_gpu() -> None:
     x = torch.arange(1000.0)
     torch.cuda.set_sync_debug_mode("error")
