@@ -10,8 +10,18 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
-from stages.optimisation import GROUPS, LRSchedule, check_groups, clip_gradients, group_sizes, learning_rate, parameter_groups
+from stages.optimisation import (
+    GROUPS,
+    LRSchedule,
+    check_groups,
+    clip_gradients,
+    fuse_on_gpu,
+    group_sizes,
+    learning_rate,
+    parameter_groups,
+)
 from walt_pl.blocks.frames import FrameLayout
+from walt_pl.blocks.transfer import to_device
 from walt_pl.data.batch import JointBatch, Space, first_videos
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
@@ -171,7 +181,8 @@ class LatentDiffusion(L.LightningModule):
     # ---- Training ---------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: JointBatch, batch_idx: int) -> Tensor:
-        rng = PerSampleRNG(self.seed, self.trainer.fit_loop.epoch_loop.total_batch_idx, batch.global_batch_index)
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        rng = PerSampleRNG(self.seed, step, batch.global_batch_index, batch.videos.device)
         x0, layout = self.latents(batch.videos, batch.images, batch.space)
         condition = self.condition(batch, x0, layout, rng)
         draws = self.draws(x0, layout, rng)
@@ -179,7 +190,7 @@ class LatentDiffusion(L.LightningModule):
         weight = self.frame_weight(batch, condition)
         self._log_kinds("train", error, weight, layout)
         loss = self._mean(error, weight)
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)  # of the global batch
+        self.log("train/loss", loss, sync_dist=True)  # of the global batch; with prog_bar Lightning would read it in every step
         return loss
 
     def latents(self, videos: Tensor, images: Tensor, space: Space) -> tuple[Tensor, FrameLayout]:
@@ -220,7 +231,7 @@ class LatentDiffusion(L.LightningModule):
         if self.denoiser.config.frame_prediction:
             given = rng.bernoulli(self.denoiser.config.frame_prediction)
             options = self.diffusion.context_frames
-            count = torch.tensor(options, device=given.device)[rng.randint(len(options))]
+            count = to_device(torch.tensor(options), given.device)[rng.randint(len(options))]
             condition = condition.with_context(x0, torch.where(given, count, 0))
         return condition
 
@@ -229,7 +240,7 @@ class LatentDiffusion(L.LightningModule):
 
         Args:
             captions: one for each sample.
-            labels: class numbers [s].
+            labels: class numbers [s], on the CPU, where they are checked.
             layout: of the samples.
             condition_kept: [s] bool, false where caption and label are dropped.
 
@@ -239,7 +250,7 @@ class LatentDiffusion(L.LightningModule):
         classes = self.denoiser.config.num_classes
         if classes and not bool(((labels >= 0) & (labels < classes)).all()):
             raise ValueError(f"labels must be 0 .. {classes - 1} (denoiser.num_classes), got {labels.tolist()}; see the index column label")
-        return text_condition(self.text_encoder, captions, labels, layout, condition_kept)
+        return text_condition(self.text_encoder, captions, to_device(labels, condition_kept.device), layout, condition_kept)
 
     def frame_weight(self, batch: JointBatch, condition: Condition) -> Tensor:
         """Return the weight of each frame in the loss, [f]: 0 for unreadable samples and for context frames."""
@@ -275,7 +286,7 @@ class LatentDiffusion(L.LightningModule):
     def configure_optimizers(self) -> Any:
         # Check here, not in `on_load_checkpoint`: before that, DeepSpeed has restored the optimiser, or failed to.
         check_groups(self.trainer.ckpt_path, [self])
-        optimizer = self.optimizer(parameter_groups(self))
+        optimizer = fuse_on_gpu(self.optimizer(parameter_groups(self)))
         schedule = learning_rate(optimizer, self.warmup_steps, int(self.trainer.max_steps), self.lr_schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -286,7 +297,7 @@ class LatentDiffusion(L.LightningModule):
         errors = []
         for timestep in VALIDATION_TIMESTEPS:
             # Equal noise at every validation, so that two values of this loss differ only by the weights.
-            rng = PerSampleRNG(self.seed, splitmix64(timestep, batch_idx), batch.global_batch_index)
+            rng = PerSampleRNG(self.seed, splitmix64(timestep, batch_idx), batch.global_batch_index, x0.device)
             condition = self.validation_condition(batch, x0, layout, rng)
             draws = self.draws(x0, layout, rng)
             per_sample = torch.full_like(draws.timestep, timestep)
@@ -328,7 +339,7 @@ class LatentDiffusion(L.LightningModule):
             Pixels [b 3 t h w] in -1..1.
         """
         x0, layout = self.latents(batch.videos, batch.images, batch.space)
-        rng = PerSampleRNG(self.seed, 0, batch.global_batch_index)
+        rng = PerSampleRNG(self.seed, 0, batch.global_batch_index, x0.device)
         condition = self.validation_condition(batch, x0, layout, rng)
         noise = rng.randn_frames(layout, x0.shape[1:])
         sampler = StageSampler(self.denoiser, self.diffusion, self._normalizer)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from walt_pl.blocks.modulation import AdaLN
@@ -88,6 +88,37 @@ def check_groups(checkpoint: str | Path | None, modules: Sequence[nn.Module]) ->
             f"wrote it; or keep the weights and start the optimiser anew: python -m walt_pl export {folder} --out DIR, then your command "
             "with --from_scratch true --init DIR"
         )
+
+
+def fuse_on_gpu(optimizer: Optimizer) -> Optimizer:
+    """Let torch's Adam and AdamW update GPU weights in one kernel: the one place that chooses it.
+
+    It is faster, and can skip a step without asking the host (walt_pl/training/skipped_step.py). On CPUs it would round otherwise, so
+    the optimiser stays as it is there. Under ZeRO the weights come to the GPU after the optimiser was made: the engine keeps torch's own
+    choice. Set `fused`, `foreach`, `capturable` or `differentiable` in `init_args`, and nothing is changed.
+
+    Args:
+        optimizer: of the stage, with its parameter groups.
+
+    Returns:
+        The optimiser itself.
+    """
+    if type(optimizer) not in (Adam, AdamW):
+        return optimizer
+    asked = [optimizer.defaults.get(name) for name in ("fused", "foreach", "capturable", "differentiable")]
+    on_gpu = all(p.device.type == "cuda" and p.is_floating_point() for group in optimizer.param_groups for p in group["params"])
+    if asked == [None, None, False, False] and on_gpu:
+        optimizer.defaults["fused"] = True
+        for group in optimizer.param_groups:
+            group["fused"] = True
+
+    def keep_choice(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        # Else the choice of the start that wrote the state would count, and its step counts would be on the wrong device.
+        groups = [{**group, "fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
+        return {**state, "param_groups": groups}
+
+    optimizer.register_load_state_dict_pre_hook(keep_choice)
+    return optimizer
 
 
 def learning_rate(optimizer: Optimizer, warmup_steps: int, total: int, lr_schedule: LRSchedule) -> LambdaLR:

@@ -89,7 +89,8 @@ class SuperResolutionStage(LatentDiffusion):
 
     def validation_condition(self, batch: JointBatch, x0: Tensor, layout: FrameLayout, rng: PerSampleRNG) -> Condition:
         condition = super().validation_condition(batch, x0, layout, rng)
-        return self.add_low_res(condition, batch, torch.full_like(batch.global_batch_index, self.diffusion.noise_aug_level), rng)
+        level = torch.full((layout.num_samples,), self.diffusion.noise_aug_level, device=x0.device)
+        return self.add_low_res(condition, batch, level, rng)
 
     def add_low_res(self, condition: Condition, batch: JointBatch, noise_aug_level: Tensor, rng: PerSampleRNG) -> Condition:
         """Add low-resolution latents to a condition, noised before the network upscales them.

@@ -1,6 +1,5 @@
 """Stage one: the autoencoder, on videos and images in the same step (docs/METHOD.md, section 2)."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,13 @@ from stages.optimisation import (
     LRSchedule,
     check_groups,
     clip_gradients,
+    fuse_on_gpu,
     gradient_norm,
     group_sizes,
     learning_rate,
     parameter_groups,
 )
+from walt_pl.blocks.transfer import HostCopy, to_device
 from walt_pl.data.batch import JointBatch, first_videos
 from walt_pl.diffusion.rng import PerSampleRNG
 from walt_pl.metrics.frames import psnr
@@ -38,6 +39,7 @@ from walt_pl.models.losses import (
     squared_error,
 )
 from walt_pl.models.vae import VAE, Posterior, VAEConfig
+from walt_pl.training.skipped_step import take_step
 
 ENCODED_AT_ONCE = 4
 """Clips that are encoded at once for the latent statistics: as many as a GPU's memory holds in training."""
@@ -167,7 +169,8 @@ class VAEStage(L.LightningModule):
         step = self.global_step
         optimizers = self._optimizers()
         use_discriminator = self.discriminator is not None and step >= self.adversarial_start
-        rng = PerSampleRNG(self.seed, step, batch.global_batch_index)
+        paused = HostCopy(self.discriminator_pause.paused)  # read once the device has the autoencoder's step to do
+        rng = PerSampleRNG(self.seed, step, batch.global_batch_index, batch.weight.device)
         weight = self._frame_weight(batch)
         reconstructions = self._reconstruct(batch, rng)
         self.toggle_optimizer(optimizers[0])
@@ -184,11 +187,11 @@ class VAEStage(L.LightningModule):
         self.manual_backward(loss)
         optimizers[0].step()
         self.untoggle_optimizer(optimizers[0])
-        self.log("train/loss", loss, prog_bar=True, sync_dist=True)  # of the global batch
+        self.log("train/loss", loss, sync_dist=True)  # of the global batch; with prog_bar Lightning would read it in every step
         if use_discriminator:
             norms = [torch.stack(gradients[name]).sum().sqrt() for name in ("adversarial", "reconstruction")]
             self.log("train/gradient_ratio", norms[0] / norms[1])
-            self._discriminator_step(optimizers[1], reconstructions, weight, step)
+            self._discriminator_step(optimizers[1], reconstructions, weight, step, bool(paused.read()))
         for scheduler in self._schedulers():
             scheduler.step()
 
@@ -207,7 +210,7 @@ class VAEStage(L.LightningModule):
         The sum of values times weights is this rank's part of their mean over frames; the mean of all ranks' parts is that mean.
         """
         counts = [x.shape[2] for x in (batch.videos, batch.images) for _ in x]
-        frames = torch.tensor(counts, device=batch.weight.device) * batch.weight
+        frames = to_device(torch.tensor(counts), batch.weight.device) * batch.weight
         total = self.trainer.strategy.reduce(frames.sum(), reduce_op="mean")
         return frames / total.clamp(min=1 / self.trainer.world_size)
 
@@ -258,8 +261,7 @@ class VAEStage(L.LightningModule):
         assert self.discriminator is not None
         return torch.cat([self.discriminator(clip) for clip in clips])
 
-    def _discriminator_step(self, optimizer: Any, reconstructions: list[Reconstruction], weight: Tensor, step: int) -> None:
-        paused = bool(self.discriminator_pause.paused)
+    def _discriminator_step(self, optimizer: Any, reconstructions: list[Reconstruction], weight: Tensor, step: int, paused: bool) -> None:
         self.toggle_optimizer(optimizer)
         with torch.set_grad_enabled(not paused):
             real = self._logits([part.x for part in reconstructions])
@@ -314,10 +316,9 @@ class VAEStage(L.LightningModule):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # Lightning calls it only for the optimiser that counts steps
             callback.on_before_optimizer_step(self.trainer, self, optimizer.optimizer)
         norm = clip_gradients(self.discriminator.parameters(), self.discriminator_gradient_clip_val)
-        if 0 < norm < math.inf:  # equal on all ranks, since gradients are averaged; 0 where the spike guard has dropped them
-            self.lecam.update(self._global_mean(real.detach(), weight), self._global_mean(fake.detach(), weight))
-            # Without Lightning's wrapper, which would count a second step for this batch.
-            optimizer.optimizer.step()
+        # Not by Lightning's wrapper, which would count a second step. Ranks agree: gradients are averaged; 0 where the guard dropped them.
+        taken = take_step(optimizer.optimizer, (norm > 0) & norm.isfinite())
+        self.lecam.update(self._global_mean(real.detach(), weight), self._global_mean(fake.detach(), weight), taken)
 
     def _penalise(self, clips: list[Tensor], weight: Tensor) -> None:
         """Add the gradients of the lazy R1 penalty (StyleGAN2, arXiv 1912.04958, appendix B).
@@ -333,7 +334,7 @@ class VAEStage(L.LightningModule):
     def configure_optimizers(self) -> Any:
         check_groups(self.trainer.ckpt_path, self._networks)
         kinds = (self.optimizer, self.discriminator_optimizer)
-        optimizers = [kind(parameter_groups(network)) for kind, network in zip(kinds, self._networks, strict=False)]
+        optimizers = [fuse_on_gpu(kind(parameter_groups(network))) for kind, network in zip(kinds, self._networks, strict=False)]
         total = int(self.trainer.max_steps)
         return optimizers, [learning_rate(optimizer, self.warmup_steps, total, self.lr_schedule) for optimizer in optimizers]
 

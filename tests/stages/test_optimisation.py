@@ -9,9 +9,10 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 
-from stages.optimisation import clip_gradients, learning_rate
+from stages.optimisation import clip_gradients, fuse_on_gpu, learning_rate
 from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
@@ -122,3 +123,37 @@ def test_clip_gradients_limits_the_norm_and_returns_the_norm_before(limit: float
     weight.grad = torch.tensor([3.0, 4.0])
     assert float(clip_gradients([weight], limit)) == pytest.approx(5)
     assert float(weight.grad.norm()) == pytest.approx(want, rel=1e-4)
+
+
+def parameters(device: str) -> list[dict[str, Any]]:
+    return [{"params": [torch.nn.Parameter(torch.ones(2, device=device))]} for _ in range(2)]
+
+
+@pytest.mark.parametrize("kind", [Adam, AdamW])
+def test_fuse_on_gpu_chooses_the_kernel_for_gpu_weights_unless_asked_otherwise(kind: type[Adam]) -> None:
+    with FakeTensorMode():
+        for device, settings, wanted in (
+            ("cuda", {}, True),
+            ("cpu", {}, None),
+            ("cuda", {"fused": False}, False),
+            ("cuda", {"foreach": True}, None),
+            ("cuda", {"foreach": False}, None),
+            ("cuda", {"capturable": True}, None),
+        ):
+            optimizer = fuse_on_gpu(kind(parameters(device), **settings))
+            assert [group["fused"] for group in optimizer.param_groups] == [wanted] * 2, (device, settings)
+            assert optimizer.defaults["fused"] == wanted
+        assert "fused" not in fuse_on_gpu(RAdam(parameters("cuda"))).defaults
+
+
+def test_fuse_on_gpu_keeps_its_choice_over_that_of_a_checkpoint() -> None:
+    """A training that began on GPUs goes on here, and the other way round: the step counts are where the kernel wants them."""
+    for chosen, other in ((True, None), (None, True)):
+        trained = AdamW(parameters("cpu"), fused=other)
+        for group in trained.param_groups:
+            group["params"][0].grad = torch.ones(2)
+        trained.step()
+        optimizer = fuse_on_gpu(AdamW(parameters("cpu"), fused=chosen))
+        optimizer.load_state_dict(trained.state_dict())
+        assert [group["fused"] for group in optimizer.param_groups] == [chosen] * 2
+        assert [float(state["step"]) for state in optimizer.state.values()] == [1, 1]

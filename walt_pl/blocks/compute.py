@@ -1,7 +1,11 @@
 """Number formats to compute in: autocast's dtype and the Trainer's precision."""
 
+from typing import Literal
+
 import torch
 
+Float32Precision = Literal["highest", "high", "medium"]
+"""Arithmetic of float32 products on GPUs, by torch's names."""
 PRECISIONS = {
     **{name: name for name in ("32-true", "bf16-mixed", "16-mixed")},
     **{"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"},
@@ -30,6 +34,20 @@ def compute_dtype(device: torch.device | str) -> torch.dtype:
     else:
         native = False
     return torch.bfloat16 if native else torch.float32
+
+
+def set_float32_precision(precision: Float32Precision) -> None:
+    """Set the arithmetic of float32 matrix products and convolutions on GPUs. Without a GPU nothing changes: CPUs compute as before.
+
+    torch's own default is TF32 in convolutions, and full float32 in matrix products.
+
+    Args:
+        precision: `highest` is float32, `high` TF32 (10 bits of mantissa, sums in float32), `medium` bfloat16 in matrix products.
+    """
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision(precision)
+        # The older of torch's two settings, as the line above: torch refuses to read one where only the other was set.
+        torch.backends.cudnn.allow_tf32 = precision != "highest"
 
 
 def normalize_precision(given: str | int) -> str:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from datamodules.joint import JointData
 from stages.finetuning import init_from
-from walt_pl.blocks.compute import compute_dtype
+from walt_pl.blocks.compute import Float32Precision, compute_dtype, set_float32_precision
 from walt_pl.cli.allowed_schemes import check_allowed_schemes, without_allowed_schemes
 from walt_pl.cli.checkpoint_folder import check_own_folder
 from walt_pl.cli.class_count import fill_classes
@@ -55,6 +55,7 @@ from walt_pl.training.callbacks.text_progress import TextProgress
 from walt_pl.training.callbacks.throughput import Throughput
 from walt_pl.training.logger import ResilientTensorBoardLogger
 from walt_pl.training.rank import is_rank_zero
+from walt_pl.training.strategies.reduction import reduce_without_barrier
 from walt_pl.training.strategies.store import listen_locally
 
 AUTO = "auto"
@@ -158,14 +159,11 @@ class WaltCLI(LightningCLI):
         parser.add_argument(
             "--allow_changed", type=bool, default=False, help="Go on from a checkpoint although a changed key breaks its model."
         )
-        for callback, key in (
-            (EMA, "ema"),
-            (SpikeGuard, "spike_guard"),
-            (Previews, "previews"),
-            (Throughput, "throughput"),
-            (Checkpoints, "checkpoint"),
-            (Metrics, "metrics"),
-        ):
+        parser.add_argument(
+            "--float32_matmul_precision", type=Float32Precision, default="high", help="Float32 on GPUs: high is TF32, highest full float32."
+        )
+        callbacks: dict[str, type[L.Callback]] = {"ema": EMA, "spike_guard": SpikeGuard, "previews": Previews, "throughput": Throughput}
+        for key, callback in {**callbacks, "checkpoint": Checkpoints, "metrics": Metrics}.items():
             parser.add_lightning_class_args(callback, key)
         parser.set_defaults(DEFAULTS)
 
@@ -179,6 +177,7 @@ class WaltCLI(LightningCLI):
         self._name()
         check_precision(options.trainer)
         check_trainer(options.trainer)
+        set_float32_precision(options.float32_matmul_precision)
         self.parents: dict[str, str] = {}
         if self.subcommand == "fit":
             self._check_parents()
@@ -412,6 +411,7 @@ class WaltCLI(LightningCLI):
             ]
         trainer = super().instantiate_trainer(**kwargs)
         listen_locally(trainer.strategy)
+        reduce_without_barrier(trainer.strategy)
         trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]
         # A measurement may take long: the checkpoint of its step is written first.
         trainer.callbacks.sort(key=lambda callback: isinstance(callback, Metrics))  # type: ignore[attr-defined]

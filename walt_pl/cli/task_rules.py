@@ -172,6 +172,7 @@ _WARNED = (
         (
             *("trainer.precision", "trainer.accelerator", "trainer.deterministic", "trainer.benchmark", "trainer.sync_batchnorm"),
             *("trainer.plugins", "trainer.plugins.*", "model.compile", "model.denoiser.attention", "model.text.dtype"),
+            "float32_matmul_precision",
         ),
         "numbers are rounded otherwise",
     ),

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from walt_pl.blocks.transfer import to_device
+
 Kind = Literal["video", "image"]
 Space = Literal["pixels", "latents"]
 
@@ -61,11 +63,11 @@ class JointBatch:
     captions: list[str]
     """v + i captions, videos first."""
     labels: Tensor
-    """[v+i] int64 classes, -1 where there is none."""
+    """[v+i] int64 classes, -1 where there is none; always on the CPU."""
     weight: Tensor
     """[v+i] float32, 1, or 0 where the sample could not be read."""
     global_batch_index: Tensor
-    """[v+i] int64 positions in the global batch; they seed the randomness of a sample."""
+    """[v+i] int64 positions in the global batch; they seed the randomness of a sample. Always on the CPU."""
     low_res_videos: Tensor | None
     """[v c t h' w'] low-resolution copies of the videos (super-resolution only)."""
     low_res_images: Tensor | None
@@ -75,9 +77,13 @@ class JointBatch:
     paths: list[str]
     """v + i files, for messages."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> "JointBatch":
-        """Return the batch with every tensor on `device`."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+    def to(self, device: torch.device | str) -> "JointBatch":
+        """Return the batch with its tensors on `device`, without waiting for it.
+
+        The host reads labels and positions in every step, so they stay on the CPU.
+        """
+        moved = self._each(lambda tensor: to_device(tensor, device))
+        return replace(moved, labels=self.labels, global_batch_index=self.global_batch_index)
 
     def pin_memory(self) -> "JointBatch":
         """Return the batch in page-locked memory; the loader calls this on machines with a GPU."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from walt_pl.blocks.frames import FrameLayout
+from walt_pl.blocks.transfer import to_device
 
 _MASK = (1 << 64) - 1
 
@@ -37,11 +38,12 @@ class PerSampleRNG:
     Args:
         seed: the run's seed.
         step: optimiser step (number of batches so far; two optimisers do not count twice).
-        global_batch_index: index of each sample in the global batch, int64 [s].
+        global_batch_index: index of each sample in the global batch, int64 [s], on the CPU.
+        device: device of the results; they are drawn on the CPU. The device of `global_batch_index` when None.
     """
 
-    def __init__(self, seed: int, step: int, global_batch_index: Tensor) -> None:
-        self.device = global_batch_index.device
+    def __init__(self, seed: int, step: int, global_batch_index: Tensor, device: torch.device | None = None) -> None:
+        self.device = global_batch_index.device if device is None else device
         self._generators = [seeded_generator(seed, step, index) for index in global_batch_index.tolist()]
 
     def select(self, rows: slice) -> "PerSampleRNG":
@@ -70,7 +72,7 @@ class PerSampleRNG:
     def randn(self, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
         """Draw standard normal noise, float32, of one shape of `shapes` for each sample."""
         pairs = zip(self._generators, shapes, strict=True)
-        return [torch.randn(tuple(shape), generator=g, dtype=torch.float32).to(self.device) for g, shape in pairs]
+        return [to_device(torch.randn(tuple(shape), generator=g, dtype=torch.float32), self.device) for g, shape in pairs]
 
     def randn_frames(self, layout: FrameLayout, shape: Sequence[int]) -> Tensor:
         """Draw standard normal noise for every frame of the samples, float32 [f c h w], where `shape` is [c h w]."""
@@ -80,4 +82,4 @@ class PerSampleRNG:
     def _stack(self, draw: Callable[[torch.Generator], Tensor], dtype: torch.dtype) -> Tensor:
         if not self._generators:
             return torch.zeros(0, device=self.device, dtype=dtype)
-        return torch.stack([draw(g) for g in self._generators]).to(self.device)
+        return to_device(torch.stack([draw(g) for g in self._generators]), self.device)

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from walt_pl.blocks.transfer import to_device
+
 
 @dataclass(frozen=True)
 class LatentNormalizer:
@@ -72,4 +74,4 @@ class LatentNormalizer:
 
     @staticmethod
     def _broadcast(value: Tensor, like: Tensor) -> Tensor:
-        return value.to(like.device)[:, None, None]
+        return to_device(value, like.device)[:, None, None]

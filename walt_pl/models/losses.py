@@ -164,10 +164,17 @@ class LeCam(nn.Module):
         self.register_buffer("fake", torch.zeros(()))
 
     @torch.no_grad()
-    def update(self, real: Tensor, fake: Tensor) -> None:
-        """Update the running means with the mean logits of a global batch."""
-        self.real.lerp_(real.to(self.real), 1 - self.decay)
-        self.fake.lerp_(fake.to(self.fake), 1 - self.decay)
+    def update(self, real: Tensor, fake: Tensor, counts: Tensor | None = None) -> None:
+        """Update the running means with the mean logits of a global batch.
+
+        Args:
+            real: mean logit of the clips.
+            fake: mean logit of the reconstructions.
+            counts: bool scalar on the device; false leaves the means as they are. None counts.
+        """
+        for mean, value in ((self.real, real), (self.fake, fake)):
+            moved = mean.lerp(value.to(mean), 1 - self.decay)
+            mean.copy_(moved if counts is None else torch.where(counts, moved, mean))
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
         """Return the penalty of each pair of logits [b], [b]."""
@@ -208,11 +215,14 @@ class DiscriminatorPause(nn.Module):
     @torch.no_grad()
     def update(self, accuracy: Tensor) -> None:
         """Update the running mean with a batch's accuracy, equal on all ranks. An accuracy that is not finite is ignored."""
-        if self.pause is None or not accuracy.isfinite():
+        if self.pause is None:
             return
-        self.accuracy.lerp_(accuracy.to(self.accuracy), 1 - self.decay)
-        limit = self.resume if self.paused else self.pause
-        self.paused.fill_(self.accuracy > limit)
+        # Without `if` on a tensor, which would wait for the device.
+        known = accuracy.isfinite()
+        mean = self.accuracy.lerp(accuracy.to(self.accuracy), 1 - self.decay)
+        above = torch.where(self.paused, mean > self.resume, mean > self.pause)
+        self.accuracy.copy_(torch.where(known, mean, self.accuracy))
+        self.paused.copy_(torch.where(known, above, self.paused))
 
 
 def discriminator_accuracy(real: Tensor, fake: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from walt_pl.blocks.frames import FrameLayout
+from walt_pl.blocks.transfer import to_device
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.ddim import Guidance, classifier_free_guidance, ddim
@@ -37,7 +38,7 @@ def text_condition(
     """
     if encoder is None:
         return Condition(layout, condition_kept, labels=labels)
-    known = torch.tensor([bool(caption.strip()) for caption in captions], dtype=torch.bool, device=condition_kept.device)
+    known = to_device(torch.tensor([bool(caption.strip()) for caption in captions], dtype=torch.bool), condition_kept.device)
     text, mask = encoder.encode(captions)
     return Condition(layout, condition_kept & known, text=text, text_mask=mask, labels=labels)
 

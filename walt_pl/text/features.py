@@ -37,6 +37,7 @@ from safetensors.torch import save
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from walt_pl.blocks.transfer import to_device
 from walt_pl.files import file_sha256, remove_left_overs, write_whole
 from walt_pl.plain_records import build_record, check_range, check_sha256
 from walt_pl.runs.artifact import Artifact
@@ -387,7 +388,7 @@ class CachedTextEncoder:
         lengths = torch.tensor([len(row) for row in rows])
         tokens = pad_sequence(rows, batch_first=True)
         mask = torch.arange(tokens.shape[1]) < lengths[:, None]
-        return tokens.to(self.device), mask.to(self.device)
+        return to_device(tokens, self.device), to_device(mask, self.device)
 
     def _compute(self, captions: Sequence[str]) -> dict[str, Tensor]:
         """Encode captions, write their tokens to disk and return them. Captions of similar length share a batch."""

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from walt_pl.blocks.transfer import to_device
 from walt_pl.runs.artifact import Artifact
 
 VOCABULARY = "tokenizer.model"
@@ -187,8 +188,8 @@ class SmallTextEncoder(nn.Module):
         pieces = [self._truncate(self._pieces.encode(caption.strip().lower())) or [0] for caption in captions]
         length = max(len(row) for row in pieces)
         device = self.position.device
-        ids = torch.tensor([row + [0] * (length - len(row)) for row in pieces], device=device)
-        mask = torch.tensor([[i < len(row) for i in range(length)] for row in pieces], device=device)
+        ids = to_device(torch.tensor([row + [0] * (length - len(row)) for row in pieces]), device)
+        mask = to_device(torch.tensor([[i < len(row) for i in range(length)] for row in pieces]), device)
         return self(ids, mask), mask
 
     def _truncate(self, ids: list[int]) -> list[int]:

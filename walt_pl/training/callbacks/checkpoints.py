@@ -4,14 +4,13 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import lightning as L
-import torch
 import torch.distributed as dist
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import callbacks
@@ -38,6 +37,7 @@ from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.run_files import CHECKPOINT_FILES
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.callbacks.training_end import validation_metrics
+from walt_pl.training.strategies.reduction import max_on_host
 from walt_pl.training.strategies.shards import non_finite
 from walt_pl.training.strategies.zero import ZeROStrategy
 
@@ -118,6 +118,7 @@ class Checkpoints(callbacks.Checkpoint):
         self._file = StateFile()
         self._start: Checkpoint | None = None
         self._saved = self._seen = self._signal = 0
+        self.before_save: list[Callable[[], None]] = []
         self._written = 0.0
         self._cut_short = self._is_global_zero = False
         self._former: dict[signal.Signals, Any] = {}
@@ -230,7 +231,7 @@ class Checkpoints(callbacks.Checkpoint):
             return
         self._seen = step
         # A checkpoint inside the epoch. After Lightning has ended the epoch, it would count an unfinished one as complete.
-        due, told = self._agree(trainer, self._is_time_due(trainer) or _is_stopping(trainer), self._signal)
+        due, told = max_on_host(self._is_time_due(trainer) or _is_stopping(trainer), self._signal)
         if due or told or step == trainer.max_steps or (self.every_n_train_steps and step % self.every_n_train_steps == 0):
             self.save(trainer, pl_module)
         if told:
@@ -238,13 +239,13 @@ class Checkpoints(callbacks.Checkpoint):
 
     def stop_if_asked(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Save this step and end the training if a signal has asked for it; all ranks call it."""
-        if told := self._agree(trainer, self._signal)[0]:
+        if told := max_on_host(self._signal)[0]:
             self.save(trainer, pl_module)
             self._stop(trainer, told)
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         """Stop the validation after a signal, so that the scheduler need not wait for its end."""
-        if self._former and self._agree(trainer, self._signal)[0]:
+        if self._former and max_on_host(self._signal)[0]:
             self._cut_short = True
             raise StopIteration  # ends Lightning's validation loop; the training ends after the next training step
 
@@ -273,11 +274,6 @@ class Checkpoints(callbacks.Checkpoint):
     def _is_time_due(self, trainer: L.Trainer) -> bool:
         return trainer.is_global_zero and 0 < self.every_n_minutes * 60 <= time.monotonic() - self._written
 
-    def _agree(self, trainer: L.Trainer, *values: int) -> list[int]:
-        """Return the maximum of each value over all ranks, so that all ranks decide alike."""
-        numbers = torch.tensor(values, device=trainer.strategy.root_device)
-        return trainer.strategy.reduce(numbers, reduce_op="max").tolist()
-
     def _stop(self, trainer: L.Trainer, told: int) -> None:
         name = signal.Signals(told).name
         last = Checkpoint.newest(self.folder)
@@ -298,6 +294,8 @@ class Checkpoints(callbacks.Checkpoint):
         step = trainer.global_step
         if self._saved == step:
             return
+        for call in self.before_save:
+            call()
         self._check_finite(trainer, pl_module, f"step {step}: training ends without a checkpoint")
         self._written = time.monotonic()
         part = self.folder / f"{folder_name(step)}{PART}"
@@ -307,15 +305,15 @@ class Checkpoints(callbacks.Checkpoint):
                 _remove(part)
                 part.mkdir(parents=True)
         hashes: dict[str, str] = {}
-        if self._all_succeeded(trainer, failures):
+        if self._all_succeeded(failures):
             hashes = self._write(trainer, pl_module, part, failures)
-        if self._all_succeeded(trainer, failures):
+        if self._all_succeeded(failures):
             hashes = _gather_hashes(hashes)
             with _collect_failures(failures):
                 if trainer.is_global_zero:
                     samples, strategy = samples_seen(trainer), _strategy(trainer)
                     finalize_checkpoint(part, step, samples, strategy, trainer.world_size, metrics or {}, hashes)
-        if self._all_succeeded(trainer, failures):
+        if self._all_succeeded(failures):
             self._saved = step
             if trainer.is_global_zero:
                 self._prune()
@@ -352,8 +350,8 @@ class Checkpoints(callbacks.Checkpoint):
                 averages.save(part, trainer, pl_module)
         return {Path(path).relative_to(part).as_posix(): digest for path, digest in writer.hashes.items()}
 
-    def _all_succeeded(self, trainer: L.Trainer, failures: list[str]) -> bool:
-        return not self._agree(trainer, len(failures))[0]
+    def _all_succeeded(self, failures: list[str]) -> bool:
+        return not max_on_host(len(failures))[0]
 
     def _is_best(self, metrics: Mapping[str, float]) -> bool:
         if self.monitor not in metrics:

@@ -8,10 +8,11 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from walt_pl.training.figures import Figures
 from walt_pl.training.pace import Pace
 
 SECONDS = 0.25
-"""Least time between two updates. Reading a loss waits for the GPU."""
+"""Least time between two updates."""
 
 
 class ProgressBar(L.Callback):
@@ -28,6 +29,7 @@ class ProgressBar(L.Callback):
         self._validation: TaskID | None = None
         self._updated = 0.0
         self._pace: Pace | None = None
+        self._figures = Figures()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # The bar comes with the first step: until then other callbacks may refuse the start.
@@ -38,7 +40,7 @@ class ProgressBar(L.Callback):
         now, step = time.monotonic(), trainer.global_step
         if trainer.is_global_zero and (now - self._updated >= SECONDS or step == trainer.max_steps):
             self._updated = now
-            self._show_training(trainer)
+            self._show_training(trainer, fresh=step == trainer.max_steps)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
@@ -59,7 +61,7 @@ class ProgressBar(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._training is not None:
-            self._show_training(trainer)  # with the figures of the last validation
+            self._show_training(trainer, fresh=True)  # with the figures of the last validation
         self._stop()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -79,11 +81,11 @@ class ProgressBar(L.Callback):
             self._progress.stop()
         self._progress = self._training = self._validation = None
 
-    def _show_training(self, trainer: L.Trainer) -> None:
+    def _show_training(self, trainer: L.Trainer, fresh: bool) -> None:
         assert self._pace is not None
         step, total, left = trainer.global_step, self._pace.total, self._pace.seconds_left(time.monotonic())
-        figures = [f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num"]
-        values = "  ".join([*([] if left is None else [f"{timedelta(seconds=round(left))} left"]), *figures])
+        figures = self._figures.render(trainer, fresh)
+        values = "  ".join([*([] if left is None else [f"{timedelta(seconds=round(left))} left"]), *([figures] if figures else [])])
         progress, count = self._start(), f"step {step}" + ("" if total is None else f"/{total}")
         if self._training is None:
             self._training = progress.add_task("training", total=total, completed=step, count=count, values=values)

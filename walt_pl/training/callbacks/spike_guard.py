@@ -3,9 +3,10 @@
 import json
 import math
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -14,21 +15,41 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from walt_pl.blocks.transfer import HostCopy
 from walt_pl.data.batch import JointBatch
 from walt_pl.files import write_whole
 from walt_pl.runs.checkpoint import Checkpoint, CheckpointError
 from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA
+from walt_pl.training.callbacks.spike_detector import FLOOR, SpikeDetector
+from walt_pl.training.skipped_step import skip_where, skips_on_device
 from walt_pl.training.strategies.gradients import drop_gradients, gradient_norms
-
-FLOOR = 0.1
-"""Least spread of the logarithm. Without it, a very steady training would have spikes of less than a tenth."""
 
 Policy = Literal["skip", "rollback", "off"]
 
 
 class Diverged(ValueError):
     """A training diverges again and again. The message says what to change."""
+
+
+class BatchFiles(NamedTuple):
+    """The facts of a batch that an incident names."""
+
+    global_batch_index: Tensor
+    paths: list[str]
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """The decision about a step that the device has made, or will make."""
+
+    step: int
+    values: HostCopy
+    """Loss, gradient norm, this rank's loss, and 1 for an incident: float32 [4]."""
+    norms: dict[str, Tensor]
+    files: list[BatchFiles]
+    discriminator: bool
 
 
 class SpikeGuard(L.Callback):
@@ -42,7 +63,11 @@ class SpikeGuard(L.Callback):
 
     Each incident is written to incidents/ in the training folder: the step, the loss and gradient norm, the files and losses of every rank,
     and the gradient norm of each layer. The autoencoder's discriminator is checked for nan and infinite values only. None of its values
-    counts as a spike, since its penalty comes in some steps only. Under a loss scale (precision 16-mixed) the guard is off: there the
+    counts as a spike, since its penalty comes in some steps only.
+
+    Where the optimiser can skip a step on the device (torch's fused Adam and AdamW), the host never waits for the decision: it reads it at
+    the end of the next step, and before a checkpoint is written. Incident files, rollback and the end by too many incidents then come a
+    step later, on every rank alike. Under a loss scale (precision 16-mixed) the guard is off: there the
     scaler skips steps.
 
     Args:
@@ -66,31 +91,45 @@ class SpikeGuard(L.Callback):
         self._history: dict[str, deque[float]] = {name: deque(maxlen=window) for name in ("loss", "gradient norm")}
         self._incidents: list[int] = []
         self._losses: list[Tensor] = []
-        self._batches: list[JointBatch] = []
+        self._files: list[BatchFiles] = []
         self._step = 0
         self._bad = False
+        self._detector: SpikeDetector | None = None
+        self._bad_on_device: Tensor | None = None
+        self._reports: list[StepReport] = []
+        self._rollback_due: int | None = None
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if str(trainer.precision).startswith("16") and self.policy != "off":
             rank_zero_warn(f"the guard is off: with precision {trainer.precision} the loss scaler skips steps that are not numbers")
             self.policy = "off"
+        for writer in (callback for callback in trainer.callbacks if isinstance(callback, Checkpoints)):  # type: ignore[attr-defined]
+            writer.before_save.append(lambda: self._read_reports(trainer))
 
     # ---- Losses and batches of a step ----------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._reset_step(trainer.global_step)
+        self._start_detector(trainer, pl_module)
+
+    def _start_detector(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Decide on the device if every optimiser can skip a step there, else on the host: the one place that chooses."""
+        if self.policy != "off" and _engine(trainer) is None and all(map(skips_on_device, trainer.optimizers)):
+            self._detector = SpikeDetector(self._history.values(), self.window, self.deviations, pl_module.device)
 
     def _reset_step(self, step: int) -> None:
         self._losses = []
-        self._batches = []
+        self._files = []
         self._step = step
         self._bad = False
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: JointBatch, batch_idx: int) -> None:
         if trainer.global_step == getattr(pl_module, "adversarial_start", None):  # from this step on the loss has further terms
+            self._read_reports(trainer)
             self._history["loss"].clear()
             self._history["gradient norm"].clear()
-        self._batches.append(batch)
+            self._start_detector(trainer, pl_module)
+        self._files.append(BatchFiles(batch.global_batch_index, batch.paths, batch.weight))
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         self._losses.append(loss.detach().float())
@@ -103,25 +142,57 @@ class SpikeGuard(L.Callback):
             return
         discriminator = len(trainer.optimizers) > 1 and optimizer is trainer.optimizers[1]
         own, self._losses = torch.stack(self._losses).sum(), []
+        if self._detector is not None:
+            self._decide_on_device(trainer, pl_module, optimizer, own, discriminator)
+            return
         if discriminator and self._bad:  # this batch has been reported already
             drop_gradients(pl_module, _engine(trainer))
             return
-        norms = gradient_norms(pl_module)
-        loss = trainer.strategy.reduce(own.clone(), reduce_op="mean")  # reduce writes into its argument
-        norm = torch.stack(list(norms.values())).norm()
-        seen = dict(zip(self._history, torch.stack([torch.as_tensor(loss), norm]).tolist(), strict=True))
-        if discriminator:
-            why = [f"the discriminator's {name} is {value}" for name, value in seen.items() if not math.isfinite(value)]
-        else:
-            why = [reason for name, value in seen.items() if (reason := self._judge(name, value))]
-            for name, value in seen.items():
-                if math.isfinite(value):
-                    # Spikes are recorded too: the median is robust to them.
-                    self._history[name].append(value)
-        if why:
+        norms, values = _loss_and_norm(trainer, pl_module, own)
+        seen = dict(zip(self._history, values.tolist(), strict=True))
+        if why := self._reasons(seen, discriminator):
             drop_gradients(pl_module, _engine(trainer))
             self._bad = True
-            self._report(trainer, why, seen, float(own), norms)
+            self._report(trainer, self._step, why, seen, float(own), norms, self._files)
+
+    def _decide_on_device(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any, own: Tensor, discriminator: bool) -> None:
+        """Let the device skip the step if it is bad, and read later whether it was."""
+        assert self._detector is not None
+        norms, values = _loss_and_norm(trainer, pl_module, own)
+        if discriminator:
+            assert self._bad_on_device is not None
+            incident = ~values.isfinite().all() & ~self._bad_on_device  # a bad batch is reported once
+            bad = incident | self._bad_on_device
+        else:
+            bad = incident = self._detector.judge(values)
+        self._bad_on_device = bad
+        skip_where(optimizer, bad)
+        report = HostCopy(torch.cat([values, torch.stack([own, incident.float()])]))
+        self._reports.append(StepReport(self._step, report, norms, self._files, discriminator))
+
+    def _read_reports(self, trainer: L.Trainer, before: int | None = None) -> None:
+        """Read the device's decisions about all steps, or those before step `before`, and report incidents; all ranks call it."""
+        while self._reports and (before is None or self._reports[0].step < before):
+            report = self._reports.pop(0)
+            *values, own, incident = report.values.read().tolist()
+            seen = dict(zip(self._history, values, strict=True))
+            why = self._reasons(seen, report.discriminator)
+            if incident:
+                self._rollback_due = report.step if self.policy == "rollback" else None
+                # The device's logarithm may differ in its last bit.
+                why = why or [f"the loss or the gradient norm is at the limit of {self.deviations:g} deviations"]
+                self._report(trainer, report.step, why, seen, own, report.norms, report.files)
+
+    def _reasons(self, seen: dict[str, float], discriminator: bool) -> list[str]:
+        """Return the reasons why a step is bad, and record its values."""
+        if discriminator:
+            return [f"the discriminator's {name} is {value}" for name, value in seen.items() if not math.isfinite(value)]
+        why = [reason for name, value in seen.items() if (reason := self._judge(name, value))]
+        for name, value in seen.items():
+            if math.isfinite(value):
+                # Spikes are recorded too: the median is robust to them.
+                self._history[name].append(value)
+        return why
 
     def _judge(self, name: str, value: float) -> str | None:
         """Return the reason why a value is bad; None if it is not."""
@@ -136,13 +207,21 @@ class SpikeGuard(L.Callback):
         z = (_log(value) - middle) / spread
         return f"the {name} is {value:.4g}, {z:.1f} deviations above the median {math.exp(middle):.4g}" if z > self.deviations else None
 
-    def _report(self, trainer: L.Trainer, why: list[str], seen: dict[str, float], own: float, norms: dict[str, Tensor]) -> None:
-        step = self._step
+    def _report(
+        self,
+        trainer: L.Trainer,
+        step: int,
+        why: list[str],
+        seen: dict[str, float],
+        own: float,
+        norms: dict[str, Tensor],
+        files: list[BatchFiles],
+    ) -> None:
         self._incidents = [*(one for one in self._incidents if one > step - self.window), step]
         over = len(self._incidents) > self.max_incidents
         action = "stopped" if over else {"skip": "skipped", "rollback": "rolled back"}[self.policy]
         path = Path(trainer.default_root_dir) / "incidents" / f"step={step:08d}.json"
-        ranks = _gather_ranks({"loss": own, "files": [_describe_batch(batch) for batch in self._batches]})
+        ranks = _gather_ranks({"loss": own, "files": [_describe_batch(batch) for batch in files]})
         if trainer.is_global_zero:
             layers = dict(
                 sorted(_norms_by_layer(norms).items(), key=lambda item: item[1] if item[1] == item[1] else math.inf, reverse=True)
@@ -168,9 +247,18 @@ class SpikeGuard(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if trainer.global_step == self._step:  # gradients are still being accumulated
             return
-        if self._bad and self.policy == "rollback":
+        if self._detector is not None:
+            is_last = trainer.global_step == trainer.max_steps or trainer.should_stop or trainer.is_last_batch
+            self._read_reports(trainer, None if is_last else self._step)
+        # A report that was read early, for a checkpoint, changes nothing: else a training would depend on when it was stopped.
+        is_due = self._rollback_due is not None and self._rollback_due < self._step
+        if is_due or (self._bad and self.policy == "rollback"):
+            self._rollback_due = None
             self._roll_back(trainer, pl_module)
         self._reset_step(trainer.global_step)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._read_reports(trainer)
 
     def _roll_back(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         good = trainer.strategy.broadcast(_last_good(trainer) if trainer.is_global_zero else None)
@@ -193,16 +281,25 @@ class SpikeGuard(L.Callback):
     # ---- On disk -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": {name: list(known) for name, known in self._history.items()}, "incidents": list(self._incidents)}
+        due = {} if self._rollback_due is None else {"rollback_due": self._rollback_due}
+        return {"history": {name: list(known) for name, known in self._history.items()}, "incidents": list(self._incidents), **due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name, known in state_dict["history"].items():
             self._history[name] = deque(known, maxlen=self.window)
         self._incidents = list(state_dict["incidents"])
+        self._rollback_due = state_dict.get("rollback_due")
 
 
 def _log(value: float) -> float:
     return math.log(max(value, 1e-12))
+
+
+def _loss_and_norm(trainer: L.Trainer, pl_module: L.LightningModule, own: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the gradient norm of each weight, and loss and norm over all ranks and weights, [2]; all ranks call it."""
+    norms = gradient_norms(pl_module)
+    loss = trainer.strategy.reduce(own.clone(), reduce_op="mean")  # reduce writes into its argument
+    return norms, torch.stack([torch.as_tensor(loss), torch.stack(list(norms.values())).norm()])
 
 
 def _engine(trainer: L.Trainer) -> Any:
@@ -236,7 +333,7 @@ def _gather_ranks(own: dict[str, Any]) -> list[dict[str, Any]]:
     return everyone
 
 
-def _describe_batch(batch: JointBatch) -> list[dict[str, Any]]:
+def _describe_batch(batch: BatchFiles) -> list[dict[str, Any]]:
     rows = zip(batch.global_batch_index.tolist(), batch.paths, batch.weight.tolist(), strict=True)
     return [{"global_batch_index": index, "path": path, "read": bool(weight)} for index, path, weight in rows]
 

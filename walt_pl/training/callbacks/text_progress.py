@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 
+from walt_pl.training.figures import Figures
 from walt_pl.training.pace import Pace
 
 
@@ -23,6 +24,7 @@ class TextProgress(L.Callback):
         self._printed = 0.0
         self._last = 0
         self._pace: Pace | None = None
+        self._figures = Figures()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._pace = Pace(trainer, time.monotonic())
@@ -48,5 +50,5 @@ class TextProgress(L.Callback):
         total, seconds = self._pace.total, self._pace.seconds_left(now)
         end = "" if total is None else f"/{total}"
         left = "" if seconds is None else f"  {timedelta(seconds=round(seconds))} left"
-        values = "  ".join(f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items() if name != "v_num")
+        values = self._figures.render(trainer, fresh=True)  # waits for the GPU, as rarely as a line is printed
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  step {step}{end}  {pace:.2f} s a step{left}  {values}", flush=True)
