@@ -38,6 +38,7 @@ from walt_pl.models.losses import (
     squared_error,
 )
 from walt_pl.models.vae import VAE, Posterior, VAEConfig
+from walt_pl.training.compiled_blocks import CompileChoice
 
 ENCODED_AT_ONCE = 4
 """Clips that are encoded at once for the latent statistics: as many as a GPU's memory holds in training."""
@@ -88,7 +89,8 @@ class VAEStage(L.LightningModule):
         gradient_clip_val: largest gradient norm of the autoencoder; null for none.
         seed: seed of every random draw of the training.
         statistics_batches: training batches that the latent statistics are measured on at the end.
-        compile: torch.compile encoder and decoder; the first steps are slow, and it needs a C++ compiler.
+        compile: true for torch.compile of encoder and decoder as a whole, which takes minutes for each size of clips. auto, as false,
+            does not compile: the layers have fused functions of their own.
     """
 
     kind = "vae"
@@ -120,15 +122,14 @@ class VAEStage(L.LightningModule):
         gradient_clip_val: float | None = 1.0,
         seed: int = 0,
         statistics_batches: int = 64,
-        compile: bool = False,
+        compile: CompileChoice = "auto",
     ) -> None:
         super().__init__()
         # Two optimisers alternate, so this module orders their steps itself.
         self.automatic_optimization = False
         self.vae = VAE(vae)
-        if compile:
-            # Compile in place, so that checkpoints and artifacts keep their keys. The discriminator's penalty is differentiated twice,
-            # so it is not compiled.
+        if compile is True:
+            # In place, so that checkpoints keep their keys. The discriminator is not compiled: its penalty is differentiated twice.
             self.vae.encoder.compile()
             self.vae.decoder.compile()
         self.discriminator = Discriminator(discriminator) if adversarial_weight else None
