@@ -14,6 +14,7 @@ from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.text.caption_words import WORDS
 from walt_pl.text.features import encoder_section
 from walt_pl.text.small_encoder import VOCABULARY, PretrainedTextConfig, SmallTextConfig, SmallTextEncoder, TextEncoder
+from walt_pl.training.compiled_blocks import CompileChoice
 
 
 class BaseStage(LatentDiffusion):
@@ -38,7 +39,7 @@ class BaseStage(LatentDiffusion):
         gradient_clip_val: float | None = 1.0,
         seed: int = 0,
         preview_steps: int = 20,
-        compile: bool = False,
+        compile: CompileChoice = "auto",
     ) -> None:
         super().__init__(
             denoiser,

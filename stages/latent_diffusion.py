@@ -35,6 +35,7 @@ from walt_pl.runs.checkpoint import read_state
 from walt_pl.sampling.stage_sampler import StageSampler, text_condition
 from walt_pl.text.features import HASHES, CachedTextEncoder, encoder_sha256
 from walt_pl.text.small_encoder import PretrainedTextConfig, TextEncoder
+from walt_pl.training.compiled_blocks import CompileChoice, compile_blocks, is_compiled, pad_text
 from walt_pl.training.strategies.zero import ZeROStrategy
 
 VALIDATION_TIMESTEPS = range(50, 1000, 100)
@@ -59,7 +60,8 @@ class LatentDiffusion(L.LightningModule):
         gradient_clip_val: largest gradient norm; null for none.
         seed: seed of every random draw of the training.
         preview_steps: sampling steps of the previews.
-        compile: torch.compile the denoiser's layers; the first steps are slow, and it needs a C++ compiler.
+        compile: torch.compile each layer of the denoiser: auto on GPUs, except with ZeRO 3; true on CPUs, too, where it needs a C++
+            compiler. The first step of each kind takes seconds longer (speed/compile_seconds).
     """
 
     kind = "base"
@@ -76,7 +78,7 @@ class LatentDiffusion(L.LightningModule):
         gradient_clip_val: float | None = 1.0,
         seed: int = 0,
         preview_steps: int = 20,
-        compile: bool = False,
+        compile: CompileChoice = "auto",
     ) -> None:
         super().__init__()
         if denoiser.frame_prediction == 1 and diffusion.guidance.scale != 1:
@@ -85,10 +87,8 @@ class LatentDiffusion(L.LightningModule):
                 "trains the unconditional branch, which has no context: set the scale to 1, or model.denoiser.frame_prediction below 1"
             )
         self.denoiser = Denoiser(denoiser)
-        if compile:
-            # Compile layer by layer, so that equal layers share their code. Compile in place, so that checkpoints keep their keys.
-            for block in self.denoiser.blocks:
-                block.compile()
+        self.compile_choice: CompileChoice = compile
+        self.compiled = False
         self.diffusion = diffusion
         self.path = diffusion.path()
         self.optimizer = optimizer
@@ -116,6 +116,9 @@ class LatentDiffusion(L.LightningModule):
             self._normalizer = LatentNormalizer.choose(
                 artifact.card, self.denoiser.config.latent_channels, self.diffusion.normalize_latents
             )
+        self.compiled = is_compiled(self.compile_choice, self.trainer.strategy)  # here, since the strategy knows the device
+        if self.compiled:
+            compile_blocks(self.denoiser.blocks)
         if self.denoiser.config.num_classes and stage == "fit":
             self.classes = self.trainer.datamodule.classes()  # type: ignore[attr-defined]
 
@@ -250,7 +253,9 @@ class LatentDiffusion(L.LightningModule):
         classes = self.denoiser.config.num_classes
         if classes and not bool(((labels >= 0) & (labels < classes)).all()):
             raise ValueError(f"labels must be 0 .. {classes - 1} (denoiser.num_classes), got {labels.tolist()}; see the index column label")
-        return text_condition(self.text_encoder, captions, to_device(labels, condition_kept.device), layout, condition_kept)
+        labels = to_device(labels, condition_kept.device)
+        condition = text_condition(self.text_encoder, captions, labels, layout, condition_kept)
+        return pad_text(condition) if self.compiled else condition
 
     def frame_weight(self, batch: JointBatch, condition: Condition) -> Tensor:
         """Return the weight of each frame in the loss, [f]: 0 for unreadable samples and for context frames."""

@@ -17,6 +17,7 @@ from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.sampling.stage_sampler import with_low_res
 from walt_pl.text.features import recorded_encoder
 from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder, trained_text_encoder
+from walt_pl.training.compiled_blocks import CompileChoice
 
 
 class SuperResolutionStage(LatentDiffusion):
@@ -45,7 +46,7 @@ class SuperResolutionStage(LatentDiffusion):
         gradient_clip_val: float | None = 1.0,
         seed: int = 0,
         preview_steps: int = 20,
-        compile: bool = False,
+        compile: CompileChoice = "auto",
     ) -> None:
         super().__init__(
             denoiser,

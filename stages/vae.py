@@ -1,6 +1,6 @@
 """Stage one: the autoencoder, on videos and images in the same step (docs/METHOD.md, section 2)."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
+from stages.latent_statistics import latent_statistics, latent_sums, training_latents
 from stages.optimisation import (
     GROUPS,
     LRSchedule,
@@ -24,7 +25,6 @@ from walt_pl.blocks.transfer import HostCopy, to_device
 from walt_pl.data.batch import JointBatch, first_videos
 from walt_pl.diffusion.rng import PerSampleRNG
 from walt_pl.metrics.frames import psnr
-from walt_pl.models.autoencoder import Autoencoder
 from walt_pl.models.discriminator import Discriminator, DiscriminatorConfig
 from walt_pl.models.losses import (
     DiscriminatorPause,
@@ -39,10 +39,8 @@ from walt_pl.models.losses import (
     squared_error,
 )
 from walt_pl.models.vae import VAE, Posterior, VAEConfig
+from walt_pl.training.compiled_blocks import CompileChoice
 from walt_pl.training.skipped_step import take_step
-
-ENCODED_AT_ONCE = 4
-"""Clips that are encoded at once for the latent statistics: as many as a GPU's memory holds in training."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,8 @@ class VAEStage(L.LightningModule):
         gradient_clip_val: largest gradient norm of the autoencoder; null for none.
         seed: seed of every random draw of the training.
         statistics_batches: training batches that the latent statistics are measured on at the end.
-        compile: torch.compile encoder and decoder; the first steps are slow, and it needs a C++ compiler.
+        compile: true for torch.compile of encoder and decoder as a whole, which takes minutes for each size of clips. auto, as false,
+            does not compile: the layers have fused functions of their own.
     """
 
     kind = "vae"
@@ -122,15 +121,14 @@ class VAEStage(L.LightningModule):
         gradient_clip_val: float | None = 1.0,
         seed: int = 0,
         statistics_batches: int = 64,
-        compile: bool = False,
+        compile: CompileChoice = "auto",
     ) -> None:
         super().__init__()
         # Two optimisers alternate, so this module orders their steps itself.
         self.automatic_optimization = False
         self.vae = VAE(vae)
-        if compile:
-            # Compile in place, so that checkpoints and artifacts keep their keys. The discriminator's penalty is differentiated twice,
-            # so it is not compiled.
+        if compile is True:
+            # In place, so that checkpoints keep their keys. The discriminator is not compiled: its penalty is differentiated twice.
             self.vae.encoder.compile()
             self.vae.decoder.compile()
         self.discriminator = Discriminator(discriminator) if adversarial_weight else None
@@ -400,41 +398,6 @@ class VAEStage(L.LightningModule):
     def _training_latents(self) -> Iterator[Tensor]:
         loader = self.trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         return training_latents(self.vae, loader, self.statistics_batches, self.device)
-
-
-@torch.no_grad()
-def training_latents(vae: Autoencoder, loader: Iterable[JointBatch], batches: int, device: torch.device) -> Iterator[Tensor]:
-    """Yield the posterior means of the first `batches` training batches, a few clips at a time. Images are one-frame clips."""
-    for _, batch in zip(range(batches), loader, strict=False):
-        cut = len(batch.videos)
-        for x in (batch.videos[batch.weight[:cut] > 0], batch.images[batch.weight[cut:] > 0]):
-            if len(x):
-                yield from (vae.encode(few.to(device)).mean for few in x.split(ENCODED_AT_ONCE))
-
-
-def latent_sums(latents: Iterable[Tensor], channels: int) -> Tensor:
-    """Return sum, sum of squares and count of each channel of clips [b c t h w], float64 [3 c]. Sums of several ranks can be added."""
-    total = torch.zeros(3, channels, dtype=torch.float64)
-    for z in latents:
-        flat = z.movedim(1, 0).flatten(1).double().cpu()
-        total += torch.stack([flat.sum(dim=1), flat.square().sum(dim=1), torch.full((len(flat),), float(flat.shape[1])).double()])
-    return total
-
-
-def latent_statistics(sums: Tensor) -> dict[str, list[float]]:
-    """Return mean and standard deviation of each channel.
-
-    Args:
-        sums: from `latent_sums`, [3 c].
-
-    Raises:
-        ValueError: the sums contain no clip.
-    """
-    if not bool(sums[2].all()):
-        raise ValueError("model.statistics_batches: the training data has no clip that can be read to measure the latents on")
-    mean = sums[0] / sums[2]
-    std = (sums[1] / sums[2] - mean.square()).clamp(min=1e-12).sqrt()
-    return {"mean": mean.tolist(), "std": std.tolist()}
 
 
 def _record_gradients(clips: list[Tensor], squares: list[Tensor]) -> list[Tensor]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from stages.latent_diffusion import LatentDiffusion
 from walt_pl.blocks.frames import FrameLayout
@@ -13,7 +13,7 @@ from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.objective import TrainingDraws, denoising_error, self_conditioning_pass
 from walt_pl.diffusion.path import add_noise
 from walt_pl.diffusion.schedule import NoiseSchedule
-from walt_pl.models.denoiser import DenoiserConfig
+from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 
 LAYOUT = FrameLayout(videos=2, frames=3, images=2)
 SHAPE = (LAYOUT.total_frames, 2, 4, 4)
@@ -83,26 +83,44 @@ def test_denoising_error_passes_noisy_latents_and_timesteps_to_the_network() -> 
     assert torch.equal(call.x[:3], noise(1)[:3]), "level 999 is pure noise"
 
 
-@pytest.mark.parametrize("drawn", [[True, False, True, False], [False, False, False, True], [True] * 4, [False, True, False, False]])
-def test_self_conditioning_pass_runs_only_selected_samples(drawn: list[bool]) -> None:
+@pytest.mark.parametrize("drawn", [[True, False, True, False], [False, False, False, True], [True] * 4, [False] * 4])
+def test_self_conditioning_pass_runs_all_samples_and_keeps_the_selected_estimates(drawn: list[bool]) -> None:
+    """Its shapes do not depend on the draws: nothing is compiled anew, and all ranks of ZeRO 3 gather the same weights."""
     rows = torch.tensor(drawn)
     frames = LAYOUT.per_frame(rows)
-    # Of videos and of images at least one is run.
-    run = torch.tensor([drawn[0] or not any(drawn[:2]), drawn[1], drawn[2] or not any(drawn[2:]), drawn[3]])
     fake = FakeDenoiser()
     denoising_error(fake, SCHEDULE, noise(0), condition(), draws(rows))
     first, second = fake.calls
     xt = second.x
-    # The first pass: those rows alone, at the same level, with zeros as estimate.
-    assert first.estimate is None
-    assert torch.equal(first.x, xt[LAYOUT.per_frame(run)]) and torch.equal(first.timestep, STEP[run])
-    assert first.condition.layout == LAYOUT.select(run)
-    assert first.condition.labels is not None and torch.equal(first.condition.labels, torch.arange(4)[run])
-    # The second: everything, with the clean latent of the first where it was drawn and zeros elsewhere.
+    # The first pass: everything, at the same level, with zeros as estimate.
+    assert first.estimate is None and torch.equal(first.x, xt) and torch.equal(first.timestep, STEP)
+    assert first.condition.layout == LAYOUT
+    # The second: the clean latent of the first where it was drawn and zeros elsewhere.
     assert second.condition.layout == LAYOUT and second.estimate is not None
     assert torch.equal(second.estimate[~frames], torch.zeros_like(xt[~frames]))
     clean = SCHEDULE.predict_x0(xt[frames], 0.5 * xt[frames], LAYOUT.per_frame(STEP)[frames])
     assert torch.equal(second.estimate[frames], clean)
+    assert rows.tolist() == drawn, "the draws themselves stay as they are"
+
+
+def test_self_conditioning_pass_gives_the_estimates_of_a_pass_of_the_selected_samples_alone() -> None:
+    denoiser = Denoiser(DenoiserConfig(8, 2, num_heads=2, latent_channels=2, size=(3, 4, 4), window_size=(3, 2, 2), num_classes=4))
+    for number, parameter in enumerate(denoiser.parameters()):
+        nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(number))
+    rows = torch.tensor([False, True, True, False])
+    frames = LAYOUT.per_frame(rows)
+    estimate = self_conditioning_pass(denoiser, SCHEDULE, noise(5), condition(), draws(rows))
+    few = Condition(FrameLayout(1, 3, 1), torch.ones(2, dtype=torch.bool), labels=torch.tensor([1, 2]))
+    alone = self_conditioning_pass(
+        denoiser, SCHEDULE, noise(5)[frames], few, TrainingDraws(STEP[rows], noise(1)[frames], torch.ones(2, dtype=torch.bool))
+    )
+    assert estimate is not None and alone is not None and not estimate[~frames].any()
+    torch.testing.assert_close(estimate[frames], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_self_conditioning_pass_drops_infinite_estimates_of_samples_that_are_not_selected() -> None:
+    estimate = self_conditioning_pass(FakeDenoiser(torch.tensor(torch.inf)), SCHEDULE, noise(5), condition(), draws(NOBODY))
+    assert estimate is not None and not estimate.any()
 
 
 def test_self_conditioning_pass_gives_context_frames_themselves() -> None:
@@ -120,27 +138,6 @@ def test_self_conditioning_pass_is_skipped_without_self_conditioning() -> None:
     assert self_conditioning_pass(fake, SCHEDULE, noise(0), condition(), draws()) is None
     denoising_error(fake, SCHEDULE, noise(0), condition(), draws())
     assert len(fake.calls) == 1 and fake.calls[0].estimate is None
-
-
-def test_self_conditioning_pass_of_nobody_runs_one_video_and_one_image() -> None:
-    """All ranks of a sharded model make the same passes: ZeRO 3 gathers other weights for videos than for images."""
-    fake = FakeDenoiser()
-    denoising_error(fake, SCHEDULE, noise(0), condition(), draws(NOBODY))
-    assert len(fake.calls) == 2 and fake.calls[0].condition.layout == FrameLayout(videos=1, frames=3, images=1)
-    estimate = fake.calls[1].estimate
-    assert estimate is not None and not estimate.any()
-    assert not NOBODY.any(), "the draws themselves stay as they are"
-
-
-@pytest.mark.parametrize("layout", [FrameLayout(2, 3, 0), FrameLayout(0, 3, 2)], ids=["videos", "images"])
-def test_self_conditioning_pass_of_videos_or_images_alone_runs_one_sample(layout: FrameLayout) -> None:
-    fake, nobody = FakeDenoiser(), torch.zeros(2, dtype=torch.bool)
-    given = Condition(layout, torch.ones(2, dtype=torch.bool))
-    estimate = self_conditioning_pass(
-        fake, SCHEDULE, noise(5)[: layout.total_frames], given, TrainingDraws(STEP[:2], noise(1)[: layout.total_frames], nobody)
-    )
-    assert [call.condition.layout.num_samples for call in fake.calls] == [1]
-    assert estimate is not None and not estimate.any()
 
 
 def test_self_conditioning_pass_has_no_gradient() -> None:

@@ -114,7 +114,7 @@ def train_without_loop(module: L.LightningModule, total_batch_idx: int = 0, worl
         logged[name] = Logged(float(value), options)
 
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=total_batch_idx))
-    strategy = SimpleNamespace(reduce=reduced or (lambda value, reduce_op: value))
+    strategy = SimpleNamespace(reduce=reduced or (lambda value, reduce_op: value), root_device=torch.device("cpu"))
     module._trainer = SimpleNamespace(fit_loop=loop, strategy=strategy, world_size=world_size)  # type: ignore[assignment]
     module.log = log  # type: ignore[method-assign, assignment]
     return logged

@@ -49,6 +49,7 @@ def vae(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def ready(vae: str, config: DenoiserConfig = CONFIG, **settings: Any) -> LatentDiffusion:
     stage = build_stage(LatentDiffusion, config, vae=vae, **settings)
+    train_without_loop(stage)
     stage.setup("fit")
     return stage
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from stages.base import BaseStage
+from stages.latent_statistics import latent_statistics, latent_sums
 from stages.optimisation import learning_rate
 from stages.super_resolution import SuperResolutionStage
-from stages.vae import VAEStage, latent_statistics, latent_sums
+from stages.vae import VAEStage
 from tests.helpers.environment import SetDtype
 from walt_pl.blocks.frames import FrameLayout
 from walt_pl.data.batch import JointBatch, first_videos

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.vae import training_latents
+from stages.latent_statistics import training_latents
 from tests.helpers.tiny_vae import frozen, sgd, tiny_batch, tiny_stage, train
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.rng import PerSampleRNG

@@ -119,7 +119,7 @@ def _check_index(index: Path | None, kind: str) -> None:
 def _latents(model: tuple[dict[str, torch.Tensor], Any], described: dict[str, Any], index: Path, state: Path) -> dict[str, list[float]]:
     """Measure latent statistics on an index, as training does at its end. Only numbers of the description are used."""
     # The import is here, since the help of `fit` lists every stage that is already imported.
-    from stages.vae import latent_statistics, latent_sums, training_latents
+    from stages.latent_statistics import latent_statistics, latent_sums, training_latents
 
     config, where = described["train_config"], str(state)
     data = JointData(index=str(index), **clip_arguments(config, where))

@@ -40,6 +40,7 @@ from walt_pl.runs.checkpoint import STATE, Checkpoint, steps
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import ManifestError, parents_of
 from walt_pl.training.callbacks.checkpoints import Checkpoints
+from walt_pl.training.callbacks.compile_time import CompileTime
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.callbacks.export import ExportArtifact
 from walt_pl.training.callbacks.hyperparameters import Hyperparameters
@@ -405,6 +406,7 @@ class WaltCLI(LightningCLI):
             first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config, again, self.manifest.experiment, rescue))
         if self.subcommand == "fit":
             extra += [
+                CompileTime(),
                 Hyperparameters(),
                 Reseed(self.options.model.init_args.seed),
                 RecordTask(task_settings(self.options), self.parents),

@@ -51,8 +51,10 @@ def self_conditioning_pass(
 ) -> Tensor | None:
     """Return the clean latents that a first pass predicts.
 
-    Run only the selected samples. If no video (or no image) was selected, run one and discard the result: under ZeRO-3 all ranks must
-    gather the same weights in the same order, and videos need other ones than images.
+    All samples are run, and the estimates of those that are not selected are replaced by zeros. So the pass has the shapes of every
+    other one: nothing is compiled anew, the device waits for no count, and under ZeRO-3 all ranks gather the same weights. With
+    probability p of selection it costs 1 / p times the selected samples alone; a step, of about 3 + p such passes, becomes
+    (1 - p) / (3 + p) longer: 3 % at 0.9, 14 % at 0.5.
 
     Args:
         denoise: the network.
@@ -67,14 +69,7 @@ def self_conditioning_pass(
     if draws.self_condition is None:
         return None
     layout = condition.layout
-    rows = draws.self_condition.clone()
-    for first, end in ((0, layout.videos), (layout.videos, layout.num_samples)):
-        if end > first:
-            rows[first] |= not bool(rows[first:end].any())
-    frames = layout.per_frame(rows)
-    selected = condition.select(rows)
-    output = denoise(xt[frames], draws.timestep[rows], selected, None)
-    estimate = torch.zeros_like(xt)
-    estimate[frames] = selected.fill_context(path.predict_x0(xt[frames], output.float(), layout.per_frame(draws.timestep)[frames]))
-    estimate[~layout.per_frame(draws.self_condition)] = 0
-    return estimate
+    output = denoise(xt, draws.timestep, condition, None)
+    estimate = condition.fill_context(path.predict_x0(xt, output.float(), layout.per_frame(draws.timestep)))
+    # Not a product: an infinite value of a sample that is not selected would become nan.
+    return estimate.masked_fill(~layout.per_frame(draws.self_condition)[:, None, None, None], 0)
