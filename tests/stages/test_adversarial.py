@@ -194,7 +194,7 @@ def test_discriminator_gradient_norm_is_clipped_where_asked() -> None:
 def test_experiment_vae_has_the_published_loss_weights() -> None:
     """docs/METHOD.md, section 2.8: MAGVIT's, and neither a pause nor a limit of the discriminator's gradients."""
     stages = [stage for config in FULL_SIZE if isinstance(stage := planned("--config", str(config)).model, VAEStage)]
-    assert len(stages) == 5
+    assert len(stages) == 6
     wanted = {
         "reconstruction_weight": 5.0,
         "perceptual_weight": 0.1,

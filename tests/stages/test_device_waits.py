@@ -26,7 +26,7 @@ STEPS = 4
 TEXT = SmallTextConfig(width=8, depth=1, num_heads=2, vocab_size=64, max_length=8)
 # Self-conditioning chooses rows; tests/diffusion has its pass.
 DENOISER = DenoiserConfig(
-    width=8, depth=2, num_heads=2, latent_channels=2, size=(3, 4, 4), window_size=(3, 2, 2), frame_prediction=0.5, self_conditioning=0.0
+    width=8, depth=2, num_heads=2, latent_channels=2, size=(3, 4, 4), window_size=(3, 2, 2), frame_prediction=0.5, self_conditioning=0.9
 )
 
 
