@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from walt_pl.blocks.pad_front import pad_front
+
 NormName = Literal["group", "layer"]
 
 
@@ -118,9 +120,7 @@ def plain_norm_silu_pad(
     if modulation is not None:
         scale, shift = modulation.repeat()
         y = torch.addcmul(shift, y, 1 + scale)
-    y = (F.silu(y) if activation else y).to(dtype)
     if past:
-        front = y[:, :, :1].expand(-1, -1, past, -1, -1) if before is None else before.to(dtype)
-        # Without the copy, `cat` returns another layout: the expanded frames have a stride of 0.
-        y = torch.cat([front.contiguous(memory_format=torch.channels_last_3d), y], dim=2)
+        return pad_front(y, past, before, activation, dtype)
+    y = (F.silu(y) if activation else y).to(dtype)
     return y.contiguous(memory_format=torch.channels_last_3d)
