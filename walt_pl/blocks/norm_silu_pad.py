@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 from walt_pl.blocks.pad_front import pad_front
@@ -30,9 +30,10 @@ class Modulation:
 
     def repeat(self) -> tuple[Tensor, Tensor]:
         """Return scale and shift of each position, 2 x [b c t h w]."""
-        repeated = self.scale_shift
-        for dim, factor in zip((2, 3, 4), self.factors, strict=True):
-            repeated = repeated.repeat_interleave(factor, dim=dim) if factor > 1 else repeated
+        ft, fh, fw = self.factors
+        # In the order of memory, channels last: a norm's output would take another layout from it.
+        last = repeat(self.scale_shift, "b c t h w -> b (t ft) (h fh) (w fw) c", ft=ft, fh=fh, fw=fw)
+        repeated = rearrange(last, "b t h w c -> b c t h w")
         scale, shift = repeated[:, :, self.skip :].chunk(2, dim=1)
         return scale, shift
 
