@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +76,9 @@ def convolution_seconds(found: Convolutions, device: torch.device) -> float:
     """Return the seconds of the convolutions alone, with their inputs as they were and weights already cast."""
     total = 0.0
     for function, args, kwargs in found.calls:
-        args = tuple(value.to(compute_dtype(device)) if isinstance(value, Tensor) else value for value in args)
-        function(*args, **kwargs)
-        total += seconds(lambda args=args: function(*args, **kwargs), device)  # type: ignore[misc]
+        call = partial(function, *(x.to(compute_dtype(device)) if isinstance(x, Tensor) else x for x in args), **kwargs)
+        call()
+        total += seconds(call, device)
     return total
 
 
@@ -170,9 +171,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(17, 128), metavar=("FRAMES", "SIDE"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", default=["ours", "ours_light", "wan", "cogvideox"])
-    parser.add_argument(
-        "--quick", action="store_true", help="small models and a clip of 5 frames of 32 x 32, in seconds: a test of the code"
-    )
+    parser.add_argument("--quick", action="store_true", help="small models, a clip of 5x32x32, one round: a test of the code")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.size, arguments.rounds = (5, 32), 1

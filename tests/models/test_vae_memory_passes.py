@@ -38,9 +38,8 @@ class LayoutChanges(TorchDispatchMode):
             self.convolutions += 1
             x, weight = args[:2]
             last = torch.channels_last_3d if x.dim() == 5 else torch.channels_last
-            self.found["convolution of another layout"] += not (
-                x.is_contiguous(memory_format=last) and out.is_contiguous(memory_format=last)
-            )
+            kept = x.is_contiguous(memory_format=last) and out.is_contiguous(memory_format=last)
+            self.found["convolution of another layout"] += not kept
             self.found["kernel of another layout"] += not weight.is_contiguous(memory_format=last)
         return out
 
