@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers.poison import poisoned_memory
 from walt_pl.models.discriminator import BlurPool, Conv3x3x3, Discriminator, DiscriminatorConfig
+from walt_pl.models.losses import r1_penalty
 
 TINY = DiscriminatorConfig(width=4, channel_multipliers=(2, 2), size=(8, 12))
 
@@ -119,3 +121,80 @@ def test_discriminator_convolution_of_one_frame_is_2d(monkeypatch: pytest.Monkey
     """In bfloat16 on CPUs with AMX, torch 2.14's 3D convolution of one frame of 3 channels returns uninitialised memory."""
     monkeypatch.setattr(F, "conv3d", None)
     assert Conv3x3x3(3, 4)(torch.zeros(2, 3, 1, 6, 8)).shape == (2, 4, 1, 6, 8)
+
+
+def blur_of_slices(x: torch.Tensor) -> torch.Tensor:
+    """The definition, axis by axis."""
+    for dim in (2, 3, 4):
+        size = x.shape[dim]
+        before, after = (torch.arange(size).add(step).clamp(0, size - 1) for step in (-1, 1))
+        x = (x.index_select(dim, before) + x.index_select(dim, after)) / 4 + x / 2
+        x = x.index_select(dim, torch.arange(0, size, 2))
+    return x
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 12), (5, 8, 12), (4, 7, 5), (2, 1, 1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+def test_blur_pool_equals_its_definition(shape: tuple[int, int, int], dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, *shape).to(dtype).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    y = BlurPool()(x)
+    assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last_3d)
+    wanted_input = x.detach().double().requires_grad_()
+    wanted = blur_of_slices(wanted_input)
+    torch.testing.assert_close(y.double(), wanted, rtol=tolerance, atol=tolerance)
+    g = torch.randn_like(y)
+    gradients = torch.autograd.grad(y, x, g)[0], torch.autograd.grad(wanted, wanted_input, g.double())[0]
+    torch.testing.assert_close(gradients[0].double(), gradients[1], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("frames", [1, 4, 5])
+def test_discriminator_r1_gradients_equal_those_with_the_blur_of_slices(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The penalty differentiates the gradient of the logits once more."""
+    torch.manual_seed(0)
+    discriminator = Discriminator(TINY).double()
+    x = torch.randn(2, 3, frames, 8, 12, dtype=torch.float64)
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        clip = x.clone().requires_grad_()
+        penalty = r1_penalty(clip, discriminator(clip)).sum()
+        return torch.autograd.grad(penalty, [p for p in discriminator.parameters() if p.dim() > 1])
+
+    found = gradients()
+    assert all(bool(g.any()) for g in found)
+    monkeypatch.setattr(BlurPool, "forward", lambda _, x: blur_of_slices(x))
+    torch.testing.assert_close(found, gradients(), rtol=1e-9, atol=1e-12)
+
+
+class LayoutChanges(TorchDispatchMode):
+    """Lists operations on activations of a batch that leave channels-last, but for maps of at most `last` positions."""
+
+    def __init__(self, batch: int, last: int) -> None:
+        super().__init__()
+        self.batch = batch
+        self.last = last
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        for y in out if isinstance(out, list | tuple) else [out]:
+            if isinstance(y, torch.Tensor) and y.dim() in (4, 5) and len(y) == self.batch and y.shape[3:].numel() > self.last:
+                layout = torch.channels_last if y.dim() == 4 else torch.channels_last_3d
+                if y.is_contiguous() and not y.is_contiguous(memory_format=layout):
+                    self.found.append(str(func))
+        return out
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_discriminator_keeps_channels_last_in_every_pass(frames: int) -> None:
+    """Forward, backward and the penalty's second derivative, but for the last map: the linear layer reads that in the order of its weights.
+
+    In bfloat16, since oneDNN computes all of its convolutions. For float32 it depends on the number of threads.
+    """
+    discriminator = Discriminator(DiscriminatorConfig(width=8, channel_multipliers=(2, 2), size=(16, 16)))
+    x = torch.randn(3, 3, frames, 16, 16).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    with LayoutChanges(batch=3, last=16) as changes, torch.autocast("cpu", torch.bfloat16):
+        logits = discriminator(x)
+        (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
+        (logits.sum() + slope.square().sum()).backward()
+    assert changes.found == []

@@ -4,6 +4,8 @@ The causal convolutions of the autoencoder wait for a normalised input with fram
 `cat`, no change of layout and no float32 copy of the activations.
 """
 
+import functools
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,11 +63,11 @@ def norm_silu_pad(
         x: output of the previous convolution, [b c t h w], best in channels_last_3d memory.
         norm: "group" is GroupNorm of each frame alone (the network is causal), "layer" is LayerNorm over the channels of each position.
         weight: gain [c] of the norm; None for 1.
-        bias: offset [c] of the norm; None for 0.
+        bias: offset [c] of the norm; given with `weight` or not at all.
         groups: of "group".
         eps: added to the variance.
         conv_bias: bias [c] of the previous convolution, if that convolution did not add it; None for 0.
-        modulation: scale and shift of the adaptive norm; None for none.
+        modulation: scale and shift of an adaptive norm, in place of weight and bias.
         activation: apply SiLU.
         past: frames in front of the output.
         before: values of those frames [b c past h w], cached from the output of the chunk before; None repeats the first output frame.
@@ -74,7 +76,9 @@ def norm_silu_pad(
         [b c past+t h w] in channels_last_3d memory.
     """
     assert before is None or before.shape[2] == past, "the cache holds another number of frames than the convolution wants"
-    return plain_norm_silu_pad(
+    assert (weight is None) == (bias is None) and (weight is None or modulation is None), "weight and bias, or a modulation, or nothing"
+    compute = triton_norm_silu_pad if _takes_triton(x) else plain_norm_silu_pad
+    return compute(
         x,
         norm=norm,
         weight=weight,
@@ -89,6 +93,31 @@ def norm_silu_pad(
     )
 
 
+def _takes_triton(x: Tensor) -> bool:
+    """Return whether the kernels compute this: on CUDA, in the dtypes they know, where Triton compiles."""
+    return x.is_cuda and x.dtype in (torch.float32, torch.float16, torch.bfloat16) and triton_compiles()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def triton_compiles() -> bool:
+    """Return whether the kernels compile and run on this machine's GPU; warn once if they do not."""
+    return _probe()
+
+
+@functools.cache
+def _probe() -> bool:
+    try:
+        x = torch.ones(1, 32, 1, 2, 2, device="cuda", requires_grad=True)
+        with torch.enable_grad(), torch.autocast("cuda", enabled=False):
+            y = triton_norm_silu_pad(x, norm="group")
+            torch.autograd.grad(y.sum(), x)
+        torch.cuda.synchronize()
+    except Exception as problem:  # a compiler, driver or GPU that Triton does not know fails in many ways, and PyTorch computes the same
+        warnings.warn(f"Triton does not compile the autoencoder's norms here ({problem!r}); PyTorch's slower ones are used", stacklevel=2)
+        return False
+    return True
+
+
 def output_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype that the following convolution computes in."""
     return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
@@ -98,15 +127,15 @@ def plain_norm_silu_pad(
     x: Tensor,
     *,
     norm: NormName,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    groups: int,
-    eps: float,
-    conv_bias: Tensor | None,
-    modulation: Modulation | None,
-    activation: bool,
-    past: int,
-    before: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    groups: int = 32,
+    eps: float = 1e-6,
+    conv_bias: Tensor | None = None,
+    modulation: Modulation | None = None,
+    activation: bool = True,
+    past: int = 0,
+    before: Tensor | None = None,
 ) -> Tensor:
     """Compute `norm_silu_pad` with PyTorch's own operations: for CPUs, and the reference of the kernels."""
     dtype = output_dtype(x)
@@ -125,3 +154,28 @@ def plain_norm_silu_pad(
         return pad_front(y, past, before, activation, dtype)
     y = (F.silu(y) if activation else y).to(dtype)
     return y.contiguous(memory_format=torch.channels_last_3d)
+
+
+def triton_norm_silu_pad(
+    x: Tensor,
+    *,
+    norm: NormName,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    groups: int = 32,
+    eps: float = 1e-6,
+    conv_bias: Tensor | None = None,
+    modulation: Modulation | None = None,
+    activation: bool = True,
+    past: int = 0,
+    before: Tensor | None = None,
+) -> Tensor:
+    """Compute `norm_silu_pad` with the Triton kernels: one pass over memory for LayerNorm, two for GroupNorm."""
+    # Not at the top: Triton has no package for every machine, and TRITON_INTERPRET counts when it is imported.
+    from walt_pl.blocks.norm_silu_pad_triton import forward_op
+
+    scale_shift, repeats = (None, [1, 1, 1, 0]) if modulation is None else (modulation.scale_shift, [*modulation.factors, modulation.skip])
+    groups = groups if norm == "group" else 0
+    y: Tensor
+    y, _ = forward_op(x, weight, bias, conv_bias, scale_shift, before, groups, eps, repeats, activation, past, output_dtype(x))
+    return y

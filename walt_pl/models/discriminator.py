@@ -3,7 +3,9 @@
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -30,19 +32,79 @@ class DiscriminatorConfig:
 class BlurPool(nn.Module):
     """Low-pass filter [1, 2, 1] along each axis, then every second frame, row and column (Zhang, arXiv 1904.11486).
 
-    One frame stays one frame.
+    One depthwise convolution computes both, in channels-last memory. One frame stays one frame, and takes a 2D convolution.
     """
 
+    kernel: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        line = torch.tensor([0.25, 0.5, 0.25])
+        # Not in checkpoints: it is a constant.
+        self.register_buffer("kernel", torch.einsum("i,j,k->ijk", line, line, line)[None, None], persistent=False)
+
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (1, 1, 1, 1, 1, 1), mode="replicate")
-        for dim in (2, 3, 4):
-            size = x.shape[dim] - 2
-            a, b, c = (x.narrow(dim, start, size) for start in range(3))
-            x = ((a + c) / 4 + b / 2).narrow(dim, 0, size)
-            index: list[slice] = [slice(None)] * 5
-            index[dim] = slice(None, None, 2)
-            x = x[tuple(index)]
-        return x
+        """Filter [b c t h w]; each size n becomes (n + 1) // 2."""
+        kernel = self.kernel.to(x.dtype)
+        if x.shape[2] == 1:
+            return _Blur.apply(x.squeeze(2), kernel.sum(dim=2)).unsqueeze(2)
+        return _Blur.apply(x, kernel)
+
+
+class _Blur(torch.autograd.Function):
+    """Repeat the edges, then convolve each channel with stride 2.
+
+    The derivative is written out. Autograd's own of `pad` with mode "replicate" adds in no fixed order on CUDA, and its own of slices
+    and `cat` fills whole tensors in another layout with zeros.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Tensor) -> Tensor:
+        ctx.size = x.shape[2:]
+        ctx.save_for_backward(kernel)
+        shape = [*x.shape[:2], *(2 * ((n + 1) // 2) + 1 for n in ctx.size)]
+        padded = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_channels_last(x))
+        _interior(padded, ctx.size).copy_(x)
+        for dim, n in enumerate(ctx.size, 2):
+            padded.select(dim, 0).copy_(padded.select(dim, 1))
+            if n % 2:
+                padded.select(dim, -1).copy_(padded.select(dim, -2))
+        convolve = F.conv2d if x.dim() == 4 else F.conv3d
+        return convolve(padded, kernel.expand(x.shape[1], *kernel.shape[1:]), stride=2, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        return _BlurTransposed.apply(g, *ctx.saved_tensors, ctx.size), None
+
+
+class _BlurTransposed(torch.autograd.Function):
+    """Multiply by the transposed matrix of `_Blur`. The blur is linear, so its second derivative is `_Blur` again."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, kernel: Tensor, size: torch.Size) -> Tensor:
+        ctx.save_for_backward(kernel)
+        g = g.contiguous(memory_format=_channels_last(g))
+        convolve = F.conv_transpose2d if g.dim() == 4 else F.conv_transpose3d
+        padded = convolve(g, kernel.expand(g.shape[1], *kernel.shape[1:]), stride=2, groups=g.shape[1])
+        for dim, n in enumerate(size, 2):
+            padded.select(dim, 1).add_(padded.select(dim, 0))
+            if n % 2:
+                padded.select(dim, -2).add_(padded.select(dim, -1))
+        return _interior(padded, size)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        return _Blur.apply(g, *ctx.saved_tensors), None, None
+
+
+def _interior(padded: Tensor, size: torch.Size) -> Tensor:
+    for dim, n in enumerate(size, 2):
+        padded = padded.narrow(dim, 1, n)
+    return padded
+
+
+def _channels_last(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
 
 
 class Conv3x3x3(nn.Conv3d):
@@ -60,7 +122,8 @@ class Conv3x3x3(nn.Conv3d):
         """Convolve [b c t h w] to [b d t h w]."""
         if x.shape[2] > 1:
             return super().forward(x)
-        return F.conv2d(x[:, :, 0], self.weight[:, :, 1], self.bias, padding=1)[:, :, None]
+        # Not indices: their gradient is a tensor of zeros in another layout.
+        return F.conv2d(x.squeeze(2), self.weight[:, :, 1], self.bias, padding=1).unsqueeze(2)
 
 
 class DiscriminatorBlock(nn.Module):
@@ -102,6 +165,8 @@ class Discriminator(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        # After the draws, whose order is that of memory.
+        self.to(memory_format=torch.channels_last_3d)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits [b] of clips [b 3 t h w] in -1..1, in the dtype of the weights.
@@ -111,7 +176,8 @@ class Discriminator(nn.Module):
         """
         if tuple(x.shape[3:]) != self.config.size:
             raise ValueError(f"discriminator.size is {self.config.size}, got clips of {tuple(x.shape[3:])}; set it to the size trained on")
-        h = F.leaky_relu(self.conv_in(x), 0.2)
+        # Channels last from the start, as in the autoencoder; every layer keeps it.
+        h = F.leaky_relu(self.conv_in(x.contiguous(memory_format=torch.channels_last_3d)), 0.2)
         for block in self.blocks:
             h = block(h)
         h = F.leaky_relu(self.conv_out(h), 0.2).mean(dim=2)
