@@ -120,7 +120,10 @@ def _probe() -> bool:
 
 def output_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype that the following convolution computes in."""
-    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):  # the meta device of a plan
+        return x.dtype
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def plain_norm_silu_pad(
