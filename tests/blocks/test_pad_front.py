@@ -35,8 +35,9 @@ def test_pad_front_equals_cat_with_its_gradients(activation: bool, cached: int, 
 
 def test_pad_front_converts_to_the_dtype_of_the_next_convolution() -> None:
     x = clip(3).requires_grad_()
-    y = pad_front(x, 2, dtype=torch.float32)
-    assert y.dtype == torch.float32 and gradients(y, [x])[0].dtype == torch.float64
+    for activation in (False, True):
+        y = pad_front(x, 2, activation=activation, dtype=torch.float32)
+        assert y.dtype == torch.float32 and gradients(y, [x])[0].dtype == torch.float64
 
 
 @pytest.mark.parametrize("drop", [False, True])

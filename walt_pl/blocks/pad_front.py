@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -30,19 +31,19 @@ class _PadFront(torch.autograd.Function):
         past = past if before is None else before.shape[2]
         out = torch.empty((b, c, past + t, h, w), dtype=dtype, device=x.device, memory_format=torch.channels_last_3d)
         clip = out[:, :, past:]
-        if activation:
+        if activation and dtype == x.dtype:
             torch.ops.aten.silu.out(x, out=clip)
-        else:
-            clip.copy_(x)
+        else:  # SiLU's kernel on CPUs cannot write another dtype
+            clip.copy_(F.silu(x) if activation else x)
         out[:, :, :past] = clip[:, :, :1] if before is None else before
         ctx.past, ctx.repeats, ctx.activation = past, before is None, activation
         ctx.save_for_backward(*([x] if activation else []))
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None, None, None]:
         clip, front = grad[:, :, ctx.past :], grad[:, :, : ctx.past]
-        into_first = front.sum(dim=2, keepdim=True) if ctx.repeats else None
+        into_first = clip[:, :, :1] + front.sum(dim=2, keepdim=True) if ctx.repeats else None
         if ctx.activation:
             (x,) = ctx.saved_tensors
             into_first = into_first if into_first is None else _silu_backward(into_first, x[:, :, :1])
@@ -50,7 +51,7 @@ class _PadFront(torch.autograd.Function):
         elif ctx.repeats:
             clip = clip.clone()
         if into_first is not None:
-            clip[:, :, :1] += into_first
+            clip[:, :, :1] = into_first
         return clip, None, None if ctx.repeats else front, None, None
 
 
