@@ -11,15 +11,13 @@ from torch import Tensor, nn
 from walt_pl.blocks.causal_conv import (
     CausalConv3d,
     CausalConvCache,
-    ChannelLayerNorm,
-    FrameGroupNorm,
-    NormName,
+    CausalNorm,
     ResBlock,
     SpatialNorm,
     Strides,
     Upsample,
-    make_norm,
 )
+from walt_pl.blocks.norm_silu_pad import NormName
 
 Drawn = TypeVar("Drawn", bound=nn.Module)
 
@@ -28,8 +26,8 @@ STRIDE_ONE: dict[str, Callable[[], nn.Module]] = {
     "conv": lambda: CausalConv3d(32, 32),
     "conv1": lambda: CausalConv3d(32, 8, kernel=1),
     "spatial stride": lambda: CausalConv3d(32, 32, stride=(1, 2, 2)),
-    "group norm": lambda: make_norm("group", 32),
-    "layer norm": lambda: make_norm("layer", 32),
+    "group norm": lambda: CausalNorm("group", 32),
+    "layer norm": lambda: CausalNorm("layer", 32),
     "res block, group": lambda: ResBlock(32, 64, "group"),
     "res block, layer": lambda: ResBlock(32, 64, "layer"),
 }
@@ -108,8 +106,8 @@ def test_causal_conv_one_frame_fast_path_equals_the_3d_convolution(kernel: int, 
 
 @pytest.mark.parametrize("norm", NORMS)
 @torch.no_grad()
-def test_make_norm_normalises_each_frame_on_its_own(norm: NormName) -> None:
-    layer = make_norm(norm, 64)
+def test_causal_norm_normalises_each_frame_on_its_own(norm: NormName) -> None:
+    layer = CausalNorm(norm, 64)
     x = clip(3, 64)
     apart = torch.cat([layer(x[:, :, i : i + 1]) for i in range(3)], dim=2)
     torch.testing.assert_close(layer(x), apart)
@@ -180,7 +178,7 @@ def test_causal_conv_cache_in_chunks_equals_whole(stride: Strides, sizes: tuple[
     assert cache.inputs[layer].shape[2] == 3 - stride[0], "the memory of a stream does not grow"
 
 
-@pytest.mark.parametrize("norm", [FrameGroupNorm, ChannelLayerNorm])
-def test_make_norm_learns_scale_and_shift_by_default(norm: type[FrameGroupNorm | ChannelLayerNorm]) -> None:
-    assert [tuple(p.shape) for p in norm(32).parameters()] == [(32,), (32,)]
-    assert list(norm(32, affine=False).parameters()) == []
+@pytest.mark.parametrize("norm", NORMS)
+def test_causal_norm_learns_scale_and_shift_by_default(norm: NormName) -> None:
+    assert [tuple(p.shape) for p in CausalNorm(norm, 32).parameters()] == [(32,), (32,)]
+    assert list(CausalNorm(norm, 32, affine=False).parameters()) == []

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from walt_pl.blocks.causal_conv import NormName, SpatialNorm
+from walt_pl.blocks.causal_conv import SpatialNorm
+from walt_pl.blocks.norm_silu_pad import NormName
 from walt_pl.models.vae import VAE, Posterior, VAEConfig
 
 NORMS: tuple[NormName, ...] = ("group", "layer")

@@ -11,8 +11,9 @@ from scipy.interpolate import RegularGridInterpolator
 from torch import Tensor, nn
 
 from walt_pl.blocks.attention import Window
-from walt_pl.blocks.causal_conv import NormName, SpatialNorm
+from walt_pl.blocks.causal_conv import SpatialNorm
 from walt_pl.blocks.frames import FrameLayout
+from walt_pl.blocks.norm_silu_pad import NormName
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.vae import VAE, VAEConfig

@@ -11,8 +11,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
+
+from walt_pl.blocks.pad_front import pad_front
 
 NormName = Literal["group", "layer"]
 
@@ -30,9 +32,10 @@ class Modulation:
 
     def repeat(self) -> tuple[Tensor, Tensor]:
         """Return scale and shift of each position, 2 x [b c t h w]."""
-        repeated = self.scale_shift
-        for dim, factor in zip((2, 3, 4), self.factors, strict=True):
-            repeated = repeated.repeat_interleave(factor, dim=dim) if factor > 1 else repeated
+        ft, fh, fw = self.factors
+        # In the order of memory, channels last: a norm's output would take another layout from it.
+        last = repeat(self.scale_shift, "b c t h w -> b (t ft) (h fh) (w fw) c", ft=ft, fh=fh, fw=fw)
+        repeated = rearrange(last, "b t h w c -> b c t h w")
         scale, shift = repeated[:, :, self.skip :].chunk(2, dim=1)
         return scale, shift
 
@@ -117,7 +120,10 @@ def _probe() -> bool:
 
 def output_dtype(x: Tensor) -> torch.dtype:
     """Return the dtype that the following convolution computes in."""
-    return torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    kind = x.device.type
+    if not torch.amp.is_autocast_available(kind):  # the meta device of a plan
+        return x.dtype
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def plain_norm_silu_pad(
@@ -147,11 +153,9 @@ def plain_norm_silu_pad(
     if modulation is not None:
         scale, shift = modulation.repeat()
         y = torch.addcmul(shift, y, 1 + scale)
-    y = (F.silu(y) if activation else y).to(dtype)
     if past:
-        front = y[:, :, :1].expand(-1, -1, past, -1, -1) if before is None else before.to(dtype)
-        # Without the copy, `cat` returns another layout: the expanded frames have a stride of 0.
-        y = torch.cat([front.contiguous(memory_format=torch.channels_last_3d), y], dim=2)
+        return pad_front(y, past, before, activation, dtype)
+    y = (F.silu(y) if activation else y).to(dtype)
     return y.contiguous(memory_format=torch.channels_last_3d)
 
 

@@ -10,18 +10,17 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
 from walt_pl.blocks.causal_conv import (
     CausalConv3d,
     CausalConvCache,
-    NormName,
+    CausalNorm,
     ResBlock,
     SpatialNorm,
     Strides,
     Upsample,
-    make_norm,
 )
+from walt_pl.blocks.norm_silu_pad import NormName
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ class Encoder(nn.Module):
                 channels = width
         for _ in range(config.num_middle_blocks):
             self.layers.append(ResBlock(channels, channels, config.norm, config.time_kernel))
-        self.norm_out = make_norm(config.norm, channels)
+        self.norm_out = CausalNorm(config.norm, channels)
         self.conv_out = CausalConv3d(channels, 2 * config.latent_channels, kernel=1)
         # With a posterior as wide as the prior, noise would dominate the latent until the log-variance is learnt.
         nn.init.constant_(self.conv_out.bias[config.latent_channels :], -6.0)  # type: ignore[index]
@@ -118,7 +117,8 @@ class Encoder(nn.Module):
         h = self.conv_in(x, cache)
         for layer in self.layers:
             h = layer(h, cache)
-        return self.conv_out(silu(self.norm_out(h)))
+        out: Tensor = self.conv_out(h, norm=self.norm_out)
+        return out
 
 
 class DecoderLevel(nn.Module):
@@ -153,7 +153,7 @@ class Decoder(nn.Module):
         for level in reversed(range(len(config.widths))):
             self.levels.append(DecoderLevel(config, level, channels))
             channels = self.levels[-1].channels  # type: ignore[assignment]
-        self.norm_out = make_norm(config.norm, channels)
+        self.norm_out = CausalNorm(config.norm, channels)
         self.conv_out = CausalConv3d(channels, 3, time_kernel=config.time_kernel)
 
     def forward(self, z: Tensor, cache: CausalConvCache | None = None) -> Tensor:
@@ -164,7 +164,8 @@ class Decoder(nn.Module):
             h = block(h, cache)
         for level in self.levels:
             h = level(h, z, cache)
-        return self.conv_out(silu(self.norm_out(h)), cache)
+        out: Tensor = self.conv_out(h, cache, self.norm_out)
+        return out
 
 
 class VAE(nn.Module):
