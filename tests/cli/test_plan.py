@@ -93,3 +93,37 @@ def test_plan_refuses_gpus_that_do_not_divide_the_batch() -> None:
     with pytest.raises(ValueError, match=r"data.videos_per_batch counts the global batch and must be a multiple of the 3 GPUs, got 256"):
         of("ucf101/base_l", None, "--gpus", "3").report()
     assert of("ucf101/base_l").gpus == 8 and of("text_to_video/sr1").gpus == 64
+
+
+def test_plan_offload_moves_optimizer_and_average_from_the_gpu_to_the_host_of_a_node() -> None:
+    held = of("ucf101/base_l", "strategy/zero2_offload").report()["bytes_per_gpu"]
+    shared, offloaded = held["zero2"], held["zero2_offload"]
+    parameters = shared["parameters"] / 2
+    assert offloaded["total"]["kept"] == shared["total"]["kept"] - shared["gradients"] - shared["optimizer"]
+    assert offloaded["host_of_node"] == pytest.approx(parameters * (4 + 4 + 8 + 4), rel=1e-4), "weights, gradients, moments and average"
+    assert shared["ema"] == 0 and shared["host_of_node"] == pytest.approx(4 * parameters, rel=1e-4), "ema.cpu is true in this overlay"
+
+
+def test_plan_of_compiled_layers_foresees_less_memory_and_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    eager, plan = (of("shapes/base", None, f"--model.compile={compile}") for compile in ("false", "true"))
+    plan.show()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "layers compiled" in said
+    held = [plan.report()["bytes_per_gpu"]["ddp"]["activations"]["kept"] for plan in (eager, plan)]
+    assert held[1] < held[0]
+
+
+def test_plan_of_an_autoencoder_says_flops_and_frames_a_second_of_a_clip(tmp_path: Path) -> None:
+    """A lighter one is an overlay of its sizes alone."""
+    light = tmp_path / "light.yaml"
+    light.write_text("model: {init_args: {vae: {width: 64, num_res_blocks: [2, 2, 2, 2]}}}\n", encoding="utf-8")
+    full, less = (of("ucf101/vae", None, *more, "--tflops", "200") for more in ((), ("--config", str(light))))
+    clip, lighter = full._clip(share_of(full.datamodule, 64), {"tflops_per_gpu": 200}), less.report()["clip"]
+    assert clip is not None and clip["frames"] == lighter["frames"] == 17
+    # Two clips on one H200 at a3015f6: 757 and 557 frames/s at 199 and 203 TFLOP/s.
+    assert clip["frames_per_second"] == pytest.approx({"encode": 757 * 200 / 199, "decode": 557 * 200 / 203}, rel=0.01)
+    assert sum(lighter["flops"].values()) < sum(clip["flops"].values()) / 4
+    assert lighter["frames_per_second"]["encode"] > 4 * clip["frames_per_second"]["encode"]

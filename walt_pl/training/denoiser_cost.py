@@ -84,9 +84,10 @@ class _Counted:
         self.layout = FrameLayout(share.videos, config.size[0], share.images)
         self.dtype = dtype
         self.autocast = autocast
-        self.layer_key = _LayerKey(
-            replace(self.config, depth=2, activation_checkpointing=False), text.caption, self.layout, dtype, autocast, self.uses_kernel
-        )
+        # One trace serves both arithmetics of bfloat16 products. Under ZeRO a layer keeps 1 % less or more: it does not cast its weights.
+        traced = (torch.float32, autocast or (dtype if dtype is not torch.float32 else None))
+        layer = replace(self.config, depth=2, activation_checkpointing=False)
+        self.layer_key = _LayerKey(layer, text.caption, self.layout, *traced, self.uses_kernel)
         self.encoder: SmallTextEncoder | None = None
         if text.encoder is not None:
             with torch.device("meta"):

@@ -24,6 +24,7 @@ def step_flops(stage: nn.Module, batch: JointBatch, step: int) -> float | None:
     self-conditioning's first pass, the frozen encoders that run in the step, LPIPS, the discriminator's step, and the gradient penalty by
     its frequency. Not included is work that is done twice or in vain: layers recomputed by activation checkpointing, scores recomputed by
     attention kernels, and rows of the first pass that are then discarded. Optimisers do not count, nor do elementwise operations.
+    Modules are built on the meta device, which draws no random numbers.
 
     Args:
         stage: the LightningModule.
@@ -35,15 +36,13 @@ def step_flops(stage: nn.Module, batch: JointBatch, step: int) -> float | None:
     """
     share = Share(len(batch.videos), len(batch.images))
     denoiser = getattr(stage, "denoiser", None)
-    # Building modules must not move the random numbers of the training.
-    with torch.random.fork_rng(devices=[]):
-        if isinstance(denoiser, Denoiser):
-            config = replace(denoiser.config, attention=PLAIN, activation_checkpointing=False)
-            cost = denoiser_cost(config, _text(stage, batch), share, torch.float32, None)
-            return sum(cost.flops.values()) + _encoding(stage, batch)
-        if isinstance(getattr(stage, "vae", None), VAE):
-            shapes = [(len(x), 3, *x.shape[2:]) for x in (batch.videos, batch.images)]
-            return sum(autoencoder_cost(autoencoder_training(stage, step), shapes, None).flops.values())
+    if isinstance(denoiser, Denoiser):
+        config = replace(denoiser.config, attention=PLAIN, activation_checkpointing=False)
+        cost = denoiser_cost(config, _text(stage, batch), share, torch.float32, None)
+        return sum(cost.flops.values()) + _encoding(stage, batch)
+    if isinstance(getattr(stage, "vae", None), VAE):
+        shapes = [(len(x), 3, *x.shape[2:]) for x in (batch.videos, batch.images)]
+        return sum(autoencoder_cost(autoencoder_training(stage, step), shapes, None).flops.values())
     return None
 
 
