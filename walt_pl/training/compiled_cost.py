@@ -63,7 +63,7 @@ def trace_layer(layer: nn.Module, inputs: tuple[Any, ...], context: Callable[[],
         return gm
 
     traced = aot_function(run, leave, leave, partition_fn=partition, decompositions=select_decomp_table())
-    with torch.device("meta"), torch.enable_grad(), warnings.catch_warnings():
+    with torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the meta device and of private functions: nothing that a plan's reader could change
         traced(*named.values(), *tensors)
     forward, backward = (half.graph for half in halves[0])
