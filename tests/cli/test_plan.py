@@ -9,7 +9,7 @@ import torch
 from stages.vae import VAEStage
 from tests.helpers.experiments import FULL_SIZE, of, planned
 from walt_pl.cli.plan import USABLE
-from walt_pl.cli.plan_costs import Share, autoencoder_cost, diffusion_cost
+from walt_pl.cli.plan_costs import share_of, stage_cost, vae_stage_cost
 from walt_pl.training.engine_memory import engine_bytes, moment_bytes
 
 
@@ -19,7 +19,7 @@ def test_plan_report_of_the_shapes_base_is_complete() -> None:
     assert report["stage"] == "base" and report["parameters"]["beside"]["text"] > 0
     assert report["tokens"] == {"frame": 16, "video": 80, "spatial_window": 16, "spatiotemporal_window": 80}
     assert report["flops_per_step"] == sum(report["flops_by_kind"].values()) > 0
-    assert list(report["bytes_per_gpu"]) == ["ddp", "zero1", "zero2", "zero3"]
+    assert list(report["bytes_per_gpu"]) == ["ddp", "zero1", "zero2", "zero2_offload", "zero3"]
     held = report["bytes_per_gpu"]["ddp"]
     assert held["fits_gib"] == {"kept": [24, 40, 80], "recomputed": [24, 40, 80]}
     assert held["parameters"] == 4 * (report["parameters"]["total"] + report["parameters"]["beside"]["text"])
@@ -78,14 +78,14 @@ def test_plan_refuses_options_from_which_days_cannot_be_computed(arguments: list
 def test_plan_every_experiment_stage_fits_on_80_gb_under_ddp(config: Path) -> None:
     """On cards of 80 GB under DDP."""
     plan = planned("--config", str(config))
-    share, stage = Share.of(plan.datamodule, plan.gpus), plan.model
+    share, stage = share_of(plan.datamodule, plan.gpus), plan.model
     if isinstance(stage, VAEStage):
-        peak = autoencoder_cost(stage, plan.datamodule, share, torch.bfloat16).peak
+        peak = vae_stage_cost(stage, plan.datamodule, share, torch.bfloat16).peak
     else:
-        peak = diffusion_cost(stage, stage.denoiser.config, share, 128, torch.float32, torch.bfloat16).peak
+        peak = stage_cost(stage, stage.denoiser.config, share, 128, torch.float32, torch.bfloat16).peak
     trained = list(stage.parameters())
     moments, count = moment_bytes(stage.optimizer, trained)[False], sum(p.numel() for p in trained)
-    held = engine_bytes("ddp", count, moments, plan.gpus, "bf16-mixed", 1, bool(plan.options.ema.decay), {"kept": peak})
+    held = engine_bytes("ddp", count, moments, plan.gpus, "bf16-mixed", 1, "gpu" if plan.options.ema.decay else None, {"kept": peak})
     assert held.total("kept") <= USABLE * 80 * 2**30
 
 
@@ -93,3 +93,37 @@ def test_plan_refuses_gpus_that_do_not_divide_the_batch() -> None:
     with pytest.raises(ValueError, match=r"data.videos_per_batch counts the global batch and must be a multiple of the 3 GPUs, got 256"):
         of("ucf101/base_l", None, "--gpus", "3").report()
     assert of("ucf101/base_l").gpus == 8 and of("text_to_video/sr1").gpus == 64
+
+
+def test_plan_offload_moves_optimizer_and_average_from_the_gpu_to_the_host_of_a_node() -> None:
+    held = of("ucf101/base_l", "strategy/zero2_offload").report()["bytes_per_gpu"]
+    shared, offloaded = held["zero2"], held["zero2_offload"]
+    parameters = shared["parameters"] / 2
+    assert offloaded["total"]["kept"] == shared["total"]["kept"] - shared["gradients"] - shared["optimizer"]
+    assert offloaded["host_of_node"] == pytest.approx(parameters * (4 + 4 + 8 + 4), rel=1e-4), "weights, gradients, moments and average"
+    assert shared["ema"] == 0 and shared["host_of_node"] == pytest.approx(4 * parameters, rel=1e-4), "ema.cpu is true in this overlay"
+
+
+def test_plan_of_compiled_layers_foresees_less_memory_and_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    eager, plan = (of("shapes/base", None, f"--model.compile={compile}") for compile in ("false", "true"))
+    plan.show()
+    said = " ".join(capsys.readouterr().out.split())
+    assert "layers compiled" in said
+    held = [plan.report()["bytes_per_gpu"]["ddp"]["activations"]["kept"] for plan in (eager, plan)]
+    assert held[1] < held[0]
+
+
+def test_plan_of_an_autoencoder_says_flops_and_frames_a_second_of_a_clip(tmp_path: Path) -> None:
+    """A lighter one is an overlay of its sizes alone."""
+    light = tmp_path / "light.yaml"
+    light.write_text("model: {init_args: {vae: {width: 64, num_res_blocks: [2, 2, 2, 2]}}}\n", encoding="utf-8")
+    full, less = (of("ucf101/vae", None, *more, "--tflops", "200") for more in ((), ("--config", str(light))))
+    clip, lighter = full._clip(share_of(full.datamodule, 64), {"tflops_per_gpu": 200}), less.report()["clip"]
+    assert clip is not None and clip["frames"] == lighter["frames"] == 17
+    # Two clips on one H200 at a3015f6: 757 and 557 frames/s at 199 and 203 TFLOP/s.
+    assert clip["frames_per_second"] == pytest.approx({"encode": 757 * 200 / 199, "decode": 557 * 200 / 203}, rel=0.01)
+    assert sum(lighter["flops"].values()) < sum(clip["flops"].values()) / 4
+    assert lighter["frames_per_second"]["encode"] > 4 * clip["frames_per_second"]["encode"]

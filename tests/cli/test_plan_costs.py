@@ -18,12 +18,13 @@ from stages.latent_diffusion import LatentDiffusion
 from stages.super_resolution import SuperResolutionStage
 from stages.vae import VAEStage
 from walt_pl.blocks.frames import FrameLayout
-from walt_pl.cli.plan_costs import Share, autoencoder_cost, diffusion_cost
+from walt_pl.cli.plan_costs import stage_cost, vae_stage_cost
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.discriminator import DiscriminatorConfig
 from walt_pl.models.vae import VAEConfig
+from walt_pl.training.denoiser_cost import Share
 
 # ---- FLOPs -----------------------------------------------------------------------------------------------------------
 
@@ -76,7 +77,7 @@ def trained(stage: L.LightningModule, batch: JointBatch) -> int:
 
 
 def on_meta(stage: LatentDiffusion) -> int:
-    return round(sum(diffusion_cost(stage, stage.denoiser.config, SHARE, 1, torch.float32, None).flops.values()))
+    return round(sum(stage_cost(stage, stage.denoiser.config, SHARE, 1, torch.float32, None).flops.values()))
 
 
 @pytest.mark.parametrize("p", [0.0, 1.0])
@@ -106,14 +107,14 @@ def test_plan_costs_flops_equal_a_training_step_of_vae_and_discriminator(discrim
     batch = latent_batch()
     batch.videos, batch.images, batch.space = torch.randn(2, 3, 5, 8, 8), torch.randn(3, 3, 1, 8, 8), "pixels"
     with torch.device("meta"):
-        cost = autoencoder_cost(stage(), data, SHARE, None)
+        cost = vae_stage_cost(stage(), data, SHARE, None)
     assert round(sum(cost.flops.values())) == trained(stage(), batch) > 0
 
 
 def test_plan_costs_activation_checkpointing_adds_one_forward_pass_and_saves_memory() -> None:
     stage = BaseStage(MEDIUM, adamw)
     configs = [replace(MEDIUM, depth=24, activation_checkpointing=activation_checkpointing) for activation_checkpointing in (False, True)]
-    kept, recomputed = (diffusion_cost(stage, config, SHARE, 1, torch.float32, torch.bfloat16) for config in configs)
+    kept, recomputed = (stage_cost(stage, config, SHARE, 1, torch.float32, torch.bfloat16) for config in configs)
     assert sum(kept.flops.values()) < sum(recomputed.flops.values()) < 4 / 3 * sum(kept.flops.values())
     assert recomputed.peak < kept.peak / 3
 
@@ -130,7 +131,7 @@ def on_a_cpu() -> tuple[Denoiser, tuple[Tensor, Tensor, Condition, Tensor]]:
 
 
 def medium_cost() -> Any:
-    return diffusion_cost(BaseStage(MEDIUM, adamw), MEDIUM, Share(4, 6), 1, torch.float32, None)
+    return stage_cost(BaseStage(MEDIUM, adamw), MEDIUM, Share(4, 6), 1, torch.float32, None)
 
 
 def test_plan_costs_kept_activations_equal_what_a_real_model_saves() -> None:

@@ -35,17 +35,17 @@ def test_moment_bytes_equal_those_of_a_real_optimizer(optimizer: Any) -> None:
 )
 def test_engine_bytes_equal_what_was_measured(engine: Any, parameters: int, gradients: int, optimizer: int) -> None:
     """Bytes of a real model of 20,153,296 parameters on two ranks in float32, under Lightning 2.6.6 and DeepSpeed 0.19.8."""
-    held = engine_bytes(engine, 20_153_296, 161_226_416, 2, "32-true", 1, False, {"kept": 0})
+    held = engine_bytes(engine, 20_153_296, 161_226_416, 2, "32-true", 1, None, {"kept": 0})
     assert (held.parameters, held.gradients, held.optimizer) == pytest.approx((parameters, gradients, optimizer), rel=0.001)
 
 
 def test_engine_bytes_of_bfloat16_under_zero_shard_float32_weights_and_moments() -> None:
-    held = engine_bytes("zero2", 1000, 8000, 4, "bf16-mixed", 1, True, {"kept": 7})
+    held = engine_bytes("zero2", 1000, 8000, 4, "bf16-mixed", 1, "gpu", {"kept": 7})
     assert (held.parameters, held.gradients, held.optimizer, held.ema) == (2000, 500, 3000, 1000)
-    wide = engine_bytes("zero2", 1000, 8000, 4, "32-true", 1, True, {"kept": 7})
+    wide = engine_bytes("zero2", 1000, 8000, 4, "32-true", 1, "gpu", {"kept": 7})
     assert held.buffers == wide.buffers == 2 * 4 * BUCKET, "two of bfloat16, and a float32 one in which gradients are added up"
-    assert engine_bytes("zero1", 1000, 8000, 4, "bf16-mixed", 2, True, {"kept": 7}).gradients == 2000
-    held = engine_bytes("ddp", 1000, 8000, 1, "bf16-mixed", 1, True, {"kept": 7})
+    assert engine_bytes("zero1", 1000, 8000, 4, "bf16-mixed", 2, "gpu", {"kept": 7}).gradients == 2000
+    held = engine_bytes("ddp", 1000, 8000, 1, "bf16-mixed", 1, "gpu", {"kept": 7})
     assert (held.parameters, held.gradients, held.optimizer, held.ema, held.buffers, held.total("kept")) == (
         4000,
         4000,
@@ -54,3 +54,17 @@ def test_engine_bytes_of_bfloat16_under_zero_shard_float32_weights_and_moments()
         0,
         20007,
     )
+
+
+def test_engine_bytes_of_offload_move_the_optimizer_to_the_host() -> None:
+    held = engine_bytes("zero2_offload", 1000, 8000, 4, "bf16-mixed", 1, "gpu", {"kept": 7})
+    assert (held.parameters, held.gradients, held.optimizer, held.ema) == (2000, 0, 0, 0)
+    assert held.host == (4000 + 4000 + 8000) / 4 + 1000, "shards of weights, gradients and moments, and of the average"
+    assert engine_bytes("zero2_offload", 1000, 8000, 4, "bf16-mixed", 2, None, {"kept": 7}).host == (4000 + 4000 + 8000 + 2000) / 4
+
+
+@pytest.mark.parametrize(("engine", "average"), [("ddp", 4000), ("zero2", 1000)])
+def test_engine_bytes_of_an_average_on_the_host_are_not_on_the_gpu(engine: Any, average: int) -> None:
+    held, on_gpu = (engine_bytes(engine, 1000, 8000, 4, "bf16-mixed", 1, ema, {"kept": 7}) for ema in ("host", "gpu"))
+    assert (held.ema, held.host, on_gpu.ema, on_gpu.host) == (0, average, average, 0)
+    assert held.total("kept") == on_gpu.total("kept") - average

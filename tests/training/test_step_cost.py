@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from walt_pl.training import step_cost
+from walt_pl.training.step_cost import cost_of
 
 aten = torch.ops.aten
 
@@ -59,3 +60,37 @@ def test_step_cost_numbers_of_another_type_are_other_inputs() -> None:
     x = empty(2, dtype=torch.int64)
     found = [step_cost._run(aten.add.Scalar, (x, number), {}).dtype for number in (1, 1.0, True) for _ in range(2)]
     assert found == [torch.int64] * 2 + [torch.float32] * 2 + [torch.int64] * 2
+
+
+@torch.library.custom_op("walt_test::norm", mutates_args=())
+def norm(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError("this operation exists on the meta device alone")
+
+
+@norm.register_fake
+def _(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(len(x), dtype=torch.float32)
+
+
+def save(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(inputs[0], output[1])
+
+
+norm.register_autograd(lambda ctx, g, _: (torch.empty_like(g), g.new_empty(8, dtype=torch.float32)), setup_context=save)
+
+
+def test_step_cost_follows_custom_operations_under_autocast() -> None:
+    """A fused norm keeps its input in bfloat16 and its float32 statistics; its output lives as long as its readers."""
+    with torch.device("meta"):
+        first, weight, second = nn.Linear(8, 8), nn.Parameter(torch.ones(8)), nn.Linear(8, 8)
+    module = nn.ParameterDict({"weight": weight})
+
+    def step() -> Tensor:
+        hidden, _ = norm(first(torch.empty(100, 8, dtype=torch.bfloat16)), weight)
+        assert hidden.dtype == torch.bfloat16
+        out: Tensor = second(hidden).sum()
+        return out
+
+    activations, statistics, weights, loss = 3 * 2 * 100 * 8, 4 * 100, 2 * 8 * 8, 2
+    kept = cost_of(step, [first, second, module], torch.bfloat16).kept
+    assert kept == activations + statistics + weights + loss, "input of each product, input of the norm; the second matrix in bfloat16"

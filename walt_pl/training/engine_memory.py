@@ -11,12 +11,13 @@ from torch import Tensor, nn
 BUCKET, LIVE = 200_000_000, 1_000_000_000
 """Elements of a communication bucket (Lightning's default), and of the parameters that ZeRO-3 keeps gathered (DeepSpeed's default)."""
 
-Engine = Literal["ddp", "zero1", "zero2", "zero3"]
+Engine = Literal["ddp", "zero1", "zero2", "zero2_offload", "zero3"]
+"""DDP, the stages of ZeRO, and stage 2 with the optimiser in the memory of the host (experiments/strategy/zero2_offload.yaml)."""
 
 
 @dataclass(frozen=True)
 class EngineMemory:
-    """Bytes that one GPU holds."""
+    """Bytes that one GPU holds, and its process on the host."""
 
     parameters: int
     gradients: int
@@ -27,9 +28,11 @@ class EngineMemory:
     """Buffers that the engine sends from and gathers into."""
     activations: dict[str, int]
     """Peak of the activations by way: "kept" through the forward pass, or "recomputed" by activation checkpointing."""
+    host: int = 0
+    """Bytes in the memory of the host: the average where it is kept there; with offload also float32 weights, gradients and moments."""
 
     def total(self, way: str) -> int:
-        """Return the sum of all parts.
+        """Return the sum of all parts that are on the GPU.
 
         Args:
             way: "kept" or "recomputed" activations.
@@ -38,7 +41,14 @@ class EngineMemory:
 
 
 def engine_bytes(
-    engine: Engine, count: int, moments: int, gpus: int, precision: str, accumulate: int, ema: bool, activations: dict[str, int]
+    engine: Engine,
+    count: int,
+    moments: int,
+    gpus: int,
+    precision: str,
+    accumulate: int,
+    ema: Literal["gpu", "host"] | None,
+    activations: dict[str, int],
 ) -> EngineMemory:
     """Return the bytes that an engine holds of ``count`` trained parameters on each GPU.
 
@@ -49,13 +59,15 @@ def engine_bytes(
         gpus: number of GPUs that share a batch.
         precision: precision of the trainer. "bf16-mixed" keeps float32 weights under DDP; DeepSpeed makes the weights bfloat16.
         accumulate: batches of an optimiser step.
-        ema: whether there is an average, and on the GPU.
+        ema: memory of the average; None for no average. With offload it is always the host's.
         activations: bytes of the activations in the engine's arithmetic, by way.
     """
     if engine == "ddp":
         # DDP's buckets are as large as the gradients, which are copied into them and back.
-        return EngineMemory(4 * count, 4 * count, moments, 4 * count * ema, 4 * count * (gpus > 1), activations)
-    word, stage = 4 if precision == "32-true" else 2, int(engine[-1])
+        average = 4 * count
+        buckets = 4 * count * (gpus > 1)
+        return EngineMemory(4 * count, 4 * count, moments, average * (ema == "gpu"), buckets, activations, average * (ema == "host"))
+    word, stage, offload = 4 if precision == "32-true" else 2, int(engine[4]), engine.endswith("offload")
 
     def shard(size: int) -> int:
         return math.ceil(size / gpus)
@@ -66,7 +78,14 @@ def engine_bytes(
     # One bucket is filled while the other is sent. Gradients are sent as float32.
     buckets = 2 * word * BUCKET + (4 * BUCKET if word < 4 else 0)
     parameters = shard(word * count) if stage == 3 else word * count
-    return EngineMemory(parameters, gradients, shard(4 * count + moments), shard(4 * count) * ema, gathered + buckets, activations)
+    average = shard(4 * count) if ema else 0
+    if offload:
+        # Gradients leave the GPU from the buckets. The host holds them as float32, and once more while batches are accumulated.
+        host = shard(8 * count + moments + word * count * (accumulate > 1)) + average
+        return EngineMemory(parameters, 0, 0, 0, buckets, activations, host)
+    is_on_gpu = ema == "gpu"
+    optimizer = shard(4 * count + moments)
+    return EngineMemory(parameters, gradients, optimizer, average * is_on_gpu, gathered + buckets, activations, average * (not is_on_gpu))
 
 
 def checkpoint_bytes(engine: Engine, weights: int, count: int, moments: int, precision: str, ema: bool) -> int:

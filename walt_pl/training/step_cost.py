@@ -19,22 +19,26 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from walt_pl.training.attention_model import window_attention
+
 
 class AutocastEmulation(TorchFunctionMode):
-    """Emulate two GPU features that the meta device lacks: autocast, and the memory-efficient attention kernel.
+    """Emulate two GPU features that the meta device lacks: autocast, and attention kernels that never store the scores.
 
-    That kernel never stores the attention scores.
+    Custom operations run as they are: they have shapes of their own for the meta device, and autocast leaves their inputs alone.
 
     Args:
         low: dtype of autocast (its lists of functions are PyTorch's); None computes in the dtype of the tensors.
+        window_kernel: whether the attention of windows with a bias runs in the kernel of walt_pl.training.attention_model.
     """
 
     LOW = ("linear", "matmul", "bmm", "conv2d", "conv3d", "scaled_dot_product_attention")
     FLOAT32 = ("layer_norm", "group_norm", "softmax", "softplus")
 
-    def __init__(self, low: torch.dtype | None) -> None:
+    def __init__(self, low: torch.dtype | None, window_kernel: bool = False) -> None:
         super().__init__()
         self.low = low
+        self.window_kernel = window_kernel
         self._weights: dict[nn.Parameter, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -43,7 +47,9 @@ class AutocastEmulation(TorchFunctionMode):
             dtype = self.low if name in self.LOW else torch.float32
             args = [self._cast(value, dtype) for value in args]
             kwargs = {key: self._cast(value, dtype) for key, value in kwargs.items()}
-        return _attention(*args, **kwargs) if name == "scaled_dot_product_attention" else func(*args, **kwargs)
+        if name != "scaled_dot_product_attention":
+            return func(*args, **kwargs)
+        return _attention(self.window_kernel, *args, **kwargs)
 
     def _cast(self, value: Any, dtype: torch.dtype) -> Any:
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == dtype:
@@ -60,8 +66,10 @@ class AutocastEmulation(TorchFunctionMode):
         self._weights.clear()
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """Call the memory-efficient kernel, which GPUs use for a bias with a gradient."""
+def _attention(window_kernel: bool, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+    """Call the memory-efficient kernel, which GPUs use for a bias with a gradient, or that of windows for a bias [heads n n]."""
+    if window_kernel and attn_mask is not None and attn_mask.dim() == 3:
+        return window_attention(q, k, v, attn_mask)[0]
     bias = None if attn_mask is None else attn_mask.expand(*q.shape[:-1], k.shape[-2])
     out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, torch.is_grad_enabled())[0]
     return out
@@ -169,19 +177,22 @@ class StepCost:
     """Most bytes that are alive at a time, without parameters and their gradients."""
 
 
-def cost_of(step: Callable[[], Tensor], modules: Iterable[nn.Module], low: torch.dtype | None = None) -> StepCost:
+def cost_of(
+    step: Callable[[], Tensor], modules: Iterable[nn.Module], low: torch.dtype | None = None, window_kernel: bool = False
+) -> StepCost:
     """Run ``step`` on the meta device, and the backward pass from its loss, if the loss requires a gradient.
 
     Args:
         step: a forward pass that returns the loss.
         modules: modules whose parameters and buffers do not count; they are counted elsewhere.
         low: dtype of autocast.
+        window_kernel: as for `AutocastEmulation`.
     """
     modules = list(modules)
     parameters = [p for module in modules for p in module.parameters()]
     with _without_gradients(parameters):
         meter = CostMeter([*parameters, *(b for module in modules for b in module.buffers())])
-        with torch.device("meta"), meter, (arithmetic := AutocastEmulation(low)):
+        with torch.device("meta"), meter, (arithmetic := AutocastEmulation(low, window_kernel)):
             loss = step()
             arithmetic.forget()
             forward, kept = dict(meter.flops), meter.now
