@@ -50,7 +50,7 @@ class Recorder(TorchFunctionMode):
             self._record(*args, **(kwargs or {}))
         return function(*args, **(kwargs or {}))
 
-    def _record(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, *_: Any) -> None:
+    def _record(self, x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, *_: Any, **__: Any) -> None:
         dims = weight.dim() - 2
         each = [tuple(value) if isinstance(value, tuple | list) else (value,) * dims for value in (stride, padding)]
         self.found.add(Convolution(tuple(weight.shape), tuple(x.shape[2:-2]), each[0], each[1], bias is not None))
