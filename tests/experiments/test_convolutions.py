@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from stages.vae import VAEStage
 from tests.helpers.experiments import FILES, planned
 from tests.helpers.poison import poisoned_memory
-from walt_pl.cli.plan_costs import Share, autoencoder_cost, diffusion_cost
+from walt_pl.cli.plan_costs import share_of, stage_cost, vae_stage_cost
 from walt_pl.runs.stage_names import STAGES
 
 SIDES = (4, 6)
@@ -61,12 +61,12 @@ def convolutions_of(configs: Iterable[Path]) -> list[Convolution]:
     recorder = Recorder()
     for config in configs:
         plan = planned("--config", str(config))
-        share = Share.of(plan.datamodule, plan.gpus)
+        share = share_of(plan.datamodule, plan.gpus)
         with recorder:
             if isinstance(plan.model, VAEStage):
-                autoencoder_cost(plan.model, plan.datamodule, share, None)
+                vae_stage_cost(plan.model, plan.datamodule, share, None)
             else:
-                diffusion_cost(plan.model, plan.model.denoiser.config, share, 12, torch.float32, None)
+                stage_cost(plan.model, plan.model.denoiser.config, share, 12, torch.float32, None)
     return sorted(recorder.found)
 
 

@@ -98,7 +98,7 @@ def _takes_triton(x: Tensor) -> bool:
 
     Tensors on the meta device take their operators, too: a plan is one of a GPU.
     """
-    return x.is_meta or x.is_cuda and x.dtype in (torch.float32, torch.float16, torch.bfloat16) and triton_compiles()
+    return x.is_meta or (x.is_cuda and x.dtype in (torch.float32, torch.float16, torch.bfloat16) and triton_compiles())
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

@@ -185,7 +185,7 @@ class CompiledLayer(nn.Module):
         self.layer = layer
         self.memory = memory
 
-    def forward(self, x: Tensor, modulation: Tensor, layout: FrameLayout, text: Tensor | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, layout: FrameLayout, text: Tensor | None, *_: Tensor | None) -> Tensor:
         out: Tensor = _HeldBytes.apply(self.memory, x, modulation, text, *self.layer.parameters())
         return out
 
