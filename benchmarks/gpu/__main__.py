@@ -1,6 +1,7 @@
 """The command line; see the docstring of the package."""
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,8 @@ def main() -> None:
     if arguments.list:
         print("\n".join(f"{name:<18} {split_lines(purpose)[0]}" for name, purpose in parts.items()))
         return
+    if arguments.quick:  # before a process starts: its libraries read this once
+        os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     path, result = go_on_with(arguments.out, find_facts(arguments.quick))
     done = {name for name, part in result["parts"].items() if part["state"] == "done"}
     todo = [name for name in arguments.part or parts if arguments.again or name not in done]

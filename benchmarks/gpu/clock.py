@@ -1,5 +1,6 @@
 """Seconds and operations of a call."""
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ def time_call(call: Call, device: torch.device, quick: bool = False, warm_up: in
         call()
         mark.record()
     torch.cuda.synchronize()
-    return statistics.median(a.elapsed_time(b) for a, b in zip(marks, marks[1:], strict=False)) / 1e3
+    return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(marks)) / 1e3
 
 
 def _elapsed(call: Call) -> float:

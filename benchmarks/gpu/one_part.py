@@ -1,21 +1,24 @@
-"""The process of one part: python -m benchmarks.gpu.one_part NAME ROWS FOLDER [quick]."""
+"""The process of one part."""
 
 import importlib
 import logging
-import sys
+import os
 import warnings
 from pathlib import Path
+
+import torch
 
 from benchmarks.gpu.bench import Bench
 
 
-def main() -> None:
-    name, rows, folder = sys.argv[1:4]
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    part = importlib.import_module(f"benchmarks.gpu.parts.{name}")
-    part.measure(Bench(Path(rows), Path(folder), quick="quick" in sys.argv[4:]))
-
-
-if __name__ == "__main__":
-    main()
+def measure(name: str, rows: Path, folder: Path, quick: bool) -> None:
+    """Measure a part in this process, which is its own session; all that it says goes into the file `said` in `folder`."""
+    os.setsid()
+    with (folder / "said").open("wb") as said:
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    if quick:
+        torch.set_num_threads(1)
+    importlib.import_module(f"benchmarks.gpu.parts.{name}").measure(Bench(rows, folder, quick))

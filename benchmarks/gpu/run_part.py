@@ -1,19 +1,23 @@
 """Run a part in a process of its own, with a time limit."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.one_part import measure
 from walt_pl.plain_text import split_lines
 from walt_pl.untrusted import parse_json
 
 TAIL = 25
-"""Lines of stderr that are kept of a part that ends badly."""
+"""Last lines that are kept of a part that ends badly."""
+IMPORTED = ["torch._dynamo", "benchmarks.gpu.stage_training"]
+"""Modules that the processes of a quick run share: to import them in each would be most of it."""
 
 
 def run_part(name: str, quick: bool, limit: float) -> dict[str, Any]:
@@ -25,19 +29,15 @@ def run_part(name: str, quick: bool, limit: float) -> dict[str, Any]:
         limit: seconds after which the part and all that it started are ended.
     """
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="walt-gpu-", ignore_cleanup_errors=True) as folder:
-        rows, errors = Path(folder) / "rows.jsonl", Path(folder) / "stderr"
-        command = [sys.executable, "-m", "benchmarks.gpu.one_part", name, str(rows), folder, *(["quick"] if quick else [])]
-        with errors.open("wb") as stderr:
-            process = subprocess.Popen(command, stdout=stderr, stderr=stderr, start_new_session=True, env=_environment(quick))
-            try:
-                state = "failed" if process.wait(limit) else "done"
-            except subprocess.TimeoutExpired:
-                state = "timeout"
-            finally:
-                _end(process)
+    with tempfile.TemporaryDirectory(prefix="walt-gpu-", ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
+        rows, said = folder / "rows.jsonl", folder / "said"
+        process = _start(name, rows, folder, quick)
+        process.join(limit)
+        state = "timeout" if process.exitcode is None else "failed" if process.exitcode else "done"
+        _end(process)
         lines = [parse_json(line, str(rows)) for line in split_lines(rows.read_text("utf-8"))] if rows.exists() else []
-        tail = split_lines(errors.read_text("utf-8", errors="replace"))[-TAIL:]
+        tail = split_lines(said.read_text("utf-8", errors="replace"))[-TAIL:] if said.exists() else []
     return {
         "state": state,
         "seconds": round(time.perf_counter() - began, 1),
@@ -47,15 +47,19 @@ def run_part(name: str, quick: bool, limit: float) -> dict[str, Any]:
     }
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _start(name: str, rows: Path, folder: Path, quick: bool) -> ForkServerProcess | SpawnProcess:
+    # A process forked from one that uses a GPU could not use it, so parts that need one start from nothing.
+    context = multiprocessing.get_context("forkserver" if quick else "spawn")
+    context.set_forkserver_preload(IMPORTED)
+    process = context.Process(target=measure, args=(name, rows, folder, quick))
+    process.start()
+    return process
+
+
+def _end(process: ForkServerProcess | SpawnProcess) -> None:
     """End a part and the processes that it started, which share its session."""
-    try:
+    assert process.pid is not None
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # none is left, or it ended before it had a session
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
-
-
-def _environment(quick: bool) -> dict[str, str]:
-    chosen = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} if quick else {}
-    return {**os.environ, **chosen, "PYTHONPATH": os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+    process.kill()
+    process.join()

@@ -58,7 +58,7 @@ class SyntheticData(L.LightningDataModule):
         return JointLoader(self.source, JointSampler(ITEMS, images, self.videos_per_batch, self.images_per_batch))
 
     def classes(self) -> dict[int, str]:
-        return {number: "" for number in range(self.source.classes)}
+        return dict.fromkeys(range(self.source.classes), "")
 
     def captions(self, validation: bool = False) -> Iterator[str]:
         yield from CAPTIONS
