@@ -3,7 +3,6 @@
 import gc
 import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -81,10 +80,8 @@ class Bench:
         self.forget()
 
     def forget(self) -> None:
-        """Release memory and compiled code, and begin a new peak."""
+        """Release memory, and begin a new peak."""
         gc.collect()
-        if "torch._dynamo" in sys.modules:  # importing it takes seconds
-            torch.compiler.reset()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
             torch.cuda.empty_cache()

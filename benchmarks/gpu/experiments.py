@@ -73,6 +73,7 @@ def vae_config(name: str, quick: bool) -> VAEConfig:
 
 def compile_blocks(denoiser: Denoiser, quick: bool) -> None:
     """Compile a denoiser layer by layer, as training does; in quick runs without generating code."""
+    torch.compiler.reset()  # code of a row before would count towards the limit of recompilations
     for block in denoiser.blocks:
         block.compile(backend="eager" if quick else "inductor")
 

@@ -1,5 +1,6 @@
 """The process of one part."""
 
+import gc
 import importlib
 import logging
 import os
@@ -19,6 +20,7 @@ def measure(name: str, rows: Path, folder: Path, quick: bool) -> None:
         os.dup2(said.fileno(), 2)
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    gc.freeze()  # else each collection between two rows goes through all imported modules, half a second
     if quick:
         torch.set_num_threads(1)
     importlib.import_module(f"benchmarks.gpu.parts.{name}").measure(Bench(rows, folder, quick))

@@ -23,8 +23,10 @@ def render(result: Mapping[str, Any]) -> str:
         lines += ["Tiny sizes on a CPU (`--quick`): these figures only show that the code runs.", ""]
     if facts["note"]:
         lines += [facts["note"], ""]
-    lines += [f"{facts['memory_gb']} GB; " + ", ".join(f"{name} {facts[name] or 'unknown'}" for name in FACTS) + ".", ""]
-    lines += ["## Goals", "", *_table(["goal", "value", "wanted", ""], map(_goal_cells, result["goals"])), ""]
+    memory = f"{facts['memory_gb']} GB, " if facts["memory_gb"] else ""
+    lines += [memory + ", ".join(f"{name} {facts[name] or 'unknown'}" for name in FACTS) + ".", ""]
+    if result["goals"]:
+        lines += ["## Goals", "", *_table(["goal", "value", "wanted", ""], map(_goal_cells, result["goals"])), ""]
     for name, part in sorted(result["parts"].items()):
         purpose = purposes.get(name, "")
         lines += [f"## {name}", "", *([purpose, ""] if purpose else [])]

@@ -1,6 +1,7 @@
 """The files of a measurement: one JSON for each card and day, and the page rendered from it."""
 
 import importlib.metadata
+import itertools
 import json
 import platform
 import re
@@ -66,11 +67,14 @@ def slug(card: str) -> str:
 def go_on_with(out: Path, facts: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Return the newest measurement in `out` with these facts, or a new one, and its file."""
     name = slug(facts["card"]) + ("_quick" if facts["quick"] else "")
-    for path in sorted(out.glob(f"{name}_????-??-??.json"), reverse=True):
+    for path in sorted(out.glob(f"{name}_[0-9]*.json"), reverse=True):
         found = read_json(path)
         if found["format"] == FORMAT and all(found["facts"][fact] == facts[fact] for fact in SAME):
             return path, found
-    return out / f"{name}_{facts['date']}.json", {"format": FORMAT, "facts": facts, "parts": {}, "goals": []}
+    # One of another commit of this day stays.
+    paths = (out / f"{name}_{facts['date']}{'' if number == 1 else f'_{number}'}.json" for number in itertools.count(1))
+    new = next(path for path in paths if not path.exists())
+    return new, {"format": FORMAT, "facts": facts, "parts": {}, "goals": []}
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -85,6 +85,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 def _flex() -> Attention:
     from torch.nn.attention.flex_attention import flex_attention
 
+    torch.compiler.reset()  # code of a row before would count towards the limit of recompilations
     compiled = torch.compile(flex_attention)
 
     def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
