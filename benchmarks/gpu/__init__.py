@@ -12,7 +12,8 @@ A call writes DIR/CARD_DATE.json and, rendered from it, DIR/CARD_DATE.md. DIR is
 
     format  1
     facts   card, memory_gb, torch, cuda, driver, triton, python, commit, date, quick, note ("" or a remark above the report)
-    parts   NAME -> state    "done"; "failed" (the process ended with an error) or "timeout", with its last words in `error`
+    parts   NAME -> purpose  docstring of the part when it ran
+                    state    "done"; "failed" (the process ended with an error) or "timeout", with its last words in `error`
                     seconds  of the whole process
                     rows     a list of {"row": name, FIGURE: number or text, ...}
                     skipped  name of a row -> reason

@@ -17,7 +17,7 @@ def describe_parts() -> dict[str, str]:
 
 def render(result: Mapping[str, Any]) -> str:
     """Return the report of a measurement in Markdown."""
-    facts, purposes = result["facts"], describe_parts()
+    facts = result["facts"]
     lines = [f"# {facts['card']}, {facts['date']}", ""]
     if facts["quick"]:
         lines += ["Tiny sizes on a CPU (`--quick`): these figures only show that the code runs.", ""]
@@ -28,8 +28,7 @@ def render(result: Mapping[str, Any]) -> str:
     if result["goals"]:
         lines += ["## Goals", "", *_table(["goal", "value", "wanted", ""], map(_goal_cells, result["goals"])), ""]
     for name, part in sorted(result["parts"].items()):
-        purpose = purposes.get(name, "")
-        lines += [f"## {name}", "", *([purpose, ""] if purpose else [])]
+        lines += [f"## {name}", "", part["purpose"], ""]
         lines += [*_rows(part["rows"]), *(f"- {row}: skipped, {_one_line(reason)}" for row, reason in part["skipped"].items())]
         if part["state"] != "done":
             lines += ["", f"Ended by {part['state']} after {_text(part['seconds'])} s:", "", "```", part["error"], "```"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.one_part import measure
+from benchmarks.gpu.report import describe_parts
 from walt_pl.plain_text import split_lines
 from walt_pl.untrusted import parse_json
 
@@ -21,7 +22,7 @@ IMPORTED = ["torch._dynamo", "benchmarks.gpu.stage_training"]
 
 
 def run_part(name: str, quick: bool, limit: float) -> dict[str, Any]:
-    """Return state, seconds, rows, skipped rows and error of a part (see the docstring of the package).
+    """Return purpose, state, seconds, rows, skipped rows and error of a part (see the docstring of the package).
 
     Args:
         name: of a file in benchmarks/gpu/parts/.
@@ -39,6 +40,7 @@ def run_part(name: str, quick: bool, limit: float) -> dict[str, Any]:
         lines = [parse_json(line, str(rows)) for line in split_lines(rows.read_text("utf-8"))] if rows.exists() else []
         tail = split_lines(said.read_text("utf-8", errors="replace"))[-TAIL:] if said.exists() else []
     return {
+        "purpose": describe_parts().get(name, ""),
         "state": state,
         "seconds": round(time.perf_counter() - began, 1),
         "rows": [line for line in lines if "row" in line],
