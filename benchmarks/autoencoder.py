@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,12 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from benchmarks.gpu.experiments import vae_config
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.evaluation.program import machine
 from walt_pl.models.vae import VAE, VAEConfig
-from walt_pl.untrusted import read_yaml
 
-LIGHT = Path("experiments/ucf101/vae_light.yaml")
 QUICK = VAEConfig(32, (1, 1, 2), ((1, 2, 2), (2, 2, 2)), (1, 1, 1), 1, 4)
 Coder = Callable[[Tensor], Tensor]
 
@@ -108,25 +106,12 @@ def measure(code: Coder, x: Tensor, frames: int, rounds: int, peak: float) -> di
     }
 
 
-def light_config() -> VAEConfig | None:
-    """Return the size of the light autoencoder, if its experiment exists."""
-    if not LIGHT.is_file():
-        return None
-    section = read_yaml(LIGHT)["model"]["init_args"]["vae"]
-    return VAEConfig(**{name: _tuples(value) for name, value in section.items()})
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
-
-
 def build(name: str, quick: bool) -> nn.Module | None:
-    """Return an autoencoder with random weights; None where its package or file is missing, and say so."""
+    """Return an autoencoder with random weights; None where its package is missing, and say so."""
     if name == "ours":
         return VAE(QUICK if quick else VAEConfig())
     if name == "ours_light":
-        config = light_config()
-        return None if config is None else VAE(config)
+        return VAE(QUICK if quick else vae_config("ucf101/vae_light", quick=False))
     try:
         import diffusers
     except ImportError:

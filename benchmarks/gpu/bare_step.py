@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.clock import time_call
-from benchmarks.gpu.experiments import compile_blocks, fill_zeros, make_inputs
+from benchmarks.gpu.experiments import compile_denoiser, fill_zeros, make_inputs
 from benchmarks.gpu.stage_training import build_stage
 from walt_pl.diffusion.objective import denoising_error
 from walt_pl.diffusion.rng import PerSampleRNG
@@ -20,7 +20,7 @@ def time_bare_step(bench: Bench, experiment: str, changes: dict[str, object], vi
     stage = build_stage(experiment, {"denoiser": changes}).to(bench.device)
     config, fused = stage.denoiser.config, bench.device.type == "cuda"
     fill_zeros(stage.denoiser)
-    compile_blocks(stage.denoiser, bench.quick)
+    compile_denoiser(stage.denoiser, bench.quick)
     x0, _, condition = make_inputs(config, videos, bench.device)
     index = torch.arange(videos, device=bench.device)
     draws = itertools.cycle([stage.draws(x0, condition.layout, PerSampleRNG(0, step, index)) for step in range(DRAWS)])

@@ -3,23 +3,19 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from walt_pl.blocks.attention import AttentionName
 from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.vae import VAEConfig
+from walt_pl.training.compiled_blocks import compile_blocks
 from walt_pl.untrusted import read_yaml
 
 EXPERIMENTS = Path("experiments")
-NAMES: tuple[str, ...] = get_args(AttentionName)
-"""Ways to compute attention in this version."""
-PLAIN: Any = "math" if "math" in NAMES else "plain"
-"""Matrix products, whose operations can be counted."""
 QUICK_DENOISER: dict[str, Any] = {
     "width": 64,
     "depth": 2,
@@ -71,11 +67,10 @@ def vae_config(name: str, quick: bool) -> VAEConfig:
     return VAEConfig(**{**_network(name, "vae"), **(QUICK_VAE if quick else {})})
 
 
-def compile_blocks(denoiser: Denoiser, quick: bool) -> None:
+def compile_denoiser(denoiser: Denoiser, quick: bool) -> None:
     """Compile a denoiser layer by layer, as training does; in quick runs without generating code."""
     torch.compiler.reset()  # code of a row before would count towards the limit of recompilations
-    for block in denoiser.blocks:
-        block.compile(backend="eager" if quick else "inductor")
+    compile_blocks(denoiser.blocks, "eager" if quick else "inductor")
 
 
 def fill_zeros(model: nn.Module) -> None:
@@ -103,4 +98,4 @@ def pass_over(denoiser: Denoiser, x: Tensor, timestep: Tensor, condition: Condit
 
 def plain_twin(config: DenoiserConfig) -> DenoiserConfig:
     """Return a configuration whose operations count as in the paper: nothing recomputed, attention as matrix products."""
-    return replace(config, attention=PLAIN, activation_checkpointing=False)
+    return replace(config, attention="math", activation_checkpointing=False)

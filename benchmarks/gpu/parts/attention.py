@@ -5,7 +5,7 @@ a floor and not the model.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.gpu.bench import Bench, Figure
 from benchmarks.gpu.clock import time_call
 from benchmarks.gpu.denoiser_pass import check_attention
-from benchmarks.gpu.experiments import PLAIN
-from walt_pl.blocks.attention import RelativePositionBias, Window, attend
+from walt_pl.blocks.attention import AttentionName, RelativePositionBias, Window, attend
 
 HEADS, WIDTH = 16, 64
 WINDOWS: dict[str, tuple[Window, int]] = {
@@ -62,7 +61,7 @@ def _measure(bench: Bench, window: Window, windows: int, way: str) -> dict[str, 
         return figures
     found = bias.table.grad.float()
     bias.table.grad = None
-    attend(*(x.detach().float() for x in (q, k, v)), bias(), PLAIN).backward(gradient.float())
+    attend(*(x.detach().float() for x in (q, k, v)), bias(), "math").backward(gradient.float())
     return {**figures, "table_error": float((found - bias.table.grad).abs().max() / bias.table.grad.abs().max())}
 
 
@@ -72,8 +71,8 @@ def _find(way: str, bench: Bench) -> Attention:
     if way == "flex":
         bench.require_gpu()  # it has no backward pass on CPUs
         return _flex()
-    name: Any = PLAIN if way == "math" else way
-    check_attention(name, bench)
+    check_attention(way, bench)
+    name = cast(AttentionName, way)
     return lambda q, k, v, bias: attend(q, k, v, bias, name)
 
 

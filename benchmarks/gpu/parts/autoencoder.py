@@ -7,7 +7,7 @@ from functools import partial
 
 from benchmarks.gpu.autoencoders import measure_coding, measure_training
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.experiments import EXPERIMENTS, vae_config
+from benchmarks.gpu.experiments import vae_config
 from walt_pl.models.vae import VAE
 
 KINDS = {"paper": "ucf101/vae", "light": "ucf101/vae_light"}
@@ -15,9 +15,6 @@ KINDS = {"paper": "ucf101/vae", "light": "ucf101/vae_light"}
 
 def measure(bench: Bench) -> None:
     for name, experiment in KINDS.items():
-        if not (EXPERIMENTS / f"{experiment}.yaml").is_file():
-            bench.skip(name, f"experiments/{experiment}.yaml is not in this version")
-            continue
         build = partial(_build, experiment, bench)
         measure_coding(bench, name, build, lambda vae, x: vae.encode(x).mean, lambda vae, z: vae.decode(z))
         measure_training(bench, name, build)

@@ -6,7 +6,7 @@
 from benchmarks.gpu.bench import Bench, Figure
 from benchmarks.gpu.clock import time_call
 from benchmarks.gpu.denoiser_pass import step_flops
-from benchmarks.gpu.experiments import compile_blocks, denoiser_config, fill_zeros, make_inputs
+from benchmarks.gpu.experiments import compile_denoiser, denoiser_config, fill_zeros, make_inputs
 from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.ddim import Guidance
 from walt_pl.models.denoiser import Denoiser
@@ -31,7 +31,7 @@ def _measure(bench: Bench, clips: int, compiled: bool) -> dict[str, Figure]:
         denoiser = Denoiser(config).eval()
         fill_zeros(denoiser)
     if compiled:
-        compile_blocks(denoiser, bench.quick)
+        compile_denoiser(denoiser, bench.quick)
     sampler = StageSampler(denoiser, DiffusionConfig(), LatentNormalizer.identity(config.latent_channels))
     noise, _, condition = make_inputs(config, clips, bench.device)
 
