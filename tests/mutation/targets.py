@@ -13,6 +13,7 @@ from tests.mutation.operators import Mutant, generate
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "diffusion": ("walt_pl/diffusion/**/*.py",),
     "blocks": ("walt_pl/blocks/**/*.py",),
+    "kernels": ("walt_pl/blocks/*_triton.py",),
     "models": ("walt_pl/models/**/*.py", "walt_pl/text/**/*.py"),
     "losses": ("walt_pl/**/losses*.py",),
     "stages": ("stages/**/*.py",),
@@ -21,8 +22,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "order": ("walt_pl/data/*sampler*.py", "walt_pl/data/permutation.py", "walt_pl/data/loader.py"),
 }
 """Files of each group, as patterns. Every pattern must match; a file belongs to the last group that names it."""
-STARTING = frozenset({"strategies"})
-"""Groups whose code shows its faults in several processes only: their tests that start processes are run, too."""
+STARTING = frozenset({"kernels", "strategies"})
+"""Groups whose faults show in processes of their own only (several ranks, Triton's interpreter): tests that start processes are run, too."""
 SMALLEST_TREE = 150
 """Fewer mutants in all groups together mean that a pattern lost its files."""
 OWN_NAME = "tests/mutation/targets.py"
