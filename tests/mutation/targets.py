@@ -23,7 +23,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 }
 """Files of each group, as patterns. Every pattern must match; a file belongs to the last group that names it."""
 STARTING = frozenset({"kernels", "strategies"})
-"""Groups whose faults show in processes of their own only (several ranks, Triton's interpreter): tests that start processes are run, too."""
+"""Groups whose faults show in processes of their own (ranks, Triton's interpreter): tests that start processes are run, too."""
 SMALLEST_TREE = 150
 """Fewer mutants in all groups together mean that a pattern lost its files."""
 OWN_NAME = "tests/mutation/targets.py"
