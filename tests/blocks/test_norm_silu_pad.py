@@ -110,6 +110,21 @@ def test_norm_silu_pad_warns_once_where_triton_does_not_compile(monkeypatch: pyt
         module._probe.cache_clear()
 
 
+def test_norm_silu_pad_counts_on_the_meta_device_without_triton() -> None:
+    """A plan, and the first step of each training, pass the autoencoder over meta tensors on machines of all kinds."""
+    program = """
+import sys
+sys.modules["triton"] = None
+import torch
+from walt_pl.models.vae import VAE, VAEConfig
+with torch.device("meta"):
+    model = VAE(VAEConfig(32, (1, 2), ((1, 2, 2),), (1, 1), 1, 4))
+    model.decode(model.encode(torch.empty(1, 3, 3, 8, 8)).mean).sum().backward()
+"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from walt_pl.blocks.norm_silu_pad import Modulation, NormName, plain_norm_silu_pad, triton_norm_silu_pad
+from walt_pl.blocks.norm_silu_pad_ops import backward_op, forward_op
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 """Largest norm of the error over the norm of the value, where output and gradient of x are rounded once to that dtype."""
@@ -94,8 +95,6 @@ def check_large_mean() -> None:
 
 def check_operator() -> None:
     """PyTorch's own check: the schema, the fake tensors that `torch.compile` traces with, and the registered gradient."""
-    from walt_pl.blocks.norm_silu_pad_triton import backward_op, forward_op
-
     case = Case("group", 8, 2, (1, 2, 2, 2), past=1, affine=True, conv_bias=True)
     named, g = case.inputs(torch.float32, "cpu")
     x, *vectors = (value.requires_grad_() for value in named.values())

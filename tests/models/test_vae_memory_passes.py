@@ -16,7 +16,13 @@ SIZES: dict[NormName, VAEConfig] = {
     "group": VAEConfig(32, (1, 2, 2), ((1, 2, 2), (2, 2, 2)), (1, 1, 1), 1, 4, "group"),
     "layer": VAEConfig(8, (1, 2, 2), ((1, 2, 2), (2, 2, 2)), (1, 1, 1), 1, 4, "layer"),
 }
-COPIES = ("aten.clone.default", "aten.cat.default", "aten.contiguous.default", "aten.constant_pad_nd.default")
+COPIES = (
+    "aten.clone.default",
+    "aten.cat.default",
+    "aten.contiguous.default",
+    "aten.constant_pad_nd.default",
+    "aten.select_backward.default",
+)
 
 
 class LayoutChanges(TorchDispatchMode):
@@ -83,6 +89,13 @@ def test_vae_training_pass_changes_no_layout(norm: NormName) -> None:
     for counts in changes(norm, 5, train=True):
         # Clones: gradients of the convolutions that change the resolution, with no norm in front. Cats: gradients of scale and shift.
         assert_bounded(counts, clones=1 + UP + len(SIZES[norm].strides), cats=len(SIZES[norm].num_res_blocks))
+
+
+@pytest.mark.parametrize("norm", SIZES)
+@pytest.mark.parametrize("frames", [1, 5])
+def test_vae_training_pass_fills_no_tensor_for_one_frame_of_it(norm: NormName, frames: int) -> None:
+    """The gradient of an index is a tensor of zeros, and of another layout."""
+    assert not any(counts.found["aten.select_backward.default"] for counts in changes(norm, frames, train=True))
 
 
 @pytest.mark.parametrize("norm", SIZES)

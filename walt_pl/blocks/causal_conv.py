@@ -77,8 +77,9 @@ class CausalConv3d(nn.Conv3d):
         bias = self.bias if add_bias else None
         if x.shape[2] > 1:
             return F.conv3d(x, self._weight(x, lambda weight: weight, "clip"), bias, self.stride, self.padding)
-        y = F.conv2d(x[:, :, 0], self._weight(x, sum_taps, "frame"), bias, self.stride[1:], self.padding[1:])
-        return y[:, :, None]
+        # Not indices: their gradient is a tensor of zeros in another layout.
+        y = F.conv2d(x.squeeze(2), self._weight(x, sum_taps, "frame"), bias, self.stride[1:], self.padding[1:])
+        return y.unsqueeze(2)
 
     def _weight(self, x: Tensor, make: Callable[[Tensor], Tensor], name: str) -> Tensor:
         """Return `make(weight)`; of a frozen weight it is kept, in the dtype that the convolution computes in."""

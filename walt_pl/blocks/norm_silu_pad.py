@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
+from walt_pl.blocks.norm_silu_pad_ops import forward_op
 from walt_pl.blocks.pad_front import pad_front
 
 NormName = Literal["group", "layer"]
@@ -177,9 +178,6 @@ def triton_norm_silu_pad(
     before: Tensor | None = None,
 ) -> Tensor:
     """Compute `norm_silu_pad` with the Triton kernels: one pass over memory for LayerNorm, two for GroupNorm."""
-    # Not at the top: Triton has no package for every machine, and TRITON_INTERPRET counts when it is imported.
-    from walt_pl.blocks.norm_silu_pad_triton import forward_op
-
     scale_shift, repeats = (None, [1, 1, 1, 0]) if modulation is None else (modulation.scale_shift, [*modulation.factors, modulation.skip])
     groups = groups if norm == "group" else 0
     y: Tensor

@@ -14,11 +14,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from einops import rearrange
 from torch import Tensor
 from triton.language import constexpr
 
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 PROGRAMS = 1056
 """Programs wanted of a kernel that adds up slabs: 8 for each multiprocessor of an H100, a constant so that bits do not depend on it."""
 MOST_SLABS = 64
@@ -277,15 +275,6 @@ def _split(frames: int, positions: int, block: int) -> tuple[int, int]:
     return triton.cdiv(positions, rows), rows
 
 
-def _empty(like: Tensor, frames: int, dtype: torch.dtype) -> Tensor:
-    b, c, _, h, w = like.shape
-    return rearrange(like.new_empty(b, frames, h, w, c, dtype=dtype), "b t h w c -> b c t h w")
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last_3d)
-
-
 def _statistics(x: Tensor, conv_bias: Tensor | None, groups: int, eps: float) -> Tensor:
     """Return mean and 1 / standard deviation of each frame's groups, [f g 2]."""
     (b, c, t, h, w), meta = x.shape, _meta(x.shape[1], groups, FORWARD_TILE)
@@ -299,47 +288,34 @@ def _statistics(x: Tensor, conv_bias: Tensor | None, groups: int, eps: float) ->
     return statistics
 
 
-@torch.library.custom_op("walt::norm_silu_pad", mutates_args=())
-def forward_op(
+def forward(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     conv_bias: Tensor | None,
     scale_shift: Tensor | None,
-    before: Tensor | None,
     groups: int,
     eps: float,
     repeats: list[int],
     activation: bool,
     past: int,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """Return the output [b c past+t h w] and GroupNorm's statistics [f g 2] (empty for LayerNorm: groups = 0).
+    copies: bool,
+    y: Tensor,
+) -> Tensor:
+    """Fill the output y [b c past+t h w], but for frames in front that are no copies. Return GroupNorm's statistics [f g 2].
 
-    Args as `norm_silu_pad` has them; repeats are the modulation's factors and the frames it skips.
+    All tensors lie in channels-last memory.
     """
-    x = _channels_last(x)
     b, c, t, h, w = x.shape
     statistics = _statistics(x, conv_bias, groups, eps) if groups else x.new_empty(0, dtype=torch.float32)
-    y = _empty(x, past + t, dtype)
-    scale_shift = None if scale_shift is None else _channels_last(scale_shift)
     meta = _meta(c, groups, FORWARD_TILE)
-    flags = {"PAST": past, "ACTIVATION": activation, "COPIES": past > 0 and before is None}
+    flags = {"PAST": past, "ACTIVATION": activation, "COPIES": copies}
     grid = (b * t * triton.cdiv(h * w, meta["BP"]),)
     _apply_kernel[grid](x, weight, bias, conv_bias, scale_shift, statistics, y, eps, t, h * w, w, *repeats, **meta, **flags)
-    if before is not None:
-        y[:, :, :past] = before
-    return y, statistics
+    return statistics
 
 
-@forward_op.register_fake
-def _(x, weight, bias, conv_bias, scale_shift, before, groups, eps, repeats, activation, past, dtype):
-    b, _, t = x.shape[:3]
-    return _empty(x, past + t, dtype), x.new_empty((b * t, groups, 2) if groups else (0,), dtype=torch.float32)
-
-
-@torch.library.custom_op("walt::norm_silu_pad_backward", mutates_args=())
-def backward_op(
+def backward(
     g: Tensor,
     x: Tensor,
     statistics: Tensor,
@@ -353,10 +329,13 @@ def backward_op(
     activation: bool,
     past: int,
     copies: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, weight, bias, conv_bias and scale_shift; empty for those not given."""
-    g, x = _channels_last(g), _channels_last(x)
-    scale_shift = None if scale_shift is None else _channels_last(scale_shift)
+    dx: Tensor,
+    dscale_shift: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Fill dx and dscale_shift. Return the gradients of weight, bias and conv_bias, empty for those not given.
+
+    All tensors lie in channels-last memory.
+    """
     (b, c, t, h, w), meta = x.shape, _meta(x.shape[1], groups, BACKWARD_TILE)
     frames, p = b * t, h * w
     slabs, rows = _split(frames, p, meta["BP"])
@@ -369,47 +348,17 @@ def backward_op(
         _gradient_sums_kernel[(frames * slabs,)](g, x, *inputs, sums, *sizes, **flags)
         means, width = torch.empty_like(statistics), triton.next_power_of_2(c // groups)
         _gradient_means_kernel[(frames * groups,)](sums, weight, means, p, slabs, MOST_SLABS, c, groups, width)
-    dx, own = _empty(x, t, x.dtype), x.new_empty(frames * slabs, 3, c, dtype=torch.float32)
+    own = x.new_empty(frames * slabs, 3, c, dtype=torch.float32)
     _input_gradient_kernel[(frames * slabs,)](g, x, *inputs, means, dx, own, *sizes, **flags)
     if not groups:
         sums = own[:, 1:]
-    dweight, dbias, dconv_bias, dscale_shift = (x.new_empty(0) for _ in range(4))
+    dweight, dbias, dconv_bias = (x.new_empty(0) for _ in range(3))
     if weight is not None:
         dbias, dweight = (part.clone() for part in sums.sum(0).to(weight.dtype))
     if conv_bias is not None:
         dconv_bias = own[:, 0].sum(0).to(conv_bias.dtype)
-    if scale_shift is not None:
-        dscale_shift = _empty(scale_shift, scale_shift.shape[2], scale_shift.dtype)
+    if dscale_shift is not None:
         cells = dscale_shift.numel() // (2 * c)
         arguments = (g, x, conv_bias, scale_shift, statistics, dscale_shift, eps, t, p, w, *repeats)
         _modulation_gradient_kernel[(cells,)](*arguments, **flags)
-    return dx, dweight, dbias, dconv_bias, dscale_shift
-
-
-@backward_op.register_fake
-def _(g, x, statistics, weight, bias, conv_bias, scale_shift, groups, eps, repeats, activation, past, copies):
-    vectors = (x.new_empty(0) if given is None else torch.empty_like(given) for given in (weight, bias, conv_bias))
-    modulation = x.new_empty(0) if scale_shift is None else _empty(scale_shift, scale_shift.shape[2], scale_shift.dtype)
-    return _empty(x, x.shape[2], x.dtype), *vectors, modulation
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, weight, bias, conv_bias, scale_shift, before, *settings, past, _ = inputs
-    ctx.save_for_backward(x, output[1], weight, bias, conv_bias, scale_shift)
-    ctx.settings = (*settings, past, past > 0 and before is None)
-    ctx.before = None if before is None else before.dtype
-
-
-def _differentiate(ctx: Any, g: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    gradients = backward_op(g, *ctx.saved_tensors, *ctx.settings)
-    given = (True, *(saved is not None for saved in ctx.saved_tensors[2:]))
-    before = None if ctx.before is None else g[:, :, : ctx.settings[-2]].to(ctx.before)
-    return *(gradient if there else None for gradient, there in zip(gradients, given, strict=True)), before, *([None] * 6)
-
-
-def _refuse_second_derivative(ctx: Any, *_: Tensor) -> None:
-    raise RuntimeError("norm_silu_pad has no second derivative on CUDA; call plain_norm_silu_pad where one is needed")
-
-
-forward_op.register_autograd(_differentiate, setup_context=_save)
-backward_op.register_autograd(_refuse_second_derivative)
+    return dweight, dbias, dconv_bias
