@@ -8,7 +8,7 @@ from walt_pl.training.figures import Figures
 
 
 class Trainer:
-    """What `Figures` asks of a trainer, with the number of its reads."""
+    """A trainer with a step, logged values and the number of their reads."""
 
     def __init__(self, log_every_n_steps: int) -> None:
         self.log_every_n_steps = log_every_n_steps
