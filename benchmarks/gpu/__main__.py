@@ -44,10 +44,8 @@ def main() -> None:
     for name, part in _run_all(todo, arguments.quick):
         result["parts"][name] = part
         write(path, result)
-        print(
-            f"{name}: {part['state']}, {part['seconds']} s, {len(part['rows'])} rows, {len(part['skipped'])} skipped, {len(part['failed'])} failed",
-            flush=True,
-        )
+        counts = ", ".join(f"{len(part[kind])} {kind}" for kind in ("rows", "skipped", "failed"))
+        print(f"{name}: {part['state']}, {part['seconds']} s, {counts}", flush=True)
     left = [name for name in todo if name not in result["parts"]]
     print("\n".join([f"left for the next call: {', '.join(left)}"] * bool(left) + [str(path), str(path.with_suffix(".md"))]))
 

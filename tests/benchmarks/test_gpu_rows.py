@@ -71,7 +71,7 @@ def test_check_gradients_refuses_those_that_are_zero_or_missing() -> None:
     with pytest.raises(ArithmeticError, match="2 gradients"):
         check_gradients(model)
     model(torch.zeros(1, 2)).sum().backward()
-    with pytest.raises(ArithmeticError, match="1 gradients .* weight"):
+    with pytest.raises(ArithmeticError, match=r"1 gradients .* weight"):
         check_gradients(model)
     model(torch.ones(1, 2)).sum().backward()
     check_gradients(model)
