@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import benchmarks.gpu
 from benchmarks.gpu.report import describe_parts
 from benchmarks.gpu.results import find_facts, go_on_with, write
@@ -29,6 +31,11 @@ def main() -> None:
         return
     if arguments.quick:  # before a process starts: its libraries read this once
         os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    elif not torch.cuda.is_available():
+        raise SystemExit(
+            "python -m benchmarks.gpu: this machine has no CUDA device, and its parts would take hours on a CPU. Add --quick to run them "
+            "with tiny sizes, or measure the autoencoder on this CPU with python -m benchmarks.autoencoder"
+        )
     path, result = go_on_with(arguments.out, find_facts(arguments.quick))
     done = {name for name, part in result["parts"].items() if part["state"] == "done"}
     todo = [name for name in arguments.part or parts if arguments.again or name not in done]
@@ -37,7 +44,8 @@ def main() -> None:
     for name, part in _run_all(todo, arguments.quick):
         result["parts"][name] = part
         write(path, result)
-        print(f"{name}: {part['state']}, {part['seconds']} s, {len(part['rows'])} rows, {len(part['skipped'])} skipped", flush=True)
+        counts = ", ".join(f"{len(part[kind])} {kind}" for kind in ("rows", "skipped", "failed"))
+        print(f"{name}: {part['state']}, {part['seconds']} s, {counts}", flush=True)
     left = [name for name in todo if name not in result["parts"]]
     print("\n".join([f"left for the next call: {', '.join(left)}"] * bool(left) + [str(path), str(path.with_suffix(".md"))]))
 

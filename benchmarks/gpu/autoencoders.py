@@ -38,7 +38,8 @@ def measure_coding(
 
             @torch.no_grad()
             def work(count: int = count, of_images: bool = of_images, way: str = way) -> dict[str, Figure]:
-                model, x = build().eval(), make_clips(count, bench, of_images)
+                # Without gradients, as an artifact is loaded: an autoencoder keeps sums of weights that do not train.
+                model, x = build().eval().requires_grad_(False), make_clips(count, bench, of_images)
                 with bench.autocast():
                     z = encode(model, x)
                     call = (lambda: encode(model, x)) if way == "encode" else (lambda: decode(model, z))

@@ -13,6 +13,7 @@ from benchmarks.gpu.clock import time_call
 from walt_pl.blocks.compute import compute_dtype
 
 Figure = float | int | str
+LEFT_OUT = "left out of quick runs: another row runs the same code"
 GEMM_SIDE, QUICK_GEMM_SIDE = 8192, 256
 
 
@@ -66,15 +67,21 @@ class Bench:
     def skip(self, row: str, reason: str) -> None:
         self._write({"skipped": row, "reason": reason})
 
+    def fail(self, row: str, reason: str) -> None:
+        self._write({"failed": row, "reason": reason})
+
     def attempt(self, row: str, measure: Callable[[], dict[str, Figure]]) -> None:
-        """Add the figures of a row, or the reason why there are none. The memory is free afterwards."""
+        """Add the figures of a row, or the reason why there are none. The memory is free afterwards.
+
+        A row is skipped for what this machine lacks, a package or a device. Every other error is a failure.
+        """
         self.forget()
         try:
             figures = measure()
-        except (Missing, ImportError) as error:
+        except (Missing, ModuleNotFoundError) as error:
             self.skip(row, str(error))
         except Exception as error:  # one way to compute that fails, by memory or by its compiler, must not cost the other rows
-            self.skip(row, f"{type(error).__name__}: {str(error)[:500]}")
+            self.fail(row, f"{type(error).__name__}: {str(error)[:500]}")
         else:
             self.add(row, **figures)
         self.forget()

@@ -30,7 +30,8 @@ def render(result: Mapping[str, Any]) -> str:
     for name, part in sorted(result["parts"].items()):
         lines += [f"## {name}", "", part["purpose"], ""]
         lines += [*_rows(part["rows"]), *(f"- {row}: skipped, {_one_line(reason)}" for row, reason in part["skipped"].items())]
-        if part["state"] != "done":
+        lines += [f"- {row}: failed: {_one_line(reason)}" for row, reason in part["failed"].items()]
+        if part["state"] == "timeout" or part["error"]:
             lines += ["", f"Ended by {part['state']} after {_text(part['seconds'])} s:", "", "```", part["error"], "```"]
         lines += [""] if not part["seconds"] else ["", f"{_text(part['seconds'])} s.", ""]
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """The files of a measurement: one JSON for each card and day, and the page rendered from it."""
 
+import hashlib
 import importlib.metadata
 import itertools
 import json
@@ -20,7 +21,9 @@ from walt_pl.runs.artifact_writing import code_revision
 from walt_pl.untrusted import read_json
 
 FORMAT = 1
-SAME = ("card", "quick", "torch", "commit", "note")
+ROOT = Path(__file__).parents[2]
+SOURCES = ("walt_pl", "stages", "datamodules", "benchmarks")
+SAME = ("card", "quick", "torch", "commit", "sources", "note")
 """Facts in which a measurement must agree to be gone on with."""
 
 
@@ -28,6 +31,7 @@ def find_facts(quick: bool) -> dict[str, Any]:
     """Return the card, the versions and the date."""
     on_gpu = torch.cuda.is_available() and not quick
     properties = torch.cuda.get_device_properties(0) if on_gpu else None
+    commit = code_revision() or ""
     return {
         "card": properties.name if properties else machine().partition(",")[0],
         "memory_gb": round(properties.total_memory / 1e9) if properties else 0,
@@ -36,11 +40,20 @@ def find_facts(quick: bool) -> dict[str, Any]:
         "driver": _driver(),
         "triton": _version("triton"),
         "python": platform.python_version(),
-        "commit": code_revision() or "",
+        "commit": commit,
+        "sources": "" if commit and not commit.endswith("-dirty") else hash_sources(ROOT),
         "date": date.today().isoformat(),
         "quick": quick,
         "note": "",
     }
+
+
+def hash_sources(root: Path) -> str:
+    """Return a hash of the code below a checkout, since a commit does not say it where files were changed."""
+    digest = hashlib.sha256()
+    for path in sorted(path for folder in SOURCES for path in (root / folder).rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _version(package: str) -> str:

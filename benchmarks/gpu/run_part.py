@@ -22,7 +22,7 @@ IMPORTED = ["torch._dynamo", "benchmarks.gpu.stage_training"]
 
 
 def run_part(name: str, quick: bool, limit: float) -> dict[str, Any]:
-    """Return purpose, state, seconds, rows, skipped rows and error of a part (see the docstring of the package).
+    """Return purpose, state, seconds, rows, skipped and failed rows, and error of a part (see the docstring of the package).
 
     Args:
         name: of a file in benchmarks/gpu/parts/.
@@ -35,17 +35,19 @@ def run_part(name: str, quick: bool, limit: float) -> dict[str, Any]:
         rows, said = folder / "rows.jsonl", folder / "said"
         process = _start(name, rows, folder, quick)
         process.join(limit)
-        state = "timeout" if process.exitcode is None else "failed" if process.exitcode else "done"
+        ended = "timeout" if process.exitcode is None else "failed" if process.exitcode else "done"
         _end(process)
         lines = [parse_json(line, str(rows)) for line in split_lines(rows.read_text("utf-8"))] if rows.exists() else []
         tail = split_lines(said.read_text("utf-8", errors="replace"))[-TAIL:] if said.exists() else []
+    failed = {line["failed"]: line["reason"] for line in lines if "failed" in line}
     return {
         "purpose": describe_parts().get(name, ""),
-        "state": state,
+        "state": "failed" if failed and ended == "done" else ended,
         "seconds": round(time.perf_counter() - began, 1),
         "rows": [line for line in lines if "row" in line],
         "skipped": {line["skipped"]: line["reason"] for line in lines if "skipped" in line},
-        "error": "" if state == "done" else "\n".join(tail),
+        "failed": failed,
+        "error": "" if ended == "done" else "\n".join(tail),
     }
 
 

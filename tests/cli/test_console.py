@@ -68,5 +68,6 @@ def test_console_is_as_wide_as_its_terminal(monkeypatch: pytest.MonkeyPatch) -> 
 def test_plan_command_into_a_file_names_every_column(walt: Walt) -> None:
     said = walt("plan", "--config", "experiments/shapes/base.yaml").said
     titles = ["engine", "parameters", "gradients", "optimizer", "ema", "buffers", "activations", "total", "24 GB", "40 GB", "80 GB"]
+    titles.append("host (node)")
     assert titles in [[cell.strip() for cell in line.strip("┃").split("┃")] for line in said.splitlines()]
     assert "…" not in said

@@ -116,6 +116,18 @@ def test_plan_of_compiled_layers_foresees_less_memory_and_says_so(
     assert held[1] < held[0]
 
 
+def test_plan_of_zero3_is_without_compilation_and_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """is_compiled of walt_pl/training/compiled_blocks.py: `auto` compiles none of the layers under ZeRO 3."""
+    monkeypatch.setenv("COLUMNS", "250")
+    eager, plan = (of("shapes/base", None, f"--model.compile={compile}") for compile in ("false", "auto"))
+    uncompiled, held = (plan.report()["bytes_per_gpu"] for plan in (eager, plan))
+    assert held["zero3"]["activations"] == uncompiled["zero3"]["activations"]
+    assert held["zero2"]["activations"]["kept"] < uncompiled["zero2"]["activations"]["kept"]
+    plan.show()
+    said = capsys.readouterr().out
+    assert "│ zero3, eager " in said and "│ zero2 " in said
+
+
 def test_plan_of_an_autoencoder_says_flops_and_frames_a_second_of_a_clip(tmp_path: Path) -> None:
     """A lighter one is an overlay of its sizes alone."""
     light = tmp_path / "light.yaml"

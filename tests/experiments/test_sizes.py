@@ -7,6 +7,7 @@ from torch import nn
 
 from tests.helpers.environment import ROOT
 from tests.helpers.experiments import of
+from walt_pl.training.autoencoder_cost import clip_flops
 
 # docs/METHOD.md, section 5.
 PUBLISHED: list[tuple[str, str | None, float, float]] = [
@@ -52,3 +53,12 @@ def test_experiment_image_vae_is_2d_and_has_a_third_of_the_weights() -> None:
     assert kernels and all(kernel.weight.shape[2] == 1 for kernel in kernels)
     assert plan.parameters()["total"] == pytest.approx(103e6, rel=0.01)
     assert cube.parameters()["total"] == pytest.approx(307e6, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["ucf101", "kinetics600", "text_to_video"])
+def test_experiment_light_vae_takes_at_most_a_quarter_of_the_operations(name: str) -> None:
+    """One latent frame of each kind, the first and a later one: further ones cost what the later one does."""
+    full, light = (
+        sum(clip_flops(of(f"{name}/vae", overlay).model.vae.config, (1, 3, 5, 64, 64)).values()) for overlay in (None, "common/vae_light")
+    )
+    assert light <= 0.25 * full

@@ -5,20 +5,33 @@ import torch
 
 from walt_pl.models.vae import VAE, VAEConfig
 from walt_pl.training.autoencoder_cost import AutoencoderTraining, autoencoder_cost, clip_flops
+from walt_pl.training.step_cost import StepCost
 
 FULL = VAEConfig()
+TRAINING = AutoencoderTraining(FULL, None, False, None, 0.0)
 
 
 @pytest.mark.parametrize(("batch", "measured"), [(2, 27.0), (4, 52.0)])
-def test_autoencoder_cost_peak_is_within_a_tenth_of_the_measured_one(batch: int, measured: float) -> None:
+def test_autoencoder_cost_peak_is_within_a_tenth_of_the_measured_one(batch: int, measured: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Peak of the generator's forward and backward pass on one H200, torch 2.11, bf16-mixed, 17x128x128, at commit a3015f6.
 
-    It contains float32 weights and gradients, in 1e9 bytes.
+    PyTorch computed the norms. It contains float32 weights and gradients, in 1e9 bytes.
     """
-    cost = autoencoder_cost(AutoencoderTraining(FULL, None, False, None, 0.0), [(batch, 3, 17, 128, 128)], torch.bfloat16)
+    monkeypatch.setattr("walt_pl.blocks.norm_silu_pad._takes_triton", lambda x: False)
+    cost = autoencoder_cost(TRAINING, [(batch, 3, 17, 128, 128)], torch.bfloat16)
+    assert _gigabytes(cost) == pytest.approx(measured, rel=0.1)
+
+
+def test_autoencoder_cost_of_fused_norms_is_at_most_18_gb_for_two_clips() -> None:
+    """The goal of the kernels, which no GPU has measured yet."""
+    assert _gigabytes(autoencoder_cost(TRAINING, [(2, 3, 17, 128, 128)], torch.bfloat16)) <= 18
+
+
+def _gigabytes(cost: StepCost) -> float:
+    """Peak with float32 weights and gradients."""
     with torch.device("meta"):
         count = sum(p.numel() for p in VAE(FULL).parameters())
-    assert (cost.peak + 8 * count) / 1e9 == pytest.approx(measured, rel=0.1)
+    return (cost.peak + 8 * count) / 1e9
 
 
 def test_clip_flops_are_those_of_the_measured_passes() -> None:

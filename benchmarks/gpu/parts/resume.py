@@ -1,7 +1,8 @@
 """Exact resume: 4 steps at once against 2 steps, a checkpoint, and 2 more in a new Trainer; weights and averages bit by bit.
 
 "again" compares two trainings of 4 steps, which differ where a kernel is not deterministic. The base is the L model with 4 layers, its
-attention and compilation as shipped. The autoencoder is that of the embedded set with its discriminator.
+attention and compilation as shipped. The autoencoder is that of the embedded set with its discriminator,
+which trains from the first step.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from walt_pl.training.callbacks.ema import EMA
 STEPS, SAVED = 4, 2
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "base": ("ucf101/base_l", {"denoiser": {"depth": 4}}),
-    "autoencoder": ("shapes/vae_gan", {}),
+    "autoencoder": ("shapes/vae_gan", {"adversarial_start": 0, "adversarial_warmup": 0}),
 }
 State = dict[str, Tensor]
 
@@ -38,7 +39,7 @@ class Save(L.Callback):
 
 def measure(bench: Bench) -> None:
     for name, (experiment, changes) in KINDS.items():
-        changes = quick_changes(experiment) if bench.quick else changes
+        changes = {**changes, **(quick_changes(experiment) if bench.quick else {})}
         kept: list[State] = []
         folder = bench.folder / name
         folder.mkdir()

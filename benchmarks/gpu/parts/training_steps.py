@@ -25,10 +25,12 @@ class Batch:
     changes: dict[str, Any] = field(default_factory=dict)
 
 
-NO_WEIGHTS: dict[str, Any] = {"perceptual": "none", "adversarial_warmup": 0}
+ADVERSARIAL: dict[str, Any] = {"adversarial_start": 0, "adversarial_warmup": 0}
+"""The discriminator trains from the first step. Experiments let it start after more steps than are measured."""
+NO_WEIGHTS: dict[str, Any] = {**ADVERSARIAL, "perceptual": "none"}
 SMALL = {
     "shapes/vae": Batch(4, 4),
-    "shapes/vae_gan": Batch(4, 4),
+    "shapes/vae_gan": Batch(4, 4, changes=ADVERSARIAL),
     "shapes/base": Batch(16, 5),
     "shapes/sr1": Batch(8, 5),
     "shapes/sr2": Batch(8, 5),

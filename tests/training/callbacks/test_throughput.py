@@ -68,6 +68,22 @@ def test_throughput_logs_tensors_of_the_host(monkeypatch: pytest.MonkeyPatch) ->
     assert all(isinstance(value, Tensor) and value.device.type == "cpu" for value in logged.values())
 
 
+@pytest.mark.parametrize(("device", "speeds"), [("cpu", 2), ("cuda", 1)])
+def test_throughput_logs_once_a_step_and_no_speed_of_a_gpus_first_ones(device: str, speeds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two batches are accumulated for a step. The first interval of a GPU contains its compilation."""
+    monkeypatch.setattr(Throughput, "_utilisation", lambda *_: {})
+    logged: list[dict[str, Tensor]] = []
+    speed: Any = Throughput(every_n_steps=1)
+    stage = SimpleNamespace(device=torch.device(device), log_dict=logged.append)
+    trainer = SimpleNamespace(global_step=0, world_size=1, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])])
+    speed.on_train_start(trainer, stage)
+    for step in (0, 1, 1, 2):
+        trainer.global_step = step
+        speed.on_train_batch_end(trainer, stage, None, batch(1), 0)
+    assert len(logged) == 2
+    assert sum("speed/clips_per_second" in values for values in logged) == speeds
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="reads the allocator of a GPU, and this machine has none")
 def test_throughput_logs_the_peak_memory_since_the_last_value(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,11 +91,18 @@ def test_throughput_logs_the_peak_memory_since_the_last_value(monkeypatch: pytes
     logged, device = dict[str, Tensor](), torch.device("cuda")
     speed: Any = Throughput(every_n_steps=1)
     stage = SimpleNamespace(device=device, log_dict=logged.update)
-    trainer = SimpleNamespace(global_step=1, world_size=1, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])])
+    trainer = SimpleNamespace(global_step=0, world_size=1, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.1}])])
     held = torch.empty(10**9, dtype=torch.uint8, device=device)
-    speed.on_train_batch_end(trainer, stage, None, batch(1), 0)
+
+    def step() -> None:
+        trainer.global_step += 1
+        speed.on_train_batch_end(trainer, stage, None, batch(1), 0)
+
+    speed.on_train_start(trainer, stage)
+    step()
+    step()
     assert logged["speed/gpu_memory_gb"].item() >= 1
     del held
-    speed.on_train_batch_end(trainer, stage, None, batch(1), 0)
-    speed.on_train_batch_end(trainer, stage, None, batch(1), 0)
+    step()
+    step()
     assert logged["speed/gpu_memory_gb"].item() < 1

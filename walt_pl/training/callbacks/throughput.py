@@ -23,6 +23,7 @@ class Throughput(L.Callback):
     speed/tflops_per_gpu: model operations of this rank's steps over the time since the last value (`step_flops` defines them).
     speed/mfu: that rate over the device's dense bfloat16 peak (walt_pl/training/gpu_peaks.py); over a measured matrix product on CPUs
     and unknown GPUs. speed/gpu_memory_gb: most memory that tensors held since the last value, 1e9 bytes; on GPUs alone.
+    The first steps on a GPU, up to the first value, give a learning rate alone: they compile layers and choose kernels.
 
     Args:
         every_n_steps: optimiser steps between two values.
@@ -36,12 +37,16 @@ class Throughput(L.Callback):
             raise ValueError(f"throughput.every_n_steps must be at least 1, got {every_n_steps}")
         self.every_n_steps = every_n_steps
         self._began = self._ended = 0.0
+        self._last_step = 0
+        self._warm = False
         self._waited = self._clips = self._tokens = 0.0
         self._steps: Counter[tuple[Any, ...]] = Counter()
         self._uncounted: dict[tuple[Any, ...], JointBatch] = {}
         self._flops: dict[tuple[Any, ...], float | None] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._last_step = trainer.global_step
+        self._warm = pl_module.device.type != "cuda"
         self.reset()
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: JointBatch, batch_idx: int) -> None:
@@ -52,15 +57,13 @@ class Throughput(L.Callback):
         self._tokens += (batch.videos[:, 0].numel() + batch.images[:, 0].numel()) * trainer.world_size
         self._note_shape(pl_module, batch, trainer.global_step)
         self._ended = time.perf_counter()
-        if trainer.global_step % self.every_n_steps == 0:
-            elapsed = self._ended - self._began
-            values = {
-                "speed/clips_per_second": self._clips / elapsed,
-                "speed/tokens_per_second": self._tokens / elapsed,
-                "speed/waiting_for_data": self._waited / elapsed,
-                "train/learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"]),
-                **self._utilisation(trainer, pl_module, elapsed),
-            }
+        stepped = trainer.global_step != self._last_step  # with accumulate_grad_batches, a step has several batches
+        self._last_step = trainer.global_step
+        if stepped and trainer.global_step % self.every_n_steps == 0:
+            values = {"train/learning_rate": float(trainer.optimizers[0].param_groups[0]["lr"])}
+            if self._warm:
+                values |= self._speeds(trainer, pl_module)
+            self._warm = True
             # Tensors of the host: Lightning would send a number to the device, and wait for it.
             pl_module.log_dict({name: torch.tensor(value, dtype=torch.float32) for name, value in values.items()})
             self.reset()
@@ -73,6 +76,15 @@ class Throughput(L.Callback):
         self._began = self._ended = time.perf_counter()
         self._waited = self._clips = self._tokens = 0.0
         self._steps.clear()
+
+    def _speeds(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, float]:
+        elapsed = self._ended - self._began
+        return {
+            "speed/clips_per_second": self._clips / elapsed,
+            "speed/tokens_per_second": self._tokens / elapsed,
+            "speed/waiting_for_data": self._waited / elapsed,
+            **self._utilisation(trainer, pl_module, elapsed),
+        }
 
     def _note_shape(self, pl_module: L.LightningModule, batch: JointBatch, step: int) -> None:
         """Note a step by the shapes on which its operations depend. The first batch of each is kept until the next value."""
