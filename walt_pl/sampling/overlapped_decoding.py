@@ -6,8 +6,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from walt_pl.blocks.transfer import HostCopy
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
-from walt_pl.sampling.device_copies import to_pinned
 from walt_pl.sampling.sampled_video import SampledVideo
 
 Part = TypeVar("Part")
@@ -94,11 +94,5 @@ class StreamDecoder:
         # The allocator of the sampling's stream may not give the memory away before the decoder has read it.
         sampled.latents.record_stream(self.stream)
         with torch.cuda.stream(self.stream):
-            clips = [to_pinned(self.cascade.decode_clip(z, self.sampling)) for z in sampled.latents.split(1)]
-            ended = self.stream.record_event()
-
-        def wait() -> Tensor:
-            ended.synchronize()
-            return sampled.join(torch.cat(clips))
-
-        return wait
+            clips = [HostCopy(self.cascade.decode_clip(z, self.sampling)) for z in sampled.latents.split(1)]
+        return lambda: sampled.join(torch.cat([clip.read() for clip in clips]))
