@@ -39,9 +39,3 @@ def test_frame_layout_per_sample_undoes_per_frame(layout: FrameLayout) -> None:
 def test_frame_layout_per_frame_repeats_each_sample_for_its_own_frames() -> None:
     assert FrameLayout(2, 3, 2).per_frame(torch.arange(4)).tolist() == [0, 0, 0, 1, 1, 1, 2, 3]
     assert FrameLayout(2, 3, 2).per_sample(torch.arange(8.0)).tolist() == [1, 4, 6, 7]
-
-
-def test_frame_layout_select_keeps_videos_and_images_apart() -> None:
-    assert FrameLayout(2, 3, 3).select(torch.tensor([True, False, True, True, False])) == FrameLayout(1, 3, 2)
-    assert FrameLayout(2, 3, 1).select(torch.tensor([False, False, True])) == FrameLayout(0, 3, 1)
-    assert FrameLayout(2, 3, 1).select(torch.tensor([True, True, False])) == FrameLayout(2, 3, 0)

@@ -153,28 +153,6 @@ def test_self_conditioning_pass_has_no_gradient() -> None:
     torch.testing.assert_close(gain.grad, by_hand)
 
 
-def test_condition_select_takes_the_conditions_of_the_selected_samples() -> None:
-    rows = torch.tensor([False, True, True, False])
-    frames = LAYOUT.per_frame(rows)
-    full = Condition(
-        LAYOUT,
-        condition_kept=torch.tensor([True, False, True, False]),
-        text=torch.randn(4, 5, 6),
-        text_mask=torch.rand(4, 5) < 0.5,
-        labels=torch.arange(4),
-        context_latents=noise(2),
-        context_mask=noise(3)[:, :1],
-        low_res=noise(4)[:, :, :2, :2],
-        noise_aug_level=torch.arange(4) * 10,
-    )
-    picked = full.select(rows)
-    assert picked.layout == FrameLayout(1, 3, 1)
-    for name in ("condition_kept", "text", "text_mask", "labels", "noise_aug_level"):
-        assert torch.equal(getattr(picked, name), getattr(full, name)[rows]), name
-    for name in ("context_latents", "context_mask", "low_res"):
-        assert torch.equal(getattr(picked, name), getattr(full, name)[frames]), name
-
-
 @pytest.fixture(scope="module")
 def stage() -> LatentDiffusion:
     tiny = DenoiserConfig(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from stages.latent_diffusion import LatentDiffusion
+from tests.helpers.condition_subset import select
 from walt_pl.blocks.frames import FrameLayout
 from walt_pl.data.batch import JointBatch
 from walt_pl.diffusion.condition import Condition
@@ -82,7 +83,7 @@ class KnownNetwork(nn.Module):
         outputs = []
         for branch in (rows, ~rows):
             frames = condition.layout.per_frame(branch)
-            outputs.append(self(x[frames], timestep[branch], condition.select(branch), None if estimate is None else estimate[frames]))
+            outputs.append(self(x[frames], timestep[branch], select(condition, branch), None if estimate is None else estimate[frames]))
         return layout.double_frames(*outputs)
 
     def eps(self, call: Call) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.helpers.condition_subset import select
 from walt_pl.blocks.embeddings import PositionEmbedding, TimestepEmbedding
 from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
@@ -89,7 +90,7 @@ def test_denoiser_joint_batch_equals_videos_and_images_apart(name: str) -> None:
     videos = torch.tensor([True, True, False, False, False])
     for rows in (videos, ~videos, *torch.eye(5, dtype=torch.bool)):
         frames = LAYOUT.per_frame(rows)
-        close(denoiser(x[frames], STEP[rows], condition.select(rows), estimate[frames]), joint[frames])
+        close(denoiser(x[frames], STEP[rows], select(condition, rows), estimate[frames]), joint[frames])
 
 
 def test_denoiser_sdpa_equals_math() -> None:
@@ -241,7 +242,7 @@ def test_denoiser_every_parameter_gets_a_gradient_from_videos_and_from_images(la
     denoiser = Denoiser(TINY)
     rows = torch.tensor([layout.videos > 0] * 2 + [layout.images > 0] * 3)
     frames = LAYOUT.per_frame(rows)
-    denoiser(latents()[frames], STEP[rows], told().select(rows)).sum().backward()
+    denoiser(latents()[frames], STEP[rows], select(told(), rows)).sum().backward()
     assert [name for name, p in denoiser.named_parameters() if p.grad is None] == []
 
 
@@ -274,13 +275,13 @@ def test_denoiser_text_reaches_a_spatiotemporal_layer_by_frame_or_by_window() ->
     assert [TINY.text_window_of(layer) for layer in range(4)] == [(1, 4, 6)] * 4
     assert [STW_TEXT.text_window_of(layer) for layer in range(4)] == [(1, 4, 6), (3, 2, 3)] * 2
     videos = torch.tensor([True, True, False, False, False])
-    x, timestep, condition = latents()[:6], STEP[:2], told().select(videos)
+    x, timestep, condition = latents()[:6], STEP[:2], select(told(), videos)
     by_frame, by_window = drawn(), drawn(STW_TEXT)
     assert by_frame.state_dict().keys() == by_window.state_dict().keys()
     assert differs(by_window(x, timestep, condition), by_frame(x, timestep, condition))
     close(by_window(x, timestep, condition), drawn(replace(STW_TEXT, attention="sdpa"))(x, timestep, condition))
     first = torch.tensor([True, False])
-    close(by_window(x[:3], timestep[:1], condition.select(first)), by_window(x, timestep, condition)[:3])
+    close(by_window(x[:3], timestep[:1], select(condition, first)), by_window(x, timestep, condition)[:3])
 
 
 def test_denoiser_refuses_images_where_text_has_spatiotemporal_windows() -> None:

@@ -58,10 +58,10 @@ class Queue:
         return made
 
 
-def test_overlap_writes_each_part_while_the_next_is_sampled() -> None:
+def test_overlap_writes_each_part_while_the_next_is_decoded() -> None:
     queue = Queue()
     assert queue.run() == [0, 1, 2]
-    wanted = "sample 0, decode 0, sample 1, wait 0, write 0, decode 1, sample 2, wait 1, write 1, decode 2, wait 2, write 2"
+    wanted = "sample 0, decode 0, sample 1, decode 1, wait 0, write 0, sample 2, decode 2, wait 1, write 1, wait 2, write 2"
     assert queue.log == wanted.split(", ")
 
 

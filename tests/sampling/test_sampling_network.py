@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.helpers.condition_subset import select
 from tests.helpers.two_call_guidance import two_call_guidance
 from walt_pl.blocks.attention import CrossAttention
 from walt_pl.blocks.frames import FrameLayout
@@ -93,7 +94,7 @@ def test_condition_double_holds_both_conditions(layout: FrameLayout) -> None:
     given = torch.ones(layout.num_samples, dtype=torch.bool)
     rows = layout.double_samples(given, ~given)
     for wanted, branch in ((first, rows), (second, ~rows)):
-        found = both.select(branch)
+        found = select(both, branch)
         assert found.layout == layout
         for item in fields(Condition)[1:]:
             assert torch.equal(getattr(found, item.name), getattr(wanted, item.name)), item.name
@@ -111,7 +112,7 @@ def test_denoiser_with_prepared_features_equals_without(change: dict[str, Any]) 
     for seed in (1, 2):
         timestep = torch.randint(1000, (JOINT.num_samples,), generator=torch.Generator().manual_seed(seed))
         assert torch.equal(denoiser(x, timestep, condition, x, features), denoiser(x, timestep, condition, x))
-    videos = condition.select(torch.arange(5) < 2)
+    videos = select(condition, torch.arange(5) < 2)
     windows = draw_denoiser(replace(CONFIG, stw_cross_attention=True))
     timestep = torch.tensor([3, 700])
     assert torch.equal(windows(x[:6], timestep, videos, None, windows.prepare(videos)), windows(x[:6], timestep, videos))

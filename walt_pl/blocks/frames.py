@@ -47,11 +47,6 @@ class FrameLayout:
         """Return the mean over the frames of each sample: [f] to [s]."""
         return torch.cat([x[: self.video_frames].view(self.videos, self.frames).mean(dim=1), x[self.video_frames :]])
 
-    def select(self, rows: Tensor) -> "FrameLayout":
-        """Return the layout of the samples where `rows` [s] is true."""
-        videos = int(rows[: self.videos].sum())
-        return FrameLayout(videos, self.frames, int(rows.sum()) - videos)
-
     def doubled(self) -> "FrameLayout":
         """Return the layout of two batches of this layout in one: videos of both, then images of both."""
         return FrameLayout(2 * self.videos, self.frames, 2 * self.images)

@@ -36,16 +36,6 @@ class Condition:
     noise_aug_level: Tensor | None = None
     """[s] noise augmentation level: the timestep at which `low_res` is noised."""
 
-    def select(self, rows: Tensor) -> "Condition":
-        """Return the condition of the samples where `rows` [s] is true."""
-        frames = self.layout.per_frame(rows)
-        picked = {}
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, Tensor):
-                picked[item.name] = value[frames if item.name in OVER_FRAMES else rows]
-        return replace(self, layout=self.layout.select(rows), **picked)
-
     def double(self, other: "Condition") -> "Condition":
         """Return two conditions of one layout as one, in the order of `FrameLayout.doubled`.
 

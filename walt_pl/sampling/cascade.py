@@ -12,6 +12,7 @@ from torch import Tensor
 
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.blocks.frames import FrameLayout
+from walt_pl.blocks.transfer import to_device
 from walt_pl.data.transforms import to_size
 from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
@@ -25,7 +26,6 @@ from walt_pl.runs.artifact import load
 from walt_pl.runs.living_run import read_settled
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import in_order, kind_of
-from walt_pl.sampling.device_copies import to_device
 from walt_pl.sampling.known_rate import trained_fps
 from walt_pl.sampling.sampled_video import SampledVideo
 from walt_pl.sampling.stage_choice import BASE, choose_stages

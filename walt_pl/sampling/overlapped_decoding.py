@@ -6,8 +6,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from walt_pl.blocks.transfer import HostCopy
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
-from walt_pl.sampling.device_copies import to_pinned
 from walt_pl.sampling.sampled_video import SampledVideo
 
 Part = TypeVar("Part")
@@ -25,7 +25,8 @@ def sample_videos(
     """Sample a video of each request, as `Cascade.video` does, and free the CUDA graphs in the end.
 
     A CPU makes them one after the other. On a GPU, the decoder has a stream of its own. The videos are the same, and come in the same
-    order. There, the GPU holds the latents of two requests, and the memory of the decoder beside that of the denoiser.
+    order. There, the GPU holds the latents of two requests, and the memory of the decoder beside that of the denoiser; the host holds the pixels of
+    two.
 
     Args:
         cascade: stages to run.
@@ -51,7 +52,9 @@ def sample_videos(
 def overlap(
     parts: Iterable[Part], sample: Callable[[Part], Sampled], start_decoding: Callable[[Sampled], Callable[[], Made]]
 ) -> Iterator[Made]:
-    """Yield the results of all parts in order, while the next part is in work. At most one waits to be yielded.
+    """Yield the results of all parts in order, while the next part is in work.
+
+    While the consumer writes a part, the next one is decoded already: results of two are held at a time.
 
     A part that fails does not take the one before with it.
 
@@ -63,14 +66,14 @@ def overlap(
     waiting: Callable[[], Made] | None = None
     for part in parts:
         try:
-            sampled = sample(part)
+            following = start_decoding(sample(part))  # before the one before is yielded: its consumer may take long
         except Exception:  # whatever it is, it is raised after the result that is already there
             if waiting is not None:
                 yield waiting()
             raise
         if waiting is not None:
             yield waiting()
-        waiting = start_decoding(sampled)
+        waiting = following
     if waiting is not None:
         yield waiting()
 
@@ -94,11 +97,5 @@ class StreamDecoder:
         # The allocator of the sampling's stream may not give the memory away before the decoder has read it.
         sampled.latents.record_stream(self.stream)
         with torch.cuda.stream(self.stream):
-            clips = [to_pinned(self.cascade.decode_clip(z, self.sampling)) for z in sampled.latents.split(1)]
-            ended = self.stream.record_event()
-
-        def wait() -> Tensor:
-            ended.synchronize()
-            return sampled.join(torch.cat(clips))
-
-        return wait
+            clips = [HostCopy(self.cascade.decode_clip(z, self.sampling)) for z in sampled.latents.split(1)]
+        return lambda: sampled.join(torch.cat([clip.read() for clip in clips]))

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from walt_pl.blocks.transfer import to_device
 from walt_pl.diffusion.condition import Condition, derive_once
 from walt_pl.models.denoiser import Denoiser
 from walt_pl.sampling.cuda_graph import GraphedNetwork
-from walt_pl.sampling.device_copies import to_device
 
 
 class SamplingNetwork:
