@@ -25,8 +25,8 @@ def sample_videos(
     """Sample a video of each request, as `Cascade.video` does, and free the CUDA graphs in the end.
 
     A CPU makes them one after the other. On a GPU, the decoder has a stream of its own. The videos are the same, and come in the same
-    order. There, the GPU holds the latents of two requests, and the memory of the decoder beside that of the denoiser; the host holds the pixels of
-    two.
+    order. There, the GPU holds the latents of two requests, and the memory of the decoder beside that of the denoiser; the host holds
+    the pixels of two.
 
     Args:
         cascade: stages to run.
