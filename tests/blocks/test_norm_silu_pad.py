@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from tests.helpers.environment import ROOT
 from tests.helpers.norm_silu_pad_cases import CASES, Case, check_case
 from walt_pl.blocks import norm_silu_pad as module
-from walt_pl.blocks.norm_silu_pad import Modulation, NormName, norm_silu_pad, triton_compiles, triton_norm_silu_pad
+from walt_pl.blocks.norm_silu_pad import Modulation, NormName, kernels_are_right, norm_silu_pad, triton_norm_silu_pad
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="Triton's compiled kernels run on a GPU only")
 
@@ -97,17 +99,47 @@ def test_norm_silu_pad_kernels_equal_float64_in_the_interpreter() -> None:
     assert ended.returncode == 0, ended.stdout[-1500:] + ended.stderr[-3000:]
 
 
-def test_norm_silu_pad_warns_once_where_triton_does_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "triton_norm_silu_pad", None)
-    module._probe.cache_clear()
-    try:
-        with pytest.warns(UserWarning, match="Triton does not compile the autoencoder's norms here"):
-            assert not triton_compiles()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert not triton_compiles()
-    finally:
-        module._probe.cache_clear()
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    cached = (module.find_problem, module._warn_once)
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+def test_norm_silu_pad_warns_once_where_the_kernels_do_not_run(monkeypatch: pytest.MonkeyPatch, unchecked: None) -> None:
+    monkeypatch.setattr(module, "find_problem", lambda *_: "no compiler")
+    with pytest.warns(UserWarning, match=r"the autoencoder's norms do not run here \(no compiler\)"):
+        assert not kernels_are_right(0, torch.bfloat16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not kernels_are_right(0, torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_silu_pad_check_works_in_inference_mode_and_compares_values(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, unchecked: None
+) -> None:
+    monkeypatch.setattr(module, "triton_norm_silu_pad", module.plain_norm_silu_pad)
+    with torch.inference_mode():  # Lightning validates in it
+        assert module.find_problem(torch.device("cpu"), dtype) == ""
+    module.find_problem.cache_clear()
+    monkeypatch.setattr(module, "triton_norm_silu_pad", lambda x, **case: 1.1 * module.plain_norm_silu_pad(x, **case))
+    problem = module.find_problem(torch.device("cpu"), dtype)
+    assert problem.count("group") == problem.count("layer") == 2, "output and gradient of both"
+
+
+def test_norm_silu_pad_check_keeps_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch, unchecked: None) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(module, "triton_norm_silu_pad", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        module.find_problem(torch.device("cpu"), torch.float32)
+    monkeypatch.setattr(module, "triton_norm_silu_pad", module.plain_norm_silu_pad)
+    assert module.find_problem(torch.device("cpu"), torch.float32) == ""
 
 
 def test_norm_silu_pad_counts_on_the_meta_device_without_triton() -> None:
@@ -130,7 +162,7 @@ with torch.device("meta"):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES)
 def test_norm_silu_pad_on_a_gpu_equals_float64(case: Case, dtype: torch.dtype) -> None:
-    assert triton_compiles()
+    assert all(kernels_are_right(0, dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16))
     check_case(case, dtype, "cuda")
 
 

@@ -51,6 +51,7 @@ def test_window_attention_triton_equals_float64_compiles_and_refuses_in_the_inte
     cases += [(b, heads, WINDOWS[n], e, dtype) for b, heads, n, e in COVERING for dtype in ("float32", "float16")]
     found = interpret(cases)
     check(cases, found["errors"])
+    assert [20, 3] in found["groups"], "the sum over groups, of which the last is not full, took no part"
     assert sum("repeats" in measured for measured in found["errors"]) >= 4
     assert max(found["compiled"]) == 0, "traced by torch.compile, a layer has other bits"
     bfloat16, wide, twice = found["refusals"]

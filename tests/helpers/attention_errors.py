@@ -84,8 +84,23 @@ def refusals() -> list[str]:
 
 def report(cases: list[list[Any]]) -> dict[str, Any]:
     """Return the errors of each case [windows, heads, window, e, dtype], and the other findings."""
+    groups = record_groups()
     measured = [errors(b, heads, tuple(window), e, DTYPES[dtype], "cpu") for b, heads, window, e, dtype in cases]
-    return {"errors": measured, "compiled": compiled_differences(), "refusals": refusals()}
+    return {"errors": measured, "groups": groups, "compiled": compiled_differences(), "refusals": refusals()}
+
+
+def record_groups() -> list[tuple[int, int]]:
+    """Return a list that gets windows and group size of each backward pass, of a chip so small that few windows make several groups."""
+    from walt_pl.blocks import window_attention_triton as kernels
+
+    sizes, group_windows = [], kernels.group_windows
+
+    def record(windows: int, programs: int, at_once: int) -> int:
+        sizes.append((windows, group_windows(windows, programs, at_once)))
+        return sizes[-1][1]
+
+    kernels.WARPS_AT_ONCE, kernels.group_windows = 32, record
+    return sizes
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from walt_pl.blocks.bias_gather import gather_bias
+from walt_pl.blocks.cudnn_attention import disable_cudnn_attention
 from walt_pl.blocks.frames import FrameLayout
 from walt_pl.blocks.window_attention import WIDEST_HEAD, compute_dtype_of, explain_refusal, kernel_is_right, window_attention
 
@@ -53,8 +54,8 @@ def choose_attention(name: AttentionName, q: Tensor, bias: Tensor | None) -> Att
     - CUDA: the kernel for windows in bfloat16 or float16, if it compiles and gives right values there; else `sdpa`. Its exact float32
       products run outside the tensor cores, so float32 takes `sdpa`.
     - CPUs: `math`. The fused call takes its slow path for a bias of three axes and for a bias with a gradient. In bfloat16 `math` takes
-      0.3 to 0.6 of its CPU time for windows of 16 to 1,024 tokens, and 0.5 to 0.8 of it for masks with a gradient; in float32 they are
-      within a fifth of each other.
+      0.3 to 0.6 of its CPU time for windows of 16 to 1,024 tokens, and 0.5 to 0.8 of it for masks with a gradient. In float32 `math`
+      takes 0.55 to 1.1 of it for windows. Masks favour `sdpa` in float32, by up to 1.7 times at 16 tokens.
     - Other devices: `sdpa`.
 
     Args:
@@ -83,22 +84,9 @@ def choose_attention(name: AttentionName, q: Tensor, bias: Tensor | None) -> Att
     return "sdpa"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _disable_cudnn() -> bool:
-    """Keep cuDNN out of the process's attention. torch.compile runs this while it traces, before it chooses kernels.
-
-    With a mask and 64 modulo 128 keys, cuDNN before 9.26 gives NaN in the backward pass (pytorch issue 196678); `text_to_video/sr1` has
-    576 keys. The switch is the process's, and is set again at each call, because other libraries turn it. `sdpa_kernel` of torch is local,
-    but inside a compiled block it keeps torch.compile from its cache on disk (pytorch issue 194007), costs 10 us a call, and one thread
-    restores the choice in the middle of another.
-    """
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    return True
-
-
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Return torch's fused attention, by any kernel but cuDNN's."""
-    _disable_cudnn()
+    disable_cudnn_attention()
     return F.scaled_dot_product_attention(q, k, v, attn_mask=None if bias is None else bias.to(q.dtype))
 
 

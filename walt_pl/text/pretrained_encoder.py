@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from walt_pl.blocks.cudnn_attention import disable_cudnn_attention
 from walt_pl.text.encoder_folder import closed_folder
 from walt_pl.text.small_encoder import PretrainedTextConfig
 
@@ -292,6 +293,7 @@ class PretrainedTextEncoder:
         length = max(len(row) for row in pieces)
         ids = torch.tensor([row + [self._library.pad] * (length - len(row)) for row in pieces], device=self.device)
         mask = torch.tensor([[i < len(row) for i in range(length)] for row in pieces], device=self.device)
+        disable_cudnn_attention()
         with torch.autocast(self.device.type, enabled=False):
             states = self._library.states(ids, mask).to(self.dtype)
         if not bool(states[mask].isfinite().all()):

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from walt_pl.blocks.cudnn_attention import disable_cudnn_attention
 from walt_pl.blocks.transfer import to_device
 from walt_pl.runs.artifact import Artifact
 
@@ -206,6 +207,7 @@ class SmallTextEncoder(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Return tokens [s l e] of piece ids [s l] and their mask [s l]."""
+        disable_cudnn_attention()
         words = self.embedding(ids)
         out: Tensor = self.layers(words + self.position[: ids.shape[1]], src_key_padding_mask=~mask)
         # Add the word embeddings to the output of the layers. The base model trains this encoder, and needs no words for fine texture:

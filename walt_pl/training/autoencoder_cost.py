@@ -24,7 +24,7 @@ class AutoencoderTraining:
     discriminator: DiscriminatorConfig | None
     """None where the step has no adversarial term."""
     perceptual: bool
-    """Whether the loss has LPIPS."""
+    """True if the loss has LPIPS."""
     perceptual_frames: int | None
     """Frames of each clip in LPIPS; None for all."""
     r1_share: float

@@ -32,7 +32,7 @@ class TextInput:
     encoder: SmallTextConfig | None = None
     """Encoder that runs in every step; None where features come ready."""
     is_trained: bool = True
-    """Whether the encoder trains, too."""
+    """True if the encoder trains, too."""
 
 
 def denoiser_cost(

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -13,11 +14,12 @@ import torch
 from tests.helpers.engine_training import stage
 from tests.helpers.guarded_training import Data, Spoil, Watch
 from tests.helpers.tiny_vae import tiny_batch, tiny_stage, train
+from walt_pl.blocks.transfer import HostCopy
 from walt_pl.runs.checkpoint import Checkpoint
 from walt_pl.training.callbacks.checkpoints import Checkpoints
 from walt_pl.training.callbacks.ema import EMA
 from walt_pl.training.callbacks.spike_detector import SpikeDetector
-from walt_pl.training.callbacks.spike_guard import Diverged, SpikeGuard
+from walt_pl.training.callbacks.spike_guard import Diverged, Policy, SpikeGuard, StepReport
 from walt_pl.training.skipped_step import skips_on_device
 
 NAN, SPIKE = float("nan"), 1e4
@@ -125,3 +127,21 @@ def test_spike_guard_on_the_device_ends_the_training_after_too_many_incidents(tm
     seen = fit(tmp_path, {3: NAN, 4: NAN, 6: NAN}, max_incidents=2)
     assert "step 6: the loss is nan" in seen["said"] and len(seen["weights"]) <= 8
     assert incident(tmp_path, 6)["action"] == "stopped"
+
+
+def test_spike_guard_keeps_the_rollback_of_the_first_of_two_bad_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    guard = SpikeGuard(policy="rollback")
+    rolled: list[int] = []
+    guard._detector, guard._step = SpikeDetector(guard._history.values(), 4, 8, torch.device("cpu")), 9
+    guard._reports = [StepReport(step, HostCopy(torch.tensor([NAN, 1.0, NAN, 1.0])), {}, [], False) for step in (8, 9)]
+    monkeypatch.setattr(SpikeGuard, "_report", lambda *_: None)
+    monkeypatch.setattr(SpikeGuard, "_roll_back", lambda *_: rolled.append(guard._step))
+    guard.on_train_batch_end(SimpleNamespace(global_step=10, max_steps=10), None)  # type: ignore[arg-type]
+    assert rolled == [9]
+
+
+@pytest.mark.parametrize(("policy", "due"), [("rollback", 8), ("skip", None), ("off", None)])
+def test_spike_guard_takes_a_rollback_that_is_due_under_that_policy_alone(policy: Policy, due: int | None) -> None:
+    guard = SpikeGuard(policy=policy)
+    guard.load_state_dict({"history": {}, "incidents": [], "rollback_due": 8})
+    assert guard._rollback_due == due

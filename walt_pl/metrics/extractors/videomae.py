@@ -10,6 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from walt_pl.blocks.cudnn_attention import disable_cudnn_attention
 from walt_pl.metrics.extractor import ClipBatch
 from walt_pl.metrics.extractors.configured import ConfiguredExtractor, ExtractorSettings, check_finite, compute_by_shape, exact_arithmetic
 from walt_pl.metrics.extractors.weight_file import MAX_WEIGHT_FILE_BYTES, WeightFile, check_hash, find_weight_file, read_state_dict
@@ -81,6 +82,7 @@ class VideoMAE(ConfiguredExtractor):
     def _compute(self, videos: Tensor) -> Tensor:
         mean, std = (torch.tensor(values).view(3, 1, 1, 1) for values in (MEAN, STD))
         videos = rearrange(((videos + 1) / 2 - mean) / std, "b c t h w -> b t c h w").to(self.device)
+        disable_cudnn_attention()
         with exact_arithmetic(self.device):
             rows: Tensor = self.network(videos).last_hidden_state.mean(dim=1)
         return rows

@@ -178,7 +178,8 @@ class SpikeGuard(L.Callback):
             seen = dict(zip(self._history, values, strict=True))
             why = self._reasons(seen, report.discriminator)
             if incident:
-                self._rollback_due = report.step if self.policy == "rollback" else None
+                if self.policy == "rollback" and self._rollback_due is None:  # the first of two is due first
+                    self._rollback_due = report.step
                 # The device's logarithm may differ in its last bit.
                 why = why or [f"the loss or the gradient norm is at the limit of {self.deviations:g} deviations"]
                 self._report(trainer, report.step, why, seen, own, report.norms, report.files)
@@ -288,7 +289,7 @@ class SpikeGuard(L.Callback):
         for name, known in state_dict["history"].items():
             self._history[name] = deque(known, maxlen=self.window)
         self._incidents = list(state_dict["incidents"])
-        self._rollback_due = state_dict.get("rollback_due")
+        self._rollback_due = state_dict.get("rollback_due") if self.policy == "rollback" else None
 
 
 def _log(value: float) -> float:
