@@ -28,6 +28,7 @@ from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.objective import TrainingDraws, denoising_error
 from walt_pl.diffusion.rng import PerSampleRNG, splitmix64
 from walt_pl.models.autoencoder import Autoencoder
+from walt_pl.models.compiled_blocks import compile_blocks, pad_text
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.latent_normalizer import LatentNormalizer
 from walt_pl.runs.artifact import Artifact, load
@@ -35,7 +36,7 @@ from walt_pl.runs.checkpoint import read_state
 from walt_pl.sampling.stage_sampler import StageSampler, text_condition
 from walt_pl.text.features import HASHES, CachedTextEncoder, encoder_sha256
 from walt_pl.text.small_encoder import PretrainedTextConfig, TextEncoder
-from walt_pl.training.compiled_blocks import CompileChoice, compile_blocks, is_compiled, pad_text
+from walt_pl.training.compiled_blocks import CompileChoice, is_compiled
 from walt_pl.training.strategies.zero import ZeROStrategy
 
 VALIDATION_TIMESTEPS = range(50, 1000, 100)
@@ -347,7 +348,8 @@ class LatentDiffusion(L.LightningModule):
         rng = PerSampleRNG(self.seed, 0, batch.global_batch_index, x0.device)
         condition = self.validation_condition(batch, x0, layout, rng)
         noise = rng.randn_frames(layout, x0.shape[1:])
-        sampler = StageSampler(self.denoiser, self.diffusion, self._normalizer)
+        # A graph would be captured anew for each batch of previews and metrics, and hold memory of the training.
+        sampler = StageSampler(self.denoiser, self.diffusion, self._normalizer, use_graphs=False)
         videos = sampler.sample(condition, noise, self.preview_steps, self.diffusion.guidance)
         return self.vae.decode(videos).clamp(-1, 1)
 

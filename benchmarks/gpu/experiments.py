@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
+from walt_pl.models.compiled_blocks import compile_blocks
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.vae import VAEConfig
-from walt_pl.training.compiled_blocks import compile_blocks
 from walt_pl.untrusted import read_yaml
 
 EXPERIMENTS = Path("experiments")

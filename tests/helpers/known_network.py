@@ -52,6 +52,7 @@ class KnownNetwork(nn.Module):
         self, config: Any, x0: Tensor, layout: FrameLayout, error: Tensor | None = None, path: ProbabilityPath = NoiseSchedule()
     ) -> None:
         super().__init__()
+        self.blocks = nn.ModuleList()
         self.config = config
         self.x0 = x0
         self.layout = layout

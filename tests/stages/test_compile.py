@@ -19,11 +19,12 @@ from stages.vae import VAEStage
 from tests.helpers.known_network import CONFIG, build_stage, joint_batch, train_without_loop
 from walt_pl.blocks.frames import FrameLayout
 from walt_pl.diffusion.condition import Condition
+from walt_pl.models.compiled_blocks import RECOMPILE_LIMIT, TEXT_TOKENS, compile_blocks, pad_text
 from walt_pl.models.denoiser import Denoiser, DenoiserConfig
 from walt_pl.models.vae import VAEConfig
 from walt_pl.training import compiled_blocks
 from walt_pl.training.callbacks.compile_time import CompileTime
-from walt_pl.training.compiled_blocks import RECOMPILE_LIMIT, TEXT_TOKENS, compile_blocks, is_compiled, pad_text
+from walt_pl.training.compiled_blocks import is_compiled
 from walt_pl.training.strategies.zero import ZeROStrategy
 
 DENOISER = DenoiserConfig(width=16, depth=2, num_heads=2, size=(3, 4, 4), window_size=(3, 2, 2), attention="math")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import lightning as L
 import pytest
@@ -26,6 +27,7 @@ from walt_pl.diffusion.rng import PerSampleRNG
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.models.latent_normalizer import LatentNormalizer
 from walt_pl.models.vae import VAE, VAEConfig
+from walt_pl.sampling.stage_sampler import StageSampler
 from walt_pl.text.small_encoder import SmallTextConfig
 
 SMALL = {"width": 16, "depth": 2, "num_heads": 2, "size": (3, 4, 4), "window_size": (3, 2, 2)}
@@ -276,6 +278,16 @@ def test_vae_validation_batch_of_unreadable_clips_has_no_weight() -> None:
 
     assert validated(batch(0.0), fine)["val/psnr_video"] == pytest.approx(validated(fine)["val/psnr_video"])
     assert list(validated(batch(0.0))) == list(validated(fine)) == ["val/psnr_video", "val/psnr_image"]
+
+
+def test_measured_clips_capture_no_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each batch of a measurement would capture one of its own."""
+    made: list[StageSampler] = []
+    monkeypatch.setattr(StageSampler, "sample", lambda self, *_: made.append(self) or torch.zeros(2, 8, 3, 4, 4))  # type: ignore[func-returns-value]
+    stage = SuperResolutionStage(DenoiserConfig(**SMALL, super_resolution=True), sgd, preview_steps=2).eval()  # type: ignore[arg-type]
+    stage._vae = [SimpleNamespace(to=lambda _: SimpleNamespace(decode=lambda z: z))]  # type: ignore[list-item]
+    stage.measured_clips(latent_batch(videos=2, images=0))
+    assert [sampler.use_graphs for sampler in made] == [False]
 
 
 def test_measured_clips_depend_on_the_seed_and_the_place_of_each_clip_alone() -> None:

@@ -17,6 +17,7 @@ from walt_pl.media.contact_sheet import to_uint8
 from walt_pl.media.types import Size
 from walt_pl.metrics.protocol import EvaluationProtocol
 from walt_pl.sampling.cascade import VAE_STAGE, Cascade, SampleRequest, SamplingConfig
+from walt_pl.sampling.compiled_sampling import compile_for
 
 
 class RunSource(ClipSource):
@@ -113,6 +114,7 @@ class RunSource(ClipSource):
             seeds=[self.seed + item for item in items],
             context_latents=self._encode_contexts(told),
         )
+        compile_for(self.count, self.cascade.samplers.values(), self.cascade.device)
         return list(to_pixels(self.cascade.video(request, self.sampling, self.cascade.clip_frames)))
 
     def _encode_contexts(self, told: Sequence[SampleCondition]) -> dict[str, Tensor]:

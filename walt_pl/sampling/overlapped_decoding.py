@@ -1,6 +1,6 @@
 """Sample many videos of a cascade. On a GPU, the decoder runs beside the sampling of the next ones."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from walt_pl.blocks.transfer import HostCopy
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
+from walt_pl.sampling.compiled_sampling import compile_for
 from walt_pl.sampling.sampled_video import SampledVideo
 
 Part = TypeVar("Part")
@@ -17,16 +18,16 @@ Made = TypeVar("Made")
 
 def sample_videos(
     cascade: Cascade,
-    requests: Iterable[SampleRequest],
+    requests: Sequence[SampleRequest],
     sampling: SamplingConfig,
     frames: int,
     each_step: Callable[[], None] = lambda: None,
 ) -> Iterator[Tensor]:
     """Sample a video of each request, as `Cascade.video` does, and free the CUDA graphs in the end.
 
-    A CPU makes them one after the other. On a GPU, the decoder has a stream of its own. The videos are the same, and come in the same
-    order. There, the GPU holds the latents of two requests, and the memory of the decoder beside that of the denoiser; the host holds
-    the pixels of two.
+    A CPU makes them one after the other. On a GPU, the decoder has a stream of its own, and many clips are sampled with compiled layers
+    (see `compile_for`). The videos come in the same order. There, the GPU holds the latents of two requests, and the memory of the
+    decoder beside that of the denoiser. The host holds the pixels of two.
 
     Args:
         cascade: stages to run.
@@ -43,6 +44,7 @@ def sample_videos(
             for request in requests:
                 yield cascade.video(request, sampling, frames, each_step)
             return
+        compile_for(sum(map(len, requests)) * cascade.num_segments(frames), cascade.samplers.values(), cascade.device)
         decoder = StreamDecoder(cascade, sampling)
         yield from overlap(requests, lambda request: cascade.sample_segments(request, sampling, frames, each_step), decoder.start)
     finally:

@@ -17,6 +17,7 @@ from walt_pl.diffusion.condition import Condition
 from walt_pl.diffusion.config import DiffusionConfig
 from walt_pl.diffusion.ddim import Guidance, classifier_free_guidance, ddim
 from walt_pl.diffusion.path import ProbabilityPath, add_noise
+from walt_pl.models.compiled_blocks import are_compiled, pad_text
 from walt_pl.models.denoiser import Denoiser
 from walt_pl.models.latent_normalizer import LatentNormalizer
 from walt_pl.sampling.cuda_graph import GraphedNetwork
@@ -82,6 +83,8 @@ class StageSampler:
     denoiser: Denoiser
     config: DiffusionConfig
     normalizer: LatentNormalizer
+    use_graphs: bool = True
+    """Run the denoiser as a CUDA graph on a GPU."""
 
     @cached_property
     def path(self) -> ProbabilityPath:
@@ -123,7 +126,10 @@ class StageSampler:
         Returns:
             Raw (not normalised) latents of the videos [v c t h w], float32.
         """
-        network = SamplingNetwork(self.denoiser, self.graphs if noise.is_cuda else None)
-        denoise = classifier_free_guidance(network, guidance, self.path, unconditional)
+        null = unconditional
+        if are_compiled(self.denoiser.blocks):  # one length of text, so that the layers compile once
+            condition, null = pad_text(condition), lambda given: pad_text(unconditional(given))
+        network = SamplingNetwork(self.denoiser, self.graphs if noise.is_cuda and self.use_graphs else None)
+        denoise = classifier_free_guidance(network, guidance, self.path, null)
         latents = ddim(denoise, self.path, noise, condition, steps, eta, fresh_noise, each_step)
         return condition.layout.split(self.normalizer.denormalize(latents))[0]
