@@ -167,7 +167,8 @@ class VAEStage(L.LightningModule):
         step = self.global_step
         optimizers = self._optimizers()
         use_discriminator = self.discriminator is not None and step >= self.adversarial_start
-        paused = HostCopy(self.discriminator_pause.paused)  # read once the device has the autoencoder's step to do
+        # Read once the device has the autoencoder's step to do.
+        paused = None if self.discriminator_pause.pause is None else HostCopy(self.discriminator_pause.paused)
         rng = PerSampleRNG(self.seed, step, batch.global_batch_index, batch.weight.device)
         weight = self._frame_weight(batch)
         reconstructions = self._reconstruct(batch, rng)
@@ -189,7 +190,7 @@ class VAEStage(L.LightningModule):
         if use_discriminator:
             norms = [torch.stack(gradients[name]).sum().sqrt() for name in ("adversarial", "reconstruction")]
             self.log("train/gradient_ratio", norms[0] / norms[1])
-            self._discriminator_step(optimizers[1], reconstructions, weight, step, bool(paused.read()))
+            self._discriminator_step(optimizers[1], reconstructions, weight, step, paused is not None and bool(paused.read()))
         for scheduler in self._schedulers():
             scheduler.step()
 

@@ -138,3 +138,17 @@ def test_causal_conv_one_frame_gives_the_weights_the_gradient_of_the_3d_convolut
         assert layer.weight.grad is not None
         found.append(layer.weight.grad.clone())
     torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_causal_conv_keeps_nothing_over_a_step_of_a_fused_optimiser(frames: int) -> None:
+    """An autoencoder is frozen in its discriminator's step, and trains again after it."""
+    layer, x = frozen(), clip(frames)
+    layer(x)
+    layer.requires_grad_()
+    optimizer, version = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True), layer.weight._version
+    layer(x).square().sum().backward()
+    optimizer.step()
+    assert layer.weight._version == version, "the reason for the rule"
+    wanted = layer(x).detach()
+    assert torch.equal(layer.requires_grad_(False)(x), wanted)

@@ -84,6 +84,7 @@ class CausalConv3d(nn.Conv3d):
     def _weight(self, x: Tensor, make: Callable[[Tensor], Tensor], name: str) -> Tensor:
         """Return `make(weight)`; of a frozen weight it is kept, in the dtype that the convolution computes in."""
         if self.weight.requires_grad:  # autocast casts it, once for all passes of a step
+            self._kept.clear()  # the optimiser's step that follows may not move the weight's version
             return make(self.weight)
         dtype = output_dtype(x)
         return self._kept.get(self.weight, (name, dtype), lambda weight: make(weight).to(dtype))

@@ -10,8 +10,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 class KeptWeights:
     """Tensors made from one weight. They are made anew where the weight has changed.
 
-    Only weights without a gradient are kept. Optimisers of DeepSpeed and swaps with an average write a trained weight through `.data`,
-    which torch's version counter does not see. A copy of the object, by `deepcopy` or `pickle`, is empty.
+    Only weights without a gradient are kept. Fused optimisers, DeepSpeed's, and swaps with an average write a trained weight so that
+    torch's version counter does not move. The owner therefore clears this whenever the weight trains. A copy of the object, by
+    `deepcopy` or `pickle`, is empty.
     """
 
     def __init__(self) -> None:
