@@ -277,11 +277,12 @@ def test_metrics_take_no_time_from_the_speed_of_the_training(fails: bool) -> Non
     callback, groups = Metrics(), [{"lr": 0.1}]
     callback._measurement = SimpleNamespace(measure=measure)  # type: ignore[assignment]
     trainer: Any = SimpleNamespace(
-        global_step=2, world_size=1, callbacks=[speed], loggers=[], optimizers=[SimpleNamespace(param_groups=groups)]
+        global_step=1, world_size=1, callbacks=[speed], loggers=[], optimizers=[SimpleNamespace(param_groups=groups)]
     )
     stage: Any = Grey()
     stage.log_dict = logged.update
-    speed.reset()
+    speed.on_train_start(trainer, stage)
+    trainer.global_step = 2
     callback._measure(trainer, stage)
     speed.on_train_batch_end(trainer, stage, None, SimpleNamespace(videos=torch.zeros(4, 3), images=torch.zeros(0, 3)), 0)  # type: ignore[arg-type]
     assert logged["speed/clips_per_second"] > 4 / 0.5
