@@ -45,6 +45,7 @@ FLOORS = {
     "walt_pl.evaluation": 3,
     "walt_pl.strategies": 4,
     "walt_pl.shapes": 4,
+    "walt_pl.paper": 4,
     "stages": 4,
     "datamodules": 4,
     "walt_pl.cli": 5,

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -218,8 +218,7 @@ def paint(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Frames:
     """
     time = np.linspace(0, 1, frames, dtype=np.float32) if frames > 1 else np.zeros(1, np.float32)
     start, end = np.array(scene.start, np.float32), np.array(scene.end, np.float32)
-    jumped = np.floor(time * _JUMPS + 1e-3) / _JUMPS
-    centre = (start + (end - start) * jumped[:, None]) * size
+    centre = (start + (end - start) * stepwise_time(time)[:, None]) * size
     radius = (scene.radius[0] + (scene.radius[1] - scene.radius[0]) * time) * size
     grid = np.arange(size, dtype=np.float32) + 0.5
     x = (grid - centre[:, :1])[:, None, :]  # [t 1 w]
@@ -231,6 +230,11 @@ def paint(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Frames:
     for channel, value in enumerate(RGB[scene.colour]):
         picture[..., channel] = np.minimum(ground + value * lit, 255)
     return picture
+
+
+def stepwise_time(time: NDArray[Any]) -> NDArray[Any]:
+    """Return the time that centres move in, for times 0..1 of a clip: it grows by one wave's length every second frame."""
+    return np.asarray(np.floor(time * _JUMPS + 1e-3) / _JUMPS, time.dtype)
 
 
 def _texture(texture: str, x: Array, y: Array, period: float) -> Array:

@@ -46,15 +46,13 @@ def read_clip(clip: Tensor) -> Reading:
     Raises:
         ValueError: the clip has another shape.
     """
-    if clip.ndim != 4 or clip.shape[0] != 3 or clip.shape[1] < 2:
-        raise ValueError(f"wanted a clip [3 t h w] of two frames or more, got {list(clip.shape)}")
-    pixels = np.nan_to_num(clip.detach().float().cpu().numpy())
-    pixels = np.clip(pixels * 0.5 + 0.5, 0, 1)  # [3 t h w], 0..1
-    colour, matte = _find_object(pixels)
+    pixels = to_pixels(clip)
+    colour, matte = find_object(pixels)
     masks = matte > 0.5  # [t h w]
-    places = _places(masks)
+    places = locate(masks)
+    overlap = overlap_by_shape(masks[::_STRIDE], places[::_STRIDE])
     return Reading(
-        shape=_shape(masks[::_STRIDE], places[::_STRIDE]),
+        shape=max(overlap, key=lambda shape: overlap[shape]),
         colour=colour,
         motion=_motion(places, masks.shape[1], masks.shape[2]),
         texture=_texture(pixels[:, ::_STRIDE], masks[::_STRIDE], places[::_STRIDE], colour),
@@ -85,7 +83,18 @@ def score(clips: Tensor, captions: Sequence[str]) -> dict[str, ClipMean]:
     return dict(zip(("shape", "colour", "motion", "texture", "pair", "all"), map(ClipMean, columns), strict=True))
 
 
-def _find_object(pixels: Array) -> tuple[str, Array]:
+def to_pixels(clip: Tensor) -> Array:
+    """Return a clip's pixels in 0..1, float32 [3 t h w].
+
+    Raises:
+        ValueError: the clip is not [3 t h w] of two frames or more.
+    """
+    if clip.ndim != 4 or clip.shape[0] != 3 or clip.shape[1] < 2:
+        raise ValueError(f"wanted a clip [3 t h w] of two frames or more, got {list(clip.shape)}")
+    return np.clip(np.nan_to_num(clip.detach().float().cpu().numpy()) * 0.5 + 0.5, 0, 1)
+
+
+def find_object(pixels: Array) -> tuple[str, Array]:
     """Return the object's colour, and its matte [t h w]: about 0 on the background and about 1 inside."""
     palette = np.array([RGB[colour] for colour in COLOURS], np.float32)
     palette -= palette.mean(-1, keepdims=True)  # without the grey part, so the grey background projects to zero
@@ -120,7 +129,7 @@ def _smooth(matte: Array) -> Array:
     return matte
 
 
-def _places(masks: NDArray[np.bool_]) -> Array:
+def locate(masks: NDArray[np.bool_]) -> Array:
     """Return centre x, centre y and area of each frame's object in pixels, [t 3]; without an object, the frame's centre and area 0."""
     height, width = masks.shape[1:]
     area = masks.sum((1, 2)).astype(np.float32)
@@ -144,21 +153,21 @@ def _motion(places: Array, height: int, width: int) -> str:
     return forward if change[axis] > 0 else backward
 
 
-def _shape(masks: NDArray[np.bool_], places: Array) -> str:
-    """Return the shape with the best overlap with the masks, when painted with their areas around their centres."""
+def overlap_by_shape(masks: NDArray[np.bool_], places: Array) -> dict[str, float]:
+    """Return the overlap of each shape with the masks, when painted with their areas around their centres: mean over frames, 0..1."""
     x = np.arange(masks.shape[2], dtype=np.float32) + 0.5 - places[:, 0, None, None]
     y = np.arange(masks.shape[1], dtype=np.float32)[:, None] + 0.5 - places[:, 1, None, None]
-    overlap = []
+    overlap = {}
     for shape in SHAPES:
-        unit, drop = _unit(shape)
+        unit, drop = unit_shape(shape)
         radius = np.sqrt(places[:, 2] / unit)[:, None, None]
         painted = distance(shape, x, y + drop * radius, radius) < 0
         both = (painted & masks).sum((1, 2))
-        overlap.append((both / np.maximum((painted | masks).sum((1, 2)), 1)).mean())
-    return SHAPES[int(np.argmax(overlap))]
+        overlap[shape] = float((both / np.maximum((painted | masks).sum((1, 2)), 1)).mean())
+    return overlap
 
 
-def _unit(shape: str) -> tuple[float, float]:
+def unit_shape(shape: str) -> tuple[float, float]:
     """Return the area of a shape of radius 1, and the distance of its centre of mass below the centre of its box."""
     grid = np.linspace(-1.2, 1.2, 241, dtype=np.float32)
     inside = distance(shape, grid[None], grid[:, None], np.ones((1, 1), np.float32)) < 0

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 import pytest
-import scipy.linalg  # type: ignore[import-untyped]
+import scipy.linalg
 import torch
 from torch import Tensor
 
