@@ -41,6 +41,7 @@ from walt_pl.models.losses import (
 from walt_pl.models.vae import VAE, Posterior, VAEConfig
 from walt_pl.training.compiled_blocks import CompileChoice
 from walt_pl.training.skipped_step import take_step
+from walt_pl.training.strategies.ignored_network import average_gradients, broadcast_weights, ignore_in_ddp
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,13 @@ class VAEStage(L.LightningModule):
     def setup(self, stage: str) -> None:
         # Not in the constructor, since a plan must not need the weight file.
         self._perceptual = [perceptual_term(self.perceptual, self.perceptual_weights)]
+        if self.discriminator is not None:
+            # It has no gradients in the autoencoder's backward pass, and the autoencoder none in its own.
+            ignore_in_ddp(self, "discriminator")
+
+    def on_fit_start(self) -> None:
+        if self.discriminator is not None:
+            broadcast_weights(self.trainer.strategy, self.discriminator)
 
     # ---- Training -------------------------------------------------------------------------------------------------
 
@@ -307,7 +315,8 @@ class VAEStage(L.LightningModule):
             loss = loss + self.lecam_weight * (self.lecam(real, fake) * weight).sum()
         self.log("train/discriminator_loss", loss)
         optimizer.zero_grad()
-        self.manual_backward(loss)
+        with average_gradients(self.trainer.strategy, self.discriminator):
+            self.manual_backward(loss)
         self.log("train/discriminator_gradient_norm", gradient_norm(self.discriminator.parameters()))
         if penalised:
             self._penalise(penalised, weight)
@@ -327,7 +336,9 @@ class VAEStage(L.LightningModule):
         assert self.discriminator is not None
         inputs = [x.detach().requires_grad_() for x in clips]
         penalty = (torch.cat([r1_penalty(x, self.discriminator(x)) for x in inputs]) * weight).sum()
-        self.manual_backward(self.r1_weight * self.r1_every * penalty)
+        # The gradients of the loss are equal on all ranks by now: a second average leaves them as they are.
+        with average_gradients(self.trainer.strategy, self.discriminator):
+            self.manual_backward(self.r1_weight * self.r1_every * penalty)
         self.log("train/r1", penalty)
 
     def configure_optimizers(self) -> Any:

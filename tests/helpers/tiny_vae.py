@@ -63,7 +63,8 @@ class Seen(L.Callback):
         self._before: list[list[Tensor]] = []
 
     def _weights(self, module: Any) -> list[list[Tensor]]:
-        return [[p.detach().clone() for p in part.parameters()] for part in (module.vae, module.discriminator)]
+        networks = [module.vae, torch.nn.Module() if module.discriminator is None else module.discriminator]
+        return [[p.detach().clone() for p in network.parameters()] for network in networks]
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self._before = self._weights(pl_module)

@@ -106,7 +106,7 @@ def parents(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp_find_unused_parameters_true"]
+TWO = ["--trainer.devices", "2"]
 CASES = [
     pytest.param("vae", [], id="vae", marks=pytest.mark.slow),
     pytest.param("vae", TWO, id="vae on two ranks"),

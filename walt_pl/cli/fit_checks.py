@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.strategies import StrategyRegistry
 
 from walt_pl.blocks.compute import normalize_precision
@@ -26,13 +25,11 @@ def check_precision(trainer: Any) -> None:
 
 
 def check_engine(stage: str, options: Any) -> None:
-    """Refuse strategies and settings that the stage cannot train with, and set the autoencoder's variant of DDP.
-
-    The autoencoder has two optimisers that alternate.
+    """Refuse strategies and settings that the stage cannot train with. The autoencoder has two optimisers that alternate.
 
     Args:
         stage: name of the stage.
-        options: parsed arguments; `trainer.strategy` may change.
+        options: parsed arguments.
 
     Raises:
         ValueError: strategy, clipping, optimiser or precision do not fit; the message says what to type.
@@ -61,14 +58,8 @@ def check_engine(stage: str, options: Any) -> None:
             f"model.optimizer: ZeRO flattens the weights, and {optimizer} looks at their shapes; give "
             "--model.optimizer torch.optim.AdamW (text_to_video: --config experiments/text_to_video/adamw.yaml)"
         )
-    if kind_of(stage) != "vae":
-        return
-    if trainer.precision == "16-mixed":
+    if kind_of(stage) == "vae" and trainer.precision == "16-mixed":
         raise ValueError("trainer.precision: the autoencoder's two optimisers cannot share a gradient scaler; choose bf16-mixed or 32-true")
-    processes = torch.cuda.device_count() if trainer.devices == "auto" else trainer.devices
-    several = processes not in (0, 1, "1") or trainer.num_nodes > 1
-    if name == "ddp" or (name == "auto" and several):
-        trainer.strategy = "ddp_find_unused_parameters_true"
 
 
 def check_shards(restored: Path | None, trainer: Any) -> None:

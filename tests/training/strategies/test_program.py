@@ -133,10 +133,18 @@ def test_check_engine_names_an_impossible_strategy_with_what_to_type(
         PlanCLI(["--config", f"experiments/{config}.yaml", *more])
 
 
-@pytest.mark.parametrize("more", [["--trainer.devices", "2"], ["--trainer.devices", "1", "--trainer.num_nodes", "2"]])
-def test_check_engine_lets_ddp_leave_a_discriminator_unused(monkeypatch: pytest.MonkeyPatch, more: list[str]) -> None:
+@pytest.mark.parametrize(
+    "more, strategy",
+    [
+        (["--trainer.devices", "2"], "auto"),
+        (["--trainer.devices", "1", "--trainer.num_nodes", "2"], "auto"),
+        (["--trainer.devices", "2", *overlay("ddp")], "ddp"),
+    ],
+)
+def test_check_engine_lets_no_ddp_search_for_unused_weights(monkeypatch: pytest.MonkeyPatch, more: list[str], strategy: str) -> None:
+    """Lightning's "auto" is plain DDP where there are several processes."""
     monkeypatch.chdir(ROOT)
-    assert PlanCLI(["--config", "experiments/shapes/vae.yaml", *more]).options.trainer.strategy == "ddp_find_unused_parameters_true"
+    assert PlanCLI(["--config", "experiments/shapes/vae.yaml", *more]).options.trainer.strategy == strategy
 
 
 def test_zero_strategy_without_deepspeed_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
