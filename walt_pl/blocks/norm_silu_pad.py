@@ -35,13 +35,17 @@ class Modulation:
     """Frames that the repeated tensor has in front of the first one of x."""
 
     def repeat(self) -> tuple[Tensor, Tensor]:
-        """Return scale and shift of each position, 2 x [b c t h w]."""
+        """Return 1 + scale and shift of each position, 2 x [b c t h w]."""
         ft, fh, fw = self.factors
+        scale, shift = self.scale_shift.chunk(2, dim=1)
         # In the order of memory, channels last: a norm's output would take another layout from it.
-        last = repeat(self.scale_shift, "b c t h w -> b (t ft) (h fh) (w fw) c", ft=ft, fh=fh, fw=fw)
-        repeated = rearrange(last, "b t h w c -> b c t h w")
-        scale, shift = repeated[:, :, self.skip :].chunk(2, dim=1)
-        return scale, shift
+        last = rearrange(torch.cat([1 + scale, shift], dim=1), "b c t h w -> b t h w c")
+        # One axis at a time, frames first: the gradient's sum over three axes at once took three times as long on a CPU.
+        last = repeat(last, "b t h w c -> b (t ft) h w c", ft=ft)[:, self.skip :]
+        last = repeat(last, "b t h w c -> b t (h fh) w c", fh=fh)
+        last = repeat(last, "b t h w c -> b t h (w fw) c", fw=fw)
+        gain, shift = rearrange(last, "b t h w c -> b c t h w").chunk(2, dim=1)
+        return gain, shift
 
 
 def norm_silu_pad(
@@ -187,8 +191,8 @@ def plain_norm_silu_pad(
         frames = F.group_norm(rearrange(x, "b c t h w -> (b t) c h w"), groups, weight, bias, eps)
         y = rearrange(frames, "(b t) c h w -> b c t h w", b=x.shape[0])
     if modulation is not None:
-        scale, shift = modulation.repeat()
-        y = torch.addcmul(shift, y, 1 + scale)
+        gain, shift = modulation.repeat()
+        y = torch.addcmul(shift, y, gain)
     if past:
         return pad_front(y, past, before, activation, dtype)
     y = (F.silu(y) if activation else y).to(dtype)
