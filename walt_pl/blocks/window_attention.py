@@ -171,8 +171,8 @@ def attention_and_gradients(do: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: T
 @functools.cache
 def _warn_once(problem: str) -> None:
     warnings.warn(
-        f"attention: auto takes sdpa in place of the Triton kernel, which does not run here ({problem}). Training is right and slower. "
-        "Type --model.denoiser.attention sdpa to choose it, or triton to see the whole error",
+        f"attention: auto takes sdpa in place of the Triton kernel, which does not run here ({problem}). Results are right, and slower. "
+        "Only a training has a choice: --model.denoiser.attention sdpa leaves out this check, and its artifact keeps that",
         RuntimeWarning,
         stacklevel=2,
     )
