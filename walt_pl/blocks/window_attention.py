@@ -163,8 +163,8 @@ def _count_windows(heads: int, n: int, dtype: torch.dtype) -> int:
 
 def _compute_by_window(do: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
     """Return `attention_and_gradients` in float32. The matrices of one window at a time are in memory: a training may have filled it."""
-    of_windows = zip(*(x.float().split(1) for x in (do, q, k, v)), strict=True)
-    parts = [attention_and_gradients(*of_window, bias.float()) for of_window in of_windows]
+    of_windows = zip(*(x.split(1) for x in (do, q, k, v)), strict=True)
+    parts = [attention_and_gradients(*(x.float() for x in (*of_window, bias))) for of_window in of_windows]
     *by_window, dbias = zip(*parts, strict=True)
     return (*(torch.cat(x) for x in by_window), sum(dbias[1:], dbias[0]))
 
