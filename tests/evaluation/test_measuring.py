@@ -101,9 +101,10 @@ def test_measure_closes_its_source_where_an_extractor_fails(tmp_path: Path) -> N
             return super().__call__(batch)
 
     source = WorksAhead("b")
-    with pytest.raises(ValueError, match="refuses the clip"):
+    with pytest.raises(ValueError, match="refuses the clip") as caught:
         measure_numbered(tmp_path, generated=source, extractor=Fails())
-    assert source.closed and len(source.reads) <= 4
+    assert source.closed and len(source.reads) <= 4, "while the error, whose frames hold the source, is still there"
+    assert caught.tb is not None
 
 
 def test_measure_uses_rows_again_only_for_equal_clips_and_extractors(tmp_path: Path) -> None:

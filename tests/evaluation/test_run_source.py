@@ -202,8 +202,9 @@ BLOCKS = [draws(0, 1), draws(3), draws(2, 3), draws(4)]
 def test_run_source_decodes_a_block_after_the_next_one_is_sampled(captioned: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
     """As `walt sample` does on a GPU, by its function; the pixels are those of a block at a time."""
     log: list[str] = []
-    source = source_of(captioned)
-    wanted = [source.read(block, 9, 1, (16, 16)) for block in BLOCKS]
+    wanted = [source_of(captioned).read(block, 9, 1, (16, 16)) for block in BLOCKS]
+    real = FakeClips()
+    source = source_of(captioned, conditions=RealConditions(real, Drawn(REAL)))
 
     def sample_as_on_a_gpu(cascade: Cascade, requests: Iterable[SampleRequest], clips: int, *settings: Any) -> Iterator[Tensor]:
         assert clips == 9
@@ -221,11 +222,11 @@ def test_run_source_decodes_a_block_after_the_next_one_is_sampled(captioned: Cas
     monkeypatch.setattr(run_source, "sample_videos", sample_as_on_a_gpu)
     made = []
     for read in source.read_blocks(BLOCKS, 9, 1, (16, 16)):
-        log.append("read")
+        log.append(f"read {len(real.asked)}")
         made.append(read)
     seeds = ([5, 6], [8], [7, 8], [9])
     started = [[f"sample {of}", f"decode {of}"] for of in seeds]
-    assert log == [*started[0], *started[1], "read", *started[2], "read", *started[3], "read", "read"]
+    assert log == [*started[0], *started[1], "read 3", *started[2], "read 5", *started[3], "read 6", "read 6"], "and conditions as needed"
     assert [read.captions for read in made] == [read.captions for read in wanted]
     for got, expected in zip(made, wanted, strict=True):
         assert all(torch.equal(clip_of(got, i), clip_of(expected, i)) for i in range(len(expected.clips)))
