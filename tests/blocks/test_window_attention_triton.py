@@ -54,6 +54,8 @@ def test_window_attention_triton_equals_float64_compiles_and_refuses_in_the_inte
     assert [20, 3] in found["groups"], "the sum over groups, of which the last is not full, took no part"
     assert sum("repeats" in measured for measured in found["errors"]) >= 4
     assert max(found["compiled"]) == 0, "traced by torch.compile, a layer has other bits"
+    right, lost = found["problems"]
+    assert right == "" and lost.startswith("relative errors of dbias "), "the check of the kernels sees every group"
     bfloat16, wide, twice = found["refusals"]
     assert "interpreter" in bfloat16 and "bfloat16" in bfloat16 and "type --model.denoiser.attention auto" in bfloat16
     assert "at most 128 channels, got 129" in wide

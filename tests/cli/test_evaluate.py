@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from walt_pl.data.transforms import ClipTransform
 from walt_pl.evaluation.given_frames import context_frames
 from walt_pl.evaluation.reconstruction_source import ReconstructionSource
 from walt_pl.evaluation.run_source import RunSource
-from walt_pl.evaluation.source import ClipSource
+from walt_pl.evaluation.source import ClipSource, ReadClips
 from walt_pl.files import file_sha256
 from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.runs.manifest import Manifest
@@ -124,10 +125,13 @@ def test_evaluate_of_frame_prediction_compares_continued_clips_with_their_origin
 def test_evaluate_strides_over_real_clips_alone(runs: Path, kind: str, source: type[ClipSource], monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample has 9 frames, of which every second one would be too few."""
     strides: list[int] = []
-    original = source.read
-    monkeypatch.setattr(
-        source, "read", lambda self, draws, frames, stride, size: strides.append(stride) or original(self, draws, frames, stride, size)
-    )
+    original = source.read_blocks
+
+    def read_blocks(self: ClipSource, blocks: Any, frames: int, stride: int, size: Any) -> Iterator[ReadClips]:
+        strides.append(stride)
+        return original(self, blocks, frames, stride, size)
+
+    monkeypatch.setattr(source, "read_blocks", read_blocks)
     before = set((runs / kind / "metrics").glob("*_own_*.json"))
     options = ["--metric", "psnr", "--clips", "2", "--frames", "6", "--stride", "2", "--dtype", "float32"]
     main(["evaluate", str(runs / kind), *options, *(["--steps", "1"] if kind == "continuing" else [])])

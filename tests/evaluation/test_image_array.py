@@ -44,3 +44,16 @@ def test_kept_images_are_made_once(tmp_path: Path) -> None:
     assert len(source.asked) == 5, "other draws and sizes are other blocks"
     kept.remove()
     assert not folder.exists()
+
+
+def test_kept_images_of_several_blocks_are_made_where_they_are_missing(tmp_path: Path) -> None:
+    source = FakeClips()
+    kept = KeptImages(source, tmp_path / "work")
+    blocks = [draws(0), draws(1, 3), draws(3)]
+    alone = [KeptImages(FakeClips(), tmp_path / "alone").read(block, 1, 1, (8, 8)) for block in blocks]
+    kept.read(blocks[1], 1, 1, (8, 8))
+    found = list(kept.read_blocks(blocks, 1, 1, (8, 8)))
+    assert source.asked == [(1, 1), (3, 1), (0, 1), (3, 1)]
+    assert [one.labels for one in found] == [[0], [1, 3], [3]]
+    for got, wanted in zip(found, alone, strict=True):
+        assert torch.equal(torch.stack(list(got.clips)), torch.stack(list(wanted.clips)))  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 """A measurement goes on where it stopped, computes each block once, and gives one figure on any number of processes."""
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from tests.helpers.measured_clips import (
     PROTOCOL,
@@ -25,6 +27,9 @@ from tests.helpers.starts import launch
 from walt_pl.evaluation.card import MetricCard
 from walt_pl.evaluation.measuring import UNREADABLE_PAIRS, measure
 from walt_pl.evaluation.rows import MeasureOptions
+from walt_pl.evaluation.source import ClipDraw, ReadClips
+from walt_pl.metrics.extractor import ClipBatch
+from walt_pl.sampling.overlapped_decoding import overlap
 
 
 def untimed(card: MetricCard) -> dict[str, Any]:
@@ -57,6 +62,49 @@ def test_measure_reads_each_block_once_and_gives_the_figure_of_all_rows(tmp_path
     assert card.generated == {"kind": "numbered", "name": "b", "clips": 20, "left_out": {}} and card.preset == "p"
     assert card.program["processes"] == 1 and torch.__version__.startswith(card.program["torch"]) and card.seconds > 0
     assert not list(tmp_path.rglob("blocks")), "blocks are removed once they are joined"
+
+
+class WorksAhead(NumberedClips):
+    """Reads a block ahead, as samples of a run do on a GPU, and notes the blocks that it is asked for and whether it was closed."""
+
+    asked: list[list[int]]
+    closed = False
+
+    def read_blocks(
+        self, blocks: Sequence[Sequence[ClipDraw]], frames: int, stride: int, size: tuple[int, int] | None
+    ) -> Iterator[ReadClips]:
+        self.asked = [[draw.item for draw in draws] for draws in blocks]
+        try:
+            yield from overlap(blocks, lambda draws: self.read(draws, frames, stride, size), lambda read: lambda: read)
+        finally:
+            self.closed = True
+
+
+def test_measure_asks_a_source_for_all_missing_blocks_at_once(tmp_path: Path) -> None:
+    """The rows are those of a source that reads one block at a time; a stop keeps the blocks before the one that failed."""
+    wanted = measure_numbered(tmp_path / "plain")
+    stopped = WorksAhead("b", stop_at=13)
+    with pytest.raises(InterruptedError):
+        measure_numbered(tmp_path / "ahead", generated=stopped)
+    assert stopped.asked == [list(range(at, at + 4)) for at in range(0, 20, 4)] and stopped.closed
+    rest = WorksAhead("b")
+    card = measure_numbered(tmp_path / "ahead", generated=rest)
+    assert rest.asked == [[12, 13, 14, 15], [16, 17, 18, 19]] == rest.reads and rest.closed
+    assert untimed(card) == untimed(wanted) and rows_of(tmp_path / "ahead" / "work") == rows_of(tmp_path / "plain" / "work")
+
+
+def test_measure_closes_its_source_where_an_extractor_fails(tmp_path: Path) -> None:
+    class Fails(Means):
+        def __call__(self, batch: ClipBatch) -> dict[str, Tensor]:
+            if int(batch.clips[0][0, 0, 0, 0]) == 104:
+                raise ValueError("refuses the clip")
+            return super().__call__(batch)
+
+    source = WorksAhead("b")
+    with pytest.raises(ValueError, match="refuses the clip") as caught:
+        measure_numbered(tmp_path, generated=source, extractor=Fails())
+    assert source.closed and len(source.reads) <= 4, "while the error, whose frames hold the source, is still there"
+    assert caught.tb is not None
 
 
 def test_measure_uses_rows_again_only_for_equal_clips_and_extractors(tmp_path: Path) -> None:

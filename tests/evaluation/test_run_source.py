@@ -1,7 +1,7 @@
 """Samples of a run as a source of clips."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,15 @@ from torch import Tensor
 
 from tests.helpers.tiny_stages import CAPTIONS, write_stages
 from walt_pl.diffusion.ddim import Guidance
+from walt_pl.evaluation import run_source
 from walt_pl.evaluation.clip_reading import cover_and_crop
 from walt_pl.evaluation.conditions import ClassesInTurn, RealConditions
 from walt_pl.evaluation.run_source import RunSource
 from walt_pl.evaluation.source import ClipDraw, ClipSource, Drawn, ReadClips
 from walt_pl.media.contact_sheet import to_uint8
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
+from walt_pl.sampling.overlapped_decoding import overlap
+from walt_pl.sampling.sampled_video import SampledVideo
 
 SAMPLING = SamplingConfig(2)
 REAL = [ClipDraw(item, item % 2) for item in (3, 1, 0, 2, 1)]
@@ -190,3 +193,69 @@ def test_run_source_continues_real_clips_from_their_first_frames(continuing: Cas
     assert facts["context_frames"] == 5 and facts["context_pixels"] == "decoded"
     with pytest.raises(ValueError, match="context frames in every step of its training"):
         source_of(continuing).read(draws(0), 9, 1, None)
+
+
+BLOCKS = [draws(0, 1), draws(3), draws(2, 3), draws(4)]
+"""Real clip 2 is that of draw 3: the second block has no sample where it cannot be read."""
+
+
+def test_run_source_decodes_a_block_after_the_next_one_is_sampled(captioned: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `walt sample` does on a GPU, by its function; the pixels are those of a block at a time."""
+    log: list[str] = []
+    wanted = [source_of(captioned).read(block, 9, 1, (16, 16)) for block in BLOCKS]
+    real = FakeClips()
+    source = source_of(captioned, conditions=RealConditions(real, Drawn(REAL)))
+
+    def sample_as_on_a_gpu(cascade: Cascade, requests: Iterable[SampleRequest], clips: int, *settings: Any) -> Iterator[Tensor]:
+        assert clips == 9
+
+        def sample(request: SampleRequest) -> tuple[list[int], SampledVideo]:
+            log.append(f"sample {list(request.seeds)}")
+            return list(request.seeds), cascade.sample_segments(request, *settings)
+
+        def start_decoding(sampled: tuple[list[int], SampledVideo]) -> Callable[[], Tensor]:
+            log.append(f"decode {sampled[0]}")
+            return lambda: sampled[1].join(cascade.decode(sampled[1].latents, settings[0]))
+
+        return overlap(requests, sample, start_decoding)
+
+    monkeypatch.setattr(run_source, "sample_videos", sample_as_on_a_gpu)
+    made = []
+    for read in source.read_blocks(BLOCKS, 9, 1, (16, 16)):
+        log.append(f"read {len(real.asked)}")
+        made.append(read)
+    seeds = ([5, 6], [8], [7, 8], [9])
+    started = [[f"sample {of}", f"decode {of}"] for of in seeds]
+    assert log == [*started[0], *started[1], "read 3", *started[2], "read 5", *started[3], "read 6", "read 6"], "and conditions as needed"
+    assert [read.captions for read in made] == [read.captions for read in wanted]
+    for got, expected in zip(made, wanted, strict=True):
+        assert all(torch.equal(clip_of(got, i), clip_of(expected, i)) for i in range(len(expected.clips)))
+
+
+def test_run_source_blocks_keep_their_order_and_name_the_clips_that_cannot_be_read(captioned: Cascade) -> None:
+    source = source_of(captioned, conditions=RealConditions(FakeClips(broken=True), Drawn(REAL)))
+    read = list(source.read_blocks([*BLOCKS, draws(3)], 9, 1, None))
+    lost = "clip2.mp4: no such file"
+    assert [one.failures for one in read] == [{}, {0: lost}, {1: lost}, {}, {0: lost}]
+    assert [[clip is not None for clip in one.clips] for one in read] == [[True, True], [False], [True, False], [True], [False]]
+    for block, item in ((2, 2), (3, 4)):
+        request = SampleRequest([CAPTIONS[REAL[item].item % 2]], seeds=[5 + item])
+        assert torch.equal(clip_of(read[block], 0), torch.from_numpy(to_uint8(captioned.video(request, SAMPLING, 9))[0]))
+
+
+def test_run_source_error_in_decoding_comes_after_the_blocks_before_it(captioned: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode, calls, released = captioned.decode, [0], []
+
+    def fail_at_second(latents: Tensor, sampling: SamplingConfig) -> Tensor:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise RuntimeError("no memory for the decoder")
+        return decode(latents, sampling)
+
+    monkeypatch.setattr(captioned, "decode", fail_at_second)
+    monkeypatch.setattr(captioned, "release_graphs", lambda: released.append(1))
+    coming = source_of(captioned).read_blocks(BLOCKS, 9, 1, None)
+    assert clip_of(next(coming), 1).shape == (9, 32, 32, 3)
+    with pytest.raises(RuntimeError, match="no memory for the decoder"):
+        next(coming)
+    assert released == [1], "the memory of CUDA graphs is freed"

@@ -6,6 +6,7 @@ As a program it runs in Triton's interpreter, whose switch must be set before th
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from walt_pl.blocks.attention import AttentionName, RelativePositionBias, Window, WindowAttention, attend
 from walt_pl.blocks.frames import FrameLayout
+from walt_pl.blocks.window_attention import find_problem
 
 NAMES = ("out", "dq", "dk", "dv", "dbias", "dtable")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -82,11 +84,33 @@ def refusals() -> list[str]:
     return found
 
 
+def problems() -> list[str]:
+    """Return the answers of the check of the kernels: as they are, and with a second group of the bias gradient that is lost."""
+    from walt_pl.blocks import window_attention_triton as kernels
+
+    size = (torch.device("cpu"), torch.float16, 4, 16, 16)
+    found, kernel = [find_problem(*size)], kernels._dbias_kernel
+
+    class LosesGroups:
+        def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
+            def launch(*arguments: Any, **constants: Any) -> None:
+                kernel[grid](*arguments, **constants)
+                arguments[kernel.arg_names.index("partial")][1:] = 0
+
+            return launch
+
+    kernels._dbias_kernel = LosesGroups()
+    find_problem.cache_clear()
+    found.append(find_problem(*size))
+    kernels._dbias_kernel = kernel
+    return found
+
+
 def report(cases: list[list[Any]]) -> dict[str, Any]:
     """Return the errors of each case [windows, heads, window, e, dtype], and the other findings."""
     groups = record_groups()
     measured = [errors(b, heads, tuple(window), e, DTYPES[dtype], "cpu") for b, heads, window, e, dtype in cases]
-    return {"errors": measured, "groups": groups, "compiled": compiled_differences(), "refusals": refusals()}
+    return {"errors": measured, "groups": groups, "compiled": compiled_differences(), "refusals": refusals(), "problems": problems()}
 
 
 def record_groups() -> list[tuple[int, int]]:

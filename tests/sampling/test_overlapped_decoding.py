@@ -1,6 +1,6 @@
 """Decoding beside the sampling of the next videos: order, errors, bound, and pixels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,19 @@ def test_overlap_error_comes_after_the_parts_before_it(failing: str, written: in
     assert queue.log.count("wait 0") <= 1
 
 
+def test_overlap_error_of_a_part_that_cannot_be_made_comes_after_the_parts_before_it() -> None:
+    queue = Queue()
+
+    def parts() -> Iterator[int]:
+        yield from range(2)
+        raise RuntimeError("no part 2")
+
+    coming = overlap(parts(), queue.sample, queue.start_decoding)
+    assert [next(coming), next(coming)] == [0, 1]
+    with pytest.raises(RuntimeError, match="no part 2"):
+        next(coming)
+
+
 def test_overlap_stops_with_its_consumer() -> None:
     queue = Queue()
     coming = overlap(range(3), queue.sample, queue.start_decoding)
@@ -90,7 +103,7 @@ def test_sample_videos_equals_one_video_at_a_time(cascade: Cascade, frames: int)
     """On a CPU one after the other, and through the overlap of a GPU: equal bits, also of videos of two segments."""
     wanted = [cascade.video(part, SAMPLING, frames) for part in PARTS]
     steps: list[int] = []
-    made = list(sample_videos(cascade, PARTS, SAMPLING, frames, lambda: steps.append(1)))
+    made = list(sample_videos(cascade, PARTS, len(REQUEST), SAMPLING, frames, lambda: steps.append(1)))
     assert all(map(torch.equal, made, wanted)) and len(made) == 3
     assert len(steps) == 3 * cascade.num_evaluations(SAMPLING, frames)
 
@@ -110,7 +123,7 @@ def test_sample_videos_releases_graphs_after_an_error(cascade: Cascade, monkeypa
     monkeypatch.setattr(cascade, "release_graphs", lambda: released.append(1))
     monkeypatch.setattr(cascade, "video", fail)
     with pytest.raises(RuntimeError, match="no memory"):
-        list(sample_videos(cascade, PARTS, SAMPLING, 9))
+        list(sample_videos(cascade, PARTS, len(REQUEST), SAMPLING, 9))
     assert released == [1]
 
 
@@ -119,5 +132,5 @@ def test_sample_videos_releases_graphs_after_an_error(cascade: Cascade, monkeypa
 def test_sample_videos_on_a_gpu_equals_one_video_at_a_time(tmp_path: Path) -> None:
     cascade = Cascade(write_stages(tmp_path), device="cuda", dtype=torch.float32)
     wanted = [cascade.video(part, SAMPLING, 9) for part in PARTS]
-    made = list(sample_videos(cascade, PARTS, SAMPLING, 9))
+    made = list(sample_videos(cascade, PARTS, len(REQUEST), SAMPLING, 9))
     assert len(made) == 3 and all(map(torch.equal, made, wanted))

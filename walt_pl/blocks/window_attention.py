@@ -14,6 +14,7 @@ WIDEST_HEAD = 128
 """Largest width of a head that the kernels take: wider ones do not fit into shared memory."""
 TOLERANCE = 2e-2
 """Largest relative error of outputs and gradients in `find_problem`; bfloat16 has 3e-3 to 6e-3 (FlexAttention and sdpa have the same)."""
+_warned = False
 
 
 @torch.library.custom_op("walt::window_attention", mutates_args=())
@@ -107,9 +108,9 @@ def explain_refusal(q: Tensor) -> str | None:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def kernel_is_right(device: int, dtype: torch.dtype, heads: int, n: int, e: int) -> bool:
-    """Return whether the kernels compile for these sizes and give right values; if not, warn once for each cause.
+    """Return whether the kernels compile for these sizes and give right values; if not, warn once in a process.
 
-    The first call compiles the kernels and runs them on one window. torch.compile calls it while it traces, and keeps the answer.
+    The first call compiles the kernels and runs them on a few windows. torch.compile calls it while it traces, and keeps the answer.
 
     Args:
         device: number of the GPU.
@@ -120,28 +121,30 @@ def kernel_is_right(device: int, dtype: torch.dtype, heads: int, n: int, e: int)
     """
     problem = find_problem(torch.device("cuda", device), dtype, heads, n, e)
     if problem:
-        _warn_once(problem)
+        _warn_once(f"{heads} heads of {e} channels, windows of {n} tokens, {str(dtype).removeprefix('torch.')}: {problem}")
     return not problem
 
 
 @functools.cache
 def find_problem(device: torch.device, dtype: torch.dtype, heads: int, n: int, e: int) -> str:
-    """Run the kernels on one window and compare them with matrix products. Return the problem in one line, or "".
+    """Run the kernels on a few windows and compare them with matrix products. Return the problem in one line, or "".
 
-    The random state of a training is not advanced, and autocast does not reach the comparison.
+    The windows make several groups of the bias gradient's sum, where these sizes ever do. The random state of a training is not
+    advanced, and autocast does not reach the comparison.
     """
     generator = torch.Generator(device).manual_seed(0)
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            draws = [torch.randn(1, n, 3, heads, e, generator=generator, device=device, dtype=dtype)]
-            draws.append(torch.randn(1, n, heads, e, generator=generator, device=device, dtype=dtype))
+            windows = _count_windows(heads, n, dtype)
+            draws = [torch.randn(windows, n, 3, heads, e, generator=generator, device=device, dtype=dtype)]
+            draws.append(torch.randn(windows, n, heads, e, generator=generator, device=device, dtype=dtype))
             bias = torch.randn(heads, n, n, generator=generator, device=device, dtype=dtype)
             q, k, v = (x.transpose(1, 2) for x in draws[0].unbind(2))
             # Norms of queries and keys return them contiguous, and strides are constants of a kernel: this compiles the ones in use.
             q, k, do = q.contiguous(), k.contiguous(), draws[1].transpose(1, 2)
             out, lse = _attention(q, k, v, bias)
             got = (out, *_gradients(do, q, k, v, bias, out, lse))
-            want = attention_and_gradients(*(x.float() for x in (do, q, k, v, bias)))
+            want = _compute_by_window(do, q, k, v, bias)
             errors = [((a.float() - b).norm() / b.norm()).item() for a, b in zip(got, want, strict=True)]
     except torch.OutOfMemoryError:  # says nothing about the kernels, and must not be kept as their fault
         raise
@@ -149,6 +152,21 @@ def find_problem(device: torch.device, dtype: torch.dtype, heads: int, n: int, e
         return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     wrong = [f"{name} {error:.1e}" for name, error in zip(("out", "dq", "dk", "dv", "dbias"), errors, strict=True) if not error < TOLERANCE]
     return f"relative errors of {', '.join(wrong)}, wanted below {TOLERANCE}" if wrong else ""
+
+
+def _count_windows(heads: int, n: int, dtype: torch.dtype) -> int:
+    """Return the fewest of 3 to 16 windows that make several groups of several windows; 3 where these sizes always make one group."""
+    from walt_pl.blocks.window_attention_triton import group_dbias
+
+    return next((windows for windows in range(3, 17) if 1 < group_dbias(windows, heads, n, dtype)[1] < windows), 3)
+
+
+def _compute_by_window(do: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """Return `attention_and_gradients` in float32. The matrices of one window at a time are in memory: a training may have filled it."""
+    of_windows = zip(*(x.split(1) for x in (do, q, k, v)), strict=True)
+    parts = [attention_and_gradients(*(x.float() for x in (*of_window, bias))) for of_window in of_windows]
+    *by_window, dbias = zip(*parts, strict=True)
+    return (*(torch.cat(x) for x in by_window), sum(dbias[1:], dbias[0]))
 
 
 def attention_and_gradients(do: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
@@ -168,11 +186,14 @@ def attention_and_gradients(do: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: T
     return p @ v, ds @ k * scale, ds.mT @ q * scale, p.mT @ do, ds.sum(0)
 
 
-@functools.cache
 def _warn_once(problem: str) -> None:
-    warnings.warn(
-        f"attention: auto takes sdpa in place of the Triton kernel, which does not run here ({problem}). Training is right and slower. "
-        "Type --model.denoiser.attention sdpa to choose it, or triton to see the whole error",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    """Warn of the first problem of the process. The layers of a model have several sizes, and one cause fails for all of them."""
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            f"attention: auto takes sdpa in place of the Triton kernel, which does not run here ({problem}). Results are right, and "
+            "slower. Only a training has a choice: --model.denoiser.attention sdpa leaves out this check, and its artifact keeps that",
+            RuntimeWarning,
+            stacklevel=3,
+        )

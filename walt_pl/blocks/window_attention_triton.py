@@ -230,6 +230,13 @@ def group_windows(windows: int, programs: int, at_once: int) -> int:
     return int(triton.cdiv(windows, groups))
 
 
+def group_dbias(windows: int, heads: int, n: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Return the programs of one group of the dbias kernel, and the number of windows in a group."""
+    rows, columns, warps, _ = blocks_of("dbias", n, dtype)
+    programs = triton.cdiv(n, rows) * triton.cdiv(n, columns) * heads
+    return programs, group_windows(windows, programs, WARPS_AT_ONCE // warps)
+
+
 def forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, o: Tensor) -> Tensor:
     """Run the forward kernel.
 
@@ -272,9 +279,7 @@ def backward(do: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, o: Tenso
     _dq_kernel[(triton.cdiv(n, constants["BM"]) * b * heads,)](q, k, v, bias, o, do, lse, delta, dq, scale, b, **constants)
     constants = constants_of("dkv", q, k, v)
     _dkv_kernel[(triton.cdiv(n, constants["BN"]) * b * heads,)](q, k, v, bias, do, lse, delta, dk, dv, scale, b, **constants)
-    rows, columns, warps, _ = blocks_of("dbias", n, q.dtype)
-    programs = triton.cdiv(n, rows) * triton.cdiv(n, columns) * heads
-    group_size = group_windows(b, programs, WARPS_AT_ONCE // warps)
+    programs, group_size = group_dbias(b, heads, n, q.dtype)
     groups = triton.cdiv(b, group_size)
     partial = q.new_empty(groups, heads, n, n, dtype=torch.float32)
     constants = constants_of("dbias", q, k, v)

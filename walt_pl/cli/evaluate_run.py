@@ -206,8 +206,9 @@ def _describe_missing(metrics: Sequence[type[Metric]], of_images: bool, paired: 
 def _write_images(path: Path, kept: KeptImages, protocol: EvaluationProtocol, batch: int, ranks: Ranks) -> None:
     """Make the images that are not there yet, each process its own blocks, and write the array."""
     draws = draw_generated(kept, protocol).draws
-    for block in ranks.share(range(-(-len(draws) // batch))):
-        kept.read(draws[block * batch : (block + 1) * batch], 1, 1, protocol.size)
+    blocks = [draws[block * batch : (block + 1) * batch] for block in ranks.share(range(-(-len(draws) // batch)))]
+    for _ in kept.read_blocks(blocks, 1, 1, protocol.size):
+        pass  # each is on disk now
     ranks.barrier()
     if ranks.is_first:
         write_npz(path, kept, draws, batch, protocol.size)

@@ -233,7 +233,7 @@ def make_clips(
     parts = [request.part(start, batch) for start in range(0, len(request), batch)]
     with Progress(*columns) as progress:
         bar = progress.add_task("sampling", total=cascade.num_evaluations(sampling, frames) * len(parts))
-        yield from sample_videos(cascade, parts, sampling, frames, lambda: progress.advance(bar))
+        yield from sample_videos(cascade, parts, len(request), sampling, frames, lambda: progress.advance(bar))
 
 
 def run(words: Sequence[str]) -> None:

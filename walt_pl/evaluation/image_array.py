@@ -50,25 +50,40 @@ class KeptImages(ClipSource):
         return self.source.names()
 
     def read(self, draws: Sequence[ClipDraw], frames: int, stride: int, size: tuple[int, int] | None) -> ReadClips:
-        """Read a block from disk, or make and keep it.
+        """Read a block from disk, or make and keep it, see `read_blocks`."""
+        (read,) = self.read_blocks([draws], frames, stride, size)
+        return read
+
+    def read_blocks(
+        self, blocks: Sequence[Sequence[ClipDraw]], frames: int, stride: int, size: tuple[int, int] | None
+    ) -> Iterator[ReadClips]:
+        """Read blocks from disk, or make and keep them.
 
         Raises:
-            ValueError: an image of the block cannot be made.
+            ValueError: an image of a block cannot be made.
         """
+        paths = [self._path(draws, frames, stride, size) for draws in blocks]
+        missing = [not path.is_file() for path in paths]
+        made = self.source.read_blocks([draws for draws, lacks in zip(blocks, missing, strict=True) if lacks], frames, stride, size)
+        for path, lacks in zip(paths, missing, strict=True):
+            if lacks:
+                self._keep(path, next(made))
+            kept = load_file(path)
+            captions = parse_json(kept["captions"].numpy().tobytes(), str(path))
+            yield ReadClips(list(kept["clips"]), captions, labels=kept["labels"].tolist())
+
+    def _path(self, draws: Sequence[ClipDraw], frames: int, stride: int, size: tuple[int, int] | None) -> Path:
         asked = {"format": BLOCK_FORMAT, "facts": self.source.facts(), "draws": draws, "frames": frames, "stride": stride, "size": size}
-        path = self.folder / f"{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}.safetensors"
-        if not path.is_file():
-            made = self.source.read(draws, frames, stride, size)
-            found = [clip for clip in made.clips if clip is not None]
-            if len(found) < len(draws):
-                raise ValueError(f"evaluate: {len(draws) - len(found)} images cannot be made: {'; '.join(made.failures.values())}")
-            labels = torch.tensor(made.labels or [-1] * len(draws), dtype=torch.int64)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            captions = torch.frombuffer(bytearray(json.dumps(list(made.captions)).encode()), dtype=torch.uint8)
-            write_whole(path, save({"clips": torch.stack(found), "labels": labels, "captions": captions}))
-        kept = load_file(path)
-        captions = parse_json(kept["captions"].numpy().tobytes(), str(path))
-        return ReadClips(list(kept["clips"]), captions, labels=kept["labels"].tolist())
+        return self.folder / f"{hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()}.safetensors"
+
+    def _keep(self, path: Path, made: ReadClips) -> None:
+        found = [clip for clip in made.clips if clip is not None]
+        if len(found) < len(made.clips):
+            raise ValueError(f"evaluate: {len(made.clips) - len(found)} images cannot be made: {'; '.join(made.failures.values())}")
+        labels = torch.tensor(made.labels or [-1] * len(found), dtype=torch.int64)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        captions = torch.frombuffer(bytearray(json.dumps(list(made.captions)).encode()), dtype=torch.uint8)
+        write_whole(path, save({"clips": torch.stack(found), "labels": labels, "captions": captions}))
 
     def remove(self) -> None:
         """Remove the blocks."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from walt_pl.evaluation.program import describe_program
 from walt_pl.evaluation.progress import show_progress
 from walt_pl.evaluation.ranks import Ranks
 from walt_pl.evaluation.row_store import RowStore, StoredRows, canonical_json
-from walt_pl.evaluation.source import ClipSource, Drawn, ReadClips
+from walt_pl.evaluation.source import ClipDraw, ClipSource, Drawn, ReadClips
 from walt_pl.metrics.extractor import ClipBatch, Extractor
 from walt_pl.metrics.protocol import EvaluationProtocol
 
@@ -31,7 +32,7 @@ class MeasureOptions:
     work: Path
     """Folder of the rows of generated clips; it may be that of the real ones."""
     batch: int = 16
-    """Clips that are read and computed at once. A block of so many is what a stopped measurement loses at most."""
+    """Clips that are read and computed at once. A stopped measurement loses the blocks in work: two, and three where a GPU samples."""
     ranks: Ranks = field(default_factory=Ranks)
     device: str = "cpu"
     """Device of the extractors, for the card."""
@@ -138,26 +139,25 @@ def _compute_blocks(
 ) -> None:
     """Read each block once, and write its rows from every extractor that lacks them.
 
-    A thread reads the next block while the extractors compute.
+    A thread reads the next block while the extractors compute. A source may work ahead of it.
     """
     left = list(wanted)
     total = sum(len(wanted[number][0][1].block(number)) for number in left)
     if not left:
         return
     words = f"{side.name} clips" + (f" of process 1 of {ranks.world}" if ranks.world > 1 else "")
-    with ThreadPoolExecutor(1) as reader, show_progress(words, total, ranks.is_first) as advance:
-
-        def start(number: int) -> Future[_Block]:
-            pairs = any(extractor.of_pairs for extractor, _ in wanted[number])
-            return reader.submit(_read_block, side, wanted[number][0][1].block(number), pairs, protocol)
-
-        following = start(left[0])
-        for number, after in zip(left, [*left[1:], None], strict=True):
+    with (
+        closing(_read_blocks(side, wanted, protocol)) as blocks,  # after the thread has ended
+        ThreadPoolExecutor(1) as reader,
+        show_progress(words, total, ranks.is_first) as advance,
+    ):
+        following = reader.submit(next, blocks)
+        for number in left:
             started = time.perf_counter()
             block = following.result()
             waited = time.perf_counter() - started
-            if after is not None:
-                following = start(after)
+            if number != left[-1]:
+                following = reader.submit(next, blocks)
             for extractor, store in wanted[number]:
                 if not store.is_joined():  # another command may have been faster
                     started = time.perf_counter()
@@ -167,23 +167,27 @@ def _compute_blocks(
             advance(len(block.read.clips))
 
 
-def _read_block(side: Side, positions: range, pairs: bool, protocol: EvaluationProtocol) -> _Block:
-    """Read the clips at some positions of the draws, and their originals if `pairs`.
+def _read_blocks(side: Side, wanted: Mapping[int, Sequence[tuple[Extractor, RowStore]]], protocol: EvaluationProtocol) -> Generator[_Block]:
+    """Read the clips of blocks, and their originals where an extractor compares pairs.
 
     Raises:
-        ValueError: the originals are wanted, and there are none.
+        ValueError: originals are wanted, and there are none.
     """
-    read = _read(side, positions, protocol)
-    if not pairs or read.originals is not None:
-        return _Block(read, None)
-    if side.originals is None:
-        raise ValueError("a metric of pairs compares each clip with its original: name the real clips with --real")
-    return _Block(read, _read(side.originals, positions, protocol))
+    draws = {number: _draws_at(side, of_block[0][1].block(number)) for number, of_block in wanted.items()}
+    reads = side.source.read_blocks(list(draws.values()), protocol.frames, side.stride(protocol), protocol.size)
+    for (number, of_block), read in zip(wanted.items(), reads, strict=True):
+        pairs = any(extractor.of_pairs for extractor, _ in of_block)
+        if not pairs or read.originals is not None:
+            yield _Block(read, None)
+            continue
+        if side.originals is None:
+            raise ValueError("a metric of pairs compares each clip with its original: name the real clips with --real")
+        of_real = _draws_at(side.originals, of_block[0][1].block(number))
+        yield _Block(read, side.originals.source.read(of_real, protocol.frames, side.originals.stride(protocol), protocol.size))
 
 
-def _read(side: Side, positions: range, protocol: EvaluationProtocol) -> ReadClips:
-    draws = side.drawn.draws[positions.start : positions.stop]
-    return side.source.read(draws, protocol.frames, side.stride(protocol), protocol.size)
+def _draws_at(side: Side, positions: range) -> Sequence[ClipDraw]:
+    return side.drawn.draws[positions.start : positions.stop]
 
 
 def _extract(extractor: Extractor, block: _Block, side: str) -> tuple[dict[str, Tensor], Tensor, dict[int, str]]:

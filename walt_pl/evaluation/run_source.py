@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,33 @@ from walt_pl.media.contact_sheet import to_uint8
 from walt_pl.media.types import Size
 from walt_pl.metrics.protocol import EvaluationProtocol
 from walt_pl.sampling.cascade import VAE_STAGE, Cascade, SampleRequest, SamplingConfig
-from walt_pl.sampling.compiled_sampling import compile_for
+from walt_pl.sampling.overlapped_decoding import sample_videos
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Conditions of a block's clips, whose sample is not there yet."""
+
+    draws: Sequence[ClipDraw]
+    """The clips."""
+    told: Sequence[SampleCondition]
+    """Condition of each."""
+    failures: dict[int, str]
+    """Reason for each clip that cannot be made, by position."""
+
+    @property
+    def usable(self) -> list[int]:
+        """Positions of the clips that can be made."""
+        return [i for i in range(len(self.draws)) if i not in self.failures]
+
+    def join(self, made: Iterable[Tensor], frames: int, stride: int, size: Size | None) -> ReadClips:
+        """Return the block with the samples of its usable clips, uint8 [t h w 3], cut and scaled as `ClipSource.read` says."""
+        clips: list[Tensor | None] = [None] * len(self.draws)
+        for i, clip in zip(self.usable, made, strict=True):
+            clips[i] = cover_and_crop(clip[self.draws[i].start :: stride][:frames].numpy(), size)
+        continued = any(one.context is not None for one in self.told)
+        originals = [one.original for one in self.told] if continued else None
+        return ReadClips(clips, [one.caption for one in self.told], [one.label for one in self.told], originals, self.failures)
 
 
 class RunSource(ClipSource):
@@ -87,35 +114,49 @@ class RunSource(ClipSource):
         return self.conditions.names(self.count)
 
     def read(self, draws: Sequence[ClipDraw], frames: int, stride: int, size: tuple[int, int] | None) -> ReadClips:
-        """Sample clips as one batch, and take the frames that are asked for.
+        """Sample clips as one batch, see `read_blocks`."""
+        (read,) = self.read_blocks([draws], frames, stride, size)
+        return read
+
+    def read_blocks(
+        self, blocks: Sequence[Sequence[ClipDraw]], frames: int, stride: int, size: tuple[int, int] | None
+    ) -> Iterator[ReadClips]:
+        """Sample the clips of each block as one batch, as `sample_videos` does, and take the frames that are asked for.
 
         Raises:
             ValueError: a sample has fewer frames, or the model lacks what the conditions want of it.
         """
-        self.check_frames(max((draw.start for draw in draws), default=0) + 1 + (frames - 1) * stride)
-        told = self.conditions.read([draw.item for draw in draws], frames, size or self._size, self._size)
-        failures = {i: why for i, one in enumerate(told) if (why := self._find_problem(one))}
-        usable = [i for i in range(len(draws)) if i not in failures]
-        clips: list[Tensor | None] = [None] * len(draws)
-        made = self._sample([draws[i].item for i in usable], [told[i] for i in usable]) if usable else []
-        for i, clip in zip(usable, made, strict=True):
-            clips[i] = cover_and_crop(clip[draws[i].start :: stride][:frames].numpy(), size)
-        originals = [one.original for one in told]
-        continued = any(one.context is not None for one in told)
-        return ReadClips(clips, [one.caption for one in told], [one.label for one in told], originals if continued else None, failures)
+        last = max((draw.start for draws in blocks for draw in draws), default=0)
+        self.check_frames(last + 1 + (frames - 1) * stride)
+        waiting: deque[_Block] = deque()
 
-    def _sample(self, items: Sequence[int], told: Sequence[SampleCondition]) -> list[Tensor]:
-        """Return clips as uint8 [t h w 3]."""
+        def request_blocks() -> Iterator[SampleRequest]:
+            for draws in blocks:
+                told = self.conditions.read([draw.item for draw in draws], frames, size or self._size, self._size)
+                block = _Block(draws, told, {i: why for i, one in enumerate(told) if (why := self._find_problem(one))})
+                request = self._request(block) if block.usable else None
+                waiting.append(block)
+                if request is not None:
+                    yield request
+
+        for video in sample_videos(self.cascade, request_blocks(), self.count, self.sampling, self.cascade.clip_frames):
+            while not waiting[0].usable:
+                yield waiting.popleft().join([], frames, stride, size)
+            yield waiting.popleft().join(to_pixels(video), frames, stride, size)
+        while waiting:
+            yield waiting.popleft().join([], frames, stride, size)
+
+    def _request(self, block: _Block) -> SampleRequest:
+        """Return the request for the usable clips of a block."""
+        told = [block.told[i] for i in block.usable]
         of_classes = any(sampler.denoiser.config.num_classes for sampler in self.cascade.samplers.values())
-        request = SampleRequest(
+        return SampleRequest(
             prompts=[one.caption for one in told],
             labels=[one.label for one in told] if of_classes else (),
             negative_prompt=self.negative_prompt,
-            seeds=[self.seed + item for item in items],
+            seeds=[self.seed + block.draws[i].item for i in block.usable],
             context_latents=self._encode_contexts(told),
         )
-        compile_for(self.count, self.cascade.samplers.values(), self.cascade.device)
-        return list(to_pixels(self.cascade.video(request, self.sampling, self.cascade.clip_frames)))
 
     def _encode_contexts(self, told: Sequence[SampleCondition]) -> dict[str, Tensor]:
         encoded = [self.cascade.encode_context(one.context.numpy(), "a real clip") for one in told if one.context is not None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -79,3 +79,10 @@ class ClipSource(ABC):
             stride: distance between them, in frames of the file.
             size: rows and columns that each is scaled to cover and centrally cropped to; None leaves the file's own.
         """
+
+    def read_blocks(
+        self, blocks: Sequence[Sequence[ClipDraw]], frames: int, stride: int, size: tuple[int, int] | None
+    ) -> Iterator[ReadClips]:
+        """Read or make the clips of several blocks, one after the other. Arguments as in `read`; a source may work ahead."""
+        for draws in blocks:
+            yield self.read(draws, frames, stride, size)

@@ -37,8 +37,9 @@ COMPONENTS: dict[str, tuple[str, str, str]] = {
     "text": ("walt_pl.text.small_encoder", "SmallTextEncoder", "SmallTextConfig"),
 }
 
-EXECUTION = ("attention",)
-"""Fields of a model's config that say how it is computed and nothing about its weights. The machine that loads it chooses for itself."""
+LOADED_AS: dict[tuple[str, str], dict[str, str]] = {("denoiser", "attention"): {"plain": "math", "triton": "auto"}}
+"""Section and field -> stored value -> value that is loaded. `plain` is an older name. A machine without the kernel must load what a GPU
+trained with `triton`. All other values are loaded as they are: a person who trained with `sdpa` or `math` samples with it, too."""
 
 
 @dataclass
@@ -139,13 +140,17 @@ def _section_classes(section: str) -> tuple[Any, Any]:
 
 
 def component_config(section: str, fields: Mapping[str, Any]) -> Any:
-    """Return the config dataclass of a section, built from its plain fields without those of `EXECUTION`.
+    """Return the config dataclass of a section, built from its plain fields and `LOADED_AS`.
 
     Raises:
         ValueError: a field is unknown, has another type or lies beyond the limits, or the dataclass refuses it.
     """
     _, config = _section_classes(section)
-    return read_config(config, {name: value for name, value in fields.items() if name not in EXECUTION}, f'section "{section}"')
+    loaded = dict(fields)
+    for (of, name), changed in LOADED_AS.items():
+        if of == section and isinstance(loaded.get(name), str):
+            loaded[name] = changed.get(loaded[name], loaded[name])
+    return read_config(config, loaded, f'section "{section}"')
 
 
 def _read_sections(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Sample many videos of a cascade. On a GPU, the decoder runs beside the sampling of the next ones."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import TypeVar
 
 import torch
@@ -18,7 +19,8 @@ Made = TypeVar("Made")
 
 def sample_videos(
     cascade: Cascade,
-    requests: Sequence[SampleRequest],
+    requests: Iterable[SampleRequest],
+    clips: int,
     sampling: SamplingConfig,
     frames: int,
     each_step: Callable[[], None] = lambda: None,
@@ -31,7 +33,8 @@ def sample_videos(
 
     Args:
         cascade: stages to run.
-        requests: conditions, seeds and context frames, a batch each.
+        requests: conditions, seeds and context frames, a batch each. Each is taken when its sampling begins.
+        clips: number of clips of the whole work, which decides whether compilation pays; an evaluation may have some of them already.
         sampling: settings.
         frames: length in pixel frames.
         each_step: called after every sampling step; on a GPU when the step is in its queue.
@@ -44,7 +47,7 @@ def sample_videos(
             for request in requests:
                 yield cascade.video(request, sampling, frames, each_step)
             return
-        compile_for(sum(map(len, requests)) * cascade.num_segments(frames), cascade.samplers.values(), cascade.device)
+        compile_for(clips * cascade.num_segments(frames), cascade.samplers.values(), cascade.device)
         decoder = StreamDecoder(cascade, sampling)
         yield from overlap(requests, lambda request: cascade.sample_segments(request, sampling, frames, each_step), decoder.start)
     finally:
@@ -65,19 +68,21 @@ def overlap(
         sample: puts the sampling of a part in the queue of the device.
         start_decoding: puts the decoding of a sampled part in another queue, and returns a function that waits for the result.
     """
-    waiting: Callable[[], Made] | None = None
-    for part in parts:
+    waiting: list[Callable[[], Made]] = []
+    coming = iter(parts)
+    while True:
         try:
-            following = start_decoding(sample(part))  # before the one before is yielded: its consumer may take long
+            # Before the one before is yielded: its consumer may take long. The part itself may fail, too, where it is made here.
+            following = [start_decoding(sample(part)) for part in islice(coming, 1)]
         except Exception:  # whatever it is, it is raised after the result that is already there
-            if waiting is not None:
-                yield waiting()
+            for wait in waiting:
+                yield wait()
             raise
-        if waiting is not None:
-            yield waiting()
+        for wait in waiting:
+            yield wait()
+        if not following:
+            return
         waiting = following
-    if waiting is not None:
-        yield waiting()
 
 
 class StreamDecoder:
