@@ -51,6 +51,9 @@ def _open_store(strategy: DDPStrategy) -> None:
         loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
         for variable in INTERFACES if loopback else ():
             os.environ.setdefault(variable, str(loopback))
+    elif names := exact_names(os.environ.get("NCCL_SOCKET_IFNAME", "")):
+        # A user who names the network card means all traffic between ranks.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", names)
     if strategy.global_rank:
         return
     listener = _bind(environment.main_address, environment.main_port, is_local)
@@ -67,6 +70,20 @@ def _open_store(strategy: DDPStrategy) -> None:
                 master_listen_fd=listener.detach(),
             )
         )
+
+
+def exact_names(interfaces: str) -> str:
+    """Return the interfaces of a value of NCCL_SOCKET_IFNAME as gloo reads them, or "" where the value does not name them exactly.
+
+    NCCL takes each name of a list as the beginning of a name. `=` before the list asks for equal names, `^` excludes them, and a name may
+    have a port behind a colon. Gloo wants equal names. A name counts if this machine has an interface of that name.
+
+    Args:
+        interfaces: a name, or names with commas between them.
+    """
+    names = interfaces.split(",")
+    there_are = {name for _, name in socket.if_nameindex()}
+    return interfaces if all(name in there_are for name in names) else ""
 
 
 def _bind(address: str, port: int, is_local: bool) -> socket.socket | None:
