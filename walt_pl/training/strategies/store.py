@@ -16,7 +16,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported
 
 LOCAL = "127.0.0.1"
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""Environment variables of the interface between ranks. They are set where all ranks are on one machine, unless a user has set them."""
+"""Environment variables of the interface between ranks. They are set where all ranks are on one machine, unless a user has set them.
+
+On several machines gloo takes the interface of NCCL."""
 _stores: list[TCPStore] = []
 """Stores of this process. torch's own one shares the server of the one here, by its port."""
 
@@ -43,17 +45,17 @@ def _open_store(strategy: DDPStrategy) -> None:
     environment = strategy.cluster_environment
     assert environment is not None
     strategy.set_world_ranks()
+    is_local = strategy.num_nodes == 1
+    if not is_local and (names := exact_names(os.environ.get("NCCL_SOCKET_IFNAME", ""))):
+        # A user who names the network card means all traffic between ranks.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", names)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return  # torchrun's own process serves
-    is_local = strategy.num_nodes == 1
     if is_local:
         os.environ["MASTER_ADDR"] = LOCAL  # on every rank, also where a scheduler names the machine
         loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
         for variable in INTERFACES if loopback else ():
             os.environ.setdefault(variable, str(loopback))
-    elif names := exact_names(os.environ.get("NCCL_SOCKET_IFNAME", "")):
-        # A user who names the network card means all traffic between ranks.
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", names)
     if strategy.global_rank:
         return
     listener = _bind(environment.main_address, environment.main_port, is_local)
