@@ -1,18 +1,19 @@
 """Autoencoders beside each other in one process: ours, diffusers' Wan 2.1 and CogVideoX, with random weights.
 
-    python -m benchmarks.autoencoder [--size 17 128] [--rounds 3] [--only ours wan] [--quick]
+    python -m benchmarks.autoencoder [--size 17 128] [--rounds 3] [--only ours wan] [--quick] [--out DIR]
 
 For each: GF/s and frames/s of encode, decode and both for one image, in autocast's dtype of this machine. Beside them the rate of a
-matrix product, and the ceiling: every convolution of the pass alone, with its real input. Rounds alternate; the best one counts.
+matrix product, and the ceiling: every convolution of the pass alone, with its real input. Of each, the best round counts. The JSON and a
+page go into DIR, benchmarks/results by default.
 """
 
 import argparse
-import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,15 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.gpu.experiments import vae_config
+from benchmarks.gpu.report import FACTS, table
+from benchmarks.gpu.results import find_facts, new_path, slug, write_with_page
 from walt_pl.blocks.compute import compute_dtype
 from walt_pl.evaluation.program import machine
 from walt_pl.models.vae import VAE, VAEConfig
 
+FORMAT = "autoencoder 1"
+"""Kind and version of the JSON. Those of benchmarks/gpu have a number alone."""
+NAMES = {"ours": "ours, the paper's size", "ours_light": "ours, light", "wan": "Wan 2.1", "cogvideox": "CogVideoX"}
 QUICK = VAEConfig(32, (1, 1, 2), ((1, 2, 2), (2, 2, 2)), (1, 1, 1), 1, 4)
 Coder = Callable[[Tensor], Tensor]
 
@@ -70,13 +76,13 @@ def matrix_rate(device: torch.device, side: int, rounds: int) -> float:
     return max(2e-9 * side**3 / seconds(lambda: a @ a, device) for _ in range(rounds + 1))
 
 
-def convolution_seconds(found: Convolutions, device: torch.device) -> float:
-    """Return the seconds of the convolutions alone, with their inputs as they were and weights already cast."""
+def convolution_seconds(found: Convolutions, device: torch.device, rounds: int) -> float:
+    """Return the seconds of the convolutions alone, the best round of each, with their inputs as they were and weights already cast."""
     total = 0.0
     for function, args, kwargs in found.calls:
         call = partial(function, *(x.to(compute_dtype(device)) if isinstance(x, Tensor) else x for x in args), **kwargs)
         call()
-        total += seconds(call, device)
+        total += min(seconds(call, device) for _ in range(rounds))
     return total
 
 
@@ -87,13 +93,13 @@ def measure(code: Coder, x: Tensor, frames: int, rounds: int, peak: float) -> di
         code: encoder or decoder.
         x: its input.
         frames: pixel frames of the clip.
-        rounds: timed calls; the best one counts.
+        rounds: timed calls of the pass and of each of its convolutions; the best one counts.
         peak: GF/s of the matrix product.
     """
     with computing(x.device):
         with Convolutions() as found:
             code(x)
-        ceiling = convolution_seconds(found, x.device)
+        ceiling = convolution_seconds(found, x.device, rounds)
         best = min(seconds(lambda: code(x), x.device) for _ in range(rounds))
     rate = found.operations / best / 1e9
     return {
@@ -150,23 +156,57 @@ def figures(name: str, arguments: argparse.Namespace, device: torch.device, peak
     return found
 
 
+def render(result: Mapping[str, Any]) -> str:
+    """Return the page of a measurement in Markdown."""
+    facts = result["facts"]
+    frames, side = facts["size"]
+    lines = [f"# Autoencoders on {facts['machine']}, {facts['date']}", ""]
+    if facts["quick"]:
+        lines += ["Tiny sizes (`--quick`): these figures only show that the code runs.", ""]
+    known = ", ".join(f"{name} {facts[name]}" for name in FACTS if facts.get(name))
+    lines += [
+        f"`python -m benchmarks.autoencoder`: one clip of {frames} x {side} x {side} and one image, {facts['dtype']}, random weights, "
+        f"all in one process, best of {facts['rounds']}, load average {facts['load']:.1f} before it.",
+        f"A matrix product reached {facts['matrix_product_gflop_per_s']} GF/s. The last column is the time of the convolutions alone over "
+        "that of the pass.",
+        *(line for line in (facts["note"], known) if line),
+        "",
+    ]
+    head = ["autoencoder", "million weights", "pass", "GF/s", "share of the matrix product", "frames/s", "share of its convolutions"]
+    columns = ("gflop_per_s", "share_of_matrix_product", "frames_per_s", "share_of_convolutions_alone")
+    rows = [
+        [NAMES[name], str(found["million_parameters"]), key.replace("_", ", "), *(str(one[column]) for column in columns)]
+        for name, found in result["autoencoders"].items()
+        for key, one in (found or {}).items()
+        if key != "million_parameters"
+    ]
+    missing = [f"- {NAMES[name]}: skipped, diffusers is not installed" for name, found in result["autoencoders"].items() if found is None]
+    return "\n".join([*lines, *table(head, rows), *["", *missing] * bool(missing), ""])
+
+
 def main() -> None:
-    """Print the figures of each autoencoder as JSON."""
+    """Measure each autoencoder, and write and print the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, nargs=2, default=(17, 128), metavar=("FRAMES", "SIDE"))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", default=["ours", "ours_light", "wan", "cogvideox"])
-    parser.add_argument("--quick", action="store_true", help="small models, a clip of 5x32x32, one round: a test of the code")
+    parser.add_argument("--only", nargs="+", choices=list(NAMES), default=list(NAMES), metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("--quick", action="store_true", help="small models, a clip of 5x32x32, one round, on the CPU: a test of the code")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), metavar="DIR", help="folder of the results")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.size, arguments.rounds = (5, 32), 1
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if torch.cuda.is_available() and not arguments.quick else "cpu")
+    facts = find_facts(arguments.quick)
+    facts |= {"machine": facts["card"] if device.type == "cuda" else machine(), "load": os.getloadavg()[0]}
+    facts |= {"dtype": str(compute_dtype(device)).removeprefix("torch."), "size": list(arguments.size), "rounds": arguments.rounds}
     peak = matrix_rate(device, 512 if arguments.quick else 4096, arguments.rounds)
-    report: dict[str, Any] = {"machine": machine(), "dtype": str(compute_dtype(device)), "size": arguments.size}
-    report |= {"matrix_product_gflop_per_s": round(peak), "load": os.getloadavg()[0]}
-    for name in arguments.only:
-        report[name] = figures(name, arguments, device, peak)
-    print(json.dumps(report, indent=2))
+    facts["matrix_product_gflop_per_s"] = round(peak)
+    measured = {name: figures(name, arguments, device, peak) for name in arguments.only}
+    result = {"format": FORMAT, "facts": facts, "autoencoders": measured}
+    path = new_path(arguments.out, f"autoencoder_{slug(facts['card'])}{'_quick' if arguments.quick else ''}", facts["date"])
+    page = render(result)
+    write_with_page(path, result, page)
+    print(f"{page}\n{path}\n{path.with_suffix('.md')}")
 
 
 if __name__ == "__main__":

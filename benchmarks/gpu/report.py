@@ -26,7 +26,7 @@ def render(result: Mapping[str, Any]) -> str:
     memory = f"{facts['memory_gb']} GB, " if facts["memory_gb"] else ""
     lines += [memory + ", ".join(f"{name} {facts[name] or 'unknown'}" for name in FACTS) + ".", ""]
     if result["goals"]:
-        lines += ["## Goals", "", *_table(["goal", "value", "wanted", ""], map(_goal_cells, result["goals"])), ""]
+        lines += ["## Goals", "", *table(["goal", "value", "wanted", ""], map(_goal_cells, result["goals"])), ""]
     for name, part in sorted(result["parts"].items()):
         lines += [f"## {name}", "", part["purpose"], ""]
         lines += [*_rows(part["rows"]), *(f"- {row}: skipped, {_one_line(reason)}" for row, reason in part["skipped"].items())]
@@ -47,10 +47,11 @@ def _rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     figures = list(dict.fromkeys(figure for row in rows for figure in row if figure != "row"))
     cells = ([row["row"], *(_text(row.get(figure, "")) for figure in figures)] for row in rows)
-    return [*_table(["", *(figure.replace("_", " ") for figure in figures)], cells), ""]
+    return [*table(["", *(figure.replace("_", " ") for figure in figures)], cells), ""]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
     return [f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]]
 
 

@@ -84,15 +84,23 @@ def go_on_with(out: Path, facts: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
         found = read_json(path)
         if found["format"] == FORMAT and all(found["facts"][fact] == facts[fact] for fact in SAME):
             return path, found
-    # One of another commit of this day stays.
-    paths = (out / f"{name}_{facts['date']}{'' if number == 1 else f'_{number}'}.json" for number in itertools.count(1))
-    new = next(path for path in paths if not path.exists())
-    return new, {"format": FORMAT, "facts": facts, "parts": {}, "goals": []}
+    return new_path(out, name, facts["date"]), {"format": FORMAT, "facts": facts, "parts": {}, "goals": []}
+
+
+def new_path(out: Path, name: str, date: str) -> Path:
+    """Return a JSON's path that no file has yet. One of another commit of this day stays."""
+    paths = (out / f"{name}_{date}{'' if number == 1 else f'_{number}'}.json" for number in itertools.count(1))
+    return next(path for path in paths if not path.exists())
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
     """Judge the goals, and write the JSON and the page whole."""
     result["goals"] = [] if result["facts"]["quick"] else judge(result["parts"])
+    write_with_page(path, result, render(result))
+
+
+def write_with_page(path: Path, result: dict[str, Any], page: str) -> None:
+    """Write a JSON, and beside it the page rendered from it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, (json.dumps(result, indent=1) + "\n").encode())
-    write_whole(path.with_suffix(".md"), render(result).encode())
+    write_whole(path.with_suffix(".md"), page.encode())

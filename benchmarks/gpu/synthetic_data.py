@@ -25,7 +25,7 @@ class SyntheticSource:
     space: Space
     classes: int
     low_res: bool
-    """Whether a sample has a low-resolution copy, of half the rows and columns."""
+    """True for a sample with a low-resolution copy, of half the rows and columns."""
 
     def __getitem__(self, draw: SampleRef) -> Sample:
         generator = torch.Generator().manual_seed(2 * draw.item + (draw.kind == "image"))

@@ -13,6 +13,7 @@ import torch
 
 from tests.helpers.attention_errors import NAMES, errors, results
 from tests.helpers.environment import ROOT
+from tests.helpers.hopper import SHARED_BYTES, Launch, compile_for_hopper, import_kernels, record_launches
 from walt_pl.blocks.attention import Window
 
 WINDOWS: dict[int, Window] = {256: (1, 16, 16), 320: (5, 8, 8), 448: (7, 8, 8), 560: (5, 8, 14), 1024: (1, 32, 32)}
@@ -93,25 +94,14 @@ def test_window_attention_triton_is_as_exact_as_sdpa_on_a_gpu() -> None:
         assert ours < 1.5 * theirs + 1e-4, f"{name}: error {ours:.1e} of the kernel, {theirs:.1e} of sdpa"
 
 
-def compile_for_hopper(kernel: str, n: int, e: int) -> tuple[str, int]:
-    """Return the assembly and the bytes of shared memory of a kernel, compiled without a GPU."""
-    triton = pytest.importorskip("triton", reason="compiles the kernels, and Triton is not installed")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from walt_pl.blocks import window_attention_triton as kernels
-
-    function = getattr(kernels, f"_{kernel}_kernel")
-    q = torch.empty(2, 16, n, e, dtype=torch.bfloat16, device="meta")
+def launches(n: int, e: int) -> dict[str, Launch]:
+    """Return the launch of each kernel for two windows of 16 heads in bfloat16."""
+    kernels = import_kernels("window_attention_triton")
+    q, o = (torch.empty(2, n, 16, e, dtype=torch.bfloat16, device="meta").transpose(1, 2) for _ in range(2))
     v = torch.empty(2, n, 3, 16, e, dtype=torch.bfloat16, device="meta")[:, :, 2].transpose(1, 2)
-    constants = kernels.constants_of(kernel, q, q, v)
-    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-    plain = {"scale": "fp32", "windows": "i32", "group_size": "i32", **dict.fromkeys(("lse", "delta", "partial"), "*fp32")}
-    signature = {name: "constexpr" if name in constants else plain.get(name, "*bf16") for name in function.arg_names}
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(function.arg_names) if signature[name][0] == "*"}
-    places = {(function.arg_names.index(name),): value for name, value in constants.items()}
-    compiled = triton.compile(ASTSource(function, signature, places, aligned), target=GPUTarget("cuda", 90, 32), options=options)
-    return compiled.asm["ptx"], compiled.metadata.shared
+    bias = torch.empty(16, n, n, dtype=torch.bfloat16, device="meta")
+    found = record_launches(kernels, lambda: kernels.backward(o, q, q, v, bias, o, kernels.forward(q, q, v, bias, o)))
+    return {launch.name.strip("_").removesuffix("_kernel"): launch for launch in found}
 
 
 ALL = [(kernel, n, e) for kernel in ("forward", "dq", "dkv", "dbias") for n, e in ((320, 64), (256, 112))]
@@ -121,7 +111,7 @@ ALL = [(kernel, n, e) for kernel in ("forward", "dq", "dkv", "dbias") for n, e i
     ("kernel", "n", "e"), [case if case == ("dbias", 320, 64) else pytest.param(*case, marks=pytest.mark.slow) for case in ALL]
 )
 def test_window_attention_triton_compiles_for_hopper_with_tensor_cores_and_without_atomics(kernel: str, n: int, e: int) -> None:
-    assembly, shared = compile_for_hopper(kernel, n, e)
+    assembly, shared = compile_for_hopper(launches(n, e)[kernel])
     assert "wgmma.mma_async" in assembly
     assert not re.search(r"\b(atom|red)\.", assembly), "atomic additions change the bits from run to run"
-    assert shared <= 232_448, "an H100 has no more shared memory for a program"
+    assert shared <= SHARED_BYTES, "an H100 has no more shared memory for a program"

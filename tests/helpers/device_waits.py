@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from walt_pl.blocks.transfer import HostCopy
 from walt_pl.data.batch import JointBatch
+from walt_pl.training.callbacks.checkpoints import Checkpoints
 
 META = torch.device("meta")
 QUEUED = "to_device"
@@ -93,19 +94,23 @@ class Functions(TorchFunctionMode):
         return out
 
 
+class Ended(Exception):
+    """The training has made its steps. It ends by an error, since the last step of a training writes a checkpoint and shows the loss."""
+
+
 class Watched(L.Callback):
     """Watch every step after the first two, from the end of one to the end of the next: the transfer of the batch included."""
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: Operations, last: int) -> None:
         self.operations = operations
+        self.last = last
         self.steps = 0
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         self.steps += self.operations.is_watching
-        self.operations.is_watching = trainer.global_step >= 2
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.operations.is_watching = False
+        self.operations.is_watching = 2 <= trainer.global_step < self.last
+        if trainer.global_step == self.last:
+            raise Ended
 
 
 def fused(kind: Callable[..., torch.optim.Optimizer], **settings: Any) -> Callable[[Any], torch.optim.Optimizer]:
@@ -125,15 +130,16 @@ def train_on_meta(
     monkeypatch.setattr(HostCopy, "read", lambda copy: torch.zeros(copy._value.shape))
     monkeypatch.setattr(sys.modules["torch.optim.adam"], "_device_dtype_check_for_fused", lambda *_, **__: None)
     operations = Operations()
-    watched = Watched(operations)
+    watched = Watched(operations, len(batches))
     trainer = L.Trainer(
         strategy=SingleDeviceStrategy(device=META, accelerator=MetaAccelerator()),
-        max_steps=len(batches),
+        max_steps=len(batches) + 1,
         log_every_n_steps=1000,
         callbacks=[*callbacks, watched],
-        **dict.fromkeys(["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"], False),  # type: ignore[arg-type]
+        enable_checkpointing=any(isinstance(callback, Checkpoints) for callback in callbacks),
+        **dict.fromkeys(["logger", "enable_progress_bar", "enable_model_summary"], False),  # type: ignore[arg-type]
     )
     monkeypatch.setattr(trainer, "_teardown", lambda: None)  # it copies everything to the host
-    with operations, Functions(operations):
+    with operations, Functions(operations), pytest.raises(Ended):
         trainer.fit(module, Stream(batches))
     return watched.steps, operations.fused_steps

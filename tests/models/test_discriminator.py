@@ -9,6 +9,7 @@ from tests.helpers.poison import poisoned_memory
 from walt_pl.models.discriminator import BlurPool, Conv3x3x3, Discriminator, DiscriminatorConfig
 from walt_pl.models.losses import r1_penalty
 
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="runs on a CUDA GPU, and there is none")
 TINY = DiscriminatorConfig(width=4, channel_multipliers=(2, 2), size=(8, 12))
 
 
@@ -185,16 +186,70 @@ class LayoutChanges(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("frames", [1, 5])
-def test_discriminator_keeps_channels_last_in_every_pass(frames: int) -> None:
-    """Forward, backward and the penalty's second derivative, but for the last map: the linear layer reads that in the order of its weights.
+def layout_changes(frames: int, device: str, dtype: torch.dtype) -> list[str]:
+    """Return the operations that leave channels-last: forward, backward and the penalty's second derivative.
 
-    In bfloat16, since oneDNN computes all of its convolutions. For float32 it depends on the number of threads.
+    The last map is left out: the linear layer reads that in the order of its weights.
     """
-    discriminator = Discriminator(DiscriminatorConfig(width=8, channel_multipliers=(2, 2), size=(16, 16)))
-    x = torch.randn(3, 3, frames, 16, 16).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
-    with LayoutChanges(batch=3, last=16) as changes, torch.autocast("cpu", torch.bfloat16):
+    discriminator = Discriminator(DiscriminatorConfig(width=8, channel_multipliers=(2, 2), size=(16, 16))).to(device)
+    x = torch.randn(3, 3, frames, 16, 16, device=device).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    with LayoutChanges(batch=3, last=16) as changes, torch.autocast(device, torch.bfloat16, enabled=dtype == torch.bfloat16):
         logits = discriminator(x)
         (slope,) = torch.autograd.grad(logits.sum(), x, create_graph=True)
         (logits.sum() + slope.square().sum()).backward()
-    assert changes.found == []
+    return changes.found
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_discriminator_keeps_channels_last_in_every_pass(frames: int) -> None:
+    """In bfloat16, since oneDNN computes all of its convolutions. For float32 it depends on the number of threads."""
+    assert layout_changes(frames, "cpu", torch.bfloat16) == []
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("frames", [1, 5])
+def test_discriminator_on_a_gpu_keeps_channels_last_in_every_pass(frames: int, dtype: torch.dtype) -> None:
+    assert layout_changes(frames, "cuda", dtype) == []
+
+
+def outcomes(frames: int, device: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return logits, the gradients of their loss, and those of the R1 penalty, all computed from one draw."""
+    torch.manual_seed(0)
+    config = DiscriminatorConfig(width=8, channel_multipliers=(2, 2), size=(16, 24))
+    discriminator = Discriminator(config).to(device, dtype)
+    x = torch.randn(2, 3, frames, 16, 24).to(device, dtype).contiguous(memory_format=torch.channels_last_3d).requires_grad_()
+    logits = discriminator(x)
+    penalty = r1_penalty(x, logits)
+    found = {"logits": logits, "penalty": penalty}
+    named = {"x": x, **dict(discriminator.named_parameters())}
+    for name, loss in (("loss", F.softplus(-logits).sum()), ("penalty", penalty.sum())):
+        gradients = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
+        found |= {f"{name}: {key}": g for key, g in zip(named, gradients, strict=True) if g is not None}
+    return {name: value.detach().cpu().double() for name, value in found.items()}
+
+
+def check_outcomes(frames: int, device: str) -> None:
+    """Compare with float64 on the CPU, where the blur is its definition."""
+    found = outcomes(frames, device, torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BlurPool, "forward", lambda _, x: blur_of_slices(x))
+        wanted = outcomes(frames, "cpu", torch.float64)
+    assert found.keys() == wanted.keys() and "penalty: blocks.0.conv1.weight" in found
+    # The penalty's gradients of biases are zero: leaky ReLU has no curvature. All others have a norm above 4e-4.
+    errors = {name: float((found[name] - want).norm() / want.norm().clamp(min=1e-4)) for name, want in wanted.items()}
+    assert max(errors.values()) < 1e-4, errors
+
+
+@pytest.mark.parametrize("frames", [1, 5])
+def test_discriminator_in_float32_equals_float64_with_the_gradients_of_r1(frames: int) -> None:
+    check_outcomes(frames, "cpu")
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize("frames", [1, 5])
+def test_discriminator_on_a_gpu_equals_float64_on_the_cpu_with_the_gradients_of_r1(frames: int) -> None:
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        check_outcomes(frames, "cuda")

@@ -66,8 +66,8 @@ def changes(norm: NormName, frames: int, train: bool) -> tuple[LayoutChanges, La
     return counts[0], counts[1]
 
 
-UP = 2
-"""Levels of the decoder where the plain function stores the modulation at full size; the kernels never do."""
+UP = 2 * 3
+"""Levels of the decoder and axes along which the plain function repeats the modulation; the kernels never do."""
 
 
 def assert_bounded(counts: LayoutChanges, clones: int, cats: int = 0) -> None:

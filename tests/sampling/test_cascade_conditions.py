@@ -150,7 +150,7 @@ def test_cascade_passes_the_text_of_each_prompt_with_its_mask(known: Known, prom
 
 
 def has_context(call: Call) -> bool:
-    """Whether a network is told of context frames. Without, it is given zeros with a zero mask."""
+    """Return whether a network is told of context frames. Without them it is given zeros with a zero mask."""
     latents, mask = call.condition.context_latents, call.condition.context_mask
     assert latents is not None and mask is not None
     return bool(latents.any()) or bool(mask.any())

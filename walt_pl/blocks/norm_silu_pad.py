@@ -37,9 +37,10 @@ class Modulation:
     def repeat(self) -> tuple[Tensor, Tensor]:
         """Return 1 + scale and shift of each position, 2 x [b c t h w]."""
         ft, fh, fw = self.factors
-        scale, shift = self.scale_shift.chunk(2, dim=1)
+        one = torch.ones_like(self.scale_shift[0, :, 0, 0, 0])
+        one[len(one) // 2 :] = 0
         # In the order of memory, channels last: a norm's output would take another layout from it.
-        last = rearrange(torch.cat([1 + scale, shift], dim=1), "b c t h w -> b t h w c")
+        last = rearrange(self.scale_shift, "b c t h w -> b t h w c") + one
         # One axis at a time, frames first: the gradient's sum over three axes at once took three times as long on a CPU.
         last = repeat(last, "b t h w c -> b (t ft) h w c", ft=ft)[:, self.skip :]
         last = repeat(last, "b t h w c -> b t (h fh) w c", fh=fh)

@@ -4,6 +4,8 @@ import os
 import socket
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -77,3 +79,50 @@ def test_store_without_an_address_of_its_own_says_that_all_interfaces_listen(add
         warnings.simplefilter("always")
         assert store._bind(address, 0, is_local=False) is None
     assert "listens on all interfaces" in str(caught[0].message) and "MASTER_ADDR" in str(caught[0].message)
+
+
+def open_as_rank_one(nodes: int) -> None:
+    strategy: Any = SimpleNamespace(cluster_environment=object(), set_world_ranks=lambda: None, num_nodes=nodes, global_rank=1)
+    store._open_store(strategy)
+
+
+@pytest.fixture
+def interfaces(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Return a patch of a machine with three interfaces and no variable of them."""
+    monkeypatch.setattr(socket, "if_nameindex", lambda: [(1, "lo"), (2, "eth0"), (3, "eth1")])
+    for variable in (*store.INTERFACES, "TORCHELASTIC_USE_AGENT_STORE", "MASTER_ADDR"):
+        monkeypatch.setenv(variable, "")  # so that it is restored, also where the store sets it
+        monkeypatch.delenv(variable)
+    return monkeypatch
+
+
+@pytest.mark.parametrize("by_torchrun", [False, True])
+@pytest.mark.parametrize("value", ["eth0", "eth0,eth1"])
+def test_store_of_several_machines_gives_gloo_the_interfaces_of_nccl(value: str, by_torchrun: bool, interfaces: pytest.MonkeyPatch) -> None:
+    interfaces.setenv("NCCL_SOCKET_IFNAME", value)
+    interfaces.setenv("TORCHELASTIC_USE_AGENT_STORE", str(by_torchrun))
+    open_as_rank_one(nodes=2)
+    assert os.environ["GLOO_SOCKET_IFNAME"] == value
+
+
+@pytest.mark.parametrize("value", ["=eth0", "^lo", "^=lo", "eth", "eth0:19000", "eth0,eth", "eth0,", "eth2", "", None])
+def test_store_gives_gloo_no_value_that_only_nccl_reads(value: str | None, interfaces: pytest.MonkeyPatch) -> None:
+    """A beginning of names, equal names, excluded names, a port, and an interface that is not there."""
+    if value is not None:
+        interfaces.setenv("NCCL_SOCKET_IFNAME", value)
+    open_as_rank_one(nodes=2)
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_store_keeps_the_interface_that_a_user_gave_gloo(nodes: int, interfaces: pytest.MonkeyPatch) -> None:
+    interfaces.setenv("NCCL_SOCKET_IFNAME", "eth0")
+    interfaces.setenv("GLOO_SOCKET_IFNAME", "eth1")
+    open_as_rank_one(nodes)
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth1"
+
+
+def test_store_of_one_machine_takes_the_loopback_interface_for_gloo(interfaces: pytest.MonkeyPatch) -> None:
+    interfaces.setenv("NCCL_SOCKET_IFNAME", "eth0")
+    open_as_rank_one(nodes=1)
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"

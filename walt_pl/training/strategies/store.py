@@ -16,7 +16,9 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported
 
 LOCAL = "127.0.0.1"
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
-"""Environment variables of the interface between ranks. They are set where all ranks are on one machine, unless a user has set them."""
+"""Environment variables of the interface between ranks. They are set where all ranks are on one machine, unless a user has set them.
+
+On several machines gloo takes the interface of NCCL."""
 _stores: list[TCPStore] = []
 """Stores of this process. torch's own one shares the server of the one here, by its port."""
 
@@ -43,9 +45,12 @@ def _open_store(strategy: DDPStrategy) -> None:
     environment = strategy.cluster_environment
     assert environment is not None
     strategy.set_world_ranks()
+    is_local = strategy.num_nodes == 1
+    if not is_local and (names := exact_names(os.environ.get("NCCL_SOCKET_IFNAME", ""))):
+        # A user who names the network card means all traffic between ranks.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", names)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return  # torchrun's own process serves
-    is_local = strategy.num_nodes == 1
     if is_local:
         os.environ["MASTER_ADDR"] = LOCAL  # on every rank, also where a scheduler names the machine
         loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
@@ -67,6 +72,20 @@ def _open_store(strategy: DDPStrategy) -> None:
                 master_listen_fd=listener.detach(),
             )
         )
+
+
+def exact_names(interfaces: str) -> str:
+    """Return the interfaces of a value of NCCL_SOCKET_IFNAME as gloo reads them, or "" where the value does not name them exactly.
+
+    NCCL takes each name of a list as the beginning of a name. `=` before the list asks for equal names, `^` excludes them, and a name may
+    have a port behind a colon. Gloo wants equal names. A name counts if this machine has an interface of that name.
+
+    Args:
+        interfaces: a name, or names with commas between them.
+    """
+    names = interfaces.split(",")
+    there_are = {name for _, name in socket.if_nameindex()}
+    return interfaces if all(name in there_are for name in names) else ""
 
 
 def _bind(address: str, port: int, is_local: bool) -> socket.socket | None:
