@@ -10,18 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from tests.helpers import tiny_stages
 from walt_pl.cli.evaluate_options import EvaluateOptions, sample_protocol, trained_stride
+from walt_pl.cli.evaluate_prediction import describe_videos, summarise
 from walt_pl.cli.evaluate_run import _reconstructed_stride
 from walt_pl.cli.main import main
 from walt_pl.data.index import Index
 from walt_pl.data.transforms import ClipTransform
 from walt_pl.evaluation.given_frames import context_frames
+from walt_pl.evaluation.prediction import MODEL, REPEATED, MeasuredPrediction
 from walt_pl.evaluation.reconstruction_source import ReconstructionSource
 from walt_pl.evaluation.run_source import RunSource
-from walt_pl.evaluation.source import ClipSource, ReadClips
+from walt_pl.evaluation.source import ClipDraw, ClipSource, ReadClips
 from walt_pl.files import file_sha256
+from walt_pl.media.reading import read_image
 from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.runs.manifest import Manifest
 from walt_pl.sampling.cascade import Cascade
@@ -29,7 +33,7 @@ from walt_pl.sampling.cascade import Cascade
 
 @pytest.fixture(scope="module")
 def runs(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a run of each kind: vae, text, classes, images, continuing; trained on the painted set, as their cards say."""
+    """Folder of a run of each kind: vae, text, classes, images, continuing, predicting; trained on the painted set, as their cards say."""
     root = tmp_path_factory.mktemp("runs")
 
     def save(folder: Path, **arguments: Any) -> str:
@@ -43,6 +47,7 @@ def runs(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "classes": {"classes": 18, "upscalers": 0},
         "images": {"classes": 3, "upscalers": 0, "frames": 1},
         "continuing": {"frame_prediction": 1.0, "upscalers": 0},
+        "predicting": {"frame_prediction": 1.0, "upscalers": 0, "classes": 18},
     }
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(tiny_stages, "save_artifact", save)
@@ -119,6 +124,43 @@ def test_evaluate_of_frame_prediction_compares_continued_clips_with_their_origin
     card = cards_of(run, "base_own_*.json")["psnr"]
     assert card["protocol"]["context_frames"] == card["generated"]["conditions"]["context_frames"] == 5
     assert card["generated"]["clips"] == card["real"]["clips"] == 3 and card["protocol"]["frames"] == 9
+
+
+def test_evaluate_of_frame_prediction_has_one_table_a_picture_and_a_file_of_figures(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs / "predicting"
+    main(["evaluate", str(run), "--clips", "2", "--steps", "1", "--dtype", "float32"])
+    said = capsys.readouterr().out
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in said.splitlines() if line.startswith("│")]
+    assert [row[0] for row in rows] == ["frame prediction from 5 frames"] * 4 + ["image to video from 1 frame"] * 4
+    assert [row[2] for row in rows[:4]] == ["model", "repeated frame", "linear extrapolation", "autoencoder of the true frames"]
+    assert [row[3] for row in rows if row[2] == "linear extrapolation"][1] == "not defined: it needs two given frames"
+    assert rows[0][1] == "16 x 16" and rows[0][6:] == ["2", "16"] and "16 windows of 2 held-out videos" in said
+    plain = json.loads((run / "prediction.json").read_text())
+    assert [f"{plain['figures'][0]['psnr'][name]:.2f}" for name in ("value", "low", "high")] == re.findall(r"-?[\d.]+", rows[0][3])
+    assert len(plain["figures"]) == 8 and plain["steps"] == {"base": 1} and plain["windows"]["split"] == "val"
+    assert plain["artifacts"]["base"]["sha256"] == Manifest.open(run).sha256("base")
+    assert read_image(run / "prediction.png").shape[2] == 3 * 7 * 16, "three clips abreast, seven frames each"
+
+
+def test_describe_videos_takes_a_video_as_one_case() -> None:
+    values = {ClipDraw(0, 0): 1.0, ClipDraw(0, 4): 3.0, ClipDraw(5, 0): 4.0, ClipDraw(7, 2): 6.0}
+    found = describe_videos(values)
+    half = stats.t.ppf(0.975, 2) * np.std([2.0, 4.0, 6.0], ddof=1) / np.sqrt(3)
+    assert (found["value"], found["cases"]) == (4.0, 3)
+    assert (found["low"], found["high"]) == (pytest.approx(4 - half), pytest.approx(4 + half))
+    assert describe_videos({ClipDraw(0, 0): 1.0, ClipDraw(0, 4): 3.0}) == {"value": 2.0, "cases": 1, "low": None, "high": None}
+
+
+def test_summarise_subtracts_the_repeated_frame_of_the_same_window() -> None:
+    windows = [ClipDraw(0, 0), ClipDraw(1, 0), ClipDraw(1, 3)]
+
+    def measured(name: str, given: int, psnr: list[float]) -> MeasuredPrediction:
+        return MeasuredPrediction("base", (16, 16), given, name, {"psnr": torch.tensor(psnr)}, windows[-len(psnr) :])
+
+    model = measured(MODEL, 5, [20.0, 30.0])
+    found = summarise(model, [model, measured(REPEATED, 5, [1.0, 18.0, 26.0]), measured(REPEATED, 1, [0.0, 0.0, 0.0])])
+    assert (found["psnr_gain"]["value"], found["psnr_gain"]["cases"], found["windows"]) == (3.0, 1, 2)
+    assert found["task"] == "frame prediction from 5 frames"
 
 
 @pytest.mark.parametrize(("kind", "source"), [("continuing", RunSource), ("vae", ReconstructionSource)])

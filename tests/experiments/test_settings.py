@@ -139,3 +139,14 @@ def test_experiment_guidance_is_on_where_table_8_has_it(config: str, guidance: G
 @pytest.mark.parametrize("stage", ["vae", "base", "base_l", "base_9x16", "sr1", "sr2"])
 def test_experiment_text_to_video_reads_8_frames_a_second(stage: str) -> None:
     assert of(f"text_to_video/{stage}").datamodule.clip_transform.fps == 8
+
+
+def test_experiment_clips_predicts_frames_of_64_px_and_doubles_them_without_captions() -> None:
+    vae, base, sr1 = (of(f"clips/{stage}") for stage in ("vae", "base", "sr1"))
+    factors = vae.model.vae.factors
+    for plan, size in ((base, 64), (sr1, 128)):
+        transform, denoiser = plan.datamodule.clip_transform, plan.model.denoiser.config
+        assert (transform.size, transform.frames, transform.fps) == (size, 17, vae.datamodule.clip_transform.fps)
+        assert denoiser.size == (1 + 16 // factors[0], size // factors[1], size // factors[2]) and denoiser.text_width is None
+    assert sr1.datamodule.clip_transform.low_res_size == base.datamodule.clip_transform.size
+    assert (base.model.denoiser.config.frame_prediction, base.model.diffusion.context_frames) == (1.0, (1, 2))

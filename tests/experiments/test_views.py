@@ -175,7 +175,7 @@ def test_experiment_text_to_video_reads_8_frames_a_second_and_never_mirrors() ->
     assert not [section for section in components if section.get("fps") != 8 or section.get("flip")]
 
 
-CACHED = re.compile(r"(?:for|same|Its) (\d+) views.*?([\d.,]+) GB(?: for (a million) clips)?, ([\d,]+) bytes each")
+CACHED = re.compile(r"(?:for|same|Its) (\d+) views.*?([\d.,]+) ([GM]B)(?: for (a million) clips)?, ([\d,]+) bytes each")
 
 
 def number(text: str) -> float:
@@ -188,15 +188,15 @@ def test_experiment_file_states_the_disk_of_its_cached_views(config: Path) -> No
     text = " ".join(line.removeprefix("# ") for line in opening(config).splitlines())
     found = CACHED.search(text)
     assert found, text
-    views, gigabytes, million, size = found.groups()
+    views, disk, unit, million, size = found.groups()
     plan = planned("--config", str(config.relative_to(ROOT)))
     c = plan.model.denoiser.config
     clips = 1e6 if million else number(re.search(r"views \(.*?\) of ([\d,]+)", text)[1])  # type: ignore[index]
     assert int(views) == plan.datamodule.clip_transform.views
     assert number(size) == c.latent_channels * np.prod(c.size) * 2 + 4
-    assert number(gigabytes) == pytest.approx(clips * int(views) * number(size) / 1e9, rel=0.02)
+    assert number(disk) == pytest.approx(clips * int(views) * number(size) / {"GB": 1e9, "MB": 1e6}[unit], rel=0.02)
 
 
 def test_experiment_every_file_with_views_states_their_disk() -> None:
     files = [path for path in FILES if re.search(r"\bviews: ", path.read_text(encoding="utf-8"))]
-    assert len(files) == 5 and not [path for path in files if " bytes each" not in opening(path)]
+    assert len(files) == 7 and not [path for path in files if " bytes each" not in opening(path)]

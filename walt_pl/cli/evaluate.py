@@ -63,8 +63,10 @@ def evaluate(
 
     An autoencoder alone is scored by its reconstructions of held-out clips: PSNR and SSIM, and LPIPS and FVD where their files are given.
     The first clips are shown beside their reconstructions in reconstructions.png and .gif in the run's folder. Samples of the last stage
-    are compared with held-out clips by the metrics whose files are given. A run on the embedded set is also scored by its analytic
-    scorer. A command that was stopped goes on where it was. Figures lie in RUN/metrics, in TensorBoard and in the card of the artifact.
+    are compared with held-out clips by the metrics whose files are given. Where no option of a metric is given, a run with frame
+    prediction is compared with the true continuation of held-out videos, beside two baselines: a table, prediction.png and
+    prediction.json. A run on the embedded set is scored by its analytic scorer, too. A command that was stopped goes on where it was.
+    Figures lie in RUN/metrics, in TensorBoard and in the card of the artifact; those of frame prediction in prediction.json alone.
 
     Args:
         run: folder of the run.
@@ -76,7 +78,8 @@ def evaluate(
         extractor_sha256: hash of a file that is not the known one, or hashes by kind.
         index: index of the real clips; that of the run's training when not given.
         split: split of the real clips; val without a preset.
-        clips: clips of each fold and side; without a preset as many as the split has, at most 2048.
+        clips: clips of each fold and side; without a preset as many as the split has, at most 2048. Of frame prediction
+            the most held-out videos, 256 when not given.
         frames: frames of a clip.
         stride: distance between frames of a real clip, in frames of the file.
         folds: folds, each with other clips.
@@ -109,6 +112,7 @@ def evaluate(
         _evaluate_autoencoder(options, scored[0], index, allow_stale, verify, device, arithmetic)
         return
     # Imported here: help, and messages about a run, need none of the libraries of the metrics.
+    from walt_pl.cli.evaluate_prediction import measure_prediction
     from walt_pl.cli.evaluate_run import local_device, measure_samples
 
     cascade = Cascade.open(run, wanted, allow_stale, local_device(device), arithmetic, verify=verify)
@@ -126,7 +130,10 @@ def evaluate(
         )
     if tabled:
         _score_shapes(options, cascade, data, prompts, unseen, SamplingConfig(choose_steps(cascade, steps), guidance=guides))
-    if not tabled or extractor is not None:
+    of_metrics = (metric, npz, preset, extractor, extractor_kind, extractor_sha256, frames, stride, folds, resize)
+    if not tabled and _measures_prediction(cascade, of_metrics):
+        measure_prediction(options, cascade, data, SamplingConfig(50 if steps is None else steps, guidance=guides))
+    elif not tabled or extractor is not None:
         measure_samples(options, cascade, data, SamplingConfig(50 if steps is None else steps, guidance=guides))
 
 
@@ -140,6 +147,11 @@ def _read_dtype(name: str | None) -> torch.dtype | None:
     if name is not None and name not in known:
         raise ValueError(f"evaluate: --dtype {name}: wanted {', '.join(known)}")
     return known[name] if name else None
+
+
+def _measures_prediction(cascade: Cascade, options: Sequence[Any]) -> bool:
+    """Return whether a run is measured by its frame prediction: it has some, and no option of a metric or its protocol was typed."""
+    return bool(cascade.samplers[cascade.base].denoiser.config.frame_prediction) and all(option is None for option in options)
 
 
 def _is_of_shapes(cascade: Cascade, data: JointData) -> bool:

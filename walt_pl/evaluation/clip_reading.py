@@ -13,6 +13,7 @@ from walt_pl.data.index import IndexEntry
 from walt_pl.data.transforms import to_size
 from walt_pl.evaluation.source import ClipDraw
 from walt_pl.media.contact_sheet import to_uint8
+from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.reading import picture_sizes, read_sizes
 from walt_pl.media.spans import FrameRange
 from walt_pl.media.types import Frames, MediaError, Size
@@ -36,20 +37,28 @@ def read_entries(
     Returns:
         The clips in order, None where one cannot be read; and the reasons by position.
     """
+    ranges = [FrameRange(frames, stride=stride, start=draw.start) for draw in draws]
+    return read_ranges(entries, ranges, size)
+
+
+def read_ranges(
+    entries: Sequence[IndexEntry], ranges: Sequence[FrameRange], size: Size | None, options: DecodeOptions = DecodeOptions()
+) -> tuple[list[Tensor | None], dict[int, str]]:
+    """Read a range of frames of each entry, see `read_entries`."""
 
     def read(number: int) -> Tensor | str:
         entry = entries[number]
         try:
             if entry.kind == "image":
-                (clip,) = picture_sizes(entry, (size,))
+                (clip,) = picture_sizes(entry, (size,), options)
             else:
-                (clip,) = read_sizes(entry, FrameRange(frames, stride=stride, start=draws[number].start), (size,))
+                (clip,) = read_sizes(entry, ranges[number], (size,), options)
         except MediaError as error:
             return str(error)
         return cover_and_crop(clip, size)
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        found = list(pool.map(read, range(len(draws))))
+        found = list(pool.map(read, range(len(entries))))
     clips = [None if isinstance(clip, str) else clip for clip in found]
     return clips, {number: reason for number, reason in enumerate(found) if isinstance(reason, str)}
 

@@ -43,13 +43,14 @@ def captioned_grid(clips: Tensor, captions: Sequence[str], columns: int | None =
     return rearrange(cells, "(r c) t h w x -> t (r h) (c w) x", c=columns)
 
 
-def contact_sheet(clips: Tensor, captions: Sequence[str], shown: int = 5) -> Frames:
-    """Return one picture of clips, in which each clip is a row of frames, two clips abreast.
+def contact_sheet(clips: Tensor, captions: Sequence[str], shown: int = 5, columns: int = 2) -> Frames:
+    """Return one picture of clips, in which each clip is a row of frames, a few clips abreast.
 
     Args:
         clips: [b 3 t h w] in -1..1.
         captions: Caption of each clip.
         shown: Frames of each clip, from first to last.
+        columns: Clips abreast.
 
     Returns:
         uint8 [h w 3].
@@ -57,7 +58,7 @@ def contact_sheet(clips: Tensor, captions: Sequence[str], shown: int = 5) -> Fra
     t = clips.shape[2]
     picked = clips[:, :, [round(i * (t - 1) / (shown - 1)) for i in range(shown)]]
     strips = rearrange(picked, "b c t h w -> b c 1 h (t w)")
-    sheet: Frames = captioned_grid(strips, captions, columns=min(2, len(clips)), side=1)[0]
+    sheet: Frames = captioned_grid(strips, captions, columns=min(columns, len(clips)), side=1)[0]
     return sheet
 
 

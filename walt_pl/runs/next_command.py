@@ -25,9 +25,15 @@ def next_command(manifest: Manifest) -> str:
     bases = [name for name in states if kind_of(name) == "base"]
     if not bases:
         return f"python -m walt_pl evaluate {run}"
-    config = manifest.folder(bases[0]) / CONFIG
-    from_text = config.is_file() and "text" in (read_yaml(config) or {})
-    return f"python -m walt_pl sample --run {run} {'--prompt TEXT' if from_text else '--label 0'}"
+    return f"python -m walt_pl sample --run {run} {_condition(manifest.folder(bases[0]) / CONFIG)}"
+
+
+def _condition(config: Path) -> str:
+    """Return the option of `sample` that a base model cannot do without, by its configuration."""
+    sections = (read_yaml(config) or {}) if config.is_file() else {}
+    if (sections.get("denoiser") or {}).get("frame_prediction") == 1:  # it got context frames in every step of its training
+        return "--image PICTURE" if 1 in (sections.get("diffusion") or {}).get("context_frames", ()) else "--continue CLIP"
+    return "--prompt TEXT" if "text" in sections else "--label 0"
 
 
 def _stages(manifest: Manifest) -> list[str]:
