@@ -33,6 +33,8 @@ from walt_pl.runs.stage_names import kind_of
 
 SHORT_STEPS = 40
 """Steps of every training of a short run."""
+SHORT_WARMUP = 4
+"""Steps of warm-up of a short run. A slow row has few steps in the default's time, and they have to be more than these."""
 SHOWN = 4
 """Clips of a picture."""
 
@@ -154,6 +156,8 @@ def _train(training: Training, row: Row, seed: int, folder: Path, places: Places
         words += ["--data.cache_dir", str(manifest.folder("vae").resolve().parent / "cache")]
     if (steps := _choose_steps(training, row, seed, places)) is not None:
         words += ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps)]
+    if places.short:
+        words += ["--model.warmup_steps", str(SHORT_WARMUP)]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with Clock(folder / "seconds.json").counts(training.stage):
@@ -186,7 +190,7 @@ def _steps_in_time(training: Training, row: Row, seed: int, places: Places) -> i
         told = f"{training.time_of} and {training.pace_of} of seed {seed} were trained on different machines or with different --jobs"
         raise ValueError(f"paper: {told}, so that {row.name} cannot take equal time: remove their files and train them anew")
     stage = training.stage
-    return max(1, round(time.steps[stage] * time.seconds_a_step[stage] / pace.seconds_a_step[stage]))
+    return max(SHORT_WARMUP + 1, round(time.steps[stage] * time.seconds_a_step[stage] / pace.seconds_a_step[stage]))
 
 
 # ---- Record ------------------------------------------------------------------------------------------------------------
