@@ -1,8 +1,13 @@
 """`walt paper` on tiny models: rows, seeds, going on, and what it refuses."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +17,23 @@ import yaml
 
 from tests.helpers.environment import ROOT, Walt
 from tests.helpers.paper_records import made_record
+from tests.helpers.tiny_artifact import save
 from walt_pl.blocks.frames import FrameLayout
+from walt_pl.cli import paper as paper_command
 from walt_pl.cli.main import main
-from walt_pl.cli.paper import choose_rows
+from walt_pl.cli.paper import _missing, choose_rows
+from walt_pl.cli.paper_jobs import Job
 from walt_pl.cli.paper_row import Places, _steps_in_time, run_row
 from walt_pl.data.index import Index
 from walt_pl.diffusion.rng import PerSampleRNG
 from walt_pl.lock import hold_lock
+from walt_pl.models.vae import VAE, VAEConfig
 from walt_pl.paper.measures.prompts import TIMESTEPS, denoising_loss, measure_prompts
 from walt_pl.paper.page import render
 from walt_pl.paper.record import read_records, write_record
 from walt_pl.paper.row import Row, find_row
 from walt_pl.paper.rows import ABLATIONS, ROWS
-from walt_pl.runs.card import read_card
+from walt_pl.runs.card import TRAIN, read_card
 from walt_pl.runs.manifest import Manifest
 from walt_pl.sampling.cascade import Cascade, SamplingConfig
 from walt_pl.sampling.stage_sampler import text_condition
@@ -38,19 +47,14 @@ TINY_BASE = {
     "data": {"videos_per_batch": 2, "val_videos": 4},
     "trainer": {"max_steps": 2, "val_check_interval": 2, "precision": "32-true"},
 }
-TINY_VAE = ["--model.vae.width", "8", "--model.vae.channel_multipliers", "[1, 1, 2]", "--data.crop", "16", "--data.size", "32"]
-TWO_STEPS = [
-    "--data.sizes",
-    "[]",
-    "--model.warmup_steps",
-    "1",
-    "--data.videos_per_batch",
-    "2",
-    "--trainer.max_steps",
-    "2",
-    "--trainer.val_check_interval",
-    "2",
-]
+TINY_VAE = VAEConfig(
+    width=8,
+    channel_multipliers=(1, 1, 2),
+    strides=((2, 2, 2), (2, 2, 2)),
+    num_res_blocks=(0, 1, 1),
+    num_middle_blocks=1,
+    norm="layer",
+)
 
 
 class Tables:
@@ -79,8 +83,10 @@ def tables(walt: Walt, painted: Path, tmp_path_factory: pytest.TempPathFactory) 
     tables = Tables(tmp_path_factory.mktemp("paper"), painted)
     shutil.copytree(ROOT / "experiments" / "shapes", tables.experiment)
     (tables.experiment / "ablations" / "budget.yaml").write_text(yaml.safe_dump(TINY_BASE))
-    config = ["--config", str(tables.experiment / "vae.yaml"), "--run", str(tables.vae.parent), "--data.index", str(painted)]
-    walt("fit", *config, *TINY_VAE, *TWO_STEPS, "--data.val_videos", "4", "--trainer.precision", "32-true")
+    torch.manual_seed(0)
+    statistics = {"mean": [0.0] * TINY_VAE.latent_channels, "std": [1.0] * TINY_VAE.latent_channels}
+    save(tables.vae, VAE(TINY_VAE), card={"latents": statistics, "steps": 2})
+    Manifest.open(tables.vae.parent).finish("vae", tables.vae)
     tables.said = walt(*tables.words, "--only", "default,no_qk_norm", "--seeds", "1", "--jobs", "2").said
     return tables
 
@@ -95,7 +101,7 @@ def test_paper_trains_and_measures_each_row_and_writes_the_page(tables: Tables, 
         assert 0.1 < record.peak_gib < 64 and record.minutes["training"] > record.minutes["measuring"] > 0
         assert set(record.figures) == {"colour", "motion", "shape", "all", "unseen_pairs", "iou", "steadiness", "loss"}
         assert not record.picture, "pictures are of seed 0"
-        config = yaml.safe_load((folder / "training" / "base" / "config.yaml").read_text())
+        config = yaml.safe_load((folder / "base" / TRAIN).read_text())
         assert (config["seed_everything"], config["data"]["seed"], config["model"]["init_args"]["seed"]) == (1, 1, 1)
     assert (tables.out / "RESULTS.md").read_text() == render(records, ROWS)
     assert (tables.out / "results" / "ablations.png").is_file()
@@ -130,17 +136,38 @@ def test_paper_never_replaces_a_page_of_another_kind(tables: Tables, tmp_path: P
     assert (tmp_path / "RESULTS.md").read_text() == "# Mine\n"
 
 
-def test_paper_tells_failures_at_the_end_and_runs_the_other_rows(walt: Walt, tables: Tables, tmp_path: Path) -> None:
-    """The row without its files fails, the row that needs it is not run, and the row that is complete stays."""
-    experiment = Path(shutil.copytree(tables.experiment, tmp_path / "experiment"))
-    (experiment / "ablations" / "patch_1.yaml").unlink()
-    words = [*tables.words, "--experiment", str(experiment), "--only", "patch_1,patch_1_equal_time,default", "--seeds", "1"]
-    done = walt(*words, check=False)
-    assert done.code == 1
-    told = done.said[done.said.index("paper: the same command runs these again:") :]
-    assert "patch_1, seed 1 failed (exit code 1)" in told
-    assert "patch_1_equal_time, seed 1 was not run, since patch_1, seed 1 failed" in told and "default" not in told
-    assert "patch_1.yaml" in (tables.run / "logs" / "patch_1-s1.log").read_text()
+def test_paper_tells_failures_at_the_end_and_runs_the_other_rows(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row that fails and the row that needs it are told; the row that has its file is not run."""
+    started = []
+
+    def fail(job: Job, words: Sequence[str], log: Path, threads: int) -> "subprocess.Popen[bytes]":
+        started.append((str(job), list(words), log, threads))
+        return subprocess.Popen([sys.executable, "-S", "-c", f"import sys; sys.exit({int(job.row.name == 'patch_1')})"])
+
+    monkeypatch.setattr(paper_command, "start_job", fail)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main([*tables.words, "--only", "patch_1,patch_1_equal_time,default,video_only", "--seeds", "1", "--jobs", "1"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    failure = "patch_1, seed 1 failed (exit code 1)"
+    told = [failure, f"patch_1_equal_time, seed 1 was not run, since {failure}"]
+    assert str(ended.value).split("\n") == ["paper: the same command runs these again:", *told]
+    places = [str(path) for path in (tables.experiment, tables.run, tables.vae, tables.index, tables.out)]
+    cores = os.cpu_count()
+    assert started == [
+        (f"{name}, seed 1", [*places, "false", "1"], tables.run / "logs" / f"{name}-s1.log", cores) for name in ("patch_1", "video_only")
+    ]
+
+
+def test_paper_result_of_another_autoencoder_is_measured_anew(tables: Tables, tmp_path: Path) -> None:
+    own = find_row("latent_channels_4", ROWS)
+    for row in (ABLATIONS[0], own):
+        write_record(tmp_path, row, made_record(row, 0))
+    assert _missing([(ABLATIONS[0], 0), (own, 0)], tmp_path, "a" * 64) == []
+    assert _missing([(ABLATIONS[0], 0), (own, 0)], tmp_path, "c" * 64) == [(ABLATIONS[0], 0)]
+    assert list(read_records(tmp_path, ROWS)) == [("latent_channels_4", 0)]
 
 
 # ---- One row ------------------------------------------------------------------------------------------------------------
