@@ -30,7 +30,8 @@ def test_compare_needs_two_seeds_of_both_sides() -> None:
     assert verdict(ROW, None) == UNKNOWN
 
 
-def test_compare_of_seeds_without_spread_has_no_width() -> None:
+@pytest.mark.filterwarnings("error")
+def test_compare_of_seeds_without_spread_has_no_width_and_no_warning() -> None:
     assert compare([1.0, 1.0, 1.0], [0.75, 0.75]) == Difference(0.25, 0.25, 0.25)
 
 

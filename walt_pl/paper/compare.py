@@ -42,7 +42,7 @@ def compare(values: Sequence[float], others: Sequence[float]) -> Difference | No
     if min(len(values), len(others)) < 2:
         return None
     value = float(np.mean(values) - np.mean(others))
-    if np.ptp(values) == np.ptp(others) == 0:  # without spread, scipy gives nan
+    if np.ptp(values) == np.ptp(others) == 0:  # scipy would warn of lost precision
         return Difference(value, value, value)
     interval = stats.ttest_ind(values, others, equal_var=False).confidence_interval(LEVEL)
     return Difference(value, float(interval.low), float(interval.high))
