@@ -29,7 +29,6 @@ from walt_pl.runs.card import read_card
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.progress import TrainingProgress
 from walt_pl.runs.run_files import RUN_FILES
-from walt_pl.runs.stage_names import kind_of
 
 SHORT_STEPS = 40
 """Steps of every training of a short run."""
@@ -143,17 +142,13 @@ def _begin(row: Row, folder: Path, places: Places) -> None:
 
 def _train(training: Training, row: Row, seed: int, folder: Path, places: Places) -> None:
     """Train a stage of a row unless it is done."""
-    manifest = Manifest.open(folder)
-    if manifest.state(training.stage) == "done":
+    if Manifest.open(folder).state(training.stage) == "done":
         return
     files = [f"{training.stage}.yaml", *training.overlays]
     words = [word for file in files for word in ("--config", str(places.experiment / file))]
     words += ["--run", str(folder), "--data.index", str(places.index)]
     # Each on its own: a file may set one of them.
     words += [word for key in ("seed_everything", "data.seed", "model.seed") for word in (f"--{key}", str(seed))]
-    if kind_of(training.stage) != "vae":
-        # Rows with one autoencoder share its latents.
-        words += ["--data.cache_dir", str(manifest.folder("vae").resolve().parent / "cache")]
     if (steps := _choose_steps(training, row, seed, places)) is not None:
         words += ["--trainer.max_steps", str(steps), "--trainer.val_check_interval", str(steps)]
     if places.short:
