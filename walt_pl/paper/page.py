@@ -21,7 +21,7 @@ HEADINGS: dict[Table, str] = {
 INTRODUCTIONS: dict[Table, str] = {
     "tasks": "Each task is trained and measured on its own.",
     "ablations": (
-        "The small base with one switch of the paper's Table 3 changed, 700 steps each. The autoencoder of a run is shared by all rows and "
+        "The small base with one switch of the paper's Table 3 changed, in equal steps. The autoencoder of a run is shared by all rows and "
         "seeds; the row of 4 latent channels has one of its own, trained once. So seeds vary the base alone."
     ),
     "equal time": (
