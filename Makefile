@@ -34,7 +34,7 @@ INDEX_shapes := data/shapes/index.parquet
 INDEX_clips := data/clips/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-clips demo test test-fast test-slow test-weights soak attack mutants check configuration plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate ablate status verify tensorboard clean
+.PHONY: help setup data data-clips demo test test-fast test-slow test-weights soak attack mutants check configuration plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate paper status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -121,8 +121,8 @@ sample: setup ## make a video: make sample PROMPT="a striped red circle moving l
 evaluate: setup ## score the stages of EXP: an autoencoder by its reconstructions, others by their samples (shapes: 3 minutes; DEVICES=8 shares the samples)
 	@$(if $(DEVICES),$(PYTHON) -m torch.distributed.run --standalone --nproc-per-node $(DEVICES) -m walt_pl evaluate,$(WALT) evaluate) $(RUN) $(ARGS)
 
-ablate: setup ## the small base with each of the paper's switches changed, after train-vae; writes docs/ablations.md and docs/ablations.png (about 70 minutes on 2 cores; goes on where it was)
-	@$(WALT) ablate --experiment experiments/$(EXP) --run $(RUN) $(ARGS)
+paper: data ## the paper in miniature, after train-vae: trains and measures every row of docs/RESULTS.md, two at a time (hours on 2 cores; goes on where it was; SHORT=1: 10 minutes, one seed)
+	@$(WALT) paper --experiment experiments/$(EXP) --vae runs/$(EXP)/vae $(if $(filter-out runs/$(EXP),$(RUN)),--run $(RUN)) $(if $(SHORT),--short) $(ARGS)
 
 status: setup ## the stages of a run and their states
 	@$(WALT) status --run $(RUN)

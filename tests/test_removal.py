@@ -62,8 +62,8 @@ RUN = (
     "training/base/logs/metrics/events.out.tfevents.1.host.2.0",
     "metrics/base_256-clips.json",
     "samples/clip_000.mp4",
-    "ablations/patch_1/parent.txt",
-    "ablations/patch_1/base/card.json",
+    "seconds.json",
+    "peak_kib.txt",
     "demo/samples.png",
 )
 

@@ -136,7 +136,13 @@ MISTAKES = [
     refused("index {tmp}/tab --seconds 0 --out {tmp}/i.parquet", "--seconds must be above 0, got 0"),
     refused("index {index} --layout nope", "--layout: found nope, wanted one of auto"),
     refused("demo --experiment experiments/none --run {tmp}/new", "experiments/none has no vae.yaml"),
-    refused("ablate --experiment nowhere --run {run}", "nowhere has no folder ablations"),
+    refused("paper --experiment nowhere --run {tmp}/new", "nowhere has no folder ablations"),
+    refused("paper --index {tmp}/none --run {tmp}/new", "paint the embedded set: python -m walt_pl index shapes"),
+    refused("paper --index {index} --short --out {tmp}/new", "paper: --short keeps its page in the folder of its trainings"),
+    refused("paper --index {index} --jobs 0 --run {tmp}/new", "--jobs must be at least 1, got 0"),
+    refused("paper --index {index} --vae {tmp}/new/vae --run {tmp}/new", 'stage "vae", which is missing in'),
+    refused("paper --index {index} --vae {run}/vae --run {tmp}/new --only pach_1", "there is no row pach_1; there are: default"),
+    refused("paper --index {index} --vae {run}/vae --run {tmp}/new --seeds 7", "--seeds has 7; the seeds of these rows are 0, 1, 2"),
 ]
 
 

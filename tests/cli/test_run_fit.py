@@ -1,4 +1,4 @@
-"""`fit` as a process of `demo` and `ablate`."""
+"""`fit` as a process of `demo` and `paper`."""
 
 import os
 import signal

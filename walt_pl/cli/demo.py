@@ -1,18 +1,17 @@
 """``make demo``: the complete pipeline on the embedded set, from data to a picture and a table."""
 
-import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from walt_pl.blocks.compute import compute_dtype
+from walt_pl.cli.clock import Clock
 from walt_pl.cli.config_files import stages_of
 from walt_pl.cli.console import print_table
 from walt_pl.cli.function_command import call
@@ -21,7 +20,6 @@ from walt_pl.cli.sample import make_clips
 from walt_pl.data.frame_rate import DEFAULT_FPS
 from walt_pl.data.index import Index
 from walt_pl.evaluation.program import machine
-from walt_pl.files import write_whole
 from walt_pl.media.contact_sheet import captioned_grid, contact_sheet
 from walt_pl.media.writing import write_gif, write_image
 from walt_pl.runs.experiment_files import find_experiment
@@ -29,7 +27,6 @@ from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.shapes.dataset import write_set
 from walt_pl.shapes.evaluation import default_steps, evaluate_run, render_summary, write_summary
-from walt_pl.untrusted import read_json
 
 SHOWN_SEEN, SHOWN_UNSEEN = 12, 4
 SEED = 1
@@ -85,33 +82,6 @@ def run_demo(run: Path, experiment: Path, data: Path) -> None:
     print_table(render_summary(summary))
     print(f"{summary['minutes']:.1f} minutes in all; figures: {out / 'summary.json'}")
     print(f"look at: {out / 'samples.png'}")
-
-
-class Clock:
-    """Measure the seconds of each part, over all starts of an interrupted demo.
-
-    Args:
-        path: file of the seconds.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.seconds: dict[str, float] = read_json(path) if path.exists() else {}
-
-    @property
-    def minutes(self) -> float:
-        """Minutes of all parts together."""
-        return sum(self.seconds.values()) / 60
-
-    @contextmanager
-    def counts(self, part: str) -> Iterator[None]:
-        """Count the time of a block, even if it is interrupted."""
-        began, before = time.monotonic(), self.seconds.get(part, 0.0)
-        try:
-            yield
-        finally:
-            self.seconds[part] = before + time.monotonic() - began
-            write_whole(self.path, json.dumps(self.seconds).encode())
 
 
 def _train(run: Path, config: Path) -> None:

@@ -24,7 +24,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "fit": "train a stage, or go on where it stopped",
         "validate": "compute the validation figures of a stage",
         "demo": "paint the embedded set, train all its stages, sample and score",
-        "ablate": "train small bases, each with one of the paper's switches changed",
+        "paper": "train and measure the rows of the paper's tables on the embedded set",
     },
     "use": {
         "sample": "make videos from prompts, labels, a picture or a clip",
@@ -70,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if name == "--version":
         print(f"walt {__version__}")
     elif name in COMMANDS:
-        _run(name, rest)
+        run_command(name, rest)
     else:
         near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.6)
         meant = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(COMMANDS)}."
@@ -86,7 +86,7 @@ def describe_commands() -> str:
     return "\n".join(lines)
 
 
-def _run(name: str, words: Sequence[str]) -> None:
+def run_command(name: str, words: Sequence[str]) -> None:
     """Run a command. Errors that a user can mend become one message."""
     silence_libraries()
     try:

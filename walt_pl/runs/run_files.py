@@ -17,9 +17,11 @@ CHECKPOINT_FILES = (
 """Files of a checkpoint, by their paths in its folder (regular expressions)."""
 RESHARDED_FILES = (r"(checkpoint/)?latest[^/]*", r"checkpoint/.+")
 """Files of a checkpoint that is put together for another number of ranks."""
-_OF_A_RUN = (
+RUN_FILES = (
     r"manifest\.(json|lock)",
     r"reconstructions\.(png|gif)",
+    r"seconds\.json",
+    r"peak_kib\.txt",
     rf"{_STAGE}/{_ARTIFACT}",
     rf"\.{_STAGE}\.(new|old)/{_ARTIFACT}",
     rf"\.{_STAGE}\.lock",
@@ -37,10 +39,5 @@ _OF_A_RUN = (
     rf"training/{_STAGE}/(progress\.json|tokenizer\.model|words\.txt|config(_\d+)?\.yaml)",
     rf"training/{_STAGE}/incidents/step=\d{{8,}}\.json",
     rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(config(_\d+)?\.yaml|hparams\.yaml|events\.out\.tfevents\.[^/]+)",
-)
-RUN_FILES = (
-    *_OF_A_RUN,
-    r"ablations/[^/]+/(parent\.txt|result\.json)",
-    *(rf"ablations/[^/]+/{name}" for name in _OF_A_RUN),
 )
 """Files of a run, by their paths in its folder (regular expressions)."""

@@ -216,12 +216,17 @@ def score_base(cascade: Cascade, captions: Sequence[str], sampling: SamplingConf
     Returns:
         Correct shares of colour, motion, shape, all three (`all`), and shape with colour (`pair`).
     """
+    shares = score(sample_base(cascade, captions, sampling, seed, batch), captions)
+    return {word: shares[word] for word in ("colour", "motion", "shape", "all", "pair")}
+
+
+def sample_base(cascade: Cascade, captions: Sequence[str], sampling: SamplingConfig, seed: int, batch: int = 32) -> Tensor:
+    """Sample a clip of the base model for each caption, see `score_base`, and return pixels [b 3 t h w] in -1..1."""
     request = SampleRequest(prompts=captions, seeds=[seed + i for i in range(len(captions))])
     made = [
         cascade.decode(cascade.sample_stage(cascade.base, request.part(start, batch), sampling)) for start in range(0, len(captions), batch)
     ]
-    shares = score(torch.cat(made), captions)
-    return {word: shares[word] for word in ("colour", "motion", "shape", "all", "pair")}
+    return torch.cat(made)
 
 
 def score_continuation(

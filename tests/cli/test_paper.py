@@ -1,0 +1,260 @@
+"""`walt paper` on tiny models: rows, seeds, going on, and what it refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.helpers.environment import ROOT, Walt
+from tests.helpers.paper_records import made_record
+from tests.helpers.tiny_artifact import save
+from walt_pl.blocks.frames import FrameLayout
+from walt_pl.cli import paper as paper_command
+from walt_pl.cli.main import main
+from walt_pl.cli.paper import _missing, choose_rows
+from walt_pl.cli.paper_jobs import Job
+from walt_pl.cli.paper_row import Places, _steps_in_time, run_row
+from walt_pl.data.index import Index
+from walt_pl.diffusion.rng import PerSampleRNG
+from walt_pl.lock import hold_lock
+from walt_pl.models.vae import VAE, VAEConfig
+from walt_pl.paper.measures.prompts import TIMESTEPS, denoising_loss, measure_prompts
+from walt_pl.paper.page import render
+from walt_pl.paper.record import read_records, write_record
+from walt_pl.paper.row import Row, find_row
+from walt_pl.paper.rows import ABLATIONS, ROWS
+from walt_pl.runs.card import TRAIN, read_card
+from walt_pl.runs.manifest import Manifest
+from walt_pl.sampling.cascade import Cascade, SamplingConfig
+from walt_pl.sampling.stage_sampler import text_condition
+from walt_pl.shapes.evaluation import default_steps, read_clips, score_base
+
+TINY_BASE = {
+    "model": {
+        "class_path": "stages.base.BaseStage",
+        "init_args": {"warmup_steps": 1, "denoiser": {"width": 32, "depth": 2, "num_heads": 2}},
+    },
+    "data": {"videos_per_batch": 2, "val_videos": 4},
+    "trainer": {"max_steps": 2, "val_check_interval": 2, "precision": "32-true"},
+}
+TINY_VAE = VAEConfig(
+    width=8,
+    channel_multipliers=(1, 1, 2),
+    strides=((2, 2, 2), (2, 2, 2)),
+    num_res_blocks=(0, 1, 1),
+    num_middle_blocks=1,
+    norm="layer",
+)
+
+
+class Tables:
+    """Folders of a command, and its options."""
+
+    def __init__(self, folder: Path, index: Path) -> None:
+        self.experiment = folder / "experiment"
+        self.vae = folder / "shapes" / "vae"
+        self.run = folder / "paper"
+        self.out = folder / "docs"
+        self.index = index
+        self.said = ""
+
+    @property
+    def words(self) -> list[str]:
+        places = {"experiment": self.experiment, "run": self.run, "vae": self.vae, "index": self.index, "out": self.out}
+        return ["paper", *(word for name, path in places.items() for word in (f"--{name}", str(path)))]
+
+    def result(self, name: str) -> Path:
+        return self.out / "results" / "ablations" / f"{name}-s1.json"
+
+
+@pytest.fixture(scope="module")
+def tables(walt: Walt, painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    """Two rows of one seed, side by side."""
+    tables = Tables(tmp_path_factory.mktemp("paper"), painted)
+    shutil.copytree(ROOT / "experiments" / "shapes", tables.experiment)
+    (tables.experiment / "ablations" / "budget.yaml").write_text(yaml.safe_dump(TINY_BASE))
+    torch.manual_seed(0)
+    statistics = {"mean": [0.0] * TINY_VAE.latent_channels, "std": [1.0] * TINY_VAE.latent_channels}
+    save(tables.vae, VAE(TINY_VAE), card={"latents": statistics, "steps": 2})
+    Manifest.open(tables.vae.parent).finish("vae", tables.vae)
+    tables.said = walt(*tables.words, "--only", "default,no_qk_norm", "--seeds", "1", "--jobs", "2").said
+    return tables
+
+
+def test_paper_trains_and_measures_each_row_and_writes_the_page(tables: Tables, painted: Path) -> None:
+    records = read_records(tables.out, ROWS)
+    assert list(records) == [("default", 1), ("no_qk_norm", 1)], tables.said
+    for name in ("default", "no_qk_norm"):
+        record, folder = records[name, 1], tables.run / "ablations" / f"{name}-s1"
+        assert record.stages == {"vae": read_card(tables.vae)["sha256"], "base": read_card(folder / "base")["sha256"]}
+        assert record.steps == {"base": 2} and record.seconds_a_step["base"] > 0 and record.threads == record.jobs // 2 == 1
+        assert 0.1 < record.peak_gib < 64 and record.minutes["training"] > record.minutes["measuring"] > 0
+        assert set(record.figures) == {"colour", "motion", "shape", "all", "unseen_pairs", "iou", "steadiness", "loss"}
+        assert not record.picture, "pictures are of seed 0"
+        config = yaml.safe_load((folder / "base" / TRAIN).read_text())
+        assert (config["seed_everything"], config["data"]["seed"], config["model"]["init_args"]["seed"]) == (1, 1, 1)
+    assert (tables.out / "RESULTS.md").read_text() == render(records, ROWS)
+    assert (tables.out / "results" / "ablations.png").is_file()
+    assert not (tables.run / "ablations" / "default-s1" / "cache").exists(), "rows share the latents of their autoencoder"
+
+
+def test_paper_goes_on_with_the_row_that_lacks_its_file(walt: Walt, tables: Tables) -> None:
+    before = {name: tables.result(name).stat().st_mtime_ns for name in ("default", "no_qk_norm")}
+    tables.result("default").unlink()
+    trained = read_card(tables.run / "ablations" / "default-s1" / "base")["sha256"]
+    said = walt(*tables.words, "--only", "default,no_qk_norm", "--seeds", "1").said
+    assert "1 runs to do" in said and "no_qk_norm" not in said
+    assert tables.result("no_qk_norm").stat().st_mtime_ns == before["no_qk_norm"]
+    record = read_records(tables.out, ROWS)["default", 1]
+    assert record.stages["base"] == trained, "the stage was done and is not trained again"
+
+
+def test_paper_second_command_on_one_folder_is_refused(tables: Tables) -> None:
+    with hold_lock(tables.run / "paper.lock"), pytest.raises(SystemExit, match=r"paper\.lock is held by process \d+"):
+        main([*tables.words, "--only", "default", "--seeds", "1"])
+    assert threading.active_count() == 1
+
+
+def test_paper_never_replaces_a_page_of_another_kind(tables: Tables, tmp_path: Path) -> None:
+    (tmp_path / "RESULTS.md").write_text("# Mine\n")
+    tables.out, before = tmp_path, tables.out
+    try:
+        with pytest.raises(SystemExit, match=r"RESULTS\.md is no page of results, and is not replaced"):
+            main([*tables.words, "--only", "default", "--seeds", "1"])
+    finally:
+        tables.out = before
+    assert (tmp_path / "RESULTS.md").read_text() == "# Mine\n"
+
+
+def test_paper_tells_failures_at_the_end_and_runs_the_other_rows(tables: Tables, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row that fails and the row that needs it are told; the row that has its file is not run."""
+    started = []
+
+    def fail(job: Job, words: Sequence[str], log: Path, threads: int) -> "subprocess.Popen[bytes]":
+        started.append((str(job), list(words), log, threads))
+        return subprocess.Popen([sys.executable, "-S", "-c", f"import sys; sys.exit({int(job.row.name == 'patch_1')})"])
+
+    monkeypatch.setattr(paper_command, "start_job", fail)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main([*tables.words, "--only", "patch_1,patch_1_equal_time,default,video_only", "--seeds", "1", "--jobs", "1"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    failure = "patch_1, seed 1 failed (exit code 1)"
+    told = [failure, f"patch_1_equal_time, seed 1 was not run, since {failure}"]
+    assert str(ended.value).split("\n") == ["paper: the same command runs these again:", *told]
+    places = [str(path) for path in (tables.experiment, tables.run, tables.vae, tables.index, tables.out)]
+    cores = os.cpu_count()
+    assert started == [
+        (f"{name}, seed 1", [*places, "false", "1"], tables.run / "logs" / f"{name}-s1.log", cores) for name in ("patch_1", "video_only")
+    ]
+
+
+def test_paper_result_of_another_autoencoder_is_measured_anew(tables: Tables, tmp_path: Path) -> None:
+    own = find_row("latent_channels_4", ROWS)
+    for row in (ABLATIONS[0], own):
+        write_record(tmp_path, row, made_record(row, 0))
+    assert _missing([(ABLATIONS[0], 0), (own, 0)], tmp_path, "a" * 64) == []
+    assert _missing([(ABLATIONS[0], 0), (own, 0)], tmp_path, "c" * 64) == [(ABLATIONS[0], 0)]
+    assert list(read_records(tmp_path, ROWS)) == [("latent_channels_4", 0)]
+
+
+# ---- One row ------------------------------------------------------------------------------------------------------------
+
+
+def places(tables: Tables, **changes: Any) -> Places:
+    given = {"experiment": tables.experiment, "run": tables.run, "vae": tables.vae, "index": tables.index, "out": tables.out}
+    return Places(**{**given, "short": False, "jobs": 2, **changes})
+
+
+def test_steps_in_time_are_those_of_the_measured_pace(tables: Tables, tmp_path: Path) -> None:
+    row = find_row("patch_1_equal_time", ROWS)
+    write_record(tmp_path, ABLATIONS[0], made_record(ABLATIONS[0], 0, steps={"base": 700}, seconds_a_step={"base": 0.4}))
+    with pytest.raises(ValueError, match="follow from patch_1 of seed 0, which is not measured: add it to --only"):
+        _steps_in_time(row.trainings[0], row, 0, places(tables, out=tmp_path))
+    patch = find_row("patch_1", ROWS)
+    write_record(tmp_path, patch, made_record(patch, 0, seconds_a_step={"base": 1.0}))
+    assert _steps_in_time(row.trainings[0], row, 0, places(tables, out=tmp_path)) == 280
+    write_record(tmp_path, patch, made_record(patch, 0, machine="another"))
+    with pytest.raises(ValueError, match="on different machines"):
+        _steps_in_time(row.trainings[0], row, 0, places(tables, out=tmp_path))
+
+
+def test_paper_row_of_another_autoencoder_is_removed_and_trained_anew(tables: Tables, tmp_path: Path) -> None:
+    run = tmp_path / "paper"
+    folder = Path(shutil.copytree(tables.run / "ablations" / "default-s1", run / "ablations" / "default-s1"))
+    other = Path(shutil.copytree(tables.vae, tmp_path / "other" / "vae"))
+    card = json.loads((other / "card.json").read_text())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert card["sha256"] == manifest["stages"]["vae"]["artifact"]["sha256"]
+    manifest["stages"]["vae"]["artifact"]["sha256"] = "c" * 64
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"mine\.txt is no file of a training: move it away"):
+        run_row(ABLATIONS[0], 1, places(tables, run=run, vae=other))
+    assert not (folder / "base").exists() and (folder / "mine.txt").exists()
+
+
+def test_paper_row_that_uses_another_wants_its_run(tables: Tables, tmp_path: Path) -> None:
+    row = Row("guidance", "tasks", "guidance", (), "prompts", uses="default")
+    with pytest.raises(ValueError, match=r"default-s1, and there is none: remove the file of default"):
+        run_row(row, 1, places(tables, run=tmp_path))
+    run_row(row, 1, places(tables, out=tmp_path))
+    record = read_records(tmp_path, [row])["guidance", 1]
+    assert record.steps == {} and record.minutes["training"] == 0 and set(record.stages) == {"vae", "base"}
+    assert Manifest.open(tables.run / "tasks" / "guidance-s1").stages() == {}
+
+
+def test_choose_rows_takes_the_first_seed_of_a_short_run() -> None:
+    assert {seed for _, seed in choose_rows(None, None, short=True)} == {0}
+    assert [(row.name, seed) for row, seed in choose_rows("patch_1,default", "0,2", short=False)] == [
+        ("patch_1", 0),
+        ("patch_1", 2),
+        ("default", 0),
+        ("default", 2),
+    ]
+
+
+# ---- The measure "prompts" -----------------------------------------------------------------------------------------------
+
+
+def test_measure_prompts_are_the_scores_of_the_same_samples(tables: Tables) -> None:
+    run = tables.run / "ablations" / "default-s1"
+    cascade = Cascade.open(run, ["base"])
+    captions = [entry.caption for entry in Index(tables.index, "val").videos]
+    expected = score_base(cascade, captions, SamplingConfig(default_steps(cascade)), seed=1000)
+    found = measure_prompts(run, tables.index, 1000, short=True)
+    assert {name: found.figures[name].value for name in ("colour", "motion", "shape", "all")} == pytest.approx(
+        {name: float(expected[name]) for name in ("colour", "motion", "shape", "all")}
+    )
+    assert found.figures["loss"].cases == len(captions) == 6
+    assert found.clips is not None and list(found.captions) == captions and len(found.clips) == 6
+
+
+def test_denoising_loss_is_the_error_of_v_at_the_five_timesteps(tables: Tables) -> None:
+    cascade = Cascade.open(tables.run / "ablations" / "default-s1", ["base"], dtype=torch.float32)
+    entries, sampler = Index(tables.index, "val").videos, cascade.samplers["base"]
+    latents = sampler.normalizer.normalize_clips(cascade.encode(read_clips(entries, 32)))
+    layout = FrameLayout(1, latents.shape[2], 0)
+    x0 = latents[4].movedim(1, 0)
+    condition = text_condition(cascade.text, [entries[4].caption], None, layout, torch.ones(1, dtype=torch.bool))
+    errors = []
+    for timestep in TIMESTEPS:
+        eps = PerSampleRNG(0, timestep, torch.tensor([4])).randn_frames(layout, x0.shape[1:])
+        alpha, sigma = (float(value) for value in sampler.path.alpha_sigma(torch.tensor([timestep])))
+        with torch.no_grad():
+            output = sampler.denoiser(alpha * x0 + sigma * eps, torch.tensor([timestep]), condition, None)
+        # v = alpha eps - sigma x0 (Salimans and Ho, arXiv 2202.00512, appendix D).
+        errors.append((output - (alpha * eps - sigma * x0)).square().mean())
+    assert float(denoising_loss(cascade, entries)[4]) == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)

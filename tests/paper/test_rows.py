@@ -1,0 +1,43 @@
+"""Rows of the paper's tables: every one can be trained from files that exist, and can be measured."""
+
+import pytest
+
+from tests.helpers.environment import ROOT
+from walt_pl.paper.measure_table import MEASURES
+from walt_pl.paper.row import Row, Training, find_row
+from walt_pl.paper.rows import ABLATIONS, DEFAULT, EQUAL_TIME, ROWS
+
+EXPERIMENT = ROOT / "experiments" / "shapes"
+
+
+def test_rows_have_names_of_their_own_and_measures_and_files_that_exist() -> None:
+    assert len({row.name for row in ROWS}) == len(ROWS)
+    for row in ROWS:
+        assert row.measure in MEASURES
+        for training in row.trainings:
+            assert (EXPERIMENT / f"{training.stage}.yaml").is_file()
+            assert all((EXPERIMENT / overlay).is_file() for overlay in training.overlays)
+        assert not row.against or find_row(row.against, ROWS).seeds == row.seeds
+        assert all(ROWS.index(find_row(name, ROWS)) < ROWS.index(row) for name in row.sources)
+
+
+def test_rows_ablations_are_the_default_and_a_row_for_each_overlay() -> None:
+    names = [row.name for row in ABLATIONS]
+    assert names[0] == DEFAULT and len(names) == 10
+    used = {overlay for row in ABLATIONS for training in row.trainings for overlay in training.overlays}
+    assert used == {f"ablations/{path.name}" for path in (EXPERIMENT / "ablations").glob("*.yaml")}
+    assert all(row.seeds == (0, 1, 2) for row in (*ABLATIONS, *EQUAL_TIME))
+
+
+def test_rows_in_equal_time_take_the_pace_of_their_ablation() -> None:
+    assert [row.sources for row in EQUAL_TIME] == [("default", "patch_1"), ("default", "window_2x2")]
+    assert [row.trainings[0].overlays for row in EQUAL_TIME] == [find_row(row.sources[1], ROWS).trainings[0].overlays for row in EQUAL_TIME]
+
+
+def test_rows_refuse_what_cannot_be_run() -> None:
+    with pytest.raises(ValueError, match="has trainings, or uses"):
+        Row("x", "tasks", "x", (), "prompts")
+    with pytest.raises(ValueError, match="leave no other number of steps"):
+        Training("base", steps=3, time_of="default", pace_of="patch_1")
+    with pytest.raises(ValueError, match="there is no row pach_1; there are: default"):
+        find_row("pach_1", ABLATIONS)

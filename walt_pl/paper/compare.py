@@ -1,0 +1,67 @@
+"""Comparison of two rows over their seeds, and its agreement with the paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from walt_pl.paper.figure import LEVEL
+from walt_pl.paper.row import Row
+
+AGREES = "as the paper"
+DISAGREES = "other than the paper"
+UNKNOWN = "cannot tell at this size"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Difference of two means with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean over seeds, and the standard deviation (n - 1); None for one seed."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def compare(values: Sequence[float], others: Sequence[float]) -> Difference | None:
+    """Return the mean of `values` minus that of `others`, with Welch's interval.
+
+    Seeds are the cases. Both sides may have other variances and numbers of seeds.
+
+    Returns:
+        The difference; None where a side has fewer than two seeds.
+    """
+    if min(len(values), len(others)) < 2:
+        return None
+    value = float(np.mean(values) - np.mean(others))
+    if np.ptp(values) == np.ptp(others) == 0:  # scipy would warn of lost precision
+        return Difference(value, value, value)
+    interval = stats.ttest_ind(values, others, equal_var=False).confidence_interval(LEVEL)
+    return Difference(value, float(interval.low), float(interval.high))
+
+
+def verdict(row: Row, difference: Difference | None) -> str:
+    """Return whether a row has the result that the paper reports, by the interval of its difference alone.
+
+    Where the paper has a difference, an interval without zero agrees or disagrees by its side. Where the paper has no clear difference, an
+    interval within plus or minus `row.margin` agrees, and one wholly beyond it disagrees. All other intervals tell nothing.
+    """
+    if difference is None or math.isnan(difference.low):
+        return UNKNOWN
+    if row.expected == 0:
+        if -row.margin <= difference.low and difference.high <= row.margin:
+            return AGREES
+        return DISAGREES if difference.low > row.margin or difference.high < -row.margin else UNKNOWN
+    sign = row.expected if row.higher else -row.expected
+    ends = sorted((sign * difference.low, sign * difference.high))
+    if ends[0] > 0:
+        return AGREES
+    return DISAGREES if ends[1] < 0 else UNKNOWN

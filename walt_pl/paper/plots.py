@@ -1,0 +1,59 @@
+"""Plots of the page: difference of each row from the one it is compared with, by seed and with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from walt_pl.files import whole_file
+from walt_pl.paper.compare import compare
+from walt_pl.paper.record import RESULTS, Record, of_row
+from walt_pl.paper.row import TABLES, Row, find_row
+
+Records = Mapping[tuple[str, int], Record]
+
+
+def plot_path(folder: str) -> str:
+    """Return the path of a table's plot, relative to the folder of the page."""
+    return f"{RESULTS}/{folder}.png"
+
+
+def compared_rows(own: Sequence[Row], records: Records, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of a table that have a result, and whose compared row has one."""
+    return [row for row in own if row.against and of_row(records, row) and of_row(records, find_row(row.against, rows))]
+
+
+def draw_plots(records: Records, rows: Sequence[Row], out: Path) -> None:
+    """Draw the plot of each table that has compared rows, into the folder of the page."""
+    for table in TABLES:
+        own = [row for row in rows if row.table == table]
+        if shown := compared_rows(own, records, rows):
+            path = out / plot_path(own[0].folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _draw(shown, records, rows, path)
+
+
+def _draw(shown: Sequence[Row], records: Records, rows: Sequence[Row], path: Path) -> None:
+    """Draw one line a row: a dot for each seed, and the mean with Welch's 95 % interval."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 0.4 * len(shown) + 1.3), layout="constrained")
+    for place, row in enumerate(shown):
+        values, others = (
+            [record.figures[row.figure].value for record in of_row(records, one)] for one in (row, find_row(row.against, rows))
+        )
+        base = sum(others) / len(others)
+        axes.plot([value - base for value in values], [place] * len(values), "o", color="0.6", markersize=4, zorder=1)
+        if (difference := compare(values, others)) is not None:
+            spread = [[difference.value - difference.low], [difference.high - difference.value]]
+            axes.errorbar([difference.value], [place], xerr=spread, fmt="D", color="C0", capsize=3, markersize=4, zorder=2)
+    axes.axvline(0, color="0.3", linewidth=0.8)
+    axes.set_yticks(range(len(shown)), [f"{row.name.replace('_', ' ')}: {row.figure.replace('_', ' ')}" for row in shown])
+    axes.invert_yaxis()
+    axes.set_xlabel("difference from the compared row: seeds (grey), mean with 95 % interval (blue)")
+    with whole_file(path) as temporary:
+        figure.savefig(temporary, dpi=90, format="png", metadata={"Software": None})
+    pyplot.close(figure)
