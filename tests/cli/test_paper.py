@@ -37,7 +37,7 @@ from walt_pl.runs.card import TRAIN, read_card
 from walt_pl.runs.manifest import Manifest
 from walt_pl.sampling.cascade import Cascade, SamplingConfig
 from walt_pl.sampling.stage_sampler import text_condition
-from walt_pl.shapes.evaluation import default_steps, read_clips, score_base
+from walt_pl.shapes.evaluation import default_steps, read_clips, sample_latents, score_words
 
 TINY_BASE = {
     "model": {
@@ -233,7 +233,8 @@ def test_measure_prompts_are_the_scores_of_the_same_samples(tables: Tables) -> N
     run = tables.run / "ablations" / "default-s1"
     cascade = Cascade.open(run, ["base"])
     captions = [entry.caption for entry in Index(tables.index, "val").videos]
-    expected = score_base(cascade, captions, SamplingConfig(default_steps(cascade)), seed=1000)
+    latents = sample_latents(cascade, "base", captions, SamplingConfig(default_steps(cascade)), seed=1000)
+    expected = score_words(cascade.decode(latents), captions)
     found = measure_prompts(run, tables.index, 1000, short=True)
     assert {name: found.figures[name].value for name in ("colour", "motion", "shape", "all")} == pytest.approx(
         {name: float(expected[name]) for name in ("colour", "motion", "shape", "all")}

@@ -14,7 +14,8 @@ from walt_pl.data.batch import DataError
 from walt_pl.data.index import Index, IndexEntry
 from walt_pl.data.transforms import ClipTransform, PixelDataset
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
-from walt_pl.shapes.evaluation import evaluate_autoencoder, evaluate_run, read_clips, render_summary, score_continuation
+from walt_pl.shapes.evaluation import evaluate_autoencoder, evaluate_run, read_clips, render_summary, score_continuation, score_outlines
+from walt_pl.shapes.outline import measure_outlines
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +103,10 @@ def test_evaluate_run_scores_every_stage_there_is_at_its_own_size(
     scores = summary["scores"]
     assert list(scores) == ["vae", "base", "sr1", "sr2", "sr3"]
     assert {name for name in scores["vae"] if "psnr" in name} == {f"psnr_{size}" for size in (16, 32, 64, 128)}
-    assert set(scores["base"]) == {"colour", "motion", "shape", "all", "pair", "unseen_pairs"}
+    assert set(scores["base"]) == {"colour", "motion", "shape", "all", "pair", "unseen_pairs", "iou", "steadiness"}
     for stage in ("sr1", "sr2", "sr3"):
-        assert set(scores[stage]) == {"texture", "texture_bicubic", "psnr", "psnr_bicubic"}
-    assert summary["counts"] == {"vae": 2, "base": 2, "unseen_pairs": 1, "sr1": 2, "sr2": 2, "sr3": 2}
+        assert set(scores[stage]) == {"texture", "texture_bicubic", "psnr", "psnr_bicubic", "iou", "steadiness"}
+    assert summary["counts"] == {"vae": 2, "base": 2, "unseen_pairs": 1, "sr1": 2, "sr2": 2, "sr3": 2, "outlines": 2}
     assert summary["steps"] == dict.fromkeys(("base", "sr1", "sr2", "sr3"), 1)
     assert render_summary(summary).row_count == sum(map(len, scores.values()))
 
@@ -121,5 +122,24 @@ def test_evaluate_run_of_a_model_of_classes_says_that_the_scorer_reads_captions(
 
 
 def test_render_summary_prints_psnr_in_decibels_and_shares_in_percent() -> None:
-    figures = {"psnr": 30.0, "shapes_psnr_32": 20.5, "shapes_colour": 0.5}
-    assert list(render_summary({"scores": {"vae": figures}}).columns[2].cells) == ["30.00 dB", "20.50 dB", "50.0%"]
+    figures = {"psnr": 30.0, "shapes_psnr_32": 20.5, "shapes_colour": 0.5, "iou_32": 0.9512, "steadiness": 0.456}
+    assert list(render_summary({"scores": {"vae": figures}}).columns[2].cells) == ["30.00 dB", "20.50 dB", "50.0%", "0.951", "0.46 px"]
+
+
+def test_score_outlines_are_those_of_the_samples_of_each_stage_above_the_other(entries: list[IndexEntry]) -> None:
+    """An oracle whose sr1 knows the clip by the base's samples, and whose latents are pixels."""
+    small, large = read_clips(entries, 32), read_clips(entries, 64)
+    asked: list[tuple[str, list[int]]] = []
+
+    def sample_stage(stage: str, request: SampleRequest, sampling: SamplingConfig, low_res: Tensor, number: int) -> Tensor:
+        asked.append((stage, list(request.seeds)))
+        places = [int((small - clip).abs().sum(dim=(1, 2, 3, 4)).argmin()) for clip in low_res]
+        return large[places]
+
+    cascade: Any = SimpleNamespace(base="base", stages=["base", "sr1"], decode=lambda clip: clip, sample_stage=sample_stage)
+    order = list(reversed(range(len(entries))))
+    found = score_outlines(cascade, [entries[i].caption for i in order], small[order], SamplingConfig(), seed=5)
+    for stage, clips in (("base", small), ("sr1", large)):
+        for figure, value in measure_outlines(clips[order]).items():
+            assert torch.equal(found[stage][figure].clips, value.clips), (stage, figure)
+    assert [seed for stage, seeds in asked for seed in seeds if stage == "sr1"] == [5 + i for i in range(len(entries))]

@@ -22,6 +22,7 @@ from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.shapes.clip_mean import ClipMean
 from walt_pl.shapes.dataset import SIZE, parse_caption
+from walt_pl.shapes.outline import measure_outlines
 from walt_pl.shapes.score_cards import PREFIX
 from walt_pl.shapes.scorer import score
 
@@ -29,9 +30,13 @@ RECONSTRUCTED = 64
 """Validation clips that the autoencoder is scored on."""
 UPSCALED = 64
 """Validation clips that each super-resolution stage is scored on."""
+OUTLINED = 64
+"""Validation captions whose samples have their outlines fitted, at the size of every stage."""
 CONTINUED = 120
 """Validation clips that the base model continues, where it was trained with frame prediction."""
-FORMATS = {"psnr": "{:.2f} dB"}
+BATCH = 32
+"""Clips that are sampled at once."""
+FORMATS = {"psnr": "{:.2f} dB", "iou": "{:.3f}", "steadiness": "{:.2f} px"}
 """Format of a figure, by the first word of its name after "shapes_". Others are shares, printed in percent."""
 STEPS = {"base": 10, "super_resolution": 2}
 """Sampling steps by kind of stage. Super-resolution needs few: its answer is determined. sr2 had 30.4 dB with 1 or 2, 29.6 dB with 4."""
@@ -86,10 +91,13 @@ def score_cascade(
         )
     clips = Index(index, "val").videos
     sizes = sorted({SIZE, *(min(cascade.pixels(stage)) for stage in cascade.stages)})
-    scores = {"vae": score_autoencoder(cascade, clips[:RECONSTRUCTED], sizes)}
-    base = score_base(cascade, [entry.caption for entry in clips[:prompts]], sampling, seed)
+    scores: dict[str, dict[str, float]] = {"vae": score_autoencoder(cascade, clips[:RECONSTRUCTED], sizes)}
+    captions = [entry.caption for entry in clips[:prompts]]
+    latents = sample_latents(cascade, cascade.base, captions, sampling, seed)
+    base: dict[str, float] = {**score_words(cascade.decode(latents), captions)}
     pairs = [entry.caption for entry in Index(index, "unseen").videos[:unseen]]
-    base["unseen_pairs"] = score_base(cascade, pairs, sampling, seed + prompts)["pair"]
+    of_pairs = cascade.decode(sample_latents(cascade, cascade.base, pairs, sampling, seed + prompts))
+    base["unseen_pairs"] = score_words(of_pairs, pairs)["pair"]
     counts = {"vae": RECONSTRUCTED, cascade.base: prompts, "unseen_pairs": unseen, **dict.fromkeys(cascade.stages[1:], UPSCALED)}
     if cascade.samplers[cascade.base].denoiser.config.frame_prediction:
         base |= score_continuation(cascade, clips[:CONTINUED], sampling, seed)
@@ -97,6 +105,10 @@ def score_cascade(
     scores[cascade.base] = base
     for stage in cascade.stages[1:]:
         scores[stage] = score_upscaling(cascade, stage, clips[:UPSCALED], sampling, seed)
+    outlines = score_outlines(cascade, captions[:OUTLINED], latents[:OUTLINED], sampling, seed)
+    for stage, figures in outlines.items():
+        scores[stage] |= figures
+    counts["outlines"] = min(OUTLINED, prompts)
     return {
         "scores": scores,
         "seed": seed,
@@ -179,8 +191,8 @@ def score_autoencoder(cascade: Cascade, entries: Sequence[IndexEntry], sizes: Se
         sizes: rows and columns in pixels, ascending.
 
     Returns:
-        Correct shares of colour, motion and shape at the smallest size, and of texture at the largest. PSNR in dB and the share of
-        high-frequency energy at each size.
+        Correct shares of colour, motion and shape at the smallest size, and of texture at the largest. PSNR in dB, overlap with the ideal
+        shape (`iou`), steadiness in pixels and the share of high-frequency energy at each size.
     """
     captions = [entry.caption for entry in entries]
     words: dict[int, Mapping[str, float]] = {}
@@ -190,6 +202,7 @@ def score_autoencoder(cascade: Cascade, entries: Sequence[IndexEntry], sizes: Se
         rebuilt = cascade.decode(cascade.encode(clips))
         words[size] = score(rebuilt, captions)
         figures[f"psnr_{size}"] = ClipMean(psnr(rebuilt, clips))
+        figures |= {f"{name}_{size}": value for name, value in measure_outlines(rebuilt).items()}
         figures[f"high_frequency_{size}"] = high_frequency_share(rebuilt, clips)
     coarse = {word: words[sizes[0]][word] for word in ("colour", "motion", "shape")}
     return {**coarse, "texture": words[sizes[-1]]["texture"], **figures}
@@ -203,30 +216,59 @@ def high_frequency_share(rebuilt: Tensor, clips: Tensor) -> float:
     return float(high_frequency_energy(rebuilt).sum() / high_frequency_energy(clips).sum())
 
 
-def score_base(cascade: Cascade, captions: Sequence[str], sampling: SamplingConfig, seed: int, batch: int = 32) -> dict[str, float]:
-    """Score samples of the base model.
+def score_words(clips: Tensor, captions: Sequence[str]) -> dict[str, ClipMean]:
+    """Return the correct shares of colour, motion, shape, all three (`all`), and shape with colour (`pair`).
 
     Args:
-        cascade: with the base model.
-        captions: one for each sample.
-        sampling: settings.
-        seed: of the first sample's noise; each further sample adds 1.
-        batch: samples at once.
-
-    Returns:
-        Correct shares of colour, motion, shape, all three (`all`), and shape with colour (`pair`).
+        clips: samples of the base model, pixels [b 3 t h w] in -1..1.
+        captions: one for each clip.
     """
-    shares = score(sample_base(cascade, captions, sampling, seed, batch), captions)
+    shares = score(clips, captions)
     return {word: shares[word] for word in ("colour", "motion", "shape", "all", "pair")}
 
 
-def sample_base(cascade: Cascade, captions: Sequence[str], sampling: SamplingConfig, seed: int, batch: int = 32) -> Tensor:
-    """Sample a clip of the base model for each caption, see `score_base`, and return pixels [b 3 t h w] in -1..1."""
+def sample_latents(
+    cascade: Cascade, stage: str, captions: Sequence[str], sampling: SamplingConfig, seed: int, low_res: Tensor | None = None
+) -> Tensor:
+    """Sample the raw latents of a stage for captions, [b c t h w].
+
+    Args:
+        cascade: with the stage.
+        stage: its name.
+        captions: one for each sample.
+        sampling: settings.
+        seed: of the first sample's noise; each further sample adds 1.
+        low_res: raw latents of half the size, for a super-resolution stage.
+    """
+    number = cascade.stages.index(stage)
     request = SampleRequest(prompts=captions, seeds=[seed + i for i in range(len(captions))])
-    made = [
-        cascade.decode(cascade.sample_stage(cascade.base, request.part(start, batch), sampling)) for start in range(0, len(captions), batch)
-    ]
+    made = []
+    for start in range(0, len(captions), BATCH):
+        part = None if low_res is None else low_res[start : start + BATCH]
+        made.append(cascade.sample_stage(stage, request.part(start, BATCH), sampling, part, number=number))
     return torch.cat(made)
+
+
+def score_outlines(
+    cascade: Cascade, captions: Sequence[str], latents: Tensor, sampling: SamplingConfig, seed: int
+) -> dict[str, dict[str, ClipMean]]:
+    """Measure the outlines of samples at the size of every stage, each stage fed with the samples of the one before.
+
+    Args:
+        cascade: whole.
+        captions: one for each sample.
+        latents: samples of the base model, raw latents [b c t h w].
+        sampling: settings.
+        seed: of the first sample's noise; each further sample adds 1.
+
+    Returns:
+        By stage, overlap with the ideal shape (`iou`, 0..1) and `steadiness` in pixels of that size.
+    """
+    found = {cascade.base: measure_outlines(cascade.decode(latents))}
+    for stage in cascade.stages[1:]:
+        latents = sample_latents(cascade, stage, captions, sampling, seed, latents)
+        found[stage] = measure_outlines(cascade.decode(latents))
+    return found
 
 
 def score_continuation(
@@ -261,9 +303,7 @@ def score_continuation(
     return shares
 
 
-def score_upscaling(
-    cascade: Cascade, stage: str, entries: Sequence[IndexEntry], sampling: SamplingConfig, seed: int, batch: int = 16
-) -> dict[str, float]:
+def score_upscaling(cascade: Cascade, stage: str, entries: Sequence[IndexEntry], sampling: SamplingConfig, seed: int) -> dict[str, float]:
     """Score a super-resolution stage on latents of true clips at the size of the stage before it.
 
     Beside it stands bicubic upscaling of these latents, decoded.
@@ -274,22 +314,17 @@ def score_upscaling(
         entries: clips of the embedded set.
         sampling: settings.
         seed: of the first sample's noise; each further sample adds 1.
-        batch: samples at once.
 
     Returns:
         Correct share of textures and PSNR in dB, of the stage and of bicubic upscaling.
     """
-    number = cascade.stages.index(stage)
-    size, low_size = (min(cascade.pixels(name)) for name in (stage, cascade.stages[number - 1]))
+    below = cascade.stages[cascade.stages.index(stage) - 1]
+    size, low_size = (min(cascade.pixels(name)) for name in (stage, below))
     captions = [entry.caption for entry in entries]
     clips = read_clips(entries, size)
     low_res = cascade.encode(read_clips(entries, low_size))
-    request = SampleRequest(prompts=captions, seeds=[seed + i for i in range(len(captions))])
-    made = []
-    for start in range(0, len(captions), batch):
-        latents = cascade.sample_stage(stage, request.part(start, batch), sampling, low_res[start : start + batch], number=number)
-        made.append(cascade.decode(latents))
-    sharp, plain = torch.cat(made), bicubic(cascade.decode(low_res), size)
+    sharp = cascade.decode(sample_latents(cascade, stage, captions, sampling, seed, low_res))
+    plain = bicubic(cascade.decode(low_res), size)
     return {
         "texture": score(sharp, captions)["texture"],
         "texture_bicubic": score(plain, captions)["texture"],

@@ -16,7 +16,7 @@ from walt_pl.paper.figure import mean_figure
 from walt_pl.paper.measured import Measured
 from walt_pl.sampling.cascade import Cascade, SamplingConfig
 from walt_pl.sampling.stage_sampler import text_condition
-from walt_pl.shapes.evaluation import default_steps, read_clips, sample_base
+from walt_pl.shapes.evaluation import default_steps, read_clips, sample_latents
 from walt_pl.shapes.outline import measure_outlines
 from walt_pl.shapes.scorer import score
 
@@ -47,11 +47,12 @@ def measure_prompts(run: Path, index: Path, seed: int, short: bool) -> Measured:
     entries = Index(index, "val").videos[:prompts]
     captions = [entry.caption for entry in entries]
     sampling = SamplingConfig(default_steps(cascade))
-    clips = sample_base(cascade, captions, sampling, seed)
+    clips = cascade.decode(sample_latents(cascade, cascade.base, captions, sampling, seed))
     shares = score(clips, captions)
     pairs = [entry.caption for entry in Index(index, "unseen").videos[:unseen]]
     figures = {name: mean_figure(shares[name].clips) for name in ("colour", "motion", "shape", "all")}
-    figures["unseen_pairs"] = mean_figure(score(sample_base(cascade, pairs, sampling, seed + PROMPTS), pairs)["pair"].clips)
+    of_pairs = cascade.decode(sample_latents(cascade, cascade.base, pairs, sampling, seed + PROMPTS))
+    figures["unseen_pairs"] = mean_figure(score(of_pairs, pairs)["pair"].clips)
     figures |= {name: mean_figure(mean.clips) for name, mean in measure_outlines(clips[:outlines]).items()}
     figures["loss"] = mean_figure(denoising_loss(cascade, entries))
     return Measured(figures, clips[:SHOWN], captions[:SHOWN])
