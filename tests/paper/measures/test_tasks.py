@@ -149,6 +149,9 @@ def test_measure_super_resolution_reads_textures_at_64_pixels(painted: Path, cap
     assert figures["texture"] == figures["shape"] == 1 and figures["iou"] > 0.98 and figures["iou_base"] > 0.98
     enlarged = low.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
     figures = values(measured(measure_super_resolution, KnownCascade({"base": low, "sr1": enlarged}), painted, monkeypatch))
+    low = torch.full_like(low, -0.7)  # no object
+    blank = values(measured(measure_super_resolution, KnownCascade({"base": low, "sr1": high}), painted, monkeypatch))
+    assert blank["iou_base"] == 0 and blank["iou"] > 0.98
     assert figures["texture"] == np.mean([parse_caption(caption).texture == "plain" for caption in captions])
 
 
