@@ -170,6 +170,7 @@ def test_index_command_refuses_overrides_that_change_nothing(words: str, said: s
         ("{index} --allow-moves --report", "--allow-moves: only with a source"),
         ("{index} --out {folder}/b.parquet", r"set\.parquet is an index, which stays where it is: leave out --out .*b\.parquet"),
         ("{index} --seed 3", "--seed: only for shapes"),
+        ("{index} --aspect 1.75", "--aspect: only for shapes"),
         ("{folder} --videos 3 --images 4", "--videos, --images: only for shapes, .*type: walt index shapes"),
         ("shapes --val 0.1 --out {folder}/shapes", "--val: only with a source of files .shapes has its own splits"),
     ],

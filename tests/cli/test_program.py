@@ -39,7 +39,7 @@ def sampling_fps(clip: Path) -> float:
 
 def fit(walt: Walt, stage: str, run: Path, painted: Path, *more: str, check: bool = True) -> str:
     config = ["--config", str(EXPERIMENT / f"{stage}.yaml"), "--run", str(run), "--data.index", str(painted)]
-    done = walt("fit", *config, *TINY[stage], *TWO_STEPS, *more, check=check)
+    done = walt("fit", *config, *TINY[stage.partition("_")[0]], *TWO_STEPS, *more, check=check)
     return done.said
 
 
@@ -166,7 +166,7 @@ def test_sample_command_continues_images_and_clips_after_frame_prediction_traini
     assert "without frame prediction" in refused.said and "Traceback" not in refused.said
     assert not list(tmp_path.iterdir())
     shutil.copytree(run, tmp_path / "past")
-    fit(walt, "base", tmp_path / "past", painted, "--config", str(EXPERIMENT / "frame_prediction.yaml"), "--from_scratch", "true")
+    fit(walt, "base_long_video", tmp_path / "past", painted, "--stage", "base", "--from_scratch", "true")
     walt(*sample, "--run", str(tmp_path / "past"), "--image", str(image), "--out", str(clip))
     walt(*sample, "--run", str(tmp_path / "past"), "--continue", str(clip), "--seconds", "3", "--guidance", "2", "--out", str(long))
     assert len(read_video(clip, 17)) == 17

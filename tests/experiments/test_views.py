@@ -89,7 +89,10 @@ def sentinels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def data_of(sentinels: None, painted: Path, tmp_path: Path) -> Callable[[Sequence[str]], JointData]:
-    """The data of a command line with few clips: the painted set where it is the experiment's, else clips of ten seconds."""
+    """The data of a command line with few clips.
+
+    They are the painted set where it is the experiment's, clips as wide where it is painted in another aspect, else clips of ten seconds.
+    """
     rows = [
         {**ROW, "path": f"{split}-{number}.{kind}", "kind": kind, "split": split, "label": number}
         | ({"frames": 250, "fps": 25.0, "duration": 10.0} if kind == "video" else {"frames": 1})
@@ -98,10 +101,13 @@ def data_of(sentinels: None, painted: Path, tmp_path: Path) -> Callable[[Sequenc
         for number in range(2)
     ]
     write_index(rows, tmp_path / "index.parquet")
+    wide = {"width": 224, "height": 128}
+    write_index([row | wide | ({"frames": 17, "fps": 8.0} if row["kind"] == "video" else {}) for row in rows], tmp_path / "wide.parquet")
+    painted_as = {"data/shapes/index.parquet": painted, "data/shapes_9x16/index.parquet": tmp_path / "wide.parquet"}
 
     def make(arguments: Sequence[str]) -> JointData:
         data = planned(*arguments, "--data.cache_dir", str(tmp_path / "cache"), "--data.num_workers", "0").datamodule
-        data.index = str(painted if data.index == "data/shapes/index.parquet" else tmp_path / "index.parquet")
+        data.index = str(painted_as.get(data.index, tmp_path / "index.parquet"))
         data.val_videos = 0
         return data
 
@@ -199,4 +205,4 @@ def test_experiment_file_states_the_disk_of_its_cached_views(config: Path) -> No
 
 def test_experiment_every_file_with_views_states_their_disk() -> None:
     files = [path for path in FILES if re.search(r"\bviews: ", path.read_text(encoding="utf-8"))]
-    assert len(files) == 7 and not [path for path in files if " bytes each" not in opening(path)]
+    assert len(files) == 8 and not [path for path in files if " bytes each" not in opening(path)]

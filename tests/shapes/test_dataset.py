@@ -125,6 +125,27 @@ def test_sample_scene_objects_are_large_stay_in_the_frame_and_move_far() -> None
             assert min(x, 1 - x) >= wide * radius - 0.04 and min(y, 1 - y) >= high * radius - 0.04
 
 
+def test_sample_scene_of_another_aspect_fills_the_width_and_keeps_the_margins() -> None:
+    rng = np.random.default_rng(0)
+    wide = [sample_scene(rng, aspect=1.75) for _ in range(1000)]
+    for scene in wide:
+        width, height = shapes._EXTENT[scene.shape]
+        for (x, y), radius in zip((scene.start, scene.end), scene.radius, strict=True):
+            assert min(x, 1.75 - x) >= width * radius - 0.04 and min(y, 1 - y) >= height * radius - 0.04
+    still = [scene.start[0] for scene in wide if scene.motion in ("up", "down")]
+    assert min(still) < 0.4 and max(still) > 1.35
+    square = scenes(5)
+    rng = np.random.default_rng(0)
+    assert [sample_scene(rng, aspect=1.0) for _ in range(5)] == square
+
+
+def test_paint_of_another_aspect_is_the_square_picture_with_more_columns() -> None:
+    for scene in scenes(6):
+        square, wide = paint(scene, 3, 64), paint(scene, 3, 64, aspect=1.75)
+        assert wide.shape == (3, 64, 112, 3)
+        assert np.array_equal(wide[:, :, :64], square)
+
+
 def test_paint_moves_the_object_as_the_caption_says() -> None:
     grid = np.arange(128)
     for scene in scenes(60):
@@ -258,6 +279,21 @@ def test_write_set_same_seed_gives_the_same_bytes_and_repairs_damage(
     monkeypatch.setattr(shapes, "_paint_files", shapes._paint_chunk)  # without starting processes
     write_set(again.parent, videos=2, images=2, validation=3, seed=1)
     assert content(again.parent) == small, "files in BT.601, of an older version, are painted anew"
+
+
+def test_write_set_of_another_aspect_has_wide_files_and_replaces_the_square_ones(tmp_path: Path) -> None:
+    square = content(write_set(tmp_path / "set", videos=2, images=2, validation=3).parent)
+    index = write_set(tmp_path / "set", videos=2, images=2, validation=3, aspect=1.75)
+    wide = content(index.parent)
+    assert set(square) == set(wide) and square["train/videos/00000.mp4"] != wide["train/videos/00000.mp4"]
+    for entry in (*Index(index, "train").videos, *Index(index, "val").videos):
+        assert (entry.height, entry.width) == (128, 224) and read_video(entry.path, 17).shape == (17, 128, 224, 3)
+    assert read_image(Index(index, "train").images[0].path).shape == (1, 128, 224, 3)
+    assert json.loads((index.parent / "recipe.json").read_text())["aspect"] == 1.75
+    assert "aspect" not in json.loads(square["recipe.json"]), "sets of older versions stay as they are"
+    for aspect in (0.5, 1.01):
+        with pytest.raises(ValueError, match="wanted an aspect of 1 or more that gives 128 rows an even number of columns"):
+            write_set(tmp_path / "set", aspect=aspect)
 
 
 def test_write_set_refuses_a_foreign_folder(tmp_path: Path) -> None:

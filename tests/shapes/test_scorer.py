@@ -17,6 +17,7 @@ from walt_pl.media.reading import read_video
 from walt_pl.media.types import Frames
 from walt_pl.media.writing import write_video
 from walt_pl.shapes.dataset import COLOURS, MOTIONS, SHAPES, TEXTURES, paint, parse_caption, sample_scene
+from walt_pl.shapes.outline import fit_outline
 from walt_pl.shapes.scorer import Reading, read_clip, score
 
 SIZES = (128, 64, 32)
@@ -97,6 +98,20 @@ def test_scorer_read_clip_is_robust_to_mild_damage(clips: list[tuple[Tensor, str
     words = np.mean(right, axis=0)
     assert np.all(words[:3] == 1)
     assert words[3] == 1 if size > 32 else words[3] < 0.5
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_scorer_read_clip_and_fit_outline_are_right_on_wide_clips(size: int) -> None:
+    rng = np.random.default_rng(6)
+    for scene in (sample_scene(rng, aspect=1.75) for _ in range(30)):
+        clip = pixels(paint(scene, size=size, aspect=1.75))
+        right = judge(clip, scene.caption)
+        assert all(right if size > 32 else right[:3]), scene
+        outline = fit_outline(clip)
+        # An object may stick out of the frame a little, and its centre is then less certain: up to 1 pixel on square clips, too.
+        assert outline.iou > 0.96 and outline.shape == scene.shape
+        ends = np.array([scene.start, scene.end]) * size
+        assert np.abs(outline.centre[[0, -1]] - ends).max() < 1.2
 
 
 def test_scorer_read_clip_gives_a_reading_for_any_clip() -> None:

@@ -13,7 +13,7 @@ from walt_pl.media.max_pixels import MAX_PIXELS
 
 _OF_A_SOURCE = ("layout", "root", "split", "val", "fold", "allow_moves")
 """Options that say how the entries of a source are listed."""
-_OF_SHAPES = ("videos", "images", "validation", "seed")
+_OF_SHAPES = ("videos", "images", "validation", "seed", "aspect")
 
 
 def index(
@@ -34,6 +34,7 @@ def index(
     images: int = 1000,
     validation: int = 300,
     seed: int = 0,
+    aspect: float = 1.0,
     *,
     overrides: Sequence[str] = (),
 ) -> None:
@@ -58,6 +59,7 @@ def index(
         images: number of training images of shapes.
         validation: number of validation videos of shapes.
         seed: seed of the pictures of shapes.
+        aspect: columns per row of shapes' pictures, 1 or more; 1.75 paints 128 x 224 pixels. Name a folder of its own with --out.
         overrides: options and values of keys of the config.
     """
     _check_options(source, out, locals())
@@ -70,7 +72,7 @@ def index(
     _check_overrides(overrides, config)
     options = IndexOptions(report, split, val, workers or os.cpu_count() or 1, seconds, max_pixels, allow_moves)
     if source == "shapes":
-        path = write_set(Path(out or "data/shapes"), videos, images, validation, seed)
+        path = write_set(Path(out or "data/shapes"), videos, images, validation, seed, aspect)
         if not report and config is None:
             print(path)
             return

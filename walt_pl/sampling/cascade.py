@@ -264,7 +264,7 @@ class Cascade:
         if not trained and (longer or self.base in given):
             raise ValueError(
                 f'stage "{self.base}" was trained without frame prediction: it can neither go on from an image or a clip nor make more '
-                f"than {self.clip_frames} frames; train it as experiments/shapes/frame_prediction.yaml does"
+                f"than {self.clip_frames} frames; train it as experiments/shapes/base_long_video.yaml does"
             )
         for stage in self.stages:
             able = self._context_frames(stage)

@@ -84,7 +84,10 @@ _OVERHANG = 0.018  # sides of the frame that an object may stick out
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip or image: four words, and the geometry in sides of the frame with the origin at the upper left."""
+    """One clip or image: four words, and the geometry with the origin at the upper left.
+
+    Lengths are in sides of the frame; of a frame that is not square, in its height.
+    """
 
     shape: str
     colour: str
@@ -137,7 +140,7 @@ def parse_caption(caption: str) -> Words:
     raise ValueError(f'no caption of the shapes: "{caption}" (wanted for example "a striped red circle moving left")')
 
 
-def sample_scene(rng: np.random.Generator, *, still: bool = False, pairs: Sequence[tuple[str, str]] = PAIRS) -> Scene:
+def sample_scene(rng: np.random.Generator, *, still: bool = False, pairs: Sequence[tuple[str, str]] = PAIRS, aspect: float = 1.0) -> Scene:
     """Draw a scene: shape and colour, motion, texture, and a position within the frame.
 
     In sides of the frame, an object of radius 0.26 to 0.305 moves by 0.34. The radius of a growing object changes from about 0.20 to
@@ -147,12 +150,13 @@ def sample_scene(rng: np.random.Generator, *, still: bool = False, pairs: Sequen
         rng: source of all draws.
         still: draw no motion, for an image.
         pairs: (shape, colour) pairs to draw from.
+        aspect: width of the frame divided by its height, 1 or more.
     """
     shape, colour = pairs[int(rng.integers(len(pairs)))]
     motion = None if still else MOTIONS[rng.integers(len(MOTIONS))]
     texture = TEXTURES[rng.integers(len(TEXTURES))]
     radius = _sample_radius(rng, motion)
-    start, end = _sample_path(rng, motion, np.array(_EXTENT[shape]) * max(radius))
+    start, end = _sample_path(rng, motion, np.array(_EXTENT[shape]) * max(radius), aspect)
     return Scene(shape, colour, motion, texture, start, end, radius, int(rng.integers(30, 51)))
 
 
@@ -165,14 +169,14 @@ def _sample_radius(rng: np.random.Generator, motion: str | None) -> tuple[float,
 
 
 def _sample_path(
-    rng: np.random.Generator, motion: str | None, extent: NDArray[np.float64]
+    rng: np.random.Generator, motion: str | None, extent: NDArray[np.float64], aspect: float
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     direction = np.array(_STEP.get(motion or "", (0, 0)))
     margin = extent - _OVERHANG
     move = direction * _MOVE
     # Centre of the path. Its two ends keep the margin, up to half a wave from the rounding.
     low = margin + abs(move) / 2
-    middle = rng.uniform(low, 1 - low)
+    middle = rng.uniform(low, np.array([aspect, 1.0]) - low)
     start = np.round((middle - move / 2) / _WAVE) * _WAVE
     end = start + move
     return (float(start[0]), float(start[1])), (float(end[0]), float(end[1]))
@@ -203,7 +207,7 @@ def distance(shape: str, x: Array, y: Array, radius: Array) -> Array:
     return np.asarray(np.maximum(slanted, y - high * radius), np.float32)
 
 
-def paint(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Frames:
+def paint(scene: Scene, frames: int = FRAMES, size: int = SIZE, aspect: float = 1.0) -> Frames:
     """Paint a scene, with antialiased edges one pixel wide.
 
     The texture's wave is `PERIOD * size / 128` pixels long. Below two pixels it is left out, since a grid of pixels cannot represent it.
@@ -211,7 +215,8 @@ def paint(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Frames:
     Args:
         scene: to paint.
         frames: number of frames; 1 for a still image.
-        size: rows and columns in pixels.
+        size: rows in pixels.
+        aspect: columns per row, as the scene was drawn for.
 
     Returns:
         Frames, uint8 [t h w 3].
@@ -220,12 +225,13 @@ def paint(scene: Scene, frames: int = FRAMES, size: int = SIZE) -> Frames:
     start, end = np.array(scene.start, np.float32), np.array(scene.end, np.float32)
     centre = (start + (end - start) * stepwise_time(time)[:, None]) * size
     radius = (scene.radius[0] + (scene.radius[1] - scene.radius[0]) * time) * size
-    grid = np.arange(size, dtype=np.float32) + 0.5
-    x = (grid - centre[:, :1])[:, None, :]  # [t 1 w]
-    y = (grid - centre[:, 1:])[:, :, None]  # [t h 1]
+    columns = round(size * aspect)
+    grid = np.arange(max(size, columns), dtype=np.float32) + 0.5
+    x = (grid[:columns] - centre[:, :1])[:, None, :]  # [t 1 w]
+    y = (grid[:size] - centre[:, 1:])[:, :, None]  # [t h 1]
     inside = np.clip(0.5 - distance(scene.shape, x, y, radius[:, None, None]), 0, 1)  # [t h w]
     lit = inside * (1 + _texture(scene.texture, x, y, PERIOD * size / SIZE))
-    picture = np.empty((frames, size, size, 3), np.uint8)
+    picture = np.empty((frames, size, columns, 3), np.uint8)
     ground = (1 - inside) * scene.background + 0.5
     for channel, value in enumerate(RGB[scene.colour]):
         picture[..., channel] = np.minimum(ground + value * lit, 255)
@@ -253,6 +259,7 @@ class _Job(NamedTuple):
     still: bool
     pair: tuple[str, str]
     seed: tuple[int, ...]
+    aspect: float
 
 
 _FORMAT = 4  # increase it when a change of the code gives other pictures for equal arguments
@@ -260,14 +267,14 @@ _SPLITS = ("train", "val", "unseen")
 _CHUNK = 25  # files that a worker paints between two updates of the progress bar
 
 
-def write_set(out: Path, videos: int = 2000, images: int = 1000, validation: int = 300, seed: int = 0) -> Path:
+def write_set(out: Path, videos: int = 2000, images: int = 1000, validation: int = 300, seed: int = 0, aspect: float = 1.0) -> Path:
     """Write the set into a folder.
 
     Splits: "train" has `videos` clips without `UNSEEN_PAIRS` and `images` images with them. "val" has `validation` clips and a sixth as
     many images. "unseen" has a third as many clips, all of `UNSEEN_PAIRS`. The label is the index of (shape, colour) in `PAIRS`.
 
     An interrupted call can be repeated: it paints only files that are missing or differ in size from the index. It returns at once
-    where the set for these arguments is complete. It replaces a set of another seed.
+    where the set for these arguments is complete. It replaces a set of another seed or aspect.
 
     Args:
         out: folder of the set.
@@ -275,6 +282,7 @@ def write_set(out: Path, videos: int = 2000, images: int = 1000, validation: int
         images: number of training images.
         validation: number of validation videos, at least 3.
         seed: of all scenes.
+        aspect: columns per row, 1 or more; 1.75 paints 128 x 224 pixels. Objects have the size that they have in square frames.
 
     Returns:
         Path of the index, `out/index.parquet`.
@@ -286,17 +294,20 @@ def write_set(out: Path, videos: int = 2000, images: int = 1000, validation: int
     if videos < 1 or images < 0 or validation < 3 or seed < 0:
         found = f"{videos} videos, {images} images, {validation} validation videos, seed {seed}"
         raise ValueError(f"{out}: wanted at least 1 video and 3 validation videos and no negative number, got {found}")
+    if aspect < 1 or SIZE * aspect % 2:  # a video's columns are even
+        raise ValueError(f"{out}: wanted an aspect of 1 or more that gives {SIZE} rows an even number of columns, got {aspect:g}")
     index = out / "index.parquet"
-    jobs = _jobs(videos, images, validation, seed)
+    jobs = _jobs(videos, images, validation, seed, aspect)
+    recipe = {"set": "shapes", "format": _FORMAT, "seed": seed} | ({"aspect": aspect} if aspect != 1 else {})
     out.mkdir(parents=True, exist_ok=True)
     with hold_lock(lock_beside(index), work=f"index {index}"):
-        _clear(out, {"set": "shapes", "format": _FORMAT, "seed": seed})
+        _clear(out, recipe)
         if not _is_whole(index, jobs):
             write_index(_paint_files(out, jobs), index)
     return index
 
 
-def _jobs(videos: int, images: int, validation: int, seed: int) -> list[_Job]:
+def _jobs(videos: int, images: int, validation: int, seed: int, aspect: float = 1.0) -> list[_Job]:
     """Return all files of the set, in the order of the index. The pairs alternate."""
     parts = (
         ("train", False, videos, SEEN_PAIRS),
@@ -311,7 +322,7 @@ def _jobs(videos: int, images: int, validation: int, seed: int) -> list[_Job]:
             # Both formats of image files, as in a user's own folder.
             name = f"images/{number:05d}.{'jpg' if number % 2 else 'png'}" if still else f"videos/{number:05d}.mp4"
             place = (seed, _SPLITS.index(split), int(still), number)
-            jobs.append(_Job(f"{split}/{name}", split, still, pairs[number % len(pairs)], place))
+            jobs.append(_Job(f"{split}/{name}", split, still, pairs[number % len(pairs)], place, aspect))
     return jobs
 
 
@@ -392,19 +403,19 @@ def _paint_chunk(out: Path, jobs: list[_Job]) -> list[dict[str, object]]:
 
 def _paint_file(out: Path, job: _Job) -> dict[str, object]:
     """Paint one file unless it exists, and return its row of the index."""
-    scene = sample_scene(np.random.default_rng(job.seed), still=job.still, pairs=(job.pair,))
+    scene = sample_scene(np.random.default_rng(job.seed), still=job.still, pairs=(job.pair,), aspect=job.aspect)
     path = out / job.path
     if not path.is_file():  # writes are atomic, so an existing file is complete
         if job.still:
-            write_image(path, paint(scene, frames=1)[0])
+            write_image(path, paint(scene, frames=1, aspect=job.aspect)[0])
         else:
-            write_video(path, paint(scene), FPS)
+            write_video(path, paint(scene, aspect=job.aspect), FPS)
     return {
         "path": job.path,
         "kind": "image" if job.still else "video",
         "frames": 1 if job.still else FRAMES,
         "fps": 0.0 if job.still else FPS,
-        "width": SIZE,
+        "width": round(SIZE * job.aspect),
         "height": SIZE,
         "caption": scene.caption,
         "label": PAIRS.index(job.pair),

@@ -54,7 +54,7 @@ def read_clip(clip: Tensor) -> Reading:
     return Reading(
         shape=max(overlap, key=lambda shape: overlap[shape]),
         colour=colour,
-        motion=_motion(places, masks.shape[1], masks.shape[2]),
+        motion=_motion(places, masks.shape[1]),
         texture=_texture(pixels[:, ::_STRIDE], masks[::_STRIDE], places[::_STRIDE], colour),
     )
 
@@ -119,7 +119,7 @@ def _peak(values: Array) -> float:
 
 def _smooth(matte: Array) -> Array:
     """Average over about the length of a wave. This fills a texture's troughs and removes single noisy pixels."""
-    width = max(1, round(PERIOD * matte.shape[-1] / SIZE)) | 1
+    width = max(1, round(PERIOD * matte.shape[1] / SIZE)) | 1  # the wave's length goes by the rows
     for axis in (1, 2):
         padding = [(0, 0)] * 3
         padding[axis] = (width // 2 + 1, width // 2)
@@ -139,14 +139,14 @@ def locate(masks: NDArray[np.bool_]) -> Array:
     return np.stack([np.where(area > 0, x / seen, width / 2), np.where(area > 0, y / seen, height / 2), area], -1).astype(np.float32)
 
 
-def _motion(places: Array, height: int, width: int) -> str:
+def _motion(places: Array, height: int) -> str:
     """Return the motion with the largest of three changes over the clip: x, y, and twice the radius.
 
-    Each change is the slope of a straight line fitted to all frames.
+    Each change is the slope of a straight line fitted to all frames, in heights of the frame.
     """
     time = np.linspace(-0.5, 0.5, len(places))
     x, y, area = places.T.astype(np.float64)
-    values = np.stack([x / width, y / height, 2 * np.sqrt(area / (math.pi * height * width))])
+    values = np.stack([x, y, 2 * np.sqrt(area / math.pi)]) / height
     change = values @ time / (time @ time)
     axis = int(abs(change).argmax())
     backward, forward = (("left", "right"), ("up", "down"), ("shrinking", "growing"))[axis]
@@ -182,9 +182,9 @@ def _texture(pixels: Array, masks: NDArray[np.bool_], places: Array, colour: str
     weight = np.maximum(inner.sum((1, 2)), 1e-3)
     mean = (light * inner).sum((1, 2)) / weight
     waves = (light - mean[:, None, None]) * inner
-    turn = 2j * math.pi / PERIOD * SIZE
-    along_x = waves.sum(1) @ np.exp(turn * np.arange(masks.shape[2]) / masks.shape[2])
-    along_y = waves.sum(2) @ np.exp(turn * np.arange(masks.shape[1]) / masks.shape[1])
+    turn = 2j * math.pi / PERIOD * SIZE / masks.shape[1]
+    along_x = waves.sum(1) @ np.exp(turn * np.arange(masks.shape[2]))
+    along_y = waves.sum(2) @ np.exp(turn * np.arange(masks.shape[1]))
     height = np.median(2 * abs(np.stack([along_x, along_y])) / (weight * np.maximum(abs(mean), 1e-3)), -1)
     if math.hypot(*height) < _FAINT:
         return "plain"
