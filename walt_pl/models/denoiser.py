@@ -119,7 +119,7 @@ class Block(nn.Module):
         text_window = config.text_window_of(layer)
         self.text = CrossAttention(d, config.num_heads, text_window, config.qk_norm, config.attention) if config.text_width else None
         self.norm2 = nn.LayerNorm(d, eps=1e-6, elementwise_affine=False)
-        self.mlp = nn.Sequential(nn.Linear(d, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, d))
+        self.mlp = nn.Sequential(nn.Linear(d, hidden), nn.GELU(), nn.Linear(hidden, d))
 
     def forward(
         self,
