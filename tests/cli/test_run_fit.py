@@ -68,6 +68,32 @@ class Command:
         return self.process.returncode, said
 
 
+def run_two(folder: Path, codes: tuple[int, int]) -> subprocess.CompletedProcess[str]:
+    """Run `run_fits` with two trainings, of which each prints its threads and ends with a code."""
+    stub = folder / "python"
+    stub.write_text(f"#!{sys.executable}\nimport os, sys, time\ntime.sleep(0.2)\nprint('threads', os.environ['OMP_NUM_THREADS'])\n")
+    stub.write_text(stub.read_text() + "time.sleep(float(sys.argv[5]))\nprint('done')\nsys.exit(int(sys.argv[4]))\n")
+    stub.chmod(0o755)
+    trainings = {"sr1": [str(codes[0]), "0.1"], "sr2": [str(codes[1]), "1"]}
+    command = f"import sys; from walt_pl.cli.run_fit import run_fits; sys.executable = {str(stub)!r}; "
+    command += f"run_fits({trainings!r}, 'demo: stage'); print('scores')"
+    return subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_run_fits_trains_side_by_side_and_names_the_stage_of_each_line(tmp_path: Path) -> None:
+    ran = run_two(tmp_path, (0, 0))
+    share = max(1, (os.cpu_count() or 1) // 2)
+    lines = ran.stdout.strip().split("\n")
+    assert ran.returncode == 0 and sorted(lines[:2]) == [f"sr1: threads {share}", f"sr2: threads {share}"]
+    assert lines[2:] == ["sr1: done", "sr2: done", "scores"]
+
+
+def test_run_fits_lets_the_others_end_where_one_fails(tmp_path: Path) -> None:
+    ran = run_two(tmp_path, (3, 0))
+    assert ran.returncode == 1 and "sr2: done" in ran.stdout and "scores" not in ran.stdout
+    assert ran.stderr == "demo: stage sr1 stopped (exit code 3); the same command goes on from there\n"
+
+
 @pytest.fixture
 def command(tmp_path: Path) -> Iterator[Command]:
     command = Command(tmp_path)

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from walt_pl.cli.clock import Clock
 from walt_pl.cli.config_files import stages_of
 from walt_pl.cli.console import print_table
 from walt_pl.cli.function_command import call
-from walt_pl.cli.run_fit import run_fit
+from walt_pl.cli.run_fit import run_fit, run_fits
 from walt_pl.cli.sample import make_clips
 from walt_pl.data.frame_rate import DEFAULT_FPS
 from walt_pl.data.index import Index
@@ -70,9 +70,9 @@ def run_demo(run: Path, experiment: Path, data: Path) -> None:
     with clock.counts("data"):
         index = write_set(data)
     stages = stages_of(experiment)
-    for stage in stages:
-        with clock.counts(stage):
-            _train(run, experiment / f"{stage}.yaml")
+    for group in _groups(stages):
+        with clock.counts("+".join(group)):
+            _train(run, {stage: experiment / f"{stage}.yaml" for stage in group})
     with clock.counts("samples"):
         count = _show(run, stages, index, out)
     with clock.counts("scores"):
@@ -84,11 +84,21 @@ def run_demo(run: Path, experiment: Path, data: Path) -> None:
     print(f"look at: {out / 'samples.png'}")
 
 
-def _train(run: Path, config: Path) -> None:
-    """Train one stage as a user would, in its own process."""
-    words = ["--config", str(config), "--run", str(run)]
-    print(f"demo: -m walt_pl fit {' '.join(words)}", flush=True)
-    run_fit(words, f"demo: the stage of {config}")
+def _groups(stages: Sequence[str]) -> list[list[str]]:
+    """Return the stages in the order of their training; those of super-resolution are one group, since they need the same parents."""
+    upper = [stage for stage in stages if kind_of(stage) == "super_resolution"]
+    return [*([stage] for stage in stages if stage not in upper), *([upper] if upper else [])]
+
+
+def _train(run: Path, configs: Mapping[str, Path]) -> None:
+    """Train stages as a user would, side by side, each in its own process."""
+    commands = {stage: ["--config", str(config), "--run", str(run)] for stage, config in configs.items()}
+    for words in commands.values():
+        print(f"demo: -m walt_pl fit {' '.join(words)}", flush=True)
+    if len(commands) == 1:
+        run_fit(next(iter(commands.values())), f"demo: the stage of {next(iter(configs.values()))}")
+    else:
+        run_fits(commands, "demo: stage")
 
 
 def _show(run: Path, stages: Sequence[str], index: Path, out: Path) -> int:
