@@ -17,9 +17,10 @@ import yaml
 
 from tests.helpers.environment import ROOT, Walt
 from tests.helpers.paper_records import made_record
-from tests.helpers.tiny_artifact import save
+from tests.helpers.tiny_vae import adopt_tiny_vae
 from walt_pl.blocks.frames import FrameLayout
 from walt_pl.cli import paper as paper_command
+from walt_pl.cli import paper_row
 from walt_pl.cli.main import main
 from walt_pl.cli.paper import _missing, choose_rows
 from walt_pl.cli.paper_jobs import Job
@@ -27,17 +28,17 @@ from walt_pl.cli.paper_row import Places, _steps_in_time, run_row
 from walt_pl.data.index import Index
 from walt_pl.diffusion.rng import PerSampleRNG
 from walt_pl.lock import hold_lock
-from walt_pl.models.vae import VAE, VAEConfig
+from walt_pl.paper.measured import Measured
 from walt_pl.paper.measures.prompts import TIMESTEPS, denoising_loss, measure_prompts
 from walt_pl.paper.page import render
 from walt_pl.paper.record import read_records, write_record
-from walt_pl.paper.row import Row, find_row
+from walt_pl.paper.row import Row, Training, find_row
 from walt_pl.paper.rows import ABLATIONS, ROWS
 from walt_pl.runs.card import TRAIN, read_card
 from walt_pl.runs.manifest import Manifest
 from walt_pl.sampling.cascade import Cascade, SamplingConfig
 from walt_pl.sampling.stage_sampler import text_condition
-from walt_pl.shapes.evaluation import default_steps, read_clips, sample_latents, score_words
+from walt_pl.shapes.evaluation import default_steps, read_clips, request_captions, sample_latents, score_words
 
 TINY_BASE = {
     "model": {
@@ -47,14 +48,6 @@ TINY_BASE = {
     "data": {"videos_per_batch": 2, "val_videos": 4},
     "trainer": {"max_steps": 2, "val_check_interval": 2, "precision": "32-true"},
 }
-TINY_VAE = VAEConfig(
-    width=8,
-    channel_multipliers=(1, 1, 2),
-    strides=((2, 2, 2), (2, 2, 2)),
-    num_res_blocks=(0, 1, 1),
-    num_middle_blocks=1,
-    norm="layer",
-)
 
 
 class Tables:
@@ -66,11 +59,13 @@ class Tables:
         self.run = folder / "paper"
         self.out = folder / "docs"
         self.index = index
+        self.wide_index = index.parent / "wide.parquet"
         self.said = ""
 
     @property
     def words(self) -> list[str]:
-        places = {"experiment": self.experiment, "run": self.run, "vae": self.vae, "index": self.index, "out": self.out}
+        places = {"experiment": self.experiment, "run": self.run, "vae": self.vae, "index": self.index}
+        places |= {"wide-index": self.wide_index, "out": self.out}
         return ["paper", *(word for name, path in places.items() for word in (f"--{name}", str(path)))]
 
     def result(self, name: str) -> Path:
@@ -83,10 +78,7 @@ def tables(walt: Walt, painted: Path, tmp_path_factory: pytest.TempPathFactory) 
     tables = Tables(tmp_path_factory.mktemp("paper"), painted)
     shutil.copytree(ROOT / "experiments" / "shapes", tables.experiment)
     (tables.experiment / "ablations" / "budget.yaml").write_text(yaml.safe_dump(TINY_BASE))
-    torch.manual_seed(0)
-    statistics = {"mean": [0.0] * TINY_VAE.latent_channels, "std": [1.0] * TINY_VAE.latent_channels}
-    save(tables.vae, VAE(TINY_VAE), card={"latents": statistics, "steps": 2})
-    Manifest.open(tables.vae.parent).finish("vae", tables.vae)
+    adopt_tiny_vae(tables.vae.parent)
     tables.said = walt(*tables.words, "--only", "default,no_qk_norm", "--seeds", "1", "--jobs", "2").said
     return tables
 
@@ -108,11 +100,22 @@ def test_paper_trains_and_measures_each_row_and_writes_the_page(tables: Tables, 
     assert not (tables.run / "ablations" / "default-s1" / "cache").exists(), "rows share the latents of their autoencoder"
 
 
-def test_paper_goes_on_with_the_row_that_lacks_its_file(walt: Walt, tables: Tables) -> None:
+def test_paper_goes_on_with_the_row_that_lacks_its_file(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The row runs in this process, which has imported what a process of its own would."""
+
+    def run_here(job: Job, words: Sequence[str], log: Path, threads: int) -> "subprocess.Popen[bytes]":
+        paper_row.run([job.row.name, str(job.seed), "false", *words])
+        return subprocess.Popen([sys.executable, "-S", "-c", ""])
+
+    monkeypatch.setattr(paper_command, "start_job", run_here)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     before = {name: tables.result(name).stat().st_mtime_ns for name in ("default", "no_qk_norm")}
     tables.result("default").unlink()
     trained = read_card(tables.run / "ablations" / "default-s1" / "base")["sha256"]
-    said = walt(*tables.words, "--only", "default,no_qk_norm", "--seeds", "1").said
+    main([*tables.words, "--only", "default,no_qk_norm", "--seeds", "1"])
+    said = capfd.readouterr().out
     assert "1 runs to do" in said and "no_qk_norm" not in said
     assert tables.result("no_qk_norm").stat().st_mtime_ns == before["no_qk_norm"]
     record = read_records(tables.out, ROWS)["default", 1]
@@ -154,7 +157,7 @@ def test_paper_tells_failures_at_the_end_and_runs_the_other_rows(tables: Tables,
     failure = "patch_1, seed 1 failed (exit code 1)"
     told = [failure, f"patch_1_equal_time, seed 1 was not run, since {failure}"]
     assert str(ended.value).split("\n") == ["paper: the same command runs these again:", *told]
-    places = [str(path) for path in (tables.experiment, tables.run, tables.vae, tables.index, tables.out)]
+    places = [str(path) for path in (tables.experiment, tables.run, tables.vae, tables.index, tables.wide_index, tables.out)]
     cores = os.cpu_count()
     assert started == [
         (f"{name}, seed 1", [*places, "false", "1"], tables.run / "logs" / f"{name}-s1.log", cores) for name in ("patch_1", "video_only")
@@ -174,7 +177,8 @@ def test_paper_result_of_another_autoencoder_is_measured_anew(tables: Tables, tm
 
 
 def places(tables: Tables, **changes: Any) -> Places:
-    given = {"experiment": tables.experiment, "run": tables.run, "vae": tables.vae, "index": tables.index, "out": tables.out}
+    given = {"experiment": tables.experiment, "run": tables.run, "vae": tables.vae, "index": tables.index}
+    given |= {"wide_index": tables.wide_index, "out": tables.out}
     return Places(**{**given, "short": False, "jobs": 2, **changes})
 
 
@@ -206,14 +210,87 @@ def test_paper_row_of_another_autoencoder_is_removed_and_trained_anew(tables: Ta
     assert not (folder / "base").exists() and (folder / "mine.txt").exists()
 
 
-def test_paper_row_that_uses_another_wants_its_run(tables: Tables, tmp_path: Path) -> None:
-    row = Row("guidance", "tasks", "guidance", (), "prompts", uses="default")
-    with pytest.raises(ValueError, match=r"default-s1, and there is none: remove the file of default"):
-        run_row(row, 1, places(tables, run=tmp_path))
-    run_row(row, 1, places(tables, out=tmp_path))
-    record = read_records(tmp_path, [row])["guidance", 1]
-    assert record.steps == {} and record.minutes["training"] == 0 and set(record.stages) == {"vae", "base"}
-    assert Manifest.open(tables.run / "tasks" / "guidance-s1").stages() == {}
+def adopter(source: str, wide: bool = False) -> Row:
+    """Return a row that starts from the base of another row."""
+    training = Training("base_other", init="base")
+    return Row("adopter", "tasks", "adopter", (training,), "prompts", seeds=(1,), adopts=((source, "base"),), wide=wide)
+
+
+class Runner:
+    """Rows run in this process; trainings and measures are noted and not done."""
+
+    def __init__(self, tables: Tables, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.places = places(tables, run=Path(shutil.copytree(tables.run / "ablations", folder / "ablations")).parent, out=folder)
+        self.folder = folder / "tasks" / "adopter-s1"
+        self.typed: list[list[str]] = []
+        self.measured: list[tuple[Path, Path]] = []
+        patch.setattr(paper_row, "run_fit", lambda words, name: self.typed.append(words))
+        patch.setattr(paper_row, "MEASURES", {"prompts": self.measure})
+        patch.setattr(paper_row, "_describe", lambda row, seed, *_: made_record(row, seed))
+
+    def measure(self, run: Path, index: Path, seed: int, short: bool) -> Measured:
+        self.measured.append((run, index))
+        return Measured({})
+
+    def run(self, row: Row) -> None:
+        run_row(row, 1, self.places)
+
+    def option(self, name: str) -> str:
+        """Value of an option of the last training."""
+        words = self.typed[-1]
+        return words[words.index(name) + 1]
+
+
+@pytest.fixture
+def runner(tables: Tables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    return Runner(tables, tmp_path, monkeypatch)
+
+
+def test_paper_row_adopts_a_stage_of_another_row_and_starts_from_it(runner: Runner) -> None:
+    runner.run(adopter("default"))
+    source = runner.places.run / "ablations" / "default-s1" / "base"
+    assert Manifest.open(runner.folder).folder("base").resolve() == source.resolve()
+    assert Path(runner.option("--init")).resolve() == source.resolve()
+    assert runner.measured == [(runner.folder, runner.places.index)]
+
+
+def test_paper_row_is_trained_and_measured_on_its_own_set(runner: Runner) -> None:
+    for wide, index in ((False, runner.places.index), (True, runner.places.wide_index)):
+        runner.run(adopter("default", wide))
+        assert runner.option("--data.index") == str(index) and runner.measured[-1] == (runner.folder, index)
+
+
+def test_paper_row_refuses_to_adopt_what_is_not_done(runner: Runner) -> None:
+    with pytest.raises(ValueError, match=r"adopter takes the stage base of .*patch_1-s1, which is not done: run the row patch_1 first"):
+        runner.run(adopter("patch_1"))
+    assert not runner.folder.exists() and not runner.typed
+
+
+def test_paper_row_of_another_base_is_removed_and_trained_anew(runner: Runner) -> None:
+    runner.run(adopter("default"))
+    trained = runner.folder / "training" / "base_other"
+    trained.mkdir(parents=True)
+    runner.run(adopter("default"))
+    assert trained.exists()
+    runner.run(adopter("no_qk_norm"))
+    base = read_card(runner.places.run / "ablations" / "no_qk_norm-s1" / "base")["sha256"]
+    assert not trained.exists() and Manifest.open(runner.folder).sha256("base") == base
+
+
+def test_paper_row_whose_adopted_stage_was_trained_anew_is_measured_anew(tmp_path: Path) -> None:
+    row, source = (find_row(name, ROWS) for name in ("super_resolution", "guidance"))
+    write_record(tmp_path, row, made_record(row, 0))
+    assert _missing([(row, 0)], tmp_path, "a" * 64) == [], "the row guidance has no result to compare with"
+    write_record(tmp_path, source, made_record(source, 0))
+    assert _missing([(row, 0)], tmp_path, "a" * 64) == []
+    write_record(tmp_path, source, made_record(source, 0, stages={"vae": "a" * 64, "base": "c" * 64}))
+    assert _missing([(source, 0), (row, 0)], tmp_path, "a" * 64) == [(row, 0)]
+
+
+def test_paper_wants_the_wide_set_for_the_rows_of_another_aspect(tables: Tables) -> None:
+    said = r"wide\.parquet: there is no such file; paint .*: python -m walt_pl index shapes --out .*shapes\d* --aspect 1\.75"
+    with pytest.raises(SystemExit, match=said):
+        main([*tables.words, "--only", "aspect_scratch"])
 
 
 def test_choose_rows_takes_the_first_seed_of_a_short_run() -> None:
@@ -233,7 +310,7 @@ def test_measure_prompts_are_the_scores_of_the_same_samples(tables: Tables) -> N
     run = tables.run / "ablations" / "default-s1"
     cascade = Cascade.open(run, ["base"])
     captions = [entry.caption for entry in Index(tables.index, "val").videos]
-    latents = sample_latents(cascade, "base", captions, SamplingConfig(default_steps(cascade)), seed=1000)
+    latents = sample_latents(cascade, "base", request_captions(captions, 1000), SamplingConfig(default_steps(cascade)))
     expected = score_words(cascade.decode(latents), captions)
     found = measure_prompts(run, tables.index, 1000, short=True)
     assert {name: found.figures[name].value for name in ("colour", "motion", "shape", "all")} == pytest.approx(

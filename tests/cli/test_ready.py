@@ -63,6 +63,13 @@ def test_make_checks_the_parents_before_the_data(target: str) -> None:
     assert "walt_pl fit" in said[-1] and all("walt_pl ready" not in line for line in said[1:])
 
 
+def test_make_paper_paints_both_sets_first() -> None:
+    said = make("paper", "--always-make").stdout.splitlines()
+    painted = ["index shapes --out data/shapes", "index shapes --out data/shapes_9x16 --aspect 1.75"]
+    places = [next(number for number, line in enumerate(said) if line.endswith(words)) for words in painted]
+    assert max(places) < next(number for number, line in enumerate(said) if "walt_pl paper" in line)
+
+
 @pytest.mark.parametrize("target", ["train-vae", "train-base", "train-sr", "plan"])
 def test_make_names_the_nearest_experiment(target: str) -> None:
     near, far = make(target, "EXP=shaps"), make(target, "EXP=qqqqq")

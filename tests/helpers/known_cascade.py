@@ -50,13 +50,14 @@ class KnownCascade:
     def decode(self, latents: Tensor) -> Tensor:
         return latents
 
-    def sample_stage(self, stage: str, request: SampleRequest, sampling: SamplingConfig) -> Tensor:
+    def sample_stage(
+        self, stage: str, request: SampleRequest, sampling: SamplingConfig, low_res: Tensor | None = None, number: int = 0
+    ) -> Tensor:
+        assert number == self.stages.index(stage)
+        assert (low_res is None) == (number == 0)
         self.requests.append(request)
         self.sampling.append(sampling)
         return self.clips[stage][list(request.seeds)]
-
-    def sample(self, request: SampleRequest, sampling: SamplingConfig) -> dict[str, Tensor]:
-        return {stage: self.sample_stage(stage, request, sampling) for stage in self.stages}
 
     def video(self, request: SampleRequest, sampling: SamplingConfig, frames: int) -> Tensor:
         return self.sample_stage(self.base, request, sampling)[:, :, :frames]

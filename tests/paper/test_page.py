@@ -7,6 +7,7 @@ from PIL import Image
 
 from tests.helpers.environment import ROOT
 from tests.helpers.paper_records import made_record
+from walt_pl.paper.figure import Figure
 from walt_pl.paper.page import render
 from walt_pl.paper.plots import draw_plots
 from walt_pl.paper.record import Record, read_records
@@ -61,11 +62,36 @@ def test_page_says_short_dirty_and_other_autoencoders() -> None:
 
 
 def test_page_gives_each_task_a_table_and_a_picture() -> None:
-    task = Row("video", "tasks", "image to video", (Training("base"),), "prompts", seeds=(0,), paper="FVD 3.3")
-    page = render({("video", 0): made_record(task, 0, 0.5, picture=True)}, [task])
-    assert "### image to video\n\nThe paper: FVD 3.3.\n" in page
-    assert "| all | 50.0 % [40.0 %, 60.0 %] | 256 | 1 |" in page
-    assert "\n\n![video](results/tasks/video.png)\n" in page and "\n\n\n" not in page
+    tasks = [
+        Row(name, "tasks", text, (Training("base"),), "prompts", seeds=(0,), paper="FVD 3.3", about="It moves.")
+        for name, text in (("video", "image to video"), ("longer", "long video"), ("missing", "no video"))
+    ]
+    found = {(task.name, 0): made_record(task, 0, 0.5, picture=True) for task in tasks[:2]}
+    figures = {"visible_29": Figure(0.25, 64, 0.2, 0.3), "seam_1": Figure(1.2, 63, 1.0, 1.4), "first_frame_psnr": Figure(30, 1256, 29, 31)}
+    found["longer", 0] = made_record(tasks[1], 0, figures=figures, device="H100")
+    page = render(found, tasks)
+    assert "\n\n### image to video\n\nIt moves.\n\nThe paper: FVD 3.3.\n\n| figure | value | cases |\n" in page
+    assert "| all | 50.0 % [40.0 %, 60.0 %] | 256 |" in page
+    assert (
+        "\n\n![video](results/tasks/video.png)\n\nSeed 0: 700 steps of `base`; 6.0 minutes of training and 1.0 of measuring on a " in page
+    )
+    assert page.index("![video]") < page.index("### long video") and "longer.png" not in page and "\n\n\n" not in page
+    rows = [
+        "| visible 29 | 25.0 % [20.0 %, 30.0 %] | 64 |",
+        "| seam 1 | 1.2 px [1, 1.4] | 63 |",
+        "| first frame psnr | 30 dB [29, 31] | 1,256 |",
+    ]
+    assert "\n".join(rows) in page and "1.0 of measuring on H100 (a processor, 2 cores, 1 threads)." in page
+    assert "### no video" not in page and "Not run: no video." in page
+
+
+def test_page_gives_guidance_a_line_for_each_scale() -> None:
+    task = find_row("guidance", ROWS)
+    values = {(name, scale): Figure(0.1 * float(scale), 18, 0.0, 0.5) for scale in ("1", "1.5", "3") for name in ("shape", "spread")}
+    figures = {f"{name}_{scale}": figure for (name, scale), figure in values.items()}
+    page = render({("guidance", 0): made_record(task, 0, figures=figures)}, ROWS)
+    assert "| scale | shape | spread | prompts |\n| --- | --- | --- | --- |\n| 1 | 10.0 % [0.0 %, 50.0 %] | 0.1 [0, 0.5] | 18 |\n" in page
+    assert "\n| 1.5 | 15.0 % [0.0 %, 50.0 %] | 0.15 [0, 0.5] | 18 |\n| 3 | 30.0 %" in page
 
 
 @pytest.mark.parametrize("count", [1, 3])

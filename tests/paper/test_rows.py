@@ -4,8 +4,9 @@ import pytest
 
 from tests.helpers.environment import ROOT
 from walt_pl.paper.measure_table import MEASURES
+from walt_pl.paper.page import SHARES
 from walt_pl.paper.row import Row, Training, find_row
-from walt_pl.paper.rows import ABLATIONS, DEFAULT, EQUAL_TIME, ROWS
+from walt_pl.paper.rows import ABLATIONS, DEFAULT, EQUAL_TIME, ROWS, TASKS
 
 EXPERIMENT = ROOT / "experiments" / "shapes"
 
@@ -14,11 +15,34 @@ def test_rows_have_names_of_their_own_and_measures_and_files_that_exist() -> Non
     assert len({row.name for row in ROWS}) == len(ROWS)
     for row in ROWS:
         assert row.measure in MEASURES
+        taken = {stage for _, stage in row.adopts}
         for training in row.trainings:
+            assert not training.init or training.init in taken
             assert (EXPERIMENT / f"{training.stage}.yaml").is_file()
             assert all((EXPERIMENT / overlay).is_file() for overlay in training.overlays)
         assert not row.against or find_row(row.against, ROWS).seeds == row.seeds
         assert all(ROWS.index(find_row(name, ROWS)) < ROWS.index(row) for name in row.sources)
+        for name, stage in row.adopts:
+            source = find_row(name, ROWS)
+            assert set(row.seeds) <= set(source.seeds) and stage in [training.stage for training in source.trainings]
+
+
+def test_rows_tasks_are_one_for_each_stage_of_a_task_and_name_their_sources() -> None:
+    files = {path.stem for path in EXPERIMENT.glob("base_*.yaml")}
+    assert files == {training.stage for row in TASKS for training in row.trainings} - {"base", "sr1"}
+    assert {row.name: row.sources for row in TASKS if row.sources} == {
+        "super_resolution": ("guidance",),
+        "super_resolution_no_noise_aug": ("guidance",),
+        "aspect": ("guidance",),
+    }
+    assert [row.name for row in TASKS if row.wide] == ["aspect", "aspect_scratch"]
+    assert all(row.paper and row.about and row.seeds == (0,) for row in TASKS)
+
+
+def test_rows_joint_training_is_judged_by_pairs_that_no_video_has() -> None:
+    row = find_row("video_only", ABLATIONS)
+    assert (row.figure, row.expected) == ("unseen_pairs", -1) and "unseen_pairs" in SHARES
+    assert all(other.figure == "all" for other in ABLATIONS if other is not row)
 
 
 def test_rows_ablations_are_the_default_and_a_row_for_each_overlay() -> None:
@@ -35,7 +59,7 @@ def test_rows_in_equal_time_take_the_pace_of_their_ablation() -> None:
 
 
 def test_rows_refuse_what_cannot_be_run() -> None:
-    with pytest.raises(ValueError, match="has trainings, or uses"):
+    with pytest.raises(ValueError, match="a row has at least one training"):
         Row("x", "tasks", "x", (), "prompts")
     with pytest.raises(ValueError, match="leave no other number of steps"):
         Training("base", steps=3, time_of="default", pace_of="patch_1")

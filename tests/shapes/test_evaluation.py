@@ -24,12 +24,15 @@ def entries(painted: Path) -> list[IndexEntry]:
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_score_continuation_reads_motion_from_frames_that_were_not_given(entries: list[IndexEntry], right: bool) -> None:
+def test_score_continuation_reads_motion_from_frames_that_were_not_given(
+    entries: list[IndexEntry], right: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """An oracle that knows its clip by its beginning; the wrong one lets the rest run backwards."""
+    monkeypatch.setattr("walt_pl.shapes.evaluation.BATCH", 4)
     clips = read_clips(entries, 32)
     asked: list[SampleRequest] = []
 
-    def sample_stage(stage: str, request: SampleRequest, sampling: SamplingConfig) -> Tensor:
+    def sample_stage(stage: str, request: SampleRequest, sampling: SamplingConfig, low_res: None, number: int) -> Tensor:
         asked.append(request)
         if not request.context_latents:
             return clips[[0] * len(request)]
@@ -41,9 +44,15 @@ def test_score_continuation_reads_motion_from_frames_that_were_not_given(entries
         return torch.cat([request.context_latents["base"], rest if right else rest.flip(2)], dim=2)
 
     cascade: Any = SimpleNamespace(
-        base="base", pixels=lambda stage: (32, 32), overlap=5, encode=lambda clip: clip, decode=lambda clip: clip, sample_stage=sample_stage
+        base="base",
+        stages=["base"],
+        pixels=lambda stage: (32, 32),
+        overlap=5,
+        encode=lambda clip: clip,
+        decode=lambda clip: clip,
+        sample_stage=sample_stage,
     )
-    shares = score_continuation(cascade, entries, SamplingConfig(), seed=0, batch=4)
+    shares = score_continuation(cascade, entries, SamplingConfig(), seed=0)
     alike = sum(entry.caption.split()[-1] == entries[0].caption.split()[-1] for entry in entries) / len(entries)
     assert shares == {"motion_continued": float(right), "motion_without_context": pytest.approx(alike)}
     assert all(not any(request.prompts) for request in asked), "the caption is not told"

@@ -36,6 +36,7 @@ def paper(
     short: bool = False,
     jobs: int | None = None,
     index: str = "data/shapes/index.parquet",
+    wide_index: str = "data/shapes_9x16/index.parquet",
     out: str | None = None,
 ) -> None:
     """Train and measure every row of the paper's tables on the embedded set, and write RESULTS.md and its plots.
@@ -51,6 +52,7 @@ def paper(
         short: one seed, 40 steps a training and an eighth of the cases; the page lies in the folder of the trainings.
         jobs: rows side by side, each with its share of the cores; 2 on a CPU with two cores or more, 1 on a GPU when not given.
         index: index of the embedded set.
+        wide_index: index of the embedded set of 128 rows x 224 columns, for the rows of another aspect ratio.
         out: folder of RESULTS.md and results/; docs when not given.
     """
     found = find_experiment(Path(experiment))
@@ -58,6 +60,10 @@ def paper(
         raise ValueError(f"paper: --experiment {experiment} has no folder ablations; name experiments/shapes, or a folder made like it")
     if not Path(index).is_file():
         raise ValueError(f"paper: --index {index}: there is no such file; paint the embedded set: python -m walt_pl index shapes")
+    chosen = choose_rows(only, seeds, short)
+    if any(row.wide for row, _ in chosen) and not Path(wide_index).is_file():
+        paint = f"python -m walt_pl index shapes --out {Path(wide_index).parent} --aspect 1.75"
+        raise ValueError(f"paper: --wide-index {wide_index}: there is no such file; paint the set of another aspect ratio: {paint}")
     if short and out is not None:
         raise ValueError("paper: --short keeps its page in the folder of its trainings: leave out --out")
     count = jobs if jobs is not None else (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
@@ -66,13 +72,12 @@ def paper(
     folder = Path(run or ("runs/paper_short" if short else "runs/paper"))
     page = folder if short else Path(out or "docs")
     autoencoder = Manifest.open(Path(vae).parent, found).usable([Path(vae).name])[Path(vae).name]
-    chosen = choose_rows(only, seeds, short)
     _check_page(page / PAGE)
     folder.mkdir(parents=True, exist_ok=True)
     page.mkdir(parents=True, exist_ok=True)
     with hold_lock(folder / "paper.lock", wait=0):
         missing = _missing(chosen, page, str(read_card(autoencoder)["sha256"]))
-        places = [str(path) for path in (found, folder, autoencoder, index, page)]
+        places = [str(path) for path in (found, folder, autoencoder, index, wide_index, page)]
         failed = _run(missing, count, folder, page, [*places, str(short).lower(), str(count)])
     if failed:
         raise SystemExit("\n".join(["paper: the same command runs these again:", *failed]))
@@ -96,16 +101,20 @@ def choose_rows(only: str | None, seeds: str | None, short: bool) -> list[tuple[
 
 
 def _missing(chosen: Sequence[tuple[Row, int]], page: Path, sha256: str) -> list[tuple[Row, int]]:
-    """Return the rows without a result, and those whose result is of another autoencoder. The old result of those is removed."""
+    """Return the rows without a result, and those whose result is of another autoencoder or base. The old result of those is removed."""
     missing = []
     for row, seed in chosen:
         record = read_record(page, row, seed)
-        owner = find_row(row.uses, ROWS) if row.uses else row
-        if record is not None and (owner.has_own_autoencoder or record.stages.get("vae") == sha256):
+        wanted = {} if row.has_own_autoencoder else {"vae": sha256}
+        for name, stage in row.adopts:
+            if source := read_record(page, find_row(name, ROWS), seed):
+                wanted[stage] = source.stages.get(stage, "")
+        others = [stage for stage, hashed in wanted.items() if record is not None and record.stages.get(stage) != hashed]
+        if record is not None and not others:
             continue
-        if record is not None:
+        if others:
             path = record_path(page, row, seed)
-            print(f"paper: {path} is of another autoencoder and measured anew: the rows of a table share theirs", flush=True)
+            print(f"paper: {path} is of another stage {others[0]} and measured anew: the rows of a table share theirs", flush=True)
             path.unlink()
         missing.append((row, seed))
     return missing

@@ -16,7 +16,7 @@ from walt_pl.cli.run_fit import run_fit
 from walt_pl.evaluation.program import machine
 from walt_pl.files import write_whole
 from walt_pl.lock import now
-from walt_pl.media.contact_sheet import contact_sheet
+from walt_pl.media.contact_sheet import captioned_grid, contact_sheet
 from walt_pl.media.writing import write_image
 from walt_pl.paper.measure_table import MEASURES
 from walt_pl.paper.measured import Measured
@@ -34,8 +34,8 @@ SHORT_STEPS = 40
 """Steps of every training of a short run."""
 SHORT_WARMUP = 4
 """Steps of warm-up of a short run. A slow row has few steps in the default's time, and they have to be more than these."""
-SHOWN = 4
-"""Clips of a picture."""
+SHOWN = 6
+"""Clips of a picture. A measure of guidance scales gives one for each of five."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class Places:
     run: Path
     vae: Path
     index: Path
+    wide_index: Path
     out: Path
     short: bool
     jobs: int
@@ -58,9 +59,23 @@ class Places:
         """Return the run of a row's trainings that serve all seeds."""
         return self.run / "shared" / row.name
 
+    def index_of(self, row: Row) -> Path:
+        """Return the index of the set that a row is trained and measured on."""
+        return self.wide_index if row.wide else self.index
+
 
 def paper_row(
-    name: str, seed: int, shared: bool, experiment: str, run: str, vae: str, index: str, out: str, short: bool, jobs: int
+    name: str,
+    seed: int,
+    shared: bool,
+    experiment: str,
+    run: str,
+    vae: str,
+    index: str,
+    wide_index: str,
+    out: str,
+    short: bool,
+    jobs: int,
 ) -> None:
     """Train and measure a row with a seed, and write its file; or train what its seeds share.
 
@@ -72,12 +87,13 @@ def paper_row(
         run: folder of the trainings.
         vae: artifact of the autoencoder.
         index: index of the embedded set.
+        wide_index: index of the embedded set of 128 rows x 224 columns.
         out: folder of the page.
         short: take fewer steps and cases.
         jobs: rows side by side, for the record.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("paper: terminated; the same command goes on"))
-    places = Places(Path(experiment), Path(run), Path(vae), Path(index), Path(out), short, jobs)
+    places = Places(Path(experiment), Path(run), Path(vae), Path(index), Path(wide_index), Path(out), short, jobs)
     row = find_row(name, ROWS)
     if shared:
         for training in row.trainings:
@@ -90,31 +106,20 @@ def paper_row(
 def run_row(row: Row, seed: int, places: Places) -> None:
     """Train and measure a row with a seed, and write its file."""
     folder = places.folder(row, seed)
-    if row.uses:
-        used = places.folder(find_row(row.uses, ROWS), seed)
-        if not used.is_dir():
-            raise ValueError(
-                f"paper: {row.name} measures the run {used}, and there is none: remove the file of {row.uses} and train it anew"
-            )
-    else:
-        used = folder
-        _begin(row, folder, places)
-        for training in row.trainings:
-            if training.shared:
-                Manifest.open(folder).adopt(training.stage, places.shared(row) / training.stage)
-            else:
-                _train(training, row, seed, folder, places)
-    folder.mkdir(parents=True, exist_ok=True)
+    _begin(row, seed, places)
+    for training in row.trainings:
+        if not training.shared:
+            _train(training, row, seed, folder, places)
     clock = Clock(folder / "seconds.json")
     clock.seconds.pop("measuring", None)  # measured anew
     with clock.counts("measuring"):
         # Seeds take other noise: each clip of a measure adds 1.
-        measured = MEASURES[row.measure](used, places.index, 1000 * seed, places.short)
+        measured = MEASURES[row.measure](folder, places.index_of(row), 1000 * seed, places.short)
     _note_memory(folder)
     picture = measured.clips is not None and seed == row.seeds[0]
     if picture:
         _draw(measured, places.out / picture_path(row))
-    record = _describe(row, seed, places, used, measured, picture)
+    record = _describe(row, seed, places, measured, picture)
     write_record(places.out, row, record)
     print(f"paper: {row.name} of seed {seed} is measured", flush=True)
 
@@ -122,22 +127,27 @@ def run_row(row: Row, seed: int, places: Places) -> None:
 # ---- Training ----------------------------------------------------------------------------------------------------------
 
 
-def _begin(row: Row, folder: Path, places: Places) -> None:
-    """Adopt the autoencoder into a row's run. A run of another autoencoder is removed first.
+def _begin(row: Row, seed: int, places: Places) -> None:
+    """Adopt the stages that a row's run does not train itself. A run with others in their place is removed first.
 
     Raises:
-        ValueError: there are files in that run that are none of a training.
+        ValueError: a stage to adopt is missing, or there are files in that run that are none of a training.
     """
-    shares = any(training.stage == "vae" and training.shared for training in row.trainings)
-    if row.has_own_autoencoder and not shares:
-        return
-    vae = places.shared(row) / "vae" if shares else places.vae
-    before = Manifest.open(folder).sha256("vae")
-    if before is not None and before != read_card(vae)["sha256"]:
-        print(f"paper: {folder} is of another autoencoder and trained anew: the rows of a table share theirs", flush=True)
+    folder, adopted = places.folder(row, seed), {} if row.has_own_autoencoder else {"vae": places.vae}
+    for name, stage in row.adopts:
+        source = places.folder(find_row(name, ROWS), seed)
+        if Manifest.open(source).state(stage) != "done":
+            told = f"{row.name} takes the stage {stage} of {source}, which is not done"
+            raise ValueError(f"paper: {told}: run the row {name} first, and remove its file if it has one")
+        adopted[stage] = source / stage
+    adopted |= {training.stage: places.shared(row) / training.stage for training in row.trainings if training.shared}
+    before = {stage: Manifest.open(folder).sha256(stage) for stage in adopted}
+    if others := [stage for stage, path in adopted.items() if before[stage] not in (None, read_card(path)["sha256"])]:
+        print(f"paper: {folder} is of another stage {others[0]} and trained anew: the rows of a table share theirs", flush=True)
         if left := remove_own(folder, RUN_FILES):
             raise ValueError(f"paper: {describe_left(left)} is no file of a training: move it away, and type the command again")
-    Manifest.open(folder).adopt("vae", vae)
+    for stage, path in adopted.items():
+        Manifest.open(folder).adopt(stage, path)
 
 
 def _train(training: Training, row: Row, seed: int, folder: Path, places: Places) -> None:
@@ -146,7 +156,9 @@ def _train(training: Training, row: Row, seed: int, folder: Path, places: Places
         return
     files = [f"{training.stage}.yaml", *training.overlays]
     words = [word for file in files for word in ("--config", str(places.experiment / file))]
-    words += ["--run", str(folder), "--data.index", str(places.index)]
+    words += ["--run", str(folder), "--data.index", str(places.index_of(row))]
+    if training.init:
+        words += ["--init", str(Manifest.open(folder).folder(training.init))]
     # Each on its own: a file may set one of them.
     words += [word for key in ("seed_everything", "data.seed", "model.seed") for word in (f"--{key}", str(seed))]
     if (steps := _choose_steps(training, row, seed, places)) is not None:
@@ -191,11 +203,12 @@ def _steps_in_time(training: Training, row: Row, seed: int, places: Places) -> i
 # ---- Record ------------------------------------------------------------------------------------------------------------
 
 
-def _describe(row: Row, seed: int, places: Places, used: Path, measured: Measured, picture: bool) -> Record:
+def _describe(row: Row, seed: int, places: Places, measured: Measured, picture: bool) -> Record:
     """Return the record of a row that is measured."""
-    folder, manifest = places.folder(row, seed), Manifest.open(used)
+    folder = places.folder(row, seed)
+    manifest = Manifest.open(folder)
     seconds = Clock(folder / "seconds.json").seconds
-    own = {training.stage: places.shared(row) if training.shared else used for training in row.trainings}
+    own = {training.stage: places.shared(row) if training.shared else folder for training in row.trainings}
     progress = {stage: TrainingProgress.read(place / "training" / stage) for stage, place in own.items()}
     hashes = {stage: manifest.sha256(stage) for stage in manifest.stages()}
     return Record(
@@ -246,10 +259,11 @@ def _read_memory(folder: Path) -> int:
 
 
 def _draw(measured: Measured, path: Path) -> None:
-    """Write a small picture of a row's first clips."""
+    """Write a small picture of a row's first clips, or images."""
     assert measured.clips is not None
+    clips, captions = measured.clips[:SHOWN], measured.captions[:SHOWN]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_image(path, contact_sheet(measured.clips[:SHOWN], measured.captions[:SHOWN]))
+    write_image(path, captioned_grid(clips, captions)[0] if clips.shape[2] == 1 else contact_sheet(clips, captions, side=320))
 
 
 def run(words: Sequence[str]) -> None:

@@ -43,7 +43,7 @@ def captioned_grid(clips: Tensor, captions: Sequence[str], columns: int | None =
     return rearrange(cells, "(r c) t h w x -> t (r h) (c w) x", c=columns)
 
 
-def contact_sheet(clips: Tensor, captions: Sequence[str], shown: int = 5, columns: int = 2) -> Frames:
+def contact_sheet(clips: Tensor, captions: Sequence[str], shown: int = 5, columns: int = 2, side: int = 1) -> Frames:
     """Return one picture of clips, in which each clip is a row of frames, a few clips abreast.
 
     Args:
@@ -51,6 +51,7 @@ def contact_sheet(clips: Tensor, captions: Sequence[str], shown: int = 5, column
         captions: Caption of each clip.
         shown: Frames of each clip, from first to last.
         columns: Clips abreast.
+        side: Least width of an enlarged row of frames in pixels.
 
     Returns:
         uint8 [h w 3].
@@ -58,7 +59,7 @@ def contact_sheet(clips: Tensor, captions: Sequence[str], shown: int = 5, column
     t = clips.shape[2]
     picked = clips[:, :, [round(i * (t - 1) / (shown - 1)) for i in range(shown)]]
     strips = rearrange(picked, "b c t h w -> b c 1 h (t w)")
-    sheet: Frames = captioned_grid(strips, captions, columns=min(columns, len(clips)), side=1)[0]
+    sheet: Frames = captioned_grid(strips, captions, columns=min(columns, len(clips)), side=side)[0]
     return sheet
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from walt_pl.paper.compare import UNKNOWN, Difference, compare, mean_and_deviation, verdict
@@ -11,15 +12,23 @@ from walt_pl.paper.row import TABLES, Row, Table, find_row
 
 TITLE = "# The paper in miniature"
 Records = Mapping[tuple[str, int], Record]
-SHARES = ("colour", "motion", "shape", "all", "unseen_pairs")
-"""Figures that are shares of clips, shown in percent."""
+SHARES = ("colour", "motion", "shape", "texture", "pair", "all", "unseen_pairs", "visible")
+"""Figures that are shares of clips, shown in percent. A number may follow, such as that of a guidance scale."""
+UNITS = {"first_frame_psnr": "dB", "position_error": "px", "seam": "px", "inside": "px", "steadiness": "px"}
+"""Units of other figures, by the beginning of their names."""
+BY_SCALE = ("guidance",)
+"""Measures whose figures end with a guidance scale."""
 HEADINGS: dict[Table, str] = {
     "tasks": "Tasks",
     "ablations": "Ablations, in equal steps",
     "equal time": "Ablations, in equal time",
 }
 INTRODUCTIONS: dict[Table, str] = {
-    "tasks": "Each task is trained and measured on its own.",
+    "tasks": (
+        "Each task is trained with one seed, and intervals are over cases. Shape, colour, motion and texture are the shares of clips in "
+        "which the scorer reads the right word. All is that of shape, colour and motion together. Iou is the overlap of the object with an "
+        "ideal shape."
+    ),
     "ablations": (
         "The small base with one switch of the paper's Table 3 changed, in equal steps. The autoencoder of a run is shared by all rows and "
         "seeds; the row of 4 latent channels has one of its own, trained once. So seeds vary the base alone."
@@ -82,7 +91,8 @@ def _render_table(own: Sequence[Row], records: Records, rows: Sequence[Row]) -> 
     parts = [_render_task(row, records) for row in done] if own[0].table == "tasks" else [_render_figures(done, records)]
     parts.append(_render_verdicts([row for row in done if row.against], records, rows))
     parts.append([f"![differences]({plot_path(own[0].folder)})"] if compared_rows(own, records, rows) else [])
-    parts.append(_render_pictures(done, records))
+    if own[0].table != "tasks":
+        parts.append(_link_pictures(done, records))
     missing = _list_missing(own, records)
     parts.append([f"Not run: {missing}."] if missing else [])
     return [line for part in parts if part for line in ("", *part)]
@@ -116,25 +126,53 @@ def _render_verdicts(compared: Sequence[Row], records: Records, rows: Sequence[R
 
 
 def _render_task(row: Row, records: Records) -> list[str]:
+    """Render the section of a task: text, figure of the paper, figures, picture, and what it took."""
     found = of_row(records, row)
-    names = list(dict.fromkeys(name for record in found for name in record.figures))
-    lines = [f"### {row.text}", "", *([f"The paper: {row.paper}.", ""] if row.paper else [])]
-    lines += [_line(["figure", "value", "cases", "seeds"]), _line(["---"] * 4)]
-    for name in names:
-        having = [record for record in found if name in record.figures]
-        cases = _show_range(sorted({f"{record.figures[name].cases:,}" for record in having}))
-        lines.append(_line([name.replace("_", " "), _show_figure(name, found), cases, str(len(having))]))
+    parts = [[f"### {row.text}"], [row.about] if row.about else [], [f"The paper: {row.paper}."] if row.paper else []]
+    parts.append(_render_scales(found) if row.measure in BY_SCALE else _render_cases(found))
+    if any(record.picture for record in found):
+        parts.append([f"!{_link_picture(row)}"])
+    parts.append([_describe_training(record) for record in found])
+    return [line for part in parts if part for line in ("", *part)][1:]
+
+
+def _render_cases(found: Sequence[Record]) -> list[str]:
+    """Render a line for each figure of a task."""
+    lines = [_line(["figure", "value", "cases"]), _line(["---"] * 3)]
+    for name in dict.fromkeys(name for record in found for name in record.figures):
+        lines.append(_line([name.replace("_", " "), _show_figure(name, found), _show_cases(name, found)]))
     return lines
 
 
-def _render_pictures(rows: Iterable[Row], records: Records) -> list[str]:
-    """Render links to the pictures of rows: those of tasks are shown, those of ablations are linked."""
-    having = [row for row in rows if any(record.picture for record in of_row(records, row))]
-    if not having:
-        return []
-    links = [f"[{row.name.replace('_', ' ')}]({picture_path(row).as_posix()})" for row in having]
-    shown = [f"!{link}" for link in links] if having[0].table == "tasks" else []
-    return shown or [f"Clips of the first seed: {', '.join(links)}."]
+def _render_scales(found: Sequence[Record]) -> list[str]:
+    """Render a line for each guidance scale."""
+    names = [name.rpartition("_") for record in found for name in record.figures]
+    figures, scales = (list(dict.fromkeys(name[part] for name in names)) for part in (0, 2))
+    lines = [_line(["scale", *figures, "prompts"]), _line(["---"] * (len(figures) + 2))]
+    for scale in scales:
+        own = [f"{figure}_{scale}" for figure in figures]
+        lines.append(_line([scale, *(_show_figure(name, found) for name in own), _show_cases(own[0], found)]))
+    return lines
+
+
+def _describe_training(record: Record) -> str:
+    """Return steps, minutes and machine of a task as a sentence."""
+    steps = ", ".join(f"{count:,} steps of `{stage}`" for stage, count in record.steps.items())
+    training, measuring = (record.minutes.get(part, 0.0) for part in ("training", "measuring"))
+    return f"Seed {record.seed}: {steps}; {training:.1f} minutes of training and {measuring:.1f} of measuring on {_name_machine(record)}."
+
+
+def _link_pictures(rows: Iterable[Row], records: Records) -> list[str]:
+    links = [_link_picture(row) for row in rows if any(record.picture for record in of_row(records, row))]
+    return [f"Clips of the first seed: {', '.join(links)}."] if links else []
+
+
+def _link_picture(row: Row) -> str:
+    return f"[{row.name.replace('_', ' ')}]({picture_path(row).as_posix()})"
+
+
+def _name_machine(record: Record) -> str:
+    return record.machine if record.device == "cpu" else f"{record.device} ({record.machine})"
 
 
 def _list_missing(rows: Iterable[Row], records: Records) -> str:
@@ -197,7 +235,16 @@ def _show_range(values: Sequence[str]) -> str:
 
 
 def _show(name: str, value: float) -> str:
-    return f"{100 * value:.1f} %" if name in SHARES else f"{value:.3g}"
+    return f"{100 * value:.1f} %" if _is_share(name) else f"{value:.3g}"
+
+
+def _is_share(name: str) -> bool:
+    return re.sub(r"_[\d.]+$", "", name) in SHARES
+
+
+def _show_cases(name: str, records: Sequence[Record]) -> str:
+    counts = sorted({record.figures[name].cases for record in records if name in record.figures})
+    return _show_range([f"{count:,}" for count in counts])
 
 
 def _show_figure(name: str, records: Sequence[Record]) -> str:
@@ -206,12 +253,13 @@ def _show_figure(name: str, records: Sequence[Record]) -> str:
     if not having:
         return ""
     mean, deviation = mean_and_deviation([figure.value for figure in having])
+    unit = next((f" {unit}" for begin, unit in UNITS.items() if name.startswith(begin)), "")
     if deviation is None:
-        return f"{_show(name, mean)} [{_show(name, having[0].low)}, {_show(name, having[0].high)}]"
-    return f"{_show(name, mean)} ± {_show(name, deviation)}"
+        return f"{_show(name, mean)}{unit} [{_show(name, having[0].low)}, {_show(name, having[0].high)}]"
+    return f"{_show(name, mean)}{unit} ± {_show(name, deviation)}"
 
 
 def _show_difference(name: str, difference: Difference) -> str:
-    scale, unit = (100, " points") if name in SHARES else (1, "")
+    scale, unit = (100, " points") if _is_share(name) else (1, "")
     value, low, high = (f"{scale * number:+.3g}" for number in (difference.value, difference.low, difference.high))
     return f"{value}{unit} [{low}, {high}]"

@@ -23,6 +23,8 @@ class Training:
     """Files laid over it, relative to the folder of the experiment."""
     steps: int | None = None
     """Optimiser steps; those of the files when None."""
+    init: str = ""
+    """Stage of the run, adopted or trained before, whose weights the training starts from; empty for random weights."""
     shared: bool = False
     """Trained once, with seed 0, and adopted by the runs of all seeds."""
     time_of: str = ""
@@ -51,6 +53,12 @@ class Row:
     """Name of a function in `walt_pl.paper.measure_table.MEASURES`."""
     seeds: tuple[int, ...] = SEEDS
     """Seeds of the trainings."""
+    adopts: tuple[tuple[str, str], ...] = ()
+    """Rows and their stages that its run takes over, of the same seed."""
+    wide: bool = False
+    """Whether it is trained and measured on the set of 128 rows x 224 columns."""
+    about: str = ""
+    """Sentences below the heading of a task: what is given, and the meaning of its figures."""
     paper: str = ""
     """Figures of the paper."""
     expected: int = 0
@@ -63,12 +71,10 @@ class Row:
     """Whether a higher value of that figure is better."""
     margin: float = 0.05
     """Difference of that figure that counts as none, where the paper has no clear difference."""
-    uses: str = ""
-    """Row whose runs are measured, for a row without trainings."""
 
     def __post_init__(self) -> None:
-        if bool(self.trainings) == bool(self.uses):
-            raise ValueError(f"row {self.name}: a row has trainings, or uses the runs of another row")
+        if not self.trainings:
+            raise ValueError(f"row {self.name}: a row has at least one training")
         if self.expected not in (-1, 0, 1) or self.margin <= 0:
             raise ValueError(f"row {self.name}: expected is -1, 0 or 1, and margin is above 0")
 
@@ -85,7 +91,8 @@ class Row:
     @property
     def sources(self) -> tuple[str, ...]:
         """Rows that have to be measured before it, of the same seed."""
-        names = [self.uses, *(name for training in self.trainings for name in (training.time_of, training.pace_of))]
+        names = [name for name, _ in self.adopts]
+        names += [name for training in self.trainings for name in (training.time_of, training.pace_of)]
         return tuple(dict.fromkeys(name for name in names if name))
 
 

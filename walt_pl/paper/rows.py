@@ -12,13 +12,134 @@ BUDGET = "ablations/budget.yaml"
 
 # ---- Tasks -------------------------------------------------------------------------------------------------------------
 
-TASKS: tuple[Row, ...] = ()
+# One seed: a task takes minutes, and the intervals of its figures come from its cases.
+_ONE = (0,)
+GUIDANCE = "guidance"
+"""Row whose base super-resolution and finetuning take over."""
+
+TASKS: tuple[Row, ...] = (
+    Row(
+        "class_video",
+        "tasks",
+        "A clip from a class",
+        (Training("base_class_video"),),
+        "class_video",
+        seeds=_ONE,
+        paper="UCF-101, FVD 46 (L) and 36 (XL)",
+        about=(
+            "A class is a shape and a colour; pair is both. Motion distance is that to equally many of all motions. It is 0.83 for one "
+            "motion alone, and 0.04 on average for 600 uniform draws."
+        ),
+    ),
+    Row(
+        "class_images",
+        "tasks",
+        "An image from a class",
+        (Training("base_class_images"),),
+        "class_images",
+        seeds=_ONE,
+        paper="ImageNet, FID 2.56",
+        about="A class is a shape and a colour; pair is both.",
+    ),
+    Row(
+        "frame_prediction",
+        "tasks",
+        "12 frames from 5",
+        (Training("base_frame_prediction"),),
+        "frame_prediction",
+        seeds=_ONE,
+        paper="Kinetics-600, FVD 3.3",
+        about=(
+            "Figures are those of the new frames. Position error is the distance from the true clip's path. Position error still is that "
+            "of an object that stays where it is."
+        ),
+    ),
+    Row(
+        "image_to_video",
+        "tasks",
+        "A clip from its first frame and a caption",
+        (Training("base_image_to_video"),),
+        "image_to_video",
+        seeds=_ONE,
+        paper="samples, without a figure",
+        about="First frame psnr compares the first frame with the given one. That of the autoencoder is its reconstruction's.",
+    ),
+    Row(
+        "long_video",
+        "tasks",
+        "Videos of 2 and 4 segments",
+        (Training("base_long_video"),),
+        "long_video",
+        seeds=_ONE,
+        paper="samples, without a figure",
+        about=(
+            "Seam N is the distance of the object's centre, in the first new frame, from the line of the 5 frames before. Seam size N is "
+            "that of its radius. Inside is the distance where there is no seam. Numbers from 29 are frames of the video, and motion 2 is "
+            "that of the second segment."
+        ),
+    ),
+    Row(
+        GUIDANCE,
+        "tasks",
+        "Guidance of five scales",
+        (Training("base"),),
+        "guidance",
+        seeds=_ONE,
+        paper="guidance is used for all samples",
+        about="Spread is 1 where the samples of a prompt are as various as real clips, and 0 where they are alike.",
+    ),
+    Row(
+        "super_resolution",
+        "tasks",
+        "Super-resolution of the base's own samples",
+        (Training("sr1"),),
+        "super_resolution",
+        seeds=_ONE,
+        adopts=((GUIDANCE, "base"),),
+        paper="no figure of one stage",
+        about="It enlarges samples of the base of the guidance row, whose overlap is iou base. The other figures are at 64 pixels.",
+    ),
+    Row(
+        "super_resolution_no_noise_aug",
+        "tasks",
+        "Super-resolution without noise augmentation",
+        (Training("sr1", ("no_noise_augmentation.yaml",)),),
+        "super_resolution",
+        seeds=_ONE,
+        adopts=((GUIDANCE, "base"),),
+        paper="no comparison",
+        about="It enlarges the samples of the row before.",
+    ),
+    Row(
+        "aspect",
+        "tasks",
+        "Another aspect ratio, finetuned",
+        (Training("base_9x16", init="base"),),
+        "aspect_finetuned",
+        seeds=_ONE,
+        adopts=((GUIDANCE, "base"),),
+        wide=True,
+        paper="finetuned to 128 x 224, without a figure",
+        about="The square base is trained further on clips of 32 rows x 56 columns.",
+    ),
+    Row(
+        "aspect_scratch",
+        "tasks",
+        "Another aspect ratio, from random weights",
+        (Training("base_9x16_scratch"),),
+        "aspect_scratch",
+        seeds=_ONE,
+        wide=True,
+        paper="no comparison",
+        about="It has as many steps as the finetuning of the row before.",
+    ),
+)
 
 
 # ---- Ablations: Table 3 of the paper ------------------------------------------------------------------------------------
 
 
-def _ablation(name: str, text: str, paper: str, expected: int, first: tuple[Training, ...] = ()) -> Row:
+def _ablation(name: str, text: str, paper: str, expected: int, first: tuple[Training, ...] = (), figure: str = "all") -> Row:
     """Return the row of an overlay of experiments/EXP/ablations, laid over the base.
 
     Args:
@@ -27,9 +148,10 @@ def _ablation(name: str, text: str, paper: str, expected: int, first: tuple[Trai
         paper: figures of the paper, FVD on UCF-101 unless stated; that of the default comes first.
         expected: see `Row`.
         first: trainings before the base.
+        figure: see `Row`.
     """
     base = Training("base", (BUDGET, f"ablations/{name}.yaml"))
-    return Row(name, "ablations", text, (*first, base), "prompts", paper=paper, expected=expected, against=DEFAULT)
+    return Row(name, "ablations", text, (*first, base), "prompts", paper=paper, expected=expected, against=DEFAULT, figure=figure)
 
 
 # The base differs by seed; one autoencoder serves them all, as the autoencoder of the command serves the other rows.
@@ -51,7 +173,7 @@ ABLATIONS = (
     _ablation("no_latent_normalisation", "latents not normalised", "60.7, without 67.9", -1),
     _ablation("no_zero_snr", "no zero terminal SNR", "60.7, without 91.0", -1),
     _ablation("latent_channels_4", "4 latent channels", "8: 75.4, 4: 86.4", -1, (_FOUR_CHANNELS,)),
-    _ablation("video_only", "videos alone", "zero-shot UCF-101: joint 344.5, video alone 598.8", -1),
+    _ablation("video_only", "videos alone", "zero-shot UCF-101: joint 344.5, video alone 598.8", -1, figure="unseen_pairs"),
 )
 
 

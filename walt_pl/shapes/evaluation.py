@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +93,10 @@ def score_cascade(
     sizes = sorted({SIZE, *(min(cascade.pixels(stage)) for stage in cascade.stages)})
     scores: dict[str, dict[str, float]] = {"vae": score_autoencoder(cascade, clips[:RECONSTRUCTED], sizes)}
     captions = [entry.caption for entry in clips[:prompts]]
-    latents = sample_latents(cascade, cascade.base, captions, sampling, seed)
+    latents = sample_latents(cascade, cascade.base, request_captions(captions, seed), sampling)
     base: dict[str, float] = {**score_words(cascade.decode(latents), captions)}
     pairs = [entry.caption for entry in Index(index, "unseen").videos[:unseen]]
-    of_pairs = cascade.decode(sample_latents(cascade, cascade.base, pairs, sampling, seed + prompts))
+    of_pairs = cascade.decode(sample_latents(cascade, cascade.base, request_captions(pairs, seed + prompts), sampling))
     base["unseen_pairs"] = score_words(of_pairs, pairs)["pair"]
     counts = {"vae": RECONSTRUCTED, cascade.base: prompts, "unseen_pairs": unseen, **dict.fromkeys(cascade.stages[1:], UPSCALED)}
     if cascade.samplers[cascade.base].denoiser.config.frame_prediction:
@@ -227,23 +227,24 @@ def score_words(clips: Tensor, captions: Sequence[str]) -> dict[str, ClipMean]:
     return {word: shares[word] for word in ("colour", "motion", "shape", "all", "pair")}
 
 
-def sample_latents(
-    cascade: Cascade, stage: str, captions: Sequence[str], sampling: SamplingConfig, seed: int, low_res: Tensor | None = None
-) -> Tensor:
-    """Sample the raw latents of a stage for captions, [b c t h w].
+def request_captions(captions: Sequence[str], seed: int, context_latents: Mapping[str, Tensor] | None = None) -> SampleRequest:
+    """Return a request for a clip of each caption; the seed of each further clip adds 1."""
+    return SampleRequest(prompts=captions, seeds=[seed + i for i in range(len(captions))], context_latents=context_latents or {})
+
+
+def sample_latents(cascade: Cascade, stage: str, request: SampleRequest, sampling: SamplingConfig, low_res: Tensor | None = None) -> Tensor:
+    """Sample the raw latents of a stage, `BATCH` clips at once, [b c t h w].
 
     Args:
         cascade: with the stage.
         stage: its name.
-        captions: one for each sample.
+        request: conditions, seeds and context frames.
         sampling: settings.
-        seed: of the first sample's noise; each further sample adds 1.
         low_res: raw latents of half the size, for a super-resolution stage.
     """
     number = cascade.stages.index(stage)
-    request = SampleRequest(prompts=captions, seeds=[seed + i for i in range(len(captions))])
     made = []
-    for start in range(0, len(captions), BATCH):
+    for start in range(0, len(request), BATCH):
         part = None if low_res is None else low_res[start : start + BATCH]
         made.append(cascade.sample_stage(stage, request.part(start, BATCH), sampling, part, number=number))
     return torch.cat(made)
@@ -266,14 +267,12 @@ def score_outlines(
     """
     found = {cascade.base: measure_outlines(cascade.decode(latents))}
     for stage in cascade.stages[1:]:
-        latents = sample_latents(cascade, stage, captions, sampling, seed, latents)
+        latents = sample_latents(cascade, stage, request_captions(captions, seed), sampling, latents)
         found[stage] = measure_outlines(cascade.decode(latents))
     return found
 
 
-def score_continuation(
-    cascade: Cascade, entries: Sequence[IndexEntry], sampling: SamplingConfig, seed: int, batch: int = 32
-) -> dict[str, float]:
+def score_continuation(cascade: Cascade, entries: Sequence[IndexEntry], sampling: SamplingConfig, seed: int) -> dict[str, float]:
     """Score the motion of clips that the base model continues from two context frames (latents), without a caption.
 
     The context is the first 5 of 17 true frames; the motion is read from the 12 others. Chance is 1/6.
@@ -283,23 +282,18 @@ def score_continuation(
         entries: clips of the embedded set.
         sampling: settings.
         seed: of the first sample's noise; each further sample adds 1.
-        batch: samples at once.
 
     Returns:
         Correct shares of the motion with context frames (`motion_continued`) and without (`motion_without_context`).
     """
     captions = [entry.caption for entry in entries]
     given = cascade.encode(read_clips(entries, min(cascade.pixels(cascade.base)))[:, :, : cascade.overlap])
-    request = SampleRequest(prompts=[""] * len(captions), seeds=[seed + i for i in range(len(captions))])
     contexts: dict[str, dict[str, Tensor]] = {"motion_continued": {cascade.base: given}, "motion_without_context": {}}
     shares: dict[str, float] = {}
     for figure, context_latents in contexts.items():
-        whole = replace(request, context_latents=context_latents)
-        made = [
-            cascade.decode(cascade.sample_stage(cascade.base, whole.part(start, batch), sampling))
-            for start in range(0, len(captions), batch)
-        ]
-        shares[figure] = score(torch.cat(made)[:, :, cascade.overlap :], captions)["motion"]
+        request = request_captions([""] * len(captions), seed, context_latents)
+        made = cascade.decode(sample_latents(cascade, cascade.base, request, sampling))
+        shares[figure] = score(made[:, :, cascade.overlap :], captions)["motion"]
     return shares
 
 
@@ -323,7 +317,7 @@ def score_upscaling(cascade: Cascade, stage: str, entries: Sequence[IndexEntry],
     captions = [entry.caption for entry in entries]
     clips = read_clips(entries, size)
     low_res = cascade.encode(read_clips(entries, low_size))
-    sharp = cascade.decode(sample_latents(cascade, stage, captions, sampling, seed, low_res))
+    sharp = cascade.decode(sample_latents(cascade, stage, request_captions(captions, seed), sampling, low_res))
     plain = bicubic(cascade.decode(low_res), size)
     return {
         "texture": score(sharp, captions)["texture"],

@@ -7,7 +7,8 @@ from pathlib import Path
 from walt_pl.data.index import Index
 from walt_pl.paper.figure import mean_figure
 from walt_pl.paper.measured import Measured
-from walt_pl.paper.measures.common import SHOWN, average, count_cases, fit_outlines, open_cascade, request_captions, sample_clips
+from walt_pl.paper.measures.common import SHOWN, average, count_cases, fit_outlines, open_cascade, sample_clips
+from walt_pl.shapes.evaluation import request_captions
 from walt_pl.shapes.scorer import score
 
 FINETUNED, SCRATCH = "base_9x16", "base_9x16_scratch"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,10 @@ from torch import Tensor
 from walt_pl.paper.figure import Figure, mean_figure
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.shapes.dataset import PAIRS
-from walt_pl.shapes.evaluation import default_steps
+from walt_pl.shapes.evaluation import BATCH, default_steps, sample_latents
 from walt_pl.shapes.outline import Outline, fit_outline
 from walt_pl.shapes.scorer import read_clip
 
-BATCH = 32
-"""Clips that are sampled at once."""
 SHOWN = 8
 """Clips of a picture."""
 
@@ -33,11 +31,6 @@ def count_cases(count: int, short: bool) -> int:
     return max(8, count // 8) if short else count
 
 
-def request_captions(captions: Sequence[str], seed: int, context_latents: Mapping[str, Tensor] | None = None) -> SampleRequest:
-    """Return a request for a clip of each caption; the seed of each further clip adds 1."""
-    return SampleRequest(prompts=captions, seeds=[seed + i for i in range(len(captions))], context_latents=context_latents or {})
-
-
 def sample_clips(cascade: Cascade, request: SampleRequest, sampling: SamplingConfig | None = None) -> Tensor:
     """Sample clips of the base model, pixels [b 3 t h w] in -1..1.
 
@@ -47,8 +40,12 @@ def sample_clips(cascade: Cascade, request: SampleRequest, sampling: SamplingCon
         sampling: settings; those of an evaluation when None.
     """
     settings = sampling or SamplingConfig(default_steps(cascade))
-    parts = [request.part(start, BATCH) for start in range(0, len(request), BATCH)]
-    return torch.cat([cascade.decode(cascade.sample_stage(cascade.base, part, settings)) for part in parts])
+    return decode_latents(cascade, sample_latents(cascade, cascade.base, request, settings))
+
+
+def decode_latents(cascade: Cascade, latents: Tensor) -> Tensor:
+    """Decode raw latents [b c t h w], `BATCH` clips at once, to pixels [b 3 t h w] in -1..1."""
+    return torch.cat([cascade.decode(part) for part in latents.split(BATCH)])
 
 
 def fit_outlines(clips: Tensor) -> list[Outline]:

@@ -15,11 +15,10 @@ from walt_pl.paper.measures.common import (
     extend_path,
     fit_outlines,
     open_cascade,
-    request_captions,
     sample_clips,
 )
 from walt_pl.shapes.dataset import parse_caption
-from walt_pl.shapes.evaluation import read_clips
+from walt_pl.shapes.evaluation import read_clips, request_captions
 from walt_pl.shapes.scorer import read_clip
 
 STAGE = "base_frame_prediction"

@@ -14,10 +14,10 @@ from torch import Tensor
 from walt_pl.diffusion.ddim import Guidance
 from walt_pl.paper.figure import Figure, bootstrap_figure, mean_figure
 from walt_pl.paper.measured import Measured
-from walt_pl.paper.measures.common import fit_outlines, open_cascade, request_captions, sample_clips
+from walt_pl.paper.measures.common import fit_outlines, open_cascade, sample_clips
 from walt_pl.sampling.cascade import SamplingConfig
 from walt_pl.shapes.dataset import MOTIONS, SEEN_PAIRS, SHAPES, TEXTURES, Scene, sample_scene
-from walt_pl.shapes.evaluation import default_steps
+from walt_pl.shapes.evaluation import default_steps, request_captions
 from walt_pl.shapes.scorer import score
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)

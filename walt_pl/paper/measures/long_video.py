@@ -19,10 +19,10 @@ from torch import Tensor
 from walt_pl.data.index import Index
 from walt_pl.paper.figure import Figure
 from walt_pl.paper.measured import Measured
-from walt_pl.paper.measures.common import SHOWN, average, count_cases, extend_path, fit_outlines, open_cascade, request_captions
+from walt_pl.paper.measures.common import SHOWN, average, count_cases, extend_path, fit_outlines, open_cascade
 from walt_pl.sampling.cascade import SamplingConfig
 from walt_pl.shapes.dataset import parse_caption
-from walt_pl.shapes.evaluation import default_steps
+from walt_pl.shapes.evaluation import default_steps, request_captions
 from walt_pl.shapes.outline import Outline
 from walt_pl.shapes.scorer import read_clip
 

@@ -14,9 +14,10 @@ from walt_pl.diffusion.objective import TrainingDraws, denoising_error
 from walt_pl.diffusion.rng import PerSampleRNG
 from walt_pl.paper.figure import mean_figure
 from walt_pl.paper.measured import Measured
-from walt_pl.sampling.cascade import Cascade, SamplingConfig
+from walt_pl.paper.measures.common import SHOWN, count_cases, open_cascade, sample_clips
+from walt_pl.sampling.cascade import Cascade
 from walt_pl.sampling.stage_sampler import text_condition
-from walt_pl.shapes.evaluation import default_steps, read_clips, sample_latents
+from walt_pl.shapes.evaluation import BATCH, read_clips, request_captions
 from walt_pl.shapes.outline import measure_outlines
 from walt_pl.shapes.scorer import score
 
@@ -24,10 +25,6 @@ PROMPTS, OUTLINES, UNSEEN = 256, 64, 64
 """Validation captions; those of them whose outlines are fitted; captions of pairs that no training video has."""
 TIMESTEPS = (100, 300, 500, 700, 900)
 """Noise levels of the loss."""
-SHOWN = 8
-"""Clips of the picture."""
-BATCH = 32
-"""Clips that are denoised at once."""
 
 
 def measure_prompts(run: Path, index: Path, seed: int, short: bool) -> Measured:
@@ -42,16 +39,15 @@ def measure_prompts(run: Path, index: Path, seed: int, short: bool) -> Measured:
         seed: of the first sample's noise; each further sample adds 1.
         short: take an eighth of the cases.
     """
-    cascade = Cascade.open(run, ["base"], device="cuda" if torch.cuda.is_available() else "cpu")
-    prompts, outlines, unseen = (max(8, count // 8) if short else count for count in (PROMPTS, OUTLINES, UNSEEN))
+    cascade = open_cascade(run, ["base"])
+    prompts, outlines, unseen = (count_cases(count, short) for count in (PROMPTS, OUTLINES, UNSEEN))
     entries = Index(index, "val").videos[:prompts]
     captions = [entry.caption for entry in entries]
-    sampling = SamplingConfig(default_steps(cascade))
-    clips = cascade.decode(sample_latents(cascade, cascade.base, captions, sampling, seed))
+    clips = sample_clips(cascade, request_captions(captions, seed))
     shares = score(clips, captions)
     pairs = [entry.caption for entry in Index(index, "unseen").videos[:unseen]]
     figures = {name: mean_figure(shares[name].clips) for name in ("colour", "motion", "shape", "all")}
-    of_pairs = cascade.decode(sample_latents(cascade, cascade.base, pairs, sampling, seed + PROMPTS))
+    of_pairs = sample_clips(cascade, request_captions(pairs, seed + PROMPTS))
     figures["unseen_pairs"] = mean_figure(score(of_pairs, pairs)["pair"].clips)
     figures |= {name: mean_figure(mean.clips) for name, mean in measure_outlines(clips[:outlines]).items()}
     figures["loss"] = mean_figure(denoising_loss(cascade, entries))

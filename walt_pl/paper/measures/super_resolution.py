@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from walt_pl.data.index import Index
 from walt_pl.paper.figure import mean_figure
 from walt_pl.paper.measured import Measured
-from walt_pl.paper.measures.common import SHOWN, average, count_cases, fit_outlines, open_cascade, request_captions
+from walt_pl.paper.measures.common import SHOWN, average, count_cases, decode_latents, fit_outlines, open_cascade
 from walt_pl.sampling.cascade import SamplingConfig
-from walt_pl.shapes.evaluation import default_steps
+from walt_pl.shapes.evaluation import default_steps, request_captions, sample_latents
 from walt_pl.shapes.scorer import score
 
 CLIPS = 128
 """Validation captions."""
-BATCH = 16
-"""Clips that are sampled at once."""
 
 
 def measure_super_resolution(run: Path, index: Path, seed: int, short: bool) -> Measured:
@@ -35,8 +31,9 @@ def measure_super_resolution(run: Path, index: Path, seed: int, short: bool) -> 
     cascade = open_cascade(run, ["base", "sr1"])
     captions = [entry.caption for entry in Index(index, "val").videos[: count_cases(CLIPS, short)]]
     request, sampling = request_captions(captions, seed), SamplingConfig(default_steps(cascade))
-    parts = [cascade.sample(request.part(start, BATCH), sampling) for start in range(0, len(request), BATCH)]
-    low, clips = (torch.cat([cascade.decode(part[stage]) for part in parts]) for stage in ("base", "sr1"))
+    latents = sample_latents(cascade, "base", request, sampling)
+    sharp = sample_latents(cascade, "sr1", request, sampling, latents)
+    low, clips = (decode_latents(cascade, made) for made in (latents, sharp))
     shares = score(clips, captions)
     figures = {
         **{name: mean_figure(shares[name].clips) for name in ("texture", "colour", "motion", "shape")},
