@@ -50,7 +50,7 @@ setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; don
 	@$(PYTHON) -m pip install -q --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-demo: setup ## everything on the embedded set: paint, train four stages, sample, score, one picture (19 to 24 minutes on 2 cores with bfloat16)
+demo: setup ## everything on the embedded set: paint, train four stages, sample, score, one picture (about 12 minutes on 2 cores with AMX, more on others)
 	@$(WALT) demo
 
 test: setup ## the tests (about 24 minutes on 2 cores)
@@ -102,7 +102,7 @@ plan: setup ## what training STAGE of EXP costs: parameters, FLOPs, memory; need
 cache: data ## compute what STAGE of EXP reads in place of pixels and captions; training does so, too, where it is missing
 	@$(WALT) cache --config $(call CONFIG,$(or $(STAGE),$(STAGE_base))) $(ARGS)
 
-train-vae: data ## train the autoencoder of EXP (shapes: 6 minutes on 2 cores)
+train-vae: data ## train the autoencoder of EXP (shapes: 3 minutes on 2 cores with AMX)
 	@$(call FIT,$(call CONFIG,$(STAGE_vae)))
 
 ready-base: setup
@@ -112,10 +112,10 @@ ready-sr: setup
 	$(KNOWN_EXP)@[ -n "$(STAGES_SR)" ] || { echo "train-sr: no experiments/$(EXP)/sr*.yaml"; exit 1; }
 	@$(call READY,$(firstword $(STAGES_SR)))
 
-train-base: ready-base data ## train the base model of EXP (shapes: 6 and a half minutes)
+train-base: ready-base data ## train the base model of EXP (shapes: 5 minutes)
 	@$(call FIT,$(call CONFIG,$(STAGE_base)))
 
-train-sr: ready-sr data ## train every super-resolution stage of EXP, in order (shapes: 7 minutes)
+train-sr: ready-sr data ## train every super-resolution stage of EXP, in order (shapes: 5 minutes)
 	$(foreach config,$(STAGES_SR),@$(call FIT,$(config))$(NEWLINE))
 
 sample: setup ## make a video: make sample PROMPT="a striped red circle moving left"

@@ -75,7 +75,7 @@ def test_fit_help_says_values_and_their_origin(shown: Help) -> None:
         "--model.denoiser.depth 4  (int; command line; default 24)",
         "--model.denoiser.size '[5, 8, 8]'  ([int, int, int]; experiments/shapes/base.yaml; default [5, 16, 16])",
         "--model.denoiser.lora_rank 2  (int | null; default)",
-        "--model.optimizer torch.optim.AdamW  (class; experiments/shapes/base.yaml)",
+        "--model.optimizer timm.optim.Muon  (class; experiments/shapes/base.yaml)",
         "--model.optimizer.lr 0.004  (float | Tensor; experiments/shapes/base.yaml; default 0.001)",
         "--model.text.max_length 12  (int; experiments/shapes/base.yaml; default 16)",
         "--model.diffusion.guidance.scale 3.0  (float; command line; default 1.0)",

@@ -101,7 +101,7 @@ def test_evaluate_of_the_embedded_set_prints_its_table_and_records_every_figure(
     main(["evaluate", str(run), "--prompts", "20", "--unseen", "1", "--steps", "1", "--guidance", "2", "--dtype", "float32"])
     assert "unseen_pairs" in capsys.readouterr().out
     base, upscaled = cards_of(run, "base_shapes_*.json"), cards_of(run, "sr1_shapes_*.json")
-    assert set(base) == {f"shapes_{name}" for name in ("colour", "motion", "shape", "all", "pair", "unseen_pairs")}
+    assert set(base) == {f"shapes_{name}" for name in ("colour", "motion", "shape", "all", "pair", "unseen_pairs", "iou", "steadiness")}
     assert {"shapes_texture", "shapes_psnr"} <= set(upscaled)
     generated = base["shapes_all"]["generated"]
     assert generated["clips"] == 6, "there are no more"

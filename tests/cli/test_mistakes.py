@@ -141,7 +141,7 @@ MISTAKES = [
     refused("paper --index {index} --short --out {tmp}/new", "paper: --short keeps its page in the folder of its trainings"),
     refused("paper --index {index} --jobs 0 --run {tmp}/new", "--jobs must be at least 1, got 0"),
     refused("paper --index {index} --vae {tmp}/new/vae --run {tmp}/new", 'stage "vae", which is missing in'),
-    refused("paper --index {index} --vae {run}/vae --run {tmp}/new --only pach_1", "there is no row pach_1; there are: default"),
+    refused("paper --index {index} --vae {run}/vae --run {tmp}/new --only pach_1", "there is no row pach_1; there are: class_video"),
     refused("paper --index {index} --vae {run}/vae --run {tmp}/new --seeds 7", "--seeds has 7; the seeds of these rows are 0, 1, 2"),
 ]
 

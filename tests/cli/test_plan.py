@@ -24,7 +24,7 @@ def test_plan_report_of_the_shapes_base_is_complete() -> None:
     assert held["fits_gib"] == {"kept": [24, 40, 80], "recomputed": [24, 40, 80]}
     assert held["parameters"] == 4 * (report["parameters"]["total"] + report["parameters"]["beside"]["text"])
     written = report["checkpoint"]["ddp"]
-    assert written["bytes"] > 12 * (report["parameters"]["total"] + report["parameters"]["beside"]["text"]), "weights, the momentum of Muon, average"
+    assert written["bytes"] > 12 * (report["parameters"]["total"] + report["parameters"]["beside"]["text"]), "weights, momentum, average"
     assert written["seconds"] == written["bytes"] / 1e9 and report["time"] is None and report["steps"] == 800
 
 

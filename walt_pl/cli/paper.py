@@ -61,9 +61,6 @@ def paper(
     if not Path(index).is_file():
         raise ValueError(f"paper: --index {index}: there is no such file; paint the embedded set: python -m walt_pl index shapes")
     chosen = choose_rows(only, seeds, short)
-    if any(row.wide for row, _ in chosen) and not Path(wide_index).is_file():
-        paint = f"python -m walt_pl index shapes --out {Path(wide_index).parent} --aspect 1.75"
-        raise ValueError(f"paper: --wide-index {wide_index}: there is no such file; paint the set of another aspect ratio: {paint}")
     if short and out is not None:
         raise ValueError("paper: --short keeps its page in the folder of its trainings: leave out --out")
     count = jobs if jobs is not None else (1 if torch.cuda.is_available() else min(2, os.cpu_count() or 1))
@@ -72,6 +69,9 @@ def paper(
     folder = Path(run or ("runs/paper_short" if short else "runs/paper"))
     page = folder if short else Path(out or "docs")
     autoencoder = Manifest.open(Path(vae).parent, found).usable([Path(vae).name])[Path(vae).name]
+    if any(row.wide for row, _ in chosen) and not Path(wide_index).is_file():
+        paint = f"python -m walt_pl index shapes --out {Path(wide_index).parent} --aspect 1.75"
+        raise ValueError(f"paper: --wide-index {wide_index}: there is no such file; paint the set of another aspect ratio: {paint}")
     _check_page(page / PAGE)
     folder.mkdir(parents=True, exist_ok=True)
     page.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from tests.cli.test_program import EXPERIMENT, SMALL_DENOISER
-from tests.helpers.tiny_vae import adopt_tiny_vae
+from tests.helpers.adopted_vae import adopt_tiny_vae
 from walt_pl.cli import paper_row
 from walt_pl.cli.main import main
 from walt_pl.cli.paper_row import Places, run_row

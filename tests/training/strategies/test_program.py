@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tests.helpers.checkpoint_files import flip_bit
 from tests.helpers.environment import ROOT
 from tests.helpers.starts import fit
+from tests.helpers.training import ADAMW, DENOISER
 from walt_pl.cli.plan import PlanCLI
 from walt_pl.runs.artifact import load
 from walt_pl.runs.checkpoint import Checkpoint
@@ -34,11 +35,8 @@ SMALL = {
         ],
         *["--model.discriminator", "{width: 8, channel_multipliers: [2, 2], size: [16, 16]}"],
     ],
-    "base": ["--model.denoiser.width", "32", "--model.denoiser.depth", "2", "--model.denoiser.num_heads", "2"],
-    "sr1": [
-        *["--model.denoiser.width", "32", "--model.denoiser.depth", "2", "--model.denoiser.num_heads", "2"],
-        *["--model.optimizer", "{class_path: torch.optim.AdamW, init_args: {lr: 1.0e-3}}"],  # Muon looks at shapes
-    ],
+    "base": [*DENOISER, *ADAMW],  # Muon looks at shapes
+    "sr1": [*DENOISER, *ADAMW],
 }
 
 
