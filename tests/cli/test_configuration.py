@@ -76,7 +76,7 @@ def test_fit_help_says_values_and_their_origin(shown: Help) -> None:
         "--model.denoiser.size '[5, 8, 8]'  ([int, int, int]; experiments/shapes/base.yaml; default [5, 16, 16])",
         "--model.denoiser.lora_rank 2  (int | null; default)",
         "--model.optimizer timm.optim.Muon  (class; experiments/shapes/base.yaml)",
-        "--model.optimizer.lr 0.004  (float | Tensor; experiments/shapes/base.yaml; default 0.001)",
+        "--model.optimizer.lr 0.012  (float; experiments/shapes/base.yaml; default 0.02)",
         "--model.text.max_length 12  (int; experiments/shapes/base.yaml; default 16)",
         "--model.diffusion.guidance.scale 3.0  (float; command line; default 1.0)",
         "--trainer.max_steps 7  (int; command line; default -1)",
