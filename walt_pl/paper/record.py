@@ -37,7 +37,7 @@ class Record:
     table: str
     seed: int
     short: bool
-    """Whether fewer steps and cases were taken (`make paper SHORT=1`)."""
+    """Fewer steps and cases were taken (`make paper SHORT=1`)."""
     figures: dict[str, Figure]
     steps: dict[str, int]
     """Optimiser steps by stage that the row trained."""
@@ -56,13 +56,13 @@ class Record:
     commit: str | None
     """Commit of the code; None outside of git."""
     dirty: bool
-    """Whether the code differed from that commit."""
+    """The code differed from that commit."""
     date: str
     """Time of the end, UTC."""
     stages: dict[str, str]
     """Hash of the weights by stage, of adopted ones, too."""
     picture: bool
-    """Whether there is a picture of this row."""
+    """There is a picture of this row."""
 
     def __post_init__(self) -> None:
         if self.format != FORMAT:

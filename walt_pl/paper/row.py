@@ -56,7 +56,7 @@ class Row:
     adopts: tuple[tuple[str, str], ...] = ()
     """Rows and their stages that its run takes over, of the same seed."""
     wide: bool = False
-    """Whether it is trained and measured on the set of 128 rows x 224 columns."""
+    """It is trained and measured on the set of 128 rows x 224 columns."""
     about: str = ""
     """Sentences below the heading of a task: what is given, and the meaning of its figures."""
     paper: str = ""
@@ -68,7 +68,7 @@ class Row:
     figure: str = "all"
     """Figure that the verdict is about."""
     higher: bool = True
-    """Whether a higher value of that figure is better."""
+    """A higher value of that figure is better."""
     margin: float = 0.05
     """Difference of that figure that counts as none, where the paper has no clear difference."""
 
@@ -85,7 +85,7 @@ class Row:
 
     @property
     def has_own_autoencoder(self) -> bool:
-        """Whether it trains the stage `vae` itself."""
+        """Return true where it trains the stage `vae` itself."""
         return any(training.stage == "vae" for training in self.trainings)
 
     @property
