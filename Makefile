@@ -53,8 +53,8 @@ setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; don
 demo: setup ## everything on the embedded set: paint, train four stages, sample, score, one picture (about 12 minutes on 2 cores with AMX, more on others)
 	@$(WALT) demo
 
-test: setup ## the tests (about 24 minutes on 2 cores)
-	@echo "test: every promise that can be checked in about 24 minutes on 2 cores"
+test: setup ## the tests (about 20 minutes on 2 cores)
+	@echo "test: every promise that can be checked in about 20 minutes on 2 cores"
 	@$(PYTEST) -m "not slow and not gpu"
 
 test-fast: setup ## the tests of blocks, diffusion and models (under a minute)
