@@ -86,6 +86,7 @@ def test_evaluate_of_an_autoencoder_compares_reconstructions_with_originals(
     assert (card["protocol"]["size"], card["protocol"]["frames"], card["protocol"]["start"]) == ([32, 32], 9, "first")
     assert card["real"]["index_sha256"] == file_sha256(painted) and card["preset"] is None
     table = cards_of(run, "vae_shapes_*.json")
+    assert {card["better"] for name, card in table.items() if "steadiness" in name} == {"min"}
     assert "shapes_colour" in table and "psnr" not in table and not any("high_frequency" in name for name in table)
     error = table["shapes_psnr_32"]["error"]
     assert error["kind"] == "disjoint folds" and len(error["values"]) == 3 and 0 < error["std"] < 1
@@ -103,6 +104,7 @@ def test_evaluate_of_the_embedded_set_prints_its_table_and_records_every_figure(
     base, upscaled = cards_of(run, "base_shapes_*.json"), cards_of(run, "sr1_shapes_*.json")
     assert set(base) == {f"shapes_{name}" for name in ("colour", "motion", "shape", "all", "pair", "unseen_pairs", "iou", "steadiness")}
     assert {"shapes_texture", "shapes_psnr"} <= set(upscaled)
+    assert base["shapes_steadiness"]["better"] == "min" and base["shapes_iou"]["better"] == "max"
     generated = base["shapes_all"]["generated"]
     assert generated["clips"] == 6, "there are no more"
     assert base["shapes_unseen_pairs"]["generated"]["clips"] == 1

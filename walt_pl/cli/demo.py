@@ -61,7 +61,7 @@ def run_demo(run: Path, experiment: Path, data: Path) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("demo: terminated; the same command goes on from there"))
     dtype = compute_dtype(torch.device("cpu"))
     print(f"demo: {machine()}, computing in {str(dtype).removeprefix('torch.')}")
-    print("demo: about 12 minutes on 2 cores with AMX when nothing else runs, up to twice as long without it", flush=True)
+    print("demo: about 12 minutes on 2 cores with AMX when nothing else runs; processors without it take longer", flush=True)
     with clock.counts("data"):
         index = write_set(data)
     stages = stages_of(experiment)

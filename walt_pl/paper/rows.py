@@ -12,65 +12,69 @@ BUDGET = "ablations/budget.yaml"
 
 # ---- Tasks -------------------------------------------------------------------------------------------------------------
 
-# One seed: a task takes minutes, and the intervals of its figures come from its cases.
-_ONE = (0,)
 GUIDANCE = "guidance"
 """Row whose base super-resolution and finetuning take over."""
 
+
+def _task(
+    name: str,
+    text: str,
+    training: Training,
+    measure: str,
+    *,
+    paper: str,
+    about: str,
+    adopts: tuple[tuple[str, str], ...] = (),
+    wide: bool = False,
+) -> Row:
+    """Return the row of a task, see `Row`. It has one seed: a task takes minutes, and the intervals of its figures come from its cases."""
+    return Row(name, "tasks", text, (training,), measure, seeds=(0,), paper=paper, about=about, adopts=adopts, wide=wide)
+
+
 TASKS: tuple[Row, ...] = (
-    Row(
+    _task(
         "class_video",
-        "tasks",
         "A clip from a class",
-        (Training("base_class_video"),),
+        Training("base_class_video"),
         "class_video",
-        seeds=_ONE,
         paper="UCF-101, FVD 46 (L) and 36 (XL)",
         about=(
             "A class is a shape and a colour; pair is both. Motion distance is that to equally many of all motions. It is 0.83 for one "
             "motion alone, and 0.04 on average for 600 uniform draws."
         ),
     ),
-    Row(
+    _task(
         "class_images",
-        "tasks",
         "An image from a class",
-        (Training("base_class_images"),),
+        Training("base_class_images"),
         "class_images",
-        seeds=_ONE,
         paper="ImageNet, FID 2.56",
         about="A class is a shape and a colour; pair is both.",
     ),
-    Row(
+    _task(
         "frame_prediction",
-        "tasks",
         "12 frames from 5",
-        (Training("base_frame_prediction"),),
+        Training("base_frame_prediction"),
         "frame_prediction",
-        seeds=_ONE,
         paper="Kinetics-600, FVD 3.3",
         about=(
             "Figures are those of the new frames. Position error is the distance from the true clip's path. Position error still is that "
             "of an object that stays where it is."
         ),
     ),
-    Row(
+    _task(
         "image_to_video",
-        "tasks",
         "A clip from its first frame and a caption",
-        (Training("base_image_to_video"),),
+        Training("base_image_to_video"),
         "image_to_video",
-        seeds=_ONE,
         paper="samples, without a figure",
         about="First frame psnr compares the first frame with the given one. That of the autoencoder is its reconstruction's.",
     ),
-    Row(
+    _task(
         "long_video",
-        "tasks",
         "Videos of 2 and 4 segments",
-        (Training("base_long_video"),),
+        Training("base_long_video"),
         "long_video",
-        seeds=_ONE,
         paper="samples, without a figure",
         about=(
             "Seam N is the distance of the object's centre, in the first new frame, from the line of the 5 frames before. Seam size N is "
@@ -78,57 +82,47 @@ TASKS: tuple[Row, ...] = (
             "that of the second segment."
         ),
     ),
-    Row(
+    _task(
         GUIDANCE,
-        "tasks",
         "Guidance of five scales",
-        (Training("base"),),
+        Training("base"),
         "guidance",
-        seeds=_ONE,
         paper="guidance is used for all samples",
         about="Spread is 1 where the samples of a prompt are as various as real clips, and 0 where they are alike.",
     ),
-    Row(
+    _task(
         "super_resolution",
-        "tasks",
         "Super-resolution of the base's own samples",
-        (Training("sr1"),),
+        Training("sr1"),
         "super_resolution",
-        seeds=_ONE,
         adopts=((GUIDANCE, "base"),),
         paper="no figure of one stage",
         about="It enlarges samples of the base of the guidance row, whose overlap is iou base. The other figures are at 64 pixels.",
     ),
-    Row(
+    _task(
         "super_resolution_no_noise_aug",
-        "tasks",
         "Super-resolution without noise augmentation",
-        (Training("sr1", ("no_noise_augmentation.yaml",)),),
+        Training("sr1", ("no_noise_augmentation.yaml",)),
         "super_resolution",
-        seeds=_ONE,
         adopts=((GUIDANCE, "base"),),
         paper="no comparison",
         about="It enlarges the samples of the row before.",
     ),
-    Row(
+    _task(
         "aspect",
-        "tasks",
         "Another aspect ratio, finetuned",
-        (Training("base_9x16", init="base"),),
+        Training("base_9x16", init="base"),
         "aspect_finetuned",
-        seeds=_ONE,
         adopts=((GUIDANCE, "base"),),
         wide=True,
         paper="finetuned to 128 x 224, without a figure",
         about="The square base is trained further on clips of 32 rows x 56 columns.",
     ),
-    Row(
+    _task(
         "aspect_scratch",
-        "tasks",
         "Another aspect ratio, from random weights",
-        (Training("base_9x16_scratch"),),
+        Training("base_9x16_scratch"),
         "aspect_scratch",
-        seeds=_ONE,
         wide=True,
         paper="no comparison",
         about="It has as many steps as the finetuning of the row before.",

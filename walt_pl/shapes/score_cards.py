@@ -66,7 +66,7 @@ def make_cards(
             MetricCard(
                 metric=figure if figure.startswith(PREFIX) else f"{PREFIX}{figure}",
                 value=float(value),
-                better="min" if figure.startswith("steadiness") else "max",
+                better="min" if figure.removeprefix(PREFIX).startswith("steadiness") else "max",
                 preset=None,
                 protocol={"table": "walt evaluate", "split": split, "clips": clips, "index": dict(index)},
                 settings={},

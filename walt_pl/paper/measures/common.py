@@ -13,7 +13,7 @@ from torch import Tensor
 from walt_pl.paper.figure import Figure, mean_figure
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.shapes.dataset import PAIRS
-from walt_pl.shapes.evaluation import BATCH, default_steps, sample_latents
+from walt_pl.shapes.evaluation import default_steps, sample_latents
 from walt_pl.shapes.outline import Outline, fit_outline
 from walt_pl.shapes.scorer import read_clip
 
@@ -40,12 +40,7 @@ def sample_clips(cascade: Cascade, request: SampleRequest, sampling: SamplingCon
         sampling: settings; those of an evaluation when None.
     """
     settings = sampling or SamplingConfig(default_steps(cascade))
-    return decode_latents(cascade, sample_latents(cascade, cascade.base, request, settings))
-
-
-def decode_latents(cascade: Cascade, latents: Tensor) -> Tensor:
-    """Decode raw latents [b c t h w], `BATCH` clips at once, to pixels [b 3 t h w] in -1..1."""
-    return torch.cat([cascade.decode(part) for part in latents.split(BATCH)])
+    return cascade.decode(sample_latents(cascade, cascade.base, request, settings))
 
 
 def fit_outlines(clips: Tensor) -> list[Outline]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from walt_pl.data.index import Index
 from walt_pl.paper.figure import mean_figure
 from walt_pl.paper.measured import Measured
-from walt_pl.paper.measures.common import SHOWN, average, count_cases, decode_latents, fit_outlines, open_cascade
+from walt_pl.paper.measures.common import SHOWN, average, count_cases, fit_outlines, open_cascade
 from walt_pl.sampling.cascade import SamplingConfig
 from walt_pl.shapes.evaluation import default_steps, request_captions, sample_latents
 from walt_pl.shapes.scorer import score
@@ -33,7 +33,7 @@ def measure_super_resolution(run: Path, index: Path, seed: int, short: bool) -> 
     request, sampling = request_captions(captions, seed), SamplingConfig(default_steps(cascade))
     latents = sample_latents(cascade, "base", request, sampling)
     sharp = sample_latents(cascade, "sr1", request, sampling, latents)
-    low, clips = (decode_latents(cascade, made) for made in (latents, sharp))
+    low, clips = (cascade.decode(made) for made in (latents, sharp))
     shares = score(clips, captions)
     figures = {
         **{name: mean_figure(shares[name].clips) for name in ("texture", "colour", "motion", "shape")},
