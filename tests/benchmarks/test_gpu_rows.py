@@ -114,8 +114,10 @@ def test_gpu_tests_pass_output_on_and_count(tmp_path: Path, capsys: pytest.Captu
     file.write_text(
         "import pytest\n@pytest.mark.gpu\ndef test_good(): ...\n@pytest.mark.gpu\ndef test_bad(): assert 0\ndef test_other(): ...\n"
     )
-    found = gpu_tests.count(gpu_tests.run_tests(file))
-    assert (found["passed"], found["failed"], found["skipped"]) == (1, 1, 0) and str(found["names"]).endswith("test_bad")
+    broken = tmp_path / "test_c.py"
+    broken.write_text("import no_such_package\n# @pytest.mark.gpu\n")
+    found = gpu_tests.count(gpu_tests.run_tests([broken, file]))
+    assert (found["passed"], found["failed"], found["skipped"]) == (1, 2, 0) and "test_bad - assert 0" in str(found["failures"])
     assert "test_bad" in capsys.readouterr().out
 
 
