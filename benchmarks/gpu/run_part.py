@@ -39,13 +39,15 @@ def run_part(name: str, quick: bool, limit: float) -> dict[str, Any]:
         _end(process)
         lines = [parse_json(line, str(rows)) for line in split_lines(rows.read_text("utf-8"))] if rows.exists() else []
         tail = split_lines(said.read_text("utf-8", errors="replace"))[-TAIL:] if said.exists() else []
-    failed = {line["failed"]: line["reason"] for line in lines if "failed" in line}
+    # A row may have figures called failed and skipped: counts of tests. Only a row has a name under "row".
+    without = [line for line in lines if "row" not in line]
+    failed = {line["failed"]: line["reason"] for line in without if "failed" in line}
     return {
         "purpose": describe_parts().get(name, ""),
         "state": "failed" if failed and ended == "done" else ended,
         "seconds": round(time.perf_counter() - began, 1),
         "rows": [line for line in lines if "row" in line],
-        "skipped": {line["skipped"]: line["reason"] for line in lines if "skipped" in line},
+        "skipped": {line["skipped"]: line["reason"] for line in without if "skipped" in line},
         "failed": failed,
         "error": "" if ended == "done" else "\n".join(tail),
     }

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,17 +49,41 @@ def test_bench_attempt_skips_what_is_missing_and_fails_for_every_other_error(ben
     assert written(bench)[2]["reason"] == "OutOfMemoryError: 40 GB"
 
 
-def test_run_part_with_a_failed_row_is_not_done_and_the_page_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def run_written(monkeypatch: pytest.MonkeyPatch, write: Callable[[Bench], None]) -> tuple[dict[str, Any], str]:
+    """Return a part whose process only writes rows, and its page."""
+
     def start(name: str, rows: Path, folder: Path, quick: bool) -> Any:
-        Bench(rows, folder, quick).fail("a", "RuntimeError: b")
+        write(Bench(rows, folder, quick))
         return SimpleNamespace(exitcode=0, join=lambda limit: None)
 
     monkeypatch.setattr(run_part_module, "_start", start)
     monkeypatch.setattr(run_part_module, "_end", lambda process: None)
     part = run_part_module.run_part("fit", True, 1)
-    assert (part["state"], part["failed"], part["error"]) == ("failed", {"a": "RuntimeError: b"}, "")
     facts = dict.fromkeys(("card", "date", "quick", "note", "memory_gb", "torch", "cuda", "driver", "triton", "python", "commit"), "")
-    assert "- a: failed: RuntimeError: b" in render({"facts": facts, "goals": [], "parts": {"fit": part}})
+    return part, render({"facts": facts, "goals": [], "parts": {"fit": part}})
+
+
+def test_run_part_with_a_failed_row_is_not_done_and_the_page_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    part, page = run_written(monkeypatch, lambda bench: bench.fail("a", "RuntimeError: b"))
+    assert (part["state"], part["failed"], part["error"]) == ("failed", {"a": "RuntimeError: b"}, "")
+    assert "- a: failed: RuntimeError: b" in page
+
+
+def test_run_part_takes_figures_called_failed_and_skipped_for_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of gpu_tests have such counts. One that failed and one that was skipped stand beside them."""
+
+    def write(bench: Bench) -> None:
+        bench.add("tests/test_a.py", passed=3, failed=1, skipped=2, reason="text")
+        bench.skip("b", "needs a GPU")
+        bench.fail("c", "RuntimeError: d")
+
+    part, page = run_written(monkeypatch, write)
+    assert part["rows"] == [{"row": "tests/test_a.py", "passed": 3, "failed": 1, "skipped": 2, "reason": "text"}]
+    assert (part["skipped"], part["failed"], part["state"]) == ({"b": "needs a GPU"}, {"c": "RuntimeError: d"}, "failed")
+    assert "| tests/test_a.py | 3 | 1 | 2 | text |" in page and "- b: skipped, needs a GPU\n- c: failed: RuntimeError: d" in page
+    part, _ = run_written(monkeypatch, lambda bench: bench.add("pytest -m gpu", passed=3, failed=1, skipped=0))
+    (goal,) = (goal for goal in judge({"gpu_tests": part}) if goal["part"] == "gpu_tests")
+    assert (part["state"], goal["value"], goal["met"]) == ("done", 1, False)
 
 
 def test_fit_command_that_ends_with_an_error_is_a_failure() -> None:

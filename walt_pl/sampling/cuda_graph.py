@@ -5,7 +5,7 @@ import weakref
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +16,12 @@ from walt_pl.models.denoiser import ConditionFeatures
 MOST_GRAPHS = 2
 """Graphs of one network that are kept: with and without guidance in a pass, or whole batches and the last one."""
 
+Output = TypeVar("Output")
 Record = Callable[[Callable[[], Tensor], torch.device], tuple[Callable[[], None], Tensor]]
 """Records a call. Returns a function that repeats it on the memory that it read, and the memory of its output."""
 
 
-def record_cuda_graph(call: Callable[[], Tensor], device: torch.device) -> tuple[Callable[[], None], Tensor]:
+def record_cuda_graph(call: Callable[[], Output], device: torch.device) -> tuple[Callable[[], None], Output]:
     """Capture a call as a CUDA graph, after one call that compiles kernels and makes handles.
 
     Only this thread is watched during the capture: threads of data loaders pin memory at any time.
