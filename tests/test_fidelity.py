@@ -3,6 +3,12 @@
 import re
 from pathlib import Path
 
+import pytest
+
+from walt_pl.paper.page import HEADINGS
+from walt_pl.paper.row import Row
+from walt_pl.paper.rows import DEFAULT, ROWS
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "FIDELITY.md").read_text(encoding="utf-8")
 
@@ -31,3 +37,9 @@ def test_fidelity_every_statement_names_a_test_or_says_that_there_is_none() -> N
     rows = [line.split(" | ") for table in tables for line in table.splitlines()]
     assert len(tables) == 6 and len(rows) > 40
     assert not [row[0] for row in rows if "test_" not in row[2] and "no test" not in row[2]]
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name != DEFAULT], ids=lambda row: row.name)
+def test_fidelity_links_a_result_of_the_paper_to_every_row(row: Row) -> None:
+    heading = HEADINGS[row.table].lower().replace(",", "").replace(" ", "-")
+    assert f"[{row.text}](RESULTS.md#{heading})" in PAGE
