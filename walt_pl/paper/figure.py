@@ -46,6 +46,26 @@ def mean_figure(values: Tensor) -> Figure:
     return Figure(mean, count, mean - half, mean + half)
 
 
+def grouped_share_figure(values: Tensor) -> Figure:
+    """Return a share over groups of cases, such as the samples of a prompt, with Wilson's interval of the effective number of cases.
+
+    Cases of a group may be alike, so they count for less than independent ones. The effective number is that with which the share's
+    binomial variance equals the variance of its group means (Korn and Graubard, Survey Methodology 24, 1998). It lies between the number
+    of groups and that of cases. Where all values are equal, nothing tells how alike they are, and it is the number of groups.
+
+    Args:
+        values: 0 or 1 for each case, [groups cases].
+    """
+    groups = values.double().mean(dim=1)
+    share, count = float(groups.mean()), len(groups)
+    variance = float(groups.var()) / count
+    effective = min(max(share * (1 - share) / variance, count), values.numel()) if variance else count
+    z = float(stats.norm.ppf(0.5 + LEVEL / 2))
+    middle = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
+    half = z / (1 + z**2 / effective) * math.sqrt(share * (1 - share) / effective + z**2 / (4 * effective**2))
+    return Figure(share, count, max(0.0, middle - half), min(1.0, middle + half))
+
+
 def bootstrap_figure(statistic: Callable[[Tensor], float], cases: Tensor, draws: int = 2000) -> Figure:
     """Return a statistic of all cases that is no mean, such as a distance of distributions, with its interval.
 

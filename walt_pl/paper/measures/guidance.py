@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from walt_pl.diffusion.ddim import Guidance
-from walt_pl.paper.figure import Figure, bootstrap_figure, mean_figure
+from walt_pl.paper.figure import Figure, bootstrap_figure, grouped_share_figure, mean_figure
 from walt_pl.paper.measured import Measured
 from walt_pl.paper.measures.common import fit_outlines, open_cascade, sample_clips
 from walt_pl.sampling.cascade import SamplingConfig
@@ -74,7 +74,8 @@ def _measure_scale(clips: Tensor, captions: Sequence[str], seeds: int, real: Ten
         real: variance of the first centres of real clips for each prompt.
     """
     shares, outlines = score(clips, captions), fit_outlines(clips)
-    figures = {name: mean_figure(shares[name].clips.unflatten(0, (-1, seeds)).mean(dim=1)) for name in ("shape", "colour", "motion", "all")}
+    names = ("shape", "colour", "motion", "all")
+    figures = {name: grouped_share_figure(shares[name].clips.unflatten(0, (-1, seeds))) for name in names}
     overlaps = torch.tensor([outline.iou for outline in outlines], dtype=torch.float64)
     figures["iou"] = mean_figure(overlaps.unflatten(0, (-1, seeds)).mean(dim=1))
     centres = torch.from_numpy(np.stack([outline.centre[0] for outline in outlines])).double().unflatten(0, (-1, seeds))
