@@ -171,6 +171,9 @@ def test_measure_guidance_spread_is_that_of_real_clips(painted: Path, monkeypatc
     alike = clips[::6].repeat_interleave(6, dim=0)
     figures = values(measured(measure_guidance, KnownCascade({"base": alike}), painted, monkeypatch))
     assert figures["spread_1"] == pytest.approx(0, abs=1e-6)
+    one_wrong = torch.cat([clips[-1:], clips[1:]])  # Student's interval of 18 prompts would reach above 100 %
+    share = measured(measure_guidance, KnownCascade({"base": one_wrong}), painted, monkeypatch).figures["all_1"]
+    assert share.value == pytest.approx(1 - 1 / 108) and share.value < share.high < 1
 
 
 def test_real_variances_are_those_of_the_uniform_draw() -> None:
