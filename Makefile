@@ -136,6 +136,6 @@ verify: setup ## compare every byte of a run's artifacts with what their stages 
 tensorboard: setup ## curves and previews of all runs, http://localhost:6006 (ARGS="--port 7000 --host 0.0.0.0" for another port, and for other machines)
 	@$(PYTHON) -m tensorboard.main --logdir runs --host 127.0.0.1 $(ARGS)
 
-clean: ## remove the run of EXP and the painted set, and nothing else
+clean: ## remove the run of EXP and the painted sets, and nothing else
 	@[ -x $(PYTHON) ] || { echo "clean: there is no .venv to do it with; make setup makes one"; exit 1; }
-	@$(WALT) clean --run $(RUN) --data data/shapes
+	@$(WALT) clean --run $(RUN) --data data/shapes,data/shapes_9x16

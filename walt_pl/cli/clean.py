@@ -15,7 +15,7 @@ def clean(run: str = "runs/shapes", data: str | None = None) -> None:
 
     Args:
         run: folder of the run.
-        data: folder of an embedded set to remove as well.
+        data: folders of embedded sets to remove as well, with commas between them.
     """
     folder = Path(run)
     manifest = Manifest.open(folder)
@@ -27,11 +27,12 @@ def clean(run: str = "runs/shapes", data: str | None = None) -> None:
                 f'stage "{row.stage}" of {run} is in training by process {row.process} on {row.host}: nothing was removed; stop it first'
             )
     left = remove_own(folder.resolve(), RUN_FILES)  # the folder itself may be a link to another disk
-    if data is not None and (Path(data) / "recipe.json").is_file():
-        # Imported here: it imports torch.
-        from walt_pl.shapes.dataset import remove_set
+    for painted in map(Path, data.split(",") if data else []):
+        if (painted / "recipe.json").is_file():
+            # Imported here: it imports torch.
+            from walt_pl.shapes.dataset import remove_set
 
-        left += remove_set(Path(data))
+            left += remove_set(painted)
     print(f"clean: these are no files of this program, and stay: {describe_left(left)}" if left else f"clean: {run} is removed")
 
 
