@@ -53,6 +53,8 @@ def time_replays(call: Call, device: torch.device, quick: bool = False) -> tuple
         return time_call(call, device, quick), "calls"
     try:
         replay, _ = record_cuda_graph(call, device)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:  # an operator cannot be captured, such as one that waits for the device
         return time_call(call, device), "calls"
     return time_call(replay, device), "replays"

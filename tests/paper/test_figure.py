@@ -33,8 +33,8 @@ def test_grouped_share_figure_counts_groups_of_equal_cases_once() -> None:
 
 def test_grouped_share_figure_counts_unlike_cases_all() -> None:
     values = torch.tensor([[1.0, 0, 1, 1], [1, 1, 1, 0], [0, 1, 1, 1], [1, 1, 0, 1]])  # group means do not vary, cases do
-    values = torch.cat([values, torch.tensor([[1.0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 1, 1]])])
-    assert ends(grouped_share_figure(values)) == pytest.approx(wilson(int(values.sum()), values.numel()))
+    for cases in (values, torch.cat([values, torch.tensor([[1.0, 1, 1, 0], [1, 1, 1, 1], [0, 0, 1, 1]])])):
+        assert ends(grouped_share_figure(cases)) == pytest.approx(wilson(int(cases.sum()), cases.numel()))
 
 
 @pytest.mark.parametrize("values", [torch.ones(18, 12), torch.cat([torch.ones(17, 12), torch.tensor([[0.0] + [1.0] * 11])])])

@@ -314,7 +314,7 @@ def test_remove_set_leaves_a_folder_that_can_be_painted_again(tmp_path: Path) ->
     Quarantine.beside(index).path.write_text("path,offset,begin,end,reason\n")
     assert {"index.report.csv", "index.my.experiment.csv", "index.sha256"} <= {file.name for file in out.iterdir()}
     other = tmp_path / "other"
-    write_set(other, videos=1, images=0, validation=1)
+    write_set(other, videos=1, images=0, validation=3)
     main(["clean", "--run", str(tmp_path / "none"), "--data", f"{out},{other}"])
     assert not out.exists() and not other.exists()
     write_set(out, videos=2, images=0, validation=3)

@@ -1,4 +1,4 @@
-"""Remove a run and the painted set: ``python -m walt_pl clean``."""
+"""Remove a run and painted sets: ``python -m walt_pl clean``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ def clean(run: str = "runs/shapes", data: str | None = None) -> None:
                 f'stage "{row.stage}" of {run} is in training by process {row.process} on {row.host}: nothing was removed; stop it first'
             )
     left = remove_own(folder.resolve(), RUN_FILES)  # the folder itself may be a link to another disk
-    for painted in map(Path, data.split(",") if data else []):
+    for painted in map(Path, filter(None, (data or "").split(","))):  # an empty name would be the folder of the command
         if (painted / "recipe.json").is_file():
             # Imported here: it imports torch.
             from walt_pl.shapes.dataset import remove_set

@@ -58,8 +58,9 @@ def grouped_share_figure(values: Tensor) -> Figure:
     """
     groups = values.double().mean(dim=1)
     share, count = float(groups.mean()), len(groups)
-    variance = float(groups.var()) / count
-    effective = min(max(share * (1 - share) / variance, count), values.numel()) if variance else count
+    # A variance below its value for independent cases, be it 0, makes the number of cases the limit.
+    least = share * (1 - share) / values.numel()
+    effective = max(share * (1 - share) / max(float(groups.var()) / count, least), count) if least else count
     z = float(stats.norm.ppf(0.5 + LEVEL / 2))
     middle = (share + z**2 / (2 * effective)) / (1 + z**2 / effective)
     half = z / (1 + z**2 / effective) * math.sqrt(share * (1 - share) / effective + z**2 / (4 * effective**2))
