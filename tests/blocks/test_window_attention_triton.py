@@ -78,7 +78,7 @@ def test_window_attention_triton_test_set_covers_every_size() -> None:
 @gpu
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_window_attention_triton_equals_float64_on_a_gpu_and_repeats_its_bits(dtype: str) -> None:
-    # The interpreter has all pairs of window and width. Here each kernel compiles for a second or two, so each window and width is once.
+    # Each window and each width is there once: a kernel compiles for a second or two, and a part of benchmarks.gpu has two minutes.
     sizes = [*((window, 64) for window in WINDOWS.values()), *((WINDOWS[256], e) for e in HEADS if e != 64)]
     sizes = sizes if dtype == "bfloat16" else [(WINDOWS[256], 64), (WINDOWS[320], 112)]
     cases = [*((2, 2, window, e, dtype) for window, e in sizes), *((*case, dtype) for case in RAGGED), (40, 16, WINDOWS[320], 64, dtype)]
