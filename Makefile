@@ -53,8 +53,8 @@ setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; don
 demo: setup ## everything on the embedded set: paint, train four stages, sample, score, one picture (about 12 minutes on 2 cores with AMX, more on others)
 	@$(WALT) demo
 
-test: setup ## the tests (about 20 minutes on 2 cores)
-	@echo "test: every promise that can be checked in about 20 minutes on 2 cores"
+test: setup ## the tests (about 22 minutes on 2 cores)
+	@echo "test: every promise that can be checked in about 22 minutes on 2 cores"
 	@$(PYTEST) -m "not slow and not gpu"
 
 test-fast: setup ## the tests of blocks, diffusion and models (under a minute)
@@ -124,7 +124,7 @@ sample: setup ## make a video: make sample PROMPT="a striped red circle moving l
 evaluate: setup ## score the stages of EXP: an autoencoder by its reconstructions, others by their samples (shapes: 3 minutes; DEVICES=8 shares the samples)
 	@$(if $(DEVICES),$(PYTHON) -m torch.distributed.run --standalone --nproc-per-node $(DEVICES) -m walt_pl evaluate,$(WALT) evaluate) $(RUN) $(ARGS)
 
-paper: data data/shapes_9x16/index.parquet ## the paper in miniature, after train-vae: trains and measures every row of docs/RESULTS.md, two at a time (hours on 2 cores; goes on where it was; SHORT=1: 10 minutes, one seed)
+paper: data data/shapes_9x16/index.parquet ## the paper in miniature, after train-vae: trains and measures every row of docs/RESULTS.md, two at a time (hours on 2 cores; goes on where it was; SHORT=1: one seed, an estimated 10 minutes)
 	@$(WALT) paper --experiment experiments/$(EXP) --vae runs/$(EXP)/vae $(if $(filter-out runs/$(EXP),$(RUN)),--run $(RUN)) $(if $(SHORT),--short) $(ARGS)
 
 status: setup ## the stages of a run and their states

@@ -30,6 +30,15 @@ def test_time_replays_times_the_call_itself_where_capture_fails(monkeypatch: pyt
     assert clock.time_replays(work, GPU) == ((1.0, "replays") if captured else (2.0, "calls"))
 
 
+def test_time_replays_passes_a_lack_of_memory_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def record(call: Callable[[], Any], device: torch.device) -> None:
+        raise torch.OutOfMemoryError("40 GB")
+
+    monkeypatch.setattr(clock, "record_cuda_graph", record)
+    with pytest.raises(torch.OutOfMemoryError):
+        clock.time_replays(work, GPU)
+
+
 def test_time_replays_on_a_cpu_times_calls() -> None:
     seconds, timed = clock.time_replays(lambda: time.sleep(0.01), torch.device("cpu"))
     assert seconds >= 0.01 and timed == "calls"

@@ -305,7 +305,7 @@ def test_write_set_refuses_a_foreign_folder(tmp_path: Path) -> None:
         write_set(tmp_path / "new", videos=0)
 
 
-def test_remove_set_leaves_a_folder_that_can_be_painted_again(tmp_path: Path) -> None:
+def test_remove_set_leaves_a_folder_that_can_be_painted_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "shapes"
     index = write_set(out, videos=2, images=0, validation=3)
     build_index(None, index, IndexOptions(again=True))
@@ -315,6 +315,11 @@ def test_remove_set_leaves_a_folder_that_can_be_painted_again(tmp_path: Path) ->
     assert {"index.report.csv", "index.my.experiment.csv", "index.sha256"} <= {file.name for file in out.iterdir()}
     other = tmp_path / "other"
     write_set(other, videos=1, images=0, validation=3)
+    monkeypatch.chdir(other)
+    main(["clean", "--run", str(tmp_path / "none"), "--data", f"{out},"])  # an empty name is not the current folder
+    assert not out.exists() and other.exists()
+    monkeypatch.chdir(tmp_path)
+    write_set(out, videos=2, images=0, validation=3)
     main(["clean", "--run", str(tmp_path / "none"), "--data", f"{out},{other}"])
     assert not out.exists() and not other.exists()
     write_set(out, videos=2, images=0, validation=3)
