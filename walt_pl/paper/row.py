@@ -65,18 +65,14 @@ class Row:
     """Result of the paper against the row `against`: 1 better, -1 worse, 0 without a clear difference."""
     against: str = ""
     """Row that it is compared with; empty for none."""
-    figure: str = "all"
-    """Figure that the verdict is about."""
-    higher: bool = True
-    """A higher value of that figure is better."""
-    margin: float = 0.05
-    """Difference of that figure that counts as none, where the paper has no clear difference."""
+    figures: tuple[str, ...] = ()
+    """Figures that the two rows are compared by, of those in `walt_pl.paper.compare.MARGINS`."""
 
     def __post_init__(self) -> None:
         if not self.trainings:
             raise ValueError(f"row {self.name}: a row has at least one training")
-        if self.expected not in (-1, 0, 1) or self.margin <= 0:
-            raise ValueError(f"row {self.name}: expected is -1, 0 or 1, and margin is above 0")
+        if self.expected not in (-1, 0, 1) or bool(self.against) != bool(self.figures):
+            raise ValueError(f"row {self.name}: expected is -1, 0 or 1, and a comparison has figures")
 
     @property
     def folder(self) -> str:
