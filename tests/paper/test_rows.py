@@ -7,7 +7,7 @@ from walt_pl.paper.compare import MARGINS
 from walt_pl.paper.measure_table import MEASURES
 from walt_pl.paper.page import SHARES
 from walt_pl.paper.row import Row, Training, find_row
-from walt_pl.paper.rows import ABLATIONS, DEFAULT, EQUAL_TIME, ROWS, TASKS
+from walt_pl.paper.rows import ABLATIONS, CAUSES, DEFAULT, EQUAL_TIME, ROWS, TASKS
 
 EXPERIMENT = ROOT / "experiments" / "shapes"
 
@@ -65,8 +65,20 @@ def test_rows_in_equal_time_take_the_pace_of_their_ablation() -> None:
     assert [row.trainings[0].overlays for row in EQUAL_TIME] == [find_row(row.sources[1], ROWS).trainings[0].overlays for row in EQUAL_TIME]
 
 
+def test_rows_of_causes_take_an_ablation_as_it_is_or_change_one_thing_of_it() -> None:
+    for row in CAUSES:
+        if row.adopts:
+            assert not row.trainings and find_row(row.adopts[0][0], (*ABLATIONS, find_row("guidance", TASKS)))
+            continue
+        (training,) = row.trainings
+        own = find_row(row.name.removeprefix("cause_").removesuffix("_longer").removesuffix("_adamw"), ABLATIONS)
+        changes = [training.steps is not None, training.overlays[len(own.trainings[-1].overlays) :] == ("causes/adamw.yaml",)]
+        assert training.overlays[: len(own.trainings[-1].overlays)] == own.trainings[-1].overlays and sum(changes) == 1
+    assert {path.name for path in (EXPERIMENT / "causes").glob("*.yaml")} == {"adamw.yaml"}
+
+
 def test_rows_refuse_what_cannot_be_run() -> None:
-    with pytest.raises(ValueError, match="a row has at least one training"):
+    with pytest.raises(ValueError, match="a row trains a stage or adopts one"):
         Row("x", "tasks", "x", (), "prompts")
     with pytest.raises(ValueError, match="leave no other number of steps"):
         Training("base", steps=3, time_of="default", pace_of="patch_1")

@@ -22,6 +22,7 @@ HEADINGS: dict[Table, str] = {
     "tasks": "Tasks",
     "ablations": "Ablations, in equal steps",
     "equal time": "Ablations, in equal time",
+    "causes": "Causes of surprises",
 }
 INTRODUCTIONS: dict[Table, str] = {
     "tasks": (
@@ -36,6 +37,11 @@ INTRODUCTIONS: dict[Table, str] = {
     "equal time": (
         "The rows whose steps take another time than the default's, trained for the default's seconds. Their steps follow from measured "
         "seconds a step, seed by seed, validation included. The default is that of the ablations above."
+    ),
+    "causes": (
+        "Bases of the ablations above, of seed 0, and trainings of other lengths and with another optimiser, one seed each. Loss N is the "
+        "error at timestep N. Growth N says how far that error grows when the caption names another shape: 0 for a model that does not "
+        "read the word. [What they show](EXPERIMENTS.md#surprises-of-the-ablations)."
     ),
 }
 

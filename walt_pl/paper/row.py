@@ -8,8 +8,8 @@ from typing import Literal
 
 from walt_pl.runs.stage_names import kind_of
 
-Table = Literal["tasks", "ablations", "equal time"]
-TABLES: tuple[Table, ...] = ("tasks", "ablations", "equal time")
+Table = Literal["tasks", "ablations", "equal time", "causes"]
+TABLES: tuple[Table, ...] = ("tasks", "ablations", "equal time", "causes")
 SEEDS = (0, 1, 2)
 
 
@@ -48,7 +48,10 @@ class Row:
     text: str
     """Short description on the page."""
     trainings: tuple[Training, ...]
-    """Trainings in order. The autoencoder of the command is adopted unless one of them trains the stage `vae`."""
+    """Trainings in order; none for a row that measures what it adopts.
+
+    The autoencoder of the command is adopted unless one of them trains the stage `vae`.
+    """
     measure: str
     """Name of a function in `walt_pl.paper.measure_table.MEASURES`."""
     seeds: tuple[int, ...] = SEEDS
@@ -69,8 +72,8 @@ class Row:
     """Figures that the two rows are compared by, of those in `walt_pl.paper.compare.MARGINS`."""
 
     def __post_init__(self) -> None:
-        if not self.trainings:
-            raise ValueError(f"row {self.name}: a row has at least one training")
+        if not self.trainings and not self.adopts:
+            raise ValueError(f"row {self.name}: a row trains a stage or adopts one")
         if self.expected not in (-1, 0, 1) or bool(self.against) != bool(self.figures):
             raise ValueError(f"row {self.name}: expected is -1, 0 or 1, and a comparison has figures")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from walt_pl.paper.row import Row, Training
+from walt_pl.paper.row import Row, Training, find_row
 
 DEFAULT = "default"
 """Row that the ablations are compared with."""
@@ -192,4 +192,47 @@ def _in_equal_time(row: Row) -> Row:
 
 EQUAL_TIME = tuple(_in_equal_time(row) for row in ABLATIONS if row.name in ("patch_1", "window_2x2"))
 
-ROWS: tuple[Row, ...] = (*TASKS, *ABLATIONS, *EQUAL_TIME)
+
+# ---- Causes -------------------------------------------------------------------------------------------------------------
+
+
+def _cause(name: str, text: str, trainings: tuple[Training, ...] = (), adopts: tuple[tuple[str, str], ...] = ()) -> Row:
+    """Return a row that looks for the cause of a surprising ablation: a training with one seed, or the base of a row above."""
+    return Row(f"cause_{name}", "causes", text, trainings, "text_use", seeds=(0,), adopts=adopts)
+
+
+def _overlays(name: str) -> tuple[str, ...]:
+    """Return the overlays of an ablation."""
+    return find_row(name, ABLATIONS).trainings[-1].overlays
+
+
+LONGER = 800
+"""Steps of the longer trainings, twice those of `BUDGET`."""
+CAUSES = (
+    *(
+        _cause(name, f"{text}, 400 steps", adopts=((name, "base"),))
+        for name, text in (
+            (DEFAULT, "the default"),
+            ("patch_1", "patch 1"),
+            ("no_qk_norm", "no qk-norm"),
+            ("self_conditioning", "self-conditioning"),
+            ("separate_adaln", "AdaLN of each layer's own"),
+        )
+    ),
+    *(
+        _cause(f"{name}_longer", f"{text}, {LONGER} steps", (Training("base", _overlays(name), steps=LONGER),))
+        for name, text in (("patch_1", "patch 1"), ("no_qk_norm", "no qk-norm"))
+    ),
+    # That training has no other difference from the default.
+    _cause(f"{DEFAULT}_longer", f"the default, {LONGER} steps", adopts=((GUIDANCE, "base"),)),
+    *(
+        _cause(f"{name}_adamw", f"{text}, 400 steps of AdamW", (Training("base", (*_overlays(name), "causes/adamw.yaml")),))
+        for name, text in (
+            (DEFAULT, "the default"),
+            ("self_conditioning", "self-conditioning"),
+            ("separate_adaln", "AdaLN of each layer's own"),
+        )
+    ),
+)
+
+ROWS: tuple[Row, ...] = (*TASKS, *ABLATIONS, *EQUAL_TIME, *CAUSES)
