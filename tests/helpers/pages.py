@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.helpers.environment import ROOT
+from tests.helpers.house_rules import tree_of
 from walt_pl.cli.main import COMMANDS, main
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -207,7 +208,7 @@ def _exists(root: Path, path: str) -> bool:
 
 def docstrings_of(path: Path) -> str:
     """Return the docstrings of a module and the strings under its fields."""
-    nodes = ast.walk(ast.parse(read(path)))
+    nodes = ast.walk(tree_of(path))
     return "\n".join(str(node.value.value) for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
 
@@ -245,7 +246,7 @@ def texts_of_the_program() -> tuple[str, ...]:
     found = [read(ROOT / "Makefile")]
     for folder in ("walt_pl", "stages", "datamodules"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            found += [text for node in ast.walk(ast.parse(read(path))) if (text := _text_of(node))]
+            found += [text for node in ast.walk(tree_of(path)) if (text := _text_of(node))]
     return tuple(found)
 
 
