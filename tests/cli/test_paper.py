@@ -192,6 +192,10 @@ def test_steps_in_time_are_those_of_the_measured_pace(tables: Tables, tmp_path: 
     patch = find_row("patch_1", ROWS)
     write_record(tmp_path, patch, made_record(patch, 0, seconds_a_step={"base": 1.0}))
     assert _steps_in_time(row.trainings[0], row, 0, places(tables, out=tmp_path)) == 280
+    # Another seed had the machine to itself; a faster machine does not count.
+    write_record(tmp_path, patch, made_record(patch, 1, seconds_a_step={"base": 0.8}))
+    write_record(tmp_path, patch, made_record(patch, 2, seconds_a_step={"base": 0.1}, machine="another"))
+    assert _steps_in_time(row.trainings[0], row, 0, places(tables, out=tmp_path)) == 350
     write_record(tmp_path, patch, made_record(patch, 0, machine="another"))
     with pytest.raises(ValueError, match="on different machines"):
         _steps_in_time(row.trainings[0], row, 0, places(tables, out=tmp_path))

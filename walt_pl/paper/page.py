@@ -35,8 +35,8 @@ INTRODUCTIONS: dict[Table, str] = {
         "seeds; the row of 4 latent channels has one of its own, trained once. So seeds vary the base alone."
     ),
     "equal time": (
-        "The rows whose steps take another time than the default's, trained for the default's seconds. Their steps follow from measured "
-        "seconds a step, seed by seed, validation included. The default is that of the ablations above."
+        "The rows whose steps take another time than the default's, trained for the default's seconds. Their steps follow from the "
+        "seconds a step of each row's fastest seed, validation included. The default is that of the ablations above."
     ),
     "causes": (
         "Bases of the ablations above, of seed 0, and trainings of other lengths and with another optimiser, one seed each. Loss N is the "
