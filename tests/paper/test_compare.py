@@ -29,6 +29,10 @@ def test_compare_needs_two_seeds_of_both_sides() -> None:
 @pytest.mark.filterwarnings("error")
 def test_compare_of_seeds_without_spread_has_no_width_and_no_warning() -> None:
     assert compare([1.0, 1.0, 1.0], [0.75, 0.75]) == Difference(0.25, 0.25, 0.25)
+    found = compare([0.7, 0.7, 0.7], [0.5, 0.6])
+    # One degree of freedom, that of the side with a spread: t of 12.706 times 0.1 / 2.
+    assert found is not None and found.value == pytest.approx(0.15)
+    assert (found.low, found.high) == pytest.approx((0.15 - 0.6353, 0.15 + 0.6353), abs=1e-3)
 
 
 def test_mean_and_deviation_are_of_a_sample() -> None:
