@@ -208,17 +208,8 @@ def _overlays(name: str) -> tuple[str, ...]:
 
 LONGER = 800
 """Steps of the longer trainings, twice those of `BUDGET`."""
+# The longest training comes first: it runs beside all others.
 CAUSES = (
-    *(
-        _cause(name, f"{text}, 400 steps", adopts=((name, "base"),))
-        for name, text in (
-            (DEFAULT, "the default"),
-            ("patch_1", "patch 1"),
-            ("no_qk_norm", "no qk-norm"),
-            ("self_conditioning", "self-conditioning"),
-            ("separate_adaln", "AdaLN of each layer's own"),
-        )
-    ),
     *(
         _cause(f"{name}_longer", f"{text}, {LONGER} steps", (Training("base", _overlays(name), steps=LONGER),))
         for name, text in (("patch_1", "patch 1"), ("no_qk_norm", "no qk-norm"))
@@ -229,6 +220,16 @@ CAUSES = (
         _cause(f"{name}_adamw", f"{text}, 400 steps of AdamW", (Training("base", (*_overlays(name), "causes/adamw.yaml")),))
         for name, text in (
             (DEFAULT, "the default"),
+            ("self_conditioning", "self-conditioning"),
+            ("separate_adaln", "AdaLN of each layer's own"),
+        )
+    ),
+    *(
+        _cause(name, f"{text}, 400 steps", adopts=((name, "base"),))
+        for name, text in (
+            (DEFAULT, "the default"),
+            ("patch_1", "patch 1"),
+            ("no_qk_norm", "no qk-norm"),
             ("self_conditioning", "self-conditioning"),
             ("separate_adaln", "AdaLN of each layer's own"),
         )
