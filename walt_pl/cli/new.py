@@ -159,8 +159,8 @@ def _list(videos: str, captions: str | None) -> "SourceListing":
     lacking = [path for path in there if path not in named]
     if lacking:
         raise ValueError(
-            f"{captions}: {len(lacking):,} of {len(there):,} files of {videos} have no row, the first: {lacking[0]}; add their rows, or move "
-            "these files away"
+            f"{captions}: {len(lacking):,} of {len(there):,} files of {videos} have no row, the first: {lacking[0]}; add their rows, or "
+            "move these files away"
         )
     if not any(item.caption for item in listing.items):
         raise ValueError(f"{captions}: no row has a caption; name the column caption, or leave out --captions")

@@ -182,7 +182,7 @@ def _choose_frames(videos: pa.Table, rates: Sequence[float | None]) -> tuple[int
         for fps in rates:
             share = _long_enough(videos, frames, fps).mean()
             if share >= LONG_ENOUGH * reach:
-                return frames, fps, f"frames: {frames}, for which {share:.0%} of the videos are long enough"
+                return frames, fps, f"frames: {frames}, for which {share * 100:.0f} % of the videos are long enough"
     raise AssertionError("the rate that reaches most videos of five frames is among the rates")
 
 
@@ -232,7 +232,8 @@ def choose_size(rows: pa.Table) -> tuple[Picture, Scale, str]:
         least = f"{picture.rows * SCALES[-1].least} x {picture.columns * SCALES[-1].least}"
         raise ValueError(f"the median clip has {median}, and the smallest size of {picture.name} is {least}: bring larger clips")
     made = [f"{picture.rows // scale.divisor * s} x {picture.columns // scale.divisor * s}" for s in _pixels(scale)]
-    reason = f"frame size: {', then '.join(made)}; the median clip has {median}, and {picture.name} keeps {kept[picture]:.0%} of the pixels"
+    share = f"{picture.name} keeps {kept[picture] * 100:.0f} % of the pixels"
+    reason = f"frame size: {', then '.join(made)}; the median clip has {median}, and {share}"
     return picture, scale, reason
 
 
@@ -281,7 +282,7 @@ def _describe_small(count: int) -> list[str]:
 
 
 def _describe_views(views: int, frames: int) -> list[str]:
-    return [f"views: {views} windows of each clip, as the median clip has room for"] if frames > 1 else []
+    return [f"views: {views}, the windows of {frames} frames that the median clip has room for"] if frames > 1 else []
 
 
 def _count_validation(usable: pa.Table, kind: str, frames: int, fps: float | None) -> tuple[int, str]:

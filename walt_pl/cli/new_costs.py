@@ -50,5 +50,6 @@ def render_costs(plans: Sequence[Mapping[str, Any]]) -> RenderableType:
             f"{plan['checkpoint']['ddp']['bytes'] / 1e9:.1f}",
         )
     hours = sum(plan["time"]["days"][1] * 24 for plan in plans)
-    note = f"All stages: {hours:,.1f} hours, if the GPU reaches {TFLOPS:g} TFLOP/s. That is an assumption: measure a step, and give it to walt plan."
+    speed = "That is an assumption: measure a step, and give walt plan its --step_seconds."
+    note = f"All stages: {hours:,.1f} hours, if the GPU reaches {TFLOPS:g} TFLOP/s. {speed}"
     return Group(table, note)

@@ -245,7 +245,9 @@ def _latents(choices: Choices, doublings: int) -> dict[str, object]:
         "window": [frames, *window],
         "task_keys": condition.get(choices.task, ""),
         "view_count": choices.views,
-        "views": f"{choices.views} views of {clips + choices.images:,} clips" if clips else f"{choices.images:,} images",
+        "views": f"{choices.views} view{'s' * (choices.views > 1)} of {clips + choices.images:,} clips"
+        if clips
+        else f"{choices.images:,} images",
         "disk": f"{(clips * size + pictures) * choices.views / 1e9:.2g} GB",
         "bytes": size,
     }
