@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -38,6 +39,7 @@ HOSTILE = "a: {b} # 'c' \"d\" [e], & *f !g | > % @`"
 @pytest.fixture(autouse=True)
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)  # a process that decodes takes seconds to start
 
 
 @pytest.fixture
@@ -227,7 +229,10 @@ def test_new_command_refuses_a_name_that_is_no_plain_folder_name(name: str) -> N
         ("new mine --videos tiny", "tiny: the median clip has 16 rows x 16 columns, and the smallest size of square is 32 x 32"),
         ("new mine --videos held", r"held: no usable file is of split train .there are: val."),
         ("new mine --videos set --val 1", "--val must be at least 0 and below 1"),
-        ("new shapes --videos set", "experiments/shapes exists already; give another name: walt new shapes-2 --videos DIR"),
+        (
+            "new shapes --videos set",
+            "experiments/shapes exists already; move it away, or give another name: walt new shapes-2 --videos DIR",
+        ),
         ("new taken --videos set", "experiments/taken exists already"),
         ("new indexed --videos set", "data/indexed.parquet exists already"),
         ("new trained --videos set", "runs/trained exists already"),

@@ -62,7 +62,7 @@ def _start(name: str, videos: str, captions: str | None, val: float | None, expe
     typed = f"--videos {shlex.quote(videos)}" + (f" --captions {shlex.quote(captions)}" if captions else "")
     source = shlex.quote(captions or videos) + (f" --root {shlex.quote(videos)}" if captions else "")
     layout = f" --layout {listing.layout}" if listing.layout == "classes" else ""
-    with _remove_on_failure(index):
+    with _remove_on_failure(index, experiment):
         share = _choose_share(listing) if val is None else val
         choices = _index_and_choose(listing, index, share, videos)
         command = f"walt index {source}{layout} --out {index}" + (f" --val {share:g}" if share else "")
@@ -115,7 +115,7 @@ def _check_free(name: str, experiment: Path, index: Path) -> None:
     """
     taken = [path for path in (find_experiment(experiment), index, Path("runs") / name) if os.path.lexists(path)]
     if taken:
-        raise ValueError(f"new: {taken[0]} exists already; give another name: walt new {name}-2 --videos DIR")
+        raise ValueError(f"new: {taken[0]} exists already; move it away, or give another name: walt new {name}-2 --videos DIR")
 
 
 def _check_data(config: Path, index: Path, choices: "Choices") -> list[str]:
@@ -230,8 +230,8 @@ def _describe_commands(about: "Experiment", choices: "Choices", stages: Sequence
 
 
 @contextlib.contextmanager
-def _remove_on_failure(index: Path) -> Iterator[None]:
-    """Remove the files of an index that this command made, if it fails or is interrupted.
+def _remove_on_failure(index: Path, experiment: Path) -> Iterator[None]:
+    """Remove the files of an index that this command made, if it fails or is interrupted before the experiment has its name.
 
     After Ctrl-C the hidden journal of decoded files stays: with it, the same command goes on.
     """
@@ -240,8 +240,9 @@ def _remove_on_failure(index: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        for path in [*own, *([] if isinstance(error, KeyboardInterrupt) else [journal])]:
-            path.unlink(missing_ok=True)
+        if not experiment.exists():
+            for path in [*own, *([] if isinstance(error, KeyboardInterrupt) else [journal])]:
+                path.unlink(missing_ok=True)
         raise
 
 
