@@ -16,6 +16,7 @@ from walt_pl.terminal_text import printable
 GROUPS: dict[str, dict[str, str]] = {
     "data": {
         "index": "list a data set, decode every file, and report what is broken",
+        "new": "look at a folder of videos or images, and write an experiment with sizes that fit it",
         "clips": "fetch four real videos with pip",
         "cache": "compute the latents and text features of a stage before training",
     },
