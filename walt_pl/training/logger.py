@@ -5,13 +5,15 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 
+from walt_pl.media.types import Frames
+from walt_pl.media.writing import gif_bytes
 from walt_pl.removal import remove_own
 
 RETRY = 600.0
@@ -32,9 +34,21 @@ class ResilientTensorBoardLogger(TensorBoardLogger):
         self._is_empty = False
         self._try(lambda: super(ResilientTensorBoardLogger, self).log_metrics(metrics, step))
 
-    def log_summary(self, summary: Summary, step: int) -> None:
-        """Write a ready summary, like one that add_image makes."""
+    def log_previews(self, name: str, frames: Frames, fps: float, captions: Sequence[str], step: int) -> None:
+        """Write moving pictures as a GIF in an image summary, with the captions as its description.
+
+        Args:
+            name: of the previews; the tag is previews/NAME.
+            frames: uint8 [t h w 3].
+            fps: frames per second.
+            captions: of the clips in the pictures, whole; below the clips they are cut.
+            step: optimiser steps done.
+        """
         self._is_empty = False
+        gif = gif_bytes(frames, fps)
+        image = Summary.Image(height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=gif)
+        text = SummaryMetadata(summary_description="\n".join(f"{number}. {caption}" for number, caption in enumerate(captions, 1)))
+        summary = Summary(value=[Summary.Value(tag=f"previews/{name}", image=image, metadata=text)])
         self._try(lambda: self.experiment._get_file_writer().add_summary(summary, step))
 
     def save(self) -> None:
