@@ -34,8 +34,8 @@ def check_preview_prompts(stage: str, options: Any) -> None:
     denoiser = options.model.init_args.denoiser
     if denoiser.frame_prediction == 1:
         raise ValueError(
-            "previews.prompts: with model.denoiser.frame_prediction 1 every clip goes on from given frames, and the previews go on from those "
-            f"of validation clips; {remedy}"
+            "previews.prompts: with model.denoiser.frame_prediction 1 every clip goes on from given frames, and the previews from those of "
+            f"validation clips; {remedy}"
         )
     if not denoiser.num_classes and not denoiser.text_width:
         raise ValueError(f"previews.prompts: the model takes neither text nor classes; {remedy}")

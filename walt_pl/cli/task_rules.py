@@ -80,7 +80,7 @@ _SILENT = (
     Rule(
         Effect.SILENT,
         (
-            *("trainer.logger", "trainer.logger.*", "trainer.log_every_n_steps", "trainer.enable_checkpointing"),
+            *("logger", "trainer.logger", "trainer.logger.*", "trainer.log_every_n_steps", "trainer.enable_checkpointing"),
             *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.profiler", "trainer.profiler.*"),
             *("trainer.default_root_dir", "trainer.enable_autolog_hparams", "trainer.model_registry", "trainer.detect_anomaly"),
             *("trainer.barebones", "trainer.fast_dev_run"),

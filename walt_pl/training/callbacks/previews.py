@@ -5,6 +5,7 @@ from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from walt_pl.data.batch import JointBatch, images_as_videos, of_conditions
@@ -16,7 +17,7 @@ from walt_pl.text.caption_words import warn_of_unseen
 from walt_pl.text.features import CachedTextEncoder
 from walt_pl.text.prompt_file import read_preview_prompts
 from walt_pl.text.small_encoder import SmallTextEncoder, TextEncoder
-from walt_pl.training.logger import ResilientTensorBoardLogger
+from walt_pl.training.logger import PreviewLogger
 
 AT_ONCE = 8
 """Largest number of prompts that are sampled at once."""
@@ -52,7 +53,7 @@ class Previews(L.Callback):
 
     ``add_video`` of TensorBoard writes nothing without moviepy; an animated GIF in an image summary plays in the browser. It plays at the
     rate of the training videos, as `sample` writes; at 8 frames a second if that rate is unknown. Previews are written by the program's own
-    logger (`walt_pl.training.logger.ResilientTensorBoardLogger`), which tolerates a full disk. Other loggers get no previews.
+    loggers for TensorBoard, wandb and MLflow, which tolerate a failing write. Other loggers get no previews.
 
     Args:
         every_n_validations: validations between two previews; 0 for none.
@@ -72,7 +73,10 @@ class Previews(L.Callback):
         self._validations = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Find the classes of the prompts, encode them, and warn of words that no training caption has; all ranks call it."""
+        """Prepare the prompts, and say where the logger takes no previews; all ranks call it."""
+        logger, is_trial = trainer.logger, trainer.fast_dev_run  # type: ignore[attr-defined]
+        if self.every_n_validations and not is_trial and logger is not None and not isinstance(logger, PreviewLogger):
+            rank_zero_info(f"{type(logger).__name__} takes numbers alone: there are no previews")
         if not self.prompts:
             return
         stage = cast(PromptedStage, pl_module)
@@ -109,11 +113,7 @@ class Previews(L.Callback):
         self._validations += 1
         if self.prompts:
             batch = images_as_videos(batch)  # a prompt makes an image where the model is trained on images alone
-        if (
-            not len(batch.videos)
-            or (self._validations - 1) % self.every_n_validations
-            or not isinstance(trainer.logger, ResilientTensorBoardLogger)
-        ):
+        if not len(batch.videos) or (self._validations - 1) % self.every_n_validations or not isinstance(trainer.logger, PreviewLogger):
             return
         # All ranks compute previews, each of its own batch: the ranks of a sharded model must run together.
         with torch.no_grad(), trainer.precision_plugin.forward_context():
