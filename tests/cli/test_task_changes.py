@@ -20,6 +20,7 @@ from walt_pl.runs.task_record import TASK, encode_task, flatten, read_task
 
 RECORDED = [
     *("data.index_sha256", "data.quarantine_sha256", "data.selection_sha256", "data.classes_sha256"),
+    "previews.prompts_sha256",
     *("trainer.ranks", "parents.vae", "parents.base", "tokenizer.model"),
 ]
 """Keys of a record beside those of the configuration."""
@@ -82,7 +83,13 @@ def test_task_rules_name_only_keys_that_exist(monkeypatch: pytest.MonkeyPatch) -
 
 EFFECTS = {
     Effect.SILENT: ["run", "data.index", "data.num_workers", "previews.every_n_validations", "trainer.logger.save_dir", "trainer.devices"],
-    Effect.LISTED: ["model.optimizer.lr", "trainer.max_steps", "model.diffusion.guidance.scale", "trainer.ranks"],
+    Effect.LISTED: [
+        "previews.prompts_sha256",
+        "model.optimizer.lr",
+        "trainer.max_steps",
+        "model.diffusion.guidance.scale",
+        "trainer.ranks",
+    ],
     Effect.WARNED: [
         *("data.seed", "model.seed", "data.videos_per_batch", "trainer.precision", "trainer.accumulate_grad_batches", "ema.decay"),
         *("data.index_sha256", "data.quarantine_sha256", "data.flip", "data.sizes", "data.views", "model.diffusion.noise_aug_max"),

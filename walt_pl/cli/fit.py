@@ -20,13 +20,15 @@ from stages.finetuning import init_from
 from walt_pl.blocks.compute import Float32Precision, compute_dtype, set_float32_precision
 from walt_pl.cli.allowed_schemes import check_allowed_schemes, without_allowed_schemes
 from walt_pl.cli.checkpoint_folder import check_own_folder
+from walt_pl.cli.chosen_logger import DEFAULT, LoggerName, check_logger, open_logger
 from walt_pl.cli.class_count import fill_classes
-from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs
+from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs, run_and_stage
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
 from walt_pl.cli.fit_help import render_help, without_help
 from walt_pl.cli.monitored_metric import fill_monitor
 from walt_pl.cli.null_values import ClassParser
 from walt_pl.cli.parse_errors import CommandLine, check_nulls, check_top_keys, explain
+from walt_pl.cli.preview_prompts import check_preview_prompts
 from walt_pl.cli.rate_change import describe_rate_change
 from walt_pl.cli.renamed_keys import check_renamed
 from walt_pl.cli.resume_checks import check_resumed
@@ -54,7 +56,6 @@ from walt_pl.training.callbacks.save_config import SaveConfig
 from walt_pl.training.callbacks.spike_guard import SpikeGuard
 from walt_pl.training.callbacks.text_progress import TextProgress
 from walt_pl.training.callbacks.throughput import Throughput
-from walt_pl.training.logger import ResilientTensorBoardLogger
 from walt_pl.training.rank import is_rank_zero
 from walt_pl.training.strategies.reduction import reduce_without_barrier
 from walt_pl.training.strategies.store import listen_locally
@@ -163,6 +164,7 @@ class WaltCLI(LightningCLI):
         parser.add_argument(
             "--float32_matmul_precision", type=Float32Precision, default="high", help="Float32 on GPUs: high is TF32, highest full float32."
         )
+        parser.add_argument("--logger", type=LoggerName, default=DEFAULT, help="Log of the training; wandb and mlflow need their package.")
         callbacks: dict[str, type[L.Callback]] = {"ema": EMA, "spike_guard": SpikeGuard, "previews": Previews, "throughput": Throughput}
         for key, callback in {**callbacks, "checkpoint": Checkpoints, "metrics": Metrics}.items():
             parser.add_lightning_class_args(callback, key)
@@ -178,6 +180,8 @@ class WaltCLI(LightningCLI):
         self._name()
         check_precision(options.trainer)
         check_trainer(options.trainer)
+        if self.subcommand is not None:
+            check_logger(options)
         set_float32_precision(options.float32_matmul_precision)
         self.parents: dict[str, str] = {}
         if self.subcommand == "fit":
@@ -207,11 +211,12 @@ class WaltCLI(LightningCLI):
             check_shards(self.restored, options.trainer)
             if options.data.shards is None:
                 check_index_file(Path(options.data.index).absolute())
+            check_preview_prompts(self.stage, options)
 
     def _name(self) -> None:
         """Set run and stage, from their options or the path of the config."""
         options = self.options
-        self.run_dir, self.stage = _run_and_stage(options)
+        self.run_dir, self.stage = run_and_stage(options)
         self.manifest = Manifest.open(self.run_dir, Path(str(options.config[0])).parent if options.config else None)
         options.run = str(self.run_dir)
         options.stage = self.stage
@@ -388,7 +393,9 @@ class WaltCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer_options = self.options.trainer
         if trainer_options.logger in (None, True):
-            kwargs["logger"] = ResilientTensorBoardLogger(str(self.work), name="logs")
+            name = self.options.logger if self.subcommand else DEFAULT
+            goes_on = self.subcommand == "fit" and self.restored is not None
+            kwargs["logger"] = open_logger(name, self.work, self.stage, self.manifest, goes_on)
         first: list[L.Callback] = []
         extra: list[L.Callback] = []
         if sys.stdout.isatty() and trainer_options.enable_progress_bar is not False:
@@ -425,19 +432,6 @@ class WaltCLI(LightningCLI):
 def run(words: Sequence[str]) -> None:
     """Run the command line of `walt fit`."""
     WaltCLI(["fit", *words])
-
-
-def _run_and_stage(options: Any) -> tuple[Path, str]:
-    """Return the folder of the run and the name of the stage: experiments/EXP/STAGE.yaml is trained into runs/EXP/STAGE.
-
-    Raises:
-        ValueError: neither a config nor the options name them.
-    """
-    configs = [Path(str(path)) for path in options.config or []]
-    if not configs and (options.run is None or options.stage is None):
-        raise ValueError("which stage? give --config experiments/EXP/STAGE.yaml, or --run and --stage")
-    run = Path(options.run) if options.run else Path("runs") / configs[0].resolve().parent.name
-    return run, options.stage or configs[0].stem
 
 
 def _device() -> torch.device:

@@ -36,8 +36,10 @@ RUN_FILES = (
     r"cache/text[^/]*/([^/]+\.(safetensors|json))",
     r"cache/[^/]+\.json",
     *(rf"training/{_STAGE}/checkpoints/step=\d{{8,}}(\.part)?/{name}" for name in CHECKPOINT_FILES),
-    rf"training/{_STAGE}/(progress\.json|tokenizer\.model|words\.txt|config(_\d+)?\.yaml)",
+    rf"training/{_STAGE}/(progress\.json|tokenizer\.model|words\.txt|config(_\d+)?\.yaml|prompts(_\d+)?\.txt)",
     rf"training/{_STAGE}/incidents/step=\d{{8,}}\.json",
-    rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(config(_\d+)?\.yaml|hparams\.yaml|events\.out\.tfevents\.[^/]+)",
+    rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(config(_\d+)?\.yaml|prompts(_\d+)?\.txt|hparams\.yaml|events\.out\.tfevents\.[^/]+)",
+    rf"training/{_STAGE}/logs/version_\d+/(metrics\.csv|wandb/(offline-)?run-\d{{8}}_\d{{6}}-[\w.-]+/.+)",
+    rf"training/{_STAGE}/logs/((wandb|mlflow)_run_id|mlflow/(mlflow\.db|artifacts/.+))",
 )
 """Files of a run, by their paths in its folder (regular expressions)."""
