@@ -76,6 +76,7 @@ def export_checkpoint(path: Path, out: Path, ema: bool = True, index: Path | Non
         "index": described["index"],
         "steps": checkpoint.step,
         "samples": checkpoint.samples,
+        "training": described.get("training", {}),
         "metrics": {
             "protocol": f"the validation clips of the index, view 0{', averaged weights' * averaged}",
             "values": validation_values(checkpoint.metrics),

@@ -35,6 +35,7 @@ from walt_pl.runs.card import (
     CONFIG,
     EXTRA,
     FORMAT,
+    MODEL_CARD,
     OWN,
     TRAIN,
     WEIGHTS,
@@ -46,10 +47,20 @@ from walt_pl.runs.card import (
 )
 from walt_pl.runs.card_entries import check_card
 from walt_pl.runs.finite import NonFiniteError, non_finite_entry, non_finite_weights
+from walt_pl.runs.model_card import write_model_card
 from walt_pl.untrusted import UntrustedError, parse_yaml
 
 # Entries of the card that the caller may set, with their defaults.
-GIVEN: dict[str, Any] = {"parents": {}, "index": {}, "latents": None, "steps": 0, "epochs": None, "samples": 0, "metrics": {}}
+GIVEN: dict[str, Any] = {
+    "parents": {},
+    "index": {},
+    "latents": None,
+    "steps": 0,
+    "epochs": None,
+    "samples": 0,
+    "metrics": {},
+    "training": {},
+}
 
 PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "transformers", "lightning", "deepspeed", "decord", "av")
 
@@ -74,7 +85,7 @@ def save_artifact(
         models: section name (see COMPONENTS) -> a module with a `.config`, or a pair (state dict, config dataclass).
         sampling_config: other plain sections of model.yaml, such as {"diffusion": {...}}.
         card: entries of the card (see GIVEN): parents {stage: sha256}, index {sha256 and counts}, latents {mean, std per channel} of an
-            autoencoder, steps, samples seen, metrics with their protocol.
+            autoencoder, steps, samples seen, metrics with their protocol, facts of the training.
         train_config: text of train.yaml.
         files: extra files, name (one of EXTRA) -> bytes.
 
@@ -117,6 +128,7 @@ def _replace(folder: Path, weights: dict[str, Tensor], small: Mapping[str, bytes
     try:
         new.mkdir()
         digest = _write(new, weights, small, described)
+        write_model_card(new, folder / MODEL_CARD)
         replace_folder(new, folder, old_folder(folder))
         _remove(old_folder(folder))
     except BaseException:
@@ -254,10 +266,11 @@ def _save_weights(path: Path, weights: dict[str, Tensor]) -> None:
 
 def _remove(folder: Path) -> None:
     """Remove the files of an artifact, and the folder unless something else lies in it."""
+    names = (*OWN, MODEL_CARD)
     with contextlib.suppress(OSError):
         (folder / CARD).unlink(missing_ok=True)  # first: a part never counts as an artifact
         for path in list(folder.iterdir()):
-            if path.name in OWN or any(is_temporary_of(path.name, name) for name in OWN):
+            if path.name in names or any(is_temporary_of(path.name, name) for name in names):
                 path.unlink(missing_ok=True)
         folder.rmdir()
 
