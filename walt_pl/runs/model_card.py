@@ -324,7 +324,8 @@ def _figure(value: Any) -> str:
 
 
 def _fence(text: str, language: str) -> list[str]:
-    """Return a code block. Its fence is longer than any in the text."""
+    """Return a code block. Its fence is longer than any in the text, and the text cannot hold one of the two comments."""
+    text = text.replace("<!--", "<! --")
     longest = max((len(found) for found in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return [f"{fence}{language}", text, fence]
