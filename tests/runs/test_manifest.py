@@ -100,7 +100,7 @@ def test_manifest_state_goes_from_missing_to_done(run_dir: Path) -> None:
     assert chain.state("vae") == "done"
     record = json.loads((run_dir / "manifest.json").read_text())["stages"]["vae"]["artifact"]
     assert record["path"] == "vae" and record["sha256"] == artifact.load(run_dir / "vae").sha256
-    assert set(record["files"]) == {p.name for p in (run_dir / "vae").iterdir()}
+    assert set(record["files"]) == {p.name for p in (run_dir / "vae").iterdir()} - {"README.md"}
     assert sorted(p.name for p in run_dir.iterdir()) == ["manifest.json", "vae"]
 
 
