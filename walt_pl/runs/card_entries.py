@@ -96,6 +96,8 @@ class CardEntries:
     index: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     training: TrainingFacts = field(default_factory=TrainingFacts)
+    converted_from: str | None = None
+    """Hash of the weights in float32 that these were rounded from; None for those that a training has left."""
     code: str | None = None
     packages: dict[str, str] = field(default_factory=dict)
     created: str = "1970-01-01T00:00:00+00:00"
@@ -118,6 +120,8 @@ class CardEntries:
             check_sha256(sha256, f"parents: {parent}")
         for name in ("steps", "epochs", "samples"):
             check_range(getattr(self, name), name, MAX_COUNT)
+        if self.converted_from is not None:
+            check_sha256(self.converted_from, "converted_from")
         check_time(self.created, "created")
 
 

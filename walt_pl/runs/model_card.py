@@ -126,6 +126,8 @@ def _is_of_images(denoiser: Mapping[str, Any]) -> bool:
 def _describe_model(folder: Path, card: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
     """Return the lines of task, parents and sizes."""
     lines = [_task(card["kind"], config), f"Weights: `{WEIGHTS}`, sha256 `{card['sha256']}`."]
+    if card.get("converted_from"):
+        lines.append(f"They are in bfloat16, rounded from the float32 weights with sha256 `{card['converted_from']}`.")
     lines += [f"Parent: `{stage}`, weights with sha256 `{sha256}`." for stage, sha256 in card["parents"].items()]
     rows = [
         (f"`{section}`", f"{count:,}", _shorten_fields(config.get(section)))
