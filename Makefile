@@ -34,7 +34,7 @@ INDEX_shapes := data/shapes/index.parquet
 INDEX_clips := data/clips/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-clips demo test test-fast test-slow test-weights soak attack mutants check configuration plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate paper status verify tensorboard clean
+.PHONY: help setup data data-clips demo try assets test test-fast test-slow test-weights soak attack mutants check configuration plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate paper status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +52,12 @@ setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; don
 
 demo: setup ## everything on the embedded set: paint, train four stages, sample, score, one picture (about 12 minutes on 2 cores with AMX, more on others)
 	@$(WALT) demo
+
+try: setup ## moving pictures within 30 seconds, from the small trained model in assets/: make try PROMPT="a striped red circle moving left"
+	@$(WALT) try $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)
+
+assets: setup ## write assets/shapes: the stages of runs/shapes as make demo leaves them, in bfloat16
+	@$(WALT) export runs/shapes --dtype bfloat16 --out assets/shapes
 
 test: setup ## the tests (about 22 minutes on 2 cores)
 	@echo "test: every promise that can be checked in about 22 minutes on 2 cores"

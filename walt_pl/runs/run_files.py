@@ -1,10 +1,10 @@
 """Names of all files that this program writes into the folder of a run: only they are removed (`walt_pl.removal`)."""
 
-from walt_pl.runs.card import OWN
+from walt_pl.runs.card import MODEL_CARD, OWN
 from walt_pl.runs.stage_names import STAGES
 
 _STAGE = "(?:" + "|".join(pattern for pattern, *_ in STAGES) + ")"
-_ARTIFACT = "(?:" + "|".join(name.replace(".", r"\.") for name in OWN) + ")"
+_ARTIFACT = "(?:" + "|".join(name.replace(".", r"\.") for name in (*OWN, MODEL_CARD)) + ")"
 
 CHECKPOINT_FILES = (
     r"checkpoint\.json",
