@@ -17,9 +17,9 @@ import yaml
 
 from tests.helpers.environment import ROOT
 from tests.helpers.house_rules import tree_of
-from walt_pl.cli.main import COMMANDS, main
+from walt_pl.cli.main import COMMANDS, main, module_of
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "assets" / "README.md"]
 EXAMPLES = {
     "EXP": "shapes",
     "STAGE": "base",
@@ -116,7 +116,8 @@ def parse(words: list[str]) -> dict[str, Any] | None:
 
 def function_of(words: list[str]) -> str:
     """Return the name of the function that a command line calls: the command's, or that of `walt metrics compare`."""
-    return words[1] if words[0] == "metrics" and words[1:2] and not words[1].startswith("-") else words[0]
+    is_compared = words[0] == "metrics" and words[1:2] and not words[1].startswith("-")
+    return words[1] if is_compared else module_of(words[0]).rpartition(".")[2]
 
 
 def _parse_stage(words: list[str], patch: pytest.MonkeyPatch) -> None:
@@ -135,7 +136,7 @@ def _parse_stage(words: list[str], patch: pytest.MonkeyPatch) -> None:
 
 
 def _parse_function(words: list[str], patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    module, name = importlib.import_module(f"walt_pl.cli.{words[0]}"), function_of(words)
+    module, name = importlib.import_module(module_of(words[0])), function_of(words)
     called: dict[str, Any] = {}
 
     @functools.wraps(getattr(module, name))
