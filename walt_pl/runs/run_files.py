@@ -21,6 +21,7 @@ RUN_FILES = (
     r"manifest\.(json|lock)",
     r"reconstructions\.(png|gif)",
     r"seconds\.json",
+    r"report\.html",
     r"peak_kib\.txt",
     rf"{_STAGE}/{_ARTIFACT}",
     rf"\.{_STAGE}\.(new|old)/{_ARTIFACT}",
@@ -38,6 +39,6 @@ RUN_FILES = (
     *(rf"training/{_STAGE}/checkpoints/step=\d{{8,}}(\.part)?/{name}" for name in CHECKPOINT_FILES),
     rf"training/{_STAGE}/(progress\.json|tokenizer\.model|words\.txt|config(_\d+)?\.yaml)",
     rf"training/{_STAGE}/incidents/step=\d{{8,}}\.json",
-    rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(config(_\d+)?\.yaml|hparams\.yaml|events\.out\.tfevents\.[^/]+)",
+    rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(config(_\d+)?\.yaml|data(_\d+)?\.json|hparams\.yaml|events\.out\.tfevents\.[^/]+)",
 )
 """Files of a run, by their paths in its folder (regular expressions)."""
