@@ -33,6 +33,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "export": "make an artifact of a checkpoint",
     },
     "look": {
+        "report": "write one HTML file about a run: curves, previews, samples, metrics, incidents",
         "status": "show the stages of a run and their states",
         "ready": "check that the stages that a stage is trained from are finished; it takes the options of fit",
         "verify": "compare every byte of a run's artifacts with their cards",

@@ -18,6 +18,8 @@ MAX_FRAMES = 512
 """Frames of a moving picture that are counted."""
 MAX_VALUES = 1 << 28
 """Rows x columns x frames that are decoded of a moving picture."""
+MAX_COMMENT = 65_536
+"""Characters of a picture's comment that are kept."""
 _FRAME_MS = 125
 """Milliseconds of a frame whose file says nothing."""
 
@@ -65,7 +67,7 @@ def read_animation(content: bytes, most_frames: int = MAX_FRAMES) -> Animation:
         raise
     except Exception as error:  # for damaged files Pillow's plugins raise errors of many kinds
         raise MediaError(f"not a picture that can be read: {reason(error)}") from error
-    text = comment.decode("utf-8", errors="replace") if isinstance(comment, bytes) else ""
+    text = comment[: 4 * MAX_COMMENT].decode("utf-8", errors="replace")[:MAX_COMMENT] if isinstance(comment, bytes) else ""
     return Animation(frames, min(max(milliseconds, 20), 10_000), text)
 
 

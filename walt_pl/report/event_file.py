@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
@@ -75,10 +74,10 @@ def read_event_file(path: Path) -> EventFile:
                 if number == MAX_RECORDS:
                     found.problems.append(f"{path.name} has more than {MAX_RECORDS:,} records: later ones are left out.")
                     break
-                _add(found, path, offset, Event.FromString(data))
+                _add(found, path, offset, _parse(data))
     except FileNotFoundError:
         found.problems.append(f"{path.name} was removed meanwhile.")
-    except (UntrustedError, OSError, DecodeError) as error:
+    except (UntrustedError, OSError) as error:
         found.problems.append(f"{path.name} is damaged ({error}): its values up to there are shown.")
     return found
 
@@ -92,8 +91,8 @@ def read_picture(place: PicturePlace) -> bytes:
     try:
         with open_plain(place.file) as file:
             file.seek(place.offset)
-            event = Event.FromString(_record(file, checked_bytes=MAX_RECORD_BYTES) or b"")
-    except (OSError, DecodeError) as error:
+            event = _parse(_record(file, checked_bytes=MAX_RECORD_BYTES) or b"")
+    except OSError as error:
         raise UntrustedError(f"{place.file.name} cannot be read ({error})") from None
     for value in event.summary.value:
         if value.HasField("image") and value.tag == place.tag:
@@ -135,6 +134,13 @@ def _record(file: BinaryIO, checked_bytes: int) -> bytes | None:
     if length <= checked_bytes and masked_crc32c(data) != int.from_bytes(checksum_of_data, "little"):
         raise UntrustedError(f"{where} has another checksum")
     return data
+
+
+def _parse(data: bytes) -> Event:
+    try:
+        return Event.FromString(data)
+    except Exception as error:  # DecodeError of protobuf, a package that tensorboard brings
+        raise UntrustedError(f"a record is no event ({error})") from None
 
 
 def _add(found: EventFile, path: Path, offset: int, event: Event) -> None:
