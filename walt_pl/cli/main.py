@@ -43,7 +43,19 @@ GROUPS: dict[str, dict[str, str]] = {
 """Commands and their summaries, by what a user wants to do."""
 COMMANDS = [name for group in GROUPS.values() for name in group]
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("braceexpand", "deepspeed", "lightning", "lpips", "matplotlib", "scipy", "tensorboard", "timm", "torchvision", "webdataset"),
+    "train": (
+        "braceexpand",
+        "deepspeed",
+        "jinja2",
+        "lightning",
+        "lpips",
+        "matplotlib",
+        "scipy",
+        "tensorboard",
+        "timm",
+        "torchvision",
+        "webdataset",
+    ),
     "text": ("huggingface_hub", "open_clip", "transformers"),
     "metrics": ("torch_fidelity", "torchmetrics"),
 }

@@ -7,6 +7,9 @@ from walt_pl.cli.config_files import stages_of
 from walt_pl.cli.function_command import call
 from walt_pl.runs.experiment_files import EXPERIMENTS, find_experiment
 
+REPORT = "report.html"
+"""Name of the report in the folder of its run."""
+
 
 def report(run: str, out: str = "") -> None:
     """Write one HTML file about a run: its stages, curves, previews, samples, metrics, data, incidents, configuration and cost.
@@ -17,7 +20,7 @@ def report(run: str, out: str = "") -> None:
         run: folder of the run.
         out: the HTML file; report.html in the folder of the run if not set.
     """
-    print(describe_report(Path(run), Path(out) if out else Path(run) / "report.html"))
+    print(describe_report(Path(run), Path(out) if out else Path(run) / REPORT))
 
 
 def describe_report(run: Path, out: Path) -> str:

@@ -82,7 +82,9 @@ def encode_webp(animation: Animation, width: int, quality: int) -> bytes:
     columns, rows = animation.size
     if columns > width:
         rows, columns = max(1, round(rows * width / columns)), width
-    frames = [frame if frame.size == (columns, rows) else frame.resize((columns, rows), Image.Resampling.LANCZOS) for frame in animation.frames]
+    frames = [
+        frame if frame.size == (columns, rows) else frame.resize((columns, rows), Image.Resampling.LANCZOS) for frame in animation.frames
+    ]
     file = io.BytesIO()
     frames[0].save(
         file,

@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from walt_pl.report.blocks import Plot, shorten
 from walt_pl.report.training_logs import Series
@@ -84,12 +85,20 @@ def draw_lines(title: str, lines: Sequence[Line], x_label: str, y_label: str, lo
                 label=shorten(line.name, 40),
             )
         if logarithmic and all(np.min(line.y) > 0 for line in lines):
-            axes.set_yscale("log")
+            _set_logarithmic(axes, min(np.min(line.y) for line in lines), max(np.max(line.y) for line in lines))
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         if len(lines) > 1:
             figure.legend(loc="outside lower center", ncols=2, frameon=False)
         return Plot(title, f"{title}, against {x_label}. {' '.join(_describe(line, x_label) for line in lines)}", _svg(figure))
+
+
+def _set_logarithmic(axes: Any, least: float, greatest: float) -> None:
+    """Set a logarithmic scale with plain numbers: matplotlib's own powers of ten are formulas, and those are off."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if greatest > 30 * least else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _describe(line: Line, x_label: str) -> str:
@@ -112,7 +121,9 @@ def draw_chain(rows: Sequence[StatusRow]) -> Plot:
         axes.set_ylim(-len(rows) + 0.45, 0.55)
         for row in rows:
             y = place[row.stage]
-            box = FancyBboxPatch((0.1, y - 0.3), 6.4, 0.6, boxstyle="round,pad=0.02", fill=False, linestyle=STATES[row.state], linewidth=1.4)
+            box = FancyBboxPatch(
+                (0.1, y - 0.3), 6.4, 0.6, boxstyle="round,pad=0.02", fill=False, linestyle=STATES[row.state], linewidth=1.4
+            )
             axes.add_patch(box)
             axes.text(0.35, y + 0.1, f"{row.stage}: {row.state}", fontweight="bold", va="center")
             axes.text(0.35, y - 0.15, (row.sha256 or "no weights")[:12], va="center", family="monospace", fontsize=8)

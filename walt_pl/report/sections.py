@@ -81,21 +81,20 @@ def metrics_section(run: RunContents) -> Section:
     if cards:
         head = ("file", "metric", "value", "error", "best", "protocol", "clips", "real clips", "extractor")
         blocks.append(Table("Figures of metric cards", head, [_card_row(name, card) for name, card in cards]))
-        shown = [Record(f"Protocol card: {shorten(name)}, {card.metric}", _card_text(card)) for name, card in cards[:MOST_CARDS]]
-        blocks.append(Group("Protocol cards", shown))
+        protocols = [Record(f"Protocol card: {shorten(name)}, {card.metric}", _card_text(card)) for name, card in cards[:MOST_CARDS]]
+        blocks.append(Group("Protocol cards", protocols))
     else:
         blocks.append(Text("No metric cards yet. Measure the run with:", f"walt evaluate {shlex.quote(str(run.folder))}"))
-    if rows := _score_rows(run.summary):
+    if scores := _figures(run.summary.get("scores")):
         settings = {name: run.summary[name] for name in ("seed", "steps", "guidance", "counts") if name in run.summary}
-        scores = [
-            Table("Scores of the demo", ("stage", "figure", "value"), rows),
-            Record("Protocol of the demo's scores", json.dumps(settings, indent=2)[:CARD_CHARACTERS]),
-        ]
-        blocks.append(Group("Scores of the demo, by the analytic scorer", scores))
-    validation = [row for stage, card in run.cards.items() for row in _validation_rows(stage, card)]
-    if validation:
-        head = ("stage", "figure", "value", "protocol")
-        blocks.append(Group("Last validation of the artifacts", [Table("Values in the artifacts' cards", head, validation)]))
+        protocol = json.dumps(settings, indent=2)[:CARD_CHARACTERS]
+        shown = [_by_stage("Scores of the demo", scores), Record("Protocol of the demo's scores", protocol)]
+        blocks.append(Group("Scores of the demo, by the analytic scorer", shown))
+    metrics = {stage: card.get("metrics", {}) for stage, card in run.cards.items()}
+    if values := _figures({stage: found.get("values") for stage, found in metrics.items()}):
+        table = _by_stage("Values in the artifacts' cards", values)
+        protocols = {shorten(found["protocol"]): None for found in metrics.values() if "protocol" in found}
+        blocks.append(Group("Last validation of the artifacts", [table, Text(f"Protocol: {'; '.join(protocols)}.")]))
     return Section("metrics", "Metrics", blocks)
 
 
@@ -119,22 +118,16 @@ def _card_text(card: MetricCard) -> str:
     return text if len(text) <= CARD_CHARACTERS else f"{text[:CARD_CHARACTERS]}\n... ({len(text):,} characters in all)"
 
 
-def _score_rows(summary: Mapping[str, Any]) -> list[list[str]]:
-    scores = summary.get("scores")
-    if not isinstance(scores, dict):
-        return []
-    return [
-        [shorten(stage), shorten(name).replace("_", " "), _number(value)]
-        for stage, figures in scores.items()
-        if isinstance(figures, dict)
-        for name, value in figures.items()
-    ]
+def _figures(plain: Any) -> dict[str, dict[str, Any]]:
+    """Return the figures of each stage that has some; other values are left out."""
+    return {str(stage): found for stage, found in plain.items() if isinstance(found, dict)} if isinstance(plain, dict) else {}
 
 
-def _validation_rows(stage: str, card: Mapping[str, Any]) -> list[list[str]]:
-    metrics = card.get("metrics", {})
-    values, protocol = metrics.get("values"), shorten(metrics.get("protocol", ""))
-    return [[stage, shorten(name), _number(value), protocol] for name, value in values.items()] if isinstance(values, dict) else []
+def _by_stage(caption: str, figures: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return a table of figures, a row each, with a column for each stage."""
+    names = dict.fromkeys(name for found in figures.values() for name in found)
+    rows = [[shorten(name), *(_number(found.get(name, "")) for found in figures.values())] for name in names]
+    return Table(caption, ("figure", *map(shorten, figures)), rows)
 
 
 def _number(value: Any) -> str:
@@ -169,8 +162,8 @@ def data_section(run: RunContents) -> Section:
         head = ("stage", "index (SHA-256)", "clips and images used")
         blocks.append(Table("Counts in the artifacts' cards", head, counted))
     if unrecorded:
-        told = "No record of sizes and of reasons why clips were left out: training writes it at its first step, and older versions wrote none"
-        blocks.append(Text(f"{told} ({', '.join(unrecorded)})."))
+        told = f"No record of sizes and of reasons why clips were left out: {', '.join(unrecorded)}."
+        blocks.append(Text(f"{told} Training writes one at its first step; older versions wrote none."))
     return Section("data", "Data", blocks)
 
 
@@ -254,7 +247,9 @@ def environment_section(run: RunContents) -> Section:
     seconds = run.summary.get("seconds")
     if isinstance(seconds, dict):
         rows = [[shorten(part), _seconds(value)] for part, value in seconds.items()]
-        machine = f"The demo ran on {shorten(run.summary.get('machine', 'an unknown machine'))}, load {_number(run.summary.get('load', ''))}."
+        machine = (
+            f"The demo ran on {shorten(run.summary.get('machine', 'an unknown machine'))}, load {_number(run.summary.get('load', ''))}."
+        )
         blocks += [Text(machine), Table("Time of the demo's parts", ("part", "time"), rows)]
     packages = [[stage, shorten(card.get("code") or "unknown"), _packages(card)] for stage, card in run.cards.items()]
     if packages:

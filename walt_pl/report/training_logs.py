@@ -168,7 +168,7 @@ def _place(start: Path) -> str:
 
 def _read_start(folder: Path, problems: list[str], began: float | None, ended: float | None) -> Iterator[Start]:
     """Yield the start of a folder; several where there was no logger to give each a folder of its own."""
-    numbers = [""] + sorted((f"_{path.stem[7:]}" for path in folder.glob("config_*.yaml")), key=lambda text: (len(text), text))
+    numbers = ["", *sorted((f"_{path.stem[7:]}" for path in folder.glob("config_*.yaml")), key=lambda text: (len(text), text))]
     for number in numbers:
         config, data = None, None
         try:

@@ -80,8 +80,8 @@ def _stage_blocks(run: RunContents, row: StatusRow) -> list[Block]:
         return [_no_curves(row)]
     plots = _plots(logs.curves, GROUPS)
     if (timesteps := _timestep_plot(logs.curves)) is not None:
-        plots.insert(2, timesteps)
-    blocks: list[Block] = [Plots(plots)]
+        plots.insert(1, timesteps)
+    blocks: list[Block] = [Plots(plots), *_single_values(logs.curves)]
     health = _plots(logs.curves, HEALTH)
     if health:
         blocks.append(Group("Health of the discriminator", [Plots(health)]))
@@ -106,9 +106,19 @@ def _plots(curves: Mapping[str, Series], groups: Sequence[CurveGroup]) -> list[P
     drawn = []
     for title, y_label, tags, logarithmic in groups:
         found = {tag: curves[tag] for tag in tags if tag in curves}
-        if found and (plot := draw_curves(title, found, y_label, logarithmic)) is not None:
+        if (
+            any(len(series.finite.steps) > 1 for series in found.values())
+            and (plot := draw_curves(title, found, y_label, logarithmic)) is not None
+        ):
             drawn.append(plot)
     return drawn
+
+
+def _single_values(curves: Mapping[str, Series]) -> list[Text]:
+    """Return the values of the plots' tags that were recorded once: a single point is no curve."""
+    tags = [tag for group in GROUPS for tag in group.tags if tag in curves and len(curves[tag].finite.steps) == 1]
+    told = [f"{tag} {curves[tag].finite.values[0]:.4g} at step {curves[tag].finite.steps[0]}" for tag in tags]
+    return [Text(f"Recorded once: {', '.join(told)}.")] if told else []
 
 
 def _timestep_plot(curves: Mapping[str, Series]) -> Plot | None:
@@ -155,6 +165,4 @@ def _values(curves: Mapping[str, Series]) -> Table:
         numbers = [known.values[0], known.values[-1], known.values.min(), known.values.max()] if len(known.steps) else []
         lost = len(series.steps) - len(known.steps)
         rows.append([shorten(tag), f"{len(series.steps):,}", *([f"{value:.4g}" for value in numbers] or ["-"] * 4), f"{lost:,}"])
-    return Table(
-        "All recorded values", ("tag", "points", "first", "last", "least", "greatest", "not finite"), rows, folded=True
-    )
+    return Table("All recorded values", ("tag", "points", "first", "last", "least", "greatest", "not finite"), rows, folded=True)

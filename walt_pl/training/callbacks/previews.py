@@ -73,7 +73,7 @@ class Previews(L.Callback):
                 height=frames.shape[1],
                 width=frames.shape[2],
                 colorspace=3,
-                encoded_image_string=gif_bytes(frames, fps),
+                encoded_image_string=gif_bytes(frames, fps, captions),
             )
             summary = Summary(value=[Summary.Value(tag=f"previews/{name}", image=image)])
             trainer.logger.log_summary(summary, trainer.global_step)
