@@ -16,8 +16,8 @@ from walt_pl.report.blocks import Block, Group, Page, Plot, Plots, Section, Text
 from walt_pl.report.budget import base64_bytes, encode_pictures
 from walt_pl.report.run_contents import RunContents, read_run
 from walt_pl.report.sections import (
-    changes_section,
     chain_section,
+    changes_section,
     data_section,
     environment_section,
     incidents_section,
