@@ -67,7 +67,7 @@ class MovingPicture:
     caption: str
     alt: str
     load: Callable[[], bytes]
-    """Read the file or the record. It raises a ValueError or an OSError."""
+    """Read the file or the record. A file that cannot be read is a ValueError or an OSError."""
     captions: Sequence[str] = ()
     """Captions of its clips, from the file."""
     moving: bytes = b""

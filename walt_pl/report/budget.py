@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from walt_pl.media.animation import Animation, encode_webp, read_animation
+from walt_pl.media.types import MediaError
 from walt_pl.report.blocks import MovingPicture, shorten
 
 
@@ -42,7 +43,7 @@ def encode_pictures(pictures: Sequence[MovingPicture], room: int) -> list[str]:
         try:
             content = picture.load()
             room -= _encode(picture, content, share)
-        except (ValueError, OSError) as error:
+        except (MediaError, ValueError, OSError) as error:
             picture.left_out = f"This picture cannot be read ({shorten(error)})."
             problems.append(f"{picture.caption}: {shorten(error)}.")
     return problems

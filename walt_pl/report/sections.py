@@ -15,6 +15,7 @@ import numpy as np
 
 from walt_pl.evaluation.card import MetricCard
 from walt_pl.media.animation import read_animation
+from walt_pl.media.types import MediaError
 from walt_pl.report.blocks import Block, Group, MovingPicture, Pictures, Plots, Record, Section, Table, Text, shorten
 from walt_pl.report.plots import draw_chain
 from walt_pl.report.run_contents import RunContents
@@ -64,7 +65,7 @@ def _sample(folder: Path, path: Path) -> MovingPicture:
     try:
         comment = read_animation(load(), most_frames=1).comment
         captions = [shorten(line) for line in comment.split("\n") if line][:MOST_CAPTIONS]
-    except (ValueError, OSError):
+    except (MediaError, ValueError, OSError):
         pass  # the reason is told where the picture would be
     told = f": {'; '.join(captions[:4])}{'; and others' if len(captions) > 4 else ''}" if captions else ""
     caption = name if captions else f"{name}. The file has no list of its captions; they are drawn below the clips."
