@@ -70,7 +70,9 @@ def check_form(page: ReadPage) -> None:
     assert not page.all("script") and not page.all("link") and not page.all("iframe")
     ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(ids) == len(set(ids)) and {f"#{one}" for one in ids} == {link["href"] for link in page.all("a")}
-    references = [value for _, attributes in page.elements for name, value in attributes.items() if name in ("src", "href", "srcset", "style")]
+    references = [
+        value for _, attributes in page.elements for name, value in attributes.items() if name in ("src", "href", "srcset", "style")
+    ]
     assert not [value[:60] for value in references if not value.startswith(("data:image/", "#"))]
     assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
     (policy,) = [meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
@@ -97,12 +99,20 @@ def test_report_shows_every_part_of_a_run(run_dir: Path) -> None:
         assert any(part in alt for alt in alts), part
     for part in (
         "Next: make train",  # sr1 has not started
-        "fvd", "123.4", "styleganv", '"frames": 16',
-        "psnr 32", "31.5",
-        "2 too short", "32 x 32: 8", "data/a.parquet",
-        "the loss is nan a red circle", "clips/0.mp4; clips/1.mp4; clips/2.mp4 and 2 more",
+        "fvd",
+        "123.4",
+        "styleganv",
+        '"frames": 16',
+        "psnr 32",
+        "31.5",
+        "2 too short",
+        "32 x 32: 8",
+        "data/a.parquet",
+        "the loss is nan a red circle",
+        "clips/0.mp4; clips/1.mp4; clips/2.mp4 and 2 more",
         "model.denoiser.width",
-        "a machine a red circle", "1 of 3 stages" if False else "2 of 3 stages are done.",
+        "a machine a red circle",
+        "1 of 3 stages" if False else "2 of 3 stages are done.",
         "20.0%",  # mean of waiting for data
     ):
         assert part in page.text, part
@@ -145,7 +155,13 @@ def test_report_names_damaged_files_and_shows_the_others(run_dir: Path) -> None:
     page = report(run_dir)
     check_form(page)
     told = page.text.partition("Files that could not be read")[2].rpartition("Files that could not be read")[2]
-    for part in (f"base: logs/version_0: {events.name} is damaged", "samples/clip.gif", "summary.json is not JSON", "base_b.json", "card.json"):
+    for part in (
+        f"base: logs/version_0: {events.name} is damaged",
+        "samples/clip.gif",
+        "summary.json is not JSON",
+        "base_b.json",
+        "card.json",
+    ):
         assert part in told, part
     assert "This picture cannot be read" in page.text
     assert any("Training loss by kind, against step. loss_video: 0.1 at step 9" in image["alt"] for image in page.all("img"))
@@ -161,7 +177,13 @@ def test_report_escapes_everything_that_a_file_says(run_dir: Path) -> None:
     check_form(page)
     html = (run_dir / "report.html").read_text()
     assert "<script" not in html and "onerror=y>" not in html and "\u202e" not in html
-    for place in (f"a machine {HOSTILE}", f"the loss is nan {HOSTILE}", f"metrics/{HOSTILE}", "2 <img src=x onerror=y>", f"{HOSTILE}\\u202e"):
+    for place in (
+        f"a machine {HOSTILE}",
+        f"the loss is nan {HOSTILE}",
+        f"metrics/{HOSTILE}",
+        "2 <img src=x onerror=y>",
+        f"{HOSTILE}\\u202e",
+    ):
         assert place in page.text, place
     assert any(f"clip.gif: {HOSTILE}; a bar" in image["alt"] for image in page.all("img"))
 

@@ -42,7 +42,15 @@ def test_read_training_lets_the_later_start_replace_repeated_steps(tmp_path: Pat
 
 def test_read_training_of_a_stage_without_a_folder_is_empty(tmp_path: Path) -> None:
     logs = read_training(tmp_path / "none")
-    assert (logs.starts, logs.curves, logs.pictures, logs.incidents, logs.problems, logs.data, logs.config) == ([], {}, {}, [], [], None, {})
+    assert (logs.starts, logs.curves, logs.pictures, logs.incidents, logs.problems, logs.data, logs.config) == (
+        [],
+        {},
+        {},
+        [],
+        [],
+        None,
+        {},
+    )
 
 
 def test_read_training_keeps_metrics_of_evaluations_and_pictures_in_order(tmp_path: Path) -> None:
@@ -82,10 +90,20 @@ def test_read_training_names_damaged_configurations_data_and_incidents(tmp_path:
     logs = read_training(tmp_path)
     assert (logs.incident_count, [one.step for one in logs.incidents]) == (3, [5])
     told = "\n".join(logs.problems)
-    for part in ("config.yaml is not YAML", "data.json has no entry sha256", "step=00000007.json is no incident", "step=00000009.json is not JSON"):
+    for part in (
+        "config.yaml is not YAML",
+        "data.json has no entry sha256",
+        "step=00000007.json is no incident",
+        "step=00000009.json is not JSON",
+    ):
         assert part in told
     (incident,) = logs.incidents
-    assert (incident.why, incident.loss, incident.gradient_norm, incident.layers) == ("the loss is nan", "nan", "2", ("head 1.5", "body 0.5"))
+    assert (incident.why, incident.loss, incident.gradient_norm, incident.layers) == (
+        "the loss is nan",
+        "nan",
+        "2",
+        ("head 1.5", "body 0.5"),
+    )
     assert len(incident.files) == 5
 
 
