@@ -57,5 +57,5 @@ def test_describe_data_says_why_clips_are_left_out(index: str, tmp_path: Path) -
 def test_data_record_of_a_stranger_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     path.write_text('{"index": "a", "sha256": null, "frames": 5, "fps": null, "splits": {"train": {"video": {"listed": -1, "used": 0}}}}')
-    with pytest.raises(UntrustedError, match="listed is -1, wanted 0 .. "):
+    with pytest.raises(UntrustedError, match=r"listed is -1, wanted 0 \.\. "):
         DataRecord.read(path)
