@@ -98,7 +98,7 @@ def test_report_shows_every_part_of_a_run(run_dir: Path) -> None:
     ):
         assert any(part in alt for alt in alts), part
     for part in (
-        "Next: make train",  # sr1 has not started
+        "Next: python -m walt_pl fit",  # sr1 has not started
         "fvd",
         "123.4",
         "styleganv",

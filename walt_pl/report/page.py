@@ -30,7 +30,7 @@ MOST_BYTES = 10_000_000
 """Bytes of the page."""
 PLOT_BYTES = 4_000_000
 """Bytes of the base64 text of all plots; further ones are left out."""
-RESERVE = 20_000
+RESERVE = 100_000
 """Bytes that are kept free for the sentences about pictures that are left out."""
 MOST_PROBLEMS = 100
 """Problems that are listed."""
