@@ -184,7 +184,8 @@ def _read_start(folder: Path, problems: list[str], began: float | None, ended: f
             pass  # older versions wrote none
         except UntrustedError as error:
             problems.append(f"{_place(folder)}: {error}.")
-        yield Start(f"{folder.name}{number}", config, data, began, ended)
+        # The times are those of the folder: they count once.
+        yield Start(f"{folder.name}{number}", config, data, *((None, None) if number else (began, ended)))
 
 
 def _read_incidents(folder: Path, found: TrainingLogs) -> None:
