@@ -103,7 +103,7 @@ def test_report_shows_every_part_of_a_run(run_dir: Path) -> None:
         "123.4",
         "styleganv",
         '"frames": 16',
-        "psnr 32",
+        "psnr_32",
         "31.5",
         "2 too short",
         "32 x 32: 8",

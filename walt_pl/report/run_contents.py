@@ -14,7 +14,7 @@ from walt_pl.report.training_logs import TrainingLogs, read_training
 from walt_pl.runs.card import CARD, ArtifactError, read_card
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.manifest_records import StageRecord
-from walt_pl.runs.status import StatusRow, status_rows
+from walt_pl.runs.status import StatusRow, no_run, status_rows
 from walt_pl.untrusted import UntrustedError, read_json
 
 MOST_CARD_FILES = 100
@@ -55,8 +55,10 @@ def read_run(folder: Path, stages: Sequence[str] = ()) -> RunContents:
     Raises:
         ManifestError: there is no run in the folder, or its manifest cannot be read.
     """
-    rows = status_rows(folder, stages)
     manifest = Manifest.open(folder)
+    if not manifest.path.is_file():
+        raise no_run(manifest, "report", option="")
+    rows = status_rows(folder, stages)
     records = manifest.stages()
     trainings = {row.stage: read_training(folder / "training" / row.stage) for row in rows}
     problems = [f"{stage}: {problem}" for stage, logs in trainings.items() for problem in logs.problems]

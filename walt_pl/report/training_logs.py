@@ -107,7 +107,7 @@ def read_training(folder: Path) -> TrainingLogs:
         found.starts += _read_start(start, found.problems, *spans)
         events += read
     metrics = [read_event_file(path) for name in LOGS for path in _event_files(folder / name / "metrics")]
-    found.problems += [f"{folder.name}/metrics: {problem}" for one in metrics for problem in one.problems]
+    found.problems += [f"logs/metrics: {problem}" for one in metrics for problem in one.problems]
     found.curves = {**merge_curves(metrics), **merge_curves(events)}
     for place in sorted((place for one in events for place in one.pictures), key=lambda place: place.step):
         found.pictures.setdefault(place.tag, []).append(place)
@@ -163,7 +163,7 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _place(start: Path) -> str:
-    return f"{start.parents[1].name}/{start.name}"
+    return f"{start.parent.name}/{start.name}"
 
 
 def _read_start(folder: Path, problems: list[str], began: float | None, ended: float | None) -> Iterator[Start]:
