@@ -48,10 +48,11 @@ def test_read_training_of_a_stage_without_a_folder_is_empty(tmp_path: Path) -> N
 
 def test_read_training_keeps_metrics_of_evaluations_and_pictures_in_order(tmp_path: Path) -> None:
     write_events(write_start(tmp_path, 0, 8), {}, {"previews/a": [(20, noise_gif()), (10, noise_gif())]})
+    again = write_events(write_start(tmp_path, 1, 8), {"metrics/fvd": [(10, 500.0)]}, {"previews/a": [(15, noise_gif())]})
     write_events(tmp_path / "logs" / "metrics", {"metrics/fvd": [(20, 300.0)]})
     logs = read_training(tmp_path)
-    assert logs.curves["metrics/fvd"].values.tolist() == [300.0]
-    assert [place.step for place in logs.pictures["previews/a"]] == [10, 20]
+    assert logs.curves["metrics/fvd"].values.tolist() == [500.0, 300.0]
+    assert [(place.step, place.file == again) for place in logs.pictures["previews/a"]] == [(10, False), (15, True)]
 
 
 def test_compare_starts_names_each_key_that_differs(tmp_path: Path) -> None:

@@ -108,9 +108,8 @@ def read_training(folder: Path) -> TrainingLogs:
         events += read
     metrics = [read_event_file(path) for name in LOGS for path in _event_files(folder / name / "metrics")]
     found.problems += [f"logs/metrics: {problem}" for one in metrics for problem in one.problems]
-    found.curves = {**merge_curves(metrics), **merge_curves(events)}
-    for place in sorted((place for one in events for place in one.pictures), key=lambda place: place.step):
-        found.pictures.setdefault(place.tag, []).append(place)
+    found.curves = merge_curves([*events, *metrics])
+    found.pictures = merge_pictures(events)
     _read_incidents(folder / "incidents", found)
     return found
 
@@ -129,6 +128,16 @@ def merge_curves(files: Iterable[EventFile]) -> dict[str, Series]:
                 new = Series(np.concatenate([old.steps[kept], new.steps]), np.concatenate([old.values[kept], new.values]))
             merged[tag] = new
     return dict(sorted(merged.items()))
+
+
+def merge_pictures(files: Iterable[EventFile]) -> dict[str, list[PicturePlace]]:
+    """Return the places of pictures by tag in the order of their steps; later files count as in `merge_curves`."""
+    merged: dict[str, list[PicturePlace]] = {}
+    for file in files:
+        for tag in {place.tag: None for place in file.pictures}:
+            new = sorted((place for place in file.pictures if place.tag == tag), key=lambda place: place.step)
+            merged[tag] = [place for place in merged.get(tag, []) if place.step < new[0].step] + new
+    return merged
 
 
 def compare_starts(starts: Iterable[Start]) -> list[tuple[str, str, Any, Any]]:
@@ -184,8 +193,9 @@ def _read_start(folder: Path, problems: list[str], began: float | None, ended: f
             pass  # older versions wrote none
         except UntrustedError as error:
             problems.append(f"{_place(folder)}: {error}.")
-        # The times are those of the folder: they count once.
-        yield Start(f"{folder.name}{number}", config, data, *((None, None) if number else (began, ended)))
+        # The times are those of the folder, and count once.
+        yield Start(f"{folder.name}{number}", config, data, began, ended)
+        began = ended = None
 
 
 def _read_incidents(folder: Path, found: TrainingLogs) -> None:
