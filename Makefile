@@ -34,7 +34,7 @@ INDEX_shapes := data/shapes/index.parquet
 INDEX_clips := data/clips/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-clips demo try assets test test-fast test-slow test-weights soak attack mutants check configuration plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate paper status verify tensorboard clean
+.PHONY: help setup data data-clips demo try assets test test-fast test-slow test-weights soak attack mutants check configuration plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate paper report status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -132,6 +132,9 @@ evaluate: setup ## score the stages of EXP: an autoencoder by its reconstruction
 
 paper: data data/shapes_9x16/index.parquet ## the paper in miniature, after train-vae: trains and measures every row of docs/RESULTS.md, two at a time (hours on 2 cores; goes on where it was; SHORT=1: one seed, an estimated 10 minutes)
 	@$(WALT) paper --experiment experiments/$(EXP) --vae runs/$(EXP)/vae $(if $(filter-out runs/$(EXP),$(RUN)),--run $(RUN)) $(if $(SHORT),--short) $(ARGS)
+
+report: setup ## one HTML file about a run, RUN/report.html: curves, previews, samples, metrics, data, incidents, cost; works on an unfinished run
+	@$(WALT) report $(RUN) $(ARGS)
 
 status: setup ## the stages of a run and their states
 	@$(WALT) status --run $(RUN)

@@ -68,6 +68,8 @@ RUN = (
     "training/base/logs/metrics/events.out.tfevents.1.host.2.0",
     "metrics/base_256-clips.json",
     "samples/clip_000.mp4",
+    "training/base/logs/version_0/data_1.json",
+    "report.html",
     "seconds.json",
     "peak_kib.txt",
     "demo/samples.png",

@@ -99,7 +99,7 @@ def test_wheel_has_every_module_and_experiment(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     code = {path.relative_to(ROOT).as_posix() for path in modules(ROOT).values()}
     experiments = {f"walt_pl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "experiments").rglob("*.yaml")}
-    assert names == code | experiments | {"walt_pl/py.typed"}
+    assert names == code | experiments | {"walt_pl/py.typed", "walt_pl/report/page.css", "walt_pl/report/page.html.j2"}
 
 
 def test_wheel_metadata_has_the_versions_of_the_program_python_and_torch(wheel: Path) -> None:

@@ -39,6 +39,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "export": "make an artifact of a checkpoint, or round those of a run to bfloat16",
     },
     "look": {
+        "report": "write one HTML file about a run: curves, previews, samples, metrics, incidents",
         "status": "show the stages of a run and their states",
         "ready": "check that the stages that a stage is trained from are finished; it takes the options of fit",
         "verify": "compare every byte of a run's artifacts with their cards",
@@ -48,7 +49,19 @@ GROUPS: dict[str, dict[str, str]] = {
 """Commands and their summaries, by what a user wants to do."""
 COMMANDS = [name for group in GROUPS.values() for name in group]
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("braceexpand", "deepspeed", "lightning", "lpips", "matplotlib", "scipy", "tensorboard", "timm", "torchvision", "webdataset"),
+    "train": (
+        "braceexpand",
+        "deepspeed",
+        "jinja2",
+        "lightning",
+        "lpips",
+        "matplotlib",
+        "scipy",
+        "tensorboard",
+        "timm",
+        "torchvision",
+        "webdataset",
+    ),
     "text": ("huggingface_hub", "open_clip", "transformers"),
     "metrics": ("torch_fidelity", "torchmetrics"),
 }

@@ -21,6 +21,7 @@ RUN_FILES = (
     r"manifest\.(json|lock)",
     r"reconstructions\.(png|gif)",
     r"seconds\.json",
+    r"report\.html",
     r"peak_kib\.txt",
     rf"{_STAGE}/{_ARTIFACT}",
     rf"\.{_STAGE}\.(new|old)/{_ARTIFACT}",
@@ -38,7 +39,8 @@ RUN_FILES = (
     *(rf"training/{_STAGE}/checkpoints/step=\d{{8,}}(\.part)?/{name}" for name in CHECKPOINT_FILES),
     rf"training/{_STAGE}/(progress\.json|tokenizer\.model|words\.txt|config(_\d+)?\.yaml|prompts(_\d+)?\.txt)",
     rf"training/{_STAGE}/incidents/step=\d{{8,}}\.json",
-    rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(config(_\d+)?\.yaml|prompts(_\d+)?\.txt|hparams\.yaml|events\.out\.tfevents\.[^/]+)",
+    rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(hparams\.yaml|events\.out\.tfevents\.[^/]+)",
+    rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(config(_\d+)?\.yaml|prompts(_\d+)?\.txt|data(_\d+)?\.json)",
     rf"training/{_STAGE}/logs/version_\d+/(metrics\.csv|wandb/(offline-)?run-\d{{8}}_\d{{6}}-[\w.-]+/.+)",
     rf"training/{_STAGE}/logs/((wandb|mlflow)_run_id|mlflow/(mlflow\.db|artifacts/.+))",
 )

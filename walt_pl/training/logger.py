@@ -94,7 +94,7 @@ class ResilientTensorBoardLogger(ResilientLogger, TensorBoardLogger):
     def log_previews(self, name: str, frames: Frames, fps: float, captions: Sequence[str], step: int) -> None:
         """Write a GIF in an image summary, with the captions as its description; see `PreviewLogger`."""
         self._is_empty = False
-        gif = gif_bytes(frames, fps)
+        gif = gif_bytes(frames, fps, captions)
         image = Summary.Image(height=frames.shape[1], width=frames.shape[2], colorspace=3, encoded_image_string=gif)
         text = SummaryMetadata(summary_description="\n".join(f"{number}. {caption}" for number, caption in enumerate(captions, 1)))
         summary = Summary(value=[Summary.Value(tag=f"previews/{name}", image=image, metadata=text)])

@@ -61,7 +61,7 @@ class ResilientWandbLogger(ServiceLogger, WandbLogger):
     def log_previews(self, name: str, frames: Frames, fps: float, captions: Sequence[str], step: int) -> None:
         """Write a GIF as a video; see `walt_pl.training.logger.PreviewLogger`."""
         video = {"format": ["gif"], "caption": ["\n".join(captions)]}
-        self._try(lambda: self.log_video(f"previews/{name}", [io.BytesIO(gif_bytes(frames, fps))], step, **video))
+        self._try(lambda: self.log_video(f"previews/{name}", [io.BytesIO(gif_bytes(frames, fps, captions))], step, **video))
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -120,7 +120,7 @@ class ResilientMLFlowLogger(ServiceLogger, MLFlowLogger):
 
     def log_previews(self, name: str, frames: Frames, fps: float, captions: Sequence[str], step: int) -> None:
         """Write a GIF and a text with the captions as artifacts; see `walt_pl.training.logger.PreviewLogger`."""
-        self._try(lambda: self._log_files(f"previews/{name}", f"step_{step:08d}", gif_bytes(frames, fps), "\n".join(captions)))
+        self._try(lambda: self._log_files(f"previews/{name}", f"step_{step:08d}", gif_bytes(frames, fps, captions), "\n".join(captions)))
 
     def _log_files(self, folder: str, name: str, gif: bytes, text: str) -> None:
         with tempfile.TemporaryDirectory() as place:

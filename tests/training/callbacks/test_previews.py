@@ -61,7 +61,7 @@ def test_previews_are_gifs_in_the_event_file(tmp_path: Path, rate: float | None,
     trainer.validate(Still(), datamodule=OneBatch(batch, rate), verbose=False)
     events = EventAccumulator(str(trainer.log_dir)).Reload()
     picture = Image.open(io.BytesIO(events.Images("previews/clips")[0].encoded_image_string))
-    assert picture.format == "GIF"
+    assert picture.format == "GIF" and picture.info["comment"] == b"dark to light\nagain"
     assert picture.n_frames == 5  # type: ignore[attr-defined]
     assert picture.info["duration"] == milliseconds
 
