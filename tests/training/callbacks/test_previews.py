@@ -121,7 +121,10 @@ def test_previews_of_prompts_show_each_prompt_once_in_order(classes: int | None,
 
 def test_previews_refuse_a_prompt_that_is_no_class_of_the_training_data(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("Bant\n")
-    callback, trainer = Previews(prompts=str(tmp_path / "prompts.txt")), SimpleNamespace(datamodule=OfClasses(None, None))  # type: ignore[arg-type]
+    callback, trainer = (
+        Previews(prompts=str(tmp_path / "prompts.txt")),
+        SimpleNamespace(logger=None, fast_dev_run=False, datamodule=OfClasses(None, None)),
+    )  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r'previews\.prompts: "Bant": .* did you mean Band\?'):
         callback.on_fit_start(trainer, Prompted(5))  # type: ignore[arg-type]
 
@@ -132,7 +135,7 @@ def test_previews_encode_prompts_once_before_training_with_a_pretrained_encoder(
     (tmp_path / "prompts.txt").write_text("a red circle\na blue bar\n")
     stage = SimpleNamespace(denoiser=SimpleNamespace(config=SimpleNamespace(num_classes=None)), text_encoder=encoder)
     strategy = SimpleNamespace(barrier=lambda name: None)
-    trainer = SimpleNamespace(global_rank=0, world_size=1, is_global_zero=True, strategy=strategy)
+    trainer = SimpleNamespace(logger=None, fast_dev_run=False, global_rank=0, world_size=1, is_global_zero=True, strategy=strategy)
     Previews(prompts=str(tmp_path / "prompts.txt")).on_fit_start(trainer, stage)  # type: ignore[arg-type]
     assert encoder.cache.missing(["a red circle", "a blue bar", "other"]) == ["other"]
     assert encoder._encoder is None, "its memory is free again"
