@@ -33,7 +33,7 @@ from walt_pl.paper.measures.prompts import TIMESTEPS, denoising_losses, measure_
 from walt_pl.paper.measures.text_use import exchange_shapes, measure_text_use
 from walt_pl.paper.page import render
 from walt_pl.paper.record import read_records, write_record
-from walt_pl.paper.row import Row, Training, find_row
+from walt_pl.paper.row import TABLES, Row, Training, find_row
 from walt_pl.paper.rows import ABLATIONS, ROWS
 from walt_pl.runs.card import TRAIN, read_card
 from walt_pl.runs.manifest import Manifest
@@ -300,7 +300,9 @@ def test_paper_wants_the_wide_set_for_the_rows_of_another_aspect(tables: Tables)
 
 
 def test_choose_rows_takes_the_first_seed_of_a_short_run() -> None:
-    assert {seed for _, seed in choose_rows(None, None, short=True)} == {0}
+    short = choose_rows(None, None, short=True)
+    assert {seed for _, seed in short} == {0} and {row.table for row, _ in short} == {"tasks", "ablations", "equal time"}
+    assert {row.table for row, _ in choose_rows(None, None, short=False)} == {*TABLES}
     assert [(row.name, seed) for row, seed in choose_rows("patch_1,default", "0,2", short=False)] == [
         ("patch_1", 0),
         ("patch_1", 2),
