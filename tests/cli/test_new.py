@@ -229,7 +229,7 @@ def test_new_command_refuses_a_name_that_is_no_plain_folder_name(name: str) -> N
         ("new mine --videos set --captions absent.csv", "absent.csv: 2 of 5 files are not there, the first: set/x.mp4"),
         ("new mine --videos set --captions lacking.csv", "lacking.csv: 2 of 3 files of set have no row, the first: set/1.mp4; add their"),
         ("new mine --videos set --captions wordless.csv", "wordless.csv: no row has a caption; name the column caption"),
-        ("new mine --videos tiny", "tiny: the median clip has 16 rows x 16 columns, and the smallest size of square is 32 x 32"),
+        ("new mine --videos tiny", "tiny: the median clip has 24 rows x 24 columns, and the smallest size of square is 32 x 32"),
         ("new mine --videos held", r"held: no usable file is of split train .there are: val."),
         ("new mine --videos set --val 1", "--val must be at least 0 and below 1"),
         (
@@ -243,7 +243,7 @@ def test_new_command_refuses_a_name_that_is_no_plain_folder_name(name: str) -> N
 )
 def test_new_command_refuses_and_leaves_nothing(words: str, said: str) -> None:
     clips("set", count=3)
-    clips("tiny", count=1, height=16, width=16)
+    clips("tiny", count=1, height=24, width=24)
     clips("held/val", count=1)
     Path("empty").mkdir()
     for number in range(2):
