@@ -250,15 +250,6 @@ def test_manifest_reads_bytes_only_where_size_or_time_changed(run_dir: Path, mon
     assert read == [weights]
 
 
-def test_manifest_of_a_small_copied_run_stays_as_it_is(run_dir: Path) -> None:
-    """A run of a few megabytes that git keeps: its files have other times in each checkout."""
-    chain = train(run_dir, "vae", "base")
-    before = (run_dir / "manifest.json").read_bytes()
-    os.utime(run_dir / "vae" / "model.safetensors", ns=(0, 10**18))
-    assert set(chain.usable(["vae", "base"])) == {"vae", "base"} and verify_run(run_dir) == []
-    assert (run_dir / "manifest.json").read_bytes() == before and not (run_dir / "manifest.lock").exists()
-
-
 def test_manifest_names_a_crash_between_artifact_and_manifest(run_dir: Path) -> None:
     chain = train(run_dir, "vae", "base")
     chain.start("vae", {})
