@@ -1,5 +1,6 @@
 """`walt export RUN --dtype bfloat16`: a run of its own, whose artifacts name each other."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,11 @@ def test_export_run_refuses_a_stale_stage(run: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="stale"):
         main(["export", str(run), "--dtype", "bfloat16", "--out", str(tmp_path / "out")])
     assert issubclass(StaleStage, ValueError) and issubclass(ArtifactError, ValueError)
+
+
+def test_manifest_of_a_small_copied_run_stays_as_it_is(run: Path) -> None:
+    """A run of a few megabytes that git keeps: its files have other times in each checkout."""
+    manifest, before = Manifest.open(run), files(run)
+    os.utime(run / "vae" / "model.safetensors", ns=(0, 10**18))
+    assert set(manifest.usable(["vae", "base"])) == {"vae", "base"} and verify_run(run) == []
+    assert files(run) == before
