@@ -1,6 +1,5 @@
 """Check the prompts of the previews against the stage, before data is read and the model is built."""
 
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -42,5 +41,5 @@ def check_preview_prompts(stage: str, options: Any) -> None:
     prompts = read_preview_prompts(path)
     if denoiser.num_classes:
         names = class_names(Path(options.data.index)) if options.data.shards is None else []
-        known = dict(zip_longest(range(denoiser.num_classes), names[: denoiser.num_classes], fillvalue=""))
+        known = {label: names[label] if label < len(names) else "" for label in range(denoiser.num_classes)}
         find_classes(prompts, known, f"previews.prompts: {path}:")

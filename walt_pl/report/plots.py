@@ -29,7 +29,7 @@ DASHES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (2
 SHAPES = ("o", "s", "^", "D", "v", "x")
 STATES = {"done": "-", "stale": "--", "running": "-.", "stopped": "-.", "missing": ":", "not started": ":"}
 """Line of a stage's box, by its state."""
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "walt",
     "text.parse_math": False,  # a dollar sign in a name is no formula

@@ -89,13 +89,13 @@ def metrics_section(run: RunContents) -> Section:
     if scores := _figures(run.summary.get("scores")):
         settings = {name: run.summary[name] for name in ("seed", "steps", "guidance", "counts") if name in run.summary}
         protocol = json.dumps(settings, indent=2)[:CARD_CHARACTERS]
-        shown = [_by_stage("Scores of the demo", scores), Record("Protocol of the demo's scores", protocol)]
+        shown: list[Block] = [_by_stage("Scores of the demo", scores), Record("Protocol of the demo's scores", protocol)]
         blocks.append(Group("Scores of the demo, by the analytic scorer", shown))
     metrics = {stage: card.get("metrics", {}) for stage, card in run.cards.items()}
     if values := _figures({stage: found.get("values") for stage, found in metrics.items()}):
         table = _by_stage("Values in the artifacts' cards", values)
-        protocols = {shorten(found["protocol"]): None for found in metrics.values() if "protocol" in found}
-        blocks.append(Group("Last validation of the artifacts", [table, Text(f"Protocol: {'; '.join(protocols)}.")]))
+        told = dict.fromkeys(shorten(found["protocol"]) for found in metrics.values() if "protocol" in found)
+        blocks.append(Group("Last validation of the artifacts", [table, Text(f"Protocol: {'; '.join(told)}.")]))
     return Section("metrics", "Metrics", blocks)
 
 
@@ -160,8 +160,7 @@ def data_section(run: RunContents) -> Section:
         blocks.append(Table("Index, clip length and quarantine", ("stage", "index", "a video has", "on the quarantine list"), notes))
     counted = [[stage, *_card_counts(run.cards[stage])] for stage in unrecorded if stage in run.cards]
     if counted:
-        head = ("stage", "index (SHA-256)", "clips and images used")
-        blocks.append(Table("Counts in the artifacts' cards", head, counted))
+        blocks.append(Table("Counts in the artifacts' cards", ("stage", "index (SHA-256)", "clips and images used"), counted))
     if unrecorded:
         told = f"No record of sizes and of reasons why clips were left out: {', '.join(unrecorded)}."
         blocks.append(Text(f"{told} Training writes one at its first step; older versions wrote none."))

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from walt_pl.files import write_whole
@@ -45,7 +45,7 @@ class ResilientCSVLogger(ResilientLogger, CSVLogger):
         return self._experiment
 
     @rank_zero_only
-    def finalize(self, status: str) -> None:
+    def finalize(self, status: str = "success") -> None:
         super().finalize(status)
         for folder in (self.log_dir, self.root_dir, self.save_dir):  # empty after a start that failed before its first step
             with contextlib.suppress(OSError):
@@ -79,7 +79,8 @@ class MetricsFile(ExperimentWriter):
             if self._record_new_keys() or not path.exists():
                 rows = list(csv.DictReader(io.StringIO(path.read_text()))) if path.exists() else []
                 header = dict(zip(self.metrics_keys, self.metrics_keys, strict=True))
-                write_whole(path, "".join(map(self._line, [header, *rows, *self.metrics])).encode())
+                lines: list[Mapping[str, Any]] = [header, *rows, *self.metrics]
+                write_whole(path, "".join(map(self._line, lines)).encode())
             else:
                 self._append(path, "".join(map(self._line, self.metrics)).encode())
         except OSError:
@@ -87,7 +88,7 @@ class MetricsFile(ExperimentWriter):
             raise
         self.metrics = []
 
-    def _line(self, row: Mapping[str, object]) -> str:
+    def _line(self, row: Mapping[Any, Any]) -> str:
         line = io.StringIO()
         csv.writer(line).writerow([row.get(key, "") for key in self.metrics_keys])
         return line.getvalue()

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
@@ -46,13 +46,14 @@ class ResilientLogger(Logger):
 
     _paused_until = 0.0
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        self._try(lambda: super(ResilientLogger, self).log_metrics(metrics, step))  # type: ignore[safe-super]  # Lightning's logger has it
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        # Lightning's logger has it, and each of its loggers types the values in another way.
+        self._try(lambda: super(ResilientLogger, self).log_metrics(metrics, step))  # type: ignore[safe-super, arg-type]
 
     def save(self) -> None:
         self._try(super().save)
 
-    def finalize(self, status: str) -> None:
+    def finalize(self, status: str = "success") -> None:
         self._try(lambda: super(ResilientLogger, self).finalize(status))
 
     def _try(self, write: Callable[[], object]) -> None:
@@ -100,7 +101,7 @@ class ResilientTensorBoardLogger(ResilientLogger, TensorBoardLogger):
         summary = Summary(value=[Summary.Value(tag=f"previews/{name}", image=image, metadata=text)])
         self._try(lambda: self.experiment._get_file_writer().add_summary(summary, step))
 
-    def finalize(self, status: str) -> None:
+    def finalize(self, status: str = "success") -> None:
         super().finalize(status)
         if self._is_empty and getattr(rank_zero_only, "rank", 0) == 0:
             self._remove_folder()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
-from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from walt_pl.files import write_whole
@@ -64,7 +64,7 @@ class ResilientWandbLogger(ServiceLogger, WandbLogger):
         self._try(lambda: self.log_video(f"previews/{name}", [io.BytesIO(gif_bytes(frames, fps, captions))], step, **video))
 
     @rank_zero_only
-    def finalize(self, status: str) -> None:
+    def finalize(self, status: str = "success") -> None:
         """End the run, so that the state of the training is shown."""
         super().finalize(status)
         if self._experiment is not None:

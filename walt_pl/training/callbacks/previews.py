@@ -123,7 +123,7 @@ class Previews(L.Callback):
                 shown = cast(PreviewedStage, pl_module).previews(batch)
         if not trainer.is_global_zero:
             return
-        fps = trainer.datamodule.frame_rate() or DEFAULT_FPS  # type: ignore[attr-defined]
+        fps = trainer.datamodule.frame_rate() or DEFAULT_FPS
         for name, (clips, captions, columns) in shown.items():
             trainer.logger.log_previews(name, captioned_grid(clips, captions, columns), fps, captions, trainer.global_step)
 
