@@ -223,8 +223,9 @@ def choose_size(rows: pa.Table) -> tuple[Picture, Scale, str]:
     """
     height, width = _column(rows, "height"), _column(rows, "width")
     aspect = width / height
-    kept = {p: float(np.minimum(aspect * p.rows / p.columns, p.columns / p.rows / aspect).mean()) for p in PICTURES}
-    picture = max(PICTURES, key=kept.__getitem__)
+    kept = {p: np.minimum(aspect * p.rows / p.columns, p.columns / p.rows / aspect) for p in PICTURES}
+    # The geometric mean: a shape that loses most of every second clip is worse than one that loses some of all.
+    picture = max(PICTURES, key=lambda p: float(np.log(kept[p]).mean()))
     room = float(np.median(np.minimum(height / picture.rows, width / picture.columns)))
     median = f"{np.median(height):g} rows x {np.median(width):g} columns"
     scale = next((scale for scale in SCALES if room >= scale.least), None)
@@ -232,7 +233,7 @@ def choose_size(rows: pa.Table) -> tuple[Picture, Scale, str]:
         least = f"{picture.rows * SCALES[-1].least} x {picture.columns * SCALES[-1].least}"
         raise ValueError(f"the median clip has {median}, and the smallest size of {picture.name} is {least}: bring larger clips")
     made = [f"{picture.rows // scale.divisor * s} x {picture.columns // scale.divisor * s}" for s in _pixels(scale)]
-    share = f"{picture.name} keeps {kept[picture] * 100:.0f} % of the pixels"
+    share = f"{picture.name} keeps {kept[picture].mean() * 100:.0f} % of the pixels"
     reason = f"frame size: {', then '.join(made)}; the median clip has {median}, and {share}"
     return picture, scale, reason
 
