@@ -41,7 +41,9 @@ def test_report_command_refuses_what_is_no_run_and_no_page(run_dir: Path) -> Non
 
 
 def test_make_report_names_the_run() -> None:
-    command = subprocess.run(["make", "-n", "report", "RUN=runs/mine"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    command = subprocess.run(
+        ["make", "--no-print-directory", "-n", "report", "RUN=runs/mine"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert command.rstrip().endswith("-m walt_pl report runs/mine")
 
 
