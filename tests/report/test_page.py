@@ -125,9 +125,9 @@ def test_report_of_an_unfinished_run_says_what_is_missing(run_dir: Path) -> None
     assert [title for level, title in page.headings if level == 2] == SECTIONS
     for part in (
         "0 of 2 stages are done.",
-        "No curves: there is no event file of this stage in the run.",
+        "No curves: the run has no event file of this stage.",
         "This stage has not started. Train it with:",
-        "No samples yet. Make one with:",
+        "No samples yet. A model of classes takes --label NUMBER in place of --prompt:",
         "No metric cards yet. Measure the run with:",
         "No record of sizes and of reasons why clips were left out: vae, base.",
         "No incidents",

@@ -54,7 +54,8 @@ def samples_section(run: RunContents) -> Section:
     """Return the moving pictures of samples with their captions."""
     if not run.samples:
         command = f'walt sample --run {shlex.quote(str(run.folder))} --prompt "..." --out {shlex.quote(str(run.folder / "samples"))}/'
-        return Section("samples", "Samples", [Text("No samples yet. Make one with:", command)])
+        told = "No samples yet. A model of classes takes --label NUMBER in place of --prompt:"
+        return Section("samples", "Samples", [Text(told, command)])
     return Section("samples", "Samples", [Pictures([_sample(run.folder, path) for path in run.samples])])
 
 

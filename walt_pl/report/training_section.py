@@ -99,7 +99,8 @@ def _stage_blocks(run: RunContents, row: StatusRow) -> list[Block]:
 def _no_curves(row: StatusRow) -> Text:
     if row.state == "not started":
         return Text("This stage has not started. Train it with:", row.command)
-    return Text("No curves: there is no event file of this stage in the run. An adopted artifact has its curves where it was trained.")
+    cause = "Only the logger tensorboard writes one, and an adopted artifact has its curves where it was trained."
+    return Text(f"No curves: the run has no event file of this stage. {cause}")
 
 
 def _plots(curves: Mapping[str, Series], groups: Sequence[CurveGroup]) -> list[Plot]:
@@ -148,7 +149,8 @@ def _previews(stage: str, logs: TrainingLogs) -> list[Block]:
         shown = _spread(places, MOST_PREVIEWS)
         name = shorten(tag.removeprefix("previews/")).replace("_", " ")
         number = f", {len(shown)} of {len(places)}" if len(shown) < len(places) else ""
-        blocks.append(Text(f"{name[:1].upper()}{name[1:]} of fixed clips with fixed noise, by the averaged weights{number}:"))
+        clips = "Clips of previews.prompts" if tag == "previews/prompts" else f"{name[:1].upper()}{name[1:]} of fixed clips"
+        blocks.append(Text(f"{clips} with fixed noise, by the averaged weights{number}:"))
         blocks.append(Pictures([_preview(stage, name, place) for place in shown]))
     return blocks
 

@@ -291,7 +291,9 @@ def _sample_command(config: Mapping[str, Any]) -> str:
     denoiser = config.get("denoiser") or {}
     if denoiser.get("text_width"):
         return "walt sample --run RUN --prompt 'TEXT'"
-    return f"walt sample --run RUN {'--label 0' if denoiser.get('num_classes') else '--image PICTURE'}"
+    if denoiser.get("num_classes"):
+        return "walt sample --run RUN --label 0"
+    return "walt sample --run RUN --image PICTURE" if denoiser.get("frame_prediction") else "walt sample --run RUN --prompt ''"
 
 
 def _clip_size(train_config: str) -> tuple[int, int]:
