@@ -130,7 +130,7 @@ sample: setup ## make a video: make sample PROMPT="a striped red circle moving l
 evaluate: setup ## score the stages of EXP: an autoencoder by its reconstructions, others by their samples (shapes: 3 minutes; DEVICES=8 shares the samples)
 	@$(if $(DEVICES),$(PYTHON) -m torch.distributed.run --standalone --nproc-per-node $(DEVICES) -m walt_pl evaluate,$(WALT) evaluate) $(RUN) $(ARGS)
 
-paper: data data/shapes_9x16/index.parquet ## the paper in miniature, after train-vae: trains and measures every row of docs/RESULTS.md, two at a time (hours on 2 cores; goes on where it was; SHORT=1: one seed, an estimated 10 minutes)
+paper: data data/shapes_9x16/index.parquet ## the paper in miniature, after train-vae: trains and measures every row of docs/RESULTS.md, two at a time (hours on 2 cores; goes on where it was; SHORT=1: one seed and 40 steps, 10 minutes)
 	@$(WALT) paper --experiment experiments/$(EXP) --vae runs/$(EXP)/vae $(if $(filter-out runs/$(EXP),$(RUN)),--run $(RUN)) $(if $(SHORT),--short) $(ARGS)
 
 report: setup ## one HTML file about a run, RUN/report.html: curves, previews, samples, metrics, data, incidents, cost; works on an unfinished run
