@@ -194,8 +194,11 @@ def test_new_command_prints_the_costs_of_plan_and_commands_that_parse(
     assert "make train-vae train-base train-sr EXP=mine\n" in said and "make sample EXP=mine ARGS='--prompt \"\"'" in said
 
 
-def test_new_command_indexes_as_walt_index_does(built: dict[str, PlanCLI], capsys: pytest.CaptureFixture[str]) -> None:
-    landscape_with_texts()
+@pytest.mark.parametrize("make", [landscape_with_texts, classes])
+def test_new_command_indexes_as_walt_index_does(
+    make: Callable[[], None], built: dict[str, PlanCLI], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make()
     main(["new", "mine", "--videos", "set", "--val", "0.4"])
     (line,) = [line for line in Path("experiments/mine/data.yaml").read_text().split("\n") if "walt index" in line]
     words = shlex.split(line[line.index("walt index") :])[1:]

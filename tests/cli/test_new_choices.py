@@ -98,6 +98,8 @@ def _tuples(value: Any) -> Any:
 
 
 def test_choose_size_takes_the_median_and_the_shape_that_crops_least() -> None:
+    sizes = table(rows(3, height=256, width=256), rows(2, height=1024, width=1024))
+    assert choose_size(sizes)[1] == SCALES[1], "most clips have no room for 512 px"
     mixed = table(rows(3, height=720, width=1280), rows(2, height=2000, width=2000), rows(1, height=40, width=70))
     picture, scale, _ = choose_size(mixed)
     assert (picture.name, scale) == ("landscape 16:9", SCALES[0])
@@ -154,8 +156,9 @@ def test_choose_conditions_follow_captions_and_labels() -> None:
 
 
 def test_choose_text_length_is_that_of_the_longest_caption_of_any_clip() -> None:
-    long = chosen(rows(caption="a"), rows(caption="b", more_captions=["a dog " * 20]))
-    assert long.text is not None and long.text.longest <= long.text.max_length == -(-long.text.longest // 8) * 8
+    long = chosen(rows(caption="a"), rows(caption="b", more_captions=[" ".join(f"{number:03d}" for number in range(40))]))
+    assert long.text is not None and long.text.longest >= 40, "the second caption of the second clip has 40 words"
+    assert long.text.longest <= long.text.max_length == -(-long.text.longest // 8) * 8
     (encoder,) = (configs(long)["base.yaml"]["model"]["init_args"][key] for key in ("text",))
     assert (encoder["max_length"], encoder["vocab_size"]) == (long.text.max_length, long.text.vocab_size)
 
