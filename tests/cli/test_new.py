@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.clips import counting_clip
-from tests.helpers.environment import Walt
+from tests.helpers.environment import ROOT, Walt
 from walt_pl.cli import new_costs
 from walt_pl.cli.main import main
 from walt_pl.cli.plan import PlanCLI
@@ -323,13 +323,16 @@ def test_new_command_replaces_what_a_kill_left_of_an_earlier_one(built: dict[str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["landscape", "images", "joint"])
-def test_new_command_files_train_every_stage(kind: str, built: dict[str, PlanCLI], walt: Walt, tmp_path: Path) -> None:
+def test_new_command_files_train_every_stage(
+    kind: str, built: dict[str, PlanCLI], walt: Walt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make, words, _ = KINDS[kind]
     make()
     main(["new", "mine", "--videos", "set", *(words.split() or ["--val", "0.4"])])
     short = ["--trainer.max_steps", "2", "--model.warmup_steps", "1", "--data.num_workers", "0", "--trainer.precision", "32-true"]
     batch = ["--data.videos_per_batch", "0" if kind == "images" else "2", "--data.image_stacks_per_batch", "1" if kind == "joint" else "0"]
     batch = ["--data.image_stacks_per_batch", "2"] if kind == "images" else batch
+    monkeypatch.chdir(ROOT)  # the processes of `walt` import the helpers of the tests
     for stage in built:
         config = ["--config", str(tmp_path / "experiments/mine" / f"{stage}.yaml"), "--run", str(tmp_path / "runs/mine")]
         walt("fit", *config, "--data.index", str(tmp_path / "data/mine.parquet"), *short, *batch, "--trainer.val_check_interval", "2")
