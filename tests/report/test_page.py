@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.run_logs import ReadPage, noise_gif, write_events
+from tests.helpers.run_logs import ReadPage, noise_gif, still_png, write_events
 from tests.report.test_training_logs import RECORD, write_incident, write_start
 from tests.runs.test_manifest import run_dir, tiny_sections, train
 from walt_pl.evaluation.card import ErrorBar, MetricCard, write_cards
@@ -134,6 +134,67 @@ def test_report_of_an_unfinished_run_says_what_is_missing(run_dir: Path) -> None
         "No key changed between two starts of a training.",
     ):
         assert part in page.text, part
+
+
+PREDICTION = {
+    "figures": [
+        {
+            **{"stage": "base", "size": [32, 48], "given": 5, "task": "frame prediction from 5 frames", "prediction": prediction},
+            **{"windows": 16, "psnr": {"value": psnr, "cases": 7, "low": psnr - 1, "high": psnr + 1}},
+            **{"ssim": {"value": 0.75, "cases": 7, "low": 0.5, "high": 0.875}},
+            **{"psnr_gain": {"value": psnr - 20, "cases": 7, "low": psnr - 21, "high": psnr - 19}},
+        }
+        for prediction, psnr in (("model", 24.5), ("repeated frame", 20.0))
+    ]
+    + [{"stage": "base", "size": [32, 48], "given": 1, "task": "image to video from 1 frame", "prediction": "linear extrapolation"}],
+    **{"windows": {"split": "val", "windows": [[0, 0]] * 16}, "steps": {"base": 41}, "guidance": {"base": {"scale": 1.25}}, "seed": 43},
+}
+"""As `walt evaluate` writes it, see walt_pl/cli/evaluate_prediction.py."""
+
+
+def test_report_shows_frame_prediction_that_has_no_metric_card(run_dir: Path) -> None:
+    train(run_dir, "vae", "base")
+    (run_dir / "prediction.json").write_text(json.dumps(PREDICTION))
+    (run_dir / "prediction.png").write_bytes(still_png())
+    page = report(run_dir)
+    check_form(page)
+    assert "No metric cards yet" not in page.text
+    for part in (
+        "24.50 (23.50 to 25.50)",
+        "20.00 (19.00 to 21.00)",
+        "0.750 (0.500 to 0.875)",
+        "+4.50 (+3.50 to +5.50)",
+        "32 x 48",
+        "repeated frame",
+        "not defined: it needs two given frames",
+        '"split": "val"',
+        '"windows": 16',
+        '"base": 41',
+        '"scale": 1.25',
+        '"seed": 43',
+        "prediction.png: true frames, the model's",
+    ):
+        assert part in page.text, part
+    assert page.text.count("+0.00") == 0, "the repeated frame has no gain over itself"
+    assert [image["alt"] for image in page.all("img") if image["src"].startswith("data:image/webp")] == [
+        "Frame prediction: true frames, the model's, and the repeated frame of some windows"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[]", "wanted figures of frame prediction"),
+        (json.dumps({"figures": [{**PREDICTION["figures"][0], "psnr": "24"}]}), r"figures\[0\]: psnr"),  # type: ignore[dict-item]
+        (" " * (16 * 2**20 + 1), "more than 16,777,216 bytes"),
+    ],
+)
+def test_report_names_figures_of_frame_prediction_that_it_cannot_read(run_dir: Path, content: str, told: str) -> None:
+    train(run_dir, "vae", "base")
+    (run_dir / "prediction.json").write_text(content)
+    page = report(run_dir)
+    assert re.search(f"Files that could not be read.*prediction.json.*{told}", page.text, re.DOTALL)
+    assert "No metric cards yet" in page.text
 
 
 def test_report_refuses_a_folder_that_is_no_run(tmp_path: Path) -> None:

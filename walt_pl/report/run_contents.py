@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from walt_pl.evaluation.card import MetricCard, read_cards
+from walt_pl.evaluation.prediction_record import PREDICTION_FILE, PREDICTION_PICTURE, PredictionFigures, read_prediction
 from walt_pl.report.training_logs import TrainingLogs, read_training
 from walt_pl.runs.card import CARD, ArtifactError, read_card
 from walt_pl.runs.manifest import Manifest
@@ -37,6 +38,10 @@ class RunContents:
     """Card of each artifact."""
     metric_cards: dict[str, list[MetricCard]]
     """Cards of figures by the name of their file."""
+    prediction: list[PredictionFigures]
+    """Figures of frame prediction, baselines among them."""
+    prediction_protocol: dict[str, Any]
+    prediction_picture: Path | None
     summary: dict[str, Any]
     """Scores of the demo; empty without one."""
     samples: list[Path]
@@ -76,6 +81,8 @@ def read_run(folder: Path, stages: Sequence[str] = ()) -> RunContents:
         trainings,
         cards,
         _metric_cards(folder / "metrics", problems),
+        *_prediction(folder / PREDICTION_FILE, problems),
+        picture if (picture := folder / PREDICTION_PICTURE).is_file() else None,
         _summary(folder / "demo" / "summary.json", problems),
         _samples(folder),
         _bytes_on_disk(folder),
@@ -91,6 +98,16 @@ def _metric_cards(folder: Path, problems: list[str]) -> dict[str, list[MetricCar
         except (UntrustedError, OSError) as error:
             problems.append(f"{error}.")
     return found
+
+
+def _prediction(path: Path, problems: list[str]) -> tuple[list[PredictionFigures], dict[str, Any]]:
+    try:
+        return read_prediction(path)
+    except FileNotFoundError:
+        pass  # the run does not predict frames, or was not measured
+    except UntrustedError as error:
+        problems.append(f"{error}.")
+    return [], {}
 
 
 def _summary(path: Path, problems: list[str]) -> dict[str, Any]:

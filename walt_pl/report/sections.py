@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from walt_pl.evaluation.card import CARD_COLUMNS, MetricCard, card_cells
+from walt_pl.evaluation.card import CARD_COLUMNS, card_cells
+from walt_pl.evaluation.prediction_record import PREDICTION_COLUMNS
 from walt_pl.media.animation import read_animation
 from walt_pl.media.types import MediaError
 from walt_pl.report.blocks import Block, Group, MovingPicture, Pictures, Plots, Record, Section, Table, Text, format_number, shorten
@@ -77,7 +78,7 @@ def _sample(folder: Path, path: Path) -> MovingPicture:
 
 
 def metrics_section(run: RunContents) -> Section:
-    """Return all figures: those of metric cards with their protocols, the demo's scores, and the last validation."""
+    """Return all figures: metric cards and frame prediction with their protocols, the demo's scores, and the last validation."""
     blocks: list[Block] = []
     cards = [(name, card) for name, found in run.metric_cards.items() for card in found]
     if cards:
@@ -88,14 +89,15 @@ def metrics_section(run: RunContents) -> Section:
                 [[shorten(name), *map(shorten, card_cells(card))] for name, card in cards],
             )
         )
-        protocols = [Record(f"Protocol card: {shorten(name)}, {card.metric}", _card_text(card)) for name, card in cards[:MOST_CARDS]]
+        protocols = [Record(f"Protocol card: {shorten(name)}, {card.metric}", _indent(asdict(card))) for name, card in cards[:MOST_CARDS]]
         blocks.append(Group("Protocol cards", protocols))
-    else:
+    if run.prediction:
+        blocks.append(_prediction_group(run))
+    if not cards and not run.prediction:
         blocks.append(Text("No metric cards yet. Measure the run with:", f"walt evaluate {shlex.quote(str(run.folder))}"))
     if scores := _figures(run.summary.get("scores")):
         settings = {name: run.summary[name] for name in ("seed", "steps", "guidance", "counts") if name in run.summary}
-        protocol = json.dumps(settings, indent=2)[:CARD_CHARACTERS]
-        shown: list[Block] = [_by_stage("Scores of the demo", scores), Record("Protocol of the demo's scores", protocol)]
+        shown: list[Block] = [_by_stage("Scores of the demo", scores), Record("Protocol of the demo's scores", _indent(settings))]
         blocks.append(Group("Scores of the demo, by the analytic scorer", shown))
     metrics = {stage: card.get("metrics", {}) for stage, card in run.cards.items()}
     if values := _figures({stage: found.get("values") for stage, found in metrics.items()}):
@@ -105,8 +107,23 @@ def metrics_section(run: RunContents) -> Section:
     return Section("metrics", "Metrics", blocks)
 
 
-def _card_text(card: MetricCard) -> str:
-    text = json.dumps(asdict(card), indent=2)
+def _prediction_group(run: RunContents) -> Group:
+    """Return the figures of frame prediction beside their baselines, with protocol and picture."""
+    rows = [[shorten(cell) for cell in figures.cells()] for figures in run.prediction]
+    blocks: list[Block] = [
+        Table("New frames against the true ones of held-out videos, with 95 % intervals over videos", PREDICTION_COLUMNS, rows),
+        Record("Protocol of frame prediction", _indent(run.prediction_protocol)),
+    ]
+    if run.prediction_picture is not None:
+        about = "true frames, the model's, and the repeated frame of some windows"
+        load = partial(read_bytes, run.prediction_picture, MAX_PICTURE_BYTES)
+        blocks.append(Pictures([MovingPicture(f"{run.prediction_picture.name}: {about}", f"Frame prediction: {about}", load)]))
+    return Group("Frame prediction", blocks)
+
+
+def _indent(plain: Mapping[str, Any]) -> str:
+    """Return plain values as text of limited length."""
+    text = json.dumps(plain, indent=2)
     return text if len(text) <= CARD_CHARACTERS else f"{text[:CARD_CHARACTERS]}\n... ({len(text):,} characters in all)"
 
 

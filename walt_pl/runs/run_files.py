@@ -20,6 +20,7 @@ RESHARDED_FILES = (r"(checkpoint/)?latest[^/]*", r"checkpoint/.+")
 RUN_FILES = (
     r"manifest\.(json|lock)",
     r"reconstructions\.(png|gif)",
+    r"prediction\.(png|json)",
     r"seconds\.json",
     r"report\.html",
     r"peak_kib\.txt",
