@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.run_logs import ReadPage, noise_gif, still_png, write_events
 from tests.report.test_training_logs import RECORD, write_incident, write_start
-from tests.runs.test_manifest import run_dir, tiny_sections, train
+from tests.runs.test_manifest import export, run_dir, tiny_sections, train
 from walt_pl.evaluation.card import ErrorBar, MetricCard, write_cards
 from walt_pl.report.blocks import pictures_of, shorten
 from walt_pl.report.page import MOST_BYTES, describe_run, fit_page, write_report
@@ -125,7 +125,7 @@ def test_report_of_an_unfinished_run_says_what_is_missing(run_dir: Path) -> None
     assert [title for level, title in page.headings if level == 2] == SECTIONS
     for part in (
         "0 of 2 stages are done.",
-        "No curves: the run has no event file of this stage.",
+        "No curves: the run has no event file and no metrics.csv of this stage.",
         "This stage has not started. Train it with:",
         "No samples yet. A model of classes takes --label NUMBER in place of --prompt:",
         "No metric cards yet. Measure the run with:",
@@ -134,6 +134,18 @@ def test_report_of_an_unfinished_run_says_what_is_missing(run_dir: Path) -> None
         "No key changed between two starts of a training.",
     ):
         assert part in page.text, part
+
+
+def test_report_of_the_logger_csv_has_curves_and_the_time_of_the_card(run_dir: Path) -> None:
+    chain = Manifest.open(run_dir)
+    chain.start("vae", {})
+    chain.finish("vae", export(run_dir, "vae", {}, training={"seconds": 61.0, "from_step": 10}))
+    start = write_start(run_dir / "training" / "vae", 0, 8)
+    (start / "metrics.csv").write_text("step,train/loss_video\n9,0.5\n19,0.25\n")
+    page = report(run_dir)
+    told = "Training loss by kind, against step. loss_video: 0.5 at step 9, 0.25 at step 19"
+    assert any(told in image["alt"] for image in page.all("img"))
+    assert "61 s from step 10 on" in page.text
 
 
 PREDICTION = {

@@ -279,7 +279,7 @@ def _cost_table(run: RunContents) -> Table:
                 row.stage,
                 format_number(card.get("steps", "") if card else row.step or ""),
                 format_number(card.get("samples", "")),
-                _seconds(spent) if spent else "",
+                _seconds(spent) if spent else _last_start(card),
                 _mean(logs, "speed/clips_per_second"),
                 _mean(logs, "speed/waiting_for_data", share=True),
                 _mean(logs, "speed/mfu", share=True),
@@ -288,6 +288,14 @@ def _cost_table(run: RunContents) -> Table:
         )
     head = ("stage", "steps", "samples", "time of all starts", "clips a second", "waiting for data", "MFU", "operations of a device")
     return Table("Cost of each training; speeds are means of the recorded values", head, rows)
+
+
+def _last_start(card: Mapping[str, Any]) -> str:
+    """Return the time of the last start by the card of the artifact, where no file has the times of its starts."""
+    training = card.get("training", {})
+    if training.get("seconds") is None:
+        return ""
+    return _seconds(training["seconds"]) + (f" from step {training['from_step']:,} on" if training.get("from_step") else "")
 
 
 def _operations(logs: TrainingLogs, seconds: float) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from walt_pl.report.blocks import format_number
+from walt_pl.report.csv_file import CSV_NAME, read_csv_file
 from walt_pl.report.event_file import EventFile, PicturePlace, read_event_file
 from walt_pl.runs.data_record import DataRecord
 from walt_pl.runs.task_record import flatten
@@ -100,7 +101,7 @@ def read_training(folder: Path) -> TrainingLogs:
     found = TrainingLogs()
     events: list[EventFile] = []
     for start in _start_folders(folder):
-        read = [read_event_file(path) for path in _event_files(start)]
+        read = [*(read_event_file(path) for path in _event_files(start)), read_csv_file(start / CSV_NAME)]
         for one in read:
             found.problems += [f"{_place(start)}: {problem}" for problem in one.problems]
         times = [time for one in read for time in (one.began, one.ended) if time is not None]
@@ -116,7 +117,7 @@ def read_training(folder: Path) -> TrainingLogs:
 
 
 def merge_curves(files: Iterable[EventFile]) -> dict[str, Series]:
-    """Return the curves of event files in the order of their writing, by tag.
+    """Return the curves of files in the order of their starts, by tag.
 
     A training that goes on from a checkpoint repeats some steps. From its first step on, the later file counts alone.
     """

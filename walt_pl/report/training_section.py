@@ -99,8 +99,8 @@ def _stage_blocks(run: RunContents, row: StatusRow) -> list[Block]:
 def _no_curves(row: StatusRow) -> Text:
     if row.state == "not started":
         return Text("This stage has not started. Train it with:", row.command)
-    cause = "Only the logger tensorboard writes one, and an adopted artifact has its curves where it was trained."
-    return Text(f"No curves: the run has no event file of this stage. {cause}")
+    cause = "The loggers wandb and mlflow keep curves elsewhere, and an adopted artifact has its curves where it was trained."
+    return Text(f"No curves: the run has no event file and no metrics.csv of this stage. {cause}")
 
 
 def _plots(curves: Mapping[str, Series], groups: Sequence[CurveGroup]) -> list[Plot]:
@@ -143,7 +143,7 @@ def _spread(items: Sequence[T], most: int) -> list[T]:
 
 def _previews(stage: str, logs: TrainingLogs) -> list[Block]:
     if not logs.pictures:
-        return [Text("No previews: none was written yet, or previews.every_n_validations is 0.")]
+        return [Text("No previews: none was written yet, previews.every_n_validations is 0, or the logger takes no pictures.")]
     blocks: list[Block] = []
     for tag, places in list(logs.pictures.items())[:MOST_PREVIEW_TAGS]:
         shown = _spread(places, MOST_PREVIEWS)
