@@ -2,10 +2,8 @@
 
 import re
 import shlex
-from pathlib import Path
 
 from walt_pl.runs.card import CONFIG
-from walt_pl.runs.experiment_files import EXPERIMENTS, find_experiment
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.sample_condition import condition_option
 from walt_pl.runs.stage_names import in_order, kind_of
@@ -33,7 +31,6 @@ def next_command(manifest: Manifest) -> str:
 def _stages(manifest: Manifest) -> list[str]:
     """Return the stages of the manifest and those of the experiment's main chain, in the order of training."""
     found = list(manifest.stages())
-    folder: Path = manifest.experiment or find_experiment(EXPERIMENTS / manifest.run_dir.resolve().name)
-    chain = [path.stem for path in folder.glob("*.yaml") if re.fullmatch(r"vae|base|sr\d+", path.stem)]
+    chain = [path.stem for path in manifest.experiment_folder().glob("*.yaml") if re.fullmatch(r"vae|base|sr\d+", path.stem)]
     kinds = {kind_of(name) for name in found}
     return in_order([*found, *(name for name in chain if name not in found and (name != "base" or "base" not in kinds))])

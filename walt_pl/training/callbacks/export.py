@@ -89,7 +89,7 @@ class ExportArtifact(L.Callback):
         parents: hashes of the parents that training started from.
         train_config: the resolved configuration, as YAML.
         resume_command: command that goes on after a stop.
-        experiment: folder of the experiment, for the next command after the end.
+        experiment: folder of the experiment, for the manifest and for the next command after the end.
         rescue: folder for the artifact if there is no room for it in the run at the end.
     """
 
@@ -119,7 +119,7 @@ class ExportArtifact(L.Callback):
         if trainer.is_global_zero:
             if self.rescue is not None:
                 check_replaceable(self.rescue)
-            manifest = Manifest.open(self.run)
+            manifest = Manifest.open(self.run, self.experiment)
             check_same_parents(manifest, self.parents)
             manifest.start(self.stage, self.parents)
         self._started = True
