@@ -55,6 +55,13 @@ def test_read_csv_file_keeps_the_rows_before_the_damage(tmp_path: Path, row: byt
     assert row.startswith(b"\xff") or curves(path) == {"a": [(9, 1.5)]}
 
 
+def test_read_training_of_a_file_without_a_whole_number_has_no_curve(tmp_path: Path) -> None:
+    (tmp_path / "logs" / "version_0").mkdir(parents=True)
+    (tmp_path / "logs" / "version_0" / "metrics.csv").write_text("step,train/loss\n9,x\n")
+    found = read_training(tmp_path)
+    assert found.curves == {} and len(found.problems) == 1
+
+
 def test_read_csv_file_limits_bytes_and_tags_and_follows_no_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text(f"a,step,{'b' * 101},c,d\n1,9,2,3,4\n")

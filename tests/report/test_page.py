@@ -15,6 +15,7 @@ from walt_pl.report.page import MOST_BYTES, describe_run, fit_page, write_report
 from walt_pl.report.run_contents import read_run
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import ManifestError
+from walt_pl.runs.start_record import StartRecord
 
 __all__ = ["run_dir", "tiny_sections"]  # fixtures
 HOSTILE = '<script>alert("1")</script>'
@@ -146,6 +147,46 @@ def test_report_of_the_logger_csv_has_curves_and_the_time_of_the_card(run_dir: P
     told = "Training loss by kind, against step. loss_video: 0.5 at step 9, 0.25 at step 19"
     assert any(told in image["alt"] for image in page.all("img"))
     assert "61 s from step 10 on" in page.text
+
+
+def test_report_has_the_machine_and_the_time_of_a_finished_training(run_dir: Path) -> None:
+    chain = Manifest.open(run_dir)
+    chain.start("vae", {})
+    command = "python -m walt_pl fit --config experiments/shapes/vae.yaml"
+    facts = {"command": command, "machine": "a GPU of NVIDIA, 8 processes", "seconds": 7500.0}
+    chain.finish("vae", export(run_dir, "vae", {}, training=facts))
+    page = report(run_dir)
+    for part in ("a GPU of NVIDIA, 8 processes", "2.1 hours", f"vae was trained with: {command}"):
+        assert part in page.text, part
+    assert "No machine is recorded" not in page.text
+
+
+def test_report_of_an_unfinished_training_has_the_machine_of_each_start(run_dir: Path) -> None:
+    chain = Manifest.open(run_dir)
+    for stage in ("vae", "base"):
+        chain.start(stage, {})
+    folder = run_dir / "training" / "vae"
+    for number, machine in enumerate(("one machine", "another machine")):
+        start = write_start(folder, number, 8)
+        StartRecord(number * 1500, machine, "0123abcd", {"torch": "2.9.1"}, "2026-01-31T12:00:00+00:00").write(start / "start.json")
+    page = report(run_dir)
+    for part in ("one machine", "another machine", "1,500", "0123abcd", "torch 2.9.1", "2026-01-31 12:00:00"):
+        assert part in page.text, part
+    assert "No machine is recorded of base." in page.text
+
+
+def test_report_tells_the_starts_of_a_training_that_was_resumed_and_is_done(run_dir: Path) -> None:
+    train(run_dir, "vae", "base")
+    folder = run_dir / "training" / "vae"
+    write_events(write_start(folder, 0, 8), {"train/loss": [(9, 1.0)]})
+    StartRecord(20, "a machine", None).write(write_start(folder, 1, 8) / "start.json")
+    write_events(write_start(folder, 2, 8), {"train/loss": [(39, 1.0)], "val/loss": [(30, 1.0)]})
+    write_start(folder, 3, 8)
+    write_start(run_dir / "training" / "base", 0, 8)
+    page = report(run_dir)
+    assert "No incidents: no step was skipped or rolled back." in page.text
+    told = "vae was started 4 times; later starts: from step 20, first value at step 39, first step of 1 unknown."
+    assert told in page.text and "base was started" not in page.text
 
 
 PREDICTION = {

@@ -53,7 +53,8 @@ def _add_row(found: EventFile, tags: dict[int, str], step: int, row: list[str]) 
     for number, tag in tags.items():
         if not row[number]:
             continue
-        curve, value = found.curves.setdefault(tag, Curve()), float(row[number])
+        value = float(row[number])
+        curve = found.curves.setdefault(tag, Curve())
         while curve.steps and curve.steps[-1] >= step:
             curve.steps.pop()
             curve.values.pop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +20,7 @@ from walt_pl.media.types import MediaError
 from walt_pl.report.blocks import Block, Group, MovingPicture, Pictures, Plots, Record, Section, Table, Text, format_number, shorten
 from walt_pl.report.plots import draw_chain
 from walt_pl.report.run_contents import RunContents
-from walt_pl.report.training_logs import MOST_INCIDENTS, TrainingLogs, compare_starts
+from walt_pl.report.training_logs import MOST_INCIDENTS, Start, TrainingLogs, compare_starts
 from walt_pl.runs.data_record import KindRecord
 from walt_pl.untrusted import read_bytes
 
@@ -32,6 +32,8 @@ MOST_CARDS = 60
 """Metric cards that are shown in full."""
 CARD_CHARACTERS = 8000
 """Characters of a metric card that is shown in full."""
+MOST_LATER_STARTS = 10
+"""Later starts of a training whose first step is told: the last ones."""
 MEGABYTE = 1e6
 
 
@@ -190,7 +192,7 @@ def _card_counts(card: Mapping[str, Any]) -> list[str]:
 
 
 def incidents_section(run: RunContents) -> Section:
-    """Return the steps that the spike guard did not take, and trainings that stopped."""
+    """Return the steps that the spike guard did not take, and trainings that stopped or were started again."""
     head = ("step", "action", "why", "loss", "gradient norm", "layers with the largest norm", "files of the batch")
     blocks: list[Block] = []
     for stage, logs in run.trainings.items():
@@ -210,11 +212,25 @@ def incidents_section(run: RunContents) -> Section:
         ]
         last = f", the last {MOST_INCIDENTS}" if logs.incident_count > MOST_INCIDENTS else ""
         blocks.append(Table(f"{stage}: {logs.incident_count:,} incidents of the spike guard{last}", head, rows))
+    if not blocks:
+        blocks.append(Text("No incidents: no step was skipped or rolled back."))
+    blocks += [Text(_describe_starts(stage, logs.starts)) for stage, logs in run.trainings.items() if len(logs.starts) > 1]
     stopped = [row for row in run.rows if row.state in ("stopped", "missing", "stale")]
     blocks += [Text(f"{row.stage} is {row.state}" + (f" at step {row.step:,}." if row.step is not None else ".")) for row in stopped]
-    if not blocks:
-        blocks.append(Text("No incidents: no step was skipped or rolled back, and no training was stopped."))
     return Section("incidents", "Incidents", blocks)
+
+
+def _describe_starts(stage: str, starts: Sequence[Start]) -> str:
+    """Return the number of a training's starts, and the first steps of the later ones where they are known."""
+    later = starts[1:]
+    first = [
+        f"from step {start.record.step:,}" if start.record else f"first value at step {start.first_value:,}"
+        for start in later
+        if start.record or start.first_value is not None
+    ]
+    unknown = [f"first step of {len(later) - len(first)} unknown"] if len(first) < len(later) else []
+    hidden = [f"{len(first) - MOST_LATER_STARTS} others"] if len(first) > MOST_LATER_STARTS else []
+    return f"{stage} was started {len(starts)} times; later starts: {', '.join([*hidden, *first[-MOST_LATER_STARTS:], *unknown])}."
 
 
 def changes_section(run: RunContents) -> Section:
@@ -256,7 +272,8 @@ def environment_section(run: RunContents) -> Section:
         machine = shorten(run.summary.get("machine", "an unknown machine"))
         where = f"The demo ran on {machine}, load {format_number(run.summary.get('load', ''))}."
         blocks += [Text(where), Table("Time of the demo's parts", ("part", "time"), rows)]
-    packages = [[stage, shorten(card.get("code") or "unknown"), _packages(card)] for stage, card in run.cards.items()]
+    blocks += _machines(run)
+    packages = [[stage, shorten(card.get("code") or "unknown"), _packages(card.get("packages", {}))] for stage, card in run.cards.items()]
     if packages:
         blocks.append(Table("Code and packages that wrote the artifacts", ("stage", "code", "packages"), packages))
     devices = [[stage, *_devices(logs.config)] for stage, logs in run.trainings.items() if logs.config]
@@ -267,6 +284,32 @@ def environment_section(run: RunContents) -> Section:
     sizes.append(["all", f"{sum(run.bytes_on_disk.values()) / MEGABYTE:,.1f} MB"])
     blocks.append(Table("Disk space", ("folder", "size"), sizes))
     return Section("environment", "Environment and cost", blocks)
+
+
+def _machines(run: RunContents) -> list[Block]:
+    """Return machine and code of each start, packages of the last one, and machine, time and command in the artifacts' cards."""
+    blocks: list[Block] = []
+    starts = [(stage, start.name, start.record) for stage, logs in run.trainings.items() for start in logs.starts if start.record]
+    if starts:
+        rows = [
+            [stage, name, f"{one.step:,}", one.time[:19].replace("T", " "), *map(shorten, (one.machine, one.code or "unknown"))]
+            for stage, name, one in starts
+        ]
+        head = ("stage", "start", "from step", "time (UTC)", "machine", "code")
+        blocks.append(Table("Machine and code of each start", head, rows))
+        last = {stage: one.packages for stage, _, one in starts}
+        rows = [[stage, _packages(packages)] for stage, packages in last.items()]
+        blocks.append(Table("Packages of each stage's last start", ("stage", "packages"), rows))
+    trainings = {stage: card["training"] for stage, card in run.cards.items() if card.get("training")}
+    if trainings:
+        rows = [[stage, shorten(facts.get("machine") or "unknown"), _last_start(run.cards[stage])] for stage, facts in trainings.items()]
+        blocks.append(Table("Machine and time in the artifacts' cards", ("stage", "machine", "time of the last start"), rows))
+    blocks += [Text(f"{stage} was trained with:", facts["command"]) for stage, facts in trainings.items() if facts.get("command")]
+    known = {*trainings, *(stage for stage, _, _ in starts)}
+    if unknown := [row.stage for row in run.rows if row.stage not in known and row.state != "not started"]:
+        told = f"No machine is recorded of {', '.join(unknown)}."
+        blocks.append(Text(f"{told} Training writes one at its start and into its artifact; older versions wrote none."))
+    return blocks
 
 
 def _cost_table(run: RunContents) -> Table:
@@ -319,8 +362,7 @@ def _seconds(value: Any) -> str:
     return f"{value:.0f} s" if value < 600 else f"{value / 60:,.1f} minutes" if value < 7200 else f"{value / 3600:,.1f} hours"
 
 
-def _packages(card: Mapping[str, Any]) -> str:
-    packages = card.get("packages", {})
+def _packages(packages: Mapping[str, Any]) -> str:
     return shorten(", ".join(f"{name} {version}" for name, version in packages.items()))
 
 
