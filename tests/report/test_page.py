@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.helpers.run_logs import ReadPage, noise_gif, still_png, write_events
@@ -16,6 +17,7 @@ from walt_pl.report.run_contents import read_run
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import ManifestError
 from walt_pl.runs.start_record import StartRecord
+from walt_pl.training.logger import ResilientTensorBoardLogger
 
 __all__ = ["run_dir", "tiny_sections"]  # fixtures
 HOSTILE = '<script>alert("1")</script>'
@@ -147,6 +149,20 @@ def test_report_of_the_logger_csv_has_curves_and_the_time_of_the_card(run_dir: P
     told = "Training loss by kind, against step. loss_video: 0.5 at step 9, 0.25 at step 19"
     assert any(told in image["alt"] for image in page.all("img"))
     assert "61 s from step 10 on" in page.text
+
+
+def test_report_lists_the_captions_of_previews(run_dir: Path) -> None:
+    """As the project's own logger writes them. The text that stands for the picture has the first four."""
+    train(run_dir, "vae", "base")
+    captions = ["a red circle", "a blue <b>bar</b>", "a ring", "a cross", "a fifth\u202e one"]
+    logger = ResilientTensorBoardLogger(str(run_dir / "training" / "base"), "logs")
+    logger.log_previews("prompts", np.zeros((2, 16, 16, 3), np.uint8), 8.0, captions, 7)
+    logger.finalize("success")
+    page = report(run_dir)
+    check_form(page)
+    told = "Moving preview, prompts of base after 7 steps: a red circle; a blue <b>bar</b>; a ring; a cross; and others"
+    assert told in [image["alt"] for image in page.all("img")]
+    assert "a blue <b>bar</b>a ringa crossa fifth\\u202e one" in page.text
 
 
 def test_report_has_the_machine_and_the_time_of_a_finished_training(run_dir: Path) -> None:

@@ -15,9 +15,8 @@ import numpy as np
 
 from walt_pl.evaluation.card import CARD_COLUMNS, card_cells
 from walt_pl.evaluation.prediction_record import PREDICTION_COLUMNS
-from walt_pl.media.animation import read_animation
-from walt_pl.media.types import MediaError
 from walt_pl.report.blocks import Block, Group, MovingPicture, Pictures, Plots, Record, Section, Table, Text, format_number, shorten
+from walt_pl.report.captions import describe_captions, read_captions
 from walt_pl.report.plots import draw_chain
 from walt_pl.report.run_contents import RunContents
 from walt_pl.report.training_logs import MOST_INCIDENTS, Start, TrainingLogs, compare_starts
@@ -26,8 +25,6 @@ from walt_pl.untrusted import read_bytes
 
 MAX_PICTURE_BYTES = 64 << 20
 """Bytes of a moving picture of samples."""
-MOST_CAPTIONS = 64
-"""Captions of a moving picture that are listed."""
 MOST_CARDS = 60
 """Metric cards that are shown in full."""
 CARD_CHARACTERS = 8000
@@ -65,15 +62,9 @@ def samples_section(run: RunContents) -> Section:
 def _sample(folder: Path, path: Path) -> MovingPicture:
     name = path.relative_to(folder).as_posix()
     load = partial(read_bytes, path, MAX_PICTURE_BYTES)
-    captions: list[str] = []
-    try:
-        comment = read_animation(load(), most_frames=1).comment
-        captions = [shorten(line) for line in comment.split("\n") if line][:MOST_CAPTIONS]
-    except (MediaError, ValueError, OSError):
-        pass  # the reason is told where the picture would be
-    told = f": {'; '.join(captions[:4])}{'; and others' if len(captions) > 4 else ''}" if captions else ""
+    captions = read_captions(load)
     caption = name if captions else f"{name}. The file has no list of its captions; they are drawn below the clips."
-    return MovingPicture(caption, f"Moving samples of {name}{told}", load, captions)
+    return MovingPicture(caption, f"Moving samples of {name}{describe_captions(captions)}", load, captions)
 
 
 # ---- Metrics ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from walt_pl.report.blocks import Block, Group, MovingPicture, Pictures, Plot, Plots, Section, Table, Text, shorten
+from walt_pl.report.captions import describe_captions, read_captions
 from walt_pl.report.event_file import PicturePlace, read_picture
 from walt_pl.report.plots import MOST_POINTS, Line, draw_curves, draw_lines
 from walt_pl.report.run_contents import RunContents
@@ -156,8 +157,10 @@ def _previews(stage: str, logs: TrainingLogs) -> list[Block]:
 
 
 def _preview(stage: str, name: str, place: PicturePlace) -> MovingPicture:
-    alt = f"Moving preview, {name} of {stage} after {place.step} steps"
-    return MovingPicture(f"after {place.step} steps", alt, partial(read_picture, place))
+    load = partial(read_picture, place)
+    captions = read_captions(load)
+    alt = f"Moving preview, {name} of {stage} after {place.step} steps{describe_captions(captions)}"
+    return MovingPicture(f"after {place.step} steps", alt, load, captions)
 
 
 def _values(curves: Mapping[str, Series]) -> Table:
