@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -156,13 +157,14 @@ def test_report_lists_the_captions_of_previews(run_dir: Path) -> None:
     train(run_dir, "vae", "base")
     captions = ["a red circle", "a blue <b>bar</b>", "a ring", "a cross", "a fifth\u202e one"]
     logger = ResilientTensorBoardLogger(str(run_dir / "training" / "base"), "logs")
-    logger.log_previews("prompts", np.zeros((2, 16, 16, 3), np.uint8), 8.0, captions, 7)
+    for step in (7, 17):
+        logger.log_previews("prompts", np.zeros((2, 16, 16, 3), np.uint8), 8.0, captions, step)
     logger.finalize("success")
     page = report(run_dir)
     check_form(page)
     told = "Moving preview, prompts of base after 7 steps: a red circle; a blue <b>bar</b>; a ring; a cross; and others"
     assert told in [image["alt"] for image in page.all("img")]
-    assert "a blue <b>bar</b>a ringa crossa fifth\\u202e one" in page.text
+    assert page.text.count("a blue <b>bar</b>a ringa crossa fifth\\u202e one") == 1, "once for equal lists"
 
 
 def test_report_has_the_machine_and_the_time_of_a_finished_training(run_dir: Path) -> None:
@@ -302,7 +304,10 @@ def test_report_escapes_everything_that_a_file_says(run_dir: Path) -> None:
     folder = run_dir / "training" / "base"
     start = write_start(folder, 2, 8, **{HOSTILE: f"{HOSTILE}\u202e"})
     (start / "data.json").write_text((start.parent / "version_1" / "data.json").read_text().replace("too short", "<img src=x onerror=y>"))
-    write_events(start, {f"metrics/{HOSTILE}": [(9, 1.0), (19, 2.0)]}, {f"previews/{HOSTILE}": [(9, noise_gif())]})
+    tag = f"{HOSTILE}\u202e"
+    write_events(start, {f"metrics/{tag}": [(9, 1.0), (19, 2.0)]}, {f"previews/{tag}": [(9, noise_gif())]})
+    shutil.copy(start / "config.yaml", start / "config_\u202e.yaml")
+    StartRecord(20, HOSTILE, HOSTILE, {HOSTILE: HOSTILE}).write(start / "start_\u202e.json")
     page = report(run_dir)
     check_form(page)
     html = (run_dir / "report.html").read_text()
@@ -310,12 +315,28 @@ def test_report_escapes_everything_that_a_file_says(run_dir: Path) -> None:
     for place in (
         f"a machine {HOSTILE}",
         f"the loss is nan {HOSTILE}",
-        f"metrics/{HOSTILE}",
+        f"metrics/{HOSTILE}\\u202e",
+        f"Metric {HOSTILE}\\u202e",
+        f"{HOSTILE} {HOSTILE}",
         "2 <img src=x onerror=y>",
         f"{HOSTILE}\\u202e",
     ):
         assert place in page.text, place
-    assert any(f"clip.gif: {HOSTILE}; a bar" in image["alt"] for image in page.all("img"))
+    alts = [image["alt"] for image in page.all("img")]
+    assert any(f"clip.gif: {HOSTILE}; a bar" in alt for alt in alts)
+    assert any(alt.startswith(f"Metric {HOSTILE}\\u202e, against step. script>\\u202e: 1 at step 9") for alt in alts)
+
+
+def test_report_of_a_strangers_manifest_whose_stages_are_parents_of_each_other(run_dir: Path) -> None:
+    path = train(run_dir, "vae", "base").path
+    plain = json.loads(path.read_text())
+    records = {stage: plain["stages"][stage]["artifact"] for stage in ("vae", "base")}
+    records["vae"]["parents"] = {stage: records[stage]["sha256"] for stage in ("base", "vae")}
+    path.write_text(json.dumps(plain))
+    page = report(run_dir)
+    check_form(page)
+    (told,) = [image["alt"] for image in page.all("img") if image["alt"].startswith("Chain of stages")]
+    assert "vae is stale" in told and "trained from base and vae" in told and "base is stale" in told
 
 
 def test_shorten_limits_text_and_hides_nothing() -> None:

@@ -283,7 +283,7 @@ def _machines(run: RunContents) -> list[Block]:
     starts = [(stage, start.name, start.record) for stage, logs in run.trainings.items() for start in logs.starts if start.record]
     if starts:
         rows = [
-            [stage, name, f"{one.step:,}", one.time[:19].replace("T", " "), *map(shorten, (one.machine, one.code or "unknown"))]
+            [stage, shorten(name), f"{one.step:,}", one.time[:19].replace("T", " "), *map(shorten, (one.machine, one.code or "unknown"))]
             for stage, name, one in starts
         ]
         head = ("stage", "start", "from step", "time (UTC)", "machine", "code")

@@ -152,7 +152,11 @@ def _previews(stage: str, logs: TrainingLogs) -> list[Block]:
         number = f", {len(shown)} of {len(places)}" if len(shown) < len(places) else ""
         clips = "Clips of previews.prompts" if tag == "previews/prompts" else f"{name[:1].upper()}{name[1:]} of fixed clips"
         blocks.append(Text(f"{clips} with fixed noise, by the averaged weights{number}:"))
-        blocks.append(Pictures([_preview(stage, name, place) for place in shown]))
+        pictures = [_preview(stage, name, place) for place in shown]
+        for picture in pictures[1:]:
+            if picture.captions == pictures[0].captions:
+                picture.captions = ()  # the list stands below the first one
+        blocks.append(Pictures(pictures))
     return blocks
 
 

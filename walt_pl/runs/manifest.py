@@ -429,8 +429,9 @@ def stale_reason(stage: str, stages: Mapping[str, StageRecord]) -> str | None:
         if now is None or now.sha256 != sha256:
             is_now = now.sha256[:12] if now else "missing"
             return f'its parent "{parent}" has changed since ({is_now}, was {sha256[:12]})'
+    others = {name: record for name, record in stages.items() if name != stage}  # a stranger's stages may be parents of each other
     for parent in found.artifact.parents:
-        if stale_reason(parent, stages):
+        if stale_reason(parent, others):
             return f'its parent "{parent}" is stale'
     return None
 
