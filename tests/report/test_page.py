@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from tests.helpers.run_logs import ReadPage, noise_gif, still_png, write_events
 from tests.report.test_training_logs import RECORD, write_incident, write_start
@@ -131,7 +132,7 @@ def test_report_of_an_unfinished_run_says_what_is_missing(run_dir: Path) -> None
         "0 of 2 stages are done.",
         "No curves: the run has no event file and no metrics.csv of this stage.",
         "This stage has not started. Train it with:",
-        "No samples yet. A model of classes takes --label NUMBER in place of --prompt:",
+        "No samples yet: they need a base model. The chain of stages says what to train next.",
         "No metric cards yet. Measure the run with:",
         "No record of sizes and of reasons why clips were left out: vae, base.",
         "No incidents",
@@ -150,6 +151,28 @@ def test_report_of_the_logger_csv_has_curves_and_the_time_of_the_card(run_dir: P
     told = "Training loss by kind, against step. loss_video: 0.5 at step 9, 0.25 at step 19"
     assert any(told in image["alt"] for image in page.all("img"))
     assert "61 s from step 10 on" in page.text
+
+
+@pytest.mark.parametrize(
+    ("config", "option"),
+    [
+        ({"denoiser": {"text_width": 8}}, "--prompt TEXT"),
+        ({"denoiser": {"num_classes": 3}}, "--label 0"),
+        ({"denoiser": {"frame_prediction": 1.0}, "diffusion": {"context_frames": [2]}}, "--continue CLIP"),
+    ],
+)
+def test_report_without_samples_names_the_condition_of_its_base_model(run_dir: Path, config: dict[str, object], option: str) -> None:
+    train(run_dir, "vae", "base")
+    (run_dir / "base" / "model.yaml").write_text(yaml.safe_dump(config))
+    told = f"No samples yet. Make some with: python -m walt_pl sample --run {run_dir} {option} --out {run_dir}/samples/"
+    assert told in report(run_dir).text
+
+
+@pytest.mark.parametrize("config", [["a"], {"denoiser": ["a"]}, {"denoiser": {"frame_prediction": 1}, "diffusion": {"context_frames": 5}}])
+def test_report_names_a_configuration_that_is_no_model(run_dir: Path, config: object) -> None:
+    train(run_dir, "vae", "base")
+    (run_dir / "base" / "model.yaml").write_text(yaml.safe_dump(config))
+    assert "base: model.yaml has no configuration of a base model (" in report(run_dir).text
 
 
 def test_report_lists_the_captions_of_previews(run_dir: Path) -> None:

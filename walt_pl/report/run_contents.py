@@ -12,9 +12,9 @@ from typing import Any
 from walt_pl.evaluation.card import MetricCard, read_cards
 from walt_pl.evaluation.prediction_record import PREDICTION_FILE, PREDICTION_PICTURE, PredictionFigures, read_prediction
 from walt_pl.report.training_logs import TrainingLogs, read_training
-from walt_pl.runs.card import CARD, ArtifactError, read_card
+from walt_pl.runs.card import CARD, CONFIG, ArtifactError, read_card
 from walt_pl.runs.manifest import Manifest
-from walt_pl.runs.manifest_records import StageRecord
+from walt_pl.runs.next_command import sample_command
 from walt_pl.runs.status import StatusRow, no_run, status_rows
 from walt_pl.untrusted import UntrustedError, read_json
 
@@ -32,7 +32,6 @@ class RunContents:
 
     folder: Path
     rows: list[StatusRow]
-    records: dict[str, StageRecord]
     trainings: dict[str, TrainingLogs]
     cards: dict[str, dict[str, Any]]
     """Card of each artifact."""
@@ -45,6 +44,8 @@ class RunContents:
     summary: dict[str, Any]
     """Scores of the demo; empty without one."""
     samples: list[Path]
+    sample_command: str
+    """Command that samples from the run; empty where its base model is not trained."""
     bytes_on_disk: dict[str, int]
     """Bytes of each folder of the run, links not followed."""
     problems: list[str] = field(default_factory=list)
@@ -64,7 +65,6 @@ def read_run(folder: Path, stages: Sequence[str] = ()) -> RunContents:
     if not manifest.path.is_file():
         raise no_run(manifest, "report", option="")
     rows = status_rows(folder, stages)
-    records = manifest.stages()
     trainings = {row.stage: read_training(folder / "training" / row.stage) for row in rows}
     problems = [f"{stage}: {problem}" for stage, logs in trainings.items() for problem in logs.problems]
     cards = {}
@@ -77,7 +77,6 @@ def read_run(folder: Path, stages: Sequence[str] = ()) -> RunContents:
     return RunContents(
         folder,
         rows,
-        records,
         trainings,
         cards,
         _metric_cards(folder / "metrics", problems),
@@ -85,6 +84,7 @@ def read_run(folder: Path, stages: Sequence[str] = ()) -> RunContents:
         picture if (picture := folder / PREDICTION_PICTURE).is_file() else None,
         _summary(folder / "demo" / "summary.json", problems),
         _samples(folder),
+        _sample_command(manifest, rows, problems),
         _bytes_on_disk(folder),
         problems,
     )
@@ -130,6 +130,17 @@ def _samples(folder: Path) -> list[Path]:
     newest = sorted(clips, key=lambda path: path.lstat().st_mtime)[-MOST_SAMPLES:]
     own = [path for path in (folder / "demo" / "samples.gif", folder / "reconstructions.gif") if path.is_file()]
     return [*own, *newest]
+
+
+def _sample_command(manifest: Manifest, rows: Sequence[StatusRow], problems: list[str]) -> str:
+    bases = [row.stage for row in rows if row.kind == "base" and row.sha256]
+    if not bases:
+        return ""
+    try:
+        return sample_command(manifest, bases[0])
+    except (ValueError, OSError, TypeError, AttributeError) as error:  # a stranger's model.yaml may have any plain values
+        problems.append(f"{bases[0]}: {CONFIG} has no configuration of a base model ({error}).")
+        return ""
 
 
 def _bytes_on_disk(folder: Path) -> dict[str, int]:

@@ -53,9 +53,12 @@ def chain_section(run: RunContents) -> Section:
 def samples_section(run: RunContents) -> Section:
     """Return the moving pictures of samples with their captions."""
     if not run.samples:
-        command = f'walt sample --run {shlex.quote(str(run.folder))} --prompt "..." --out {shlex.quote(str(run.folder / "samples"))}/'
-        told = "No samples yet. A model of classes takes --label NUMBER in place of --prompt:"
-        return Section("samples", "Samples", [Text(told, command)])
+        if not run.sample_command:
+            return Section(
+                "samples", "Samples", [Text("No samples yet: they need a base model. The chain of stages says what to train next.")]
+            )
+        out = shlex.quote(f"{run.folder / 'samples'}/")
+        return Section("samples", "Samples", [Text("No samples yet. Make some with:", f"{run.sample_command} --out {out}")])
     return Section("samples", "Samples", [Pictures([_sample(run.folder, path) for path in run.samples])])
 
 

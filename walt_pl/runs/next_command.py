@@ -1,4 +1,4 @@
-"""The command to type after a stage is done."""
+"""The commands to type after a stage is done."""
 
 import re
 import shlex
@@ -20,12 +20,22 @@ def next_command(manifest: Manifest) -> str:
     waiting = [name for name, state in states.items() if state not in ("done", "training")]
     if waiting:
         return manifest.command(waiting[0])
-    run = shlex.quote(str(manifest.run_dir))
     bases = [name for name in states if kind_of(name) == "base"]
     if not bases:
-        return f"python -m walt_pl evaluate {run}"
-    config = manifest.folder(bases[0]) / CONFIG
-    return f"python -m walt_pl sample --run {run} {condition_option((read_yaml(config) or {}) if config.is_file() else {})}"
+        return f"python -m walt_pl evaluate {shlex.quote(str(manifest.run_dir))}"
+    return sample_command(manifest, bases[0])
+
+
+def sample_command(manifest: Manifest, base: str) -> str:
+    """Return the command that samples from a run, with the condition that its base model cannot do without.
+
+    Args:
+        manifest: of the run.
+        base: stage of the base model, which is trained.
+    """
+    config = manifest.folder(base) / CONFIG
+    option = condition_option((read_yaml(config) or {}) if config.is_file() else {})
+    return f"python -m walt_pl sample --run {shlex.quote(str(manifest.run_dir))} {option}"
 
 
 def _stages(manifest: Manifest) -> list[str]:
