@@ -92,7 +92,7 @@ def metrics_section(run: RunContents) -> Section:
     if not cards and not run.prediction:
         blocks.append(Text("No metric cards yet. Measure the run with:", f"walt evaluate {shlex.quote(str(run.folder))}"))
     if scores := _figures(run.summary.get("scores")):
-        settings = {name: run.summary[name] for name in ("seed", "steps", "guidance", "counts") if name in run.summary}
+        settings: dict[str, Any] = {name: run.summary[name] for name in ("seed", "steps", "guidance", "counts") if name in run.summary}
         shown: list[Block] = [_by_stage("Scores of the demo", scores), Record("Protocol of the demo's scores", _indent(settings))]
         blocks.append(Group("Scores of the demo, by the analytic scorer", shown))
     metrics = {stage: card.get("metrics", {}) for stage, card in run.cards.items()}
