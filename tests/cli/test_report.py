@@ -7,9 +7,10 @@ import pytest
 
 from tests.helpers.environment import ROOT
 from tests.helpers.run_logs import write_events
-from tests.runs.test_manifest import run_dir, tiny_sections, train
+from tests.runs.test_manifest import export, run_dir, tiny_sections, train
 from walt_pl.cli import demo
 from walt_pl.cli.main import main
+from walt_pl.runs.manifest import Manifest
 
 __all__ = ["run_dir", "tiny_sections"]  # fixtures
 
@@ -21,6 +22,20 @@ def test_report_command_writes_into_the_run_or_where_it_is_told(run_dir: Path, c
     main(["report", str(run_dir), "--out", "elsewhere/a.html"])
     pages = [path.read_text().partition("Written")[0] for path in (run_dir / "report.html", Path("elsewhere/a.html"))]
     assert pages[0] == pages[1] and "1 of 4 stages are done." in pages[0], "sr1 and sr2 are of the experiment"
+
+
+@pytest.mark.parametrize("command", ["report", "status"])
+def test_commands_list_stages_that_have_not_begun_of_a_run_of_another_name(
+    run_dir: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_dir.with_name("shapes-try")
+    Manifest.open(run, Path("experiments/shapes")).start("vae", {})
+    Manifest.open(run).finish("vae", export(run, "vae", {}))
+    main([command, *(["--run"] if command == "status" else []), str(run)])
+    told = capsys.readouterr().out
+    page = told if command == "status" else (run / "report.html").read_text()
+    for stage in ("base", "sr1", "sr2"):
+        assert f"experiments/shapes/{stage}.yaml" in page or f"make train-{stage} EXP=shapes" in page, stage
 
 
 def test_report_command_counts_files_that_are_damaged(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

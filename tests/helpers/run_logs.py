@@ -42,6 +42,13 @@ def noise_gif(frames: int = 4, side: int = 48, comment: str = "", seed: int = 0)
     return file.getvalue()
 
 
+def still_png() -> bytes:
+    """Return a PNG of one frame."""
+    file = io.BytesIO()
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(file, format="PNG")
+    return file.getvalue()
+
+
 class ReadPage(HTMLParser):
     """The elements of a page. An element that is closed in the wrong order is an error."""
 

@@ -2,19 +2,24 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 
-from tests.helpers.run_logs import ReadPage, noise_gif, write_events
+from tests.helpers.run_logs import ReadPage, noise_gif, still_png, write_events
 from tests.report.test_training_logs import RECORD, write_incident, write_start
-from tests.runs.test_manifest import run_dir, tiny_sections, train
+from tests.runs.test_manifest import export, run_dir, tiny_sections, train
 from walt_pl.evaluation.card import ErrorBar, MetricCard, write_cards
 from walt_pl.report.blocks import pictures_of, shorten
 from walt_pl.report.page import MOST_BYTES, describe_run, fit_page, write_report
 from walt_pl.report.run_contents import read_run
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stage_names import ManifestError
+from walt_pl.runs.start_record import StartRecord
+from walt_pl.training.logger import ResilientTensorBoardLogger
 
 __all__ = ["run_dir", "tiny_sections"]  # fixtures
 HOSTILE = '<script>alert("1")</script>'
@@ -125,15 +130,165 @@ def test_report_of_an_unfinished_run_says_what_is_missing(run_dir: Path) -> None
     assert [title for level, title in page.headings if level == 2] == SECTIONS
     for part in (
         "0 of 2 stages are done.",
-        "No curves: the run has no event file of this stage.",
+        "No curves: the run has no event file and no metrics.csv of this stage.",
         "This stage has not started. Train it with:",
-        "No samples yet. A model of classes takes --label NUMBER in place of --prompt:",
+        "No samples yet: they need a base model. The chain of stages says what to train next.",
         "No metric cards yet. Measure the run with:",
         "No record of sizes and of reasons why clips were left out: vae, base.",
         "No incidents",
         "No key changed between two starts of a training.",
     ):
         assert part in page.text, part
+
+
+def test_report_of_the_logger_csv_has_curves_and_the_time_of_the_card(run_dir: Path) -> None:
+    chain = Manifest.open(run_dir)
+    chain.start("vae", {})
+    chain.finish("vae", export(run_dir, "vae", {}, training={"seconds": 61.0, "from_step": 10}))
+    start = write_start(run_dir / "training" / "vae", 0, 8)
+    (start / "metrics.csv").write_text("step,train/loss_video\n9,0.5\n19,0.25\n")
+    page = report(run_dir)
+    told = "Training loss by kind, against step. loss_video: 0.5 at step 9, 0.25 at step 19"
+    assert any(told in image["alt"] for image in page.all("img"))
+    assert "61 s from step 10 on" in page.text
+
+
+@pytest.mark.parametrize(
+    ("config", "option"),
+    [
+        ({"denoiser": {"text_width": 8}}, "--prompt TEXT"),
+        ({"denoiser": {"num_classes": 3}}, "--label 0"),
+        ({"denoiser": {"frame_prediction": 1.0}, "diffusion": {"context_frames": [2]}}, "--continue CLIP"),
+    ],
+)
+def test_report_without_samples_names_the_condition_of_its_base_model(run_dir: Path, config: dict[str, object], option: str) -> None:
+    train(run_dir, "vae", "base")
+    (run_dir / "base" / "model.yaml").write_text(yaml.safe_dump(config))
+    told = f"No samples yet. Make some with: python -m walt_pl sample --run {run_dir} {option} --out {run_dir}/samples/"
+    assert told in report(run_dir).text
+
+
+@pytest.mark.parametrize("config", [["a"], {"denoiser": ["a"]}, {"denoiser": {"frame_prediction": 1}, "diffusion": {"context_frames": 5}}])
+def test_report_names_a_configuration_that_is_no_model(run_dir: Path, config: object) -> None:
+    train(run_dir, "vae", "base")
+    (run_dir / "base" / "model.yaml").write_text(yaml.safe_dump(config))
+    assert "base: model.yaml has no configuration of a base model (" in report(run_dir).text
+
+
+def test_report_lists_the_captions_of_previews(run_dir: Path) -> None:
+    """As the project's own logger writes them. The text that stands for the picture has the first four."""
+    train(run_dir, "vae", "base")
+    captions = ["a red circle", "a blue <b>bar</b>", "a ring", "a cross", "a fifth\u202e one"]
+    logger = ResilientTensorBoardLogger(str(run_dir / "training" / "base"), "logs")
+    for step in (7, 17):
+        logger.log_previews("prompts", np.zeros((2, 16, 16, 3), np.uint8), 8.0, captions, step)
+    logger.finalize("success")
+    page = report(run_dir)
+    check_form(page)
+    told = "Moving preview, prompts of base after 7 steps: a red circle; a blue <b>bar</b>; a ring; a cross; and others"
+    assert told in [image["alt"] for image in page.all("img")]
+    assert page.text.count("a blue <b>bar</b>a ringa crossa fifth\\u202e one") == 1, "once for equal lists"
+
+
+def test_report_has_the_machine_and_the_time_of_a_finished_training(run_dir: Path) -> None:
+    chain = Manifest.open(run_dir)
+    chain.start("vae", {})
+    command = "python -m walt_pl fit --config experiments/shapes/vae.yaml"
+    facts = {"command": command, "machine": "a GPU of NVIDIA, 8 processes", "seconds": 7500.0}
+    chain.finish("vae", export(run_dir, "vae", {}, training=facts))
+    page = report(run_dir)
+    for part in ("a GPU of NVIDIA, 8 processes", "2.1 hours", f"vae was trained with: {command}"):
+        assert part in page.text, part
+    assert "No machine is recorded" not in page.text
+
+
+def test_report_of_an_unfinished_training_has_the_machine_of_each_start(run_dir: Path) -> None:
+    chain = Manifest.open(run_dir)
+    for stage in ("vae", "base"):
+        chain.start(stage, {})
+    folder = run_dir / "training" / "vae"
+    for number, machine in enumerate(("one machine", "another machine")):
+        start = write_start(folder, number, 8)
+        StartRecord(number * 1500, machine, "0123abcd", {"torch": "2.9.1"}, "2026-01-31T12:00:00+00:00").write(start / "start.json")
+    page = report(run_dir)
+    for part in ("one machine", "another machine", "1,500", "0123abcd", "torch 2.9.1", "2026-01-31 12:00:00"):
+        assert part in page.text, part
+    assert "No machine is recorded of base." in page.text
+
+
+def test_report_tells_the_starts_of_a_training_that_was_resumed_and_is_done(run_dir: Path) -> None:
+    train(run_dir, "vae", "base")
+    folder = run_dir / "training" / "vae"
+    write_events(write_start(folder, 0, 8), {"train/loss": [(9, 1.0)]})
+    StartRecord(20, "a machine", None).write(write_start(folder, 1, 8) / "start.json")
+    write_events(write_start(folder, 2, 8), {"train/loss": [(39, 1.0)], "val/loss": [(30, 1.0)]})
+    write_start(folder, 3, 8)
+    write_start(run_dir / "training" / "base", 0, 8)
+    page = report(run_dir)
+    assert "No incidents: no step was skipped or rolled back." in page.text
+    told = "vae was started 4 times; later starts: from step 20, first value at step 39, first step of 1 unknown."
+    assert told in page.text and "base was started" not in page.text
+
+
+PREDICTION = {
+    "figures": [
+        {
+            **{"stage": "base", "size": [32, 48], "given": 5, "task": "frame prediction from 5 frames", "prediction": prediction},
+            **{"windows": 16, "psnr": {"value": psnr, "cases": 7, "low": psnr - 1, "high": psnr + 1}},
+            **{"ssim": {"value": 0.75, "cases": 7, "low": 0.5, "high": 0.875}},
+            **{"psnr_gain": {"value": psnr - 20, "cases": 7, "low": psnr - 21, "high": psnr - 19}},
+        }
+        for prediction, psnr in (("model", 24.5), ("repeated frame", 20.0))
+    ]
+    + [{"stage": "base", "size": [32, 48], "given": 1, "task": "image to video from 1 frame", "prediction": "linear extrapolation"}],
+    **{"windows": {"split": "val", "windows": [[0, 0]] * 16}, "steps": {"base": 41}, "guidance": {"base": {"scale": 1.25}}, "seed": 43},
+}
+"""As `walt evaluate` writes it, see walt_pl/cli/evaluate_prediction.py."""
+
+
+def test_report_shows_frame_prediction_that_has_no_metric_card(run_dir: Path) -> None:
+    train(run_dir, "vae", "base")
+    (run_dir / "prediction.json").write_text(json.dumps(PREDICTION))
+    (run_dir / "prediction.png").write_bytes(still_png())
+    page = report(run_dir)
+    check_form(page)
+    assert "No metric cards yet" not in page.text
+    for part in (
+        "24.50 (23.50 to 25.50)",
+        "20.00 (19.00 to 21.00)",
+        "0.750 (0.500 to 0.875)",
+        "+4.50 (+3.50 to +5.50)",
+        "32 x 48",
+        "repeated frame",
+        "not defined: it needs two given frames",
+        '"split": "val"',
+        '"windows": 16',
+        '"base": 41',
+        '"scale": 1.25',
+        '"seed": 43',
+        "prediction.png: true frames, the model's",
+    ):
+        assert part in page.text, part
+    assert page.text.count("+0.00") == 0, "the repeated frame has no gain over itself"
+    assert [image["alt"] for image in page.all("img") if image["src"].startswith("data:image/webp")] == [
+        "Frame prediction: true frames, the model's, and the repeated frame of some windows"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("[]", "wanted figures of frame prediction"),
+        (json.dumps({"figures": [{**PREDICTION["figures"][0], "psnr": "24"}]}), r"figures\[0\]: psnr"),  # type: ignore[dict-item]
+        (" " * (16 * 2**20 + 1), "more than 16,777,216 bytes"),
+    ],
+)
+def test_report_names_figures_of_frame_prediction_that_it_cannot_read(run_dir: Path, content: str, told: str) -> None:
+    train(run_dir, "vae", "base")
+    (run_dir / "prediction.json").write_text(content)
+    page = report(run_dir)
+    assert re.search(f"Files that could not be read.*prediction.json.*{told}", page.text, re.DOTALL)
+    assert "No metric cards yet" in page.text
 
 
 def test_report_refuses_a_folder_that_is_no_run(tmp_path: Path) -> None:
@@ -172,7 +327,10 @@ def test_report_escapes_everything_that_a_file_says(run_dir: Path) -> None:
     folder = run_dir / "training" / "base"
     start = write_start(folder, 2, 8, **{HOSTILE: f"{HOSTILE}\u202e"})
     (start / "data.json").write_text((start.parent / "version_1" / "data.json").read_text().replace("too short", "<img src=x onerror=y>"))
-    write_events(start, {f"metrics/{HOSTILE}": [(9, 1.0), (19, 2.0)]}, {f"previews/{HOSTILE}": [(9, noise_gif())]})
+    tag = f"{HOSTILE}\u202e"
+    write_events(start, {f"metrics/{tag}": [(9, 1.0), (19, 2.0)]}, {f"previews/{tag}": [(9, noise_gif())]})
+    shutil.copy(start / "config.yaml", start / "config_\u202e.yaml")
+    StartRecord(20, HOSTILE, HOSTILE, {HOSTILE: HOSTILE}).write(start / "start_\u202e.json")
     page = report(run_dir)
     check_form(page)
     html = (run_dir / "report.html").read_text()
@@ -180,12 +338,28 @@ def test_report_escapes_everything_that_a_file_says(run_dir: Path) -> None:
     for place in (
         f"a machine {HOSTILE}",
         f"the loss is nan {HOSTILE}",
-        f"metrics/{HOSTILE}",
+        f"metrics/{HOSTILE}\\u202e",
+        f"Metric {HOSTILE}\\u202e",
+        f"{HOSTILE} {HOSTILE}",
         "2 <img src=x onerror=y>",
         f"{HOSTILE}\\u202e",
     ):
         assert place in page.text, place
-    assert any(f"clip.gif: {HOSTILE}; a bar" in image["alt"] for image in page.all("img"))
+    alts = [image["alt"] for image in page.all("img")]
+    assert any(f"clip.gif: {HOSTILE}; a bar" in alt for alt in alts)
+    assert any(alt.startswith(f"Metric {HOSTILE}\\u202e, against step. script>\\u202e: 1 at step 9") for alt in alts)
+
+
+def test_report_of_a_strangers_manifest_whose_stages_are_parents_of_each_other(run_dir: Path) -> None:
+    path = train(run_dir, "vae", "base").path
+    plain = json.loads(path.read_text())
+    records = {stage: plain["stages"][stage]["artifact"] for stage in ("vae", "base")}
+    records["vae"]["parents"] = {stage: records[stage]["sha256"] for stage in ("base", "vae")}
+    path.write_text(json.dumps(plain))
+    page = report(run_dir)
+    check_form(page)
+    (told,) = [image["alt"] for image in page.all("img") if image["alt"].startswith("Chain of stages")]
+    assert "vae is stale" in told and "trained from base and vae" in told and "base is stale" in told
 
 
 def test_shorten_limits_text_and_hides_nothing() -> None:

@@ -58,14 +58,14 @@ def write_experiment(folder: Path, *stages: str) -> Path:
     return folder
 
 
-def export(run_dir: Path, stage: str, parents: Mapping[str, str]) -> Path:
+def export(run_dir: Path, stage: str, parents: Mapping[str, str], **entries: object) -> Path:
     section = "vae" if stage == "vae" else "denoiser"
     save_artifact(
         run_dir / stage,
         kind=kind_of(stage),
         models={section: Tiny(TinyConfig())},
         sampling_config={},
-        card={"parents": dict(parents)},
+        card={"parents": dict(parents), **entries},
         train_config="",
     )
     return run_dir / stage

@@ -16,6 +16,7 @@ from walt_pl.cli.console import print_table
 from walt_pl.cli.evaluate_options import EvaluateOptions
 from walt_pl.cli.evaluate_run import ROWS
 from walt_pl.evaluation.prediction import MODEL, REPEATED, MeasuredPrediction, PredictionMeasurement
+from walt_pl.evaluation.prediction_record import PREDICTION_COLUMNS, PREDICTION_FILE, PREDICTION_PICTURE, PredictionFigures
 from walt_pl.evaluation.program import describe_program
 from walt_pl.evaluation.ranks import Ranks
 from walt_pl.evaluation.rows import MeasureOptions
@@ -27,6 +28,7 @@ from walt_pl.media.contact_sheet import contact_sheet
 from walt_pl.media.types import Frames
 from walt_pl.media.writing import write_image
 from walt_pl.paper.figure import mean_figure
+from walt_pl.plain_records import build_record
 from walt_pl.sampling.cascade import Cascade, SamplingConfig
 
 MOST_VIDEOS = 256
@@ -53,7 +55,7 @@ def measure_prediction(options: EvaluateOptions, cascade: Cascade, data: JointDa
         return
     figures = [summarise(one, measured) for one in measured]
     print_table(render_figures(figures))
-    picture, file = options.run / "prediction.png", options.run / "prediction.json"
+    picture, file = options.run / PREDICTION_PICTURE, options.run / PREDICTION_FILE
     write_image(picture, draw_prediction(measurement, measured))
     videos = len({window.item for window in windows.windows})
     facts = {
@@ -103,21 +105,10 @@ def describe_videos(values: Mapping[ClipDraw, float]) -> dict[str, Any]:
 
 def render_figures(figures: Sequence[dict[str, Any]]) -> Table:
     """Return the figures as a table for the terminal, with 95 % intervals over videos."""
-    table = Table("task", "pixels", "prediction", "PSNR in dB", "SSIM", "PSNR beyond the repeated frame", "videos", "windows")
+    table = Table(*PREDICTION_COLUMNS)
     for one in figures:
-        task, pixels = one["task"], "{} x {}".format(*one["size"])
-        if "psnr" not in one:
-            table.add_row(task, pixels, one["prediction"], "not defined: it needs two given frames")
-            continue
-        gain = "" if one["prediction"] == REPEATED else _show(one["psnr_gain"], "+.2f")
-        cells = _show(one["psnr"], ".2f"), _show(one["ssim"], ".3f"), gain, str(one["psnr"]["cases"]), str(one["windows"])
-        table.add_row(task, pixels, one["prediction"], *cells)
+        table.add_row(*build_record(PredictionFigures, one, "figures").cells())
     return table
-
-
-def _show(figure: dict[str, Any], form: str) -> str:
-    interval = "" if figure["low"] is None else f" ({figure['low']:{form}} to {figure['high']:{form}})"
-    return f"{figure['value']:{form}}{interval}"
 
 
 def draw_prediction(measurement: PredictionMeasurement, measured: Sequence[MeasuredPrediction]) -> Frames:

@@ -50,7 +50,7 @@ from walt_pl.training.callbacks.metrics import Metrics
 from walt_pl.training.callbacks.previews import Previews
 from walt_pl.training.callbacks.progress_bar import ProgressBar
 from walt_pl.training.callbacks.progress_file import ProgressFile
-from walt_pl.training.callbacks.record_data import RecordData
+from walt_pl.training.callbacks.record_start import RecordStart
 from walt_pl.training.callbacks.record_task import RecordTask
 from walt_pl.training.callbacks.reseed import Reseed
 from walt_pl.training.callbacks.save_config import SaveConfig
@@ -410,7 +410,7 @@ class WaltCLI(LightningCLI):
             config = self._parser(self.subcommand).dump(without_allowed_schemes(self.options), skip_validation=True)
             again = resume_command(self._words)
             extra.append(ProgressFile(self.work, Path(self.options.checkpoint.dirpath), again))
-            extra += [SaveConfig(config), RecordData()]
+            extra += [SaveConfig(config), RecordStart()]
             # It runs first: another callback must not start something that it refuses.
             rescue = Path(self.options.rescue) if self.options.rescue else None
             first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config, again, self.manifest.experiment, rescue))

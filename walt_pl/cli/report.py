@@ -5,7 +5,7 @@ from pathlib import Path
 
 from walt_pl.cli.config_files import stages_of
 from walt_pl.cli.function_command import call
-from walt_pl.runs.experiment_files import EXPERIMENTS, find_experiment
+from walt_pl.runs.manifest import Manifest
 
 REPORT = "report.html"
 """Name of the report in the folder of its run."""
@@ -28,7 +28,7 @@ def describe_report(run: Path, out: Path) -> str:
     # Imported here: it imports matplotlib and tensorboard, which `walt report --help` does not need.
     from walt_pl.report.page import write_report
 
-    written = write_report(run, out, stages_of(find_experiment(EXPERIMENTS / run.resolve().name)))
+    written = write_report(run, out, stages_of(Manifest.open(run).experiment_folder()))
     left_out = f", {written.left_out} plots and pictures left out" if written.left_out else ""
     problems = f", {written.problems} files could not be read whole (listed at its end)" if written.problems else ""
     return f"report: {written.path}, {written.bytes / 1e6:.1f} MB{left_out}{problems}"

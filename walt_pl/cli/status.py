@@ -3,13 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 from json import dumps
-from pathlib import Path
 
 from walt_pl.cli.config_files import stages_of
 from walt_pl.cli.console import print_table
 from walt_pl.cli.function_command import call
-from walt_pl.runs.experiment_files import EXPERIMENTS, find_experiment
-from walt_pl.runs.manifest import stored_note
+from walt_pl.runs.manifest import Manifest, stored_note
 from walt_pl.runs.status import render_status, status_rows
 
 
@@ -17,14 +15,13 @@ def status(run: str = "runs/shapes", json: bool = False) -> None:
     """Show the stages of a run and their states.
 
     A stage is running (with its step, speed and time left), stopped (the same command goes on from that step), done, stale (a parent was
-    trained again), missing (its artifact was removed) or not started. runs/EXP has the stages of experiments/EXP.
+    trained again), missing (its artifact was removed) or not started. Stages of its experiment that have not begun are listed, too.
 
     Args:
         run: folder of the run.
         json: print the rows as JSON.
     """
-    # A run in another place may have the name of an experiment: its stages are trained with the same files.
-    rows = status_rows(run, stages_of(find_experiment(EXPERIMENTS / Path(run).resolve().name)))
+    rows = status_rows(run, stages_of(Manifest.open(run).experiment_folder()))
     if json:
         print(dumps([dataclasses.asdict(row) for row in rows], indent=2))
         return

@@ -53,7 +53,7 @@ class PicturePlace:
 
 @dataclass
 class EventFile:
-    """The content of an event file, or of its part before the damage."""
+    """The content of an event file or of metrics.csv, or of its part before the damage."""
 
     curves: dict[str, Curve] = field(default_factory=dict)
     pictures: list[PicturePlace] = field(default_factory=list)

@@ -19,6 +19,8 @@ from walt_pl.runs.status import StatusRow
 
 MOST_POINTS = 500
 """Points of a curve that are drawn."""
+MOST_LABEL = 40
+"""Characters of a line's name in the plot, and of an axis."""
 MARKERS = 6
 """Markers along a curve."""
 WIDTH, HEIGHT = 4.2, 2.7
@@ -71,6 +73,7 @@ def thin(series: Series, most: int = MOST_POINTS) -> Series:
 
 def draw_lines(title: str, lines: Sequence[Line], x_label: str, y_label: str, logarithmic: bool = False) -> Plot:
     """Draw lines in one plot. A logarithmic scale becomes linear where a value is not positive."""
+    title, y_label = shorten(title), shorten(y_label, MOST_LABEL)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, HEIGHT + 0.16 * ((len(lines) - 1) // 2)), layout="constrained")
         axes = figure.add_subplot()
@@ -82,7 +85,7 @@ def draw_lines(title: str, lines: Sequence[Line], x_label: str, y_label: str, lo
                 linestyle=DASHES[number % len(DASHES)],
                 marker=SHAPES[number % len(SHAPES)],
                 markevery=max(1, len(line.x) // MARKERS),
-                label=shorten(line.name, 40),
+                label=shorten(line.name, MOST_LABEL),
             )
         if logarithmic and all(np.min(line.y) > 0 for line in lines):
             _set_logarithmic(axes, min(np.min(line.y) for line in lines), max(np.max(line.y) for line in lines))
@@ -103,11 +106,11 @@ def _set_logarithmic(axes: Any, least: float, greatest: float) -> None:
 
 def _describe(line: Line, x_label: str) -> str:
     """Return first and last value of a line in words, and its extremes."""
-    first, last = float(line.y[0]), float(line.y[-1])
+    name, first, last = shorten(line.name), float(line.y[0]), float(line.y[-1])
     if len(line.x) == 1:
-        return f"{line.name}: {first:.4g} at {x_label} {line.x[0]}."
+        return f"{name}: {first:.4g} at {x_label} {line.x[0]}."
     extremes = f"least {np.min(line.y):.4g}, greatest {np.max(line.y):.4g}"
-    return f"{line.name}: {first:.4g} at {x_label} {line.x[0]}, {last:.4g} at {x_label} {line.x[-1]}, {extremes}."
+    return f"{name}: {first:.4g} at {x_label} {line.x[0]}, {last:.4g} at {x_label} {line.x[-1]}, {extremes}."
 
 
 def draw_chain(rows: Sequence[StatusRow]) -> Plot:
@@ -129,7 +132,8 @@ def draw_chain(rows: Sequence[StatusRow]) -> Plot:
             axes.text(0.35, y - 0.15, (row.sha256 or "no weights")[:12], va="center", family="monospace", fontsize=8)
             for number, parent in enumerate(parent for parent in row.parents if parent in place):
                 start, end = (6.55, place[parent] - 0.1), (6.55, y + 0.12 - 0.12 * number)
-                bend = -0.28 * (place[parent] - y) ** 0.5
+                above = place[parent] - y  # negative where a stranger's manifest names a later stage as the parent
+                bend = float(np.copysign(0.28 * abs(above) ** 0.5, -above))
                 arrow = FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=10, color="0.25")
                 axes.add_patch(arrow)
         return Plot("The stages of the run and their parents", describe_chain(rows), _svg(figure))

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from walt_pl.evaluation.card import MetricCard, read_cards
+from walt_pl.evaluation.prediction_record import PREDICTION_FILE, PREDICTION_PICTURE, PredictionFigures, read_prediction
 from walt_pl.report.training_logs import TrainingLogs, read_training
-from walt_pl.runs.card import CARD, ArtifactError, read_card
+from walt_pl.runs.card import CARD, CONFIG, ArtifactError, read_card
 from walt_pl.runs.manifest import Manifest
-from walt_pl.runs.manifest_records import StageRecord
+from walt_pl.runs.next_command import sample_command
 from walt_pl.runs.status import StatusRow, no_run, status_rows
 from walt_pl.untrusted import UntrustedError, read_json
 
@@ -31,15 +32,20 @@ class RunContents:
 
     folder: Path
     rows: list[StatusRow]
-    records: dict[str, StageRecord]
     trainings: dict[str, TrainingLogs]
     cards: dict[str, dict[str, Any]]
     """Card of each artifact."""
     metric_cards: dict[str, list[MetricCard]]
     """Cards of figures by the name of their file."""
+    prediction: list[PredictionFigures]
+    """Figures of frame prediction, baselines among them."""
+    prediction_protocol: dict[str, Any]
+    prediction_picture: Path | None
     summary: dict[str, Any]
     """Scores of the demo; empty without one."""
     samples: list[Path]
+    sample_command: str
+    """Command that samples from the run; empty where its base model is not trained."""
     bytes_on_disk: dict[str, int]
     """Bytes of each folder of the run, links not followed."""
     problems: list[str] = field(default_factory=list)
@@ -59,7 +65,6 @@ def read_run(folder: Path, stages: Sequence[str] = ()) -> RunContents:
     if not manifest.path.is_file():
         raise no_run(manifest, "report", option="")
     rows = status_rows(folder, stages)
-    records = manifest.stages()
     trainings = {row.stage: read_training(folder / "training" / row.stage) for row in rows}
     problems = [f"{stage}: {problem}" for stage, logs in trainings.items() for problem in logs.problems]
     cards = {}
@@ -72,12 +77,14 @@ def read_run(folder: Path, stages: Sequence[str] = ()) -> RunContents:
     return RunContents(
         folder,
         rows,
-        records,
         trainings,
         cards,
         _metric_cards(folder / "metrics", problems),
+        *_prediction(folder / PREDICTION_FILE, problems),
+        picture if (picture := folder / PREDICTION_PICTURE).is_file() else None,
         _summary(folder / "demo" / "summary.json", problems),
         _samples(folder),
+        _sample_command(manifest, rows, problems),
         _bytes_on_disk(folder),
         problems,
     )
@@ -91,6 +98,16 @@ def _metric_cards(folder: Path, problems: list[str]) -> dict[str, list[MetricCar
         except (UntrustedError, OSError) as error:
             problems.append(f"{error}.")
     return found
+
+
+def _prediction(path: Path, problems: list[str]) -> tuple[list[PredictionFigures], dict[str, Any]]:
+    try:
+        return read_prediction(path)
+    except FileNotFoundError:
+        pass  # the run does not predict frames, or was not measured
+    except UntrustedError as error:
+        problems.append(f"{error}.")
+    return [], {}
 
 
 def _summary(path: Path, problems: list[str]) -> dict[str, Any]:
@@ -113,6 +130,17 @@ def _samples(folder: Path) -> list[Path]:
     newest = sorted(clips, key=lambda path: path.lstat().st_mtime)[-MOST_SAMPLES:]
     own = [path for path in (folder / "demo" / "samples.gif", folder / "reconstructions.gif") if path.is_file()]
     return [*own, *newest]
+
+
+def _sample_command(manifest: Manifest, rows: Sequence[StatusRow], problems: list[str]) -> str:
+    bases = [row.stage for row in rows if row.kind == "base" and row.sha256]
+    if not bases:
+        return ""
+    try:
+        return sample_command(manifest, bases[0])
+    except (ValueError, OSError, TypeError, AttributeError) as error:  # a stranger's model.yaml may have any plain values
+        problems.append(f"{bases[0]}: {CONFIG} has no configuration of a base model ({error}).")
+        return ""
 
 
 def _bytes_on_disk(folder: Path) -> dict[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -13,24 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from walt_pl.evaluation.card import CARD_COLUMNS, MetricCard, card_cells
-from walt_pl.media.animation import read_animation
-from walt_pl.media.types import MediaError
+from walt_pl.evaluation.card import CARD_COLUMNS, card_cells
+from walt_pl.evaluation.prediction_record import PREDICTION_COLUMNS
 from walt_pl.report.blocks import Block, Group, MovingPicture, Pictures, Plots, Record, Section, Table, Text, format_number, shorten
+from walt_pl.report.captions import describe_captions, read_captions
 from walt_pl.report.plots import draw_chain
 from walt_pl.report.run_contents import RunContents
-from walt_pl.report.training_logs import MOST_INCIDENTS, TrainingLogs, compare_starts
+from walt_pl.report.training_logs import MOST_INCIDENTS, Start, TrainingLogs, compare_starts
 from walt_pl.runs.data_record import KindRecord
 from walt_pl.untrusted import read_bytes
 
 MAX_PICTURE_BYTES = 64 << 20
 """Bytes of a moving picture of samples."""
-MOST_CAPTIONS = 64
-"""Captions of a moving picture that are listed."""
 MOST_CARDS = 60
 """Metric cards that are shown in full."""
 CARD_CHARACTERS = 8000
 """Characters of a metric card that is shown in full."""
+MOST_LATER_STARTS = 10
+"""Later starts of a training whose first step is told: the last ones."""
 MEGABYTE = 1e6
 
 
@@ -53,31 +53,28 @@ def chain_section(run: RunContents) -> Section:
 def samples_section(run: RunContents) -> Section:
     """Return the moving pictures of samples with their captions."""
     if not run.samples:
-        command = f'walt sample --run {shlex.quote(str(run.folder))} --prompt "..." --out {shlex.quote(str(run.folder / "samples"))}/'
-        told = "No samples yet. A model of classes takes --label NUMBER in place of --prompt:"
-        return Section("samples", "Samples", [Text(told, command)])
+        if not run.sample_command:
+            return Section(
+                "samples", "Samples", [Text("No samples yet: they need a base model. The chain of stages says what to train next.")]
+            )
+        out = shlex.quote(f"{run.folder / 'samples'}/")
+        return Section("samples", "Samples", [Text("No samples yet. Make some with:", f"{run.sample_command} --out {out}")])
     return Section("samples", "Samples", [Pictures([_sample(run.folder, path) for path in run.samples])])
 
 
 def _sample(folder: Path, path: Path) -> MovingPicture:
     name = path.relative_to(folder).as_posix()
     load = partial(read_bytes, path, MAX_PICTURE_BYTES)
-    captions: list[str] = []
-    try:
-        comment = read_animation(load(), most_frames=1).comment
-        captions = [shorten(line) for line in comment.split("\n") if line][:MOST_CAPTIONS]
-    except (MediaError, ValueError, OSError):
-        pass  # the reason is told where the picture would be
-    told = f": {'; '.join(captions[:4])}{'; and others' if len(captions) > 4 else ''}" if captions else ""
+    captions = read_captions(load)
     caption = name if captions else f"{name}. The file has no list of its captions; they are drawn below the clips."
-    return MovingPicture(caption, f"Moving samples of {name}{told}", load, captions)
+    return MovingPicture(caption, f"Moving samples of {name}{describe_captions(captions)}", load, captions)
 
 
 # ---- Metrics ---------------------------------------------------------------------------------------------------------
 
 
 def metrics_section(run: RunContents) -> Section:
-    """Return all figures: those of metric cards with their protocols, the demo's scores, and the last validation."""
+    """Return all figures: metric cards and frame prediction with their protocols, the demo's scores, and the last validation."""
     blocks: list[Block] = []
     cards = [(name, card) for name, found in run.metric_cards.items() for card in found]
     if cards:
@@ -88,14 +85,15 @@ def metrics_section(run: RunContents) -> Section:
                 [[shorten(name), *map(shorten, card_cells(card))] for name, card in cards],
             )
         )
-        protocols = [Record(f"Protocol card: {shorten(name)}, {card.metric}", _card_text(card)) for name, card in cards[:MOST_CARDS]]
+        protocols = [Record(f"Protocol card: {shorten(name)}, {card.metric}", _indent(asdict(card))) for name, card in cards[:MOST_CARDS]]
         blocks.append(Group("Protocol cards", protocols))
-    else:
+    if run.prediction:
+        blocks.append(_prediction_group(run))
+    if not cards and not run.prediction:
         blocks.append(Text("No metric cards yet. Measure the run with:", f"walt evaluate {shlex.quote(str(run.folder))}"))
     if scores := _figures(run.summary.get("scores")):
-        settings = {name: run.summary[name] for name in ("seed", "steps", "guidance", "counts") if name in run.summary}
-        protocol = json.dumps(settings, indent=2)[:CARD_CHARACTERS]
-        shown: list[Block] = [_by_stage("Scores of the demo", scores), Record("Protocol of the demo's scores", protocol)]
+        settings: dict[str, Any] = {name: run.summary[name] for name in ("seed", "steps", "guidance", "counts") if name in run.summary}
+        shown: list[Block] = [_by_stage("Scores of the demo", scores), Record("Protocol of the demo's scores", _indent(settings))]
         blocks.append(Group("Scores of the demo, by the analytic scorer", shown))
     metrics = {stage: card.get("metrics", {}) for stage, card in run.cards.items()}
     if values := _figures({stage: found.get("values") for stage, found in metrics.items()}):
@@ -105,8 +103,23 @@ def metrics_section(run: RunContents) -> Section:
     return Section("metrics", "Metrics", blocks)
 
 
-def _card_text(card: MetricCard) -> str:
-    text = json.dumps(asdict(card), indent=2)
+def _prediction_group(run: RunContents) -> Group:
+    """Return the figures of frame prediction beside their baselines, with protocol and picture."""
+    rows = [[shorten(cell) for cell in figures.cells()] for figures in run.prediction]
+    blocks: list[Block] = [
+        Table("New frames against the true ones of held-out videos, with 95 % intervals over videos", PREDICTION_COLUMNS, rows),
+        Record("Protocol of frame prediction", _indent(run.prediction_protocol)),
+    ]
+    if run.prediction_picture is not None:
+        about = "true frames, the model's, and the repeated frame of some windows"
+        load = partial(read_bytes, run.prediction_picture, MAX_PICTURE_BYTES)
+        blocks.append(Pictures([MovingPicture(f"{run.prediction_picture.name}: {about}", f"Frame prediction: {about}", load)]))
+    return Group("Frame prediction", blocks)
+
+
+def _indent(plain: Mapping[str, Any]) -> str:
+    """Return plain values as text of limited length."""
+    text = json.dumps(plain, indent=2)
     return text if len(text) <= CARD_CHARACTERS else f"{text[:CARD_CHARACTERS]}\n... ({len(text):,} characters in all)"
 
 
@@ -173,7 +186,7 @@ def _card_counts(card: Mapping[str, Any]) -> list[str]:
 
 
 def incidents_section(run: RunContents) -> Section:
-    """Return the steps that the spike guard did not take, and trainings that stopped."""
+    """Return the steps that the spike guard did not take, and trainings that stopped or were started again."""
     head = ("step", "action", "why", "loss", "gradient norm", "layers with the largest norm", "files of the batch")
     blocks: list[Block] = []
     for stage, logs in run.trainings.items():
@@ -193,11 +206,25 @@ def incidents_section(run: RunContents) -> Section:
         ]
         last = f", the last {MOST_INCIDENTS}" if logs.incident_count > MOST_INCIDENTS else ""
         blocks.append(Table(f"{stage}: {logs.incident_count:,} incidents of the spike guard{last}", head, rows))
+    if not blocks:
+        blocks.append(Text("No incidents: no step was skipped or rolled back."))
+    blocks += [Text(_describe_starts(stage, logs.starts)) for stage, logs in run.trainings.items() if len(logs.starts) > 1]
     stopped = [row for row in run.rows if row.state in ("stopped", "missing", "stale")]
     blocks += [Text(f"{row.stage} is {row.state}" + (f" at step {row.step:,}." if row.step is not None else ".")) for row in stopped]
-    if not blocks:
-        blocks.append(Text("No incidents: no step was skipped or rolled back, and no training was stopped."))
     return Section("incidents", "Incidents", blocks)
+
+
+def _describe_starts(stage: str, starts: Sequence[Start]) -> str:
+    """Return the number of a training's starts, and the first steps of the later ones where they are known."""
+    later = starts[1:]
+    first = [
+        f"from step {start.record.step:,}" if start.record else f"first value at step {start.first_value:,}"
+        for start in later
+        if start.record or start.first_value is not None
+    ]
+    unknown = [f"first step of {len(later) - len(first)} unknown"] if len(first) < len(later) else []
+    hidden = [f"{len(first) - MOST_LATER_STARTS} others"] if len(first) > MOST_LATER_STARTS else []
+    return f"{stage} was started {len(starts)} times; later starts: {', '.join([*hidden, *first[-MOST_LATER_STARTS:], *unknown])}."
 
 
 def changes_section(run: RunContents) -> Section:
@@ -239,7 +266,8 @@ def environment_section(run: RunContents) -> Section:
         machine = shorten(run.summary.get("machine", "an unknown machine"))
         where = f"The demo ran on {machine}, load {format_number(run.summary.get('load', ''))}."
         blocks += [Text(where), Table("Time of the demo's parts", ("part", "time"), rows)]
-    packages = [[stage, shorten(card.get("code") or "unknown"), _packages(card)] for stage, card in run.cards.items()]
+    blocks += _machines(run)
+    packages = [[stage, shorten(card.get("code") or "unknown"), _packages(card.get("packages", {}))] for stage, card in run.cards.items()]
     if packages:
         blocks.append(Table("Code and packages that wrote the artifacts", ("stage", "code", "packages"), packages))
     devices = [[stage, *_devices(logs.config)] for stage, logs in run.trainings.items() if logs.config]
@@ -252,6 +280,32 @@ def environment_section(run: RunContents) -> Section:
     return Section("environment", "Environment and cost", blocks)
 
 
+def _machines(run: RunContents) -> list[Block]:
+    """Return machine and code of each start, packages of the last one, and machine, time and command in the artifacts' cards."""
+    blocks: list[Block] = []
+    starts = [(stage, start.name, start.record) for stage, logs in run.trainings.items() for start in logs.starts if start.record]
+    if starts:
+        rows = [
+            [stage, shorten(name), f"{one.step:,}", one.time[:19].replace("T", " "), *map(shorten, (one.machine, one.code or "unknown"))]
+            for stage, name, one in starts
+        ]
+        head = ("stage", "start", "from step", "time (UTC)", "machine", "code")
+        blocks.append(Table("Machine and code of each start", head, rows))
+        last = {stage: one.packages for stage, _, one in starts}
+        rows = [[stage, _packages(packages)] for stage, packages in last.items()]
+        blocks.append(Table("Packages of each stage's last start", ("stage", "packages"), rows))
+    trainings = {stage: card["training"] for stage, card in run.cards.items() if card.get("training")}
+    if trainings:
+        rows = [[stage, shorten(facts.get("machine") or "unknown"), _last_start(run.cards[stage])] for stage, facts in trainings.items()]
+        blocks.append(Table("Machine and time in the artifacts' cards", ("stage", "machine", "time of the last start"), rows))
+    blocks += [Text(f"{stage} was trained with:", facts["command"]) for stage, facts in trainings.items() if facts.get("command")]
+    known = {*trainings, *(stage for stage, _, _ in starts)}
+    if unknown := [row.stage for row in run.rows if row.stage not in known and row.state != "not started"]:
+        told = f"No machine is recorded of {', '.join(unknown)}."
+        blocks.append(Text(f"{told} Training writes one at its start and into its artifact; older versions wrote none."))
+    return blocks
+
+
 def _cost_table(run: RunContents) -> Table:
     rows = []
     for row in run.rows:
@@ -262,7 +316,7 @@ def _cost_table(run: RunContents) -> Table:
                 row.stage,
                 format_number(card.get("steps", "") if card else row.step or ""),
                 format_number(card.get("samples", "")),
-                _seconds(spent) if spent else "",
+                _seconds(spent) if spent else _last_start(card),
                 _mean(logs, "speed/clips_per_second"),
                 _mean(logs, "speed/waiting_for_data", share=True),
                 _mean(logs, "speed/mfu", share=True),
@@ -271,6 +325,14 @@ def _cost_table(run: RunContents) -> Table:
         )
     head = ("stage", "steps", "samples", "time of all starts", "clips a second", "waiting for data", "MFU", "operations of a device")
     return Table("Cost of each training; speeds are means of the recorded values", head, rows)
+
+
+def _last_start(card: Mapping[str, Any]) -> str:
+    """Return the time of the last start by the card of the artifact, where no file has the times of its starts."""
+    training = card.get("training", {})
+    if training.get("seconds") is None:
+        return ""
+    return _seconds(training["seconds"]) + (f" from step {training['from_step']:,} on" if training.get("from_step") else "")
 
 
 def _operations(logs: TrainingLogs, seconds: float) -> str:
@@ -294,8 +356,7 @@ def _seconds(value: Any) -> str:
     return f"{value:.0f} s" if value < 600 else f"{value / 60:,.1f} minutes" if value < 7200 else f"{value / 3600:,.1f} hours"
 
 
-def _packages(card: Mapping[str, Any]) -> str:
-    packages = card.get("packages", {})
+def _packages(packages: Mapping[str, Any]) -> str:
     return shorten(", ".join(f"{name} {version}" for name, version in packages.items()))
 
 

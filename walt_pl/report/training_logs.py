@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from walt_pl.report.blocks import format_number
+from walt_pl.report.csv_file import CSV_NAME, read_csv_file
 from walt_pl.report.event_file import EventFile, PicturePlace, read_event_file
 from walt_pl.runs.data_record import DataRecord
+from walt_pl.runs.start_record import StartRecord
 from walt_pl.runs.task_record import flatten
 from walt_pl.untrusted import UntrustedError, read_json, read_yaml
 
@@ -27,6 +29,7 @@ MAX_INCIDENT_BYTES = 16 << 20
 """Bytes of an incident: it names the files of a batch on every rank."""
 LOGS = ("logs", "lightning_logs")
 """Folders of the starts: ours, and Lightning's without a logger."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ class Start:
     config: dict[str, Any] | None
     """Values by dotted key; None where the configuration is missing or cannot be read."""
     data: DataRecord | None
+    record: StartRecord | None
+    """Its step, machine, code and packages; None for older versions."""
+    first_value: int | None = None
+    """Step of its first value of the training, after which it has begun at the latest."""
     began: float | None = None
     """Time of its first event in seconds since 1970."""
     ended: float | None = None
@@ -100,12 +107,13 @@ def read_training(folder: Path) -> TrainingLogs:
     found = TrainingLogs()
     events: list[EventFile] = []
     for start in _start_folders(folder):
-        read = [read_event_file(path) for path in _event_files(start)]
+        read = [*(read_event_file(path) for path in _event_files(start)), read_csv_file(start / CSV_NAME)]
         for one in read:
             found.problems += [f"{_place(start)}: {problem}" for problem in one.problems]
         times = [time for one in read for time in (one.began, one.ended) if time is not None]
         spans = (min(times), max(times)) if times else (None, None)
-        found.starts += _read_start(start, found.problems, *spans)
+        steps = [min(curve.steps) for one in read for tag, curve in one.curves.items() if tag.startswith("train/")]
+        found.starts += _read_start(start, found.problems, min(steps, default=None), *spans)
         events += read
     metrics = [read_event_file(path) for name in LOGS for path in _event_files(folder / name / "metrics")]
     found.problems += [f"logs/metrics: {problem}" for one in metrics for problem in one.problems]
@@ -116,7 +124,7 @@ def read_training(folder: Path) -> TrainingLogs:
 
 
 def merge_curves(files: Iterable[EventFile]) -> dict[str, Series]:
-    """Return the curves of event files in the order of their writing, by tag.
+    """Return the curves of files in the order of their starts, by tag.
 
     A training that goes on from a checkpoint repeats some steps. From its first step on, the later file counts alone.
     """
@@ -176,27 +184,25 @@ def _place(start: Path) -> str:
     return f"{start.parent.name}/{start.name}"
 
 
-def _read_start(folder: Path, problems: list[str], began: float | None, ended: float | None) -> Iterator[Start]:
+def _read_start(folder: Path, problems: list[str], first_value: int | None, began: float | None, ended: float | None) -> Iterator[Start]:
     """Yield the start of a folder; several where there was no logger to give each a folder of its own."""
-    numbers = ["", *sorted((f"_{path.stem[7:]}" for path in folder.glob("config_*.yaml")), key=lambda text: (len(text), text))]
-    for number in numbers:
-        config, data = None, None
+
+    def read(name: str, reader: Callable[[Path], T]) -> T | None:
         try:
-            plain = read_yaml(folder / f"config{number}.yaml")
-            config = dict(flatten(plain)) if isinstance(plain, dict) else None
+            return reader(folder / name)
         except FileNotFoundError:
-            pass  # it was ended before its first step
+            pass  # it was ended before its first step, or an older version wrote none
         except (UntrustedError, TypeError) as error:
             problems.append(f"{_place(folder)}: {error}.")
-        try:
-            data = DataRecord.read(folder / f"data{number}.json")
-        except FileNotFoundError:
-            pass  # older versions wrote none
-        except UntrustedError as error:
-            problems.append(f"{_place(folder)}: {error}.")
-        # The times are those of the folder, and count once.
-        yield Start(f"{folder.name}{number}", config, data, began, ended)
-        began = ended = None
+        return None
+
+    numbers = ["", *sorted((f"_{path.stem[7:]}" for path in folder.glob("config_*.yaml")), key=lambda text: (len(text), text))]
+    for number in numbers:
+        plain = read(f"config{number}.yaml", lambda path: dict(flatten(config)) if isinstance(config := read_yaml(path), dict) else None)
+        data, record = read(f"data{number}.json", DataRecord.read), read(f"start{number}.json", StartRecord.read)
+        # Times and values are those of the folder, and count once.
+        yield Start(f"{folder.name}{number}", plain, data, record, first_value, began, ended)
+        first_value = began = ended = None
 
 
 def _read_incidents(folder: Path, found: TrainingLogs) -> None:

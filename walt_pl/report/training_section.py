@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from walt_pl.report.blocks import Block, Group, MovingPicture, Pictures, Plot, Plots, Section, Table, Text, shorten
+from walt_pl.report.captions import describe_captions, read_captions
 from walt_pl.report.event_file import PicturePlace, read_picture
 from walt_pl.report.plots import MOST_POINTS, Line, draw_curves, draw_lines
 from walt_pl.report.run_contents import RunContents
@@ -99,8 +100,8 @@ def _stage_blocks(run: RunContents, row: StatusRow) -> list[Block]:
 def _no_curves(row: StatusRow) -> Text:
     if row.state == "not started":
         return Text("This stage has not started. Train it with:", row.command)
-    cause = "Only the logger tensorboard writes one, and an adopted artifact has its curves where it was trained."
-    return Text(f"No curves: the run has no event file of this stage. {cause}")
+    cause = "The loggers wandb and mlflow keep curves elsewhere, and an adopted artifact has its curves where it was trained."
+    return Text(f"No curves: the run has no event file and no metrics.csv of this stage. {cause}")
 
 
 def _plots(curves: Mapping[str, Series], groups: Sequence[CurveGroup]) -> list[Plot]:
@@ -143,7 +144,7 @@ def _spread(items: Sequence[T], most: int) -> list[T]:
 
 def _previews(stage: str, logs: TrainingLogs) -> list[Block]:
     if not logs.pictures:
-        return [Text("No previews: none was written yet, or previews.every_n_validations is 0.")]
+        return [Text("No previews: none was written yet, previews.every_n_validations is 0, or the logger takes no pictures.")]
     blocks: list[Block] = []
     for tag, places in list(logs.pictures.items())[:MOST_PREVIEW_TAGS]:
         shown = _spread(places, MOST_PREVIEWS)
@@ -151,13 +152,19 @@ def _previews(stage: str, logs: TrainingLogs) -> list[Block]:
         number = f", {len(shown)} of {len(places)}" if len(shown) < len(places) else ""
         clips = "Clips of previews.prompts" if tag == "previews/prompts" else f"{name[:1].upper()}{name[1:]} of fixed clips"
         blocks.append(Text(f"{clips} with fixed noise, by the averaged weights{number}:"))
-        blocks.append(Pictures([_preview(stage, name, place) for place in shown]))
+        pictures = [_preview(stage, name, place) for place in shown]
+        for picture in pictures[1:]:
+            if picture.captions == pictures[0].captions:
+                picture.captions = ()  # the list stands below the first one
+        blocks.append(Pictures(pictures))
     return blocks
 
 
 def _preview(stage: str, name: str, place: PicturePlace) -> MovingPicture:
-    alt = f"Moving preview, {name} of {stage} after {place.step} steps"
-    return MovingPicture(f"after {place.step} steps", alt, partial(read_picture, place))
+    load = partial(read_picture, place)
+    captions = read_captions(load)
+    alt = f"Moving preview, {name} of {stage} after {place.step} steps{describe_captions(captions)}"
+    return MovingPicture(f"after {place.step} steps", alt, load, captions)
 
 
 def _values(curves: Mapping[str, Series]) -> Table:

@@ -217,7 +217,7 @@ def _complete_card(kind: str, card: Mapping[str, Any]) -> dict[str, Any]:
         "kind": kind,
         **GIVEN,
         "code": code_revision(),
-        "packages": _versions(),
+        "packages": package_versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **card,
     }
@@ -236,7 +236,8 @@ def code_revision() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that a training depends on."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

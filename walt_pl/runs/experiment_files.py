@@ -1,7 +1,7 @@
 """Find the files of experiments: those of the current folder first, then those that are installed with the program."""
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 EXPERIMENTS = Path("experiments")
 """Folder of the experiments, relative to the current folder."""
@@ -46,3 +46,15 @@ def as_typed(path: Path) -> Path:
         return path
     typed = EXPERIMENTS / path.relative_to(packaged)
     return typed if find_experiment(typed).resolve() == path.resolve() else path
+
+
+def is_recorded_experiment(name: str) -> bool:
+    """Return whether a name is a folder below experiments/, as a manifest keeps it. A stranger's manifest leads to no other folder."""
+    path = PurePosixPath(name)
+    return path.parts[:1] == EXPERIMENTS.parts and len(path.parts) > 1 and ".." not in path.parts
+
+
+def record_experiment(folder: Path) -> str | None:
+    """Return the name of an experiment's folder for the manifest; None for a folder elsewhere, which other machines do not have."""
+    name = Path(os.path.relpath(as_typed(folder))).as_posix()
+    return name if is_recorded_experiment(name) else None

@@ -38,7 +38,7 @@ from walt_pl.runs.card import (
     read_card,
     restore,
 )
-from walt_pl.runs.experiment_files import EXPERIMENTS, as_typed, find_experiment, is_installed
+from walt_pl.runs.experiment_files import EXPERIMENTS, as_typed, find_experiment, is_installed, record_experiment
 from walt_pl.runs.manifest_records import ArtifactRecord, FileRecord, StageRecord, TrainingRecord
 from walt_pl.runs.stage_names import LockedManifest, ManifestError, in_order, kind_of, parents_of
 from walt_pl.runs.stop_record import StopRecord
@@ -114,6 +114,16 @@ class Manifest:
             raise ManifestError(f"{self.path} is not a manifest ({told}): restore it, or remove it and train again") from error
         return {name: stages[name] for name in in_order(stages)}
 
+    def experiment_folder(self) -> Path:
+        """Return the folder of the configurations of the run: the given one, a recorded one, or experiments/NAME, which may not exist."""
+        found = [find_experiment(folder) for folder in self._experiments()]
+        return next((folder for folder in found if folder.is_dir()), found[-1])
+
+    def _experiments(self) -> list[Path]:
+        recorded = dict.fromkeys(record.experiment for record in self.stages().values() if record.experiment is not None)
+        given = [self.experiment] if self.experiment is not None else []
+        return [*given, *map(Path, recorded), EXPERIMENTS / self.run_dir.resolve().name]
+
     def state(self, stage: str) -> State:
         """Return the state of a stage, derived from the files on disk."""
         return self.state_in(stage, self.stages())
@@ -137,7 +147,8 @@ class Manifest:
         with self._edit() as stages:
             before = stages.get(stage, StageRecord(stage, kind))
             self._check_free(before)
-            stages[stage] = dataclasses.replace(before, training=TrainingRecord(Holder.here(), dict(parents)))
+            experiment = record_experiment(self.experiment) if self.experiment else before.experiment
+            stages[stage] = dataclasses.replace(before, training=TrainingRecord(Holder.here(), dict(parents)), experiment=experiment)
 
     def check_free(self, stage: str) -> None:
         """Check that no other process trains a stage.
@@ -189,7 +200,7 @@ class Manifest:
             path = Path(os.path.relpath(folder.resolve(), self.run_dir.resolve())).as_posix()
             started = training.holder.time if training else None
             done = ArtifactRecord(path, card["sha256"], card["parents"], files, started, now())
-            stages[stage] = StageRecord(stage, card["kind"], done)
+            stages[stage] = dataclasses.replace(before, kind=card["kind"], artifact=done, training=None)
 
     def adopt(self, stage: str, artifact: Path) -> None:
         """Use an artifact from another folder as a stage of this run, without a copy.
@@ -256,14 +267,13 @@ class Manifest:
         """Return the command that trains a stage of this run, e.g. "make train-vae EXP=shapes".
 
         A stage without a config file of its own, such as that of an overlay, is trained with the configuration in its artifact, else with
-        that of its last start. If there is none of them, EXP stands for the experiment, which is not recorded.
+        that of its last start. If there is none of them, EXP stands for the experiment, which is not known.
 
         Args:
             stage: name of the stage.
             from_scratch: train a stage again that counts as done.
         """
-        folders = [folder for folder in (self.experiment, EXPERIMENTS / self.run_dir.resolve().name) if folder is not None]
-        typed = [as_typed(folder / f"{stage}.yaml") for folder in folders]
+        typed = [as_typed(folder / f"{stage}.yaml") for folder in self._experiments()]
         config = next((path for path in typed if find_experiment(path).is_file()), None)
         name = config.resolve().parent.name if config else ""
         run = "" if config and self.run_dir.resolve() == (RUNS / name).resolve() else f"--run {shlex.quote(str(self.run_dir))}"
@@ -387,6 +397,8 @@ class Manifest:
             plain = {name: dataclasses.asdict(stages[name]) for name in in_order(stages)}
             for record in plain.values():
                 del record["name"]
+                if record["experiment"] is None:
+                    del record["experiment"]
             write_whole(self.path, (json.dumps({"format": FORMAT, "stages": plain}, indent=2) + "\n").encode())
 
 
@@ -417,8 +429,9 @@ def stale_reason(stage: str, stages: Mapping[str, StageRecord]) -> str | None:
         if now is None or now.sha256 != sha256:
             is_now = now.sha256[:12] if now else "missing"
             return f'its parent "{parent}" has changed since ({is_now}, was {sha256[:12]})'
+    others = {name: record for name, record in stages.items() if name != stage}  # a stranger's stages may be parents of each other
     for parent in found.artifact.parents:
-        if stale_reason(parent, stages):
+        if stale_reason(parent, others):
             return f'its parent "{parent}" is stale'
     return None
 

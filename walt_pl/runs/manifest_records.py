@@ -11,6 +11,7 @@ from walt_pl.lock import Holder
 from walt_pl.plain_records import build_record, check_range, check_sha256, check_time, shown
 from walt_pl.runs.card import OWN
 from walt_pl.runs.card_entries import MAX_WEIGHTS_BYTES
+from walt_pl.runs.experiment_files import is_recorded_experiment
 from walt_pl.runs.stage_names import kind_of
 from walt_pl.runs.stop_record import StopRecord
 from walt_pl.untrusted import UntrustedError
@@ -79,6 +80,12 @@ class StageRecord:
     kind: str
     artifact: ArtifactRecord | None = None
     training: TrainingRecord | None = None
+    experiment: str | None = None
+    """Folder of its configuration, such as experiments/shapes; None where it is not known, as in files of older versions."""
+
+    def __post_init__(self) -> None:
+        if self.experiment is not None and not is_recorded_experiment(self.experiment):
+            raise ValueError(f"experiment is {shown(self.experiment)}, wanted a folder below experiments/")
 
     @classmethod
     def from_json(cls, name: str, plain: Mapping[str, Any], where: str) -> StageRecord:
@@ -97,7 +104,8 @@ class StageRecord:
         kind, where = kind_of(name), f"{where}: {name}"
         if plain["kind"] != kind:
             raise UntrustedError(f"{where}: kind is {shown(plain['kind'])}, wanted {kind}")
-        return build_record(cls, {"name": name, "kind": kind, "artifact": plain["artifact"], "training": plain["training"]}, where)
+        known = {"artifact": plain["artifact"], "training": plain["training"], "experiment": plain.get("experiment")}
+        return build_record(cls, {"name": name, "kind": kind, **known}, where)
 
 
 def _check_parents(parents: Mapping[str, str]) -> None:

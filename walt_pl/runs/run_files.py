@@ -20,6 +20,7 @@ RESHARDED_FILES = (r"(checkpoint/)?latest[^/]*", r"checkpoint/.+")
 RUN_FILES = (
     r"manifest\.(json|lock)",
     r"reconstructions\.(png|gif)",
+    r"prediction\.(png|json)",
     r"seconds\.json",
     r"report\.html",
     r"peak_kib\.txt",
@@ -40,7 +41,7 @@ RUN_FILES = (
     rf"training/{_STAGE}/(progress\.json|tokenizer\.model|words\.txt|config(_\d+)?\.yaml|prompts(_\d+)?\.txt)",
     rf"training/{_STAGE}/incidents/step=\d{{8,}}\.json",
     rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(hparams\.yaml|events\.out\.tfevents\.[^/]+)",
-    rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(config(_\d+)?\.yaml|prompts(_\d+)?\.txt|data(_\d+)?\.json)",
+    rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(config(_\d+)?\.yaml|prompts(_\d+)?\.txt|(data|start)(_\d+)?\.json)",
     rf"training/{_STAGE}/logs/version_\d+/(metrics\.csv|wandb/(offline-)?run-\d{{8}}_\d{{6}}-[\w.-]+/.+)",
     rf"training/{_STAGE}/logs/((wandb|mlflow)_run_id|mlflow/(mlflow\.db|artifacts/.+))",
 )

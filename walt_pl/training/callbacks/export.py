@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import lightning as L
-import torch
 from torch import Tensor, nn
 
-from walt_pl.evaluation.program import machine
 from walt_pl.runs.artifact_writing import component_states, save_artifact
 from walt_pl.runs.card import check_replaceable
 from walt_pl.runs.checkpoint import Checkpoint, recovery_hint
@@ -28,6 +26,7 @@ from walt_pl.training.callbacks.checkpoints import Checkpoints, samples_seen
 from walt_pl.training.callbacks.ema import find_averages
 from walt_pl.training.callbacks.last_write import LastWrite
 from walt_pl.training.callbacks.metrics import Metrics
+from walt_pl.training.callbacks.record_start import describe_machine
 from walt_pl.training.callbacks.training_end import has_reached_end, is_out_of_time, render_metrics, validation_metrics
 from walt_pl.training.measurement import MeasuredStage
 from walt_pl.training.strategies.shards import gather, local_shard, non_finite, trainable_parameters
@@ -89,7 +88,7 @@ class ExportArtifact(L.Callback):
         parents: hashes of the parents that training started from.
         train_config: the resolved configuration, as YAML.
         resume_command: command that goes on after a stop.
-        experiment: folder of the experiment, for the next command after the end.
+        experiment: folder of the experiment, for the manifest and for the next command after the end.
         rescue: folder for the artifact if there is no room for it in the run at the end.
     """
 
@@ -119,7 +118,7 @@ class ExportArtifact(L.Callback):
         if trainer.is_global_zero:
             if self.rescue is not None:
                 check_replaceable(self.rescue)
-            manifest = Manifest.open(self.run)
+            manifest = Manifest.open(self.run, self.experiment)
             check_same_parents(manifest, self.parents)
             manifest.start(self.stage, self.parents)
         self._started = True
@@ -141,9 +140,7 @@ class ExportArtifact(L.Callback):
 
     def _training(self, trainer: L.Trainer) -> dict[str, Any]:
         """Return the command and the machine of the training for people, see `TrainingFacts`."""
-        device = trainer.strategy.root_device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
-        return {"command": portable_command(self.resume_command), "machine": f"{name}, {trainer.world_size} processes"}
+        return {"command": portable_command(self.resume_command), "machine": describe_machine(trainer)}
 
     @staticmethod
     def _sampling_config(trainer: L.Trainer, stage: ExportableStage) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Write the counts of the data of every start of a training beside its logs."""
+"""Write data, machine, code and packages of every start of a training beside its logs."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,27 +6,44 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from walt_pl.data.quarantine import finding_of
 from walt_pl.data.selection import USED, Bucket, Selection
+from walt_pl.evaluation.program import machine
+from walt_pl.runs.artifact_writing import code_revision, package_versions
 from walt_pl.runs.data_record import DataRecord, KindRecord
+from walt_pl.runs.start_record import StartRecord
 from walt_pl.training.log_folder import make_start_folder, suffix_of_start
 
 SPLITS = ("train", "val")
 
 
-class RecordData(L.Callback):
-    """Write the counts of a start into the folder of its logs: logs/version_3/data.json. `walt report` shows them."""
+class RecordStart(L.Callback):
+    """Write two records of a start into the folder of its logs, for `walt report`: logs/version_3/data.json and start.json.
+
+    The first has the counts of the data; the second has step, machine, code and packages.
+    """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = make_start_folder(trainer)
         if folder is None:
             return
+        suffix = suffix_of_start(folder, "data*.json")
+        start = StartRecord(trainer.global_step, describe_machine(trainer), code_revision(), package_versions())
         try:
-            describe_data(trainer.datamodule).write(folder / f"data{suffix_of_start(folder, 'data*.json')}.json")  # type: ignore[attr-defined]
+            describe_data(trainer.datamodule).write(folder / f"data{suffix}.json")  # type: ignore[attr-defined]
+            start.write(folder / f"start{suffix}.json")
         except OSError as error:  # as for curves: a full disk must not stop a training
-            rank_zero_warn(f"the counts of the data are not recorded in {folder} ({error})")
+            rank_zero_warn(f"data and machine of this start are not recorded in {folder} ({error})")
+
+
+def describe_machine(trainer: L.Trainer) -> str:
+    """Return the processor or GPU of a training, and its number of processes."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
+    return f"{name}, {trainer.world_size} processes"
 
 
 def describe_data(data: Any) -> DataRecord:
