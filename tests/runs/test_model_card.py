@@ -20,6 +20,8 @@ from walt_pl.runs.card import ArtifactError, check_replaceable, read_card, verif
 from walt_pl.runs.evaluations import add_evaluations
 from walt_pl.runs.model_card import BEGIN, END, MAX_MODEL_CARD_BYTES, escape, write_model_card
 from walt_pl.runs.portable_command import portable_command
+from walt_pl.text.features import encoder_section
+from walt_pl.text.small_encoder import PretrainedTextConfig
 
 COMMAND = "python -m walt_pl fit --config experiments/shapes/base.yaml --trainer.max_steps 7"
 TRAIN = "data:\n  index: /home/someone/sets/shapes/index.parquet\n  size: 16\n  frames: 9\n"
@@ -108,6 +110,42 @@ def test_model_card_of_a_class_model_names_its_classes(tmp_path: Path) -> None:
     config = {**{k: v for k, v in source.config.items() if k != "denoiser"}, "classes": {0: "dog|cat", 1: "", 2: "owl"}}
     save(base, kind="base", models={"denoiser": source.models["denoiser"]}, sampling_config=config, card={}, files={}, train_config="")
     assert r"3 classes: dog\|cat, , owl" in text_of(base)
+
+
+@pytest.mark.parametrize(
+    ("stage", "condition"),
+    [
+        ("base", "captions, read by a text encoder that was trained with the model"),
+        ("sr1", "captions, read by the text encoder of the base"),
+    ],
+)
+def test_model_card_names_the_text_encoder_of_each_stage(stages: dict[str, Path], stage: str, condition: str) -> None:
+    assert f"| condition | {condition} |" in text_of(stages[stage])
+
+
+@pytest.mark.parametrize(
+    ("sections", "condition"),
+    [
+        (
+            encoder_section(PretrainedTextConfig(kind="t5", path="t5-small", width=16), "ab" * 32),
+            "a pretrained text encoder, which is not in this",
+        ),
+        ({}, "a text encoder that is not recorded"),
+    ],
+)
+def test_model_card_knows_a_frozen_text_encoder_by_its_section(tmp_path: Path, sections: dict[str, Any], condition: str) -> None:
+    source = load(write_stages(tmp_path, upscalers=0)["base"])
+    models = {"denoiser": source.models["denoiser"]}
+    save(source.path, kind="base", models=models, sampling_config=sections, card={}, files={}, train_config="")
+    assert f"| condition | captions, read by {condition}" in text_of(source.path)
+
+
+def test_model_card_of_super_resolution_leaves_the_option_of_sample_to_the_base(tmp_path: Path) -> None:
+    """Its own configuration knows neither the text nor the context frames of the base."""
+    stages = write_stages(tmp_path, frame_prediction=1.0, context_frames=(1, 2))
+    assert "walt sample --run RUN --image PICTURE" in text_of(stages["base"])
+    assert "walt sample" not in text_of(stages["sr1"])
+    assert "with the command that the model card of the base names" in text_of(stages["sr1"])
 
 
 def test_model_card_has_data_training_and_figures_with_their_protocol(vae: Path) -> None:
