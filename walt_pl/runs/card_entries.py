@@ -66,7 +66,9 @@ class TrainingFacts:
     """Facts of the training that are for people alone."""
 
     command: str = ""
-    """Command that trains the stage; empty if it is not known. Absolute folders are left out."""
+    """Command of the last start as it was typed; empty if it is not known. Absolute folders are left out."""
+    starts: int = 1
+    """Starts of the training: one more than the times it was resumed."""
     machine: str = ""
     """Processor or GPU, and the number of processes."""
     seconds: float | None = None
@@ -76,6 +78,7 @@ class TrainingFacts:
 
     def __post_init__(self) -> None:
         check_range(self.seconds, "seconds", MAX_TRAINING_SECONDS)
+        check_range(self.starts, "starts", MAX_COUNT, 1)
         check_range(self.from_step, "from_step", MAX_COUNT)
 
 

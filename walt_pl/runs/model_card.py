@@ -231,7 +231,9 @@ def _describe_training(card: Mapping[str, Any]) -> list[str]:
     command = facts.get("command")
     if not command:
         return [*lines, "", "The command of the training is not recorded. `train.yaml` has its complete configuration."]
-    return [*lines, "", "The command that trained it. `train.yaml` has the complete configuration:", "", *_fence(command, "sh")]
+    starts = facts.get("starts", 1)
+    of = f"The command of the last of {starts:,} starts" if starts > 1 else "The command that trained it"
+    return [*lines, "", f"{of}. `train.yaml` has the complete configuration:", "", *_fence(command, "sh")]
 
 
 def _describe_figures(metrics: Mapping[str, Any]) -> list[str]:

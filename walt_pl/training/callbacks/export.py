@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from walt_pl.evaluation.program import machine
+from walt_pl.plain_records import build_record
 from walt_pl.runs.artifact_writing import component_states, save_artifact
 from walt_pl.runs.card import check_replaceable
+from walt_pl.runs.card_entries import TrainingFacts
 from walt_pl.runs.checkpoint import Checkpoint, recovery_hint
 from walt_pl.runs.checkpoint_card import validation_values
 from walt_pl.runs.finite import NonFiniteError
@@ -89,6 +91,7 @@ class ExportArtifact(L.Callback):
         parents: hashes of the parents that training started from.
         train_config: the resolved configuration, as YAML.
         resume_command: command that goes on after a stop.
+        command: command of this start as it was typed, for the card; empty if it is not known.
         experiment: folder of the experiment, for the next command after the end.
         rescue: folder for the artifact if there is no room for it in the run at the end.
     """
@@ -100,6 +103,7 @@ class ExportArtifact(L.Callback):
         parents: Mapping[str, str],
         train_config: str,
         resume_command: str = "the same command",
+        command: str = "",
         experiment: Path | None = None,
         rescue: Path | None = None,
     ) -> None:
@@ -108,11 +112,13 @@ class ExportArtifact(L.Callback):
         self.parents = dict(parents)
         self.train_config = train_config
         self.resume_command = resume_command
+        self.command = command
         self.experiment = experiment
         self.rescue = rescue
         self._started = False
         self._began = time.monotonic()
         self._first_step = 0
+        self._starts = 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the start in the manifest. At this point all errors of the configuration have been raised."""
@@ -139,11 +145,20 @@ class ExportArtifact(L.Callback):
             "training": self._training(trainer),
         }
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count this start. Checkpoints of older versions have no count, and those starts count as one."""
+        facts = checkpoint.get(DESCRIPTION, {}).get("training", {})
+        self._starts = 1 + build_record(TrainingFacts, facts, f"the checkpoint's {DESCRIPTION}: training").starts
+
     def _training(self, trainer: L.Trainer) -> dict[str, Any]:
         """Return the command and the machine of the training for people, see `TrainingFacts`."""
         device = trainer.strategy.root_device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
-        return {"command": portable_command(self.resume_command), "machine": f"{name}, {trainer.world_size} processes"}
+        return {
+            "command": portable_command(self.command),
+            "starts": self._starts,
+            "machine": f"{name}, {trainer.world_size} processes",
+        }
 
     @staticmethod
     def _sampling_config(trainer: L.Trainer, stage: ExportableStage) -> dict[str, Any]:
