@@ -19,7 +19,6 @@ from walt_pl.runs.artifact import load
 from walt_pl.runs.card import ArtifactError, check_replaceable, read_card, verify_artifact
 from walt_pl.runs.evaluations import add_evaluations
 from walt_pl.runs.model_card import BEGIN, END, MAX_MODEL_CARD_BYTES, escape, write_model_card
-from walt_pl.runs.portable_command import portable_command
 from walt_pl.text.features import encoder_section
 from walt_pl.text.small_encoder import PretrainedTextConfig
 
@@ -293,24 +292,3 @@ def test_model_card_alone_makes_no_artifact(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("my project")
     with pytest.raises(ArtifactError, match="no artifact that could be replaced"):
         save(tmp_path, torch.nn.Identity(), models={})
-
-
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [
-        (COMMAND, COMMAND),
-        ("python -m walt_pl fit --config {cwd}/my.yaml", "python -m walt_pl fit --config my.yaml"),
-        ("python -m walt_pl fit --config /home/a/b/my.yaml", "python -m walt_pl fit --config /path/to/my.yaml"),
-        ("python -m walt_pl fit --config=/home/a/my.yaml", "python -m walt_pl fit --config=/path/to/my.yaml"),
-        ("python -m walt_pl fit --x '[/home/a/b.yaml, ../c/d]'", "python -m walt_pl fit --x '[/path/to/b.yaml, ../c/d]'"),
-        ("python -m walt_pl fit --x https://host/a/b.tar", "python -m walt_pl fit --x https://host/a/b.tar"),
-        ("python -m walt_pl fit --x 'a\nb'", ""),
-        ("rm -rf /home/a/b", ""),
-        ("the same command", ""),
-    ],
-)
-def test_portable_command_names_no_folder_of_the_machine(
-    typed: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert portable_command(typed.replace("{cwd}", str(tmp_path))) == expected
