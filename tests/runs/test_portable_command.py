@@ -35,8 +35,10 @@ FIT = "python -m walt_pl fit"
         ("[s3://bucket/a/b.tar, https://host/c/d.tar]", "[s3://bucket/a/b.tar, https://host/c/d.tar]"),
         ("file:///home/a/b.tar", "file:/path/to/b.tar"),
         ("pipe:cat /home/my user/b.tar", "pipe:cat /path/to/b.tar"),
-        ("a cat / a dog", "a cat / a dog"),
+        ("a cat / a dog / a bird", "a cat / a dog / a bird"),
         ("1/2", "1/2"),
+        ("/home/a=b/x.yaml", "/path/to/x.yaml"),
+        ("{a: /home/b/c, d: /home/e/f}", "{a: /path/to/c, d: /path/to/f}"),
     ],
 )
 def test_portable_command_names_no_folder_of_the_machine(word: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,6 +83,16 @@ class TrainingFacts:
 
 
 @dataclass(frozen=True)
+class ConversionFacts:
+    """Facts of the rounding of an artifact's weights that are for people alone."""
+
+    command: str
+    """Command that rounded them. Absolute folders are left out."""
+    code: str | None = None
+    """Commit of the program that rounded them; None outside of git."""
+
+
+@dataclass(frozen=True)
 class CardEntries:
     """The entries of a card that this program reads."""
 
@@ -101,6 +111,8 @@ class CardEntries:
     training: TrainingFacts = field(default_factory=TrainingFacts)
     converted_from: str | None = None
     """Hash of the weights in float32 that these were rounded from; None for those that a training has left."""
+    conversion: ConversionFacts | None = None
+    """Facts of the rounding; None for weights that a training has left, or that an older version rounded."""
     code: str | None = None
     packages: dict[str, str] = field(default_factory=dict)
     created: str = "1970-01-01T00:00:00+00:00"

@@ -96,6 +96,7 @@ def render_model_card(folder: Path) -> str:
         "\n".join(_describe_data(card, config, train_config)),
         "## Training",
         "\n".join(_describe_training(card)),
+        *_describe_conversion(card.get("conversion")),
         "## Figures",
         *_describe_figures(card["metrics"]),
         "## Load",
@@ -234,6 +235,14 @@ def _describe_training(card: Mapping[str, Any]) -> list[str]:
     starts = facts.get("starts", 1)
     of = f"The command of the last of {starts:,} starts" if starts > 1 else "The command that trained it"
     return [*lines, "", f"{of}. `train.yaml` has the complete configuration:", "", *_fence(command, "sh")]
+
+
+def _describe_conversion(facts: Mapping[str, Any] | None) -> list[str]:
+    """Return the blocks of the command that rounded the weights; none for those that a training has left."""
+    if facts is None:
+        return []
+    told = f"This command rounded the weights, with commit `{_code(facts.get('code') or 'unknown')}` of the code:"
+    return ["## Conversion", told, "\n".join(_fence(facts["command"], "sh"))]
 
 
 def _describe_figures(metrics: Mapping[str, Any]) -> list[str]:
