@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 from torch import nn
 
+from tests.helpers.environment import ROOT
 from walt_pl import lock as lock_module
 from walt_pl.runs import artifact, card, manifest
 from walt_pl.runs.artifact_writing import save_artifact
@@ -47,6 +48,7 @@ def tiny_sections(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of the experiment shapes, in a checkout."""
     monkeypatch.chdir(tmp_path)
+    Path("Makefile").symlink_to(ROOT / "Makefile")
     write_experiment(tmp_path / "experiments" / "shapes", "vae", "base", "sr1", "sr2")
     return tmp_path / "runs" / "shapes"
 
@@ -387,6 +389,14 @@ def test_verify_run_reports_stale_stages(run_dir: Path) -> None:
 def test_manifest_command_trains_the_stage_of_the_run(run_dir: Path, run: str, stage: str, fresh: bool, command: str) -> None:
     write_experiment(Path("experiments/ucf101"), "base_l", "base_xl")
     assert Manifest.open(run).command(stage, fresh) == command
+
+
+@pytest.mark.parametrize("makefile", ["", "train-vae:\n"], ids=["no Makefile", "another Makefile"])
+def test_manifest_command_is_none_of_make_without_the_makefile_of_the_checkout(run_dir: Path, makefile: str) -> None:
+    Path("Makefile").unlink()
+    if makefile:
+        Path("Makefile").write_text(makefile)
+    assert Manifest.open("runs/shapes").command("vae") == "python -m walt_pl fit --config experiments/shapes/vae.yaml"
 
 
 def test_manifest_command_names_the_experiment_of_a_run_of_another_name(run_dir: Path, tmp_path: Path) -> None:
