@@ -1,13 +1,18 @@
 """The artifacts in assets/: whole, small, in bfloat16, and they paint what a prompt says."""
 
 import subprocess
+import sys
 from itertools import cycle, islice
+from pathlib import Path
 
 import pytest
+import torch
+from einops import rearrange
 from safetensors import safe_open
 
 from tests.helpers.environment import ROOT
 from walt_pl.cli.try_ import ASSETS
+from walt_pl.media.reading import read_video
 from walt_pl.runs.card import read_card
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.status import verify_run
@@ -59,7 +64,7 @@ def test_assets_come_unchanged_from_a_checkout() -> None:
     assert files and all(line.endswith(": text: unset") for line in done.stdout.split("\n")[:-1])
 
 
-def test_assets_paint_what_32_prompts_say() -> None:
+def test_assets_base_paints_what_32_prompts_say() -> None:
     """The demo's own run had 99 % or more of each word, with 256 prompts."""
     before = {path: path.stat().st_mtime_ns for path in (RUN, *RUN.rglob("*"))}
     cascade = Cascade.open(RUN, ["base"])
@@ -68,6 +73,20 @@ def test_assets_paint_what_32_prompts_say() -> None:
     shares = score(clips, prompts)
     assert {word: float(shares[word]) for word in ("shape", "colour", "motion") if shares[word] < 0.9} == {}
     assert {path: path.stat().st_mtime_ns for path in (RUN, *RUN.rglob("*"))} == before, "reading a run of the checkout changes it"
+
+
+@pytest.mark.slow
+def test_assets_make_a_clip_of_a_typed_prompt_within_30_seconds(tmp_path: Path) -> None:
+    """As a user types it, in a process of its own: all imports and all four stages are in the time."""
+    prompt = "a striped red circle moving left"
+    command = [sys.executable, "-m", "walt_pl", "try", prompt, "--out", f"{tmp_path}/"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "clip.gif", "clip.png"}
+    frames = torch.as_tensor(read_video(tmp_path / "clip.mp4", 17))
+    assert frames.shape == (17, 128, 128, 3)
+    shares = score(rearrange(frames / 127.5 - 1, "t h w c -> 1 c t h w"), [prompt])
+    assert {word: float(share) for word, share in shares.items()} == dict.fromkeys(shares, 1.0)
 
 
 def test_assets_paint_textures_at_the_largest_size() -> None:
