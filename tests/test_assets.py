@@ -20,6 +20,7 @@ from walt_pl.sampling.cascade import Cascade, SamplingConfig
 from walt_pl.shapes.dataset import MOTIONS, SEEN_PAIRS, TEXTURES, parse_caption
 from walt_pl.shapes.evaluation import default_steps, request_captions
 from walt_pl.shapes.scorer import score
+from walt_pl.untrusted import parse_yaml
 
 RUN = ROOT / ASSETS
 STAGES = ("vae", "base", "sr1", "sr2")
@@ -45,7 +46,17 @@ def test_assets_are_whole_small_and_in_bfloat16() -> None:
         with safe_open(RUN / stage / "model.safetensors", framework="np") as file:
             types = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
         assert "BF16" in types and "F32" not in types
-        assert "license: " in (RUN / stage / "README.md").read_text()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_assets_model_cards_state_licence_and_commands_of_training_and_export(stage: str) -> None:
+    card, text = read_card(RUN / stage), (RUN / stage / "README.md").read_text()
+    licence = parse_yaml(text.split("---\n")[1], "README.md")["license"]
+    assert licence and licence != "unknown"
+    assert card["training"]["command"].startswith("python -m walt_pl fit --config experiments/shapes/")
+    assert card["conversion"]["command"] == f"walt export runs/shapes --dtype bfloat16 --out {ASSETS}"
+    for facts in (card["training"], card["conversion"]):
+        assert f"```sh\n{facts['command']}\n```" in text
 
 
 def test_assets_name_the_command_that_makes_them() -> None:
