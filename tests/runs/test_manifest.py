@@ -391,14 +391,6 @@ def test_manifest_command_trains_the_stage_of_the_run(run_dir: Path, run: str, s
     assert Manifest.open(run).command(stage, fresh) == command
 
 
-@pytest.mark.parametrize("makefile", ["", "train-vae:\n"], ids=["no Makefile", "another Makefile"])
-def test_manifest_command_is_none_of_make_without_the_makefile_of_the_checkout(run_dir: Path, makefile: str) -> None:
-    Path("Makefile").unlink()
-    if makefile:
-        Path("Makefile").write_text(makefile)
-    assert Manifest.open("runs/shapes").command("vae") == "python -m walt_pl fit --config experiments/shapes/vae.yaml"
-
-
 def test_manifest_command_names_the_experiment_of_a_run_of_another_name(run_dir: Path, tmp_path: Path) -> None:
     chain = Manifest.open("runs/patch_1", Path("experiments/shapes"))
     with pytest.raises(MissingStage, match=r'make it with: make train-vae EXP=shapes ARGS="--run runs/patch_1"$'):
