@@ -17,7 +17,6 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from tests.helpers.environment import ROOT
 from walt_pl import lock as lock_module
 from walt_pl.runs import artifact, card, manifest
 from walt_pl.runs.artifact_writing import save_artifact
@@ -48,7 +47,7 @@ def tiny_sections(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of the experiment shapes, in a checkout."""
     monkeypatch.chdir(tmp_path)
-    Path("Makefile").symlink_to(ROOT / "Makefile")
+    Path("Makefile").symlink_to(Path(__file__).parents[2] / "Makefile")
     write_experiment(tmp_path / "experiments" / "shapes", "vae", "base", "sr1", "sr2")
     return tmp_path / "runs" / "shapes"
 
