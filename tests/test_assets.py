@@ -1,13 +1,18 @@
 """The artifacts in assets/: whole, small, in bfloat16, and they paint what a prompt says."""
 
 import subprocess
+import sys
 from itertools import cycle, islice
+from pathlib import Path
 
 import pytest
+import torch
+from einops import rearrange
 from safetensors import safe_open
 
 from tests.helpers.environment import ROOT
 from walt_pl.cli.try_ import ASSETS
+from walt_pl.media.reading import read_video
 from walt_pl.runs.card import read_card
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.status import verify_run
@@ -15,6 +20,7 @@ from walt_pl.sampling.cascade import Cascade, SamplingConfig
 from walt_pl.shapes.dataset import MOTIONS, SEEN_PAIRS, TEXTURES, parse_caption
 from walt_pl.shapes.evaluation import default_steps, request_captions
 from walt_pl.shapes.scorer import score
+from walt_pl.untrusted import parse_yaml
 
 RUN = ROOT / ASSETS
 STAGES = ("vae", "base", "sr1", "sr2")
@@ -40,7 +46,17 @@ def test_assets_are_whole_small_and_in_bfloat16() -> None:
         with safe_open(RUN / stage / "model.safetensors", framework="np") as file:
             types = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
         assert "BF16" in types and "F32" not in types
-        assert "license: " in (RUN / stage / "README.md").read_text()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_assets_model_cards_state_licence_and_commands_of_training_and_export(stage: str) -> None:
+    card, text = read_card(RUN / stage), (RUN / stage / "README.md").read_text()
+    licence = parse_yaml(text.split("---\n")[1], "README.md")["license"]
+    assert licence and licence != "unknown"
+    assert card["training"]["command"].startswith("python -m walt_pl fit --config experiments/shapes/")
+    assert card["conversion"]["command"] == f"walt export runs/shapes --dtype bfloat16 --out {ASSETS}"
+    for facts in (card["training"], card["conversion"]):
+        assert f"```sh\n{facts['command']}\n```" in text
 
 
 def test_assets_name_the_command_that_makes_them() -> None:
@@ -59,7 +75,7 @@ def test_assets_come_unchanged_from_a_checkout() -> None:
     assert files and all(line.endswith(": text: unset") for line in done.stdout.split("\n")[:-1])
 
 
-def test_assets_paint_what_32_prompts_say() -> None:
+def test_assets_base_paints_what_32_prompts_say() -> None:
     """The demo's own run had 99 % or more of each word, with 256 prompts."""
     before = {path: path.stat().st_mtime_ns for path in (RUN, *RUN.rglob("*"))}
     cascade = Cascade.open(RUN, ["base"])
@@ -68,6 +84,20 @@ def test_assets_paint_what_32_prompts_say() -> None:
     shares = score(clips, prompts)
     assert {word: float(shares[word]) for word in ("shape", "colour", "motion") if shares[word] < 0.9} == {}
     assert {path: path.stat().st_mtime_ns for path in (RUN, *RUN.rglob("*"))} == before, "reading a run of the checkout changes it"
+
+
+@pytest.mark.slow
+def test_assets_make_a_clip_of_a_typed_prompt_within_30_seconds(tmp_path: Path) -> None:
+    """As a user types it, in a process of its own: all imports and all four stages are in the time."""
+    prompt = "a striped red circle moving left"
+    command = [sys.executable, "-m", "walt_pl", "try", prompt, "--out", f"{tmp_path}/"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", "clip.gif", "clip.png"}
+    frames = torch.as_tensor(read_video(tmp_path / "clip.mp4", 17))
+    assert frames.shape == (17, 128, 128, 3)
+    shares = score(rearrange(frames / 127.5 - 1, "t h w c -> 1 c t h w"), [prompt])
+    assert {word: float(share) for word, share in shares.items()} == dict.fromkeys(shares, 1.0)
 
 
 def test_assets_paint_textures_at_the_largest_size() -> None:

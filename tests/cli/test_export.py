@@ -28,14 +28,21 @@ from walt_pl.runs.manifest import Manifest
 SPOIL = "[{class_path: tests.helpers.guarded_training.Spoil, init_args: {factors: {5: 1.0e+4}}}]"
 
 
+def words(run: Path) -> list[str]:
+    """Return the words of `fit` for the autoencoder of a run."""
+    guard = ["--spike_guard.window", "8", "--spike_guard.deviations", "20", "--trainer.callbacks", SPOIL]
+    steps = ["--trainer.max_steps", "6", "--trainer.val_check_interval", "6", "--checkpoint.every_n_train_steps", "4"]
+    few = ["--model.statistics_batches", "3", "--data.videos_per_batch", "4"]
+    return arguments("vae", run, run / "data" / "index.parquet", *steps, *guard, *few)
+
+
 @pytest.fixture(scope="module")
 def run(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An autoencoder of six steps with its discriminator, one step spoilt, and a checkpoint after four."""
     run = tmp_path_factory.mktemp("run")
-    index = shutil.copytree(painted.parent, run / "data") / painted.name
-    guard = ["--spike_guard.window", "8", "--spike_guard.deviations", "20", "--trainer.callbacks", SPOIL]
-    steps = ["--trainer.max_steps", "6", "--trainer.val_check_interval", "6", "--checkpoint.every_n_train_steps", "4"]
-    fit(*arguments("vae", run, index, *steps, *guard, "--model.statistics_batches", "3", "--data.videos_per_batch", "4"))
+    shutil.copytree(painted.parent, run / "data")
+    assert painted.name == "index.parquet"
+    fit(*words(run))
     return run
 
 
@@ -66,6 +73,18 @@ def test_export_writes_a_model_card_with_the_command_of_the_training(run: Path, 
         assert "--trainer.max_steps 6" in command and str(run) not in text
         assert load(folder).card["training"]["command"] == command
         assert f"| `val/psnr_video` | {load(folder).card['metrics']['values']['val/psnr_video']:.6g} |" in text
+
+
+def test_export_artifact_card_has_the_command_as_typed_and_the_number_of_starts(run: Path, tmp_path: Path) -> None:
+    """The line that goes on after a stop has no --ckpt_path: it would start there again."""
+    again = shutil.copytree(run, tmp_path / "again")
+    fit(*words(again), "--ckpt_path", str(checkpoints(again) / "step=00000004"))
+    facts, text = load(again / "vae").card["training"], (again / "vae" / "README.md").read_text()
+    assert facts["command"].endswith(" --ckpt_path /path/to/step=00000004")
+    assert (facts["starts"], facts["from_step"]) == (2, 4)
+    assert f"The command of the last of 2 starts. `train.yaml` has the complete configuration:\n\n```sh\n{facts['command']}\n```" in text
+    assert load(run / "vae").card["training"]["starts"] == 1
+    assert "The command that trained it." in (run / "vae" / "README.md").read_text()
 
 
 def test_export_of_an_older_checkpoint_or_raw_weights_differs(run: Path, tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ import torch
 
 from tests.helpers.tiny_artifact import rewrite_card
 from tests.helpers.tiny_stages import write_stages
+from walt_pl.cli.export_run import BEFORE
 from walt_pl.cli.main import main
 from walt_pl.runs.artifact import load
+from walt_pl.runs.artifact_writing import code_revision
 from walt_pl.runs.card import ArtifactError, read_card
 from walt_pl.runs.evaluations import add_evaluations
 from walt_pl.runs.manifest import Manifest, StaleStage
@@ -23,7 +25,8 @@ def run(tmp_path: Path) -> Path:
     root = tmp_path / "run"
     manifest, parents = Manifest.open(root), {}
     for stage, folder in write_stages(root).items():
-        metrics = {"protocol": "view 0", "values": {"val/loss": 0.5}}
+        in_training = {"step": 7, "values": {"fvd": 61.0}, "protocol": {"samples": 8, "weights": "averaged"}}
+        metrics = {"protocol": "view 0", "values": {"val/loss": 0.5}, "in_training": in_training}
         rewrite_card(folder, parents=dict(parents), steps=7, code="ab" * 20, created="2026-01-31T12:00:00+00:00", metrics=metrics)
         manifest.finish(stage, folder)
         if stage in ("vae", "base"):
@@ -52,7 +55,11 @@ def test_export_run_rounds_weights_and_leaves_a_run_that_verifies(run: Path, tmp
             "2026-01-31T12:00:00+00:00",
             old.card["latents"],
         ]
-        assert new.card["metrics"] == {"protocol": "view 0; before the weights were rounded to bfloat16", "values": {"val/loss": 0.5}}
+        assert new.card["metrics"] == {
+            "protocol": f"view 0; {BEFORE}",
+            "values": {"val/loss": 0.5},
+            "in_training": {"step": 7, "values": {"fvd": 61.0}, "protocol": {"samples": 8, "weights": "averaged", "measured": BEFORE}},
+        }
         assert f"{out / stage}: bfloat16, " in said and new.sha256[:12] in said
         for name, model in old.models.items():
             rounded = {key: value.bfloat16().float() if value.is_floating_point() else value for key, value in model.state_dict().items()}
@@ -74,6 +81,36 @@ def test_export_run_again_gives_equal_weights(run: Path, tmp_path: Path) -> None
     main(["export", str(tmp_path / "out"), *words, str(tmp_path / "again")])
     for name in ("out", "again"):
         assert {stage: Manifest.open(tmp_path / name).sha256(stage) for stage in hashes} == hashes and verify_run(tmp_path / name) == []
+    metrics = [read_card(tmp_path / name / "base")["metrics"] for name in ("out", "again")]
+    assert metrics[0] == metrics[1], "figures are labelled once"
+
+
+def test_export_run_model_cards_have_its_command_and_commit(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without folders of this machine."""
+    monkeypatch.chdir(tmp_path)
+    main(["export", "run", "--dtype", "bfloat16", "--out", str(tmp_path / "small" / "run")])
+    command = "walt export run --dtype bfloat16 --out small/run"
+    assert "## Conversion" not in (run / "base" / "README.md").read_text()
+    for stage in ("vae", "base", "sr1"):
+        assert read_card(tmp_path / "small" / "run" / stage)["conversion"] == {"command": command, "code": code_revision()}
+        text = (tmp_path / "small" / "run" / stage / "README.md").read_text()
+        assert f"with commit `{code_revision() or 'unknown'}` of the code:\n\n```sh\n{command}\n```" in text.partition("## Conversion")[2]
+
+
+def test_export_run_takes_over_licence_and_text_of_model_cards_unless_it_has_its_own(run: Path, tmp_path: Path) -> None:
+    card = run / "base" / "README.md"
+    card.write_text(card.read_text().replace("license: unknown", "license: mit") + "below\n")
+    (run / "sr1" / "README.md").write_text("my own page\n")
+    (run / "vae" / "README.md").unlink()
+    words = ["export", str(run), "--dtype", "bfloat16", "--out", str(tmp_path / "out")]
+    main(words)
+    made = tmp_path / "out" / "base" / "README.md"
+    assert "license: mit" in made.read_text() and made.read_text().endswith("below\n") and "## Conversion" in made.read_text()
+    assert (tmp_path / "out" / "sr1" / "README.md").read_text() == "my own page\n"
+    assert "license: unknown" in (tmp_path / "out" / "vae" / "README.md").read_text()
+    made.write_text(made.read_text().replace("license: mit", "license: cc0-1.0"))
+    main(words)
+    assert "license: cc0-1.0" in made.read_text()
 
 
 def test_export_run_refuses_what_would_lose_weights_or_is_no_run(run: Path, tmp_path: Path) -> None:

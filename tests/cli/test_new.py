@@ -173,6 +173,7 @@ def test_new_command_prints_the_costs_of_plan_and_commands_that_parse(
     count, reports = PlanCLI.report, dict[str, dict[str, Any]]()
     monkeypatch.setattr(PlanCLI, "report", lambda plan: reports.setdefault(plan.stage, count(plan)))
     clips("set")
+    Path("Makefile").symlink_to(ROOT / "Makefile")
     main(["new", "mine", "--videos", "set"])
     said = capsys.readouterr().out
     hours = 0.0
@@ -191,7 +192,27 @@ def test_new_command_prints_the_costs_of_plan_and_commands_that_parse(
         for stage in stages:
             plan = PlanCLI(["--config", f"experiments/mine/{stage}.yaml", *overrides])
             assert plan.options.trainer.max_steps == 20 > plan.options.model.init_args.warmup_steps
-    assert "make train-vae train-base train-sr EXP=mine\n" in said and "make sample EXP=mine ARGS='--prompt \"\"'" in said
+    assert "make train-vae train-base train-sr EXP=mine\n" in said and "make sample EXP=mine ARGS=\"--prompt ''\"\n" in said
+    assert [f"  make plan EXP=mine STAGE={stage}" in said.split("\n") for stage in reports] == [True] * 3
+
+
+@pytest.mark.parametrize("makefile", [None, "train-vae:\n"], ids=["no Makefile", "another Makefile"])
+@pytest.mark.parametrize(
+    ("make", "option"), [(landscape_with_texts, "--prompt TEXT"), (classes, "--label 0"), (images_alone, "--prompt ''")]
+)
+def test_new_command_prints_no_command_of_make_where_make_has_none(
+    makefile: str | None, make: Callable[[], None], option: str, built: dict[str, PlanCLI], capsys: pytest.CaptureFixture[str]
+) -> None:
+    make()
+    if makefile is not None:
+        Path("Makefile").write_text(makefile)
+    main(["new", "mine", "--videos", "set"])
+    lines = [line.strip() for line in capsys.readouterr().out.split("\n")]
+    assert not [line for line in lines if line.startswith("make ")]
+    assert not [path for path in Path("experiments/mine").iterdir() if "make " in path.read_text()]
+    for stage in built:
+        assert f"walt fit --config experiments/mine/{stage}.yaml" in lines and f"walt plan --config experiments/mine/{stage}.yaml" in lines
+    assert f"walt sample --run runs/mine {option}" in lines
 
 
 @pytest.mark.parametrize("make", [landscape_with_texts, classes])

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from walt_pl.cli.new_choices import SCALES, Choices, choose, choose_motion, choose_size
-from walt_pl.cli.new_files import Experiment, stage_files
+from walt_pl.cli.new_files import LEAST_STEPS, STEPS, Experiment, stage_files
 from walt_pl.data.index_table import DEFAULTS, LARGE
 from walt_pl.models.denoiser import DenoiserConfig
 from walt_pl.models.vae import VAEConfig
@@ -205,6 +205,17 @@ def test_stage_files_of_a_small_set_have_fewer_steps() -> None:
     assert [config["trainer"]["max_steps"] for name, config in small.items() if name != "data.yaml"] == [5000, 2000, 2500]
     assert [config["trainer"]["max_steps"] for name, config in large.items() if name != "data.yaml"] == [20_000, 40_000, 30_000]
     assert any("small set: 20 clips" in reason for reason in chosen(rows(20)).reasons)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("image", 640), ("image", 4000), ("video", 160), ("video", 333)])
+def test_stage_files_train_no_more_than_2000_passes_unless_the_steps_are_the_least(kind: str, count: int) -> None:
+    images = {"kind": "image", "frames": 1, "fps": 0.0} if kind == "image" else {}
+    for name, config in configs(chosen(rows(count, **images))).items():
+        if name != "data.yaml":
+            data, steps = config["data"], config["trainer"]["max_steps"]
+            seen = steps * (data["videos_per_batch"] + data["image_stacks_per_batch"] * data.get("images_per_stack", 0))
+            assert seen <= 2000 * count or steps == LEAST_STEPS, name
+            assert seen > 2000 * count - 100 * seen // steps or steps in (*STEPS.values(), LEAST_STEPS), f"{name} has too few"
 
 
 def test_stage_files_keep_a_hostile_folder_name_in_its_comment() -> None:

@@ -47,6 +47,7 @@ def tiny_sections(monkeypatch: pytest.MonkeyPatch) -> None:
 def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of the experiment shapes, in a checkout."""
     monkeypatch.chdir(tmp_path)
+    Path("Makefile").symlink_to(Path(__file__).parents[2] / "Makefile")
     write_experiment(tmp_path / "experiments" / "shapes", "vae", "base", "sr1", "sr2")
     return tmp_path / "runs" / "shapes"
 

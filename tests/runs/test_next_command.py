@@ -43,6 +43,14 @@ def test_next_command_of_an_autoencoder_alone_scores_it(run_dir: Path) -> None:
     assert next_command(train(alone, "vae")) == f"python -m walt_pl evaluate {alone}"
 
 
+@pytest.mark.parametrize("makefile", ["", "train-vae:\n"], ids=["no Makefile", "another Makefile"])
+def test_manifest_command_is_none_of_make_without_the_makefile_of_the_checkout(run_dir: Path, makefile: str) -> None:
+    Path("Makefile").unlink()
+    if makefile:
+        Path("Makefile").write_text(makefile)
+    assert Manifest.open("runs/shapes").command("vae") == "python -m walt_pl fit --config experiments/shapes/vae.yaml"
+
+
 def test_manifest_stop_is_kept_until_the_next_start(run_dir: Path) -> None:
     chain = train(run_dir, "vae")
     chain.start("vae", {})

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.helpers.environment import Bomb
 from walt_pl.runs.artifact import Artifact
-from walt_pl.text.features import SECTION, FeatureCache, recorded_encoder
+from walt_pl.runs.card import PRETRAINED_TEXT
+from walt_pl.text.features import FeatureCache, recorded_encoder
 from walt_pl.text.pretrained_encoder import PretrainedTextEncoder, files_of
 from walt_pl.text.small_encoder import MAX_VOCABULARY_BYTES, PretrainedTextConfig, SmallTextConfig, SmallTextEncoder, train_vocabulary
 
@@ -211,7 +212,7 @@ def test_small_text_encoder_of_flipped_vocabularies_loads_or_raises_value_error(
 def test_recorded_encoder_of_a_stranger_is_refused_and_nothing_is_downloaded(section: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection was opened"))
     with pytest.raises(ValueError, match=r"^runs/x/base"):
-        recorded_encoder(Artifact(Path("runs/x/base"), {}, {SECTION: section}, {}), None, "--text-encoder")
+        recorded_encoder(Artifact(Path("runs/x/base"), {}, {PRETRAINED_TEXT: section}, {}), None, "--text-encoder")
 
 
 def _other(shape: tuple[int, ...], **others: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from walt_pl.runs.artifact import COMPONENTS, Artifact, load
-from walt_pl.runs.artifact_writing import GIVEN, OWN_FACTS, save_artifact
-from walt_pl.runs.card import EVALUATIONS, EXTRA, TRAIN, ArtifactError, check_replaceable
+from walt_pl.runs.artifact_writing import GIVEN, OWN_FACTS, code_revision, save_artifact
+from walt_pl.runs.card import EVALUATIONS, EXTRA, MODEL_CARD, TRAIN, ArtifactError, check_replaceable
 from walt_pl.runs.manifest import Manifest
+from walt_pl.runs.portable_command import portable_words
 from walt_pl.untrusted import MAX_YAML_BYTES, read_bytes
+
+BEFORE = "before the weights were rounded to bfloat16"
+"""Label of figures of the training, in the cards of rounded weights."""
 
 
 def export_run(run: Path, out: Path) -> dict[str, str]:
@@ -42,6 +47,8 @@ def export_run(run: Path, out: Path) -> dict[str, str]:
             raise ArtifactError(f"export: {out / name} is the artifact that {run} uses: name another folder with --out")
         made.check_free(name)
         check_replaceable(out / name)
+    command = portable_words(["walt", "export", str(run), "--dtype", "bfloat16", "--out", str(out)])
+    conversion = {"command": command, "code": code_revision()}
     hashes: dict[str, str] = {}
     for name in names:
         artifact = load(folders[name], verify=True)
@@ -50,10 +57,11 @@ def export_run(run: Path, out: Path) -> dict[str, str]:
             kind=artifact.kind,
             models=artifact.models,
             sampling_config={section: fields for section, fields in artifact.config.items() if section not in COMPONENTS},
-            card=_convert_card(artifact, {parent: hashes[parent] for parent in artifact.card["parents"]}),
+            card={**_convert_card(artifact, {parent: hashes[parent] for parent in artifact.card["parents"]}), "conversion": conversion},
             train_config=read_bytes(artifact.path / TRAIN, MAX_YAML_BYTES).decode(),
             files={extra: artifact.read(extra) for extra in EXTRA if extra in artifact.card["files"]},
             dtype=torch.bfloat16,
+            model_card=artifact.path / MODEL_CARD,
         )
         made.finish(name, out / name)
     return hashes
@@ -63,6 +71,17 @@ def _convert_card(artifact: Artifact, parents: dict[str, str]) -> dict[str, Any]
     """Return the entries of the card for rounded weights. Figures of evaluations are left out: they are of the weights before."""
     card = {name: artifact.card[name] for name in (*GIVEN, *OWN_FACTS) if name in artifact.card}
     metrics = {name: value for name, value in card["metrics"].items() if name != EVALUATIONS}
-    if "protocol" in metrics:
-        metrics["protocol"] = f"{metrics['protocol']}; before the weights were rounded to bfloat16"
+    if not card.get("converted_from"):  # otherwise the figures of the training are labelled already
+        metrics = _label_figures(metrics)
     return {**card, "parents": parents, "metrics": metrics, "converted_from": artifact.sha256}
+
+
+def _label_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the figures of a training with protocols that say that its weights were not rounded yet."""
+    labelled, measured = dict(metrics), metrics.get("in_training")
+    if "protocol" in metrics:
+        labelled["protocol"] = f"{metrics['protocol']}; {BEFORE}"
+    if isinstance(measured, Mapping):
+        protocol = measured.get("protocol")
+        labelled["in_training"] = {**measured, "protocol": {**(protocol if isinstance(protocol, Mapping) else {}), "measured": BEFORE}}
+    return labelled

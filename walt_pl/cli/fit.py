@@ -32,7 +32,7 @@ from walt_pl.cli.preview_prompts import check_preview_prompts
 from walt_pl.cli.rate_change import describe_rate_change
 from walt_pl.cli.renamed_keys import check_renamed
 from walt_pl.cli.resume_checks import check_resumed
-from walt_pl.cli.resume_command import resume_command
+from walt_pl.cli.resume_command import resume_command, typed_command
 from walt_pl.cli.task_settings import task_settings
 from walt_pl.cli.train_longer import START_OVER, FinishedTraining, Limits, is_past
 from walt_pl.cli.trainer_checks import check_trainer
@@ -408,12 +408,12 @@ class WaltCLI(LightningCLI):
         kwargs["enable_progress_bar"] = False  # Lightning's has a bar for each epoch
         if self.subcommand == "fit" and not self.is_trial:
             config = self._parser(self.subcommand).dump(without_allowed_schemes(self.options), skip_validation=True)
-            again = resume_command(self._words)
+            typed, again = typed_command(self._words), resume_command(self._words)
             extra.append(ProgressFile(self.work, Path(self.options.checkpoint.dirpath), again))
             extra += [SaveConfig(config), RecordStart()]
             # It runs first: another callback must not start something that it refuses.
             rescue = Path(self.options.rescue) if self.options.rescue else None
-            first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config, again, self.manifest.experiment, rescue))
+            first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config, again, typed, self.manifest.experiment, rescue))
         if self.subcommand == "fit":
             extra += [
                 CompileTime(),

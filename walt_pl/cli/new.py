@@ -13,8 +13,10 @@ from walt_pl.cli.function_command import call
 from walt_pl.files import rename_whole, write_whole
 from walt_pl.lock import hold_lock, lock_beside
 from walt_pl.removal import remove_own
-from walt_pl.runs.experiment_files import EXPERIMENTS, find_experiment, is_installed
+from walt_pl.runs.experiment_files import EXPERIMENTS, find_experiment, has_make
+from walt_pl.runs.sample_condition import condition_option
 from walt_pl.terminal_text import printable
+from walt_pl.untrusted import read_yaml
 
 if TYPE_CHECKING:
     from walt_pl.cli.new_choices import Choices
@@ -64,7 +66,7 @@ def _start(name: str, videos: str, captions: str | None, val: float | None, expe
         share = _choose_share(listing) if val is None else val
         choices = _index_and_choose(listing, index, share, videos)
         command = f"walt index {source}{layout} --out {index}" + (f" --val {share:g}" if share else "")
-        about = Experiment(name, typed, str(index), command, not is_installed())
+        about = Experiment(name, typed, str(index), command, has_make())
         files = stage_files(about, choices)
         draft = experiment.with_name(f".{name}.new")
         remove_own(draft, OWN_FILES)
@@ -199,7 +201,7 @@ def _index_and_choose(listing: "SourceListing", index: Path, val: float, source:
 
 def _describe_commands(about: "Experiment", choices: "Choices", stages: Sequence[str]) -> str:
     """Return the commands that train the experiment, and those that try it in minutes."""
-    given = {"text": '--prompt "..."', "class": "--label 0", "unconditional": '--prompt ""'}[choices.task]
+    given = condition_option(read_yaml(EXPERIMENTS / about.name / "base.yaml")["model"]["init_args"])
     short = "--trainer.max_steps 20 --model.warmup_steps 5"
     less = "--data.videos_per_batch 2" if choices.videos else "--data.image_stacks_per_batch 8"
     cached = f"{short} {less} --data.cache_clips 8 --data.views 1"
@@ -209,13 +211,13 @@ def _describe_commands(about: "Experiment", choices: "Choices", stages: Sequence
         targets = "train-base train-sr" if has_sr else "train-base"
         trial = [f'make train-vae EXP={name} RUN=runs/{name}-try ARGS="{short} {less}"']
         trial += [f'make {targets} EXP={name} RUN=runs/{name}-try ARGS="{cached}"']
-        whole = [f"make train-vae {targets} EXP={name}", f"make sample EXP={name} ARGS='{given}'"]
+        whole = [f"make train-vae {targets} EXP={name}", f'make sample EXP={name} ARGS="{given}"']
     else:
         words = {"vae": f"{short} {less}"}
         fits = [f"walt fit --config experiments/{name}/{stage}" for stage in stages]
         trial = [f"{fit} --run runs/{name}-try {words.get(Path(fit).stem, cached)}" for fit in fits]
         whole = [*fits, f"walt sample --run runs/{name} {given}"]
-    costs = [about.plan(stage.removesuffix(".yaml")) for stage in stages[:2]]
+    costs = [about.plan(stage.removesuffix(".yaml")) for stage in stages]
     parts = {
         "try every stage in minutes, on a laptop, too, in a run of its own": trial,
         "train, one stage after another; the same command goes on after an interruption": whole,

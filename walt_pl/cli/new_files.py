@@ -129,7 +129,7 @@ class Experiment:
     index: str
     index_command: str
     has_make: bool
-    """The stages are trained with make, as in a checkout."""
+    """The stages are trained with make, as in the folder of a checkout."""
 
     def train(self, stage: str) -> str:
         """Return the command that trains a stage."""
@@ -257,10 +257,11 @@ def _common(experiment: Experiment, choices: Choices, stage: str) -> dict[str, o
     """Return the keys that all stages have."""
     kind = stage[:2] if stage.startswith("sr") else stage
     batch = BATCH[kind]
-    trained = choices.videos or choices.images
-    steps = min(STEPS[kind], max(LEAST_STEPS, EPOCHS * trained // batch // 100 * 100))
+    # Images alone are cheaper: a step has four times as many of them as it would have videos.
+    trained, each = (choices.videos, batch) if choices.videos else (choices.images, batch * 4)
+    steps = min(STEPS[kind], max(LEAST_STEPS, EPOCHS * trained // each // 100 * 100))
     if not choices.videos:
-        batches = f"videos_per_batch: 0\n  image_stacks_per_batch: {batch * 4}  # of one image\n  images_per_stack: 1"
+        batches = f"videos_per_batch: 0\n  image_stacks_per_batch: {each}  # of one image\n  images_per_stack: 1"
     elif choices.images:
         videos, stacks = batch * 3 // 4, batch // 4
         batches = (

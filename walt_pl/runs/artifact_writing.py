@@ -61,7 +61,7 @@ GIVEN: dict[str, Any] = {
     "metrics": {},
     "training": {},
 }
-OWN_FACTS = ("code", "packages", "created", "converted_from")
+OWN_FACTS = ("code", "packages", "created", "converted_from", "conversion")
 """Further entries that a caller sets who writes the weights of another artifact again."""
 
 PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "transformers", "lightning", "deepspeed", "decord", "av")
@@ -79,6 +79,7 @@ def save_artifact(
     train_config: str,
     files: Mapping[str, bytes] | None = None,
     dtype: torch.dtype = torch.float32,
+    model_card: Path | None = None,
 ) -> str:
     """Write an artifact completely or not at all. An older one in its place stays until the new one is on disk.
 
@@ -92,6 +93,7 @@ def save_artifact(
         train_config: text of train.yaml.
         files: extra files, name (one of EXTRA) -> bytes.
         dtype: of floating weights on disk: float32 or bfloat16.
+        model_card: model card of another artifact, whose hand-written text is taken over if the folder has no model card.
 
     Returns:
         The sha256 of the weights.
@@ -117,22 +119,23 @@ def save_artifact(
         with hold_lock(lock_beside(folder), work=f"artifact {folder}"):
             restore(folder)
             check_replaceable(folder)
-            return _replace(folder, weights, small, described)
+            older = folder / MODEL_CARD
+            return _replace(folder, weights, small, described, older if model_card is None or older.exists() else model_card)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _disk_full_error(error.errno, folder, needed) from error
         raise
 
 
-def _replace(folder: Path, weights: dict[str, Tensor], small: Mapping[str, bytes], described: dict[str, Any]) -> str:
-    """Write the new artifact beside the older one, and put it into its place."""
+def _replace(folder: Path, weights: dict[str, Tensor], small: Mapping[str, bytes], described: dict[str, Any], model_card: Path) -> str:
+    """Write the new artifact beside the older one, with the hand-written text of a model card, and put it into its place."""
     new = new_folder(folder)
     _remove(new)
     _remove(old_folder(folder))
     try:
         new.mkdir()
         digest = _write(new, weights, small, described)
-        write_model_card(new, folder / MODEL_CARD)
+        write_model_card(new, model_card)
         replace_folder(new, folder, old_folder(folder))
         _remove(old_folder(folder))
     except BaseException:

@@ -34,6 +34,8 @@ FORMAT = 2
 
 EVALUATIONS = "evaluations"
 """Entry of a card's metrics with figures of finished stages (`walt_pl.runs.evaluations`)."""
+PRETRAINED_TEXT = "pretrained_text"
+"""Section of model.yaml: config and hash of the frozen encoder that a base model was trained with."""
 
 
 class ArtifactError(ValueError):

@@ -66,7 +66,9 @@ class TrainingFacts:
     """Facts of the training that are for people alone."""
 
     command: str = ""
-    """Command that trains the stage; empty if it is not known. Absolute folders are left out."""
+    """Command of the last start as it was typed; empty if it is not known. Absolute folders are left out."""
+    starts: int = 1
+    """Starts of the training: one more than the times it was resumed."""
     machine: str = ""
     """Processor or GPU, and the number of processes."""
     seconds: float | None = None
@@ -76,7 +78,18 @@ class TrainingFacts:
 
     def __post_init__(self) -> None:
         check_range(self.seconds, "seconds", MAX_TRAINING_SECONDS)
+        check_range(self.starts, "starts", MAX_COUNT, 1)
         check_range(self.from_step, "from_step", MAX_COUNT)
+
+
+@dataclass(frozen=True)
+class ConversionFacts:
+    """Facts of the rounding of an artifact's weights that are for people alone."""
+
+    command: str
+    """Command that rounded them. Absolute folders are left out."""
+    code: str | None = None
+    """Commit of the program that rounded them; None outside of git."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,8 @@ class CardEntries:
     training: TrainingFacts = field(default_factory=TrainingFacts)
     converted_from: str | None = None
     """Hash of the weights in float32 that these were rounded from; None for those that a training has left."""
+    conversion: ConversionFacts | None = None
+    """Facts of the rounding; None for weights that a training has left, or that an older version rounded."""
     code: str | None = None
     packages: dict[str, str] = field(default_factory=dict)
     created: str = "1970-01-01T00:00:00+00:00"

@@ -11,8 +11,14 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def is_installed() -> bool:
-    """Return whether the program was installed from a wheel. Otherwise it runs from a checkout, which has make."""
+    """Return whether the program was installed from a wheel. Otherwise it runs from a checkout."""
     return (PACKAGE / EXPERIMENTS).is_dir()
+
+
+def has_make() -> bool:
+    """Return whether make trains stages here: the current folder has the Makefile of the checkout that the program runs from."""
+    own, here = PACKAGE.parent / "Makefile", Path("Makefile")
+    return not is_installed() and own.is_file() and here.is_file() and here.samefile(own)
 
 
 def packaged_experiments() -> Path:

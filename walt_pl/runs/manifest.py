@@ -38,7 +38,7 @@ from walt_pl.runs.card import (
     read_card,
     restore,
 )
-from walt_pl.runs.experiment_files import EXPERIMENTS, as_typed, find_experiment, is_installed, record_experiment
+from walt_pl.runs.experiment_files import EXPERIMENTS, as_typed, find_experiment, has_make, record_experiment
 from walt_pl.runs.manifest_records import ArtifactRecord, FileRecord, StageRecord, TrainingRecord
 from walt_pl.runs.stage_names import LockedManifest, ManifestError, in_order, kind_of, parents_of
 from walt_pl.runs.stop_record import StopRecord
@@ -278,8 +278,7 @@ class Manifest:
         name = config.resolve().parent.name if config else ""
         run = "" if config and self.run_dir.resolve() == (RUNS / name).resolve() else f"--run {shlex.quote(str(self.run_dir))}"
         target = {"vae": "train-vae", "base": "train-base"}.get(kind_of(stage))  # `train-sr` trains all super-resolution stages
-        has_make = not is_installed() and config is not None and config.is_file()
-        if config and target and has_make and config.resolve().parent == (EXPERIMENTS / name).resolve():
+        if config and target and has_make() and config.is_file() and config.resolve().parent == (EXPERIMENTS / name).resolve():
             words = [f"make {target} EXP={name}", f"STAGE={stage}" if "_" in stage else "", "FRESH=1" if from_scratch else ""]
             words.append(f'ARGS="{run}"' if run else "")
         else:

@@ -19,7 +19,7 @@ from safetensors import safe_open
 
 from walt_pl.files import write_whole
 from walt_pl.plain_text import decode_text
-from walt_pl.runs.card import CONFIG, EVALUATIONS, MODEL_CARD, TRAIN, WEIGHTS, read_card
+from walt_pl.runs.card import CONFIG, EVALUATIONS, MODEL_CARD, PRETRAINED_TEXT, TRAIN, WEIGHTS, read_card
 from walt_pl.runs.sample_condition import condition_option
 from walt_pl.runs.stored_config import clip_arguments, stored_index
 from walt_pl.terminal_text import CONTROL
@@ -96,6 +96,7 @@ def render_model_card(folder: Path) -> str:
         "\n".join(_describe_data(card, config, train_config)),
         "## Training",
         "\n".join(_describe_training(card)),
+        *_describe_conversion(card.get("conversion")),
         "## Figures",
         *_describe_figures(card["metrics"]),
         "## Load",
@@ -189,11 +190,11 @@ def _describe_data(card: Mapping[str, Any], config: Mapping[str, Any], train_con
     counts = index.get("counts")
     rows += [(escape(name), _figure(count)) for name, count in counts.items()] if isinstance(counts, Mapping) else []
     if "denoiser" in config:
-        rows.append(("condition", _condition(config)))
+        rows.append(("condition", _condition(card["kind"], config)))
     return _table(("data", ""), rows)
 
 
-def _condition(config: Mapping[str, Any]) -> str:
+def _condition(kind: str, config: Mapping[str, Any]) -> str:
     """Return the text encoder or the classes of a denoiser."""
     denoiser, classes = config["denoiser"], config.get("classes")
     if denoiser.get("num_classes"):
@@ -204,9 +205,13 @@ def _condition(config: Mapping[str, Any]) -> str:
         return f"{told}: {', '.join(names)}{', ...' if len(classes) > SHOWN_CLASSES else ''}"
     if not denoiser.get("text_width"):
         return "none"
+    if kind == "super_resolution":
+        return "captions, read by the text encoder of the base"
     if "text" in config:
         return "captions, read by a text encoder that was trained with the model"
-    return "captions, read by a pretrained text encoder, which is not in this folder (`model.yaml` names it)"
+    if PRETRAINED_TEXT in config:
+        return "captions, read by a pretrained text encoder, which is not in this folder (`model.yaml` names it)"
+    return "captions, read by a text encoder that is not recorded"
 
 
 def _describe_training(card: Mapping[str, Any]) -> list[str]:
@@ -227,7 +232,17 @@ def _describe_training(card: Mapping[str, Any]) -> list[str]:
     command = facts.get("command")
     if not command:
         return [*lines, "", "The command of the training is not recorded. `train.yaml` has its complete configuration."]
-    return [*lines, "", "The command that trained it. `train.yaml` has the complete configuration:", "", *_fence(command, "sh")]
+    starts = facts.get("starts", 1)
+    of = f"The command of the last of {starts:,} starts" if starts > 1 else "The command that trained it"
+    return [*lines, "", f"{of}. `train.yaml` has the complete configuration:", "", *_fence(command, "sh")]
+
+
+def _describe_conversion(facts: Mapping[str, Any] | None) -> list[str]:
+    """Return the blocks of the command that rounded the weights; none for those that a training has left."""
+    if facts is None:
+        return []
+    told = f"This command rounded the weights, with commit `{_code(facts.get('code') or 'unknown')}` of the code:"
+    return ["## Conversion", told, "\n".join(_fence(facts["command"], "sh"))]
 
 
 def _describe_figures(metrics: Mapping[str, Any]) -> list[str]:
@@ -284,6 +299,8 @@ def _describe_loading(card: Mapping[str, Any], config: Mapping[str, Any], train_
     blocks = ["`pip install .` in a checkout of the program installs it.", "\n".join(_fence("\n".join(code), "python"))]
     if card["kind"] == "vae":
         return blocks
+    if card["kind"] == "super_resolution":  # the base decides, and an artifact does not have the configuration of its parents
+        return [*blocks, "The stages of a run make clips together, with the command that the model card of the base names."]
     return [
         *blocks,
         "The stages of a run make clips together:",

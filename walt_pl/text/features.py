@@ -41,12 +41,11 @@ from walt_pl.blocks.transfer import to_device
 from walt_pl.files import file_sha256, remove_left_overs, write_whole
 from walt_pl.plain_records import build_record, check_range, check_sha256
 from walt_pl.runs.artifact import Artifact
+from walt_pl.runs.card import PRETRAINED_TEXT
 from walt_pl.text.pretrained_encoder import PretrainedTextEncoder, files_of
 from walt_pl.text.small_encoder import PretrainedTextConfig
 from walt_pl.untrusted import read_json
 
-SECTION = "pretrained_text"
-"""Section of model.yaml: config and hash of the frozen encoder that a base model was trained with."""
 MAX_ENCODER_SIZE = 1 << 16
 """Largest width and number of tokens of an encoder that an artifact names."""
 HASHES = "encoders.json"
@@ -105,7 +104,7 @@ def _is_hash(found: Any) -> bool:
 
 def encoder_section(config: PretrainedTextConfig, sha256: str) -> dict[str, Any]:
     """Return the section of model.yaml for an encoder, from its config and hash."""
-    return {SECTION: {**dataclasses.asdict(config), "sha256": sha256}}
+    return {PRETRAINED_TEXT: {**dataclasses.asdict(config), "sha256": sha256}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,12 +136,12 @@ def recorded_encoder(artifact: Artifact, path: str | None, option: str, memory: 
     Raises:
         ValueError: the encoder's files are missing or differ, or there is a `path` for an artifact without a frozen encoder.
     """
-    if SECTION not in artifact.config:
+    if PRETRAINED_TEXT not in artifact.config:
         if path is not None:
             raise ValueError(f"{option} {path}: {artifact.path} was not trained with a frozen text encoder; leave it out")
         return None
-    where = f'{artifact.path}: section "{SECTION}" of model.yaml'
-    section = artifact.config[SECTION]
+    where = f'{artifact.path}: section "{PRETRAINED_TEXT}" of model.yaml'
+    section = artifact.config[PRETRAINED_TEXT]
     recorded = build_record(_RecordedEncoder, {"sha256": "", **section} if isinstance(section, dict) else section, where)
     fields = {field.name: getattr(recorded, field.name) for field in dataclasses.fields(PretrainedTextConfig)}
     wanted, config = recorded.sha256, PretrainedTextConfig(**(fields | ({} if path is None else {"path": path})))

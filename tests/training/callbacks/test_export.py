@@ -1,11 +1,14 @@
 """The card and the model card of an artifact that a training wrote."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.helpers.guarded_training import Guarded, run
 from walt_pl.runs.card import read_card
+from walt_pl.training.callbacks.export import ExportArtifact
+from walt_pl.untrusted import UntrustedError
 
 
 @pytest.mark.parametrize(("decay", "said"), [(0.5, ", averaged weights"), (0.0, "")])
@@ -21,3 +24,10 @@ def test_export_artifact_records_command_and_machine_for_people(tmp_path: Path) 
     assert training["command"] == "" and training["machine"].endswith(", 1 processes")
     assert 0 < training["seconds"] < 240 and training["from_step"] == 0
     assert "| optimiser steps | 3 |" in (tmp_path / "run" / "base" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("starts", [0, -1, "many", 1.5])
+def test_export_artifact_refuses_a_number_of_starts_that_the_card_would_refuse_at_the_end(starts: Any, tmp_path: Path) -> None:
+    nothing: Any = None
+    with pytest.raises(UntrustedError, match=r"the checkpoint's export: training.*starts"):
+        ExportArtifact(tmp_path, "vae", {}, "").on_load_checkpoint(nothing, nothing, {"export": {"training": {"starts": starts}}})

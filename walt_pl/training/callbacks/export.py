@@ -12,8 +12,10 @@ from typing import Any, Protocol, cast
 import lightning as L
 from torch import Tensor, nn
 
+from walt_pl.plain_records import build_record
 from walt_pl.runs.artifact_writing import component_states, save_artifact
 from walt_pl.runs.card import check_replaceable
+from walt_pl.runs.card_entries import TrainingFacts
 from walt_pl.runs.checkpoint import Checkpoint, recovery_hint
 from walt_pl.runs.checkpoint_card import validation_values
 from walt_pl.runs.finite import NonFiniteError
@@ -88,6 +90,7 @@ class ExportArtifact(L.Callback):
         parents: hashes of the parents that training started from.
         train_config: the resolved configuration, as YAML.
         resume_command: command that goes on after a stop.
+        command: command of this start as it was typed, for the card; empty if it is not known.
         experiment: folder of the experiment, for the manifest and for the next command after the end.
         rescue: folder for the artifact if there is no room for it in the run at the end.
     """
@@ -99,6 +102,7 @@ class ExportArtifact(L.Callback):
         parents: Mapping[str, str],
         train_config: str,
         resume_command: str = "the same command",
+        command: str = "",
         experiment: Path | None = None,
         rescue: Path | None = None,
     ) -> None:
@@ -107,11 +111,13 @@ class ExportArtifact(L.Callback):
         self.parents = dict(parents)
         self.train_config = train_config
         self.resume_command = resume_command
+        self.command = command
         self.experiment = experiment
         self.rescue = rescue
         self._started = False
         self._began = time.monotonic()
         self._first_step = 0
+        self._starts = 1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the start in the manifest. At this point all errors of the configuration have been raised."""
@@ -138,9 +144,14 @@ class ExportArtifact(L.Callback):
             "training": self._training(trainer),
         }
 
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Count this start. Checkpoints of older versions have no count, and those starts count as one."""
+        facts = checkpoint.get(DESCRIPTION, {}).get("training", {})
+        self._starts = 1 + build_record(TrainingFacts, facts, f"the checkpoint's {DESCRIPTION}: training").starts
+
     def _training(self, trainer: L.Trainer) -> dict[str, Any]:
         """Return the command and the machine of the training for people, see `TrainingFacts`."""
-        return {"command": portable_command(self.resume_command), "machine": describe_machine(trainer)}
+        return {"command": portable_command(self.command), "starts": self._starts, "machine": describe_machine(trainer)}
 
     @staticmethod
     def _sampling_config(trainer: L.Trainer, stage: ExportableStage) -> dict[str, Any]:
