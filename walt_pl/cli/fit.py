@@ -57,6 +57,7 @@ from walt_pl.training.callbacks.throughput import Throughput
 from walt_pl.training.logger import ResilientTensorBoardLogger
 from walt_pl.training.rank import is_rank_zero
 from walt_pl.training.strategies.reduction import reduce_without_barrier
+from walt_pl.training.strategies.requeue import leave_requeue_to_the_script
 from walt_pl.training.strategies.store import listen_locally
 
 AUTO = "auto"
@@ -412,6 +413,7 @@ class WaltCLI(LightningCLI):
                 RecordTask(task_settings(self.options), self.parents),
             ]
         trainer = super().instantiate_trainer(**kwargs)
+        leave_requeue_to_the_script(trainer)
         listen_locally(trainer.strategy)
         reduce_without_barrier(trainer.strategy)
         trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]

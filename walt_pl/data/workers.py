@@ -253,7 +253,7 @@ def end_with_training(worker: int) -> None:
 
     torch watches the server that forked the worker, and that server waits for the worker.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the training reads on to its checkpoint
+    _ignore_announcements()
     training = multiprocessing.parent_process()
     assert training is not None
 
@@ -264,11 +264,17 @@ def end_with_training(worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def _ignore_announcements() -> None:
+    """Leave Ctrl-C and SIGUSR1 to the training, which reads on to its checkpoint. Terminals and SLURM send them to all processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def _serve(source: SampleSource, connection: "Connection[Any, Any]", reading: Any, beats: Any) -> None:
     """Read the batches that arrive, until the pipe is closed: the main loop of a worker."""
     give_signs(beats)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
+    _ignore_announcements()
     while True:
         try:
             number, draws, given_up = connection.recv()

@@ -1,0 +1,53 @@
+"""Two machines, a run with a trained autoencoder, and the training that nothing happens to."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.machines import TOOLS, Pair, lacking, make_pair
+from tests.helpers.starts import fit
+from tests.helpers.training import ADAMW, SHARDED, arguments, copy_parents
+
+STEPS = 100
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Collect these tests for `make test-cluster` only: they need root, and packages of the system."""
+    return None if "cluster" in config.option.markexpr else True
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Iterator[Pair]:
+    """Two machines."""
+    if reason := lacking(TOOLS):
+        pytest.skip(reason)
+    pair = make_pair(tmp_path / "machines")
+    try:
+        yield pair
+    finally:
+        pair.close()
+
+
+@pytest.fixture(scope="session")
+def parents(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with an autoencoder."""
+    run = tmp_path_factory.mktemp("parents") / "run"
+    fit(*arguments("vae", run, painted, "--trainer.max_steps", "2", "--model.warmup_steps", "1", "--trainer.val_check_interval", "2"))
+    return run
+
+
+@pytest.fixture(scope="session")
+def whole(painted: Path, parents: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The undisturbed training of the base under ZeRO 2, on two processes of one machine."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    copy_parents(parents, run, "base")
+    fit(*arguments("base", run, painted, *ADAMW, *SHARDED, "--trainer.max_steps", str(STEPS), "--trainer.val_check_interval", str(STEPS)), ranks=2)
+    return run
+
+
+@pytest.fixture
+def run(parents: Path, tmp_path: Path) -> Path:
+    """A run in which the base is not trained yet."""
+    copy_parents(parents, tmp_path / "run", "base")
+    return tmp_path / "run"

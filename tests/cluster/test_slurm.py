@@ -1,0 +1,52 @@
+"""launch/slurm.sbatch on Debian's SLURM, with two nodes of one process each."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import STEPS
+from tests.cluster.machines import Pair, lacking
+from tests.cluster.slurm import SLURM_TOOLS, Slurm, start_slurm
+from tests.helpers.environment import ROOT
+from tests.helpers.training import ADAMW, options
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.cluster,
+    pytest.mark.skipif(bool(lacking(SLURM_TOOLS)), reason=lacking(SLURM_TOOLS)),
+]
+SCRIPT = str(ROOT / "launch" / "slurm.sbatch")
+# SLURM counts time limits in minutes. The signal comes 60 to 90 seconds after the start: it may come half a minute early.
+LIMITS = ["--time=2", "--signal=USR1@30"]
+NODES = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"]
+SLOW = "[{class_path: tests.cluster.slow_start.SlowStart, init_args: {seconds: 1, variable: SLURM_RESTART_COUNT}}]"
+
+
+@pytest.fixture
+def slurm(pair: Pair, tmp_path: Path) -> Slurm:
+    return start_slurm(pair, tmp_path / "slurm")
+
+
+def submit(slurm: Slurm, run: Path, index: Path, *more: str, limits: list[str] = LIMITS) -> tuple[str, Path]:
+    """Submit the training of the base, and return the number of the job and the file of its output."""
+    variables = {"EXP": "shapes", "STAGE": "base", "STRATEGY": "zero2", "RUN": str(run), "OMP_NUM_THREADS": "1"}
+    log = run.parent / "job.out"
+    words = [*NODES, *limits, f"--output={log}", SCRIPT, *options("base", index, *ADAMW, *more)]
+    return slurm.submit(*words, environment=variables), log
+
+
+def test_slurm_job_out_of_time_is_requeued_and_ends_with_the_bytes_of_an_undisturbed_training(
+    slurm: Slurm, run: Path, whole: Path, painted: Path
+) -> None:
+    steps = ["--trainer.max_steps", str(STEPS), "--trainer.val_check_interval", str(STEPS), "--data.num_workers", "1"]
+    number, log = submit(slurm, run, painted, *steps, "--trainer.callbacks", SLOW)
+    job = slurm.wait(number, 600, log)
+    said = log.read_text()
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("COMPLETED", "1", "0:0"), said
+    (stop,) = re.findall(r"stopped by SIGUSR1 after step (\d+), everything is in", said)
+    assert f"slurm.sbatch: out of time after step {stop} (step 0 before); putting job {number} into the queue again" in said
+    assert f"start 2 on walt-[1-2], after step {stop}" in said and f"going on from {run}/training/base/checkpoints/step={int(stop):08d}" in said
+    assert said.count("the stage is done") == 1
+    mine, theirs = ((folder / "base" / "model.safetensors").read_bytes() for folder in (run, whole))
+    assert mine == theirs
