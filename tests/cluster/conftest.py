@@ -8,8 +8,22 @@ import pytest
 from tests.cluster.machines import TOOLS, Pair, lacking, make_pair
 from tests.helpers.starts import fit
 from tests.helpers.training import ADAMW, SHARDED, arguments, copy_parents
+from walt_pl.runs.checkpoint import Checkpoint
 
-STEPS = 100
+STEPS = 40
+START = 300.0
+"""Seconds that the start of a training may take on busy processors."""
+
+
+def newest_step(run: Path) -> int:
+    """Return the step of the newest checkpoint of the base, 0 without one."""
+    newest = Checkpoint.newest(run / "training" / "base" / "checkpoints")
+    return newest.step if newest else 0
+
+
+def assert_same_bytes(run: Path, whole: Path) -> None:
+    mine, theirs = ((folder / "base" / "model.safetensors").read_bytes() for folder in (run, whole))
+    assert mine == theirs
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -42,7 +56,10 @@ def whole(painted: Path, parents: Path, tmp_path_factory: pytest.TempPathFactory
     """The undisturbed training of the base under ZeRO 2, on two processes of one machine."""
     run = tmp_path_factory.mktemp("whole") / "run"
     copy_parents(parents, run, "base")
-    fit(*arguments("base", run, painted, *ADAMW, *SHARDED, "--trainer.max_steps", str(STEPS), "--trainer.val_check_interval", str(STEPS)), ranks=2)
+    fit(
+        *arguments("base", run, painted, *ADAMW, *SHARDED, "--trainer.max_steps", str(STEPS), "--trainer.val_check_interval", str(STEPS)),
+        ranks=2,
+    )
     return run
 
 

@@ -122,7 +122,11 @@ def lacking(tools: Mapping[str, str]) -> str:
         packages = sorted({tools[name] for name in missing})
         return f"there is no {', '.join(missing)} here; Debian has them: apt-get install {' '.join(packages)}"
     tried = subprocess.run(["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "true"], capture_output=True, text=True, check=False)
-    return f"this root may make no namespaces ({tried.stderr.strip()}): run make test-cluster outside of a container" if tried.returncode else ""
+    return (
+        f"this root may make no namespaces ({tried.stderr.strip()}): run make test-cluster outside of a container"
+        if tried.returncode
+        else ""
+    )
 
 
 def make_pair(folder: Path) -> Pair:

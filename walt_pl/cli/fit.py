@@ -56,9 +56,8 @@ from walt_pl.training.callbacks.text_progress import TextProgress
 from walt_pl.training.callbacks.throughput import Throughput
 from walt_pl.training.logger import ResilientTensorBoardLogger
 from walt_pl.training.rank import is_rank_zero
-from walt_pl.training.strategies.reduction import reduce_without_barrier
-from walt_pl.training.strategies.requeue import leave_requeue_to_the_script
-from walt_pl.training.strategies.store import listen_locally
+from walt_pl.training.strategies.lost_ranks import explain_lost_ranks
+from walt_pl.training.strategies.ranks import check_machines, prepare_ranks
 
 AUTO = "auto"
 """Value of --ckpt_path for the newest complete checkpoint of the stage. `fit` uses it by default."""
@@ -182,6 +181,7 @@ class WaltCLI(LightningCLI):
         set_float32_precision(options.float32_matmul_precision)
         self.parents: dict[str, str] = {}
         if self.subcommand == "fit":
+            check_machines(options.trainer, self.run_dir)
             self._check_parents()
         self.work = self.run_dir / "training" / self.stage
         self.is_trial = self.subcommand == "fit" and bool(options.trainer.fast_dev_run)
@@ -199,7 +199,9 @@ class WaltCLI(LightningCLI):
         fill_classes(options)
         check_engine(self.stage, options)
         if options.trainer.precision is None:
-            options.trainer.precision = "bf16-mixed" if compute_dtype(_device()) is torch.bfloat16 else "32-true"
+            options.trainer.precision = (
+                "bf16-mixed" if compute_dtype(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is torch.bfloat16 else "32-true"
+            )
             _say(f"precision {options.trainer.precision}: what this machine is fastest at")
         if self.subcommand == "fit" and not self.is_trial:
             self._begin(self.manifest)
@@ -363,12 +365,10 @@ class WaltCLI(LightningCLI):
         elif path.exists():
             self.restored = path
         else:
-            raise ValueError(f"--ckpt_path: there is no {path}; there are: {', '.join(str(c.path) for c in self._checkpoints()) or 'none'}")
+            there_are = [str(checkpoint.path) for checkpoint in Checkpoint.all(options.checkpoint.dirpath)]
+            raise ValueError(f"--ckpt_path: there is no {path}; there are: {', '.join(there_are) or 'none'}")
         _say(f"{self.RESTORING} {self.restored.parent if self.restored.name == STATE else self.restored}")
         options.ckpt_path = None  # trainer.ckpt_path is set in `instantiate_trainer`, since callbacks need it in `setup`
-
-    def _checkpoints(self) -> list[Checkpoint]:
-        return Checkpoint.all(self.options.checkpoint.dirpath)
 
     def before_fit(self) -> None:
         """Check the checkpoint that training resumes from. Otherwise load the weights of ``--init``."""
@@ -377,6 +377,10 @@ class WaltCLI(LightningCLI):
         if self.options.init is None or self.restored is not None:
             return
         init_from(self.model.components(), load(self.options.init, verify=True))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with explain_lost_ranks(self.trainer.strategy):
+            super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
         """Say that ``--trainer.fast_dev_run`` left nothing."""
@@ -413,9 +417,7 @@ class WaltCLI(LightningCLI):
                 RecordTask(task_settings(self.options), self.parents),
             ]
         trainer = super().instantiate_trainer(**kwargs)
-        leave_requeue_to_the_script(trainer)
-        listen_locally(trainer.strategy)
-        reduce_without_barrier(trainer.strategy)
+        prepare_ranks(trainer)
         trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]
         # A measurement may take long: the checkpoint of its step is written first.
         trainer.callbacks.sort(key=lambda callback: isinstance(callback, Metrics))  # type: ignore[attr-defined]
@@ -440,10 +442,6 @@ def _run_and_stage(options: Any) -> tuple[Path, str]:
         raise ValueError("which stage? give --config experiments/EXP/STAGE.yaml, or --run and --stage")
     run = Path(options.run) if options.run else Path("runs") / configs[0].resolve().parent.name
     return run, options.stage or configs[0].stem
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @rank_zero_only

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -245,6 +246,12 @@ def forkserver() -> Any:
     # Workers inherit this folder for their sockets, and this process removes it at its end. A worker that makes one of its own leaves it
     # behind, since it is killed.
     multiprocessing.util.get_temp_dir()
+    # SLURM sends SIGUSR1 to every process of a job, and the training reads on to its checkpoint. The server hands this mask on to workers.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
@@ -253,7 +260,7 @@ def end_with_training(worker: int) -> None:
 
     torch watches the server that forked the worker, and that server waits for the worker.
     """
-    _ignore_announcements()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the training reads on to its checkpoint
     training = multiprocessing.parent_process()
     assert training is not None
 
@@ -264,17 +271,11 @@ def end_with_training(worker: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _ignore_announcements() -> None:
-    """Leave Ctrl-C and SIGUSR1 to the training, which reads on to its checkpoint. Terminals and SLURM send them to all processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
-
 def _serve(source: SampleSource, connection: "Connection[Any, Any]", reading: Any, beats: Any) -> None:
     """Read the batches that arrive, until the pipe is closed: the main loop of a worker."""
     give_signs(beats)
     torch.set_num_threads(1)
-    _ignore_announcements()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
     while True:
         try:
             number, draws, given_up = connection.recv()

@@ -19,6 +19,7 @@ RESHARDED_FILES = (r"(checkpoint/)?latest[^/]*", r"checkpoint/.+")
 """Files of a checkpoint that is put together for another number of ranks."""
 RUN_FILES = (
     r"manifest\.(json|lock)",
+    r"\.shared-[0-9a-f]{16}",
     r"reconstructions\.(png|gif)",
     r"seconds\.json",
     r"peak_kib\.txt",

@@ -10,6 +10,7 @@ import os
 import socket
 from datetime import timedelta
 
+from lightning.fabric.plugins.environments import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported under a condition
@@ -56,7 +57,20 @@ def _open_store(strategy: DDPStrategy) -> None:
         loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
         for variable in INTERFACES if loopback else ():
             os.environ.setdefault(variable, str(loopback))
-    if strategy.global_rank:
+    if strategy.global_rank == 0:
+        serve_store(environment, strategy.num_nodes * strategy.num_processes, is_local, strategy._timeout or timedelta(minutes=30))
+
+
+def serve_store(environment: ClusterEnvironment, processes: int, is_local: bool, timeout: timedelta) -> None:
+    """Open the store on the first machine, unless this process or torchrun's serves it already.
+
+    Args:
+        environment: of the processes, which has address and port.
+        processes: number of processes that use the store.
+        is_local: all of them are on this machine.
+        timeout: time that they wait for each other.
+    """
+    if _stores or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return
     listener = _bind(environment.main_address, environment.main_port, is_local)
     if listener is not None:
@@ -64,9 +78,9 @@ def _open_store(strategy: DDPStrategy) -> None:
             TCPStore(
                 environment.main_address,
                 environment.main_port,
-                strategy.num_nodes * strategy.num_processes,
+                processes,
                 is_master=True,
-                timeout=strategy._timeout or timedelta(minutes=30),
+                timeout=timeout,
                 wait_for_workers=False,
                 multi_tenant=True,
                 master_listen_fd=listener.detach(),

@@ -14,6 +14,7 @@ import importlib.util
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -46,12 +47,20 @@ class ZeROStrategy(DeepSpeedStrategy):
         offload: keep the optimiser's state and the float32 weights in CPU memory (stages 1 and 2); the optimiser then runs on the CPU.
         bucket: number of weights or gradients that are sent at a time; two buckets are held.
         keep_whole: weights with at most this number of values stay unsharded on every rank at stage 3.
+        timeout: time-out of the process group: ranks that wait for longer than this for another rank end with an error.
 
     Raises:
         ValueError: DeepSpeed is not installed, or offload is set at stage 3.
     """
 
-    def __init__(self, stage: Literal[1, 2, 3] = 2, offload: bool = False, bucket: int = 200_000_000, keep_whole: int = 100_000) -> None:
+    def __init__(
+        self,
+        stage: Literal[1, 2, 3] = 2,
+        offload: bool = False,
+        bucket: int = 200_000_000,
+        keep_whole: int = 100_000,
+        timeout: timedelta = timedelta(minutes=30),
+    ) -> None:
         if importlib.util.find_spec("deepspeed") is None:
             raise ValueError(
                 "trainer.strategy: ZeRO needs DeepSpeed, which is not installed; type: make setup, or outside of a checkout: "
@@ -59,7 +68,7 @@ class ZeROStrategy(DeepSpeedStrategy):
             )
         if offload and stage == 3:
             raise ValueError("trainer.strategy: offload is for stages 1 and 2, got stage 3; use experiments/strategy/zero2_offload.yaml")
-        super().__init__(stage=stage, offload_optimizer=offload, allgather_bucket_size=bucket, reduce_bucket_size=bucket)
+        super().__init__(stage=stage, offload_optimizer=offload, allgather_bucket_size=bucket, reduce_bucket_size=bucket, timeout=timeout)
         assert isinstance(self.config, dict)
         self.config["zero_optimization"]["stage3_param_persistence_threshold"] = keep_whole
         # The gradients of bfloat16 weights are bfloat16. Without this, their sum over ranks would be bfloat16, too.

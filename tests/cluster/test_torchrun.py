@@ -1,0 +1,107 @@
+"""launch/torchrun.sh on two machines of one process each: processes and agents that are killed."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import START, STEPS, assert_same_bytes, newest_step
+from tests.cluster.machines import TOOLS, Machine, Pair, ended, lacking, wait_until
+from tests.helpers.environment import ROOT
+from tests.helpers.training import ADAMW, options
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(lacking(TOOLS)), reason=lacking(TOOLS))]
+LENGTH = ["--trainer.max_steps", str(STEPS), "--trainer.val_check_interval", str(STEPS), "--checkpoint.every_n_train_steps", "10"]
+SLOW = "[{{class_path: tests.cluster.slow_start.SlowStart, init_args: {{step: {step}, seconds: {seconds}, variable: {variable}}}}}]"
+PROGRAM = ("-m", "walt_pl", "fit")
+AGENT = ("-m", "torch.distributed.run")
+
+
+class Training:
+    """The base under ZeRO 2, started on both machines."""
+
+    def __init__(self, pair: Pair, run: Path, index: Path, *more: str, variables: Mapping[str, str] | None = None) -> None:
+        self.pair, self.run = pair, run
+        self.words = [str(ROOT / "launch" / "torchrun.sh"), *options("base", index, *ADAMW, *LENGTH, *more)]
+        self.variables = {"EXP": "shapes", "STRATEGY": "zero2", "RUN": str(run), "NODES": "2", "GPUS": "1", "HEAD": pair.first.name}
+        self.variables |= {"OMP_NUM_THREADS": "1", "JOIN": "120", "GRACE": "60", **(variables or {})}
+        self.scripts: dict[str, subprocess.Popen[bytes]] = {}
+        for rank, machine in enumerate(pair):
+            self.start(machine, rank)
+
+    def start(self, machine: Machine, rank: int) -> None:
+        """Type the command on a machine."""
+        self.scripts[machine.name] = machine.start("torchrun", *self.words, environment={**self.variables, "NODE_RANK": str(rank)})
+
+    @property
+    def said(self) -> str:
+        return "\n".join(f"--- {machine.name}\n{machine.said('torchrun')}" for machine in self.pair)
+
+    def codes(self, seconds: float) -> list[int]:
+        """Exit codes of both scripts."""
+        return [ended(self.scripts[machine.name], seconds, lambda: self.said) for machine in self.pair]
+
+    def until_step(self, step: int, seconds: float = START) -> None:
+        wait_until(lambda: newest_step(self.run) >= step, seconds, f"a checkpoint of step {step}", lambda: self.said)
+
+
+def the_process(machine: Machine, *words: str) -> int:
+    """Return the one process of these words whose parent is no such process: a rank, and none of its workers."""
+    found = machine.processes(*words)
+    assert found, f"no {' '.join(words)} on {machine.name}"
+    return found[0]
+
+
+def test_torchrun_agents_restart_the_ranks_after_one_was_killed(pair: Pair, run: Path, whole: Path, painted: Path) -> None:
+    slow = SLOW.format(step=30, seconds=1, variable="NOT_SET")
+    training = Training(pair, run, painted, "--trainer.callbacks", slow)
+    training.until_step(20)
+    agents = [the_process(machine, *AGENT) for machine in pair]
+    rank = the_process(pair.second, *PROGRAM, "--trainer.devices")
+    os.kill(rank, signal.SIGKILL)
+    assert training.codes(START + 2 * STEPS) == [0, 0], training.said
+    assert "going on from" in training.said and training.said.count("torchrun.sh: the stage is done") == 2
+    assert "starting it again" not in training.said, "the agents lived on"
+    assert len(agents) == 2
+    assert_same_bytes(run, whole)
+
+
+def test_torchrun_script_restarts_an_agent_that_was_killed(pair: Pair, run: Path, whole: Path, painted: Path) -> None:
+    """Its rank is ended with a checkpoint, and the agent of the other machine starts its rank again."""
+    slow = SLOW.format(step=30, seconds=1, variable="NOT_SET")
+    training = Training(pair, run, painted, "--trainer.callbacks", slow)
+    training.until_step(20)
+    os.kill(the_process(pair.second, *AGENT), signal.SIGKILL)
+    assert training.codes(START + 2 * STEPS) == [0, 0], training.said
+    second = pair.second.said("torchrun")
+    assert "the agent has left processes behind; ending them" in second
+    assert re.search(r"the agent ended with exit code 137 after step \d+; starting it again", second)
+    assert "starting it again" not in pair.first.said("torchrun"), "its agent lived on"
+    assert_same_bytes(run, whole)
+
+
+def test_torchrun_head_that_is_killed_ends_the_job_and_the_same_command_goes_on(pair: Pair, run: Path, whole: Path, painted: Path) -> None:
+    """Script, agent and rank of machine 0 are killed, as if it had lost its power."""
+    slow = SLOW.format(step=30, seconds=1, variable="NOT_SET")
+    training = Training(pair, run, painted, "--trainer.callbacks", slow, variables={"JOIN": "15", "RESTARTS": "1"})
+    training.until_step(20)
+    for process in pair.first.processes("walt_pl"):
+        os.kill(process, signal.SIGKILL)
+    for process in [*pair.first.processes(training.words[0]), *pair.first.processes("walt_pl")]:
+        os.kill(process, signal.SIGKILL)
+    code = ended(training.scripts[pair.second.name], START + 60, lambda: training.said)
+    assert code not in (0, 130, 138, 143), training.said
+    second = pair.second.said("torchrun")
+    assert re.search(r"torchrun.sh: the agent ended with exit code \d+, and 2 starts in a row saved no step after step \d+", second)
+    assert newest_step(run) >= 20
+    time.sleep(1)
+    for rank, machine in enumerate(pair):
+        training.start(machine, rank)
+    assert training.codes(START + 2 * STEPS) == [0, 0], training.said
+    assert "going on from" in training.said
+    assert_same_bytes(run, whole)
