@@ -6,13 +6,22 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.machines import TOOLS, Pair, lacking, make_pair
-from tests.helpers.starts import fit
+from tests.helpers.starts import start
 from tests.helpers.training import ADAMW, SHARDED, arguments, copy_parents
 from walt_pl.runs.checkpoint import Checkpoint
 
 STEPS = 40
-START = 300.0
-"""Seconds that the start of a training may take on busy processors."""
+START = 900.0
+"""Seconds that a training may take to start, or to end, on busy processors."""
+
+
+LENGTH = ["--trainer.max_steps", str(STEPS), "--trainer.val_check_interval", str(STEPS)]
+
+
+def train(*words: str, ranks: int = 1) -> None:
+    """Train on this machine."""
+    started = start("fit", *words, ranks=ranks)
+    assert started.wait(START) == 0, started.said
 
 
 def newest_step(run: Path) -> int:
@@ -47,7 +56,8 @@ def pair(tmp_path: Path) -> Iterator[Pair]:
 def parents(painted: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with an autoencoder."""
     run = tmp_path_factory.mktemp("parents") / "run"
-    fit(*arguments("vae", run, painted, "--trainer.max_steps", "2", "--model.warmup_steps", "1", "--trainer.val_check_interval", "2"))
+    few = ["--trainer.max_steps", "2", "--model.warmup_steps", "1", "--trainer.val_check_interval", "2"]
+    train(*arguments("vae", run, painted, *few))
     return run
 
 
@@ -56,10 +66,7 @@ def whole(painted: Path, parents: Path, tmp_path_factory: pytest.TempPathFactory
     """The undisturbed training of the base under ZeRO 2, on two processes of one machine."""
     run = tmp_path_factory.mktemp("whole") / "run"
     copy_parents(parents, run, "base")
-    fit(
-        *arguments("base", run, painted, *ADAMW, *SHARDED, "--trainer.max_steps", str(STEPS), "--trainer.val_check_interval", str(STEPS)),
-        ranks=2,
-    )
+    train(*arguments("base", run, painted, *ADAMW, *SHARDED, *LENGTH), ranks=2)
     return run
 
 

@@ -80,9 +80,9 @@ class Slurm:
         return dict(re.findall(r"(\w+)=(\S*)", self.ask("scontrol", "show", "job", number)))
 
     def end_soon(self, number: str) -> None:
-        """Give a running job a time limit of one to two minutes from now. SLURM counts in minutes."""
+        """Give a running job a time limit of two to three minutes from now. SLURM counts in minutes."""
         hours, minutes, _ = self.job(number)["RunTime"].split(":")
-        self.ask("scontrol", "update", f"JobId={number}", f"TimeLimit={int(hours) * 60 + int(minutes) + 2}")
+        self.ask("scontrol", "update", f"JobId={number}", f"TimeLimit={int(hours) * 60 + int(minutes) + 3}")
 
     def wait(self, number: str, seconds: float, log: Path) -> dict[str, str]:
         """Wait for the end of a job, and return its fields."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import START, STEPS, assert_same_bytes, newest_step
+from tests.cluster.conftest import LENGTH, START, assert_same_bytes, newest_step
 from tests.cluster.machines import Pair, lacking, wait_until
 from tests.cluster.slurm import SLURM_TOOLS, Slurm, start_slurm
 from tests.helpers.environment import ROOT
@@ -18,9 +18,9 @@ pytestmark = [
     pytest.mark.skipif(bool(lacking(SLURM_TOOLS)), reason=lacking(SLURM_TOOLS)),
 ]
 SCRIPT = str(ROOT / "launch" / "slurm.sbatch")
-HOUR = ["--time=60", "--signal=USR1@60"]
+HOUR = ["--time=60", "--signal=USR1@120"]
 NODES = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"]
-SLOW = "[{class_path: tests.cluster.slow_start.SlowStart, init_args: {step: 20, seconds: 5, variable: SLURM_RESTART_COUNT}}]"
+SLOW = "[{class_path: tests.cluster.slow_start.SlowStart, init_args: {step: 20, seconds: 10, variable: SLURM_RESTART_COUNT}}]"
 
 
 @pytest.fixture
@@ -39,17 +39,8 @@ def submit(slurm: Slurm, run: Path, index: Path, *more: str, limits: Sequence[st
 def test_slurm_job_out_of_time_is_requeued_and_ends_with_the_bytes_of_an_undisturbed_training(
     slurm: Slurm, run: Path, whole: Path, painted: Path
 ) -> None:
-    steps = [
-        "--trainer.max_steps",
-        str(STEPS),
-        "--trainer.val_check_interval",
-        str(STEPS),
-        "--data.num_workers",
-        "1",
-        "--checkpoint.every_n_train_steps",
-        "20",
-    ]
-    number, log = submit(slurm, run, painted, *steps, "--trainer.callbacks", SLOW)
+    words = [*LENGTH, "--checkpoint.every_n_train_steps", "20", "--data.num_workers", "1"]
+    number, log = submit(slurm, run, painted, *words, "--trainer.callbacks", SLOW)
     wait_until(lambda: newest_step(run) >= 20, START, "a checkpoint of step 20", lambda: log.read_text())
     slurm.end_soon(number)
     wait_until(lambda: "into the queue again" in log.read_text(), 240, "the end of the first start", lambda: log.read_text())

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import START, STEPS, assert_same_bytes, newest_step
+from tests.cluster.conftest import LENGTH, START, assert_same_bytes, newest_step
 from tests.cluster.machines import TOOLS, Machine, Pair, ended, lacking, wait_until
 from tests.helpers.environment import ROOT
 from tests.helpers.training import ADAMW, options
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(lacking(TOOLS)), reason=lacking(TOOLS))]
-LENGTH = ["--trainer.max_steps", str(STEPS), "--trainer.val_check_interval", str(STEPS), "--checkpoint.every_n_train_steps", "10"]
 SLOW = "[{{class_path: tests.cluster.slow_start.SlowStart, init_args: {{step: {step}, seconds: {seconds}, variable: {variable}}}}}]"
 PROGRAM = ("-m", "walt_pl", "fit")
 AGENT = ("-m", "torch.distributed.run")
@@ -64,7 +63,7 @@ def test_torchrun_agents_restart_the_ranks_after_one_was_killed(pair: Pair, run:
     agents = [the_process(machine, *AGENT) for machine in pair]
     rank = the_process(pair.second, *PROGRAM, "--trainer.devices")
     os.kill(rank, signal.SIGKILL)
-    assert training.codes(START + 2 * STEPS) == [0, 0], training.said
+    assert training.codes(2 * START) == [0, 0], training.said
     assert "going on from" in training.said and training.said.count("torchrun.sh: the stage is done") == 2
     assert "starting it again" not in training.said, "the agents lived on"
     assert len(agents) == 2
@@ -77,7 +76,7 @@ def test_torchrun_script_restarts_an_agent_that_was_killed(pair: Pair, run: Path
     training = Training(pair, run, painted, "--trainer.callbacks", slow)
     training.until_step(20)
     os.kill(the_process(pair.second, *AGENT), signal.SIGKILL)
-    assert training.codes(START + 2 * STEPS) == [0, 0], training.said
+    assert training.codes(2 * START) == [0, 0], training.said
     second = pair.second.said("torchrun")
     assert "the agent has left processes behind; ending them" in second
     assert re.search(r"the agent ended with exit code 137 after step \d+; starting it again", second)
@@ -102,6 +101,6 @@ def test_torchrun_head_that_is_killed_ends_the_job_and_the_same_command_goes_on(
     time.sleep(1)
     for rank, machine in enumerate(pair):
         training.start(machine, rank)
-    assert training.codes(START + 2 * STEPS) == [0, 0], training.said
+    assert training.codes(2 * START) == [0, 0], training.said
     assert "going on from" in training.said
     assert_same_bytes(run, whole)

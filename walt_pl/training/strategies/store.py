@@ -73,19 +73,18 @@ def serve_store(environment: ClusterEnvironment, processes: int, is_local: bool,
     if _stores or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return
     listener = _bind(environment.main_address, environment.main_port, is_local)
-    if listener is not None:
-        _stores.append(
-            TCPStore(
-                environment.main_address,
-                environment.main_port,
-                processes,
-                is_master=True,
-                timeout=timeout,
-                wait_for_workers=False,
-                multi_tenant=True,
-                master_listen_fd=listener.detach(),
-            )
+    _stores.append(
+        TCPStore(
+            environment.main_address,
+            environment.main_port,
+            processes,
+            is_master=True,
+            timeout=timeout,
+            wait_for_workers=False,
+            multi_tenant=True,
+            master_listen_fd=listener.detach() if listener else None,
         )
+    )
 
 
 def exact_names(interfaces: str) -> str:

@@ -1,0 +1,59 @@
+"""The link between two machines is cut for longer than the time-out of the process group."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import LENGTH, START, assert_same_bytes, newest_step
+from tests.cluster.machines import TOOLS, Pair, ended, lacking, wait_until
+from tests.helpers.environment import ROOT
+from tests.helpers.training import ADAMW, arguments
+from walt_pl.runs.checkpoint import Checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(lacking(TOOLS)), reason=lacking(TOOLS))]
+TIME_OUT = 120
+"""Seconds. The ranks start far apart on busy processors, and wait for each other then, too."""
+STRATEGY = f"{{class_path: walt_pl.strategies.Zero, init_args: {{stage: 2, timeout: '0:00:{TIME_OUT}'}}}}"
+SLOW = "[{class_path: tests.cluster.slow_start.SlowStart, init_args: {step: 15, seconds: 5, variable: NOT_SLOW}}]"
+
+
+def start(pair: Pair, run: Path, index: Path, **variables: str) -> list[subprocess.Popen[bytes]]:
+    """Type the command on both machines, each with the place of the first one."""
+    words = [
+        "--trainer.num_nodes",
+        "2",
+        "--trainer.strategy",
+        STRATEGY,
+        "--checkpoint.every_n_train_steps",
+        "10",
+        "--trainer.callbacks",
+        SLOW,
+    ]
+    command = [str(ROOT / ".venv" / "bin" / "python"), "-m", "walt_pl", "fit", *arguments("base", run, index, *ADAMW, *LENGTH, *words)]
+    place = {"MASTER_ADDR": pair.first.name, "MASTER_PORT": "29511", "OMP_NUM_THREADS": "1", **variables}
+    return [machine.start("fit", *command, environment={**place, "NODE_RANK": str(rank)}) for rank, machine in enumerate(pair)]
+
+
+def test_ranks_whose_link_is_cut_end_with_the_cause_and_the_same_command_goes_on(pair: Pair, run: Path, whole: Path, painted: Path) -> None:
+    def said() -> str:
+        return "\n".join(f"--- {machine.name}\n{machine.said('fit')}" for machine in pair)
+
+    ranks = start(pair, run, painted)
+    wait_until(lambda: newest_step(run) >= 10, START, "a checkpoint of step 10", said)
+    pair.cut()
+    assert [ended(rank, START + TIME_OUT, said) for rank in ranks] == [1, 1], said()
+    for machine, this, other in (
+        (pair.first, "rank 0 on walt-1", "rank 1 on walt-2"),
+        (pair.second, "rank 1 on walt-2", "rank 0 on walt-1"),
+    ):
+        (line,) = [line for line in machine.said("fit").split("\n") if line.startswith("error: ")]
+        assert line.startswith(f"error: {this} heard nothing from {other} for 0:02:00, the time-out of the process group ("), said()
+        assert "raise trainer.strategy.init_args.timeout. The last checkpoint stays; the same command goes on" in line
+    last = Checkpoint.newest(run / "training" / "base" / "checkpoints", hashed=True)
+    assert last is not None and last.step >= 10
+    pair.mend()
+    ranks = start(pair, run, painted, NOT_SLOW="1")
+    assert [ended(rank, 2 * START, said) for rank in ranks] == [0, 0], said()
+    assert f"going on from {last.path}" in said()
+    assert_same_bytes(run, whole)

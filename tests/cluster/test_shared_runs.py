@@ -1,0 +1,21 @@
+"""Two machines of which the second does not see the folder of the run."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import START
+from tests.cluster.machines import TOOLS, Pair, lacking
+from tests.cluster.test_torchrun import Training
+
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(lacking(TOOLS)), reason=lacking(TOOLS))]
+
+
+def test_machine_that_does_not_see_the_run_ends_the_start_on_all(pair: Pair, run: Path, painted: Path) -> None:
+    pair.second.run("mount", "-t", "tmpfs", "none", str(run))
+    training = Training(pair, run, painted, variables={"MAX_RESTARTS": "0", "RESTARTS": "0"})
+    assert 0 not in training.codes(START), training.said
+    sentence = f"error: --run {run}: walt-2 does not see what the first machine writes into {run}; name a folder on a file system"
+    for machine in pair:
+        assert sentence in machine.said("torchrun")
+    assert not (run / "training" / "base").exists() and not list(run.glob(".shared-*"))
