@@ -16,6 +16,7 @@ SLURM_TOOLS = {
     "slurmctld": "slurm-wlm",
     "slurmd": "slurm-wlm",
     "sbatch": "slurm-wlm",
+    "srun": "slurm-wlm",
     "munged": "munge",
 }
 """Programs, and the packages of Debian that have them."""

@@ -12,9 +12,9 @@ from tests.helpers.training import ADAMW, arguments
 from walt_pl.runs.checkpoint import Checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(lacking(TOOLS)), reason=lacking(TOOLS))]
-TIME_OUT = 120
+TIME_OUT = 120.0
 """Seconds. The ranks start far apart on busy processors, and wait for each other then, too."""
-STRATEGY = f"{{class_path: walt_pl.strategies.Zero, init_args: {{stage: 2, timeout: '0:00:{TIME_OUT}'}}}}"
+STRATEGY = "{class_path: walt_pl.strategies.Zero, init_args: {stage: 2, timeout: '0:02:00'}}"
 SLOW = "[{class_path: tests.cluster.slow_start.SlowStart, init_args: {step: 15, seconds: 5, variable: NOT_SLOW}}]"
 
 
