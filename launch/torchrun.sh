@@ -50,6 +50,9 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((($(nproc) + GPUS - 1) / GPUS))}
 AGENT=(-m torch.distributed.run --nnodes "$NODES" --nproc-per-node "$GPUS" --max-restarts "$MAX_RESTARTS" --rdzv-backend c10d
   --rdzv-endpoint "$HEAD:$PORT" --rdzv-id "walt-$EXP-$STAGE" --rdzv-conf "is_host=$is_host,join_timeout=$JOIN,read_timeout=$JOIN")
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$GRACE
+# Each round of the rendezvous gets a store of its own, served by rank zero. With the agents' store, which torch would share among rounds, an
+# agent that was started again never learns its address (torch 2.14: the others announce it in their first round only).
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 # Print the processes that agents of this script have started: each has the mark in its environment, and a session of its own.
 mark="WALT_LAUNCH=$$-$(date +%s)"

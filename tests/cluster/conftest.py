@@ -10,7 +10,7 @@ from tests.helpers.starts import start
 from tests.helpers.training import ADAMW, SHARDED, arguments, copy_parents
 from walt_pl.runs.checkpoint import Checkpoint
 
-STEPS = 40
+STEPS = 16
 START = 900.0
 """Seconds that a training may take to start, or to end, on busy processors."""
 

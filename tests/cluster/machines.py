@@ -65,13 +65,14 @@ class Machine:
         """Return the output of a started command."""
         return (self.logs / f"{self.name}-{log}.log").read_text(errors="replace")
 
-    def processes(self, *words: str) -> list[int]:
-        """Return the processes of this machine, as the host counts, whose command lines have all of these words."""
+    def processes(self, *words: str, without: str = "\n") -> list[int]:
+        """Return the processes of this machine, as the host counts, whose command lines have all of these words, and not the other one."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended
                 line = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                if os.readlink(process / "ns" / "pid") == self._pids and line[0] != "nsenter" and all(word in line for word in words):
+                is_here = os.readlink(process / "ns" / "pid") == self._pids and line[0] != "nsenter"
+                if is_here and without not in line and all(word in line for word in words):
                     found.append(int(process.name))
         return sorted(found)
 

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(lac
 TIME_OUT = 120.0
 """Seconds. The ranks start far apart on busy processors, and wait for each other then, too."""
 STRATEGY = "{class_path: walt_pl.strategies.Zero, init_args: {stage: 2, timeout: '0:02:00'}}"
-SLOW = "[{class_path: tests.cluster.slow_start.SlowStart, init_args: {step: 15, seconds: 5, variable: NOT_SLOW}}]"
+SLOW = "[{class_path: tests.cluster.slow_start.SlowStart, init_args: {step: 6, seconds: 10, variable: NOT_SLOW}}]"
 
 
 def start(pair: Pair, run: Path, index: Path, **variables: str) -> list[subprocess.Popen[bytes]]:
@@ -26,7 +26,7 @@ def start(pair: Pair, run: Path, index: Path, **variables: str) -> list[subproce
         "--trainer.strategy",
         STRATEGY,
         "--checkpoint.every_n_train_steps",
-        "10",
+        "4",
         "--trainer.callbacks",
         SLOW,
     ]
@@ -40,7 +40,7 @@ def test_ranks_whose_link_is_cut_end_with_the_cause_and_the_same_command_goes_on
         return "\n".join(f"--- {machine.name}\n{machine.said('fit')}" for machine in pair)
 
     ranks = start(pair, run, painted)
-    wait_until(lambda: newest_step(run) >= 10, START, "a checkpoint of step 10", said)
+    wait_until(lambda: newest_step(run) >= 4, START, "a checkpoint of step 4", said)
     pair.cut()
     assert [ended(rank, START + TIME_OUT, said) for rank in ranks] == [1, 1], said()
     for machine, this, other in (
@@ -51,7 +51,7 @@ def test_ranks_whose_link_is_cut_end_with_the_cause_and_the_same_command_goes_on
         assert line.startswith(f"error: {this} heard nothing from {other} for 0:02:00, the time-out of the process group ("), said()
         assert "raise trainer.strategy.init_args.timeout. The last checkpoint stays; the same command goes on" in line
     last = Checkpoint.newest(run / "training" / "base" / "checkpoints", hashed=True)
-    assert last is not None and last.step >= 10
+    assert last is not None and last.step >= 4
     pair.mend()
     ranks = start(pair, run, painted, NOT_SLOW="1")
     assert [ended(rank, 2 * START, said) for rank in ranks] == [0, 0], said()

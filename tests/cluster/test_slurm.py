@@ -20,7 +20,7 @@ pytestmark = [
 SCRIPT = str(ROOT / "launch" / "slurm.sbatch")
 HOUR = ["--time=60", "--signal=USR1@120"]
 NODES = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"]
-SLOW = "[{class_path: tests.cluster.slow_start.SlowStart, init_args: {step: 20, seconds: 10, variable: SLURM_RESTART_COUNT}}]"
+SLOW = "[{class_path: tests.cluster.slow_start.SlowStart, init_args: {step: 5, seconds: 20, variable: SLURM_RESTART_COUNT}}]"
 
 
 @pytest.fixture
@@ -39,9 +39,9 @@ def submit(slurm: Slurm, run: Path, index: Path, *more: str, limits: Sequence[st
 def test_slurm_job_out_of_time_is_requeued_and_ends_with_the_bytes_of_an_undisturbed_training(
     slurm: Slurm, run: Path, whole: Path, painted: Path
 ) -> None:
-    words = [*LENGTH, "--checkpoint.every_n_train_steps", "20", "--data.num_workers", "1"]
+    words = [*LENGTH, "--checkpoint.every_n_train_steps", "4", "--data.num_workers", "1"]
     number, log = submit(slurm, run, painted, *words, "--trainer.callbacks", SLOW)
-    wait_until(lambda: newest_step(run) >= 20, START, "a checkpoint of step 20", lambda: log.read_text())
+    wait_until(lambda: newest_step(run) >= 4, START, "a checkpoint of step 4", lambda: log.read_text())
     slurm.end_soon(number)
     wait_until(lambda: "into the queue again" in log.read_text(), 240, "the end of the first start", lambda: log.read_text())
     slurm.ask("scontrol", "update", f"JobId={number}", "TimeLimit=60")

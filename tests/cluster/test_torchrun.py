@@ -16,9 +16,7 @@ from tests.helpers.environment import ROOT
 from tests.helpers.training import ADAMW, options
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(lacking(TOOLS)), reason=lacking(TOOLS))]
-SLOW = "[{{class_path: tests.cluster.slow_start.SlowStart, init_args: {{step: {step}, seconds: {seconds}, variable: {variable}}}}}]"
-PROGRAM = ("-m", "walt_pl", "fit")
-AGENT = ("-m", "torch.distributed.run")
+SLOW = "[{class_path: tests.cluster.slow_start.SlowStart, init_args: {step: 6, seconds: 3, variable: NOT_SET}}]"
 
 
 class Training:
@@ -49,33 +47,33 @@ class Training:
         wait_until(lambda: newest_step(self.run) >= step, seconds, f"a checkpoint of step {step}", lambda: self.said)
 
 
-def the_process(machine: Machine, *words: str) -> int:
-    """Return the one process of these words whose parent is no such process: a rank, and none of its workers."""
-    found = machine.processes(*words)
-    assert found, f"no {' '.join(words)} on {machine.name}"
-    return found[0]
+def rank_of(machine: Machine) -> int:
+    """Return the process of the rank of a machine."""
+    (rank,) = machine.processes("-m", "walt_pl", "fit", without="torch.distributed.run")
+    return rank
+
+
+def agent_of(machine: Machine) -> int:
+    """Return the process of the agent of a machine."""
+    (agent,) = machine.processes("-m", "torch.distributed.run")
+    return agent
 
 
 def test_torchrun_agents_restart_the_ranks_after_one_was_killed(pair: Pair, run: Path, whole: Path, painted: Path) -> None:
-    slow = SLOW.format(step=30, seconds=1, variable="NOT_SET")
-    training = Training(pair, run, painted, "--trainer.callbacks", slow)
-    training.until_step(20)
-    agents = [the_process(machine, *AGENT) for machine in pair]
-    rank = the_process(pair.second, *PROGRAM, "--trainer.devices")
-    os.kill(rank, signal.SIGKILL)
+    training = Training(pair, run, painted, "--trainer.callbacks", SLOW)
+    training.until_step(4)
+    os.kill(rank_of(pair.second), signal.SIGKILL)
     assert training.codes(2 * START) == [0, 0], training.said
     assert "going on from" in training.said and training.said.count("torchrun.sh: the stage is done") == 2
     assert "starting it again" not in training.said, "the agents lived on"
-    assert len(agents) == 2
     assert_same_bytes(run, whole)
 
 
 def test_torchrun_script_restarts_an_agent_that_was_killed(pair: Pair, run: Path, whole: Path, painted: Path) -> None:
     """Its rank is ended with a checkpoint, and the agent of the other machine starts its rank again."""
-    slow = SLOW.format(step=30, seconds=1, variable="NOT_SET")
-    training = Training(pair, run, painted, "--trainer.callbacks", slow)
-    training.until_step(20)
-    os.kill(the_process(pair.second, *AGENT), signal.SIGKILL)
+    training = Training(pair, run, painted, "--trainer.callbacks", SLOW)
+    training.until_step(4)
+    os.kill(agent_of(pair.second), signal.SIGKILL)
     assert training.codes(2 * START) == [0, 0], training.said
     second = pair.second.said("torchrun")
     assert "the agent has left processes behind; ending them" in second
@@ -86,18 +84,15 @@ def test_torchrun_script_restarts_an_agent_that_was_killed(pair: Pair, run: Path
 
 def test_torchrun_head_that_is_killed_ends_the_job_and_the_same_command_goes_on(pair: Pair, run: Path, whole: Path, painted: Path) -> None:
     """Script, agent and rank of machine 0 are killed, as if it had lost its power."""
-    slow = SLOW.format(step=30, seconds=1, variable="NOT_SET")
-    training = Training(pair, run, painted, "--trainer.callbacks", slow, variables={"JOIN": "15", "RESTARTS": "1"})
-    training.until_step(20)
-    for process in pair.first.processes("walt_pl"):
-        os.kill(process, signal.SIGKILL)
+    training = Training(pair, run, painted, "--trainer.callbacks", SLOW, variables={"JOIN": "90", "RESTARTS": "1"})
+    training.until_step(4)
     for process in [*pair.first.processes(training.words[0]), *pair.first.processes("walt_pl")]:
         os.kill(process, signal.SIGKILL)
     code = ended(training.scripts[pair.second.name], START + 60, lambda: training.said)
     assert code not in (0, 130, 138, 143), training.said
     second = pair.second.said("torchrun")
     assert re.search(r"torchrun.sh: the agent ended with exit code \d+, and 2 starts in a row saved no step after step \d+", second)
-    assert newest_step(run) >= 20
+    assert newest_step(run) >= 4
     time.sleep(1)
     for rank, machine in enumerate(pair):
         training.start(machine, rank)

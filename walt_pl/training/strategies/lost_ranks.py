@@ -34,12 +34,11 @@ class LostRank(RuntimeError):
     """Another rank was waited for in vain, or its connection broke. The message names it and ends with what to do."""
 
 
-def note_hosts() -> list[str]:
-    """Return the host name of each rank, and keep it for the sentence of a later loss; all ranks call it."""
-    hosts: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(hosts, platform.node())
-    _hosts[:] = [str(host) for host in hosts]
-    return _hosts
+def note_hosts() -> None:
+    """Keep the host name of each rank for the sentence of a later loss; all ranks call it."""
+    store = dist.distributed_c10d._get_default_store()  # not a collective: the ranks may not have chosen their GPUs yet
+    store.set(f"walt/host/{dist.get_rank()}", platform.node())
+    _hosts[:] = [store.get(f"walt/host/{rank}").decode() for rank in range(dist.get_world_size())]
 
 
 @contextmanager

@@ -20,8 +20,8 @@ INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Environment variables of the interface between ranks. They are set where all ranks are on one machine, unless a user has set them.
 
 On several machines gloo takes the interface of NCCL."""
-_stores: list[TCPStore] = []
-"""Stores of this process. torch's own one shares the server of the one here, by its port."""
+_stores: dict[int, TCPStore] = {}
+"""Stores of this process by port. torch's own one shares the server of the one here, by its port."""
 
 
 def listen_locally(strategy: Strategy) -> None:
@@ -70,20 +70,18 @@ def serve_store(environment: ClusterEnvironment, processes: int, is_local: bool,
         is_local: all of them are on this machine.
         timeout: time that they wait for each other.
     """
-    if _stores or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if environment.main_port in _stores or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return
     listener = _bind(environment.main_address, environment.main_port, is_local)
-    _stores.append(
-        TCPStore(
-            environment.main_address,
-            environment.main_port,
-            processes,
-            is_master=True,
-            timeout=timeout,
-            wait_for_workers=False,
-            multi_tenant=True,
-            master_listen_fd=listener.detach() if listener else None,
-        )
+    _stores[environment.main_port] = TCPStore(
+        environment.main_address,
+        environment.main_port,
+        processes,
+        is_master=True,
+        timeout=timeout,
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=listener.detach() if listener else None,
     )
 
 
