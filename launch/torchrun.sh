@@ -87,8 +87,9 @@ trap 'tell 2' INT
 failures=0
 while :; do
   before=$(newest_step)
-  # Ctrl-C of a terminal shall reach the agent through this script only.
-  env "$mark" setsid "$PYTHON" "${AGENT[@]}" "${FIT[@]}" --trainer.devices "$GPUS" --trainer.num_nodes "$NODES" &
+  # A session of its own: Ctrl-C of a terminal shall reach the agent through this script only. Without "--" torchrun takes --run of fit for an
+  # abbreviation of its own options.
+  env "$mark" setsid "$PYTHON" "${AGENT[@]}" -m -- "${FIT[@]:1}" --trainer.devices "$GPUS" --trainer.num_nodes "$NODES" &
   agent=$!
   wait "$agent"
   code=$?

@@ -20,7 +20,8 @@ from tests.helpers.environment import ROOT
 LINK = "veth0"
 """Network card of each machine."""
 NAMESPACES = ("--net", "--uts", "--mount", "--pid")
-TOOLS = {"ip": "iproute2", "nsenter": "util-linux", "unshare": "util-linux"}
+UNSHARE = ("unshare", *NAMESPACES, "--fork")
+TOOLS = {"ip": "iproute2", "nsenter": "util-linux", "setpriv": "util-linux", "unshare": "util-linux"}
 """Programs, and the packages of Debian that have them."""
 
 
@@ -167,7 +168,8 @@ def make_pair(folder: Path) -> Pair:
 def _make(name: str, address: str, folder: Path) -> Machine:
     """Start process 1 of a machine, a shell that waits: it takes up the ends of processes that have lost their parents."""
     keeper = subprocess.Popen(
-        ["unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc", "bash", "-c", "while :; do sleep 3600; done"],
+        # A test that is killed ends its machines, too.
+        ["setpriv", "--pdeathsig", "KILL", *UNSHARE, "--kill-child", "--mount-proc", "bash", "-c", "while :; do sleep 3600; done"],
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )

@@ -43,8 +43,14 @@ class Training:
         """Exit codes of both scripts."""
         return [ended(self.scripts[machine.name], seconds, lambda: self.said) for machine in self.pair]
 
-    def until_step(self, step: int, seconds: float = START) -> None:
-        wait_until(lambda: newest_step(self.run) >= step, seconds, f"a checkpoint of step {step}", lambda: self.said)
+    def until_step(self, step: int) -> None:
+        """Wait for a checkpoint, or until a script has ended without it."""
+
+        def holds() -> bool:
+            return newest_step(self.run) >= step or any(script.poll() is not None for script in self.scripts.values())
+
+        wait_until(holds, START, f"a checkpoint of step {step}", lambda: self.said)
+        assert newest_step(self.run) >= step, self.said
 
 
 def rank_of(machine: Machine) -> int:

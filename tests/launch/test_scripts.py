@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from torch.distributed.run import parse_args
 
 from tests.helpers.environment import ROOT
+from walt_pl.processes import process_use
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SAVE = 'save() { local f="$RUN/training/base/checkpoints/step=0000000$1"; mkdir -p "$f"; touch "$f/checkpoint.json"; }\n'
@@ -141,6 +143,9 @@ def test_torchrun_script_starts_the_agent_of_its_machine(checkout: Checkout) -> 
         "-m torch.distributed.run --nnodes 2 --nproc-per-node 1 --max-restarts 3 --rdzv-backend c10d --rdzv-endpoint a:29500"
     )
     assert "is_host=false" in words and words.endswith(f"--run {checkout.run} --trainer.devices 1 --trainer.num_nodes 2")
+    asked = parse_args(words.split()[2:])
+    assert (asked.module, asked.training_script, asked.max_restarts) == (True, "walt_pl", 3)
+    assert asked.training_script_args[0] == "fit" and asked.training_script_args[-1] == "2", "none of them is taken for torchrun's"
     code, said = checkout.end("torchrun.sh", PYTHON=str(agent), **{**MACHINE, "NODE_RANK": "2"})
     assert code == 2 and "NODE_RANK is 2, and there are machines 0 to 1" in said
 
@@ -169,7 +174,7 @@ def test_torchrun_script_ends_what_a_killed_agent_left_and_starts_it_again(check
     left = Path(f"{checkout.run}.pid").read_text().strip()
     assert f"the agent has left processes behind; ending them: {left}" in said
     assert "the agent ended with exit code 137 after step 1; starting it again (0 of 3" in said
-    assert not Path(f"/proc/{left}").exists()
+    assert process_use(int(left))[0] in ("", "Z"), "it has ended"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
