@@ -18,6 +18,14 @@ START = 900.0
 LENGTH = ["--trainer.max_steps", str(STEPS), "--trainer.val_check_interval", str(STEPS)]
 
 
+def slow(happened: Path) -> list[str]:
+    """Return the options of a training that is slow from step 5 on, until a file says that the event of the test has happened."""
+    return [
+        "--trainer.callbacks",
+        f"[{{class_path: tests.cluster.slow_start.SlowStart, init_args: {{step: 5, seconds: 10, until: {happened}}}}}]",
+    ]
+
+
 def train(*words: str, ranks: int = 1) -> None:
     """Train on this machine."""
     started = start("fit", *words, ranks=ranks)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import LENGTH, START, assert_same_bytes, newest_step
+from tests.cluster.conftest import LENGTH, START, assert_same_bytes, newest_step, slow
 from tests.cluster.machines import TOOLS, Pair, ended, lacking, wait_until
 from tests.helpers.environment import ROOT
 from tests.helpers.training import ADAMW, arguments
@@ -15,10 +15,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(lac
 TIME_OUT = 120.0
 """Seconds. The ranks start far apart on busy processors, and wait for each other then, too."""
 STRATEGY = "{class_path: walt_pl.strategies.Zero, init_args: {stage: 2, timeout: '0:02:00'}}"
-SLOW = "[{class_path: tests.cluster.slow_start.SlowStart, init_args: {step: 6, seconds: 10, variable: NOT_SLOW}}]"
 
 
-def start(pair: Pair, run: Path, index: Path, **variables: str) -> list[subprocess.Popen[bytes]]:
+def start(pair: Pair, run: Path, index: Path) -> list[subprocess.Popen[bytes]]:
     """Type the command on both machines, each with the place of the first one."""
     words = [
         "--trainer.num_nodes",
@@ -27,11 +26,10 @@ def start(pair: Pair, run: Path, index: Path, **variables: str) -> list[subproce
         STRATEGY,
         "--checkpoint.every_n_train_steps",
         "4",
-        "--trainer.callbacks",
-        SLOW,
+        *slow(run.parent / "happened"),
     ]
     command = [str(ROOT / ".venv" / "bin" / "python"), "-m", "walt_pl", "fit", *arguments("base", run, index, *ADAMW, *LENGTH, *words)]
-    place = {"MASTER_ADDR": pair.first.name, "MASTER_PORT": "29511", "OMP_NUM_THREADS": "1", **variables}
+    place = {"MASTER_ADDR": pair.first.name, "MASTER_PORT": "29511", "OMP_NUM_THREADS": "1"}
     return [machine.start("fit", *command, environment={**place, "NODE_RANK": str(rank)}) for rank, machine in enumerate(pair)]
 
 
@@ -42,6 +40,7 @@ def test_ranks_whose_link_is_cut_end_with_the_cause_and_the_same_command_goes_on
     ranks = start(pair, run, painted)
     wait_until(lambda: newest_step(run) >= 4, START, "a checkpoint of step 4", said)
     pair.cut()
+    (run.parent / "happened").touch()
     assert [ended(rank, START + TIME_OUT, said) for rank in ranks] == [1, 1], said()
     for machine, this, other in (
         (pair.first, "rank 0 on walt-1", "rank 1 on walt-2"),
@@ -53,7 +52,7 @@ def test_ranks_whose_link_is_cut_end_with_the_cause_and_the_same_command_goes_on
     last = Checkpoint.newest(run / "training" / "base" / "checkpoints", hashed=True)
     assert last is not None and last.step >= 4
     pair.mend()
-    ranks = start(pair, run, painted, NOT_SLOW="1")
+    ranks = start(pair, run, painted)
     assert [ended(rank, 2 * START, said) for rank in ranks] == [0, 0], said()
     assert f"going on from {last.path}" in said()
     assert_same_bytes(run, whole)

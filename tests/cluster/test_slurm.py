@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import LENGTH, START, assert_same_bytes, newest_step
+from tests.cluster.conftest import LENGTH, START, assert_same_bytes, newest_step, slow
 from tests.cluster.machines import Pair, lacking, wait_until
 from tests.cluster.slurm import SLURM_TOOLS, Slurm, start_slurm
 from tests.helpers.environment import ROOT
@@ -20,7 +20,6 @@ pytestmark = [
 SCRIPT = str(ROOT / "launch" / "slurm.sbatch")
 HOUR = ["--time=60", "--signal=USR1@120"]
 NODES = ["--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1"]
-SLOW = "[{class_path: tests.cluster.slow_start.SlowStart, init_args: {step: 5, seconds: 20, variable: SLURM_RESTART_COUNT}}]"
 
 
 @pytest.fixture
@@ -37,13 +36,14 @@ def submit(slurm: Slurm, run: Path, index: Path, *more: str, limits: Sequence[st
 
 
 def test_slurm_job_out_of_time_is_requeued_and_ends_with_the_bytes_of_an_undisturbed_training(
-    slurm: Slurm, run: Path, whole: Path, painted: Path
+    slurm: Slurm, run: Path, whole: Path, painted: Path, tmp_path: Path
 ) -> None:
     words = [*LENGTH, "--checkpoint.every_n_train_steps", "4", "--data.num_workers", "1"]
-    number, log = submit(slurm, run, painted, *words, "--trainer.callbacks", SLOW)
+    number, log = submit(slurm, run, painted, *words, *slow(tmp_path / "happened"))
     wait_until(lambda: newest_step(run) >= 4, START, "a checkpoint of step 4", lambda: log.read_text())
     slurm.end_soon(number)
     wait_until(lambda: "into the queue again" in log.read_text(), 240, "the end of the first start", lambda: log.read_text())
+    (tmp_path / "happened").touch()
     slurm.ask("scontrol", "update", f"JobId={number}", "TimeLimit=60")
     job = slurm.wait(number, 240 + START, log)
     said = log.read_text()

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import LENGTH, START, assert_same_bytes, newest_step
+from tests.cluster.conftest import LENGTH, START, assert_same_bytes, newest_step, slow
 from tests.cluster.machines import TOOLS, Machine, Pair, ended, lacking, wait_until
 from tests.helpers.environment import ROOT
 from tests.helpers.training import ADAMW, options
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(lacking(TOOLS)), reason=lacking(TOOLS))]
-SLOW = "[{class_path: tests.cluster.slow_start.SlowStart, init_args: {step: 6, seconds: 3, variable: NOT_SET}}]"
 
 
 class Training:
@@ -24,6 +23,8 @@ class Training:
 
     def __init__(self, pair: Pair, run: Path, index: Path, *more: str, variables: Mapping[str, str] | None = None) -> None:
         self.pair, self.run = pair, run
+        self.happened = run.parent / "happened"
+        more = (*slow(self.happened), *more)
         self.words = [str(ROOT / "launch" / "torchrun.sh"), *options("base", index, *ADAMW, *LENGTH, *more)]
         self.variables = {"EXP": "shapes", "STRATEGY": "zero2", "RUN": str(run), "NODES": "2", "GPUS": "1", "HEAD": pair.first.name}
         self.variables |= {"OMP_NUM_THREADS": "1", "JOIN": "120", "GRACE": "60", **(variables or {})}
@@ -66,9 +67,10 @@ def agent_of(machine: Machine) -> int:
 
 
 def test_torchrun_agents_restart_the_ranks_after_one_was_killed(pair: Pair, run: Path, whole: Path, painted: Path) -> None:
-    training = Training(pair, run, painted, "--trainer.callbacks", SLOW)
+    training = Training(pair, run, painted)
     training.until_step(4)
     os.kill(rank_of(pair.second), signal.SIGKILL)
+    training.happened.touch()
     assert training.codes(2 * START) == [0, 0], training.said
     assert "going on from" in training.said and training.said.count("torchrun.sh: the stage is done") == 2
     assert "starting it again" not in training.said, "the agents lived on"
@@ -77,12 +79,15 @@ def test_torchrun_agents_restart_the_ranks_after_one_was_killed(pair: Pair, run:
 
 def test_torchrun_script_restarts_an_agent_that_was_killed(pair: Pair, run: Path, whole: Path, painted: Path) -> None:
     """Its rank is ended with a checkpoint, and the agent of the other machine starts its rank again."""
-    training = Training(pair, run, painted, "--trainer.callbacks", SLOW)
+    training = Training(pair, run, painted)
     training.until_step(4)
     os.kill(agent_of(pair.second), signal.SIGKILL)
+    wait_until(lambda: "starting it again" in pair.second.said("torchrun"), START, "a second agent", lambda: training.said)
+    training.happened.touch()
     assert training.codes(2 * START) == [0, 0], training.said
     second = pair.second.said("torchrun")
     assert "the agent has left processes behind; ending them" in second
+    assert re.search(r"stopped by SIGTERM after step \d+, everything is in", pair.first.said("torchrun"))
     assert re.search(r"the agent ended with exit code 137 after step \d+; starting it again", second)
     assert "starting it again" not in pair.first.said("torchrun"), "its agent lived on"
     assert_same_bytes(run, whole)
@@ -90,10 +95,11 @@ def test_torchrun_script_restarts_an_agent_that_was_killed(pair: Pair, run: Path
 
 def test_torchrun_head_that_is_killed_ends_the_job_and_the_same_command_goes_on(pair: Pair, run: Path, whole: Path, painted: Path) -> None:
     """Script, agent and rank of machine 0 are killed, as if it had lost its power."""
-    training = Training(pair, run, painted, "--trainer.callbacks", SLOW, variables={"JOIN": "90", "RESTARTS": "1"})
+    training = Training(pair, run, painted, variables={"JOIN": "90", "RESTARTS": "1"})
     training.until_step(4)
     for process in [*pair.first.processes(training.words[0]), *pair.first.processes("walt_pl")]:
         os.kill(process, signal.SIGKILL)
+    training.happened.touch()
     code = ended(training.scripts[pair.second.name], START + 60, lambda: training.said)
     assert code not in (0, 130, 138, 143), training.said
     second = pair.second.said("torchrun")
