@@ -5,14 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    LSFEnvironment,
-    MPIEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.plugins.environments.lsf import LSFEnvironment
+from lightning.fabric.plugins.environments.mpi import MPIEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 from walt_pl.training.strategies.lost_ranks import note_hosts
@@ -46,7 +44,7 @@ def prepare_ranks(trainer: L.Trainer) -> None:
     listen_locally(trainer.strategy)
     reduce_without_barrier(trainer.strategy)
     _note_hosts_after_setup(trainer.strategy)
-    environment = trainer._accelerator_connector.cluster_environment  # type: ignore[attr-defined]
+    environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment):
         # Before the first step and after the last one, Lightning would answer SIGUSR1 with a checkpoint of its own at any point of the
         # code, and put the job into the queue again without a limit. The next start would take that checkpoint in place of ours.

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
-from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # exported under a condition
 
 from walt_pl.training.strategies.lost_ranks import LostRank

@@ -10,7 +10,7 @@ import os
 import socket
 from datetime import timedelta
 
-from lightning.fabric.plugins.environments import ClusterEnvironment
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported under a condition
