@@ -16,7 +16,8 @@ from walt_pl.training.strategies.shared_folder import check_shared_folder
 def look(folders: list[Path], seconds: float) -> None:
     """Look from machine 0 or 1, each with its own folder of that name, and print what is said."""
     number = int(os.environ["LOCAL_RANK"])
-    os.environ.update(NODE_RANK=str(number), LOCAL_RANK="0")
+    # The agent whose rank has failed counts a restart, the others do not.
+    os.environ.update(NODE_RANK=str(number), LOCAL_RANK="0", TORCHELASTIC_RESTART_COUNT=str(number))
     os.chdir(folders[number])
     try:
         check_shared_folder(Path("run"), LightningEnvironment(), 2, timedelta(seconds=seconds))
@@ -62,5 +63,8 @@ def test_shared_folder_of_one_machine_and_of_further_processes_asks_nobody(tmp_p
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     check_shared_folder(tmp_path / "run", LightningEnvironment(), 1, timedelta(seconds=1))
     monkeypatch.setenv("LOCAL_RANK", "1")
+    check_shared_folder(tmp_path / "run", LightningEnvironment(), 2, timedelta(seconds=1))
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     check_shared_folder(tmp_path / "run", LightningEnvironment(), 2, timedelta(seconds=1))
     assert not (tmp_path / "run").exists()

@@ -34,7 +34,8 @@ def check_shared_folder(folder: Path, environment: ClusterEnvironment, machines:
         LostRank: the machines do not reach each other.
         OSError: the first machine cannot write into the folder.
     """
-    if machines == 1 or environment.local_rank():
+    # torchrun's own store keeps the answers of earlier starts, and nothing that all ranks have tells one start from another.
+    if machines == 1 or environment.local_rank() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return
     number = environment.node_rank()
     address, port = environment.main_address, environment.main_port
@@ -42,8 +43,7 @@ def check_shared_folder(folder: Path, environment: ClusterEnvironment, machines:
         if number == 0:
             serve_store(environment, machines, is_local=False, timeout=timeout)
         store = TCPStore(address, port, is_master=False, timeout=timeout, wait_for_workers=False)
-        # torchrun's own store lives through the restarts of the ranks.
-        unseen = _exchange(PrefixStore(f"walt/shared/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store), folder, number, machines)
+        unseen = _exchange(PrefixStore("walt/shared", store), folder, number, machines)
     except dist.DistError as error:
         raise LostRank(
             f"machine {number} on {platform.node()}: {machines} machines are wanted, and not all have come to {address}:{port} within "
