@@ -24,7 +24,7 @@ class Training:
     def __init__(self, pair: Pair, run: Path, index: Path, *more: str, variables: Mapping[str, str] | None = None) -> None:
         self.pair, self.run = pair, run
         self.happened = run.parent / "happened"
-        more = (*slow(self.happened), *more)
+        more = ("--checkpoint.every_n_train_steps", "4", *slow(self.happened), *more)
         self.words = [str(ROOT / "launch" / "torchrun.sh"), *options("base", index, *ADAMW, *LENGTH, *more)]
         self.variables = {"EXP": "shapes", "STRATEGY": "zero2", "RUN": str(run), "NODES": "2", "GPUS": "1", "HEAD": pair.first.name}
         self.variables |= {"OMP_NUM_THREADS": "1", "JOIN": "120", "GRACE": "60", **(variables or {})}
