@@ -34,7 +34,7 @@ INDEX_shapes := data/shapes/index.parquet
 INDEX_clips := data/clips/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-clips demo test test-fast test-slow test-weights test-cluster soak attack mutants check configuration plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate paper status verify tensorboard clean
+.PHONY: help setup data data-clips demo try assets test test-fast test-slow test-weights test-cluster soak attack mutants check configuration plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate paper report status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +52,12 @@ setup: .venv/.ready ## install everything into .venv (about 3 minutes, 7 GB; don
 
 demo: setup ## everything on the embedded set: paint, train four stages, sample, score, one picture (about 12 minutes on 2 cores with AMX, more on others)
 	@$(WALT) demo
+
+try: setup ## moving pictures within 30 seconds, from the small trained model in assets/: make try PROMPT="a striped red circle moving left"
+	@$(WALT) try $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)
+
+assets: setup ## write assets/shapes: the stages of runs/shapes as make demo leaves them, in bfloat16
+	@$(WALT) export runs/shapes --dtype bfloat16 --out assets/shapes
 
 test: setup ## the tests (about 22 minutes on 2 cores)
 	@echo "test: every promise that can be checked in about 22 minutes on 2 cores"
@@ -127,8 +133,11 @@ sample: setup ## make a video: make sample PROMPT="a striped red circle moving l
 evaluate: setup ## score the stages of EXP: an autoencoder by its reconstructions, others by their samples (shapes: 3 minutes; DEVICES=8 shares the samples)
 	@$(if $(DEVICES),$(PYTHON) -m torch.distributed.run --standalone --nproc-per-node $(DEVICES) -m walt_pl evaluate,$(WALT) evaluate) $(RUN) $(ARGS)
 
-paper: data data/shapes_9x16/index.parquet ## the paper in miniature, after train-vae: trains and measures every row of docs/RESULTS.md, two at a time (hours on 2 cores; goes on where it was; SHORT=1: one seed, an estimated 10 minutes)
+paper: data data/shapes_9x16/index.parquet ## the paper in miniature, after train-vae: trains and measures every row of docs/RESULTS.md, two at a time (hours on 2 cores; goes on where it was; SHORT=1: one seed and 40 steps, 10 minutes)
 	@$(WALT) paper --experiment experiments/$(EXP) --vae runs/$(EXP)/vae $(if $(filter-out runs/$(EXP),$(RUN)),--run $(RUN)) $(if $(SHORT),--short) $(ARGS)
+
+report: setup ## one HTML file about a run, RUN/report.html: curves, previews, samples, metrics, data, incidents, cost; works on an unfinished run
+	@$(WALT) report $(RUN) $(ARGS)
 
 status: setup ## the stages of a run and their states
 	@$(WALT) status --run $(RUN)

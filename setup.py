@@ -11,5 +11,5 @@ EXPERIMENTS = "walt_pl.experiments"
 setup(
     packages=[*find_packages(include=["walt_pl", "walt_pl.*", "stages", "stages.*", "datamodules", "datamodules.*"]), EXPERIMENTS],
     package_dir={EXPERIMENTS: "experiments"},
-    package_data={"walt_pl": ["py.typed"], EXPERIMENTS: ["**/*.yaml"]},
+    package_data={"walt_pl": ["py.typed"], "walt_pl.report": ["page.html.j2", "page.css"], EXPERIMENTS: ["**/*.yaml"]},
 )

@@ -39,7 +39,7 @@ def test_fidelity_every_statement_names_a_test_or_says_that_there_is_none() -> N
     assert not [row[0] for row in rows if "test_" not in row[2] and "no test" not in row[2]]
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if row.name != DEFAULT], ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for row in ROWS if row.name != DEFAULT and row.table != "causes"], ids=lambda row: row.name)
 def test_fidelity_links_a_result_of_the_paper_to_every_row(row: Row) -> None:
     heading = HEADINGS[row.table].lower().replace(",", "").replace(" ", "-")
     assert f"[{row.text}](RESULTS.md#{heading})" in PAGE

@@ -46,6 +46,7 @@ FLOORS = {
     "walt_pl.strategies": 4,
     "walt_pl.shapes": 4,
     "walt_pl.paper": 4,
+    "walt_pl.report": 4,
     "stages": 4,
     "datamodules": 4,
     "walt_pl.cli": 5,
@@ -58,7 +59,7 @@ WITH_LIGHTNING = ("walt_pl.training", "walt_pl.strategies", "stages", "datamodul
 MEDIA = ("av", "decord", "PIL", "cv2", "imageio", "moviepy", "torchcodec", "torchvision.io")
 """Libraries that read and write videos and images."""
 OPENERS = {
-    "Image.open": ["walt_pl.media.pillow_reader"],
+    "Image.open": ["walt_pl.media.animation", "walt_pl.media.pillow_reader"],
     "av.open": ["walt_pl.media.pyav", "walt_pl.media.writing"],
     "VideoReader": ["walt_pl.media.decord_reader"],
 }

@@ -6,12 +6,13 @@ mappings, lists, text, numbers, booleans and null.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
@@ -31,18 +32,18 @@ class UntrustedError(ValueError):
     """A file is no plain file, too large, or its content is not what the format allows. The message is one sentence."""
 
 
-def read_bytes(path: Path, most: int) -> bytes:
-    """Read a plain file of limited size, through one open handle that follows no link.
+@contextlib.contextmanager
+def open_plain(path: Path) -> Iterator[BinaryIO]:
+    """Open a plain file for reading, without following a link.
 
-    A pipe would wait for ever, and a link may lead to any file.
+    A pipe would wait for ever, and a link may lead to any file. The caller limits what it reads.
 
     Args:
         path: path of the file. Its folders may be links.
-        most: largest number of bytes.
 
     Raises:
         FileNotFoundError: there is no such file.
-        UntrustedError: it is a link, pipe or device, is larger than `most`, or cannot be read.
+        UntrustedError: it is a link, pipe or device, or cannot be opened.
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -54,6 +55,21 @@ def read_bytes(path: Path, most: int) -> bytes:
         os.close(handle)
         raise UntrustedError(f"{path} is not a plain file")
     with os.fdopen(handle, "rb") as file:
+        yield file
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """Read a plain file of limited size, see `open_plain`.
+
+    Args:
+        path: path of the file. Its folders may be links.
+        most: largest number of bytes.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UntrustedError: it is a link, pipe or device, is larger than `most`, or cannot be read.
+    """
+    with open_plain(path) as file:
         try:
             data = file.read(most + 1)
         except OSError as error:

@@ -22,6 +22,7 @@ from walt_pl.cli.export import export_checkpoint
 from walt_pl.runs import checkpoint as reading
 from walt_pl.runs.artifact import load
 from walt_pl.runs.card import ArtifactError
+from walt_pl.runs.card_entries import MODEL_CARD
 from walt_pl.runs.checkpoint import STATE, TAG, Checkpoint, CheckpointError
 from walt_pl.runs.whole_weights import weights
 
@@ -79,10 +80,11 @@ def _outcome_of_damage(what: str, older: Path, newest: Path) -> Outcome:
 
 
 def _damage_artifact(random: Random, count: int, checkpoints: Path, out: Path) -> Iterator[Outcome]:
-    """Damage any file of an artifact: loading it must be refused."""
+    """Damage any file of an artifact but its model card, which people write, too: loading it must be refused."""
     export_checkpoint(checkpoints, out)
+    parts = sorted(path for path in out.iterdir() if path.name != MODEL_CARD)
     for number in range(count):
-        path = random.choice(sorted(out.iterdir()))
+        path = random.choice(parts)
         before = path.read_bytes()
         try:
             what = _cut(path, random) if number % 4 == 0 else flip_bit(path, random)

@@ -1,6 +1,7 @@
 """Checkpoints of the program made artifacts (those of every engine: tests/training/callbacks/test_spike_guard.py)."""
 
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -53,6 +54,18 @@ def test_export_command_makes_the_artifact_that_training_wrote(run: Path, tmp_pa
     assert made.card["latents"] == left.card["latents"]
     x = torch.randn(1, 3, 5, 16, 16)
     assert torch.equal(made.models["vae"].encode(x).mean, left.models["vae"].encode(x).mean)  # type: ignore[operator]
+
+
+def test_export_writes_a_model_card_with_the_command_of_the_training(run: Path, tmp_path: Path) -> None:
+    """As the training did, without folders of this machine."""
+    with pytest.warns(UserWarning, match="no latent statistics"):
+        export_checkpoint(checkpoints(run), tmp_path / "out")
+    for folder in (run / "vae", tmp_path / "out"):
+        text = (folder / "README.md").read_text()
+        (command,) = re.findall(r"^```sh\n(python -m walt_pl fit --config .*)\n```$", text, re.MULTILINE)
+        assert "--trainer.max_steps 6" in command and str(run) not in text
+        assert load(folder).card["training"]["command"] == command
+        assert f"| `val/psnr_video` | {load(folder).card['metrics']['values']['val/psnr_video']:.6g} |" in text
 
 
 def test_export_of_an_older_checkpoint_or_raw_weights_differs(run: Path, tmp_path: Path) -> None:

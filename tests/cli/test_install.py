@@ -21,6 +21,7 @@ import walt_pl
 from tests.helpers.environment import ROOT, Ended, refuse_imports
 from tests.helpers.house_rules import imports_of, modules
 from tests.helpers.tiny_stages import CAPTIONS, write_stages
+from walt_pl.cli.chosen_logger import PACKAGES
 from walt_pl.cli.main import COMMANDS, EXTRAS, TRACEBACK, main
 from walt_pl.media.reading import read_video
 from walt_pl.runs.manifest import Manifest
@@ -98,7 +99,7 @@ def test_wheel_has_every_module_and_experiment(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     code = {path.relative_to(ROOT).as_posix() for path in modules(ROOT).values()}
     experiments = {f"walt_pl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "experiments").rglob("*.yaml")}
-    assert names == code | experiments | {"walt_pl/py.typed"}
+    assert names == code | experiments | {"walt_pl/py.typed", "walt_pl/report/page.css", "walt_pl/report/page.html.j2"}
 
 
 def test_wheel_metadata_has_the_versions_of_the_program_python_and_torch(wheel: Path) -> None:
@@ -132,7 +133,7 @@ def test_pyproject_ranges_hold_every_pin_of_the_requirements() -> None:
     ours = {name: requirement for group in groups.values() for name, requirement in group.items()}
     assert sum(map(len, groups.values())) == len(ours), "a package is in two groups"
     pins = {name: read_pins(name) for name in ("requirements.txt", "requirements-dev.txt")}
-    assert set(pins["requirements.txt"]) == set(ours) - set(groups["dev"])
+    assert set(pins["requirements.txt"]) == set(ours) - set(groups["dev"]) - set(groups["loggers"]), "make setup installs no loggers"
     assert set(pins["requirements-dev.txt"]) == set(groups["dev"])
     for name, pin in {**pins["requirements.txt"], **pins["requirements-dev.txt"]}.items():
         (version,) = (specifier.version for specifier in pin.specifier)
@@ -148,6 +149,11 @@ def test_main_extras_are_those_of_pyproject() -> None:
     packages = importlib.metadata.packages_distributions()
     for extra, names in EXTRAS.items():
         assert {canonicalize_name(packages[module][0]) for module in names} == set(declared()[extra])
+
+
+def test_chosen_logger_names_the_packages_that_pyproject_pins() -> None:
+    assert sorted(PACKAGES.values()) == sorted(PROJECT["optional-dependencies"]["loggers"])
+    assert {canonicalize_name(module) for module in PACKAGES} == set(declared()["loggers"])
 
 
 def test_pyproject_lists_every_package_that_the_code_imports() -> None:

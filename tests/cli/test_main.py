@@ -14,7 +14,7 @@ from tests.helpers.tiny_stages import write_stages
 from walt_pl import __version__
 from walt_pl.cli.function_command import _expand
 from walt_pl.cli.index import index
-from walt_pl.cli.main import COMMANDS, GROUPS, main
+from walt_pl.cli.main import COMMANDS, GROUPS, main, module_of
 from walt_pl.runs.manifest import Manifest
 
 QUICK = {
@@ -61,7 +61,7 @@ def test_main_help_lists_every_command_in_its_group(words: list[str], capsys: py
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_main_commands_are_files_with_a_function_run(name: str) -> None:
-    assert callable(importlib.import_module(f"walt_pl.cli.{name}").run)
+    assert callable(importlib.import_module(module_of(name)).run)
 
 
 @pytest.mark.parametrize(

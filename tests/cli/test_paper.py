@@ -29,10 +29,11 @@ from walt_pl.data.index import Index
 from walt_pl.diffusion.rng import PerSampleRNG
 from walt_pl.lock import hold_lock
 from walt_pl.paper.measured import Measured
-from walt_pl.paper.measures.prompts import TIMESTEPS, denoising_loss, measure_prompts
+from walt_pl.paper.measures.prompts import TIMESTEPS, denoising_losses, measure_prompts
+from walt_pl.paper.measures.text_use import exchange_shapes, measure_text_use
 from walt_pl.paper.page import render
 from walt_pl.paper.record import read_records, write_record
-from walt_pl.paper.row import Row, Training, find_row
+from walt_pl.paper.row import TABLES, Row, Training, find_row
 from walt_pl.paper.rows import ABLATIONS, ROWS
 from walt_pl.runs.card import TRAIN, read_card
 from walt_pl.runs.manifest import Manifest
@@ -191,6 +192,10 @@ def test_steps_in_time_are_those_of_the_measured_pace(tables: Tables, tmp_path: 
     patch = find_row("patch_1", ROWS)
     write_record(tmp_path, patch, made_record(patch, 0, seconds_a_step={"base": 1.0}))
     assert _steps_in_time(row.trainings[0], row, 0, places(tables, out=tmp_path)) == 280
+    # Another seed had the machine to itself; a faster machine does not count.
+    write_record(tmp_path, patch, made_record(patch, 1, seconds_a_step={"base": 0.8}))
+    write_record(tmp_path, patch, made_record(patch, 2, seconds_a_step={"base": 0.1}, machine="another"))
+    assert _steps_in_time(row.trainings[0], row, 0, places(tables, out=tmp_path)) == 350
     write_record(tmp_path, patch, made_record(patch, 0, machine="another"))
     with pytest.raises(ValueError, match="on different machines"):
         _steps_in_time(row.trainings[0], row, 0, places(tables, out=tmp_path))
@@ -295,7 +300,9 @@ def test_paper_wants_the_wide_set_for_the_rows_of_another_aspect(tables: Tables)
 
 
 def test_choose_rows_takes_the_first_seed_of_a_short_run() -> None:
-    assert {seed for _, seed in choose_rows(None, None, short=True)} == {0}
+    short = choose_rows(None, None, short=True)
+    assert {seed for _, seed in short} == {0} and {row.table for row, _ in short} == {"tasks", "ablations", "equal time"}
+    assert {row.table for row, _ in choose_rows(None, None, short=False)} == {*TABLES}
     assert [(row.name, seed) for row, seed in choose_rows("patch_1,default", "0,2", short=False)] == [
         ("patch_1", 0),
         ("patch_1", 2),
@@ -321,13 +328,16 @@ def test_measure_prompts_are_the_scores_of_the_same_samples(tables: Tables) -> N
     assert found.clips is not None and list(found.captions) == captions and len(found.clips) == 6
 
 
-def test_denoising_loss_is_the_error_of_v_at_the_five_timesteps(tables: Tables) -> None:
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_denoising_losses_are_the_errors_of_v_at_the_five_timesteps(tables: Tables, exchanged: bool) -> None:
     cascade = Cascade.open(tables.run / "ablations" / "default-s1", ["base"], dtype=torch.float32)
     entries, sampler = Index(tables.index, "val").videos, cascade.samplers["base"]
+    captions = [entry.caption for entry in entries]
+    captions = exchange_shapes(captions) if exchanged else captions
     latents = sampler.normalizer.normalize_clips(cascade.encode(read_clips(entries, 32)))
     layout = FrameLayout(1, latents.shape[2], 0)
     x0 = latents[4].movedim(1, 0)
-    condition = text_condition(cascade.text, [entries[4].caption], None, layout, torch.ones(1, dtype=torch.bool))
+    condition = text_condition(cascade.text, captions[4:5], None, layout, torch.ones(1, dtype=torch.bool))
     errors = []
     for timestep in TIMESTEPS:
         eps = PerSampleRNG(0, timestep, torch.tensor([4])).randn_frames(layout, x0.shape[1:])
@@ -335,5 +345,23 @@ def test_denoising_loss_is_the_error_of_v_at_the_five_timesteps(tables: Tables) 
         with torch.no_grad():
             output = sampler.denoiser(alpha * x0 + sigma * eps, torch.tensor([timestep]), condition, None)
         # v = alpha eps - sigma x0 (Salimans and Ho, arXiv 2202.00512, appendix D).
-        errors.append((output - (alpha * eps - sigma * x0)).square().mean())
-    assert float(denoising_loss(cascade, entries)[4]) == pytest.approx(float(torch.stack(errors).mean()), rel=1e-4)
+        errors.append(float((output - (alpha * eps - sigma * x0)).square().mean()))
+    assert denoising_losses(cascade, entries, captions)[4].tolist() == pytest.approx(errors, rel=1e-4)
+
+
+def test_exchange_shapes_names_another_shape_and_nothing_else() -> None:
+    captions = ["a striped red circle moving left", "a plain blue bar growing", "a dotted cyan triangle moving up"]
+    expected = ["a striped red bar moving left", "a plain blue triangle growing", "a dotted cyan circle moving up"]
+    assert exchange_shapes(captions) == expected
+
+
+def test_measure_text_use_gives_the_growth_of_the_error_with_another_shape(tables: Tables) -> None:
+    run = tables.run / "ablations" / "default-s1"
+    found = measure_text_use(run, tables.index, 1000, short=True).figures
+    cascade, entries = Cascade.open(run, ["base"]), Index(tables.index, "val").videos
+    captions = [entry.caption for entry in entries]
+    own, other = (denoising_losses(cascade, entries, words).mean(dim=0) for words in (captions, exchange_shapes(captions)))
+    assert [found[f"loss_{timestep}"].value for timestep in TIMESTEPS] == pytest.approx(own.tolist())
+    assert [found[f"growth_{timestep}"].value for timestep in TIMESTEPS] == pytest.approx((other - own).tolist(), abs=1e-9)
+    assert any(found[f"growth_{timestep}"].value for timestep in TIMESTEPS), "the word took part"
+    assert found["shape"].value == measure_prompts(run, tables.index, 1000, short=True).figures["shape"].value

@@ -20,6 +20,7 @@ from walt_pl.runs.task_record import TASK, encode_task, flatten, read_task
 
 RECORDED = [
     *("data.index_sha256", "data.quarantine_sha256", "data.selection_sha256", "data.classes_sha256"),
+    "previews.prompts_sha256",
     *("trainer.ranks", "parents.vae", "parents.base", "tokenizer.model"),
 ]
 """Keys of a record beside those of the configuration."""
@@ -97,7 +98,13 @@ EFFECTS = {
         "trainer.devices",
         "trainer.strategy.timeout",
     ],
-    Effect.LISTED: ["model.optimizer.lr", "trainer.max_steps", "model.diffusion.guidance.scale", "trainer.ranks"],
+    Effect.LISTED: [
+        "previews.prompts_sha256",
+        "model.optimizer.lr",
+        "trainer.max_steps",
+        "model.diffusion.guidance.scale",
+        "trainer.ranks",
+    ],
     Effect.WARNED: [
         *("data.seed", "model.seed", "data.videos_per_batch", "trainer.precision", "trainer.accumulate_grad_batches", "ema.decay"),
         *("data.index_sha256", "data.quarantine_sha256", "data.flip", "data.sizes", "data.views", "model.diffusion.noise_aug_max"),

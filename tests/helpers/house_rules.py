@@ -4,6 +4,7 @@ Every function takes the root of the tree, so that tests can give one with a pla
 """
 
 import ast
+import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
@@ -30,6 +31,17 @@ def module_of(path: Path, root: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@functools.cache
+def parse(text: str) -> ast.Module:
+    """Return the syntax tree of a file's text. It is shared: forty tests read every file."""
+    return ast.parse(text)
+
+
+def tree_of(path: Path) -> ast.Module:
+    """Return the syntax tree of a file."""
+    return parse(path.read_text(encoding="utf-8"))
+
+
 def imports_of(path: Path, root: Path, typing: bool = True) -> set[str]:
     """Return every name that a file imports, also inside functions: modules, and what is taken from them.
 
@@ -41,8 +53,14 @@ def imports_of(path: Path, root: Path, typing: bool = True) -> set[str]:
     package = module_of(path, root).split(".")
     if path.name != "__init__.py":
         package = package[:-1]
+    return set(_imports(path.read_text(encoding="utf-8"), tuple(package), typing))
+
+
+@functools.cache
+def _imports(text: str, package: tuple[str, ...], typing: bool) -> frozenset[str]:
+    """Return the names that a text of a package imports, see `imports_of`."""
     found: set[str] = set()
-    for node in _nodes(ast.parse(path.read_text(encoding="utf-8")), typing):
+    for node in _nodes(parse(text), typing):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -52,7 +70,7 @@ def imports_of(path: Path, root: Path, typing: bool = True) -> set[str]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
             words = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg == "name")]
             found |= {word.value for word in words if isinstance(word, ast.Constant) and isinstance(word.value, str)}
-    return found
+    return frozenset(found)
 
 
 def _nodes(node: ast.AST, typing: bool) -> Iterator[ast.AST]:
@@ -119,7 +137,7 @@ def long_functions(root: Path, limit: int, folders: Sequence[str] = FOLDERS) -> 
     """Return the functions whose body, without signature and docstring, has more than `limit` lines."""
     found = {}
     for module, path in modules(root, folders).items():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 body = node.body[ast.get_docstring(node, clean=False) is not None :]
                 count = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
@@ -134,7 +152,7 @@ def unclear_docstrings(root: Path, folders: Sequence[str] = FOLDERS) -> list[str
     return [
         f"{module}:{node.lineno}"
         for module, path in modules(root, folders).items()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for node in ast.walk(tree_of(path))
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and opening.match(str(node.value.value))
     ]
 
@@ -148,12 +166,18 @@ def callers(
     """
     found = []
     for module, path in modules(root, folders).items():
-        calls = (ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call))
+        calls = _calls(path.read_text(encoding="utf-8"))
         if exact:
             found += [module] if not is_within(module, allowed) and _uses(path, root, functions, calls) else []
         elif not is_within(module, allowed) and any(call == name or call.endswith(name) for call in calls for name in functions):
             found.append(module)
     return found
+
+
+@functools.cache
+def _calls(text: str) -> tuple[str, ...]:
+    """Return the called expressions of a text, such as `os.fsync`."""
+    return tuple(ast.unparse(node.func) for node in ast.walk(parse(text)) if isinstance(node, ast.Call))
 
 
 def _uses(path: Path, root: Path, functions: Sequence[str], calls: Iterable[str]) -> bool:

@@ -16,9 +16,10 @@ import pytest
 import yaml
 
 from tests.helpers.environment import ROOT
-from walt_pl.cli.main import COMMANDS, main
+from tests.helpers.house_rules import tree_of
+from walt_pl.cli.main import COMMANDS, main, module_of
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "assets" / "README.md"]
 EXAMPLES = {
     "EXP": "shapes",
     "STAGE": "base",
@@ -115,7 +116,8 @@ def parse(words: list[str]) -> dict[str, Any] | None:
 
 def function_of(words: list[str]) -> str:
     """Return the name of the function that a command line calls: the command's, or that of `walt metrics compare`."""
-    return words[1] if words[0] == "metrics" and words[1:2] and not words[1].startswith("-") else words[0]
+    is_compared = words[0] == "metrics" and words[1:2] and not words[1].startswith("-")
+    return words[1] if is_compared else module_of(words[0]).rpartition(".")[2]
 
 
 def _parse_stage(words: list[str], patch: pytest.MonkeyPatch) -> None:
@@ -134,7 +136,7 @@ def _parse_stage(words: list[str], patch: pytest.MonkeyPatch) -> None:
 
 
 def _parse_function(words: list[str], patch: pytest.MonkeyPatch) -> dict[str, Any]:
-    module, name = importlib.import_module(f"walt_pl.cli.{words[0]}"), function_of(words)
+    module, name = importlib.import_module(module_of(words[0])), function_of(words)
     called: dict[str, Any] = {}
 
     @functools.wraps(getattr(module, name))
@@ -207,7 +209,7 @@ def _exists(root: Path, path: str) -> bool:
 
 def docstrings_of(path: Path) -> str:
     """Return the docstrings of a module and the strings under its fields."""
-    nodes = ast.walk(ast.parse(read(path)))
+    nodes = ast.walk(tree_of(path))
     return "\n".join(str(node.value.value) for node in nodes if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
 
 
@@ -245,7 +247,7 @@ def texts_of_the_program() -> tuple[str, ...]:
     found = [read(ROOT / "Makefile")]
     for folder in ("walt_pl", "stages", "datamodules"):
         for path in sorted((ROOT / folder).rglob("*.py")):
-            found += [text for node in ast.walk(ast.parse(read(path))) if (text := _text_of(node))]
+            found += [text for node in ast.walk(tree_of(path)) if (text := _text_of(node))]
     return tuple(found)
 
 

@@ -7,7 +7,7 @@ import ast
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.helpers.house_rules import FOLDERS, modules
+from tests.helpers.house_rules import FOLDERS, modules, tree_of
 
 SINKS = {
     "open": "open",
@@ -70,7 +70,7 @@ def sinks(root: Path, folders: Sequence[str] = FOLDERS) -> set[tuple[str, str]]:
     """Return the function (module.class.function) and the kind of reach of every call in a tree that reaches out."""
     found: set[tuple[str, str]] = set()
     for module, path in modules(root, folders).items():
-        found |= {(where, kind) for where, kind in _calls(ast.parse(path.read_text(encoding="utf-8")), module)}
+        found |= {(where, kind) for where, kind in _calls(tree_of(path), module)}
     return found
 
 

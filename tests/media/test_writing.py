@@ -77,4 +77,11 @@ def test_write_gif_plays_all_frames_in_a_loop(tmp_path: Path) -> None:
     assert (tmp_path / "a.gif").read_bytes() == gif_bytes(clip, 8)
     with Image.open(io.BytesIO(gif_bytes(clip, 8))) as picture:
         assert (picture.n_frames, picture.info["loop"], picture.size) == (5, 0, (96, 64))  # type: ignore[attr-defined]
-        assert picture.info["duration"] in (120, 125, 130)
+        assert picture.info["duration"] in (120, 125, 130) and "comment" not in picture.info
+
+
+def test_write_gif_holds_its_captions(tmp_path: Path) -> None:
+    captions = ["a red circle", "ein grüner Balken"]
+    write_gif(tmp_path / "a.gif", counting_clip(5), 8, captions)
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert picture.info["comment"].decode().split("\n") == captions

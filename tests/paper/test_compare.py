@@ -1,16 +1,12 @@
 """Comparison of rows over seeds: Welch's interval, and the verdict."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from walt_pl.paper.compare import AGREES, DISAGREES, UNKNOWN, Difference, compare, mean_and_deviation, verdict
-from walt_pl.paper.row import Row, Training
-
-ROW = Row("x", "ablations", "x", (Training("base"),), "prompts", expected=1, against="default", margin=0.05)
 
 
 def test_compare_gives_the_interval_of_welch() -> None:
@@ -27,12 +23,16 @@ def test_compare_gives_the_interval_of_welch() -> None:
 
 def test_compare_needs_two_seeds_of_both_sides() -> None:
     assert compare([0.5], [0.4, 0.5]) is None and compare([0.4, 0.5], [0.5]) is None
-    assert verdict(ROW, None) == UNKNOWN
+    assert verdict("all", 1, None) == UNKNOWN
 
 
 @pytest.mark.filterwarnings("error")
 def test_compare_of_seeds_without_spread_has_no_width_and_no_warning() -> None:
     assert compare([1.0, 1.0, 1.0], [0.75, 0.75]) == Difference(0.25, 0.25, 0.25)
+    found = compare([0.7, 0.7, 0.7], [0.5, 0.6])
+    # One degree of freedom, that of the side with a spread: t of 12.706 times 0.1 / 2.
+    assert found is not None and found.value == pytest.approx(0.15)
+    assert (found.low, found.high) == pytest.approx((0.15 - 0.6353, 0.15 + 0.6353), abs=1e-3)
 
 
 def test_mean_and_deviation_are_of_a_sample() -> None:
@@ -41,25 +41,26 @@ def test_mean_and_deviation_are_of_a_sample() -> None:
 
 
 @pytest.mark.parametrize(
-    ("expected", "higher", "low", "high", "says"),
+    ("figure", "expected", "low", "high", "says"),
     [
-        (1, True, 0.01, 0.2, AGREES),
-        (1, True, -0.2, -0.01, DISAGREES),
-        (1, True, -0.01, 0.2, UNKNOWN),
-        (1, True, -0.01, 0.01, UNKNOWN),
-        (-1, True, -0.2, -0.01, AGREES),
-        (-1, True, 0.01, 0.2, DISAGREES),
-        (1, False, -0.2, -0.01, AGREES),
-        (1, False, 0.01, 0.2, DISAGREES),
-        (-1, False, 0.01, 0.2, AGREES),
-        (0, True, -0.04, 0.05, AGREES),
-        (0, True, 0.01, 0.04, AGREES),
-        (0, True, 0.01, 0.06, UNKNOWN),
-        (0, True, -0.06, 0.04, UNKNOWN),
-        (0, True, 0.06, 0.2, DISAGREES),
-        (0, False, -0.2, -0.06, DISAGREES),
+        ("all", 1, 0.01, 0.2, AGREES),
+        ("all", 1, -0.2, -0.01, DISAGREES),
+        ("all", 1, -0.01, 0.2, UNKNOWN),
+        ("all", 1, -0.01, 0.01, UNKNOWN),
+        ("all", -1, -0.2, -0.01, AGREES),
+        ("all", -1, 0.01, 0.2, DISAGREES),
+        ("loss", 1, -0.2, -0.01, AGREES),
+        ("loss", 1, 0.01, 0.2, DISAGREES),
+        ("loss", -1, 0.01, 0.2, AGREES),
+        ("all", 0, -0.04, 0.05, AGREES),
+        ("all", 0, 0.01, 0.04, AGREES),
+        ("all", 0, 0.01, 0.06, UNKNOWN),
+        ("all", 0, -0.06, 0.04, UNKNOWN),
+        ("all", 0, 0.06, 0.2, DISAGREES),
+        ("loss", 0, -0.2, -0.06, DISAGREES),
+        ("loss", 0, -0.02, 0.01, UNKNOWN),
+        ("loss", 0, -0.009, 0.01, AGREES),
     ],
 )
-def test_verdict_follows_from_the_interval_alone(expected: int, higher: bool, low: float, high: float, says: str) -> None:
-    row = replace(ROW, expected=expected, higher=higher)
-    assert verdict(row, Difference((low + high) / 2, low, high)) == says
+def test_verdict_follows_from_the_interval_alone(figure: str, expected: int, low: float, high: float, says: str) -> None:
+    assert verdict(figure, expected, Difference((low + high) / 2, low, high)) == says

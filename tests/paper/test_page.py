@@ -35,8 +35,9 @@ def test_page_shows_means_deviations_intervals_and_verdicts() -> None:
     page = render(results(), ROWS)
     assert "| patch 1 | 3 | 70.0 % ± 1.0 % | 0.7 ± 0.01 | 700 | 6.0 |" in page
     # Welch with equal variances of 1 point and n = 3: t of 4 degrees of freedom, 2.776 * sqrt(2 / 3) = 2.27.
-    said = "+30 points [+27.7, +32.3] | patch 2: 134.4, patch 1: 60.7 | better | as the paper |"
-    assert f"| patch 1 | all | {said}" in page
+    said = "+30 points [+27.7, +32.3]: as the paper | cannot tell at this size | cannot tell at this size | "
+    assert f"| patch 1 | patch 2: 134.4, patch 1: 60.7 | better | {said}+0.3 [+0.277, +0.323]: other than the paper |" in page
+    assert "| row | paper (FVD) | the paper says | here, by all | here, by unseen pairs | here, by iou | here, by loss |" in page
     assert "![differences](results/ablations.png)" in page and "results/equal_time.png" not in page
     assert "Not run: STW of 5 x 2 x 2 tokens; self-conditioning" in page
     assert "| patch_1 | 2 | 6.0 + 1.0 | 1.5 | base 500 | a processor, 2 cores, 1 threads | cpu | 2 | `0123456789ab` | 2026-11-27 |" in page
@@ -45,8 +46,15 @@ def test_page_shows_means_deviations_intervals_and_verdicts() -> None:
 def test_page_of_one_seed_shows_the_interval_of_the_clips_and_no_verdict() -> None:
     page = render({key: record for key, record in results().items() if key[1] == 0}, ROWS)
     assert "| patch 1 | 1 | 69.0 % [59.0 %, 79.0 %] |" in page
-    assert "| patch 1 | all |  | patch 2: 134.4, patch 1: 60.7 | better | cannot tell at this size |" in page
+    assert "| patch 1 | patch 2: 134.4, patch 1: 60.7 | better | cannot tell at this size | cannot tell" in page
     assert "Not run: patch 2, windows of the whole clip, LoRA 2, 8 channels, images and videos with seed 1, 2; patch 1 with seed" in page
+
+
+def test_page_gives_no_verdict_by_a_loss_of_another_meaning() -> None:
+    row = find_row("no_zero_snr", ROWS)
+    page = render({**results(), **{(row.name, seed): made_record(row, seed, 0.1 + 0.01 * seed) for seed in row.seeds}}, ROWS)
+    (line,) = [line for line in page.split("\n") if line.startswith("| no zero terminal SNR | 60.7")]
+    assert "-29 points [-31.3, -26.7]: as the paper" in line and line.endswith("| does not compare |")
 
 
 def test_page_does_not_depend_on_the_order_of_the_results() -> None:
@@ -103,6 +111,6 @@ def test_plot_has_a_line_for_each_compared_row_and_is_small(count: int, tmp_path
     path = tmp_path / "results" / "ablations.png"
     assert path.stat().st_size <= 100_000
     with Image.open(path) as picture:
-        assert abs(picture.height - 90 * (0.4 * count + 1.3)) <= 1
+        assert abs(picture.height - 90 * (0.4 * count + 1.3)) <= 1 and abs(picture.width - 90 * (2 + 4 * 2.4)) <= 1
     draw_plots(found, ROWS, tmp_path / "again")
     assert (tmp_path / "again" / "results" / "ablations.png").read_bytes() == path.read_bytes()

@@ -261,7 +261,7 @@ def with_config(folder: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda f: (f / "card.json").unlink(), "has no card.json.*found: model.safetensors"),
+        (lambda f: (f / "card.json").unlink(), "has no card.json.*found: README.md, model.safetensors"),
         (lambda f: (f / "card.json").write_text("{"), "not a card"),
         (lambda f: rewrite_card(f, format=9), "format version 9 is unknown here .this program reads 2"),
         (lambda f: (f / "model.safetensors").unlink(), "model.safetensors is missing"),

@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import nn
 
 from walt_pl import lock as lock_module
-from walt_pl.runs import artifact, card
+from walt_pl.runs import artifact, card, manifest
 from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.runs.card import ArtifactError
 from walt_pl.runs.manifest import ChangedStage, Manifest, MissingStage, StaleStage
@@ -100,7 +100,7 @@ def test_manifest_state_goes_from_missing_to_done(run_dir: Path) -> None:
     assert chain.state("vae") == "done"
     record = json.loads((run_dir / "manifest.json").read_text())["stages"]["vae"]["artifact"]
     assert record["path"] == "vae" and record["sha256"] == artifact.load(run_dir / "vae").sha256
-    assert set(record["files"]) == {p.name for p in (run_dir / "vae").iterdir()}
+    assert set(record["files"]) == {p.name for p in (run_dir / "vae").iterdir()} - {"README.md"}
     assert sorted(p.name for p in run_dir.iterdir()) == ["manifest.json", "vae"]
 
 
@@ -240,6 +240,7 @@ def test_manifest_reads_bytes_only_where_size_or_time_changed(run_dir: Path, mon
         return hashlib.sha256(path.read_bytes()).hexdigest()
 
     monkeypatch.setattr(card, "file_sha256", reads)
+    monkeypatch.setattr(manifest, "REMEMBERED_BYTES", 0)
     chain.check_parents("base")
     assert read == []
     weights = run_dir / "vae" / "model.safetensors"

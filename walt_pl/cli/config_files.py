@@ -5,6 +5,7 @@ import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from walt_pl.cli.config_syntax import read_config
 from walt_pl.runs.experiment_files import find_experiment
@@ -72,6 +73,19 @@ def parse_known(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> ar
         return parser.parse_known_args(arguments)[0]
     except argparse.ArgumentError as error:
         raise ValueError(f"{(error.argument_name or '').split('/')[-1]} needs a value ({error.message})") from error
+
+
+def run_and_stage(options: Any) -> tuple[Path, str]:
+    """Return the folder of the run and the name of the stage: experiments/EXP/STAGE.yaml is trained into runs/EXP/STAGE.
+
+    Raises:
+        ValueError: neither a config nor the options name them.
+    """
+    configs = [Path(str(path)) for path in options.config or []]
+    if not configs and (options.run is None or options.stage is None):
+        raise ValueError("which stage? give --config experiments/EXP/STAGE.yaml, or --run and --stage")
+    run = Path(options.run) if options.run else Path("runs") / configs[0].resolve().parent.name
+    return run, options.stage or configs[0].stem
 
 
 def stages_of(experiment: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from walt_pl.cli.clock import Clock
 from walt_pl.cli.config_files import stages_of
 from walt_pl.cli.console import print_table
 from walt_pl.cli.function_command import call
+from walt_pl.cli.report import REPORT, describe_report
 from walt_pl.cli.run_fit import run_fit, run_fits
 from walt_pl.cli.sample import make_clips
 from walt_pl.data.frame_rate import DEFAULT_FPS
@@ -25,6 +27,7 @@ from walt_pl.runs.stage_names import kind_of
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.shapes.dataset import write_set
 from walt_pl.shapes.evaluation import default_steps, evaluate_run, render_summary, write_summary
+from walt_pl.terminal_text import printable
 
 SHOWN_SEEN, SHOWN_UNSEEN = 12, 4
 SEED = 1
@@ -49,7 +52,7 @@ def demo(run: str = "runs/shapes", experiment: str = "experiments/shapes", data:
 def run_demo(run: Path, experiment: Path, data: Path) -> None:
     """Paint, train, sample and score; parts that are done already are skipped.
 
-    The results are ``demo/samples.png``, ``demo/samples.gif`` and ``demo/summary.json`` in the folder of the run.
+    The results are ``demo/samples.png``, ``demo/samples.gif``, ``demo/summary.json`` and ``report.html`` in the folder of the run.
     """
     out = run / "demo"
     out.mkdir(parents=True, exist_ok=True)
@@ -77,6 +80,17 @@ def run_demo(run: Path, experiment: Path, data: Path) -> None:
     print_table(render_summary(summary))
     print(f"{summary['minutes']:.1f} minutes in all; figures: {out / 'summary.json'}")
     print(f"look at: {out / 'samples.png'}")
+    print(_report(run))
+
+
+def _report(run: Path) -> str:
+    """Write the report of the run, and return a sentence with its time, or with the reason why there is none."""
+    began = time.monotonic()
+    try:
+        told = describe_report(run, run / REPORT)
+    except Exception as error:  # the stages are trained and scored: a page about them must not make the demo fail
+        return printable(f"report: not written ({error}); try again with: walt report {run}")
+    return f"{told}, in {time.monotonic() - began:.0f} s"
 
 
 def _groups(stages: Sequence[str]) -> list[list[str]]:
@@ -109,7 +123,7 @@ def _show(run: Path, stages: Sequence[str], index: Path, out: Path) -> int:
     clips = torch.cat(list(make_clips(cascade, request, SamplingConfig(default_steps(cascade)), batch=16)))
     captions = seen + [f"{caption} (pair never seen in videos)" for caption in unseen]
     write_image(out / "samples.png", contact_sheet(clips, captions))
-    write_gif(out / "samples.gif", captioned_grid(clips, captions), cascade.fps or DEFAULT_FPS)
+    write_gif(out / "samples.gif", captioned_grid(clips, captions), cascade.fps or DEFAULT_FPS, captions)
     return len(prompts)
 
 

@@ -213,7 +213,7 @@ def _show_reconstructions(run: Path, cascade: Cascade, stage: str, folder: Path,
     out = run / "reconstructions.png"
     write_image(out, contact_sheet(clips, lines))
     fps = trained_rate(videos, selected.positions(), clip_transform) or DEFAULT_FPS
-    write_gif(out.with_suffix(".gif"), captioned_grid(clips, lines, columns=2), fps)
+    write_gif(out.with_suffix(".gif"), captioned_grid(clips, lines, columns=2), fps, lines)
     print(f"{summary['counts'][stage]} held-out clips; look at {out}, {out.with_suffix('.gif')}")
     return summary
 

@@ -1,4 +1,4 @@
-"""Export an artifact from a checkpoint, without its run: ``python -m walt_pl export CKPT --out DIR``.
+"""Export an artifact from a checkpoint, without its run: ``python -m walt_pl export CKPT --out DIR``. `export_run` rounds those of a run.
 
 The checkpoint holds a description of its artifact in plain values (`walt_pl.training.callbacks.export`). So no stage is built, and no run,
 parent or configuration file is needed. Only the latent statistics of an autoencoder are missing. They are measured on an index that the
@@ -8,36 +8,60 @@ user names. Nothing that the description names is opened: a checkpoint may come 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from datamodules.joint import JointData
+from walt_pl.cli.export_run import export_run
 from walt_pl.cli.function_command import call
 from walt_pl.models.vae import VAE
 from walt_pl.runs.artifact import component_config
 from walt_pl.runs.artifact_writing import component_states, save_artifact
-from walt_pl.runs.card import check_replaceable
+from walt_pl.runs.card import WEIGHTS, check_replaceable
 from walt_pl.runs.checkpoint import Checkpoint, CheckpointError, check_floating, read_state, recovery_hint
 from walt_pl.runs.checkpoint_card import validation_values
 from walt_pl.runs.finite import NonFiniteError
+from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.stored_config import clip_arguments, in_bfloat16, statistics_batches
 from walt_pl.runs.whole_weights import weights
 from walt_pl.training.callbacks.export import DESCRIPTION
 
 
-def export(checkpoint: str, out: str = "artifact", ema: bool = True, index: str | None = None) -> None:
+def export(
+    checkpoint: str, out: str = "artifact", ema: bool = True, index: str | None = None, dtype: Literal["float32", "bfloat16"] = "float32"
+) -> None:
     """Make an artifact of a checkpoint of any strategy: one safetensors file, and the files to load it (walt_pl.load).
 
     Args:
-        checkpoint: folder of the checkpoint, or a folder of several, of which the newest is used.
-        out: folder of the artifact.
+        checkpoint: folder of the checkpoint, or a folder of several, of which the newest is used; or that of a run, with --dtype bfloat16.
+        out: folder of the artifact; of a run, that of the new run.
         ema: export the averaged weights, if there are averages; false exports the raw training weights.
         index: index of an autoencoder's training data, on which its latent statistics are measured. Without it the artifact has none.
+        dtype: bfloat16 rounds the weights of all finished stages of a run, which halves their files; of a checkpoint float32 alone.
     """
+    if dtype == "bfloat16":
+        _export_run(Path(checkpoint), Path(out), ema and index is None)
+        return
     found, sha256 = export_checkpoint(Path(checkpoint), Path(out), ema, Path(index) if index else None)
     kind = "averaged weights" if ema and found.ema is not None else "weights"
     print(f"{out}: {kind} of step {found.step} ({found.strategy}, {found.world_size} ranks), sha256 {sha256[:12]}")
+
+
+def _export_run(run: Path, out: Path, plain: bool) -> None:
+    """Write the artifacts of a run in bfloat16, and print their hashes and sizes.
+
+    Raises:
+        ValueError: the folder is no run, or an option of checkpoints is given.
+    """
+    if not plain:
+        raise ValueError("export: --ema and --index are of checkpoints, and --dtype bfloat16 is of a run: leave one out")
+    if not Manifest(run).path.exists():
+        raise ValueError(
+            f"export: --dtype bfloat16 is of a run with finished stages, and {run} has no manifest.json: name one, such as runs/shapes"
+        )
+    for stage, sha256 in export_run(run, out).items():
+        print(f"{out / stage}: bfloat16, {(out / stage / WEIGHTS).stat().st_size / 1e6:.1f} MB, sha256 {sha256[:12]}")
 
 
 def export_checkpoint(path: Path, out: Path, ema: bool = True, index: Path | None = None) -> tuple[Checkpoint, str]:
@@ -76,6 +100,7 @@ def export_checkpoint(path: Path, out: Path, ema: bool = True, index: Path | Non
         "index": described["index"],
         "steps": checkpoint.step,
         "samples": checkpoint.samples,
+        "training": described.get("training", {}),
         "metrics": {
             "protocol": f"the validation clips of the index, view 0{', averaged weights' * averaged}",
             "values": validation_values(checkpoint.metrics),

@@ -20,13 +20,15 @@ from stages.finetuning import init_from
 from walt_pl.blocks.compute import Float32Precision, compute_dtype, set_float32_precision
 from walt_pl.cli.allowed_schemes import check_allowed_schemes, without_allowed_schemes
 from walt_pl.cli.checkpoint_folder import check_own_folder
+from walt_pl.cli.chosen_logger import DEFAULT, LoggerName, check_logger, open_logger
 from walt_pl.cli.class_count import fill_classes
-from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs
+from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs, run_and_stage
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
 from walt_pl.cli.fit_help import render_help, without_help
 from walt_pl.cli.monitored_metric import fill_monitor
 from walt_pl.cli.null_values import ClassParser
 from walt_pl.cli.parse_errors import CommandLine, check_nulls, check_top_keys, explain
+from walt_pl.cli.preview_prompts import check_preview_prompts
 from walt_pl.cli.rate_change import describe_rate_change
 from walt_pl.cli.renamed_keys import check_renamed
 from walt_pl.cli.resume_checks import check_resumed
@@ -48,13 +50,13 @@ from walt_pl.training.callbacks.metrics import Metrics
 from walt_pl.training.callbacks.previews import Previews
 from walt_pl.training.callbacks.progress_bar import ProgressBar
 from walt_pl.training.callbacks.progress_file import ProgressFile
+from walt_pl.training.callbacks.record_data import RecordData
 from walt_pl.training.callbacks.record_task import RecordTask
 from walt_pl.training.callbacks.reseed import Reseed
 from walt_pl.training.callbacks.save_config import SaveConfig
 from walt_pl.training.callbacks.spike_guard import SpikeGuard
 from walt_pl.training.callbacks.text_progress import TextProgress
 from walt_pl.training.callbacks.throughput import Throughput
-from walt_pl.training.logger import ResilientTensorBoardLogger
 from walt_pl.training.rank import is_rank_zero
 from walt_pl.training.strategies.lost_ranks import explain_lost_ranks
 from walt_pl.training.strategies.ranks import check_machines, prepare_ranks
@@ -163,6 +165,7 @@ class WaltCLI(LightningCLI):
         parser.add_argument(
             "--float32_matmul_precision", type=Float32Precision, default="high", help="Float32 on GPUs: high is TF32, highest full float32."
         )
+        parser.add_argument("--logger", type=LoggerName, default=DEFAULT, help="Log of the training; wandb and mlflow need their package.")
         callbacks: dict[str, type[L.Callback]] = {"ema": EMA, "spike_guard": SpikeGuard, "previews": Previews, "throughput": Throughput}
         for key, callback in {**callbacks, "checkpoint": Checkpoints, "metrics": Metrics}.items():
             parser.add_lightning_class_args(callback, key)
@@ -178,6 +181,8 @@ class WaltCLI(LightningCLI):
         self._name()
         check_precision(options.trainer)
         check_trainer(options.trainer)
+        if self.subcommand is not None:
+            check_logger(options)
         set_float32_precision(options.float32_matmul_precision)
         self.parents: dict[str, str] = {}
         if self.subcommand == "fit":
@@ -199,9 +204,8 @@ class WaltCLI(LightningCLI):
         fill_classes(options)
         check_engine(self.stage, options)
         if options.trainer.precision is None:
-            options.trainer.precision = (
-                "bf16-mixed" if compute_dtype(torch.device("cuda" if torch.cuda.is_available() else "cpu")) is torch.bfloat16 else "32-true"
-            )
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            options.trainer.precision = "bf16-mixed" if compute_dtype(device) is torch.bfloat16 else "32-true"
             _say(f"precision {options.trainer.precision}: what this machine is fastest at")
         if self.subcommand == "fit" and not self.is_trial:
             self._begin(self.manifest)
@@ -210,11 +214,12 @@ class WaltCLI(LightningCLI):
             check_shards(self.restored, options.trainer)
             if options.data.shards is None:
                 check_index_file(Path(options.data.index).absolute())
+            check_preview_prompts(self.stage, options)
 
     def _name(self) -> None:
         """Set run and stage, from their options or the path of the config."""
         options = self.options
-        self.run_dir, self.stage = _run_and_stage(options)
+        self.run_dir, self.stage = run_and_stage(options)
         self.manifest = Manifest.open(self.run_dir, Path(str(options.config[0])).parent if options.config else None)
         options.run = str(self.run_dir)
         options.stage = self.stage
@@ -393,7 +398,9 @@ class WaltCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer_options = self.options.trainer
         if trainer_options.logger in (None, True):
-            kwargs["logger"] = ResilientTensorBoardLogger(str(self.work), name="logs")
+            name = self.options.logger if self.subcommand else DEFAULT
+            goes_on = self.subcommand == "fit" and self.restored is not None
+            kwargs["logger"] = open_logger(name, self.work, self.stage, self.manifest, goes_on)
         first: list[L.Callback] = []
         extra: list[L.Callback] = []
         if sys.stdout.isatty() and trainer_options.enable_progress_bar is not False:
@@ -405,7 +412,7 @@ class WaltCLI(LightningCLI):
             config = self._parser(self.subcommand).dump(without_allowed_schemes(self.options), skip_validation=True)
             again = resume_command(self._words)
             extra.append(ProgressFile(self.work, Path(self.options.checkpoint.dirpath), again))
-            extra.append(SaveConfig(config))
+            extra += [SaveConfig(config), RecordData()]
             # It runs first: another callback must not start something that it refuses.
             rescue = Path(self.options.rescue) if self.options.rescue else None
             first.append(ExportArtifact(self.run_dir, self.stage, self.parents, config, again, self.manifest.experiment, rescue))
@@ -429,19 +436,6 @@ class WaltCLI(LightningCLI):
 def run(words: Sequence[str]) -> None:
     """Run the command line of `walt fit`."""
     WaltCLI(["fit", *words])
-
-
-def _run_and_stage(options: Any) -> tuple[Path, str]:
-    """Return the folder of the run and the name of the stage: experiments/EXP/STAGE.yaml is trained into runs/EXP/STAGE.
-
-    Raises:
-        ValueError: neither a config nor the options name them.
-    """
-    configs = [Path(str(path)) for path in options.config or []]
-    if not configs and (options.run is None or options.stage is None):
-        raise ValueError("which stage? give --config experiments/EXP/STAGE.yaml, or --run and --stage")
-    run = Path(options.run) if options.run else Path("runs") / configs[0].resolve().parent.name
-    return run, options.stage or configs[0].stem
 
 
 @rank_zero_only

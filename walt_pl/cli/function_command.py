@@ -26,7 +26,7 @@ def call(function: Callable[..., None], words: Sequence[str], **given: Any) -> N
     try:
         options = parser.parse_args(_expand(words, function))
     except ArgumentError as error:
-        raise ValueError(explain(error, CommandLine(function.__name__, parser, words))) from error
+        raise ValueError(explain(error, CommandLine(function.__name__.rstrip("_"), parser, words))) from error
     # auto_cli is not used: it would consume a command's own --config.
     function(**{name: options[name] for name in inspect.signature(_with_options_alone(function)).parameters}, **given)
 
@@ -34,7 +34,11 @@ def call(function: Callable[..., None], words: Sequence[str], **given: Any) -> N
 def parser_of(function: Callable[..., None]) -> ArgumentParser:
     """Return the parser of a function's options, see `call`."""
     parser = auto_parser(
-        _with_options_alone(function), as_positional=True, prog=f"walt {function.__name__}", exit_on_error=False, allow_abbrev=False
+        _with_options_alone(function),
+        as_positional=True,
+        prog=f"walt {function.__name__.rstrip('_')}",
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     for action in parser._actions:
         # A keyword of Python cannot name an argument. argparse has no public way to rename an option and keep its destination.

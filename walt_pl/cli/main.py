@@ -1,8 +1,12 @@
-"""The program: `walt COMMAND`, or `python -m walt_pl COMMAND`. A command is the function of its name in the file of its name."""
+"""The program: `walt COMMAND`, or `python -m walt_pl COMMAND`. A command is the function of its name in the file of its name.
+
+A name that is a keyword of Python, such as `try`, has an underscore behind it there.
+"""
 
 import difflib
 import gc
 import importlib
+import keyword
 import os
 import re
 import sys
@@ -16,6 +20,7 @@ from walt_pl.terminal_text import printable
 GROUPS: dict[str, dict[str, str]] = {
     "data": {
         "index": "list a data set, decode every file, and report what is broken",
+        "new": "look at a folder of videos or images, and write an experiment with sizes that fit it",
         "clips": "fetch four real videos with pip",
         "cache": "compute the latents and text features of a stage before training",
     },
@@ -27,12 +32,14 @@ GROUPS: dict[str, dict[str, str]] = {
         "paper": "train and measure the rows of the paper's tables on the embedded set",
     },
     "use": {
+        "try": "make clips with the small trained model of the checkout",
         "sample": "make videos from prompts, labels, a picture or a clip",
         "evaluate": "measure the stages of a run: FVD, PSNR, ... against real clips",
         "metrics": "compare sets of clips by FVD and other metrics",
-        "export": "make an artifact of a checkpoint",
+        "export": "make an artifact of a checkpoint, or round those of a run to bfloat16",
     },
     "look": {
+        "report": "write one HTML file about a run: curves, previews, samples, metrics, incidents",
         "status": "show the stages of a run and their states",
         "ready": "check that the stages that a stage is trained from are finished; it takes the options of fit",
         "verify": "compare every byte of a run's artifacts with their cards",
@@ -42,7 +49,19 @@ GROUPS: dict[str, dict[str, str]] = {
 """Commands and their summaries, by what a user wants to do."""
 COMMANDS = [name for group in GROUPS.values() for name in group]
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "train": ("braceexpand", "deepspeed", "lightning", "lpips", "matplotlib", "scipy", "tensorboard", "timm", "torchvision", "webdataset"),
+    "train": (
+        "braceexpand",
+        "deepspeed",
+        "jinja2",
+        "lightning",
+        "lpips",
+        "matplotlib",
+        "scipy",
+        "tensorboard",
+        "timm",
+        "torchvision",
+        "webdataset",
+    ),
     "text": ("huggingface_hub", "open_clip", "transformers"),
     "metrics": ("torch_fidelity", "torchmetrics"),
 }
@@ -127,13 +146,18 @@ def _misses_dependency(error: ImportError) -> bool:
     return isinstance(error, ModuleNotFoundError) and error.name in DEPENDENCIES
 
 
+def module_of(name: str) -> str:
+    """Return the module of a command."""
+    return f"walt_pl.cli.{name}{'_' if keyword.iskeyword(name) else ''}"
+
+
 def _import_command(name: str) -> Callable[[list[str]], None]:
     """Return the function of a command."""
     collects = gc.isenabled()
     # The modules of torch and Lightning live to the end. To look for garbage among them takes a fifth of their import.
     gc.disable()
     try:
-        return importlib.import_module(f"walt_pl.cli.{name}").run
+        return importlib.import_module(module_of(name)).run
     finally:
         if collects:
             gc.enable()

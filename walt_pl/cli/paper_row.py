@@ -20,7 +20,7 @@ from walt_pl.media.contact_sheet import captioned_grid, contact_sheet
 from walt_pl.media.writing import write_image
 from walt_pl.paper.measure_table import MEASURES
 from walt_pl.paper.measured import Measured
-from walt_pl.paper.record import FORMAT, Record, RecordError, code_is_changed, picture_path, read_record, write_record
+from walt_pl.paper.record import FORMAT, Record, RecordError, code_is_changed, picture_path, read_record, read_records, write_record
 from walt_pl.paper.row import Row, Training, find_row
 from walt_pl.paper.rows import ROWS
 from walt_pl.removal import describe_left, remove_own
@@ -181,23 +181,32 @@ def _choose_steps(training: Training, row: Row, seed: int, places: Places) -> in
 
 
 def _steps_in_time(training: Training, row: Row, seed: int, places: Places) -> int:
-    """Return the steps that take the time of another row's training, by seconds a step of the same seed.
+    """Return the steps that take the time of another row's training, by the seconds a step of each row's fastest seed.
+
+    The fastest counts, since other programs on the machine only make a training slower.
 
     Raises:
         ValueError: one of the two rows is not measured, or their machines differ.
     """
-    sources = []
+    sources, seconds = [], []
     for name in (training.time_of, training.pace_of):
-        found = read_record(places.out, find_row(name, ROWS), seed)
+        source = find_row(name, ROWS)
+        found = read_record(places.out, source, seed)
         if found is None:
             raise ValueError(f"paper: the steps of {row.name} follow from {name} of seed {seed}, which is not measured: add it to --only")
+        alike = [record for record in read_records(places.out, [source]).values() if _conditions(record) == _conditions(found)]
         sources.append(found)
+        seconds.append(min(record.seconds_a_step[training.stage] for record in alike))
     time, pace = sources
-    if (time.machine, time.device, time.jobs) != (pace.machine, pace.device, pace.jobs):
+    if _conditions(time) != _conditions(pace):
         told = f"{training.time_of} and {training.pace_of} of seed {seed} were trained on different machines or with different --jobs"
         raise ValueError(f"paper: {told}, so that {row.name} cannot take equal time: remove their files and train them anew")
-    stage = training.stage
-    return max(SHORT_WARMUP + 1, round(time.steps[stage] * time.seconds_a_step[stage] / pace.seconds_a_step[stage]))
+    return max(SHORT_WARMUP + 1, round(time.steps[training.stage] * seconds[0] / seconds[1]))
+
+
+def _conditions(record: Record) -> tuple[str, str, int]:
+    """Return all that the seconds of a step depend on beside the row."""
+    return record.machine, record.device, record.jobs
 
 
 # ---- Record ------------------------------------------------------------------------------------------------------------

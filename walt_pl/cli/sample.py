@@ -13,12 +13,13 @@ from walt_pl.cli.sample_files import check_out, write_clips
 from walt_pl.cli.sample_layout import LayoutName, PlannedClip, check_layout, layout_settings, plan_clips, write_layout
 from walt_pl.media.decode_options import DecodeOptions
 from walt_pl.media.reading import read_image, read_last_frames
-from walt_pl.plain_text import clean_caption, decode_text, split_lines
+from walt_pl.plain_text import clean_caption
 from walt_pl.sampling.cascade import Cascade, SampleRequest, SamplingConfig
 from walt_pl.sampling.defaults import GuidanceName, frame_count, sampling_fps, stage_guidance
 from walt_pl.sampling.known_background import trained_background
 from walt_pl.sampling.known_conditions import class_number, class_title, warn_of_unseen_words
 from walt_pl.sampling.overlapped_decoding import sample_videos
+from walt_pl.text.prompt_file import prompt_lines
 from walt_pl.untrusted import UntrustedError
 
 DtypeName = Literal["float32", "bfloat16", "float16"]
@@ -59,7 +60,8 @@ def sample(
     Args:
         run: folder of the run.
         prompt: text of the clip.
-        prompts: file with a prompt a line, for many clips; their files are numbered clip_000.mp4, clip_001.mp4, ...
+        prompts: file with a prompt a line, for many clips; their files are numbered clip_000.mp4, clip_001.mp4, ... Lines that begin with
+            # are left out.
         label: class, for class-conditional models: its number, or its name in the training data.
         image: first picture of the clip, for models trained with frame prediction; a prompt may be left out. The background of the
             training (data.background) shows through where it is transparent.
@@ -198,19 +200,15 @@ def _read_prompts(prompt: str | None, prompts: str | None, label: int | str | No
 
 
 def _prompt_lines(prompts: str) -> list[str]:
-    """Return the lines of a file of prompts that have words, without the space around them.
+    """Return the prompts of a file, see `walt_pl.text.prompt_file.prompt_lines`.
 
     Raises:
         ValueError: there is none, or the file is not UTF-8.
     """
     try:
-        text = decode_text(Path(prompts).read_bytes())
+        return prompt_lines(Path(prompts).read_bytes())
     except UntrustedError as error:
         raise ValueError(f"sample: {prompts}: {error}") from error
-    lines = [line.strip() for line in split_lines(text)]
-    if not any(lines):
-        raise ValueError(f"sample: {prompts} has no prompt; write one a line")
-    return [line for line in lines if line]
 
 
 def make_clips(

@@ -65,7 +65,7 @@ def write_clips(out: str, batches: Iterable[torch.Tensor], captions: Sequence[st
             made.extend(batch)
             batch = next(coming, None)
         clips = torch.stack(made)
-        write_gif(first.with_suffix(".gif"), captioned_grid(clips, captions), fps)
+        write_gif(first.with_suffix(".gif"), captioned_grid(clips, captions), fps, captions)
         write_image(first.with_suffix(".png"), contact_sheet(clips, captions))
     written = [*paths, first.with_suffix(".gif"), first.with_suffix(".png")]
     left = [path.name for path in _files_named(first) if path not in written]

@@ -66,7 +66,8 @@ _SILENT = (
         ("data.num_workers", "data.timeout", "data.worker_patience"),
         "samples do not depend on the processes that read them",
     ),
-    Rule(Effect.SILENT, ("model.preview_steps", "previews.*", "throughput.*", "metrics.*"), "for inspection only"),
+    Rule(Effect.SILENT, ("model.preview_steps", "previews.every_n_validations", "throughput.*", "metrics.*"), "for inspection only"),
+    Rule(Effect.SILENT, ("previews.prompts",), "a path; the content is compared"),
     Rule(Effect.SILENT, ("model.denoiser.activation_checkpointing", "ema.cpu"), "saves memory only"),
     Rule(
         Effect.SILENT,
@@ -79,7 +80,7 @@ _SILENT = (
     Rule(
         Effect.SILENT,
         (
-            *("trainer.logger", "trainer.logger.*", "trainer.log_every_n_steps", "trainer.enable_checkpointing"),
+            *("logger", "trainer.logger", "trainer.logger.*", "trainer.log_every_n_steps", "trainer.enable_checkpointing"),
             *("trainer.enable_progress_bar", "trainer.enable_model_summary", "trainer.profiler", "trainer.profiler.*"),
             *("trainer.default_root_dir", "trainer.enable_autolog_hparams", "trainer.model_registry", "trainer.detect_anomaly"),
             *("trainer.barebones", "trainer.fast_dev_run"),
@@ -129,6 +130,7 @@ _LISTED = (
     ),
     Rule(Effect.LISTED, ("model.statistics_batches",), "the artifact's latent statistics"),
     Rule(Effect.LISTED, ("model.diffusion.noise_aug_level", "model.diffusion.guidance.*"), "sampling and previews"),
+    Rule(Effect.LISTED, ("previews.prompts_sha256",), "previews show other prompts"),
     Rule(Effect.LISTED, ("data.val_videos",), "figures of validations do not compare"),
     Rule(Effect.LISTED, ("checkpoint.every_n_train_steps",), "the spike guard rolls back to these"),
     Rule(

@@ -125,6 +125,27 @@ def images_as_videos(batch: JointBatch) -> JointBatch:
     )
 
 
+def of_conditions(batch: JointBatch, captions: Sequence[str], labels: Sequence[int], first: int) -> JointBatch:
+    """Return a batch of videos with captions and labels that a person chose, in the shape of the videos of a batch.
+
+    Args:
+        batch: at least one video, or image, whose content stands for that of all; without low-resolution copies.
+        captions: one for each video.
+        labels: one for each video, -1 where there is none.
+        first: position of the first one, which seeds its noise.
+    """
+    one, count = first_videos(images_as_videos(batch), 1), len(captions)
+    return replace(
+        one,
+        videos=one.videos.expand(count, -1, -1, -1, -1),
+        captions=list(captions),
+        labels=torch.tensor(labels, dtype=torch.int64),
+        weight=one.weight.new_ones(count),
+        global_batch_index=torch.arange(first, first + count),
+        paths=[""] * count,
+    )
+
+
 class SampleSource(Protocol):
     """Read samples. A source is pickled once for each worker, so it holds descriptions of the data and no open files."""
 

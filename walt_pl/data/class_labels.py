@@ -1,5 +1,6 @@
 """Labels of an index against the classes of a model, in words."""
 
+import difflib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from walt_pl.data.batch import Kind
 from walt_pl.data.index import IndexEntries
 from walt_pl.data.selection import OTHER_CLASS, UNLABELLED, Selection
+from walt_pl.plain_text import unify
 
 _SHOWN = 3
 
@@ -38,6 +40,45 @@ def describe_labels(
         if first := _list_first(entries, selections, reason):
             lines.append(f"  {told}: {first}")
     return lines
+
+
+def find_class(label: int | str, classes: Mapping[int, str], where: str) -> int:
+    """Return the number of a class that a person typed as a number or as a name.
+
+    Args:
+        label: number, or name as in the training data; upper and lower case, and the Unicode form, may differ.
+        classes: number -> name of each class, "" where it has none.
+        where: option that it was typed for, for the messages.
+
+    Raises:
+        ValueError: there is no such class, or the classes have no names.
+    """
+    if isinstance(label, int):
+        if label not in classes:
+            raise ValueError(f"{where} {label}: the training data had no clip of this class; there are: {_list_classes(classes)}")
+        return label
+    names = {name: number for number, name in classes.items() if name}
+    if not names:
+        raise ValueError(f'{where} "{label}": this run keeps no names of classes; give the number of the class')
+    folded = {unify(name).casefold(): number for name, number in names.items()}
+    number = names.get(label, folded.get(unify(label).casefold()))
+    if number is None:
+        near = difflib.get_close_matches(label, names, n=3, cutoff=0.5)
+        meant = f"did you mean {' or '.join(near)}?" if near else f"there are: {_list_classes(classes)}"
+        raise ValueError(f'{where} "{label}": the training data had no class of this name; {meant}')
+    return number
+
+
+def find_classes(prompts: Sequence[str], classes: Mapping[int, str], where: str) -> list[int]:
+    """Return the classes of lines that are names, or numbers where no class has that name; see `find_class`."""
+    names = set(classes.values())
+    return [find_class(int(one) if one.isdecimal() and one not in names else one, classes, where) for one in prompts]
+
+
+def _list_classes(classes: Mapping[int, str], most: int = 20) -> str:
+    """Return the first classes with their names, and the number of the others."""
+    shown = [f"{number} ({classes[number]})" if classes[number] else f"{number}" for number in sorted(classes)[:most]]
+    return ", ".join(shown) + (f" and {len(classes) - most} more" if len(classes) > most else "")
 
 
 def _list_first(entries: Mapping[Kind, IndexEntries], selections: Mapping[Kind, Selection], reason: int) -> str:

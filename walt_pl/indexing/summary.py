@@ -43,7 +43,7 @@ def count_rows(index: Path) -> dict[str, dict[str, dict[str, int]]]:
         "images": pc.invert(video),
         "with caption": pc.not_equal(table["caption"], ""),
         "with label": pc.greater_equal(table["label"], 0),
-        "not used": _not_used(table, Quarantine.beside(index)),
+        "not used": find_unused(table, Quarantine.beside(index)),
     }
     parts = {"split": table["split"], "folder": _folders(table)}
     return {part: _count(names, masks) for part, names in parts.items()}
@@ -56,7 +56,8 @@ def _count(names: pa.ChunkedArray | pa.Array, masks: Mapping[str, pa.ChunkedArra
     return dict(sorted(found.items()))
 
 
-def _not_used(table: pa.Table, quarantine: Quarantine) -> pa.Array:
+def find_unused(table: pa.Table, quarantine: Quarantine) -> pa.Array:
+    """Return for each row of an index whether the quarantine list has its file or piece."""
     listed = np.zeros(table.num_rows, bool)
     paths = pa.array(sorted({place.path for place in quarantine.reasons}), pa.large_string())
     rows = pc.indices_nonzero(pc.is_in(table["path"], paths)).to_numpy().astype(np.int64)

@@ -1,7 +1,7 @@
 """Write videos with PyAV, and images and GIFs with Pillow, each whole or not at all."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -58,24 +58,31 @@ def write_image(path: Path, frame: Frames) -> None:
     _write_whole(path, lambda file: Image.fromarray(frame).save(file, **options[path.suffix]))
 
 
-def write_gif(path: Path, frames: Frames, fps: float) -> None:
-    """Write uint8 [t h w 3] as a GIF that plays for ever, whole or not at all.
+def write_gif(path: Path, frames: Frames, fps: float, captions: Sequence[str] = ()) -> None:
+    """Write uint8 [t h w 3] as a GIF that plays for ever, whole or not at all; see `gif_bytes`.
 
     Raises:
         ValueError: The array has another form.
         MediaError: The file cannot be written.
     """
     _check_frames(path, frames)
-    content = gif_bytes(frames, fps)
+    content = gif_bytes(frames, fps, captions)
     _write_whole(path, lambda file: file.write_bytes(content))
 
 
-def gif_bytes(frames: Frames, fps: float) -> bytes:
-    """Return uint8 [t h w 3] as the bytes of a GIF that plays for ever. GIF stores times in hundredths of a second."""
+def gif_bytes(frames: Frames, fps: float, captions: Sequence[str] = ()) -> bytes:
+    """Return uint8 [t h w 3] as the bytes of a GIF that plays for ever. GIF stores times in hundredths of a second.
+
+    Args:
+        frames: uint8 [t h w 3].
+        fps: Frames per second.
+        captions: Captions of the clips in the picture. The GIF's comment holds them, a line each, for programs that read to people.
+    """
     pictures = [Image.fromarray(frame) for frame in frames]
     file = io.BytesIO()
     duration = max(20, round(1000 / fps))  # browsers slow down below 20 ms
-    pictures[0].save(file, format="GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+    comment = {"comment": "\n".join(captions).encode()} if captions else {}
+    pictures[0].save(file, format="GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0, **comment)
     return file.getvalue()
 
 

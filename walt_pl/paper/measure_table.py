@@ -14,6 +14,7 @@ from walt_pl.paper.measures.image_to_video import measure_image_to_video
 from walt_pl.paper.measures.long_video import measure_long_video
 from walt_pl.paper.measures.prompts import measure_prompts
 from walt_pl.paper.measures.super_resolution import measure_super_resolution
+from walt_pl.paper.measures.text_use import measure_text_use
 
 MEASURES: Mapping[str, Measure] = {
     "class_video": measure_class_video,
@@ -26,4 +27,5 @@ MEASURES: Mapping[str, Measure] = {
     "aspect_finetuned": measure_aspect_finetuned,
     "aspect_scratch": measure_aspect_scratch,
     "prompts": measure_prompts,
+    "text_use": measure_text_use,
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from walt_pl.paper.compare import UNKNOWN, Difference, compare, mean_and_deviation, verdict
+from walt_pl.paper.compare import MARGINS, UNKNOWN, Difference, compare, mean_and_deviation, verdict
 from walt_pl.paper.plots import compared_rows, plot_path
-from walt_pl.paper.record import Record, of_row, picture_path
+from walt_pl.paper.record import Record, of_row, picture_path, values_of
 from walt_pl.paper.row import TABLES, Row, Table, find_row
 
 TITLE = "# The paper in miniature"
@@ -22,6 +22,7 @@ HEADINGS: dict[Table, str] = {
     "tasks": "Tasks",
     "ablations": "Ablations, in equal steps",
     "equal time": "Ablations, in equal time",
+    "causes": "Causes of surprises",
 }
 INTRODUCTIONS: dict[Table, str] = {
     "tasks": (
@@ -34,8 +35,13 @@ INTRODUCTIONS: dict[Table, str] = {
         "seeds; the row of 4 latent channels has one of its own, trained once. So seeds vary the base alone."
     ),
     "equal time": (
-        "The rows whose steps take another time than the default's, trained for the default's seconds. Their steps follow from measured "
-        "seconds a step, seed by seed, validation included. The default is that of the ablations above."
+        "The rows whose steps take another time than the default's, trained for the default's seconds. Their steps follow from the "
+        "seconds a step of each row's fastest seed, validation included. The default is that of the ablations above."
+    ),
+    "causes": (
+        "Bases of the ablations above, of seed 0, and trainings of other lengths and with another optimiser, one seed each. Loss N is the "
+        "error at timestep N. Growth N says how far that error grows when the caption names another shape: 0 for a model that does not "
+        "read the word. [What they show](EXPERIMENTS.md#surprises-of-the-ablations)."
     ),
 }
 
@@ -66,6 +72,7 @@ def render(records: Records, rows: Sequence[Row]) -> str:
 
 
 def _describe_statistics() -> list[str]:
+    margins = ", ".join(f"{name.replace('_', ' ')} {_show(name, margin)}" for name, margin in MARGINS.items())
     return [
         "| term | meaning |",
         "|---|---|",
@@ -73,12 +80,13 @@ def _describe_statistics() -> list[str]:
         "| difference | mean minus that of the compared row, with Welch's 95 % interval over seeds; it needs two seeds of both |",
         '| "as the paper" | the interval lies on the side of zero that the paper reports |',
         '| "other than the paper" | the interval lies on the other side of zero |',
-        "| no clear difference in the paper | the interval agrees within the margin, and disagrees wholly beyond it |",
+        f"| no clear difference in the paper | the interval agrees within the margin ({margins}), and disagrees wholly beyond it |",
         f'| "{UNKNOWN}" | every other interval, and fewer than two seeds |',
         "| loss | error of the prediction of v at timesteps 100, 300, 500, 700 and 900, with fixed noise |",
         "",
         "Losses of other latents (4 channels, not normalised) or of another schedule (no zero terminal SNR) do not compare.",
-        "With self-conditioning, the loss is that of a first pass, without an estimate.",
+        "With self-conditioning, the loss is that of a first pass, without an estimate, and does not compare either.",
+        "Intervals are not widened for their number: of forty, two leave out zero by chance alone.",
     ]
 
 
@@ -116,13 +124,20 @@ def _render_figures(rows: Sequence[Row], records: Records) -> list[str]:
 def _render_verdicts(compared: Sequence[Row], records: Records, rows: Sequence[Row]) -> list[str]:
     if not compared:
         return []
-    lines = [_line(["row", "figure", "difference", "paper (FVD)", "the paper says", "here"]), _line(["---"] * 6)]
+    figures = [name for name in MARGINS if any(name in row.figures for row in compared)]
+    heading = ["row", "paper (FVD)", "the paper says", *(f"here, by {name.replace('_', ' ')}" for name in figures)]
+    lines = [_line(heading), _line(["---"] * len(heading))]
     for row in compared:
-        difference = difference_of(row, records, rows)
-        said = {1: "better", -1: "worse", 0: f"no clear difference (margin {_show(row.figure, row.margin)})"}[row.expected]
-        shown = "" if difference is None else _show_difference(row.figure, difference)
-        lines.append(_line([row.text, row.figure.replace("_", " "), shown, row.paper, said, verdict(row, difference)]))
+        said = {1: "better", -1: "worse", 0: "no clear difference"}[row.expected]
+        cells = [_render_verdict(name, row, records, rows) if name in row.figures else "does not compare" for name in figures]
+        lines.append(_line([row.text, row.paper, said, *cells]))
     return lines
+
+
+def _render_verdict(figure: str, row: Row, records: Records, rows: Sequence[Row]) -> str:
+    difference = difference_of(figure, row, records, rows)
+    said = verdict(figure, row.expected, difference)
+    return said if difference is None else f"{_show_difference(figure, difference)}: {said}"
 
 
 def _render_task(row: Row, records: Records) -> list[str]:
@@ -186,15 +201,9 @@ def _list_missing(rows: Iterable[Row], records: Records) -> str:
     return "; ".join(parts)
 
 
-def difference_of(row: Row, records: Records, rows: Sequence[Row]) -> Difference | None:
+def difference_of(figure: str, row: Row, records: Records, rows: Sequence[Row]) -> Difference | None:
     """Return the difference of a row's figure from that of the row it is compared with; None with too few seeds."""
-    other = find_row(row.against, rows)
-    values, others = (_values(of_row(records, one), row.figure) for one in (row, other))
-    return compare(values, others)
-
-
-def _values(records: Sequence[Record], figure: str) -> list[float]:
-    return [record.figures[figure].value for record in records if figure in record.figures]
+    return compare(*(values_of(figure, of_row(records, one)) for one in (row, find_row(row.against, rows))))
 
 
 # ---- Runs --------------------------------------------------------------------------------------------------------------

@@ -130,6 +130,11 @@ def of_row(records: Mapping[tuple[str, int], Record], row: Row) -> list[Record]:
     return [records[row.name, seed] for seed in row.seeds if (row.name, seed) in records]
 
 
+def values_of(figure: str, records: Sequence[Record]) -> list[float]:
+    """Return the values of a figure in the order of the results."""
+    return [record.figures[figure].value for record in records if figure in record.figures]
+
+
 def code_is_changed() -> bool:
     """Return whether the code or the experiments differ from the commit of this checkout; false outside of git."""
     command = ["git", "diff", "--quiet", "HEAD", "--", *CODE]

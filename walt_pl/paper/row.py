@@ -8,8 +8,8 @@ from typing import Literal
 
 from walt_pl.runs.stage_names import kind_of
 
-Table = Literal["tasks", "ablations", "equal time"]
-TABLES: tuple[Table, ...] = ("tasks", "ablations", "equal time")
+Table = Literal["tasks", "ablations", "equal time", "causes"]
+TABLES: tuple[Table, ...] = ("tasks", "ablations", "equal time", "causes")
 SEEDS = (0, 1, 2)
 
 
@@ -48,7 +48,10 @@ class Row:
     text: str
     """Short description on the page."""
     trainings: tuple[Training, ...]
-    """Trainings in order. The autoencoder of the command is adopted unless one of them trains the stage `vae`."""
+    """Trainings in order; none for a row that measures what it adopts.
+
+    The autoencoder of the command is adopted unless one of them trains the stage `vae`.
+    """
     measure: str
     """Name of a function in `walt_pl.paper.measure_table.MEASURES`."""
     seeds: tuple[int, ...] = SEEDS
@@ -65,18 +68,14 @@ class Row:
     """Result of the paper against the row `against`: 1 better, -1 worse, 0 without a clear difference."""
     against: str = ""
     """Row that it is compared with; empty for none."""
-    figure: str = "all"
-    """Figure that the verdict is about."""
-    higher: bool = True
-    """A higher value of that figure is better."""
-    margin: float = 0.05
-    """Difference of that figure that counts as none, where the paper has no clear difference."""
+    figures: tuple[str, ...] = ()
+    """Figures that the two rows are compared by, of those in `walt_pl.paper.compare.MARGINS`."""
 
     def __post_init__(self) -> None:
-        if not self.trainings:
-            raise ValueError(f"row {self.name}: a row has at least one training")
-        if self.expected not in (-1, 0, 1) or self.margin <= 0:
-            raise ValueError(f"row {self.name}: expected is -1, 0 or 1, and margin is above 0")
+        if not self.trainings and not self.adopts:
+            raise ValueError(f"row {self.name}: a row trains a stage or adopts one")
+        if self.expected not in (-1, 0, 1) or bool(self.against) != bool(self.figures):
+            raise ValueError(f"row {self.name}: expected is -1, 0 or 1, and a comparison has figures")
 
     @property
     def folder(self) -> str:

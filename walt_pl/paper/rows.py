@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from walt_pl.paper.row import Row, Training
+from dataclasses import replace
+
+from walt_pl.paper.row import Row, Training, find_row
 
 DEFAULT = "default"
 """Row that the ablations are compared with."""
@@ -133,7 +135,14 @@ TASKS: tuple[Row, ...] = (
 # ---- Ablations: Table 3 of the paper ------------------------------------------------------------------------------------
 
 
-def _ablation(name: str, text: str, paper: str, expected: int, first: tuple[Training, ...] = (), figure: str = "all") -> Row:
+COMPARED = ("all", "unseen_pairs", "iou", "loss")
+SAMPLES = ("all", "unseen_pairs", "iou")
+"""Figures of rows whose loss has another meaning: other latents, another schedule, or a first pass without an estimate."""
+
+
+def _ablation(
+    name: str, text: str, paper: str, expected: int, first: tuple[Training, ...] = (), figures: tuple[str, ...] = COMPARED
+) -> Row:
     """Return the row of an overlay of experiments/EXP/ablations, laid over the base.
 
     Args:
@@ -142,10 +151,10 @@ def _ablation(name: str, text: str, paper: str, expected: int, first: tuple[Trai
         paper: figures of the paper, FVD on UCF-101 unless stated; that of the default comes first.
         expected: see `Row`.
         first: trainings before the base.
-        figure: see `Row`.
+        figures: see `Row`.
     """
     base = Training("base", (BUDGET, f"ablations/{name}.yaml"))
-    return Row(name, "ablations", text, (*first, base), "prompts", paper=paper, expected=expected, against=DEFAULT, figure=figure)
+    return Row(name, "ablations", text, (*first, base), "prompts", paper=paper, expected=expected, against=DEFAULT, figures=figures)
 
 
 # The base differs by seed; one autoencoder serves them all, as the autoencoder of the command serves the other rows.
@@ -161,13 +170,13 @@ ABLATIONS = (
     ),
     _ablation("patch_1", "patch 1", "patch 2: 134.4, patch 1: 60.7", 1),
     _ablation("window_2x2", "STW of 5 x 2 x 2 tokens", "full 59.9, a 16th of it 56.9", 0),
-    _ablation("self_conditioning", "self-conditioning with p = 0.9", "p 0: 109.9, p 0.9: 61.4", 1),
+    _ablation("self_conditioning", "self-conditioning with p = 0.9", "p 0: 109.9, p 0.9: 61.4", 1, figures=SAMPLES),
     _ablation("separate_adaln", "AdaLN of each layer's own", "LoRA 2: 60.7, LoRA 256: 52.5", 1),
     _ablation("no_qk_norm", "no qk-norm", "60.7, without 59.0", 0),
-    _ablation("no_latent_normalisation", "latents not normalised", "60.7, without 67.9", -1),
-    _ablation("no_zero_snr", "no zero terminal SNR", "60.7, without 91.0", -1),
-    _ablation("latent_channels_4", "4 latent channels", "8: 75.4, 4: 86.4", -1, (_FOUR_CHANNELS,)),
-    _ablation("video_only", "videos alone", "zero-shot UCF-101: joint 344.5, video alone 598.8", -1, figure="unseen_pairs"),
+    _ablation("no_latent_normalisation", "latents not normalised", "60.7, without 67.9", -1, figures=SAMPLES),
+    _ablation("no_zero_snr", "no zero terminal SNR", "60.7, without 91.0", -1, figures=SAMPLES),
+    _ablation("latent_channels_4", "4 latent channels", "8: 75.4, 4: 86.4", -1, (_FOUR_CHANNELS,), SAMPLES),
+    _ablation("video_only", "videos alone", "zero-shot UCF-101: joint 344.5, video alone 598.8", -1),
 )
 
 
@@ -178,11 +187,53 @@ def _in_equal_time(row: Row) -> Row:
     """Return the row of an ablation whose training takes the time of the default's, instead of its steps."""
     (base,) = row.trainings
     training = Training("base", base.overlays, time_of=DEFAULT, pace_of=row.name)
-    return Row(
-        f"{row.name}_equal_time", "equal time", row.text, (training,), row.measure, paper=row.paper, expected=row.expected, against=DEFAULT
-    )
+    return replace(row, name=f"{row.name}_equal_time", table="equal time", trainings=(training,))
 
 
 EQUAL_TIME = tuple(_in_equal_time(row) for row in ABLATIONS if row.name in ("patch_1", "window_2x2"))
 
-ROWS: tuple[Row, ...] = (*TASKS, *ABLATIONS, *EQUAL_TIME)
+
+# ---- Causes -------------------------------------------------------------------------------------------------------------
+
+
+def _cause(name: str, text: str, trainings: tuple[Training, ...] = (), adopts: tuple[tuple[str, str], ...] = ()) -> Row:
+    """Return a row that looks for the cause of a surprising ablation: a training with one seed, or the base of a row above."""
+    return Row(f"cause_{name}", "causes", text, trainings, "text_use", seeds=(0,), adopts=adopts)
+
+
+def _overlays(name: str) -> tuple[str, ...]:
+    """Return the overlays of an ablation."""
+    return find_row(name, ABLATIONS).trainings[-1].overlays
+
+
+LONGER = 800
+"""Steps of the longer trainings, twice those of `BUDGET`."""
+# The longest training comes first: it runs beside all others.
+CAUSES = (
+    *(
+        _cause(f"{name}_longer", f"{text}, {LONGER} steps", (Training("base", _overlays(name), steps=LONGER),))
+        for name, text in (("patch_1", "patch 1"), ("no_qk_norm", "no qk-norm"))
+    ),
+    # That training has no other difference from the default.
+    _cause(f"{DEFAULT}_longer", f"the default, {LONGER} steps", adopts=((GUIDANCE, "base"),)),
+    *(
+        _cause(f"{name}_adamw", f"{text}, 400 steps of AdamW", (Training("base", (*_overlays(name), "causes/adamw.yaml")),))
+        for name, text in (
+            (DEFAULT, "the default"),
+            ("self_conditioning", "self-conditioning"),
+            ("separate_adaln", "AdaLN of each layer's own"),
+        )
+    ),
+    *(
+        _cause(name, f"{text}, 400 steps", adopts=((name, "base"),))
+        for name, text in (
+            (DEFAULT, "the default"),
+            ("patch_1", "patch 1"),
+            ("no_qk_norm", "no qk-norm"),
+            ("self_conditioning", "self-conditioning"),
+            ("separate_adaln", "AdaLN of each layer's own"),
+        )
+    ),
+)
+
+ROWS: tuple[Row, ...] = (*TASKS, *ABLATIONS, *EQUAL_TIME, *CAUSES)

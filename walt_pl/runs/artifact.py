@@ -1,6 +1,6 @@
 """Read artifacts: the folder of a finished stage, with weights, the configuration to rebuild the model, and its origin.
 
-    model.safetensors   weights, float32, keys "<section>.<state_dict key>"
+    model.safetensors   weights, float32 or bfloat16, keys "<section>.<state_dict key>"
     model.yaml          a section of plain fields for each model, and other plain sections (diffusion)
     train.yaml          the resolved configuration of the training program
     card.json           format, kind, hashes of every file, parents, data, latent statistics, code, versions, metrics
@@ -44,7 +44,7 @@ trained with `triton`. All other values are loaded as they are: a person who tra
 
 @dataclass
 class Artifact:
-    """A loaded artifact: models in eval mode without gradients, its card and its configuration."""
+    """A loaded artifact: models in float32 and eval mode without gradients, its card and its configuration."""
 
     path: Path
     """Folder of the artifact."""

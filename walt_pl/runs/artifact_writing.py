@@ -35,6 +35,7 @@ from walt_pl.runs.card import (
     CONFIG,
     EXTRA,
     FORMAT,
+    MODEL_CARD,
     OWN,
     TRAIN,
     WEIGHTS,
@@ -46,10 +47,22 @@ from walt_pl.runs.card import (
 )
 from walt_pl.runs.card_entries import check_card
 from walt_pl.runs.finite import NonFiniteError, non_finite_entry, non_finite_weights
+from walt_pl.runs.model_card import write_model_card
 from walt_pl.untrusted import UntrustedError, parse_yaml
 
-# Entries of the card that the caller may set, with their defaults.
-GIVEN: dict[str, Any] = {"parents": {}, "index": {}, "latents": None, "steps": 0, "epochs": None, "samples": 0, "metrics": {}}
+# Entries of the card that the caller may set, with their defaults. Those of OWN_FACTS are facts of this program without a default.
+GIVEN: dict[str, Any] = {
+    "parents": {},
+    "index": {},
+    "latents": None,
+    "steps": 0,
+    "epochs": None,
+    "samples": 0,
+    "metrics": {},
+    "training": {},
+}
+OWN_FACTS = ("code", "packages", "created", "converted_from")
+"""Further entries that a caller sets who writes the weights of another artifact again."""
 
 PACKAGES = ("torch", "numpy", "safetensors", "sentencepiece", "transformers", "lightning", "deepspeed", "decord", "av")
 
@@ -65,6 +78,7 @@ def save_artifact(
     card: Mapping[str, Any],
     train_config: str,
     files: Mapping[str, bytes] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> str:
     """Write an artifact completely or not at all. An older one in its place stays until the new one is on disk.
 
@@ -74,9 +88,10 @@ def save_artifact(
         models: section name (see COMPONENTS) -> a module with a `.config`, or a pair (state dict, config dataclass).
         sampling_config: other plain sections of model.yaml, such as {"diffusion": {...}}.
         card: entries of the card (see GIVEN): parents {stage: sha256}, index {sha256 and counts}, latents {mean, std per channel} of an
-            autoencoder, steps, samples seen, metrics with their protocol.
+            autoencoder, steps, samples seen, metrics with their protocol, facts of the training.
         train_config: text of train.yaml.
         files: extra files, name (one of EXTRA) -> bytes.
+        dtype: of floating weights on disk: float32 or bfloat16.
 
     Returns:
         The sha256 of the weights.
@@ -88,7 +103,7 @@ def save_artifact(
         OSError: the disk is full (the message says what is needed and what is free), or cannot be written.
     """
     folder = Path(folder).resolve()
-    components, weights = _to_plain(models)
+    components, weights = _to_plain(models, dtype)
     small = {CONFIG: _config_text(components, sampling_config), TRAIN: train_config.encode(), **_check_extra(files or {})}
     found = non_finite_weights(weights) or non_finite_entry(card)
     if found:
@@ -117,6 +132,7 @@ def _replace(folder: Path, weights: dict[str, Tensor], small: Mapping[str, bytes
     try:
         new.mkdir()
         digest = _write(new, weights, small, described)
+        write_model_card(new, folder / MODEL_CARD)
         replace_folder(new, folder, old_folder(folder))
         _remove(old_folder(folder))
     except BaseException:
@@ -133,7 +149,7 @@ def component_states(state: Mapping[str, Tensor], components: Iterable[str]) -> 
     }
 
 
-def _to_plain(models: Mapping[str, ModelOrState]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _to_plain(models: Mapping[str, ModelOrState], dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the plain fields of each section's config, and all weights under their section's name."""
     components: dict[str, Any] = {}
     weights: dict[str, Tensor] = {}
@@ -144,7 +160,7 @@ def _to_plain(models: Mapping[str, ModelOrState]) -> tuple[dict[str, Any], dict[
         state, config = (model.state_dict(), model.config) if isinstance(model, nn.Module) else model
         components[section] = dataclasses.asdict(config)  # type: ignore[arg-type]  # Module types every attribute as Tensor | Module
         for key, value in state.items():
-            value = value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype).contiguous()
+            value = value.detach().to("cpu", dtype if value.is_floating_point() else value.dtype).contiguous()
             # safetensors refuses tensors that share memory (tied weights, views of a sharded optimiser's flat buffer).
             storage = value.untyped_storage().data_ptr()
             weights[f"{section}.{key}"] = value.clone() if storage in storages else value
@@ -192,17 +208,18 @@ def _check_extra(files: Mapping[str, bytes]) -> dict[str, bytes]:
 
 
 def _complete_card(kind: str, card: Mapping[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(card) - set(GIVEN))
+    known = (*GIVEN, *OWN_FACTS)
+    unknown = sorted(set(card) - set(known))
     if unknown:
-        raise ValueError(f"card: unknown keys {', '.join(unknown)} (known: {', '.join(GIVEN)})")
+        raise ValueError(f"card: unknown keys {', '.join(unknown)} (known: {', '.join(known)})")
     described = {
         "format": FORMAT,
         "kind": kind,
         **GIVEN,
-        **card,
         "code": code_revision(),
         "packages": _versions(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **card,
     }
     # The JSON round trip raises for values that are not plain, before anything is written.
     return dict(json.loads(json.dumps(described)))
@@ -254,10 +271,11 @@ def _save_weights(path: Path, weights: dict[str, Tensor]) -> None:
 
 def _remove(folder: Path) -> None:
     """Remove the files of an artifact, and the folder unless something else lies in it."""
+    names = (*OWN, MODEL_CARD)
     with contextlib.suppress(OSError):
         (folder / CARD).unlink(missing_ok=True)  # first: a part never counts as an artifact
         for path in list(folder.iterdir()):
-            if path.name in OWN or any(is_temporary_of(path.name, name) for name in OWN):
+            if path.name in names or any(is_temporary_of(path.name, name) for name in names):
                 path.unlink(missing_ok=True)
         folder.rmdir()
 

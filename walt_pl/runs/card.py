@@ -15,10 +15,18 @@ from typing import Any
 
 from walt_pl.files import file_sha256, is_temporary_of, kind_of_entry, plain_files, remove_left_overs, rename_whole
 from walt_pl.plain_records import shown
-from walt_pl.runs.card_entries import CARD, CONFIG, EXTRA, MAX_CARD_BYTES, OWN, TRAIN, WEIGHTS, check_card
+from walt_pl.runs.card_entries import CARD, CONFIG, EXTRA, MAX_CARD_BYTES, MODEL_CARD, OWN, TRAIN, WEIGHTS, check_card
 from walt_pl.untrusted import UntrustedError, parse_json, read_bytes
 
-__all__ = ["CARD", "CONFIG", "EXTRA", "OWN", "TRAIN", "WEIGHTS"]  # `OWN` has the card first: it is the first file that is removed
+__all__ = [
+    "CARD",
+    "CONFIG",
+    "EXTRA",
+    "MODEL_CARD",
+    "OWN",
+    "TRAIN",
+    "WEIGHTS",
+]  # `OWN` has the card first: it is the first file that is removed
 
 FORMAT = 2
 """Version of the folder. Version 1 had other names of weights and settings, see CHANGELOG.md."""
@@ -178,7 +186,8 @@ def check_replaceable(folder: str | Path) -> None:
     """Refuse a folder where `save_artifact` would remove or change anything but an artifact of this program.
 
     An empty folder may be replaced, and so may an artifact that lacks files. The remains of a crash of `save_artifact` beside the folder
-    may be replaced too. Weights are compared by size, all other files by hash.
+    may be replaced too. Weights are compared by size, all other files by hash. The model card may have any content: `save_artifact` keeps
+    the text that a person wrote there.
 
     Raises:
         ArtifactError: the folder holds something else.
@@ -186,7 +195,8 @@ def check_replaceable(folder: str | Path) -> None:
     folder = Path(folder).resolve()
     for left in (new_folder(folder), old_folder(folder)):
         _check_own(left, left_over=True)
-    remove_left_overs(folder / CARD)  # of an evaluation that was killed while it wrote its figures
+    for name in (CARD, MODEL_CARD):
+        remove_left_overs(folder / name)  # of an evaluation that was killed while it wrote its figures
     _check_own(folder)
     if not folder.exists() or not any(folder.iterdir()):
         return
@@ -198,7 +208,9 @@ def check_replaceable(folder: str | Path) -> None:
         ) from error
     for path in sorted(folder.iterdir()):
         record = {"sha256": "none", "bytes": 0, **files.get(path.name, {})}
-        if path.name != CARD and (problem := file_problem(path, record["sha256"], record["bytes"], hashed=path.name != WEIGHTS)):
+        if path.name not in (CARD, MODEL_CARD) and (
+            problem := file_problem(path, record["sha256"], record["bytes"], hashed=path.name != WEIGHTS)
+        ):
             raise ArtifactError(f"{folder} is not replaced, {path.name} is not the file that its card lists ({problem}): move it away")
 
 
@@ -217,7 +229,8 @@ def _check_own(folder: Path, left_over: bool = False) -> None:
             found = kind_of_entry(path)
         except FileNotFoundError:
             continue  # another process has removed it
-        own = path.name in OWN or (left_over and any(is_temporary_of(path.name, name) for name in OWN))
+        names = (*OWN, MODEL_CARD)
+        own = path.name in names or (left_over and any(is_temporary_of(path.name, name) for name in names))
         if not own or found != "a file":
             raise ArtifactError(
                 f"{folder} holds {path.name} ({found}), which is no file of an artifact, and the folder would be replaced: move "

@@ -13,7 +13,9 @@ WEIGHTS, CONFIG, TRAIN, CARD = "model.safetensors", "model.yaml", "train.yaml", 
 EXTRA = ("tokenizer.model", "words.txt")
 """Further files that an artifact may have."""
 OWN = (CARD, WEIGHTS, CONFIG, TRAIN, *EXTRA)
-"""All files that an artifact may have."""
+"""All files that an artifact may have, beside the model card."""
+MODEL_CARD = "README.md"
+"""The artifact described for people. It has no hash: a person may edit it, and no program reads a value from it."""
 
 MAX_CARD_BYTES = 1 << 20
 """Bytes of card.json. A card has about 3 KB."""
@@ -27,6 +29,8 @@ MAX_STATISTIC = 1e30
 """Largest mean or deviation of latents: float32 ends at 3e38."""
 MAX_COUNT = 2**53
 """Largest count of steps, epochs and samples."""
+MAX_TRAINING_SECONDS = 3e10
+"""Largest wall time of a training: 950 years."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,24 @@ class LatentStatistics:
 
 
 @dataclass(frozen=True)
+class TrainingFacts:
+    """Facts of the training that are for people alone."""
+
+    command: str = ""
+    """Command that trains the stage; empty if it is not known. Absolute folders are left out."""
+    machine: str = ""
+    """Processor or GPU, and the number of processes."""
+    seconds: float | None = None
+    """Wall time of the last start."""
+    from_step: int = 0
+    """Step from which the last start went on."""
+
+    def __post_init__(self) -> None:
+        check_range(self.seconds, "seconds", MAX_TRAINING_SECONDS)
+        check_range(self.from_step, "from_step", MAX_COUNT)
+
+
+@dataclass(frozen=True)
 class CardEntries:
     """The entries of a card that this program reads."""
 
@@ -73,6 +95,9 @@ class CardEntries:
     samples: int = 0
     index: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    training: TrainingFacts = field(default_factory=TrainingFacts)
+    converted_from: str | None = None
+    """Hash of the weights in float32 that these were rounded from; None for those that a training has left."""
     code: str | None = None
     packages: dict[str, str] = field(default_factory=dict)
     created: str = "1970-01-01T00:00:00+00:00"
@@ -95,6 +120,8 @@ class CardEntries:
             check_sha256(sha256, f"parents: {parent}")
         for name in ("steps", "epochs", "samples"):
             check_range(getattr(self, name), name, MAX_COUNT)
+        if self.converted_from is not None:
+            check_sha256(self.converted_from, "converted_from")
         check_time(self.created, "created")
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from walt_pl.files import remove_left_overs, write_whole
 from walt_pl.lock import hold_lock, lock_beside
-from walt_pl.runs.card import CARD, EVALUATIONS, ArtifactError, card_text, read_card
+from walt_pl.runs.card import CARD, EVALUATIONS, MODEL_CARD, ArtifactError, card_text, read_card
 from walt_pl.runs.card_entries import check_card
+from walt_pl.runs.model_card import write_model_card
 
 KEPT = 100
 """Entries of a card. Further ones take the place of the oldest, so that a card stays small."""
@@ -19,6 +20,8 @@ KEY = ("metric", "preset", "extractor", "extractor_sha256", "file")
 
 def add_evaluations(folder: Path, sha256: str, entries: Sequence[dict[str, Any]]) -> None:
     """Add figures to the card of an artifact. An older entry of equal metric, preset, extractor and file is replaced.
+
+    The model card shows them, too.
 
     The hash of the weights, by which children know their parent, and the hash that manifests record of the card stay as they are.
 
@@ -33,7 +36,8 @@ def add_evaluations(folder: Path, sha256: str, entries: Sequence[dict[str, Any]]
         OSError: the card cannot be written.
     """
     with hold_lock(lock_beside(folder.resolve()), wait=60.0):
-        remove_left_overs(folder / CARD)
+        for name in (CARD, MODEL_CARD):
+            remove_left_overs(folder / name)
         card = read_card(folder)
         if card["sha256"] != sha256:
             raise ArtifactError(f"{folder} was trained again since: its weights are {card['sha256'][:12]}, evaluated were {sha256[:12]}")
@@ -45,6 +49,7 @@ def add_evaluations(folder: Path, sha256: str, entries: Sequence[dict[str, Any]]
         card = {**card, "metrics": {**metrics, EVALUATIONS: [*kept, *entries][-KEPT:]}}
         check_card(card, str(folder / CARD))
         write_whole(folder / CARD, card_text(card).encode())
+        write_model_card(folder)
 
 
 def _key(entry: dict[str, Any]) -> tuple[str, ...]:

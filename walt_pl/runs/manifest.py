@@ -47,6 +47,9 @@ from walt_pl.untrusted import UntrustedError, read_json
 FORMAT = 1
 MAX_MANIFEST_BYTES = 4 << 20
 """Bytes of manifest.json: about 2 KB for each stage."""
+REMEMBERED_BYTES = 64 << 20
+"""Artifacts of this size or more are not read each time after a copy of their run: the manifest gets the new times of their files. Smaller
+ones are read in 0.1 s, and the manifest of a checkout stays as it was committed."""
 State = Literal["missing", "training", "stopped", "done", "stale"]
 
 RUNS = Path("runs")
@@ -346,7 +349,7 @@ class Manifest:
         if problems:
             told = f'{wanted_by}stage "{name}", but {problems[0]}'
             raise ChangedStage(f"{told}; restore the file, or train the stage again with: {self.advice(name, from_scratch=True)}")
-        if files != done.files:
+        if files != done.files and sum(record.bytes for record in files.values()) >= REMEMBERED_BYTES:
             self._remember(name, done, files)
 
     def compare(self, done: ArtifactRecord, fresh: bool) -> tuple[list[str], dict[str, FileRecord]]:

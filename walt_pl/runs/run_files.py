@@ -1,10 +1,10 @@
 """Names of all files that this program writes into the folder of a run: only they are removed (`walt_pl.removal`)."""
 
-from walt_pl.runs.card import OWN
+from walt_pl.runs.card import MODEL_CARD, OWN
 from walt_pl.runs.stage_names import STAGES
 
 _STAGE = "(?:" + "|".join(pattern for pattern, *_ in STAGES) + ")"
-_ARTIFACT = "(?:" + "|".join(name.replace(".", r"\.") for name in OWN) + ")"
+_ARTIFACT = "(?:" + "|".join(name.replace(".", r"\.") for name in (*OWN, MODEL_CARD)) + ")"
 
 CHECKPOINT_FILES = (
     r"checkpoint\.json",
@@ -22,6 +22,7 @@ RUN_FILES = (
     r"\.shared-[0-9a-f]{16}",
     r"reconstructions\.(png|gif)",
     r"seconds\.json",
+    r"report\.html",
     r"peak_kib\.txt",
     rf"{_STAGE}/{_ARTIFACT}",
     rf"\.{_STAGE}\.(new|old)/{_ARTIFACT}",
@@ -37,8 +38,11 @@ RUN_FILES = (
     r"cache/text[^/]*/([^/]+\.(safetensors|json))",
     r"cache/[^/]+\.json",
     *(rf"training/{_STAGE}/checkpoints/step=\d{{8,}}(\.part)?/{name}" for name in CHECKPOINT_FILES),
-    rf"training/{_STAGE}/(progress\.json|tokenizer\.model|words\.txt|config(_\d+)?\.yaml)",
+    rf"training/{_STAGE}/(progress\.json|tokenizer\.model|words\.txt|config(_\d+)?\.yaml|prompts(_\d+)?\.txt)",
     rf"training/{_STAGE}/incidents/step=\d{{8,}}\.json",
-    rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(config(_\d+)?\.yaml|hparams\.yaml|events\.out\.tfevents\.[^/]+)",
+    rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(hparams\.yaml|events\.out\.tfevents\.[^/]+)",
+    rf"training/{_STAGE}/(logs|lightning_logs)/version_\d+/(config(_\d+)?\.yaml|prompts(_\d+)?\.txt|data(_\d+)?\.json)",
+    rf"training/{_STAGE}/logs/version_\d+/(metrics\.csv|wandb/(offline-)?run-\d{{8}}_\d{{6}}-[\w.-]+/.+)",
+    rf"training/{_STAGE}/logs/((wandb|mlflow)_run_id|mlflow/(mlflow\.db|artifacts/.+))",
 )
 """Files of a run, by their paths in its folder (regular expressions)."""

@@ -178,10 +178,16 @@ def _problems(manifest: Manifest) -> list[str]:
     return problems
 
 
-def no_run(manifest: Manifest, command: str) -> ManifestError:
-    """Return the error for a folder without a run. It names the runs that exist, and the command to type."""
+def no_run(manifest: Manifest, command: str, option: str = "--run ") -> ManifestError:
+    """Return the error for a folder without a run. It names the runs that exist, and the command to type.
+
+    Args:
+        manifest: that of the folder.
+        command: command that wants a run.
+        option: words before the folder on its command line; empty where the folder has no option.
+    """
     runs = sorted({str(path.parent) for folder in (manifest.run_dir.parent, RUNS) for path in folder.glob("*/manifest.json")})
     return ManifestError(
         f"{manifest.run_dir} is no run, it has no manifest.json; there are: {', '.join(runs) or 'none'}. "
-        f"Type: python -m walt_pl {command} --run RUN (make {command} EXP=shapes)"
+        f"Type: python -m walt_pl {command} {option}RUN (make {command} EXP=shapes)"
     )

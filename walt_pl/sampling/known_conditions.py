@@ -1,15 +1,13 @@
 """Classes and words that the training data had, as far as the artifacts of a run keep them."""
 
-import difflib
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from walt_pl.data.class_labels import find_class
 from walt_pl.plain_records import build_record
-from walt_pl.plain_text import unify
 from walt_pl.runs.artifact import Artifact
 from walt_pl.sampling.cascade import Cascade
-from walt_pl.text.caption_words import WORDS, unseen_words
+from walt_pl.text.caption_words import WORDS, warn_of_unseen
 
 CLASSES = "classes"
 """Section of model.yaml: number of each class of the training data -> its name, "" where the data has none."""
@@ -50,22 +48,11 @@ def class_number(cascade: Cascade, label: int | str) -> int:
         ValueError: the training data had no such class, or its names are not known.
     """
     known = known_classes(cascade)
-    if isinstance(label, int):
-        if known is not None and label not in known:
-            raise ValueError(f"--label {label}: the training data had no clip of this class; there are: {_describe(known)}")
+    if isinstance(label, int) and known is None:
         return label
-    if not any(sampler.denoiser.config.num_classes for sampler in cascade.samplers.values()):
+    if not isinstance(label, int) and not any(sampler.denoiser.config.num_classes for sampler in cascade.samplers.values()):
         raise ValueError(f'--label "{label}": this run does not make clips of a class: give --prompt or --prompts')
-    names = {name: number for number, name in (known or {}).items() if name}
-    if not names:
-        raise ValueError(f'--label "{label}": this run keeps no names of classes; give the number of the class')
-    folded = {unify(name).casefold(): number for name, number in names.items()}
-    number = names.get(label, folded.get(unify(label).casefold()))
-    if number is None:
-        near = difflib.get_close_matches(label, names, n=3, cutoff=0.5)
-        meant = f"did you mean {' or '.join(near)}?" if near else f"there are: {_describe(known or {})}"
-        raise ValueError(f'--label "{label}": the training data had no class of this name; {meant}')
-    return number
+    return find_class(label, known or {}, "--label")
 
 
 def class_title(cascade: Cascade, number: int) -> str:
@@ -81,15 +68,4 @@ def warn_of_unseen_words(cascade: Cascade, prompts: Sequence[str]) -> None:
     artifact = cascade.artifacts.get(cascade.base)
     if artifact is None or WORDS not in artifact.card["files"]:
         return
-    unseen = unseen_words(artifact.read(WORDS), prompts)
-    if unseen:
-        warnings.warn(
-            f"no training caption has the words {', '.join(unseen)}: the model has never seen them, and the clips may not show them",
-            stacklevel=2,
-        )
-
-
-def _describe(known: Mapping[int, str], most: int = 20) -> str:
-    """Return the first classes with their names, and the number of the others."""
-    shown = [f"{number} ({known[number]})" if known[number] else f"{number}" for number in sorted(known)[:most]]
-    return ", ".join(shown) + (f" and {len(known) - most} more" if len(known) > most else "")
+    warn_of_unseen(artifact.read(WORDS), prompts)

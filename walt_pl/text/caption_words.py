@@ -1,6 +1,7 @@
 """Words of the training captions, which an artifact keeps beside the vocabulary of its small text encoder."""
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 
 from walt_pl.plain_text import unify
@@ -38,3 +39,13 @@ def unseen_words(words: bytes, prompts: Sequence[str]) -> list[str]:
     if not seen:
         return []
     return [word for word in dict.fromkeys(word for prompt in prompts for word in words_of(prompt)) if word not in seen]
+
+
+def warn_of_unseen(words: bytes, prompts: Sequence[str]) -> None:
+    """Warn once of all words of the prompts that no training caption had, see `unseen_words`."""
+    unseen = unseen_words(words, prompts)
+    if unseen:
+        warnings.warn(
+            f"no training caption has the words {', '.join(unseen)}: the model has never seen them, and the clips may not show them",
+            stacklevel=3,
+        )

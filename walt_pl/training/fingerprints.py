@@ -44,8 +44,8 @@ def fingerprints(data: IndexedData) -> dict[str, str]:
     """
     found = {
         "data.index_sha256": data.index_sha256,
-        "data.quarantine_sha256": _sha256(sorted(data.quarantine.reasons)),  # another reason for a file changes nothing
-        CLASSES: _sha256(class_names(Path(data.index))),
+        "data.quarantine_sha256": hash_plain(sorted(data.quarantine.reasons)),  # another reason for a file changes nothing
+        CLASSES: hash_plain(class_names(Path(data.index))),
     }
     if data.shards is None:
         used = hashlib.sha256()
@@ -57,5 +57,6 @@ def fingerprints(data: IndexedData) -> dict[str, str]:
     return found
 
 
-def _sha256(plain: Sequence[Any]) -> str:
+def hash_plain(plain: Sequence[Any]) -> str:
+    """Return the SHA-256 of plain values in hexadecimal."""
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()

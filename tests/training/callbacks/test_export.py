@@ -1,4 +1,4 @@
-"""The card of an artifact that a training wrote."""
+"""The card and the model card of an artifact that a training wrote."""
 
 from pathlib import Path
 
@@ -13,3 +13,11 @@ def test_export_artifact_tells_averages_from_raw_weights(decay: float, said: str
     run(Guarded("short", steps=3, decay=decay), tmp_path, 0, 1)
     protocol = read_card(tmp_path / "run" / "base")["metrics"]["protocol"]
     assert protocol == f"the validation clips of the index, view 0{said}"
+
+
+def test_export_artifact_records_command_and_machine_for_people(tmp_path: Path) -> None:
+    run(Guarded("short", steps=3), tmp_path, 0, 1)
+    training = read_card(tmp_path / "run" / "base")["training"]
+    assert training["command"] == "" and training["machine"].endswith(", 1 processes")
+    assert 0 < training["seconds"] < 240 and training["from_step"] == 0
+    assert "| optimiser steps | 3 |" in (tmp_path / "run" / "base" / "README.md").read_text()

@@ -31,7 +31,7 @@ def measure_prompts(run: Path, index: Path, seed: int, short: bool) -> Measured:
     """Measure the base model of a run.
 
     The figures are the shares of samples with the right colour, motion, shape and all three; overlap and steadiness of their outlines; the
-    share of right pairs that no training video has; and the loss, see `denoising_loss`.
+    share of right pairs that no training video has; and the loss, the mean of `denoising_losses`.
 
     Args:
         run: folder with the stages vae and base.
@@ -50,13 +50,13 @@ def measure_prompts(run: Path, index: Path, seed: int, short: bool) -> Measured:
     of_pairs = sample_clips(cascade, request_captions(pairs, seed + PROMPTS))
     figures["unseen_pairs"] = mean_figure(score(of_pairs, pairs)["pair"].clips)
     figures |= {name: mean_figure(mean.clips) for name, mean in measure_outlines(clips[:outlines]).items()}
-    figures["loss"] = mean_figure(denoising_loss(cascade, entries))
+    figures["loss"] = mean_figure(denoising_losses(cascade, entries, captions).mean(dim=1))
     return Measured(figures, clips[:SHOWN], captions[:SHOWN])
 
 
 @torch.no_grad()
-def denoising_loss(cascade: Cascade, entries: Sequence[IndexEntry]) -> Tensor:
-    """Return the squared error of the base's prediction of v for each clip, the mean over `TIMESTEPS`, float64 [b].
+def denoising_losses(cascade: Cascade, entries: Sequence[IndexEntry], captions: Sequence[str]) -> Tensor:
+    """Return the squared error of the base's prediction of v for each clip at each of `TIMESTEPS`, float64 [b timesteps].
 
     The noise depends on the timestep and the clip's place alone, so that rows and seeds have equal noise. Latents are normalised as in the
     base's training. Losses of other latents (channels, normalisation) or of another schedule do not compare: their targets differ.
@@ -65,6 +65,7 @@ def denoising_loss(cascade: Cascade, entries: Sequence[IndexEntry]) -> Tensor:
     Args:
         cascade: with the base model.
         entries: clips of the embedded set.
+        captions: text that each clip is denoised with.
     """
     sampler, device = cascade.samplers[cascade.base], cascade.device
     losses = []
@@ -76,11 +77,11 @@ def denoising_loss(cascade: Cascade, entries: Sequence[IndexEntry]) -> Tensor:
         kept = torch.ones(len(part), dtype=torch.bool, device=device)
         errors = []
         with torch.autocast(device.type, cascade.dtype, enabled=cascade.dtype != torch.float32):
-            condition = text_condition(cascade.text, [entry.caption for entry in part], None, layout, kept)
+            condition = text_condition(cascade.text, captions[start : start + BATCH], None, layout, kept)
             for timestep in TIMESTEPS:
                 rng = PerSampleRNG(0, timestep, torch.arange(start, start + len(part)), device)
                 draws = TrainingDraws(torch.full((len(part),), timestep, device=device), rng.randn_frames(layout, x0.shape[1:]), None)
                 error = denoising_error(sampler.denoiser, sampler.path, x0, condition, draws)
                 errors.append(layout.per_sample(error))
-        losses.append(torch.stack(errors).mean(dim=0))
+        losses.append(torch.stack(errors, dim=1))
     return torch.cat(losses).double().cpu()

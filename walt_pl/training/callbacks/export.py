@@ -4,13 +4,16 @@ Each checkpoint also gets the description that `export` needs to make an artifac
 """
 
 import dataclasses
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import lightning as L
+import torch
 from torch import Tensor, nn
 
+from walt_pl.evaluation.program import machine
 from walt_pl.runs.artifact_writing import component_states, save_artifact
 from walt_pl.runs.card import check_replaceable
 from walt_pl.runs.checkpoint import Checkpoint, recovery_hint
@@ -18,6 +21,7 @@ from walt_pl.runs.checkpoint_card import validation_values
 from walt_pl.runs.finite import NonFiniteError
 from walt_pl.runs.manifest import Manifest
 from walt_pl.runs.next_command import next_command
+from walt_pl.runs.portable_command import portable_command
 from walt_pl.runs.stage_names import ManifestError, kind_of
 from walt_pl.runs.stop_record import StopRecord
 from walt_pl.training.callbacks.checkpoints import Checkpoints, samples_seen
@@ -107,6 +111,8 @@ class ExportArtifact(L.Callback):
         self.experiment = experiment
         self.rescue = rescue
         self._started = False
+        self._began = time.monotonic()
+        self._first_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record the start in the manifest. At this point all errors of the configuration have been raised."""
@@ -117,6 +123,8 @@ class ExportArtifact(L.Callback):
             check_same_parents(manifest, self.parents)
             manifest.start(self.stage, self.parents)
         self._started = True
+        self._began = time.monotonic()
+        self._first_step = trainer.global_step
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         stage = cast(ExportableStage, pl_module)
@@ -128,7 +136,14 @@ class ExportArtifact(L.Callback):
             "parents": self.parents,
             "index": self._index(trainer),
             "train_config": self.train_config,
+            "training": self._training(trainer),
         }
+
+    def _training(self, trainer: L.Trainer) -> dict[str, Any]:
+        """Return the command and the machine of the training for people, see `TrainingFacts`."""
+        device = trainer.strategy.root_device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
+        return {"command": portable_command(self.resume_command), "machine": f"{name}, {trainer.world_size} processes"}
 
     @staticmethod
     def _sampling_config(trainer: L.Trainer, stage: ExportableStage) -> dict[str, Any]:
@@ -233,6 +248,11 @@ class ExportArtifact(L.Callback):
             "steps": trainer.global_step,
             "epochs": trainer.fit_loop.epoch_progress.current.processed,  # type: ignore[attr-defined]
             "samples": samples_seen(trainer),
+            "training": {
+                **self._training(trainer),
+                "seconds": round(time.monotonic() - self._began, 1),
+                "from_step": self._first_step,
+            },
             "metrics": {
                 "protocol": f"the validation clips of the index, view 0{', averaged weights' * averaged}",
                 "values": metrics,

@@ -6,7 +6,11 @@ from typing import Any
 import lightning as L
 
 from walt_pl.runs.task_record import TASK, Values, encode_task
-from walt_pl.training.fingerprints import CLASSES, IndexedData, fingerprints
+from walt_pl.training.callbacks.previews import prompts_of
+from walt_pl.training.fingerprints import CLASSES, IndexedData, fingerprints, hash_plain
+
+PROMPTS = "previews.prompts_sha256"
+"""Key of the hash of the prompts of the previews; null without them."""
 
 
 class RecordTask(L.Callback):
@@ -38,6 +42,7 @@ class RecordTask(L.Callback):
             "trainer.ranks": trainer.num_devices * trainer.num_nodes,
             **{f"parents.{name}": sha256 for name, sha256 in self.parents.items()},
             **self._fingerprints,
+            PROMPTS: hash_plain(prompts) if (prompts := prompts_of(trainer)) else None,
         }
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

@@ -5,10 +5,13 @@ from pathlib import Path
 import lightning as L
 
 from walt_pl.files import write_whole
+from walt_pl.training.callbacks.previews import prompts_of
 
 
 class SaveConfig(L.Callback):
     """Write the resolved configuration of a start into the folder of its logs: logs/version_3/config.yaml.
+
+    The prompts of its previews are written beside it, since their file may change: logs/version_3/prompts.txt.
 
     Args:
         config: the configuration, as YAML.
@@ -23,4 +26,7 @@ class SaveConfig(L.Callback):
             return
         folder.mkdir(parents=True, exist_ok=True)
         number = len(list(folder.glob("config*.yaml")))  # without a logger all starts share one folder
-        write_whole(folder / f"config{f'_{number}' if number else ''}.yaml", self.config.encode())
+        suffix = f"_{number}" if number else ""
+        write_whole(folder / f"config{suffix}.yaml", self.config.encode())
+        if prompts := prompts_of(trainer):
+            write_whole(folder / f"prompts{suffix}.txt", "".join(f"{prompt}\n" for prompt in prompts).encode())
