@@ -13,7 +13,7 @@ from tests.attack.index import HOSTILE
 from tests.helpers.sources import touch
 from walt_pl.data.index import MediaKey
 from walt_pl.data.quarantine import Quarantine
-from walt_pl.indexing.build_index import _journal, _open_journal, _read_journal, build_index
+from walt_pl.indexing.build_index import _open_journal, _read_journal, build_index, journal_of
 from walt_pl.indexing.dataset_layouts import layout_of, list_source
 from walt_pl.indexing.probe_file import digest, stat_media_file
 from walt_pl.indexing.shard_names import expand
@@ -138,7 +138,7 @@ def test_read_journal_skips_hostile_lines(tmp_path: Path, line: str) -> None:
         [["a.mp4", 10**30, 0.0, 0.0], good[1]],
         [good[0], [*good[1][:-1], 5]],
     ]
-    _journal(out).write_text("\n".join([line, *map(json.dumps, hostile), json.dumps(good), ""]))
+    journal_of(out).write_text("\n".join([line, *map(json.dumps, hostile), json.dumps(good), ""]))
     assert [place for place, _ in _read_journal(out)] == [MediaKey("a.mp4")]
 
 
@@ -147,7 +147,7 @@ def test_journal_is_appended_to_a_plain_file_only(tmp_path: Path, kind: str) -> 
     out, victim = tmp_path / "i.parquet", tmp_path / "victim"
     victim.write_text("mine\n")
     make = {"link": lambda path: path.symlink_to(victim), "pipe": os.mkfifo, "folder": lambda path: path.mkdir()}
-    make[kind](_journal(out))
+    make[kind](journal_of(out))
     assert list(_read_journal(out)) == []
     with pytest.raises(ValueError, match="is not a plain file; remove it"):
         _open_journal(out)

@@ -18,7 +18,7 @@ from walt_pl.runs import model_card
 from walt_pl.runs.artifact import load
 from walt_pl.runs.card import ArtifactError, check_replaceable, read_card, verify_artifact
 from walt_pl.runs.evaluations import add_evaluations
-from walt_pl.runs.model_card import BEGIN, END, MAX_MODEL_CARD_BYTES, _sample_command, escape, write_model_card
+from walt_pl.runs.model_card import BEGIN, END, MAX_MODEL_CARD_BYTES, escape, write_model_card
 from walt_pl.runs.portable_command import portable_command
 
 COMMAND = "python -m walt_pl fit --config experiments/shapes/base.yaml --trainer.max_steps 7"
@@ -98,19 +98,6 @@ def test_model_card_counts_the_parameters_of_each_model(stages: dict[str, Path],
     for name, model in load(stages[stage]).models.items():
         floating = sum(value.numel() for value in model.state_dict().values() if value.is_floating_point())
         assert f"| `{name}` | {floating:,} | width " in text_of(stages[stage])
-
-
-@pytest.mark.parametrize(
-    ("denoiser", "options"),
-    [
-        ({"text_width": 96}, "--prompt 'TEXT'"),
-        ({"num_classes": 3}, "--label 0"),
-        ({"frame_prediction": [1, 2]}, "--image PICTURE"),
-        ({}, "--prompt ''"),
-    ],
-)
-def test_model_card_samples_with_the_condition_of_the_model(denoiser: dict[str, Any], options: str) -> None:
-    assert _sample_command({"denoiser": denoiser}) == f"walt sample --run RUN {options}"
 
 
 def test_model_card_of_a_class_model_names_its_classes(tmp_path: Path) -> None:

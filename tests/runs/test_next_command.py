@@ -18,13 +18,8 @@ def test_next_command_trains_the_first_stage_that_is_not_done(run_dir: Path) -> 
     assert next_command(train(run_dir, "vae")) == "make train-base EXP=shapes"
     assert next_command(train(run_dir, "base")) == "python -m walt_pl fit --config experiments/shapes/sr1.yaml"
     chain = train(run_dir, "sr1", "sr2")
-    assert next_command(chain) == f"python -m walt_pl sample --run {run_dir} --label 0"
-    (run_dir / "base" / "model.yaml").write_text("text: {width: 8}\n")
+    (run_dir / "base" / "model.yaml").write_text("denoiser: {text_width: 8}\n")
     assert next_command(chain) == f"python -m walt_pl sample --run {run_dir} --prompt TEXT"
-    for frames, option in (("[1, 2]", "--image PICTURE"), ("[2]", "--continue CLIP")):
-        given = f"denoiser: {{frame_prediction: 1.0}}\ndiffusion: {{context_frames: {frames}}}\n"
-        (run_dir / "base" / "model.yaml").write_text(given)
-        assert next_command(chain) == f"python -m walt_pl sample --run {run_dir} {option}"
     train(run_dir, "vae")
     assert next_command(chain) == "make train-base EXP=shapes", "it is stale"
 

@@ -11,8 +11,8 @@ from walt_pl.training.rank import is_rank_zero
 from walt_pl.training.service_loggers import ResilientMLFlowLogger, ResilientWandbLogger
 
 LoggerName = Literal["tensorboard", "csv", "wandb", "mlflow"]
-DEFAULT: LoggerName = "tensorboard"
-LOGS = "logs"
+DEFAULT_LOGGER: LoggerName = "tensorboard"
+LOG_FOLDER = "logs"
 """Folder of the logs of a stage's training."""
 PACKAGES = {"wandb": "wandb==0.31.0", "mlflow": "mlflow==3.17.2"}
 """Package of a logger that is not among the program's own, as the extra `loggers` pins it (pyproject.toml)."""
@@ -25,7 +25,7 @@ def check_logger(options: Any) -> None:
         ValueError: with what to type.
     """
     name = options.logger
-    if name != DEFAULT and options.trainer.logger not in (None, True):
+    if name != DEFAULT_LOGGER and options.trainer.logger not in (None, True):
         raise ValueError(f"logger: found {name}, but trainer.logger is set as well, and there is one logger: leave one of them out")
     if name in PACKAGES and find_spec(name) is None:
         raise ValueError(f"--logger {name} needs {name}: pip install '{PACKAGES[name]}'")
@@ -43,10 +43,10 @@ def open_logger(name: LoggerName, work: Path, stage: str, manifest: Manifest, go
     """
     # Only rank zero logs. The others would open the files of CSV and the database of MLflow as well.
     if name == "tensorboard" or not is_rank_zero():
-        return ResilientTensorBoardLogger(str(work), name=LOGS)
+        return ResilientTensorBoardLogger(str(work), name=LOG_FOLDER)
     if name == "csv":
-        return ResilientCSVLogger(str(work), LOGS, goes_on)
+        return ResilientCSVLogger(str(work), LOG_FOLDER, goes_on)
     experiment = (manifest.experiment or manifest.run_dir).resolve().name
     if name == "wandb":
-        return ResilientWandbLogger(work / LOGS, f"{experiment}/{stage}", goes_on)
-    return ResilientMLFlowLogger(work / LOGS, experiment, f"{experiment}/{stage}", goes_on)
+        return ResilientWandbLogger(work / LOG_FOLDER, f"{experiment}/{stage}", goes_on)
+    return ResilientMLFlowLogger(work / LOG_FOLDER, experiment, f"{experiment}/{stage}", goes_on)

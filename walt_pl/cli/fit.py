@@ -20,7 +20,7 @@ from stages.finetuning import init_from
 from walt_pl.blocks.compute import Float32Precision, compute_dtype, set_float32_precision
 from walt_pl.cli.allowed_schemes import check_allowed_schemes, without_allowed_schemes
 from walt_pl.cli.checkpoint_folder import check_own_folder
-from walt_pl.cli.chosen_logger import DEFAULT, LoggerName, check_logger, open_logger
+from walt_pl.cli.chosen_logger import DEFAULT_LOGGER, LoggerName, check_logger, open_logger
 from walt_pl.cli.class_count import fill_classes
 from walt_pl.cli.config_files import configs_of, extended_by_first_config, find_configs, run_and_stage
 from walt_pl.cli.fit_checks import check_engine, check_precision, check_shards
@@ -165,7 +165,9 @@ class WaltCLI(LightningCLI):
         parser.add_argument(
             "--float32_matmul_precision", type=Float32Precision, default="high", help="Float32 on GPUs: high is TF32, highest full float32."
         )
-        parser.add_argument("--logger", type=LoggerName, default=DEFAULT, help="Log of the training; wandb and mlflow need their package.")
+        parser.add_argument(
+            "--logger", type=LoggerName, default=DEFAULT_LOGGER, help="Log of the training; wandb and mlflow need their package."
+        )
         callbacks: dict[str, type[L.Callback]] = {"ema": EMA, "spike_guard": SpikeGuard, "previews": Previews, "throughput": Throughput}
         for key, callback in {**callbacks, "checkpoint": Checkpoints, "metrics": Metrics}.items():
             parser.add_lightning_class_args(callback, key)
@@ -398,7 +400,7 @@ class WaltCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         trainer_options = self.options.trainer
         if trainer_options.logger in (None, True):
-            name = self.options.logger if self.subcommand else DEFAULT
+            name = self.options.logger if self.subcommand else DEFAULT_LOGGER
             goes_on = self.subcommand == "fit" and self.restored is not None
             kwargs["logger"] = open_logger(name, self.work, self.stage, self.manifest, goes_on)
         first: list[L.Callback] = []

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from walt_pl.indexing.listing import SourceListing
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
-ENDINGS = (".parquet", ".arrow", ".sha256", ".quarantine.csv", ".classes.txt")
-"""Endings of the files of an index."""
 OWN_FILES = (r"(data|vae|base|sr\d+)\.yaml",)
 CLASS_LAYOUTS = ("classes", "ucf101", "kinetics")
 """Layouts whose captions are only the names of classes."""
@@ -235,8 +233,11 @@ def _remove_on_failure(index: Path, experiment: Path) -> Iterator[None]:
 
     After Ctrl-C the hidden journal of decoded files stays: with it, the same command goes on.
     """
-    own = [path for path in (index.with_suffix(ending) for ending in ENDINGS) if not os.path.lexists(path)]
-    journal = index.with_name(f".{index.name}.journal")
+    # Imported here: the help of this command must not import torch.
+    from walt_pl.indexing.build_index import INDEX_ENDINGS, journal_of
+
+    own = [path for path in (index.with_suffix(ending) for ending in INDEX_ENDINGS) if not os.path.lexists(path)]
+    journal = journal_of(index)
     try:
         yield
     except BaseException as error:

@@ -129,7 +129,7 @@ class Experiment:
     index: str
     index_command: str
     has_make: bool
-    """Whether the stages are trained with make, as in a checkout."""
+    """The stages are trained with make, as in a checkout."""
 
     def train(self, stage: str) -> str:
         """Return the command that trains a stage."""

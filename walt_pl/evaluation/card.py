@@ -24,6 +24,8 @@ MAX_PARTS = 10_000
 """Figures in an error bar."""
 MAX_SECONDS = 3e10
 """Largest wall time: 950 years."""
+CARD_COLUMNS = ("metric", "value", "error", "best", "preset", "clips", "real clips", "extractor")
+"""Headings of a table of cards; `card_cells` returns a row of it."""
 
 ErrorKind = Literal["folds", "disjoint folds", "none"]
 """Origin of an error bar: the folds of the protocol, disjoint parts of the clips of its one fold, or no error bar."""
@@ -86,6 +88,22 @@ class MetricCard:
     def to_plain(self) -> dict[str, Any]:
         """Return the card as plain values for JSON."""
         return {"format": FORMAT, **asdict(self)}
+
+
+def card_cells(card: MetricCard) -> list[str]:
+    """Return the row of a card in a table with the headings `CARD_COLUMNS`. Its texts may be a stranger's."""
+    error, sha256 = card.error.standard_error, card.extractor.get("sha256")
+    kind = str(card.extractor.get("kind", ""))
+    return [
+        card.metric,
+        f"{card.value:.6g}",
+        "" if error is None else f"± {error:.2g} ({card.error.kind})",
+        {"min": "lowest", "max": "highest"}[card.better],
+        card.preset or "changed protocol",
+        str(card.generated.get("clips", "")),
+        str((card.real or {}).get("clips", "")),
+        f"{kind} {sha256[:12]}" if isinstance(sha256, str) else kind,
+    ]
 
 
 def write_cards(path: Path, cards: Sequence[MetricCard]) -> None:

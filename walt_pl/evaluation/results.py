@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from walt_pl.evaluation.card import MetricCard, read_cards, write_cards
+from walt_pl.evaluation.card import CARD_COLUMNS, MetricCard, card_cells, read_cards, write_cards
 from walt_pl.evaluation.row_store import canonical_json
 from walt_pl.runs.card import read_card
 from walt_pl.runs.evaluations import add_evaluations
@@ -78,20 +78,9 @@ def _origin(card: MetricCard) -> str:
 
 def render_cards(cards: Sequence[MetricCard]) -> Table:
     """Return figures as a table for the terminal."""
-    table = Table("metric", "value", "error", "best", "preset", "clips", "real clips", "extractor")
+    table = Table(*CARD_COLUMNS)
     for card in cards:
-        error, real = card.error.standard_error, card.real or {}
-        kind, sha256 = card.extractor.get("kind", ""), card.extractor.get("sha256")
-        table.add_row(
-            Text(card.metric),
-            f"{card.value:.6g}",
-            "" if error is None else f"± {error:.2g} ({card.error.kind})",
-            {"min": "lowest", "max": "highest"}[card.better],
-            Text(card.preset or ""),
-            str(card.generated.get("clips", "")),
-            str(real.get("clips", "")),
-            Text(f"{kind} {sha256[:12]}" if isinstance(sha256, str) else str(kind)),
-        )
+        table.add_row(*map(Text, card_cells(card)))
     return table
 
 

@@ -41,6 +41,8 @@ from walt_pl.lock import hold_lock, lock_beside
 from walt_pl.media.max_pixels import MAX_PIXELS
 from walt_pl.untrusted import parse_json
 
+INDEX_ENDINGS = (".parquet", ".arrow", ".sha256", ".quarantine.csv", ".classes.txt")
+"""Endings of the files of an index."""
 _MEASURED = [column.name for column in fields(MediaFacts) if column.name in SCHEMA.names]
 
 
@@ -153,7 +155,7 @@ def _build(listing: SourceListing | None, out: Path, options: IndexOptions) -> B
         write_table(table, out)
     else:  # writing equal rows again could change the bytes, and with them the identity of the data
         check_index(out)
-    _journal(out).unlink(missing_ok=True)
+    journal_of(out).unlink(missing_ok=True)
     added = len(items) - sum(place in known for place, _ in items)
     files = len({place.whole for place in wanted})
     return BuildReport(
@@ -277,7 +279,8 @@ def _describe_change(facts: MediaFacts, medium: MediaFile) -> str:
     return f"{medium.bytes:,} bytes, {facts.bytes:,} when it was indexed"
 
 
-def _journal(out: Path) -> Path:
+def journal_of(out: Path) -> Path:
+    """Return the path of the notes of the files that were decoded for an index; a build that goes on reads them."""
     return out.with_name(f".{out.name}.journal")
 
 
@@ -292,7 +295,7 @@ def _open_journal(out: Path) -> TextIO:
     Raises:
         ValueError: It is no plain file.
     """
-    path = _journal(out)
+    path = journal_of(out)
     try:
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     except OSError as error:
@@ -306,7 +309,7 @@ def _open_journal(out: Path) -> TextIO:
 
 
 def _read_journal(out: Path) -> Iterator[tuple[MediaKey, MediaFacts]]:
-    path = _journal(out)
+    path = journal_of(out)
     if path.is_symlink() or not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as lines:

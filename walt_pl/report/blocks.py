@@ -139,6 +139,11 @@ def pictures_of(blocks: Sequence[Block]) -> list[MovingPicture]:
     return found
 
 
+def format_number(value: object) -> str:
+    """Return a figure with four digits, or any other value as a short text."""
+    return f"{value:.4g}" if isinstance(value, float) else shorten(value)
+
+
 def shorten(text: object, most: int = MOST_CHARACTERS) -> str:
     """Return a text of limited length in one line, with control characters as escapes, so that no file can turn or hide text."""
     one_line = " ".join(str(text)[: 4 * most].split())

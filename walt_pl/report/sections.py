@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from walt_pl.evaluation.card import MetricCard
+from walt_pl.evaluation.card import CARD_COLUMNS, MetricCard, card_cells
 from walt_pl.media.animation import read_animation
 from walt_pl.media.types import MediaError
-from walt_pl.report.blocks import Block, Group, MovingPicture, Pictures, Plots, Record, Section, Table, Text, shorten
+from walt_pl.report.blocks import Block, Group, MovingPicture, Pictures, Plots, Record, Section, Table, Text, format_number, shorten
 from walt_pl.report.plots import draw_chain
 from walt_pl.report.run_contents import RunContents
 from walt_pl.report.training_logs import MOST_INCIDENTS, TrainingLogs, compare_starts
@@ -81,8 +81,13 @@ def metrics_section(run: RunContents) -> Section:
     blocks: list[Block] = []
     cards = [(name, card) for name, found in run.metric_cards.items() for card in found]
     if cards:
-        head = ("file", "metric", "value", "error", "best", "protocol", "clips", "real clips", "extractor")
-        blocks.append(Table("Figures of metric cards", head, [_card_row(name, card) for name, card in cards]))
+        blocks.append(
+            Table(
+                "Figures of metric cards",
+                ("file", *CARD_COLUMNS),
+                [[shorten(name), *map(shorten, card_cells(card))] for name, card in cards],
+            )
+        )
         protocols = [Record(f"Protocol card: {shorten(name)}, {card.metric}", _card_text(card)) for name, card in cards[:MOST_CARDS]]
         blocks.append(Group("Protocol cards", protocols))
     else:
@@ -100,21 +105,6 @@ def metrics_section(run: RunContents) -> Section:
     return Section("metrics", "Metrics", blocks)
 
 
-def _card_row(name: str, card: MetricCard) -> list[str]:
-    error, real = card.error.standard_error, card.real or {}
-    return [
-        shorten(name),
-        card.metric,
-        f"{card.value:.6g}",
-        "" if error is None else f"± {error:.2g} ({card.error.kind})",
-        {"min": "lowest", "max": "highest"}[card.better],
-        shorten(card.preset or "changed protocol"),
-        shorten(card.generated.get("clips", "")),
-        shorten(real.get("clips", "")),
-        shorten(f"{card.extractor.get('kind', '')} {str(card.extractor.get('sha256') or '')[:12]}"),
-    ]
-
-
 def _card_text(card: MetricCard) -> str:
     text = json.dumps(asdict(card), indent=2)
     return text if len(text) <= CARD_CHARACTERS else f"{text[:CARD_CHARACTERS]}\n... ({len(text):,} characters in all)"
@@ -128,12 +118,8 @@ def _figures(plain: Any) -> dict[str, dict[str, Any]]:
 def _by_stage(caption: str, figures: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return a table of figures, a row each, with a column for each stage."""
     names = dict.fromkeys(name for found in figures.values() for name in found)
-    rows = [[shorten(name), *(_number(found.get(name, "")) for found in figures.values())] for name in names]
+    rows = [[shorten(name), *(format_number(found.get(name, "")) for found in figures.values())] for name in names]
     return Table(caption, ("figure", *map(shorten, figures)), rows)
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else shorten(value)
 
 
 # ---- Data ------------------------------------------------------------------------------------------------------------
@@ -177,7 +163,9 @@ def _count_row(stage: str, split: str, kind: str, counts: KindRecord) -> list[st
 def _card_counts(card: Mapping[str, Any]) -> list[str]:
     index = card.get("index", {})
     counts = index.get("counts")
-    listed = ", ".join(f"{_number(count)} {name.replace('_', ' ')}" for name, count in counts.items()) if isinstance(counts, dict) else ""
+    listed = (
+        ", ".join(f"{format_number(count)} {name.replace('_', ' ')}" for name, count in counts.items()) if isinstance(counts, dict) else ""
+    )
     return [shorten(str(index.get("sha256", ""))[:12]), shorten(listed)]
 
 
@@ -248,10 +236,9 @@ def environment_section(run: RunContents) -> Section:
     seconds = run.summary.get("seconds")
     if isinstance(seconds, dict):
         rows = [[shorten(part), _seconds(value)] for part, value in seconds.items()]
-        machine = (
-            f"The demo ran on {shorten(run.summary.get('machine', 'an unknown machine'))}, load {_number(run.summary.get('load', ''))}."
-        )
-        blocks += [Text(machine), Table("Time of the demo's parts", ("part", "time"), rows)]
+        machine = shorten(run.summary.get("machine", "an unknown machine"))
+        where = f"The demo ran on {machine}, load {format_number(run.summary.get('load', ''))}."
+        blocks += [Text(where), Table("Time of the demo's parts", ("part", "time"), rows)]
     packages = [[stage, shorten(card.get("code") or "unknown"), _packages(card)] for stage, card in run.cards.items()]
     if packages:
         blocks.append(Table("Code and packages that wrote the artifacts", ("stage", "code", "packages"), packages))
@@ -273,8 +260,8 @@ def _cost_table(run: RunContents) -> Table:
         rows.append(
             [
                 row.stage,
-                _number(card.get("steps", "") if card else row.step or ""),
-                _number(card.get("samples", "")),
+                format_number(card.get("steps", "") if card else row.step or ""),
+                format_number(card.get("samples", "")),
                 _seconds(spent) if spent else "",
                 _mean(logs, "speed/clips_per_second"),
                 _mean(logs, "speed/waiting_for_data", share=True),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from walt_pl.report.blocks import format_number
 from walt_pl.report.event_file import EventFile, PicturePlace, read_event_file
 from walt_pl.runs.data_record import DataRecord
 from walt_pl.runs.task_record import flatten
@@ -213,11 +214,7 @@ def _read_incidents(folder: Path, found: TrainingLogs) -> None:
 def _incident(plain: Any) -> Incident:
     """Return an incident of plain values; every value becomes text."""
     paths = [str(file["path"]) for rank in plain["ranks"] for file in rank["files"]]
-    layers = [f"{layer} {_number(norm)}" for layer, norm in plain.get("gradient norm by layer", {}).items()]
+    layers = [f"{layer} {format_number(norm)}" for layer, norm in plain.get("gradient norm by layer", {}).items()]
     why = "; ".join(str(reason) for reason in plain["why"])
-    loss, norm = _number(plain.get("loss")), _number(plain.get("gradient norm"))
+    loss, norm = format_number(plain.get("loss")), format_number(plain.get("gradient norm"))
     return Incident(int(plain["step"]), why, str(plain["action"]), loss, norm, tuple(paths), tuple(layers[:3]))
-
-
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float | int) else str(value)

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from walt_pl.files import write_whole
 from walt_pl.plain_text import decode_text
 from walt_pl.runs.card import CONFIG, EVALUATIONS, MODEL_CARD, TRAIN, WEIGHTS, read_card
+from walt_pl.runs.sample_condition import condition_option
 from walt_pl.runs.stored_config import clip_arguments, stored_index
 from walt_pl.terminal_text import CONTROL
 from walt_pl.untrusted import MAX_YAML_BYTES, UntrustedError, read_bytes, read_yaml
@@ -283,17 +284,11 @@ def _describe_loading(card: Mapping[str, Any], config: Mapping[str, Any], train_
     blocks = ["`pip install .` in a checkout of the program installs it.", "\n".join(_fence("\n".join(code), "python"))]
     if card["kind"] == "vae":
         return blocks
-    return [*blocks, "The stages of a run make clips together:", "\n".join(_fence(_sample_command(config), "sh"))]
-
-
-def _sample_command(config: Mapping[str, Any]) -> str:
-    """Return the command that samples with a run of the artifact and its parents."""
-    denoiser = config.get("denoiser") or {}
-    if denoiser.get("text_width"):
-        return "walt sample --run RUN --prompt 'TEXT'"
-    if denoiser.get("num_classes"):
-        return "walt sample --run RUN --label 0"
-    return "walt sample --run RUN --image PICTURE" if denoiser.get("frame_prediction") else "walt sample --run RUN --prompt ''"
+    return [
+        *blocks,
+        "The stages of a run make clips together:",
+        "\n".join(_fence(f"walt sample --run RUN {condition_option(config)}", "sh")),
+    ]
 
 
 def _clip_size(train_config: str) -> tuple[int, int]:

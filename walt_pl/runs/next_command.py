@@ -7,6 +7,7 @@ from pathlib import Path
 from walt_pl.runs.card import CONFIG
 from walt_pl.runs.experiment_files import EXPERIMENTS, find_experiment
 from walt_pl.runs.manifest import Manifest
+from walt_pl.runs.sample_condition import condition_option
 from walt_pl.runs.stage_names import in_order, kind_of
 from walt_pl.untrusted import read_yaml
 
@@ -25,15 +26,8 @@ def next_command(manifest: Manifest) -> str:
     bases = [name for name in states if kind_of(name) == "base"]
     if not bases:
         return f"python -m walt_pl evaluate {run}"
-    return f"python -m walt_pl sample --run {run} {_condition(manifest.folder(bases[0]) / CONFIG)}"
-
-
-def _condition(config: Path) -> str:
-    """Return the option of `sample` that a base model cannot do without, by its configuration."""
-    sections = (read_yaml(config) or {}) if config.is_file() else {}
-    if (sections.get("denoiser") or {}).get("frame_prediction") == 1:  # it got context frames in every step of its training
-        return "--image PICTURE" if 1 in (sections.get("diffusion") or {}).get("context_frames", ()) else "--continue CLIP"
-    return "--prompt TEXT" if "text" in sections else "--label 0"
+    config = manifest.folder(bases[0]) / CONFIG
+    return f"python -m walt_pl sample --run {run} {condition_option((read_yaml(config) or {}) if config.is_file() else {})}"
 
 
 def _stages(manifest: Manifest) -> list[str]:

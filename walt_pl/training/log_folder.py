@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import lightning as L
+
 from walt_pl.files import write_whole
 from walt_pl.untrusted import UntrustedError, read_bytes
 
@@ -19,6 +21,24 @@ def next_start(logs: Path) -> Path:
     """Return the folder of the next start. It is not made."""
     starts = starts_of(logs)
     return logs / f"version_{int(starts[-1].name.removeprefix('version_')) + 1 if starts else 0}"
+
+
+def make_start_folder(trainer: L.Trainer) -> Path | None:
+    """Make the folder of the logs of this start, and return it on rank zero; None on other ranks.
+
+    All ranks call it: they agree on the folder by communicating.
+    """
+    folder = Path(str(trainer.log_dir))
+    if not trainer.is_global_zero:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def suffix_of_start(folder: Path, pattern: str) -> str:
+    """Return "_N" for a folder with N files of a pattern, "" for none. Without a logger all starts share one folder."""
+    number = len(list(folder.glob(pattern)))
+    return f"_{number}" if number else ""
 
 
 def read_run_id(file: Path) -> str | None:

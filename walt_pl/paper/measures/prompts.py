@@ -40,10 +40,8 @@ def measure_prompts(run: Path, index: Path, seed: int, short: bool) -> Measured:
         short: take an eighth of the cases.
     """
     cascade = open_cascade(run, ["base"])
-    prompts, outlines, unseen = (count_cases(count, short) for count in (PROMPTS, OUTLINES, UNSEEN))
-    entries = Index(index, "val").videos[:prompts]
-    captions = [entry.caption for entry in entries]
-    clips = sample_clips(cascade, request_captions(captions, seed))
+    outlines, unseen = (count_cases(count, short) for count in (OUTLINES, UNSEEN))
+    entries, captions, clips = sample_validation(cascade, index, seed, short)
     shares = score(clips, captions)
     pairs = [entry.caption for entry in Index(index, "unseen").videos[:unseen]]
     figures = {name: mean_figure(shares[name].clips) for name in ("colour", "motion", "shape", "all")}
@@ -52,6 +50,13 @@ def measure_prompts(run: Path, index: Path, seed: int, short: bool) -> Measured:
     figures |= {name: mean_figure(mean.clips) for name, mean in measure_outlines(clips[:outlines]).items()}
     figures["loss"] = mean_figure(denoising_losses(cascade, entries, captions).mean(dim=1))
     return Measured(figures, clips[:SHOWN], captions[:SHOWN])
+
+
+def sample_validation(cascade: Cascade, index: Path, seed: int, short: bool) -> tuple[Sequence[IndexEntry], list[str], Tensor]:
+    """Return the first validation clips of a set, their captions, and a sample of each caption, pixels [b 3 t h w] in -1..1."""
+    entries = Index(index, "val").videos[: count_cases(PROMPTS, short)]
+    captions = [entry.caption for entry in entries]
+    return entries, captions, sample_clips(cascade, request_captions(captions, seed))
 
 
 @torch.no_grad()

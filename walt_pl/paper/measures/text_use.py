@@ -6,13 +6,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from walt_pl.data.index import Index
 from walt_pl.paper.figure import mean_figure
 from walt_pl.paper.measured import Measured
-from walt_pl.paper.measures.common import count_cases, open_cascade, sample_clips
-from walt_pl.paper.measures.prompts import PROMPTS, TIMESTEPS, denoising_losses
+from walt_pl.paper.measures.common import open_cascade
+from walt_pl.paper.measures.prompts import TIMESTEPS, denoising_losses, sample_validation
 from walt_pl.shapes.dataset import SHAPES
-from walt_pl.shapes.evaluation import request_captions
 from walt_pl.shapes.scorer import score
 
 
@@ -29,9 +27,8 @@ def measure_text_use(run: Path, index: Path, seed: int, short: bool) -> Measured
         short: take an eighth of the cases.
     """
     cascade = open_cascade(run, ["base"])
-    entries = Index(index, "val").videos[: count_cases(PROMPTS, short)]
-    captions = [entry.caption for entry in entries]
-    shares = score(sample_clips(cascade, request_captions(captions, seed)), captions)
+    entries, captions, clips = sample_validation(cascade, index, seed, short)
+    shares = score(clips, captions)
     losses = denoising_losses(cascade, entries, captions)
     growth = denoising_losses(cascade, entries, exchange_shapes(captions)) - losses
     figures = {"shape": mean_figure(shares["shape"].clips)}

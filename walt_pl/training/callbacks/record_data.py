@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from walt_pl.data.quarantine import finding_of
 from walt_pl.data.selection import USED, Bucket, Selection
 from walt_pl.runs.data_record import DataRecord, KindRecord
+from walt_pl.training.log_folder import make_start_folder, suffix_of_start
 
 SPLITS = ("train", "val")
 
@@ -20,13 +20,11 @@ class RecordData(L.Callback):
     """Write the counts of a start into the folder of its logs: logs/version_3/data.json. `walt report` shows them."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = Path(str(trainer.log_dir))  # log_dir communicates between ranks, so all of them read it
-        if not trainer.is_global_zero:
+        folder = make_start_folder(trainer)
+        if folder is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        number = len(list(folder.glob("data*.json")))  # without a logger all starts share one folder
         try:
-            describe_data(trainer.datamodule).write(folder / f"data{f'_{number}' if number else ''}.json")  # type: ignore[attr-defined]
+            describe_data(trainer.datamodule).write(folder / f"data{suffix_of_start(folder, 'data*.json')}.json")  # type: ignore[attr-defined]
         except OSError as error:  # as for curves: a full disk must not stop a training
             rank_zero_warn(f"the counts of the data are not recorded in {folder} ({error})")
 

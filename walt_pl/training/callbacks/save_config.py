@@ -1,11 +1,10 @@
 """Write the resolved configuration of every start of a training beside its logs."""
 
-from pathlib import Path
-
 import lightning as L
 
 from walt_pl.files import write_whole
 from walt_pl.training.callbacks.previews import prompts_of
+from walt_pl.training.log_folder import make_start_folder, suffix_of_start
 
 
 class SaveConfig(L.Callback):
@@ -21,12 +20,10 @@ class SaveConfig(L.Callback):
         self.config = config
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = Path(str(trainer.log_dir))  # log_dir communicates between ranks, so all of them read it
-        if not trainer.is_global_zero:
+        folder = make_start_folder(trainer)
+        if folder is None:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        number = len(list(folder.glob("config*.yaml")))  # without a logger all starts share one folder
-        suffix = f"_{number}" if number else ""
+        suffix = suffix_of_start(folder, "config*.yaml")
         write_whole(folder / f"config{suffix}.yaml", self.config.encode())
         if prompts := prompts_of(trainer):
             write_whole(folder / f"prompts{suffix}.txt", "".join(f"{prompt}\n" for prompt in prompts).encode())
