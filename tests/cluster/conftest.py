@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.machines import TOOLS, Pair, lacking, make_pair
+from tests.cluster.machines import Pair, make_pair
 from tests.helpers.starts import start
 from tests.helpers.training import ADAMW, SHARDED, arguments, copy_parents
 from walt_pl.runs.checkpoint import Checkpoint
@@ -18,7 +18,7 @@ START = 900.0
 LENGTH = ["--trainer.max_steps", str(STEPS), "--trainer.val_check_interval", str(STEPS)]
 
 
-def slow(happened: Path) -> list[str]:
+def make_slow(happened: Path) -> list[str]:
     """Return the options of a training that is slow from step 5 on, until a file says that the event of the test has happened."""
     return [
         "--trainer.callbacks",
@@ -51,8 +51,6 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 @pytest.fixture
 def pair(tmp_path: Path) -> Iterator[Pair]:
     """Two machines."""
-    if reason := lacking(TOOLS):
-        pytest.skip(reason)
     pair = make_pair(tmp_path / "machines")
     try:
         yield pair

@@ -37,7 +37,7 @@ class Machine:
     """Process of the host whose end ends the machine."""
     init: int
     """Process 1 of the machine, as the host counts."""
-    started: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def words(self, *command: str) -> list[str]:
         """Return a command line of the host that runs a command on this machine."""
@@ -59,7 +59,7 @@ class Machine:
             process = subprocess.Popen(
                 self.words(*command), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env={**os.environ, **(environment or {})}
             )
-        self.started[log] = process
+        self.started.append(process)
         return process
 
     def said(self, log: str) -> str:
@@ -85,7 +85,7 @@ class Machine:
         """End every process of the machine. Its network ends with the last one."""
         self.keeper.kill()
         self.keeper.wait()
-        for process in self.started.values():
+        for process in self.started:
             process.wait(30)
 
 
@@ -111,11 +111,13 @@ class Pair:
             machine.run("ip", "link", "set", LINK, "up")
 
     def close(self) -> None:
-        for machine in self:
-            machine.close()
+        """End both machines."""
+        with contextlib.ExitStack() as stack:  # the second one ends even if the first does not
+            for machine in self:
+                stack.callback(machine.close)
 
 
-def lacking(tools: Mapping[str, str]) -> str:
+def find_missing(tools: Mapping[str, str]) -> str:
     """Return why two machines cannot be made here, in a sentence with the command that helps; empty if they can."""
     if os.geteuid() != 0:
         return "two machines are two namespaces of the network, which only root can make: run make test-cluster as root"
@@ -123,7 +125,7 @@ def lacking(tools: Mapping[str, str]) -> str:
     if missing:
         packages = sorted({tools[name] for name in missing})
         return f"there is no {', '.join(missing)} here; Debian has them: apt-get install {' '.join(packages)}"
-    tried = subprocess.run(["unshare", "--net", "--uts", "--mount", "--pid", "--fork", "true"], capture_output=True, text=True, check=False)
+    tried = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
     return (
         f"this root may make no namespaces ({tried.stderr.strip()}): run make test-cluster outside of a container"
         if tried.returncode
@@ -132,7 +134,7 @@ def lacking(tools: Mapping[str, str]) -> str:
 
 
 def make_pair(folder: Path) -> Pair:
-    """Make two machines. Whoever makes them closes them.
+    """Make two machines, to be closed by the caller.
 
     Args:
         folder: folder for the output of their commands and for their file of hosts.
@@ -198,7 +200,7 @@ def wait_until(holds: Callable[[], bool], seconds: float, told: str, said: Calla
         time.sleep(0.2)
 
 
-def ended(process: subprocess.Popen[bytes], seconds: float, said: Callable[[], str]) -> int:
+def wait_for_end(process: subprocess.Popen[bytes], seconds: float, said: Callable[[], str]) -> int:
     """Return the exit code of a process.
 
     Raises:

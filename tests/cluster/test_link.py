@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import LENGTH, START, assert_same_bytes, newest_step, slow
-from tests.cluster.machines import TOOLS, Pair, ended, lacking, wait_until
+from tests.cluster.conftest import LENGTH, START, assert_same_bytes, make_slow, newest_step
+from tests.cluster.machines import TOOLS, Pair, find_missing, wait_for_end, wait_until
 from tests.helpers.environment import ROOT
 from tests.helpers.training import ADAMW, arguments
 from walt_pl.runs.checkpoint import Checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(lacking(TOOLS)), reason=lacking(TOOLS))]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(find_missing(TOOLS)), reason=find_missing(TOOLS))]
 TIME_OUT = 120.0
 """Seconds. The ranks start far apart on busy processors, and wait for each other then, too."""
 STRATEGY = "{class_path: walt_pl.strategies.Zero, init_args: {stage: 2, timeout: '0:02:00'}}"
@@ -26,7 +26,7 @@ def start(pair: Pair, run: Path, index: Path) -> list[subprocess.Popen[bytes]]:
         STRATEGY,
         "--checkpoint.every_n_train_steps",
         "4",
-        *slow(run.parent / "happened"),
+        *make_slow(run.parent / "happened"),
     ]
     command = [str(ROOT / ".venv" / "bin" / "python"), "-m", "walt_pl", "fit", *arguments("base", run, index, *ADAMW, *LENGTH, *words)]
     place = {"MASTER_ADDR": pair.first.name, "MASTER_PORT": "29511", "OMP_NUM_THREADS": "1"}
@@ -41,7 +41,7 @@ def test_ranks_whose_link_is_cut_end_with_the_cause_and_the_same_command_goes_on
     wait_until(lambda: newest_step(run) >= 4, START, "a checkpoint of step 4", said)
     pair.cut()
     (run.parent / "happened").touch()
-    assert [ended(rank, START + TIME_OUT, said) for rank in ranks] == [1, 1], said()
+    assert [wait_for_end(rank, START + TIME_OUT, said) for rank in ranks] == [1, 1], said()
     for machine, this, other in (
         (pair.first, "rank 0 on walt-1", "rank 1 on walt-2"),
         (pair.second, "rank 1 on walt-2", "rank 0 on walt-1"),
@@ -53,6 +53,6 @@ def test_ranks_whose_link_is_cut_end_with_the_cause_and_the_same_command_goes_on
     assert last is not None and last.step >= 4
     pair.mend()
     ranks = start(pair, run, painted)
-    assert [ended(rank, 2 * START, said) for rank in ranks] == [0, 0], said()
+    assert [wait_for_end(rank, 2 * START, said) for rank in ranks] == [0, 0], said()
     assert f"going on from {last.path}" in said()
     assert_same_bytes(run, whole)

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import START
-from tests.cluster.machines import TOOLS, Pair, lacking
+from tests.cluster.machines import TOOLS, Pair, find_missing
 from tests.cluster.test_torchrun import Training
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(lacking(TOOLS)), reason=lacking(TOOLS))]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(find_missing(TOOLS)), reason=find_missing(TOOLS))]
 
 
 def test_machine_that_does_not_see_the_run_ends_the_start_on_all(pair: Pair, run: Path, painted: Path) -> None:

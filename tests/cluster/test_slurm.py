@@ -1,13 +1,16 @@
 """launch/slurm.sbatch on Debian's SLURM, with two nodes of one process each."""
 
+import os
 import re
+import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import LENGTH, START, assert_same_bytes, newest_step, slow
-from tests.cluster.machines import Pair, lacking, wait_until
+from tests.cluster.conftest import LENGTH, START, assert_same_bytes, make_slow, newest_step
+from tests.cluster.machines import Pair, find_missing, wait_until
 from tests.cluster.slurm import SLURM_TOOLS, Slurm, start_slurm
 from tests.helpers.environment import ROOT
 from tests.helpers.training import ADAMW, options
@@ -15,7 +18,7 @@ from tests.helpers.training import ADAMW, options
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.cluster,
-    pytest.mark.skipif(bool(lacking(SLURM_TOOLS)), reason=lacking(SLURM_TOOLS)),
+    pytest.mark.skipif(bool(find_missing(SLURM_TOOLS)), reason=find_missing(SLURM_TOOLS)),
 ]
 SCRIPT = str(ROOT / "launch" / "slurm.sbatch")
 HOUR = ["--time=60", "--signal=USR1@120"]
@@ -39,7 +42,7 @@ def test_slurm_job_out_of_time_is_requeued_and_ends_with_the_bytes_of_an_undistu
     slurm: Slurm, run: Path, whole: Path, painted: Path, tmp_path: Path
 ) -> None:
     words = [*LENGTH, "--checkpoint.every_n_train_steps", "4", "--data.num_workers", "1"]
-    number, log = submit(slurm, run, painted, *words, *slow(tmp_path / "happened"))
+    number, log = submit(slurm, run, painted, *words, *make_slow(tmp_path / "happened"))
     wait_until(lambda: newest_step(run) >= 4, START, "a checkpoint of step 4", lambda: log.read_text())
     slurm.end_soon(number)
     wait_until(lambda: "into the queue again" in log.read_text(), 240, "the end of the first start", lambda: log.read_text())
@@ -56,3 +59,25 @@ def test_slurm_job_out_of_time_is_requeued_and_ends_with_the_bytes_of_an_undistu
     )
     assert said.count("the stage is done") == 1
     assert_same_bytes(run, whole)
+
+
+def test_slurm_job_with_a_killed_rank_fails_and_a_cancelled_one_saves(slurm: Slurm, run: Path, painted: Path, tmp_path: Path) -> None:
+    """The same sbatch command goes on after both."""
+    words = [*LENGTH, "--checkpoint.every_n_train_steps", "4", "--data.num_workers", "1", *make_slow(tmp_path / "happened")]
+    number, log = submit(slurm, run, painted, *words)
+    wait_until(lambda: newest_step(run) >= 4, START, "a checkpoint of step 4", lambda: log.read_text())
+    ranks = slurm.pair.second.processes("-m", "walt_pl", "fit")
+    assert ranks
+    os.kill(ranks[0], signal.SIGKILL)
+    job = slurm.wait(number, 240, log)
+    said = log.read_text()
+    assert job["JobState"] == "FAILED" and re.search(r"slurm.sbatch: (failed with exit code \d+|ended by SIGTERM) after step 4", said), said
+    assert "rank 0 on walt-1 lost the connection to rank 1 on walt-2" in said
+    log.unlink()
+    number, log = submit(slurm, run, painted, *words)
+    wait_until(lambda: "going on from" in (log.read_text() if log.exists() else ""), START, "a second start", lambda: log.read_text())
+    time.sleep(5)
+    slurm.ask("scancel", number)
+    job = slurm.wait(number, 120, log)
+    print(log.read_text())
+    assert job["JobState"] == "CANCELLED" and newest_step(run) >= 4, log.read_text()

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import LENGTH, START, assert_same_bytes, newest_step, slow
-from tests.cluster.machines import TOOLS, Machine, Pair, ended, lacking, wait_until
+from tests.cluster.conftest import LENGTH, START, assert_same_bytes, make_slow, newest_step
+from tests.cluster.machines import TOOLS, Machine, Pair, find_missing, wait_for_end, wait_until
 from tests.helpers.environment import ROOT
 from tests.helpers.training import ADAMW, options
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(lacking(TOOLS)), reason=lacking(TOOLS))]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.skipif(bool(find_missing(TOOLS)), reason=find_missing(TOOLS))]
 
 
 class Training:
@@ -24,7 +24,7 @@ class Training:
     def __init__(self, pair: Pair, run: Path, index: Path, *more: str, variables: Mapping[str, str] | None = None) -> None:
         self.pair, self.run = pair, run
         self.happened = run.parent / "happened"
-        more = ("--checkpoint.every_n_train_steps", "4", *slow(self.happened), *more)
+        more = ("--checkpoint.every_n_train_steps", "4", *make_slow(self.happened), *more)
         self.words = [str(ROOT / "launch" / "torchrun.sh"), *options("base", index, *ADAMW, *LENGTH, *more)]
         self.variables = {"EXP": "shapes", "STRATEGY": "zero2", "RUN": str(run), "NODES": "2", "GPUS": "1", "HEAD": pair.first.name}
         self.variables |= {"OMP_NUM_THREADS": "1", "JOIN": "120", "GRACE": "60", **(variables or {})}
@@ -42,7 +42,7 @@ class Training:
 
     def codes(self, seconds: float) -> list[int]:
         """Exit codes of both scripts."""
-        return [ended(self.scripts[machine.name], seconds, lambda: self.said) for machine in self.pair]
+        return [wait_for_end(self.scripts[machine.name], seconds, lambda: self.said) for machine in self.pair]
 
     def until_step(self, step: int) -> None:
         """Wait for a checkpoint, or until a script has ended without it."""
@@ -86,7 +86,7 @@ def test_torchrun_script_restarts_an_agent_that_was_killed(pair: Pair, run: Path
     training.happened.touch()
     assert training.codes(2 * START) == [0, 0], training.said
     second = pair.second.said("torchrun")
-    assert "the agent has left processes behind; ending them" in second
+    assert "processes were left behind; ending them" in second
     assert re.search(r"stopped by SIGTERM after step \d+, everything is in", pair.first.said("torchrun"))
     assert re.search(r"the agent ended with exit code 137 after step \d+; starting it again", second)
     assert "starting it again" not in pair.first.said("torchrun"), "its agent lived on"
@@ -100,7 +100,7 @@ def test_torchrun_head_that_is_killed_ends_the_job_and_the_same_command_goes_on(
     for process in [*pair.first.processes(training.words[0]), *pair.first.processes("walt_pl")]:
         os.kill(process, signal.SIGKILL)
     training.happened.touch()
-    code = ended(training.scripts[pair.second.name], START + 60, lambda: training.said)
+    code = wait_for_end(training.scripts[pair.second.name], START + 60, lambda: training.said)
     assert code not in (0, 130, 138, 143), training.said
     second = pair.second.said("torchrun")
     assert re.search(r"torchrun.sh: the agent ended with exit code \d+, and 2 starts in a row saved no step after step \d+", second)

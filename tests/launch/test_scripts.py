@@ -4,8 +4,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,6 @@ from torch.distributed.run import parse_args
 from tests.helpers.environment import ROOT
 from walt_pl.processes import process_use
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 SAVE = 'save() { local f="$RUN/training/base/checkpoints/step=0000000$1"; mkdir -p "$f"; touch "$f/checkpoint.json"; }\n'
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NODELIST": "a,b"}
 MACHINE = {"NODES": "2", "NODE_RANK": "0", "HEAD": "a", "GPUS": "1", "GRACE": "10"}
@@ -42,9 +41,11 @@ class Checkout:
         return path
 
     def words(self, name: str) -> list[str]:
-        """Words of each start of a program."""
+        """Return the words of each start of a program. The script's own questions to Python are left out."""
         path = self.folder / f"{name}.words"
-        return path.read_text().splitlines() if path.exists() else []
+        return (
+            [line for line in path.read_text().split("\n") if line.startswith("-m ") or (line and name != "agent")] if path.exists() else []
+        )
 
     def start(self, script: str, *words: str, **variables: str) -> subprocess.Popen[str]:
         environment = {
@@ -172,12 +173,12 @@ def test_torchrun_script_ends_what_a_killed_agent_left_and_starts_it_again(check
     code, said = checkout.end("torchrun.sh", PYTHON=str(agent), **MACHINE)
     assert code == 0 and len(checkout.words("agent")) == 2, said
     left = Path(f"{checkout.run}.pid").read_text().strip()
-    assert f"the agent has left processes behind; ending them: {left}" in said
+    assert f"processes were left behind; ending them: {left}" in said
     assert "the agent ended with exit code 137 after step 1; starting it again (0 of 3" in said
     assert process_use(int(left))[0] in ("", "Z"), "it has ended"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_torchrun_script_ends_with_its_agent_after_a_signal(checkout: Checkout, number: signal.Signals) -> None:
     agent = checkout.program("agent", f'trap "save 1; exit 1" TERM; touch "{checkout.folder}/there"; while :; do /bin/sleep 0.05; done')
     started = checkout.start("torchrun.sh", PYTHON=str(agent), **MACHINE)
@@ -189,6 +190,55 @@ def test_torchrun_script_ends_with_its_agent_after_a_signal(checkout: Checkout, 
     said, _ = started.communicate(timeout=60)
     assert started.returncode == 128 + number and len(checkout.words("agent")) == 1
     assert "ended by a signal after step 1; the same command goes on" in said
+
+
+def test_torchrun_script_ends_after_a_signal_between_two_agents(checkout: Checkout) -> None:
+    agent = checkout.program("agent", "exit 3")
+    checkout.program("sleep", f'[ "$1" = 5 ] && touch "{checkout.folder}/waits"; exec /bin/sleep 30')
+    started = checkout.start("torchrun.sh", PYTHON=str(agent), **MACHINE)
+    end = time.monotonic() + 30
+    while not (checkout.folder / "waits").exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    said, _ = started.communicate(timeout=60)
+    assert started.returncode == 143 and len(checkout.words("agent")) == 1, said
+
+
+def test_torchrun_script_ends_the_agent_of_a_killed_script_and_not_that_of_a_living_one(checkout: Checkout) -> None:
+    """The agent would kill a rank with a second SIGTERM, so it gets the only one."""
+    there = checkout.folder / "there"
+    body = f'[ -e "{there}" ] && exit 0; trap "save 1; exit 1" TERM; touch "{there}"; while :; do /bin/sleep 0.05; done'
+    agent = checkout.program("agent", body)
+    first = checkout.start("torchrun.sh", PYTHON=str(agent), **MACHINE)
+    end = time.monotonic() + 30
+    while not there.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    code, said = checkout.end("torchrun.sh", PYTHON=str(agent), **MACHINE)
+    assert code == 2 and f'process {first.pid} trains stage "base"' in said and len(checkout.words("agent")) == 1
+    code, said = checkout.end("torchrun.sh", PYTHON=str(agent), **{**MACHINE, "NODE_RANK": "1"})
+    assert code == 0, "another machine, here on the same host"
+    first.kill()
+    first.wait(30)
+    code, said = checkout.end("torchrun.sh", PYTHON=str(agent), **MACHINE)
+    assert code == 0 and "processes were left behind; ending them:" in said, said
+    assert (checkout.run / "training" / "base" / "checkpoints" / "step=00000001").is_dir(), "the agent was told, and had its time"
+
+
+@pytest.mark.parametrize(("rank", "given", "address"), [("0", {}, "127.0.0.1"), ("1", {}, "127.0.0.1"), ("1", {"ADDRESS": "b"}, "b")])
+def test_torchrun_script_tells_the_others_an_address_that_they_reach(
+    checkout: Checkout, rank: str, given: dict[str, str], address: str
+) -> None:
+    agent = checkout.program("agent", f'[ "$1" = -c ] && exec {sys.executable} "$@"; exit 0')
+    code, said = checkout.end("torchrun.sh", PYTHON=str(agent), **{**MACHINE, "NODE_RANK": rank, "HEAD": "127.0.0.1", **given})
+    assert code == 0 and f"--local-addr {address} " in checkout.words("agent")[0], said
+
+
+def test_torchrun_script_says_that_there_is_no_way_to_the_head(checkout: Checkout) -> None:
+    agent = checkout.program("agent", '[ "$1" != -c ]')
+    code, said = checkout.end("torchrun.sh", PYTHON=str(agent), **{**MACHINE, "NODE_RANK": "1"})
+    assert code == 1 and "this machine finds no way to a" in said and not checkout.words("agent")
 
 
 def test_skypilot_file_names_commands_and_files_that_exist() -> None:

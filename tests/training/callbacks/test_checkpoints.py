@@ -253,6 +253,12 @@ def test_checkpoints_ranks_wait_for_the_last_words_of_rank_zero(tmp_path: Path, 
     callback.on_exception(trainer, Line(), stopped.value)
     assert waited == [(0,)]
 
+    def fail(*values: int) -> list[int]:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(writer, "max_on_host", fail)
+    callback.on_exception(trainer, Line(), stopped.value)  # the exit code stays that of the signal
+
 
 def test_checkpoints_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     """The first one is answered while the step is still being computed."""

@@ -16,7 +16,7 @@ HOSTS = ["a", "a", "b", "b", "c"]
 
 
 def lose(deed: str) -> None:
-    """Lose rank 1 of two, with a time-out of three seconds, and print the sentence of rank 0."""
+    """Lose rank 1 of two, after which the time-out is three seconds, and print the sentence of rank 0."""
     import lightning as L
     import torch
     from lightning.pytorch.strategies import DDPStrategy
@@ -24,11 +24,13 @@ def lose(deed: str) -> None:
     from walt_pl.training.strategies.lost_ranks import explain_lost_ranks
     from walt_pl.training.strategies.ranks import prepare_ranks
 
-    strategy = DDPStrategy(timeout=timedelta(seconds=3))
+    strategy = DDPStrategy(timeout=timedelta(minutes=2))  # the processes may start far apart
     trainer = L.Trainer(accelerator="cpu", devices=2, strategy=strategy, logger=False, enable_checkpointing=False)
     prepare_ranks(trainer)
     with explain_lost_ranks(trainer.strategy):
         trainer.strategy.setup_environment()
+        strategy._timeout = timedelta(seconds=3)
+        hasty = dist.new_group(timeout=strategy._timeout)
         dist.barrier()
         if dist.get_rank() == 1:
             if deed == "kill":
@@ -37,7 +39,7 @@ def lose(deed: str) -> None:
             os._exit(0)
         if deed == "bug":
             raise RuntimeError("a mistake of ours: it timed out")
-        dist.all_reduce(torch.ones(1))
+        dist.all_reduce(torch.ones(1), group=hasty)
 
 
 @pytest.mark.parametrize(

@@ -34,13 +34,20 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("variables", "kind"), [({}, LightningEnvironment), (SLURM, SLURMEnvironment), (TORCHRUN, TorchElasticEnvironment)]
+    ("variables", "kind"),
+    [
+        ({}, LightningEnvironment),
+        (SLURM, SLURMEnvironment),
+        (TORCHRUN, TorchElasticEnvironment),
+        ({**SLURM, **TORCHRUN}, TorchElasticEnvironment),
+    ],
 )
 def test_check_machines_asks_where_the_launcher_says(
     asked: list[Any], variables: dict[str, str], kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    assert type(L.Trainer(accelerator="cpu", devices=1, logger=False)._accelerator_connector.cluster_environment) is kind, "Lightning's"
     check_machines(options(2), Path("runs/x"))
     check_machines(options(3, timeout=timedelta(seconds=9)), Path("runs/x"))
     assert [(folder, type(where), machines, wait) for folder, where, machines, wait in asked] == [

@@ -6,50 +6,73 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # exported under a condition
 
 from tests.helpers.starts import launch
+from walt_pl.training.strategies import shared_folder
 from walt_pl.training.strategies.lost_ranks import LostRank
 from walt_pl.training.strategies.shared_folder import check_shared_folder
 
 
-def look(folders: list[Path], seconds: float) -> None:
-    """Look from machine 0 or 1, each with its own folder of that name, and print what is said."""
-    number = int(os.environ["LOCAL_RANK"])
-    # The agent whose rank has failed counts a restart, the others do not.
-    os.environ.update(NODE_RANK=str(number), LOCAL_RANK="0", TORCHELASTIC_RESTART_COUNT=str(number))
-    os.chdir(folders[number])
+def look(folders: list[Path], seconds: float, name: str) -> None:
+    """Look from a process of machine 0 or 1, each machine with its own folder of that name, and print what is said."""
+    rank = int(os.environ["LOCAL_RANK"])
+    machine, local = divmod(rank, 2)
+    places = {"GROUP_RANK": machine, "LOCAL_RANK": local, "RANK": rank, "WORLD_SIZE": 4, "TORCHELASTIC_RUN_ID": "x"}
+    os.environ.update({key: str(value) for key, value in places.items()})
+    os.chdir(folders[machine])
+    shared_folder.LOOK_SECONDS = 2.0
     try:
-        check_shared_folder(Path("run"), LightningEnvironment(), 2, timedelta(seconds=seconds))
+        check_shared_folder(Path(name), TorchElasticEnvironment(), 2, timedelta(seconds=seconds))
         told = "shared"
     except ValueError as error:
         told = f"refused: {error}"
-    os.write(1, f"machine {number} {told}\n".encode())
+    os.write(1, f"machine {machine} process {local} {told}\n".encode())
+
+
+def say(folders: list[Path], name: str = "run") -> list[str]:
+    """Return the sorted lines of two processes on each of two machines."""
+    started = launch(look, folders, 60, name, ranks=4)
+    assert started.wait() == 0, started.said
+    return sorted(line for line in started.said.split("\n") if line.startswith("machine"))
 
 
 def test_shared_folder_that_both_machines_see_is_accepted(tmp_path: Path) -> None:
-    started = launch(look, [tmp_path, tmp_path], 60, ranks=2)
-    assert started.wait() == 0, started.said
-    assert sorted(line for line in started.said.splitlines() if line.startswith("machine")) == ["machine 0 shared", "machine 1 shared"]
+    (tmp_path / "run").mkdir()
+    assert say([tmp_path, tmp_path]) == [f"machine {machine} process {local} shared" for machine in (0, 1) for local in (0, 1)]
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_shared_folder_that_one_machine_does_not_see_is_refused_on_both(tmp_path: Path) -> None:
+def test_shared_folder_of_a_new_run_is_not_made(tmp_path: Path) -> None:
+    """The training makes it. A trial of the training leaves nothing."""
+    assert all(line.endswith("shared") for line in say([tmp_path, tmp_path], "runs/new"))
+    assert list(tmp_path.rglob("*")) == [tmp_path / "runs"]
+
+
+def test_shared_folder_that_one_machine_does_not_see_is_refused_by_every_process(tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         (folder / "run").mkdir(parents=True)
-    started = launch(look, folders, 60, ranks=2)
-    assert started.wait() == 0, started.said
-    lines = sorted(line for line in started.said.splitlines() if line.startswith("machine"))
+    lines = say(folders)
     here = socket.gethostname()
-    for number, (line, folder) in enumerate(zip(lines, folders, strict=True)):
-        assert line.startswith(
-            f"machine {number} refused: --run run: {here} does not see what the first machine writes into {folder}/run; "
-        )
+    for line, (machine, local) in zip(lines, [(0, 0), (0, 1), (1, 0), (1, 1)], strict=True):
+        said = f"machine {machine} process {local} refused: --run run: {here} does not see what the first machine writes into "
+        assert line.startswith(f"{said}{folders[machine]}/run; "), line
     assert not list(tmp_path.rglob(".shared-*"))
 
 
-def test_shared_folder_first_machine_alone_ends_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["/etc/passwd", "../.shared-0123456789abcdef", ".shared-0123456789abcdef/x", "manifest.json"])
+def test_shared_folder_looks_for_no_other_file(name: str, tmp_path: Path) -> None:
+    """The store has no password."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store.set("file", name)
+    with pytest.raises(ValueError, match="the store of this training is used by another program"):
+        shared_folder._answer(PrefixStore("", store), tmp_path, LightningEnvironment(), 2)
+    assert not store.check(["seen/1"])
+
+
+def test_shared_folder_second_machine_alone_ends_with_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -5,7 +5,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -214,7 +214,8 @@ class Checkpoints(callbacks.Checkpoint):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
         if self._has_stopped:  # torchrun and srun may kill all ranks when one has ended: rank zero says its last words first
-            max_on_host(0)
+            with suppress(RuntimeError):  # another rank has ended already, and the exit code stays that of the signal
+                max_on_host(0)
 
     def is_stopping(self) -> bool:
         """Return whether a signal has asked this process to end."""

@@ -14,9 +14,11 @@ from itertools import groupby
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
-PATIENCE = 10.0
+from walt_pl.training.strategies.store import TIME_OUT
+
+REPORT_SECONDS = 10.0
 """Seconds in which the ranks that live report to each other after a failure."""
-TIME_OUT = "trainer.strategy.init_args.timeout"
+TIME_OUT_KEY = "trainer.strategy.init_args.timeout"
 """Key of the time-out of the process group."""
 LIBRARIES = re.compile(r"gloo|nccl|c10d|TCPStore|tcp/", re.IGNORECASE)
 """Marks of errors that come from the libraries that connect ranks."""
@@ -37,6 +39,7 @@ class LostRank(RuntimeError):
 def note_hosts() -> None:
     """Keep the host name of each rank for the sentence of a later loss; all ranks call it."""
     store = dist.distributed_c10d._get_default_store()  # not a collective: the ranks may not have chosen their GPUs yet
+    store.delete_key(f"walt/failed/{dist.get_rank()}")  # of an earlier start: torchrun's own store outlives its processes
     store.set(f"walt/host/{dist.get_rank()}", platform.node())
     _hosts[:] = [store.get(f"walt/host/{rank}").decode() for rank in range(dist.get_world_size())]
 
@@ -57,15 +60,15 @@ def explain_lost_ranks(strategy: Strategy) -> Iterator[None]:
         found = find_loss(error)
         if found is None or not isinstance(strategy, DDPStrategy):
             raise
-        time_out = strategy._timeout or timedelta(minutes=30)
+        time_out = strategy._timeout or TIME_OUT
         if _hosts and dist.is_initialized():
             raise LostRank(describe_loss(found, dist.get_rank(), _hosts, roll_call(), time_out)) from error
         environment = strategy.cluster_environment
         assert environment is not None
         raise LostRank(
             f"rank {strategy.global_rank} on {platform.node()}: {strategy.world_size} ranks are wanted, and not all were connected at "
-            f"{environment.main_address}:{environment.main_port} within {time_out} ({TIME_OUT}): {found}; look at the first error of the "
-            "other ranks, and whether their machines reach this address; the same command goes on"
+            f"{environment.main_address}:{environment.main_port} within {time_out} ({TIME_OUT_KEY}): {found}; look at the first error of "
+            "the other ranks, and whether their machines reach this address; the same command goes on"
         ) from error
 
 
@@ -100,7 +103,7 @@ def describe_loss(found: str, rank: int, hosts: Sequence[str], answered: set[int
     this = f"rank {rank} on {hosts[rank]}"
     if LATE.search(found):
         cause = f"{this} heard nothing from {told} for {time_out}, the time-out of the process group"
-        advice = f"look whether that machine and the network to it work; where a step takes longer, raise {TIME_OUT}"
+        advice = f"look whether that machine and the network to it work; where a step takes longer, raise {TIME_OUT_KEY}"
     else:
         cause = f"{this} lost the connection to {told}"
         advice = "look there for the first error, and whether that machine and the network to it work"
@@ -118,7 +121,7 @@ def name_ranks(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(told[:-1]), told[-1])))
 
 
-def roll_call(patience: float = PATIENCE) -> set[int] | None:
+def roll_call(patience: float = REPORT_SECONDS) -> set[int] | None:
     """Report to the other ranks after a failure, and return those that report, too; None if the store was not reached.
 
     Ranks that wait in the same collective run into the time-out together. A rank that was killed or cut off never reports.

@@ -1,6 +1,5 @@
 """Prepare a training for several processes, machines, and the scheduler that starts them."""
 
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from walt_pl.training.strategies.lost_ranks import note_hosts
 from walt_pl.training.strategies.reduction import reduce_without_barrier
 from walt_pl.training.strategies.shared_folder import check_shared_folder
-from walt_pl.training.strategies.store import listen_locally
-
-TIME_OUT = timedelta(minutes=30)
-"""Time-out of the process group where the strategy names none: Lightning's."""
+from walt_pl.training.strategies.store import TIME_OUT, listen_locally
 
 
 def check_machines(trainer: Any, folder: Path) -> None:
@@ -52,8 +48,8 @@ def prepare_ranks(trainer: L.Trainer) -> None:
 
 
 def _find_environment() -> ClusterEnvironment:
-    """Return the environment that Lightning will take."""
-    for environment in (SLURMEnvironment, TorchElasticEnvironment):
+    """Return the environment that Lightning will take. torchrun may run inside a job of SLURM."""
+    for environment in (TorchElasticEnvironment, SLURMEnvironment):
         if environment.detect():
             return environment()
     return LightningEnvironment()

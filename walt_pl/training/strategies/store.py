@@ -16,6 +16,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported under a condition
 
 LOCAL = "127.0.0.1"
+TIME_OUT = timedelta(minutes=30)
+"""Time-out of the process group where the strategy names none: Lightning's."""
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Environment variables of the interface between ranks. They are set where all ranks are on one machine, unless a user has set them.
 
@@ -50,19 +52,24 @@ def _open_store(strategy: DDPStrategy) -> None:
     if not is_local and (names := exact_names(os.environ.get("NCCL_SOCKET_IFNAME", ""))):
         # A user who names the network card means all traffic between ranks.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", names)
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return  # torchrun's own process serves
+    if is_served_by_agent():
+        return
     if is_local:
         os.environ["MASTER_ADDR"] = LOCAL  # on every rank, also where a scheduler names the machine
         loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
         for variable in INTERFACES if loopback else ():
             os.environ.setdefault(variable, str(loopback))
     if strategy.global_rank == 0:
-        serve_store(environment, strategy.num_nodes * strategy.num_processes, is_local, strategy._timeout or timedelta(minutes=30))
+        serve_store(environment, strategy.num_nodes * strategy.num_processes, is_local, strategy._timeout or TIME_OUT)
+
+
+def is_served_by_agent() -> bool:
+    """Return whether torchrun's own process serves the store. It keeps the answers of earlier starts."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def serve_store(environment: ClusterEnvironment, processes: int, is_local: bool, timeout: timedelta) -> None:
-    """Open the store on the first machine, unless this process or torchrun's serves it already.
+    """Open the store on the first machine, unless this process serves it already.
 
     Args:
         environment: of the processes, which has address and port.
@@ -70,7 +77,7 @@ def serve_store(environment: ClusterEnvironment, processes: int, is_local: bool,
         is_local: all of them are on this machine.
         timeout: time that they wait for each other.
     """
-    if environment.main_port in _stores or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    if environment.main_port in _stores:
         return
     listener = _bind(environment.main_address, environment.main_port, is_local)
     _stores[environment.main_port] = TCPStore(

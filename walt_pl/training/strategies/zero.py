@@ -34,6 +34,7 @@ from walt_pl.removal import remove_own
 from walt_pl.runs.checkpoint import LATEST, TAG, CheckpointError, check_pickle, tensors_only
 from walt_pl.runs.run_files import RESHARDED_FILES
 from walt_pl.training.strategies.shards import trainable_parameters
+from walt_pl.training.strategies.store import TIME_OUT
 
 
 class ZeROStrategy(DeepSpeedStrategy):
@@ -59,7 +60,7 @@ class ZeROStrategy(DeepSpeedStrategy):
         offload: bool = False,
         bucket: int = 200_000_000,
         keep_whole: int = 100_000,
-        timeout: timedelta = timedelta(minutes=30),
+        timeout: timedelta = TIME_OUT,
     ) -> None:
         if importlib.util.find_spec("deepspeed") is None:
             raise ValueError(
