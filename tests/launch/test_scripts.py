@@ -137,7 +137,7 @@ def test_launch_script_refuses(checkout: Checkout, script: str, words: list[str]
 
 def test_torchrun_script_starts_the_agent_of_its_machine(checkout: Checkout) -> None:
     agent = checkout.program("agent", "exit 0")
-    code, said = checkout.end("torchrun.sh", PYTHON=str(agent), **{**MACHINE, "NODE_RANK": "1"})
+    code, said = checkout.end("torchrun.sh", PYTHON=str(agent), ADDRESS="b", **{**MACHINE, "NODE_RANK": "1"})
     assert code == 0 and "the stage is done" in said
     (words,) = checkout.words("agent")
     assert words.startswith(

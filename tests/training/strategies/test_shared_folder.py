@@ -65,10 +65,10 @@ def test_shared_folder_that_one_machine_does_not_see_is_refused_by_every_process
 @pytest.mark.parametrize("name", ["/etc/passwd", "../.shared-0123456789abcdef", ".shared-0123456789abcdef/x", "manifest.json"])
 def test_shared_folder_looks_for_no_other_file(name: str, tmp_path: Path) -> None:
     """The store has no password."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = PrefixStore("walt", TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
     store.set("file", name)
     with pytest.raises(ValueError, match="the store of this training is used by another program"):
-        shared_folder._answer(PrefixStore("", store), tmp_path, LightningEnvironment(), 2)
+        shared_folder._answer(store, tmp_path, LightningEnvironment(), 2)
     assert not store.check(["seen/1"])
 
 
