@@ -62,7 +62,7 @@ def test_slurm_job_out_of_time_is_requeued_and_ends_with_the_bytes_of_an_undistu
 
 
 def test_slurm_job_with_a_killed_rank_fails_and_a_cancelled_one_saves(slurm: Slurm, run: Path, painted: Path, tmp_path: Path) -> None:
-    """The same sbatch command goes on after both."""
+    """After both, the same sbatch command goes on."""
     words = [*LENGTH, "--checkpoint.every_n_train_steps", "4", "--data.num_workers", "1", *make_slow(tmp_path / "happened")]
     number, log = submit(slurm, run, painted, *words)
     wait_until(lambda: newest_step(run) >= 4, START, "a checkpoint of step 4", lambda: log.read_text())
