@@ -21,7 +21,7 @@ def lose(deed: str) -> None:
     import torch
     from lightning.pytorch.strategies import DDPStrategy
 
-    from walt_pl.training.strategies.lost_ranks import explain_lost_ranks
+    from walt_pl.training.strategies.lost_ranks import explain_lost_ranks, set_time_out
     from walt_pl.training.strategies.ranks import prepare_ranks
 
     strategy = DDPStrategy(timeout=timedelta(minutes=2))  # the processes may start far apart
@@ -29,9 +29,10 @@ def lose(deed: str) -> None:
     prepare_ranks(trainer)
     with explain_lost_ranks(trainer.strategy):
         trainer.strategy.setup_environment()
-        strategy._timeout = timedelta(seconds=3)
-        hasty = dist.new_group(timeout=strategy._timeout)
         dist.barrier()
+        strategy._timeout = timedelta(seconds=3)
+        hasty = dist.new_group()  # as DeepSpeed's: with torch's own time-out
+        set_time_out(strategy._timeout)
         if dist.get_rank() == 1:
             if deed == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -44,6 +44,15 @@ def note_hosts() -> None:
     _hosts[:] = [store.get(f"walt/host/{rank}").decode() for rank in range(dist.get_world_size())]
 
 
+def set_time_out(timeout: timedelta) -> None:
+    """Give every group of ranks a time-out. Libraries such as DeepSpeed make groups of their own, with torch's default of half an hour."""
+    for group in dist.distributed_c10d._world.pg_map:
+        if hasattr(dist, "set_timeout"):
+            dist.set_timeout(timeout, group)
+        else:  # torch before 2.14
+            dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
 @contextmanager
 def explain_lost_ranks(strategy: Strategy) -> Iterator[None]:
     """Raise the errors of lost ranks as a sentence.

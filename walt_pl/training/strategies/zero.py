@@ -33,6 +33,7 @@ from torch.optim import Optimizer
 from walt_pl.removal import remove_own
 from walt_pl.runs.checkpoint import LATEST, TAG, CheckpointError, check_pickle, tensors_only
 from walt_pl.runs.run_files import RESHARDED_FILES
+from walt_pl.training.strategies.lost_ranks import set_time_out
 from walt_pl.training.strategies.shards import trainable_parameters
 from walt_pl.training.strategies.store import TIME_OUT
 
@@ -135,6 +136,7 @@ class ZeROStrategy(DeepSpeedStrategy):
             if self.zero_stage_3 and not hasattr(self.deepspeed_engine.optimizer, "_restore_from_bit16_weights"):
                 # DeepSpeed calls it after loading, though there is nothing to restore (DeepSpeed issue 7272).
                 self.deepspeed_engine.optimizer._restore_from_bit16_weights = lambda: None
+        set_time_out(self._timeout or TIME_OUT)
         # The import is here, since DeepSpeed is not installed everywhere.
         from walt_pl.training.strategies.shard_files import ShardFiles
 
