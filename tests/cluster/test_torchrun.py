@@ -87,7 +87,7 @@ def test_torchrun_script_restarts_an_agent_that_was_killed(pair: Pair, run: Path
     assert training.codes(2 * START) == [0, 0], training.said
     second = pair.second.said("torchrun")
     assert "processes were left behind; ending them" in second
-    assert re.search(r"stopped by SIGTERM after step \d+, everything is in", pair.first.said("torchrun"))
+    assert re.search(r"stopped by SIGTERM after step \d+, everything is in", training.said), "rank zero may be on either machine"
     assert re.search(r"the agent ended with exit code 137 after step \d+; starting it again", second)
     assert "starting it again" not in pair.first.said("torchrun"), "its agent lived on"
     assert_same_bytes(run, whole)

@@ -57,7 +57,7 @@ def test_shared_folder_that_one_machine_does_not_see_is_refused_by_every_process
     lines = say(folders)
     here = socket.gethostname()
     for line, (machine, local) in zip(lines, [(0, 0), (0, 1), (1, 0), (1, 1)], strict=True):
-        said = f"machine {machine} process {local} refused: --run run: {here} does not see what the first machine writes into "
+        said = f"machine {machine} process {local} refused: --run run: {here} does not see what {here} writes into "
         assert line.startswith(f"{said}{folders[machine]}/run; "), line
     assert not list(tmp_path.rglob(".shared-*"))
 

@@ -52,36 +52,37 @@ def check_shared_folder(folder: Path, environment: ClusterEnvironment, machines:
         if is_first:
             serve_store(environment, processes, is_local=False, timeout=timeout)
         store = PrefixStore("walt/shared", TCPStore(address, port, is_master=False, timeout=timeout, wait_for_workers=False))
-        unseen = _ask(store, folder, machines, processes) if is_first else _answer(store, folder, environment, machines)
+        problem = _ask(store, folder, machines, processes) if is_first else _answer(store, folder, environment, machines)
     except dist.DistError as error:
         raise LostRank(
             f"machine {environment.node_rank()} on {platform.node()}: {machines} machines are wanted, and not all have come to "
             f"{address}:{port} within {timeout} ({str(error).partition(chr(10))[0]}); look at the first error of the other machines, and "
             "whether they reach this address; the same command goes on"
         ) from error
-    if unseen:
+    if problem:
         raise ValueError(
-            f"--run {folder}: {' and '.join(unseen)} {'does' if len(unseen) == 1 else 'do'} not see what the first machine writes into "
-            f"{folder.absolute()}; name a folder on a file system that all machines share, under the same path"
+            f"--run {folder}: {problem} into {folder.absolute()}; name a folder on a file system that all machines share, under "
+            "the same path"
         )
 
 
-def _ask(store: PrefixStore, folder: Path, machines: int, processes: int) -> list[str]:
-    """Write a file, and return the names of the machines that do not see it. Nothing of it stays, neither here nor in the store."""
+def _ask(store: PrefixStore, folder: Path, machines: int, processes: int) -> str:
+    """Write a file, and return which machines do not see it, "" if all do. Nothing of it stays, neither here nor in the store."""
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     written = folder / f".shared-{secrets.token_hex(8)}"
     try:
         written.touch(exist_ok=False)
+        store.set("writer", platform.node())
         store.set("file", written.name)
-        unseen = _read_answers(store, machines)
+        problem = _read_answers(store, machines)
         end = time.monotonic() + END_SECONDS
         while store.add("read", 0) < processes - 1 and time.monotonic() < end:  # the store ends with this process
             time.sleep(0.05)
         # A process that comes late must not take these for the answers of its own start.
-        for key in ("file", "read", *(f"seen/{machine}" for machine in range(1, machines))):
+        for key in ("file", "writer", "read", *(f"seen/{machine}" for machine in range(1, machines))):
             store.delete_key(key)
-        return unseen
+        return problem
     finally:
         written.unlink(missing_ok=True)
         if is_new:
@@ -89,8 +90,8 @@ def _ask(store: PrefixStore, folder: Path, machines: int, processes: int) -> lis
                 folder.rmdir()
 
 
-def _answer(store: PrefixStore, folder: Path, environment: ClusterEnvironment, machines: int) -> list[str]:
-    """Look for the file of the first machine once on each machine, and return the names of the machines that do not see it.
+def _answer(store: PrefixStore, folder: Path, environment: ClusterEnvironment, machines: int) -> str:
+    """Look for the file of the first machine once on each machine, and return which machines do not see it, "" if all do.
 
     Raises:
         ValueError: the store, which has no password, names another kind of file.
@@ -100,14 +101,16 @@ def _answer(store: PrefixStore, folder: Path, environment: ClusterEnvironment, m
         raise ValueError(f"the first machine names the file {name[:100]!r}; the store of this training is used by another program")
     if environment.node_rank() and not environment.local_rank():
         store.set(f"seen/{environment.node_rank()}", f"{int(_appears(folder / name))} {platform.node()}")
-    unseen = _read_answers(store, machines)
+    problem = _read_answers(store, machines)
     store.add("read", 1)
-    return unseen
+    return problem
 
 
-def _read_answers(store: PrefixStore, machines: int) -> list[str]:
+def _read_answers(store: PrefixStore, machines: int) -> str:
     answers = [store.get(f"seen/{machine}").decode().split(" ", 1) for machine in range(1, machines)]
-    return [name for seen, name in answers if seen == "0"]
+    unseen = [name for seen, name in answers if seen == "0"]
+    sees = "does" if len(unseen) == 1 else "do"
+    return f"{' and '.join(unseen)} {sees} not see what {store.get('writer').decode()} writes" if unseen else ""
 
 
 def _appears(path: Path) -> bool:
