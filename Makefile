@@ -34,7 +34,7 @@ INDEX_shapes := data/shapes/index.parquet
 INDEX_clips := data/clips/index.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup data data-clips demo try assets test test-fast test-slow test-weights soak attack mutants check configuration plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate paper report status verify tensorboard clean
+.PHONY: help setup data data-clips demo try assets test test-fast test-slow test-weights test-cluster soak attack mutants check configuration plan cache train-vae ready-base ready-sr train-base train-sr sample evaluate paper report status verify tensorboard clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -71,6 +71,9 @@ test-slow: setup ## the tests that take longer (an hour and a half on 2 cores, m
 
 test-weights: setup ## known figures of published extractors, for those who have the files: WALT_I3D=FILE make test-weights (minutes)
 	@$(PYTHON) -m pytest -m weights -rs tests/metrics
+
+test-cluster: setup ## launch/ on two namespaces of this machine: SLURM, torchrun, a cut link (root, and apt-get install slurm-wlm munge iproute2; skips with a sentence elsewhere)
+	@OMP_NUM_THREADS=1 $(PYTHON) -m pytest -m cluster -rs tests/cluster
 
 soak: setup ## kill -9 at random moments until 50 resumed trainings were hit, then the long tests of resuming and sharding (about 11 minutes on 2 cores)
 	@$(PYTHON) -m tests.soak.kills $(ARGS)

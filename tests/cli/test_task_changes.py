@@ -76,13 +76,28 @@ def test_task_rules_name_only_keys_that_exist(monkeypatch: pytest.MonkeyPatch) -
     for stage in (VAEStage, BaseStage, SuperResolutionStage):
         found = class_keys(stage, "model")
         keys |= {key.name for key in found} | {one.name for key in found for kind in key.choices for one in class_keys(kind, key.name)}
-    chosen = {"trainer.strategy.*", "trainer.callbacks.*", "trainer.logger.*", "trainer.profiler.*", "trainer.plugins.*"}
+    chosen = {
+        "trainer.strategy.*",
+        "trainer.strategy.timeout",
+        "trainer.callbacks.*",
+        "trainer.logger.*",
+        "trainer.profiler.*",
+        "trainer.plugins.*",
+    }
     named = {name for rule in RULES for name in rule.keys} - chosen - {"model.discriminator"}
     assert {name for name in named if not any(Rule(Effect.LISTED, (name,), "").holds_for(key) for key in keys)} == set()
 
 
 EFFECTS = {
-    Effect.SILENT: ["run", "data.index", "data.num_workers", "previews.every_n_validations", "trainer.logger.save_dir", "trainer.devices"],
+    Effect.SILENT: [
+        "run",
+        "data.index",
+        "data.num_workers",
+        "previews.every_n_validations",
+        "trainer.logger.save_dir",
+        "trainer.devices",
+        "trainer.strategy.timeout",
+    ],
     Effect.LISTED: [
         "previews.prompts_sha256",
         "model.optimizer.lr",

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -14,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.environment import ROOT
 from walt_pl.data import heartbeat
 from walt_pl.data.batch import DataError, JointBatch, Sample, SampleRef
 from walt_pl.data.loader import JointLoader
@@ -265,3 +268,24 @@ def test_workers_prefetch_is_bounded_while_one_file_hangs() -> None:
         assert len(asked) == 4
     finally:
         workers.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the signals that a process blocks are listed by /proc")
+def test_workers_server_does_not_get_the_signal_that_slurm_sends_to_all_processes() -> None:
+    """SIGUSR1 would kill it and the workers, and the last step before the checkpoint would wait for new ones."""
+    program = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})"
+        + """
+import os
+from multiprocessing import forkserver, resource_tracker
+from walt_pl.data import workers
+workers.forkserver()
+workers.forkserver()
+print(os.getpid(), forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid)
+for pid in (os.getpid(), forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid):
+    print(next(line.split()[1] for line in open(f"/proc/{pid}/status") if line.startswith("SigBlk:")))
+"""
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()
+    blocked = [bool(int(mask, 16) >> (signal.SIGUSR1 - 1) & 1) for mask in said[-3:]]
+    assert blocked == [False, True, True], "the training itself gets it"

@@ -26,11 +26,15 @@ SMALL = {
 
 def arguments(stage: str, run: Path, index: Path, *more: str) -> list[str]:
     """16 clips by 2: an epoch has 8 steps. It is validated in the middle and at the edge."""
+    return ["--config", str(ROOT / "experiments" / "shapes" / f"{stage}.yaml"), "--run", str(run), *options(stage, index, *more)]
+
+
+def options(stage: str, index: Path, *more: str) -> list[str]:
+    """All arguments but those that name the stage and its run."""
     return [
-        *["--config", str(ROOT / "experiments" / "shapes" / f"{stage}.yaml"), "--run", str(run), "--data.index", str(index)],
-        *[*SMALL[stage], "--model.warmup_steps", "2", "--trainer.max_steps", str(STEPS), "--trainer.precision", "32-true"],
-        *["--data.videos_per_batch", "2", "--data.image_stacks_per_batch", "2", "--data.images_per_stack", "1", "--data.val_videos", "2"],
-        *["--data.num_workers", "0", "--trainer.val_check_interval", "4"],
+        *["--data.index", str(index), *SMALL[stage], "--model.warmup_steps", "2", "--trainer.max_steps", str(STEPS)],
+        *["--trainer.precision", "32-true", "--data.videos_per_batch", "2", "--data.image_stacks_per_batch", "2"],
+        *["--data.images_per_stack", "1", "--data.val_videos", "2", "--data.num_workers", "0", "--trainer.val_check_interval", "4"],
         *["--trainer.log_every_n_steps", "1", "--previews.every_n_validations", "0"],
         *["--trainer.accelerator", "cpu", "--trainer.devices", "1", *more],
     ]

@@ -58,8 +58,8 @@ from walt_pl.training.callbacks.spike_guard import SpikeGuard
 from walt_pl.training.callbacks.text_progress import TextProgress
 from walt_pl.training.callbacks.throughput import Throughput
 from walt_pl.training.rank import is_rank_zero
-from walt_pl.training.strategies.reduction import reduce_without_barrier
-from walt_pl.training.strategies.store import listen_locally
+from walt_pl.training.strategies.lost_ranks import explain_lost_ranks
+from walt_pl.training.strategies.ranks import check_machines, prepare_ranks
 
 AUTO = "auto"
 """Value of --ckpt_path for the newest complete checkpoint of the stage. `fit` uses it by default."""
@@ -188,6 +188,7 @@ class WaltCLI(LightningCLI):
         set_float32_precision(options.float32_matmul_precision)
         self.parents: dict[str, str] = {}
         if self.subcommand == "fit":
+            check_machines(options.trainer, self.run_dir)
             self._check_parents()
         self.work = self.run_dir / "training" / self.stage
         self.is_trial = self.subcommand == "fit" and bool(options.trainer.fast_dev_run)
@@ -205,7 +206,8 @@ class WaltCLI(LightningCLI):
         fill_classes(options)
         check_engine(self.stage, options)
         if options.trainer.precision is None:
-            options.trainer.precision = "bf16-mixed" if compute_dtype(_device()) is torch.bfloat16 else "32-true"
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            options.trainer.precision = "bf16-mixed" if compute_dtype(device) is torch.bfloat16 else "32-true"
             _say(f"precision {options.trainer.precision}: what this machine is fastest at")
         if self.subcommand == "fit" and not self.is_trial:
             self._begin(self.manifest)
@@ -370,12 +372,10 @@ class WaltCLI(LightningCLI):
         elif path.exists():
             self.restored = path
         else:
-            raise ValueError(f"--ckpt_path: there is no {path}; there are: {', '.join(str(c.path) for c in self._checkpoints()) or 'none'}")
+            there_are = [str(checkpoint.path) for checkpoint in Checkpoint.all(options.checkpoint.dirpath)]
+            raise ValueError(f"--ckpt_path: there is no {path}; there are: {', '.join(there_are) or 'none'}")
         _say(f"{self.RESTORING} {self.restored.parent if self.restored.name == STATE else self.restored}")
         options.ckpt_path = None  # trainer.ckpt_path is set in `instantiate_trainer`, since callbacks need it in `setup`
-
-    def _checkpoints(self) -> list[Checkpoint]:
-        return Checkpoint.all(self.options.checkpoint.dirpath)
 
     def before_fit(self) -> None:
         """Check the checkpoint that training resumes from. Otherwise load the weights of ``--init``."""
@@ -384,6 +384,10 @@ class WaltCLI(LightningCLI):
         if self.options.init is None or self.restored is not None:
             return
         init_from(self.model.components(), load(self.options.init, verify=True))
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with explain_lost_ranks(self.trainer.strategy):
+            super()._run_subcommand(subcommand)
 
     def after_fit(self) -> None:
         """Say that ``--trainer.fast_dev_run`` left nothing."""
@@ -422,8 +426,7 @@ class WaltCLI(LightningCLI):
                 RecordTask(task_settings(self.options), self.parents),
             ]
         trainer = super().instantiate_trainer(**kwargs)
-        listen_locally(trainer.strategy)
-        reduce_without_barrier(trainer.strategy)
+        prepare_ranks(trainer)
         trainer.callbacks[:] = [*first, *trainer.callbacks, *extra]  # type: ignore[attr-defined]
         # A measurement may take long: the checkpoint of its step is written first.
         trainer.callbacks.sort(key=lambda callback: isinstance(callback, Metrics))  # type: ignore[attr-defined]
@@ -435,10 +438,6 @@ class WaltCLI(LightningCLI):
 def run(words: Sequence[str]) -> None:
     """Run the command line of `walt fit`."""
     WaltCLI(["fit", *words])
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @rank_zero_only

@@ -20,6 +20,7 @@ SILENCED = {
     r"(GPU|TPU|HPU|IPU) available: ": "of the machine, not of the training",
     r"LOCAL_RANK: \d+ - CUDA_VISIBLE_DEVICES": "of the machine, not of the training",
     r"💡 Tip: ": "advertises litlogger and litmodels, which the program does not use",
+    r"The `srun` command is available": "a machine may have SLURM without a job; trainer_checks.py refuses a job's process without srun",
     r"You are using a CUDA device .* Tensor Cores": "float32_matmul_precision highest is the user's",
     r"Please use the new API settings to control TF32 behavior": "advice for the code, which uses what every supported torch has",
     r"Using (16bit|bfloat16) Automatic Mixed Precision": "repeats trainer.precision",

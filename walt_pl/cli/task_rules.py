@@ -101,6 +101,7 @@ _SILENT = (
         "says when training ends",
     ),
     Rule(Effect.SILENT, ("trainer.devices", "trainer.num_nodes"), "the number of ranks is compared"),
+    Rule(Effect.SILENT, ("trainer.strategy.timeout",), "says how long a rank waits for another"),
     Rule(
         Effect.SILENT,
         ("trainer.gradient_clip_val", "trainer.gradient_clip_algorithm", "trainer.use_distributed_sampler"),

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.forkserver import ensure_running
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -245,6 +246,12 @@ def forkserver() -> Any:
     # Workers inherit this folder for their sockets, and this process removes it at its end. A worker that makes one of its own leaves it
     # behind, since it is killed.
     multiprocessing.util.get_temp_dir()
+    # SLURM sends SIGUSR1 to every process of a job, and the training reads on to its checkpoint. The server hands this mask on to workers.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 

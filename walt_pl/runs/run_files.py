@@ -17,8 +17,11 @@ CHECKPOINT_FILES = (
 """Files of a checkpoint, by their paths in its folder (regular expressions)."""
 RESHARDED_FILES = (r"(checkpoint/)?latest[^/]*", r"checkpoint/.+")
 """Files of a checkpoint that is put together for another number of ranks."""
+SHARED_FILE = r"\.shared-[0-9a-f]{16}"
+"""File that the first machine of a training writes to see whether the others find it."""
 RUN_FILES = (
     r"manifest\.(json|lock)",
+    SHARED_FILE,
     r"reconstructions\.(png|gif)",
     r"prediction\.(png|json)",
     r"seconds\.json",

@@ -229,6 +229,37 @@ def test_checkpoints_saves_and_stops_on_a_signal(number: signal.Signals, tmp_pat
     assert train(tmp_path, 9, resume=True).global_step == 9
 
 
+@pytest.mark.parametrize(
+    ("launcher", "local_rank", "code"),
+    [(None, 0, 143), (None, 1, 143), (object(), 0, 143), (object(), 1, 0)],
+)
+def test_checkpoints_stop_exit_code_of_a_rank_is_what_its_launcher_needs(launcher: Any, local_rank: int, code: int, tmp_path: Path) -> None:
+    """Lightning's launcher takes every other code of the ranks that it has started for a crash."""
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher), local_rank=local_rank, global_step=3)
+    with pytest.raises(SystemExit) as stopped:
+        Checkpoints(str(tmp_path))._stop(trainer, signal.SIGTERM)
+    assert stopped.value.code == code
+
+
+def test_checkpoints_ranks_wait_for_the_last_words_of_rank_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(launcher=None), local_rank=1, global_step=3)
+    callback, waited = Checkpoints(str(tmp_path)), []
+    monkeypatch.setattr(writer, "max_on_host", lambda *values: waited.append(values) or list(values))
+    callback.on_exception(trainer, Line(), RuntimeError("another error: the other ranks may be gone"))
+    assert waited == []
+    with pytest.raises(SystemExit) as stopped:
+        callback._stop(trainer, signal.SIGTERM)
+    waited.clear()
+    callback.on_exception(trainer, Line(), stopped.value)
+    assert waited == [(0,)]
+
+    def fail(*values: int) -> list[int]:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(writer, "max_on_host", fail)
+    callback.on_exception(trainer, Line(), stopped.value)  # the exit code stays that of the signal
+
+
 def test_checkpoints_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     """The first one is answered while the step is still being computed."""
     with subprocess.Popen([sys.executable, "-c", TWICE, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:

@@ -1,6 +1,7 @@
 """Reductions over ranks without Lightning's barrier."""
 
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from walt_pl.training.strategies import reduction
 from walt_pl.training.strategies.reduction import max_on_host, reduce, reduce_without_barrier
 
 
@@ -43,6 +45,18 @@ def test_reduce_of_a_strategy_has_no_barrier(two_ranks: list[Any]) -> None:
 
 def test_max_on_host_is_over_all_ranks(two_ranks: list[Any]) -> None:
     assert max_on_host(3, 9) == [5, 9]
+
+
+def test_max_on_host_group_has_the_time_out_of_the_strategy(two_ranks: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside NCCL it has a group of its own, and torch's default for that is half an hour."""
+    asked: list[Any] = []
+    monkeypatch.setattr(reduction, "_host_groups", [])
+    monkeypatch.setattr(reduction, "_time_out", [None])
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    monkeypatch.setattr(dist, "new_group", lambda **options: asked.append(options) or "group")
+    reduce_without_barrier(DDPStrategy(timeout=timedelta(seconds=7)))
+    assert max_on_host(9) == [9] and max_on_host(9) == [9]
+    assert asked == [{"backend": "gloo", "timeout": timedelta(seconds=7)}]
 
 
 def test_reduction_of_one_process_changes_nothing() -> None:

@@ -5,7 +5,7 @@ import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -120,7 +120,7 @@ class Checkpoints(callbacks.Checkpoint):
         self._saved = self._seen = self._signal = 0
         self.before_save: list[Callable[[], None]] = []
         self._written = 0.0
-        self._cut_short = self._is_global_zero = False
+        self._cut_short = self._is_global_zero = self._has_stopped = False
         self._former: dict[signal.Signals, Any] = {}
 
     # ---- Start of the training -----------------------------------------------------------------------------------------
@@ -213,6 +213,9 @@ class Checkpoints(callbacks.Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
+        if self._has_stopped:  # torchrun and srun may kill all ranks when one has ended: rank zero says its last words first
+            with suppress(RuntimeError):  # another rank has ended already, and the exit code stays that of the signal
+                max_on_host(0)
 
     def is_stopping(self) -> bool:
         """Return whether a signal has asked this process to end."""
@@ -280,8 +283,10 @@ class Checkpoints(callbacks.Checkpoint):
         safe = f"{last.path} stays" if last else "there is no checkpoint"
         where = f"everything is in {last.path}" if last and last.step == trainer.global_step else f"which could not be saved, and {safe}"
         rank_zero_info(f"stopped by {name} after step {trainer.global_step}, {where}; the same command goes on")
-        # The other ranks exit with 0. The launcher treats any other code as a crash, and would kill rank zero before its last message.
-        raise SystemExit(128 + told if trainer.is_global_zero else 0)
+        self._has_stopped = True
+        # Processes that Lightning has started exit with 0. It takes any other code for a crash, and would kill rank zero at once.
+        started_by_lightning = max_on_host(trainer.strategy.launcher is not None)[0]
+        raise SystemExit(0 if started_by_lightning and trainer.local_rank else 128 + told)
 
     # ---- Saving --------------------------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Reductions over ranks that do not make the host wait for its device."""
 
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 _host_groups: list[Any] = []
 """The group of all ranks that talk over the network without their devices, once it is needed."""
+_time_out: list[timedelta | None] = [None]
+"""Time-out of the strategy, which that group takes, too."""
 
 
 def reduce_without_barrier(strategy: Strategy) -> None:
@@ -18,6 +21,7 @@ def reduce_without_barrier(strategy: Strategy) -> None:
         strategy: the strategy of a trainer. DDP and ZeRO are of several processes.
     """
     if isinstance(strategy, DDPStrategy):
+        _time_out[:] = [strategy._timeout]
         strategy.reduce = reduce  # type: ignore[method-assign]  # Lightning makes the strategy of "auto" itself
 
 
@@ -38,7 +42,7 @@ def max_on_host(*values: int) -> list[int]:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return list(values)
     if not _host_groups and dist.get_backend() != "gloo":
-        _host_groups.append(dist.new_group(backend="gloo"))
+        _host_groups.append(dist.new_group(backend="gloo", timeout=_time_out[0]))
     numbers = torch.tensor(values)
     dist.all_reduce(numbers, dist.ReduceOp.MAX, _host_groups[0] if _host_groups else None)
     return numbers.tolist()

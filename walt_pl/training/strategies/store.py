@@ -10,17 +10,20 @@ import os
 import socket
 from datetime import timedelta
 
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # exported under a condition
 
 LOCAL = "127.0.0.1"
+TIME_OUT = timedelta(minutes=30)
+"""Time-out of the process group where the strategy names none: Lightning's."""
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 """Environment variables of the interface between ranks. They are set where all ranks are on one machine, unless a user has set them.
 
 On several machines gloo takes the interface of NCCL."""
-_stores: list[TCPStore] = []
-"""Stores of this process. torch's own one shares the server of the one here, by its port."""
+_stores: dict[int, TCPStore] = {}
+"""Stores of this process by port. torch's own one shares the server of the one here, by its port."""
 
 
 def listen_locally(strategy: Strategy) -> None:
@@ -49,29 +52,44 @@ def _open_store(strategy: DDPStrategy) -> None:
     if not is_local and (names := exact_names(os.environ.get("NCCL_SOCKET_IFNAME", ""))):
         # A user who names the network card means all traffic between ranks.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", names)
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return  # torchrun's own process serves
+    if is_served_by_agent():
+        return
     if is_local:
         os.environ["MASTER_ADDR"] = LOCAL  # on every rank, also where a scheduler names the machine
         loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
         for variable in INTERFACES if loopback else ():
             os.environ.setdefault(variable, str(loopback))
-    if strategy.global_rank:
+    if strategy.global_rank == 0:
+        serve_store(environment, strategy.num_nodes * strategy.num_processes, is_local, strategy._timeout or TIME_OUT)
+
+
+def is_served_by_agent() -> bool:
+    """Return whether torchrun's own process serves the store. It keeps the answers of earlier starts."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def serve_store(environment: ClusterEnvironment, processes: int, is_local: bool, timeout: timedelta) -> None:
+    """Open the store on the first machine, unless this process serves it already.
+
+    Args:
+        environment: of the processes, which has address and port.
+        processes: number of processes that use the store.
+        is_local: all of them are on this machine.
+        timeout: time that they wait for each other.
+    """
+    if environment.main_port in _stores:
         return
     listener = _bind(environment.main_address, environment.main_port, is_local)
-    if listener is not None:
-        _stores.append(
-            TCPStore(
-                environment.main_address,
-                environment.main_port,
-                strategy.num_nodes * strategy.num_processes,
-                is_master=True,
-                timeout=strategy._timeout or timedelta(minutes=30),
-                wait_for_workers=False,
-                multi_tenant=True,
-                master_listen_fd=listener.detach(),
-            )
-        )
+    _stores[environment.main_port] = TCPStore(
+        environment.main_address,
+        environment.main_port,
+        processes,
+        is_master=True,
+        timeout=timeout,
+        wait_for_workers=False,
+        multi_tenant=True,
+        master_listen_fd=listener.detach() if listener else None,
+    )
 
 
 def exact_names(interfaces: str) -> str:

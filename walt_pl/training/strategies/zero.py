@@ -14,6 +14,7 @@ import importlib.util
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -32,7 +33,9 @@ from torch.optim import Optimizer
 from walt_pl.removal import remove_own
 from walt_pl.runs.checkpoint import LATEST, TAG, CheckpointError, check_pickle, tensors_only
 from walt_pl.runs.run_files import RESHARDED_FILES
+from walt_pl.training.strategies.lost_ranks import set_time_out
 from walt_pl.training.strategies.shards import trainable_parameters
+from walt_pl.training.strategies.store import TIME_OUT
 
 
 class ZeROStrategy(DeepSpeedStrategy):
@@ -46,12 +49,20 @@ class ZeROStrategy(DeepSpeedStrategy):
         offload: keep the optimiser's state and the float32 weights in CPU memory (stages 1 and 2); the optimiser then runs on the CPU.
         bucket: number of weights or gradients that are sent at a time; two buckets are held.
         keep_whole: weights with at most this number of values stay unsharded on every rank at stage 3.
+        timeout: time-out of the process group: ranks that wait for longer than this for another rank end with an error.
 
     Raises:
         ValueError: DeepSpeed is not installed, or offload is set at stage 3.
     """
 
-    def __init__(self, stage: Literal[1, 2, 3] = 2, offload: bool = False, bucket: int = 200_000_000, keep_whole: int = 100_000) -> None:
+    def __init__(
+        self,
+        stage: Literal[1, 2, 3] = 2,
+        offload: bool = False,
+        bucket: int = 200_000_000,
+        keep_whole: int = 100_000,
+        timeout: timedelta = TIME_OUT,
+    ) -> None:
         if importlib.util.find_spec("deepspeed") is None:
             raise ValueError(
                 "trainer.strategy: ZeRO needs DeepSpeed, which is not installed; type: make setup, or outside of a checkout: "
@@ -59,7 +70,7 @@ class ZeROStrategy(DeepSpeedStrategy):
             )
         if offload and stage == 3:
             raise ValueError("trainer.strategy: offload is for stages 1 and 2, got stage 3; use experiments/strategy/zero2_offload.yaml")
-        super().__init__(stage=stage, offload_optimizer=offload, allgather_bucket_size=bucket, reduce_bucket_size=bucket)
+        super().__init__(stage=stage, offload_optimizer=offload, allgather_bucket_size=bucket, reduce_bucket_size=bucket, timeout=timeout)
         assert isinstance(self.config, dict)
         self.config["zero_optimization"]["stage3_param_persistence_threshold"] = keep_whole
         # The gradients of bfloat16 weights are bfloat16. Without this, their sum over ranks would be bfloat16, too.
@@ -125,6 +136,7 @@ class ZeROStrategy(DeepSpeedStrategy):
             if self.zero_stage_3 and not hasattr(self.deepspeed_engine.optimizer, "_restore_from_bit16_weights"):
                 # DeepSpeed calls it after loading, though there is nothing to restore (DeepSpeed issue 7272).
                 self.deepspeed_engine.optimizer._restore_from_bit16_weights = lambda: None
+        set_time_out(self._timeout or TIME_OUT)
         # The import is here, since DeepSpeed is not installed everywhere.
         from walt_pl.training.strategies.shard_files import ShardFiles
 
