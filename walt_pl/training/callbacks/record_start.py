@@ -43,7 +43,7 @@ def describe_machine(trainer: L.Trainer) -> str:
     """Return the processor or GPU of a training, and its number of processes."""
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else machine()
-    return f"{name}, {trainer.world_size} processes"
+    return f"{name}, {trainer.world_size} process{'es' if trainer.world_size > 1 else ''}"
 
 
 def describe_data(data: Any) -> DataRecord:
