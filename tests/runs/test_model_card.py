@@ -52,7 +52,7 @@ def describe(folder: Path, **changes: Any) -> str:
         "steps": 7,
         "samples": 56,
         "epochs": 2,
-        "training": {"command": COMMAND, "machine": "one CPU, 1 processes", "seconds": 12.0, "from_step": 3},
+        "training": {"command": COMMAND, "machine": "one CPU, 1 process", "seconds": 12.0, "from_step": 3},
         "metrics": {"protocol": "view 0, averaged weights", "values": {"val/psnr_video": 29.399065}},
     }
     source = load(folder)
@@ -157,7 +157,7 @@ def test_model_card_has_data_training_and_figures_with_their_protocol(vae: Path)
         "| optimiser steps | 7 |",
         "| samples seen | 56 (8 a step) |",
         "| epochs | 2 |",
-        "| machine | one CPU, 1 processes |",
+        "| machine | one CPU, 1 process |",
         "| wall time | 12 s, from step 3 on |",
         f"| commit of the code | `{read_card(vae)['code']}` |",
         "Last validation. Protocol: view 0, averaged weights.",

@@ -21,7 +21,7 @@ def test_export_artifact_tells_averages_from_raw_weights(decay: float, said: str
 def test_export_artifact_records_command_and_machine_for_people(tmp_path: Path) -> None:
     run(Guarded("short", steps=3), tmp_path, 0, 1)
     training = read_card(tmp_path / "run" / "base")["training"]
-    assert training["command"] == "" and training["machine"].endswith(", 1 processes")
+    assert training["command"] == "" and training["machine"].endswith(", 1 process")
     assert 0 < training["seconds"] < 240 and training["from_step"] == 0
     assert "| optimiser steps | 3 |" in (tmp_path / "run" / "base" / "README.md").read_text()
 
