@@ -67,4 +67,9 @@ def test_fit_command_with_the_csv_logger_goes_on_in_one_file(walt: Walt, painted
     with (logs / "version_0" / "metrics.csv").open(newline="") as file:
         steps_of_loss = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
     assert steps_of_loss == [0, 1, 2, 3]
-    assert sorted(path.name for path in logs.rglob("*") if path.is_file()) == ["config.yaml"] * 2 + ["data.json"] * 2 + ["metrics.csv"]
+    assert sorted(path.name for path in logs.rglob("*") if path.is_file()) == [
+        *["config.yaml"] * 2,
+        *["data.json"] * 2,
+        "metrics.csv",
+        *["start.json"] * 2,
+    ]

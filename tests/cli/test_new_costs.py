@@ -29,6 +29,7 @@ def stages_that_fit(folder: Path, scale: Scale, **row: Any) -> dict[str, bool]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("caption", [LONG_CAPTION, ""], ids=["text", "no text"])
 @pytest.mark.parametrize("scale", SCALES, ids=lambda scale: f"{scale.least} px a token")
 def test_new_stages_of_every_size_fit_24_gb(scale: Scale, caption: str, tmp_path: Path) -> None:
