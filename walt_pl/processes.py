@@ -1,4 +1,4 @@
-"""Describe states, processor time and exit codes of processes."""
+"""Describe states, processor time and exit codes of processes; prepare their signals."""
 
 import os
 import signal
@@ -30,3 +30,12 @@ def process_use(pid: int | None) -> tuple[str, float | None]:
         return state, (int(fields[10]) + int(fields[11])) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return "", None
+
+
+def prepare_worker_signals() -> None:
+    """Prepare the signals of a process that works for another one: Ctrl-C is for that one, and SIGTERM ends this one.
+
+    The server that forks it blocks SIGTERM (`walt_pl.data.workers.forkserver`).
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

@@ -42,6 +42,8 @@ class Treacherous:
             mark.touch()
         if deed == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        elif deed == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)
         elif deed == "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
         elif deed == "exit":
@@ -91,7 +93,7 @@ def test_workers_of_any_number_give_the_order_of_none(workers: int, loaders: lis
     assert told(load(loaders, {}, workers)) == told(load(loaders, {}, workers=0))
 
 
-@pytest.mark.parametrize("deed", ["kill", "segfault", "exit", "hang"])
+@pytest.mark.parametrize("deed", ["kill", "terminate", "segfault", "exit", "hang"])
 def test_workers_replace_one_that_dies_once_and_lose_or_repeat_nothing(deed: str, loaders: list[JointLoader], tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"clip-5: .*tries it once more"):
         found = load(loaders, {5: deed}, workers=2, once=tmp_path, timeout=1)
@@ -271,8 +273,9 @@ def test_workers_prefetch_is_bounded_while_one_file_hangs() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the signals that a process blocks are listed by /proc")
-def test_workers_server_does_not_get_the_signal_that_slurm_sends_to_all_processes() -> None:
-    """SIGUSR1 would kill it and the workers, and the last step before the checkpoint would wait for new ones."""
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_workers_server_does_not_get_signals_that_slurm_sends_to_all_processes(number: signal.Signals) -> None:
+    """They would kill it, and the last step before the checkpoint could start no workers."""
     program = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})"
         + """
@@ -283,9 +286,10 @@ workers.forkserver()
 workers.forkserver()
 print(os.getpid(), forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid)
 for pid in (os.getpid(), forkserver._forkserver._forkserver_pid, resource_tracker._resource_tracker._pid):
-    print(next(line.split()[1] for line in open(f"/proc/{pid}/status") if line.startswith("SigBlk:")))
+    masks = [int(line.split()[1], 16) for line in open(f"/proc/{pid}/status") if line.startswith(("SigBlk:", "SigIgn:"))]
+    print(hex(masks[0] | masks[1]))
 """
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.splitlines()
-    blocked = [bool(int(mask, 16) >> (signal.SIGUSR1 - 1) & 1) for mask in said[-3:]]
+    blocked = [bool(int(mask, 16) >> (number - 1) & 1) for mask in said[-3:]]
     assert blocked == [False, True, True], "the training itself gets it"

@@ -29,7 +29,7 @@ import torch.multiprocessing  # registers the pickling of tensors for pipes
 
 from walt_pl.data.batch import DataError, JointBatch, Kind, ReadFailure, SampleRef, SampleSource, collate
 from walt_pl.data.heartbeat import BEAT, Silence, give_signs, watch_wait
-from walt_pl.processes import exit_reason, is_stopped
+from walt_pl.processes import exit_reason, is_stopped, prepare_worker_signals
 
 AHEAD = 2
 """Batches that each worker has before it: it reads one, and one waits."""
@@ -246,8 +246,9 @@ def forkserver() -> Any:
     # Workers inherit this folder for their sockets, and this process removes it at its end. A worker that makes one of its own leaves it
     # behind, since it is killed.
     multiprocessing.util.get_temp_dir()
-    # SLURM sends SIGUSR1 to every process of a job, and the training reads on to its checkpoint. The server hands this mask on to workers.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    # SLURM sends SIGUSR1 and SIGTERM to every process of a job, and the training reads on to its checkpoint. The server hands this mask on
+    # to its workers. They take SIGTERM all the same, by which multiprocessing ends them; the training starts others in their place.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
     try:
         ensure_running()
     finally:
@@ -260,7 +261,7 @@ def end_with_training(worker: int) -> None:
 
     torch watches the server that forked the worker, and that server waits for the worker.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes; the training reads on to its checkpoint
+    prepare_worker_signals()  # the training reads on to its checkpoint
     training = multiprocessing.parent_process()
     assert training is not None
 
@@ -275,7 +276,7 @@ def _serve(source: SampleSource, connection: "Connection[Any, Any]", reading: An
     """Read the batches that arrive, until the pipe is closed: the main loop of a worker."""
     give_signs(beats)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends its workers
+    prepare_worker_signals()
     while True:
         try:
             number, draws, given_up = connection.recv()

@@ -10,7 +10,6 @@ import ctypes
 import math
 import multiprocessing
 import os
-import signal
 import sys
 import time
 import warnings
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
-from walt_pl.processes import exit_reason, process_use
+from walt_pl.processes import exit_reason, prepare_worker_signals, process_use
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -241,7 +240,7 @@ def _cause(code: int | None) -> str:
 def _serve(connection: Connection, function: Callable[[Any], Any], signs: Any) -> None:
     global _signs
     _signs = signs
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    prepare_worker_signals()
     _limit_memory()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     connection.send(None)
