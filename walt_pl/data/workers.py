@@ -19,6 +19,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.forkserver import ensure_running
 from multiprocessing.reduction import ForkingPickler
@@ -248,6 +249,7 @@ def forkserver() -> Any:
     multiprocessing.util.get_temp_dir()
     # SLURM sends SIGUSR1 and SIGTERM to every process of a job, and the training reads on to its checkpoint. The server hands this mask on
     # to its workers. They take SIGTERM all the same, by which multiprocessing ends them; the training starts others in their place.
+    resource_tracker.ensure_running()  # its start would unblock SIGTERM
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
     try:
         ensure_running()
