@@ -249,9 +249,10 @@ def forkserver() -> Any:
     multiprocessing.util.get_temp_dir()
     # SLURM sends SIGUSR1 and SIGTERM to every process of a job, and the training reads on to its checkpoint. The server hands this mask on
     # to its workers. They take SIGTERM all the same, by which multiprocessing ends them; the training starts others in their place.
-    resource_tracker.ensure_running()  # its start would unblock SIGTERM
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1, signal.SIGTERM})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     try:
+        resource_tracker.ensure_running()  # it ignores SIGTERM itself, and its start unblocks SIGTERM here
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
