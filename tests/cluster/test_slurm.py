@@ -76,6 +76,7 @@ def test_slurm_job_with_a_killed_rank_fails_and_a_cancelled_one_saves(slurm: Slu
     number, log = submit(slurm, run, painted, *words)
     wait_until(lambda: "step 5/16" in (log.read_text() if log.exists() else ""), START, "a second start", lambda: log.read_text())
     slurm.ask("scancel", number)
+    (tmp_path / "happened").touch()  # SLURM kills after KillWait, which is 10 seconds here
     job = slurm.wait(number, 120, log)
     said = log.read_text()
     assert job["JobState"] == "CANCELLED", said
