@@ -1,7 +1,8 @@
 # Variables and functions of slurm.sbatch and torchrun.sh, which read this file in the folder of the checkout.
 #
 #   EXP       the experiment (experiments/EXP); no default
-#   STAGE     one of its files, base by default (experiments/EXP/STAGE.yaml)
+#   STAGE     the stage, base by default
+#   CONFIG    its file, STAGE by default: experiments/EXP/CONFIG.yaml
 #   STRATEGY  a file of experiments/strategy, such as zero2; none by default
 #   RUN       folder of the run, runs/EXP by default, on a file system that all machines share
 #   PYTHON    the Python with the packages of requirements.txt, .venv/bin/python by default
@@ -10,6 +11,7 @@
 
 : "${EXP:?which experiment? set EXP to a folder of experiments/, for example EXP=text_to_video}"
 STAGE=${STAGE:-base}
+CONFIG=${CONFIG:-$STAGE}
 RUN=${RUN:-runs/$EXP}
 PYTHON=${PYTHON:-.venv/bin/python}
 
@@ -19,7 +21,7 @@ stop_with() {
   exit "$1"
 }
 
-[ -f "experiments/$EXP/$STAGE.yaml" ] || stop_with 2 "there is no experiments/$EXP/$STAGE.yaml in $PWD: start this in the checkout"
+[ -f "experiments/$EXP/$CONFIG.yaml" ] || stop_with 2 "there is no experiments/$EXP/$CONFIG.yaml in $PWD: start this in the checkout"
 [ -z "${STRATEGY:-}" ] || [ -f "experiments/strategy/$STRATEGY.yaml" ] || stop_with 2 "there is no experiments/strategy/$STRATEGY.yaml"
 for word in "$@"; do
   case "${word//-/_}" in
@@ -29,8 +31,8 @@ for word in "$@"; do
     __run | __run=* | __stage | __stage=* | __checkpoint.dirpath*) stop_with 2 "leave $word out: give RUN and STAGE as variables" ;;
   esac
 done
-# The first config names the run and the stage, so the strategy comes second.
-FIT=(-m walt_pl fit --config "experiments/$EXP/$STAGE.yaml" ${STRATEGY:+--config "experiments/strategy/$STRATEGY.yaml"} --run "$RUN" "$@")
+FIT=(-m walt_pl fit --config "experiments/$EXP/$CONFIG.yaml" ${STRATEGY:+--config "experiments/strategy/$STRATEGY.yaml"}
+  --run "$RUN" --stage "$STAGE" "$@")
 
 # Print the step of the newest complete checkpoint, 0 if there is none.
 newest_step() {

@@ -35,7 +35,7 @@ def process_use(pid: int | None) -> tuple[str, float | None]:
 def prepare_worker_signals() -> None:
     """Prepare the signals of a process that works for another one: Ctrl-C is for that one, and SIGTERM ends this one.
 
-    The server that forks it blocks SIGTERM (`walt_pl.data.workers.forkserver`).
+    A server that forks it may block SIGTERM (`walt_pl.data.workers.forkserver`).
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all processes
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})

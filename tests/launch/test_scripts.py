@@ -78,7 +78,7 @@ def test_slurm_script_starts_fit_on_all_nodes(checkout: Checkout) -> None:
     assert code == 0 and "the stage is done" in said
     configs = "--config experiments/mine/base.yaml --config experiments/strategy/zero2.yaml"
     assert checkout.words("srun") == [
-        f"--kill-on-bad-exit=0 --wait=60 python3 -m walt_pl fit {configs} --run {checkout.run} --data.flip true "
+        f"--kill-on-bad-exit=0 --wait=60 python3 -m walt_pl fit {configs} --run {checkout.run} --stage base --data.flip true "
         "--trainer.devices 4 --trainer.num_nodes 2"
     ]
 
@@ -143,7 +143,7 @@ def test_torchrun_script_starts_the_agent_of_its_machine(checkout: Checkout) -> 
     assert words.startswith(
         "-m torch.distributed.run --nnodes 2 --nproc-per-node 1 --max-restarts 3 --rdzv-backend c10d --rdzv-endpoint a:29500"
     )
-    assert "is_host=false" in words and words.endswith(f"--run {checkout.run} --trainer.devices 1 --trainer.num_nodes 2")
+    assert "is_host=false" in words and words.endswith(f"--run {checkout.run} --stage base --trainer.devices 1 --trainer.num_nodes 2")
     asked = parse_args(words.split()[2:])
     assert (asked.module, asked.training_script, asked.max_restarts) == (True, "walt_pl", 3)
     assert asked.training_script_args[0] == "fit" and asked.training_script_args[-1] == "2", "none of them is taken for torchrun's"

@@ -16,6 +16,8 @@ FIT = "python -m walt_pl fit"
         ("experiments/shapes/base.yaml", "experiments/shapes/base.yaml"),
         ("{cwd}/my.yaml", "my.yaml"),
         ("{cwd}", "."),
+        ("{cwd}/", "."),
+        ("{cwd}/a.tar::/home/b/c.tar", "a.tar::/path/to/c.tar"),
         ("--config={cwd}/a b/my.yaml", "--config=a b/my.yaml"),
         ("[{cwd}/a.yaml, {cwd}/b.yaml]", "[a.yaml, b.yaml]"),
         ("/data{cwd}/x.parquet", "/path/to/x.parquet"),

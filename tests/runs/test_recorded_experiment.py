@@ -30,7 +30,10 @@ def test_manifest_keeps_no_experiment_from_elsewhere(run_dir: Path, tmp_path: Pa
     assert Manifest.open(run_dir).experiment_folder() == Path("experiments/shapes")
 
 
-@pytest.mark.parametrize("name", ["mine", "experiments", "/experiments/shapes", "experiments/../mine", 3])
+@pytest.mark.parametrize(
+    "name",
+    ["mine", "experiments", "/experiments/shapes", "experiments/../mine", f"experiments/{'a' * 300}", "experiments/" + "a/" * 600, 3],
+)
 def test_manifest_of_a_stranger_leads_to_no_folder_but_experiments(run_dir: Path, name: object) -> None:
     path = train(run_dir, "vae").path
     plain = json.loads(path.read_text())
@@ -38,3 +41,15 @@ def test_manifest_of_a_stranger_leads_to_no_folder_but_experiments(run_dir: Path
     path.write_text(json.dumps(plain))
     with pytest.raises(ManifestError, match="experiment is"):
         Manifest.open(run_dir)
+
+
+def test_manifest_command_takes_the_experiment_of_its_stage(run_dir: Path) -> None:
+    """Two experiments have trained stages of one run, and both have a file for the second stage."""
+    write_experiment(Path("experiments/other"), "vae", "base")
+    train(run_dir, "vae", "base")
+    path = run_dir / "manifest.json"
+    plain = json.loads(path.read_text())
+    plain["stages"]["vae"]["experiment"], plain["stages"]["base"]["experiment"] = "experiments/shapes", "experiments/other"
+    path.write_text(json.dumps(plain))
+    assert "EXP=other" in Manifest.open(run_dir).command("base")
+    assert "EXP=shapes" in Manifest.open(run_dir).command("vae")

@@ -17,8 +17,8 @@ MAX_CSV_BYTES = 64 << 20
 def read_csv_file(path: Path) -> EventFile:
     """Return the curves of metrics.csv, as `read_event_file` does; the file has no times and no pictures.
 
-    A training that goes on appends to the file. From the first step that it repeats on, its rows count alone. A damaged file gives the rows
-    before the damage, and a problem.
+    A training that goes on appends to the file. Of each tag, its values count alone from the first step that they repeat. A damaged file
+    gives the rows before the damage, and a problem.
     """
     found = EventFile()
     try:

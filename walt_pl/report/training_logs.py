@@ -126,7 +126,7 @@ def read_training(folder: Path) -> TrainingLogs:
 def merge_curves(files: Iterable[EventFile]) -> dict[str, Series]:
     """Return the curves of files in the order of their starts, by tag.
 
-    A training that goes on from a checkpoint repeats some steps. From its first step on, the later file counts alone.
+    A training that goes on from a checkpoint repeats some steps. Of each tag, the later file counts alone from its first value on.
     """
     merged: dict[str, Series] = {}
     for file in files:

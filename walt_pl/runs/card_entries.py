@@ -68,7 +68,7 @@ class TrainingFacts:
     command: str = ""
     """Command of the last start as it was typed; empty if it is not known. Absolute folders are left out."""
     starts: int = 1
-    """Starts of the training: one more than the times it was resumed."""
+    """Starts of the training that left a checkpoint, and the last one."""
     machine: str = ""
     """Processor or GPU, and the number of processes."""
     seconds: float | None = None

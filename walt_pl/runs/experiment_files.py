@@ -57,7 +57,8 @@ def as_typed(path: Path) -> Path:
 def is_recorded_experiment(name: str) -> bool:
     """Return whether a name is a folder below experiments/, as a manifest keeps it. A stranger's manifest leads to no other folder."""
     path = PurePosixPath(name)
-    return path.parts[:1] == EXPERIMENTS.parts and len(path.parts) > 1 and ".." not in path.parts
+    is_short = len(name) < 1000 and all(len(os.fsencode(part)) < 256 for part in path.parts)  # longer ones are errors of the system
+    return is_short and path.parts[:1] == EXPERIMENTS.parts and len(path.parts) > 1 and ".." not in path.parts
 
 
 def record_experiment(folder: Path) -> str | None:

@@ -116,13 +116,15 @@ class Manifest:
 
     def experiment_folder(self) -> Path:
         """Return the folder of the configurations of the run: the given one, a recorded one, or experiments/NAME, which may not exist."""
-        found = [find_experiment(folder) for folder in self._experiments()]
+        found = [find_experiment(folder) for folder in self._experiments(None)]
         return next((folder for folder in found if folder.is_dir()), found[-1])
 
-    def _experiments(self) -> list[Path]:
-        recorded = dict.fromkeys(record.experiment for record in self.stages().values() if record.experiment is not None)
+    def _experiments(self, stage: str | None) -> list[Path]:
+        """Return the folders of configurations: the given one, that of a stage, those of the other stages, experiments/NAME."""
+        recorded = {name: record.experiment for name, record in self.stages().items() if record.experiment is not None}
+        own = [recorded[stage]] if stage in recorded else []
         given = [self.experiment] if self.experiment is not None else []
-        return [*given, *map(Path, recorded), EXPERIMENTS / self.run_dir.resolve().name]
+        return [*given, *map(Path, dict.fromkeys([*own, *recorded.values()])), EXPERIMENTS / self.run_dir.resolve().name]
 
     def state(self, stage: str) -> State:
         """Return the state of a stage, derived from the files on disk."""
@@ -273,7 +275,7 @@ class Manifest:
             stage: name of the stage.
             from_scratch: train a stage again that counts as done.
         """
-        typed = [as_typed(folder / f"{stage}.yaml") for folder in self._experiments()]
+        typed = [as_typed(folder / f"{stage}.yaml") for folder in self._experiments(stage)]
         config = next((path for path in typed if find_experiment(path).is_file()), None)
         name = config.resolve().parent.name if config else ""
         run = "" if config and self.run_dir.resolve() == (RUNS / name).resolve() else f"--run {shlex.quote(str(self.run_dir))}"

@@ -35,8 +35,8 @@ def portable_command(command: str) -> str:
 def portable_words(words: Sequence[str]) -> str:
     """Return the words of a command as one line, without absolute folders.
 
-    Those below the current folder become relative to it, and others become /path/to/: they name a user or a machine, and would lead
-    nowhere on another one.
+    A value that begins with the current folder becomes relative to it, and other folders become /path/to/: they name a user or a machine,
+    and would lead nowhere on another one.
     """
     return shlex.join(map(_shorten_word, words))
 
@@ -65,6 +65,6 @@ def _shorten_entry(found: re.Match[str]) -> str:
 
 def _shorten_path(path: str) -> str:
     here = str(Path.cwd())
-    if path == here:
+    if path.rstrip("/") == here:
         return "."
-    return path.removeprefix(f"{here}/") if path.startswith(f"{here}/") else _FOLDER.sub("/path/to/", path)
+    return _FOLDER.sub("/path/to/", path.removeprefix(f"{here}/"))

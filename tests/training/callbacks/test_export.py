@@ -8,7 +8,6 @@ import pytest
 from tests.helpers.guarded_training import Guarded, run
 from walt_pl.runs.card import read_card
 from walt_pl.training.callbacks.export import ExportArtifact
-from walt_pl.untrusted import UntrustedError
 
 
 @pytest.mark.parametrize(("decay", "said"), [(0.5, ", averaged weights"), (0.0, "")])
@@ -26,8 +25,13 @@ def test_export_artifact_records_command_and_machine_for_people(tmp_path: Path) 
     assert "| optimiser steps | 3 |" in (tmp_path / "run" / "base" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("starts", [0, -1, "many", 1.5])
-def test_export_artifact_refuses_a_number_of_starts_that_the_card_would_refuse_at_the_end(starts: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("facts", [{"starts": 0}, {"starts": "many"}, {"starts": 1.5}, {"more": 1}, 7])
+def test_export_artifact_counts_from_1_where_a_checkpoint_has_no_number_of_starts_for_the_card(facts: Any, tmp_path: Path) -> None:
+    """It is for people alone, so the training goes on."""
     nothing: Any = None
-    with pytest.raises(UntrustedError, match=r"the checkpoint's export: training.*starts"):
-        ExportArtifact(tmp_path, "vae", {}, "").on_load_checkpoint(nothing, nothing, {"export": {"training": {"starts": starts}}})
+    callback = ExportArtifact(tmp_path, "vae", {}, "")
+    with pytest.warns(UserWarning, match="counted from 1 again"):
+        callback.on_load_checkpoint(nothing, nothing, {"export": {"training": facts}})
+    assert callback._starts == 1
+    callback.on_load_checkpoint(nothing, nothing, {"export": {"training": {"starts": 2}}})
+    assert callback._starts == 3

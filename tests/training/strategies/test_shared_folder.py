@@ -68,7 +68,7 @@ def test_shared_folder_looks_for_no_other_file(name: str, tmp_path: Path) -> Non
     store = PrefixStore("walt", TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False))
     store.set("file", name)
     with pytest.raises(ValueError, match="the store of this training is used by another program"):
-        shared_folder._answer(store, tmp_path, LightningEnvironment(), 2)
+        shared_folder._look_for_probe(store, tmp_path, LightningEnvironment(), 2)
     assert not store.check(["seen/1"])
 
 

@@ -213,7 +213,7 @@ class Checkpoints(callbacks.Checkpoint):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
-        if self._has_stopped:  # torchrun and srun may kill all ranks when one has ended: rank zero says its last words first
+        if self._has_stopped:  # torchrun and srun may kill all ranks when one has ended: rank zero prints its last message first
             with suppress(RuntimeError):  # another rank has ended already, and the exit code stays that of the signal
                 max_on_host(0)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from walt_pl.plain_records import build_record
@@ -32,6 +33,7 @@ from walt_pl.training.callbacks.record_start import describe_machine
 from walt_pl.training.callbacks.training_end import has_reached_end, is_out_of_time, render_metrics, validation_metrics
 from walt_pl.training.measurement import MeasuredStage
 from walt_pl.training.strategies.shards import gather, local_shard, non_finite, trainable_parameters
+from walt_pl.untrusted import UntrustedError
 
 
 class ExportableStage(Protocol):
@@ -146,8 +148,11 @@ class ExportArtifact(L.Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Count this start. Checkpoints of older versions have no count, and those starts count as one."""
-        facts = checkpoint.get(DESCRIPTION, {}).get("training", {})
-        self._starts = 1 + build_record(TrainingFacts, facts, f"the checkpoint's {DESCRIPTION}: training").starts
+        try:
+            facts = checkpoint.get(DESCRIPTION, {}).get("training", {})
+            self._starts = 1 + build_record(TrainingFacts, facts, f"the checkpoint's {DESCRIPTION}: training").starts
+        except (UntrustedError, AttributeError, TypeError) as error:  # the number is for people alone
+            rank_zero_warn(f"the starts of this training are counted from 1 again ({error})")
 
     def _training(self, trainer: L.Trainer) -> dict[str, Any]:
         """Return the command and the machine of the training for people, see `TrainingFacts`."""

@@ -24,8 +24,8 @@ LIBRARIES = re.compile(r"gloo|nccl|c10d|TCPStore|tcp/", re.IGNORECASE)
 """Marks of errors that come from the libraries that connect ranks."""
 LATE = re.compile(r"timed? ?out", re.IGNORECASE)
 BROKEN = re.compile(
-    r"connection (was )?(closed|reset|refused|aborted)|broken pipe|unreachable|no route to host|remote(ly)? (process )?(exited|closed)|"
-    r"pair closure|remoteerror|failed to (recv|send)",
+    r"connection (was )?(closed|reset|refused|aborted|timed out)|broken pipe|unreachable|no route to host|pair closure|remoteerror|"
+    r"remote(ly)? (process )?(exited|closed)|failed to (recv|send)",
     re.IGNORECASE,
 )
 _hosts: list[str] = []
@@ -71,14 +71,30 @@ def explain_lost_ranks(strategy: Strategy) -> Iterator[None]:
             raise
         time_out = strategy._timeout or TIME_OUT
         if _hosts and dist.is_initialized():
-            raise LostRank(describe_loss(found, dist.get_rank(), _hosts, roll_call(), time_out)) from error
+            raise LostRank(describe_loss(found, dist.get_rank(), _hosts, find_living_ranks(), time_out)) from error
         environment = strategy.cluster_environment
         assert environment is not None
-        raise LostRank(
-            f"rank {strategy.global_rank} on {platform.node()}: {strategy.world_size} ranks are wanted, and not all were connected at "
-            f"{environment.main_address}:{environment.main_port} within {time_out} ({TIME_OUT_KEY}): {found}; look at the first error of "
-            "the other ranks, and whether their machines reach this address; the same command goes on"
-        ) from error
+        place = f"{environment.main_address}:{environment.main_port}"
+        who = f"rank {strategy.global_rank} on {platform.node()}"
+        raise LostRank(describe_absence(found, who, f"{strategy.world_size} ranks", place, time_out)) from error
+
+
+def describe_absence(found: str, who: str, wanted: str, place: str, time_out: timedelta) -> str:
+    """Return the sentence about ranks or machines that were never connected.
+
+    Args:
+        found: first line of the library's error.
+        who: this rank or machine.
+        wanted: number of ranks or machines, with its noun.
+        place: address where they meet.
+        time_out: time-out of the process group.
+    """
+    is_late = LATE.search(found) and not BROKEN.search(found)
+    cause = f"not all have come to {place} within {time_out} ({TIME_OUT_KEY})" if is_late else f"the connection to {place} was lost"
+    return (
+        f"{who}: {wanted} are wanted, and {cause}: {found}; look at the first error of the others, and whether their machines reach this "
+        "address; the same command goes on"
+    )
 
 
 def find_loss(error: BaseException) -> str | None:
@@ -110,7 +126,7 @@ def describe_loss(found: str, rank: int, hosts: Sequence[str], answered: set[int
     lost = [other for other in others if answered is None or other not in answered]
     told = name_ranks(lost or others, hosts)
     this = f"rank {rank} on {hosts[rank]}"
-    if LATE.search(found):
+    if LATE.search(found) and not BROKEN.search(found):
         cause = f"{this} heard nothing from {told} for {time_out}, the time-out of the process group"
         advice = f"look whether that machine and the network to it work; where a step takes longer, raise {TIME_OUT_KEY}"
     else:
@@ -130,7 +146,7 @@ def name_ranks(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(told[:-1]), told[-1])))
 
 
-def roll_call(patience: float = REPORT_SECONDS) -> set[int] | None:
+def find_living_ranks(patience: float = REPORT_SECONDS) -> set[int] | None:
     """Report to the other ranks after a failure, and return those that report, too; None if the store was not reached.
 
     Ranks that wait in the same collective run into the time-out together. A rank that was killed or cut off never reports.

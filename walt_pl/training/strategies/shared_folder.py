@@ -17,7 +17,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # exported under a condition
 
 from walt_pl.runs.run_files import SHARED_FILE
-from walt_pl.training.strategies.lost_ranks import LostRank
+from walt_pl.training.strategies.lost_ranks import LostRank, describe_absence
 from walt_pl.training.strategies.store import is_served_by_agent, serve_store
 
 LOOK_SECONDS = 60.0
@@ -52,13 +52,11 @@ def check_shared_folder(folder: Path, environment: ClusterEnvironment, machines:
         if is_first:
             serve_store(environment, processes, is_local=False, timeout=timeout)
         store = PrefixStore("walt/shared", TCPStore(address, port, is_master=False, timeout=timeout, wait_for_workers=False))
-        problem = _ask(store, folder, machines, processes) if is_first else _answer(store, folder, environment, machines)
+        problem = _write_probe(store, folder, machines, processes) if is_first else _look_for_probe(store, folder, environment, machines)
     except dist.DistError as error:
-        raise LostRank(
-            f"machine {environment.node_rank()} on {platform.node()}: {machines} machines are wanted, and not all have come to "
-            f"{address}:{port} within {timeout} ({str(error).partition(chr(10))[0]}); look at the first error of the other machines, and "
-            "whether they reach this address; the same command goes on"
-        ) from error
+        who = f"machine {environment.node_rank()} on {platform.node()}"
+        found = str(error).partition("\n")[0]
+        raise LostRank(describe_absence(found, who, f"{machines} machines", f"{address}:{port}", timeout)) from error
     if problem:
         raise ValueError(
             f"--run {folder}: {problem} into {folder.absolute()}; name a folder on a file system that all machines share, under "
@@ -66,7 +64,7 @@ def check_shared_folder(folder: Path, environment: ClusterEnvironment, machines:
         )
 
 
-def _ask(store: PrefixStore, folder: Path, machines: int, processes: int) -> str:
+def _write_probe(store: PrefixStore, folder: Path, machines: int, processes: int) -> str:
     """Write a file, and return which machines do not see it, "" if all do. Nothing of it stays, neither here nor in the store."""
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,7 +88,7 @@ def _ask(store: PrefixStore, folder: Path, machines: int, processes: int) -> str
                 folder.rmdir()
 
 
-def _answer(store: PrefixStore, folder: Path, environment: ClusterEnvironment, machines: int) -> str:
+def _look_for_probe(store: PrefixStore, folder: Path, environment: ClusterEnvironment, machines: int) -> str:
     """Look for the file of the first machine once on each machine, and return which machines do not see it, "" if all do.
 
     Raises:
