@@ -229,9 +229,13 @@ def test_checkpoints_saves_and_stops_on_a_signal(number: signal.Signals, tmp_pat
     assert train(tmp_path, 9, resume=True).global_step == 9
 
 
+IDLE, STARTED_ONE = SimpleNamespace(procs=[]), SimpleNamespace(procs=["process"])
+"""Launchers of Lightning: under torchrun or SLURM, and one that has started a process."""
+
+
 @pytest.mark.parametrize(
     ("launcher", "local_rank", "code"),
-    [(None, 0, 143), (None, 1, 143), (object(), 0, 143), (object(), 1, 0)],
+    [(None, 0, 143), (IDLE, 0, 143), (IDLE, 1, 143), (STARTED_ONE, 0, 143), (STARTED_ONE, 1, 0)],
 )
 def test_checkpoints_stop_exit_code_of_a_rank_is_what_its_launcher_needs(launcher: Any, local_rank: int, code: int, tmp_path: Path) -> None:
     """Lightning's launcher takes every other code of the ranks that it has started for a crash."""
