@@ -284,8 +284,8 @@ class Checkpoints(callbacks.Checkpoint):
         where = f"everything is in {last.path}" if last and last.step == trainer.global_step else f"which could not be saved, and {safe}"
         rank_zero_info(f"stopped by {name} after step {trainer.global_step}, {where}; the same command goes on")
         self._has_stopped = True
-        # Processes that Lightning has started exit with 0. It takes any other code for a crash, and would kill rank zero at once. Those that
-        # torchrun or SLURM has started have Lightning's launcher, too, which has no processes then.
+        # Processes that Lightning has started exit with 0. It takes any other code for a crash, and would kill rank zero at once. Under
+        # torchrun and SLURM there is Lightning's launcher, too, and it has started none.
         started_by_lightning = max_on_host(bool(getattr(trainer.strategy.launcher, "procs", ())))[0]
         raise SystemExit(0 if started_by_lightning and trainer.local_rank else 128 + told)
 
