@@ -55,7 +55,8 @@ class Checkout:
             "RUN": str(self.run),
             **variables,
         }
-        command = ["bash", f"launch/{script}", *words]
+        # bash traps no signal that was ignored at its start, as SIGHUP is where nohup has started the tests.
+        command = ["env", "--default-signal=HUP", "bash", f"launch/{script}", *words]
         return subprocess.Popen(
             command, cwd=self.folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
         )
