@@ -59,8 +59,8 @@ try: setup ## moving pictures within 30 seconds, from the small trained model in
 assets: setup ## write assets/shapes: the stages of runs/shapes as make demo leaves them, in bfloat16
 	@$(WALT) export runs/shapes --dtype bfloat16 --out assets/shapes
 
-test: setup ## the tests (about 22 minutes on 2 cores)
-	@echo "test: every promise that can be checked in about 22 minutes on 2 cores"
+test: setup ## the tests (about 25 minutes on 2 cores)
+	@echo "test: every promise that can be checked in about 25 minutes on 2 cores"
 	@$(PYTEST) -m "not slow and not gpu"
 
 test-fast: setup ## the tests of blocks, diffusion and models (under a minute)

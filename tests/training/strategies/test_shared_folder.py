@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from walt_pl.training.strategies.lost_ranks import LostRank
 from walt_pl.training.strategies.shared_folder import check_shared_folder
 
 
-def look(folders: list[Path], seconds: float, name: str) -> None:
+def look(folders: list[Path], seconds: float, name: str, late: float) -> None:
     """Look from a process of machine 0 or 1, each machine with its own folder of that name, and print what is said."""
     rank = int(os.environ["LOCAL_RANK"])
     machine, local = divmod(rank, 2)
@@ -23,6 +24,7 @@ def look(folders: list[Path], seconds: float, name: str) -> None:
     os.environ.update({key: str(value) for key, value in places.items()})
     os.chdir(folders[machine])
     shared_folder.LOOK_SECONDS = 2.0
+    time.sleep(late if rank == 3 else 0)
     try:
         check_shared_folder(Path(name), TorchElasticEnvironment(), 2, timedelta(seconds=seconds))
         told = "shared"
@@ -31,16 +33,17 @@ def look(folders: list[Path], seconds: float, name: str) -> None:
     os.write(1, f"machine {machine} process {local} {told}\n".encode())
 
 
-def say(folders: list[Path], name: str = "run") -> list[str]:
+def say(folders: list[Path], name: str = "run", late: float = 0) -> list[str]:
     """Return the sorted lines of two processes on each of two machines."""
-    started = launch(look, folders, 60, name, ranks=4)
+    started = launch(look, folders, 60, name, late, ranks=4)
     assert started.wait() == 0, started.said
     return sorted(line for line in started.said.split("\n") if line.startswith("machine"))
 
 
 def test_shared_folder_that_both_machines_see_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    assert say([tmp_path, tmp_path]) == [f"machine {machine} process {local} shared" for machine in (0, 1) for local in (0, 1)]
+    # A process may start later than the others of its machine.
+    assert say([tmp_path, tmp_path], late=12) == [f"machine {machine} process {local} shared" for machine in (0, 1) for local in (0, 1)]
     assert list((tmp_path / "run").iterdir()) == []
 
 

@@ -22,8 +22,6 @@ from walt_pl.training.strategies.store import is_served_by_agent, serve_store
 
 LOOK_SECONDS = 60.0
 """Seconds in which a new file is to be seen by the other machines. NFS keeps what it knows of a folder for up to a minute."""
-END_SECONDS = 10.0
-"""Seconds in which the first process waits for the others to read the answers."""
 
 
 def check_shared_folder(folder: Path, environment: ClusterEnvironment, machines: int, timeout: timedelta) -> None:
@@ -52,7 +50,9 @@ def check_shared_folder(folder: Path, environment: ClusterEnvironment, machines:
         if is_first:
             serve_store(environment, processes, is_local=False, timeout=timeout)
         store = PrefixStore("walt/shared", TCPStore(address, port, is_master=False, timeout=timeout, wait_for_workers=False))
-        problem = _write_probe(store, folder, machines, processes) if is_first else _look_for_probe(store, folder, environment, machines)
+        problem = (
+            _write_probe(store, folder, machines, processes, timeout) if is_first else _look_for_probe(store, folder, environment, machines)
+        )
     except dist.DistError as error:
         who = f"machine {environment.node_rank()} on {platform.node()}"
         found = str(error).partition("\n")[0]
@@ -64,7 +64,7 @@ def check_shared_folder(folder: Path, environment: ClusterEnvironment, machines:
         )
 
 
-def _write_probe(store: PrefixStore, folder: Path, machines: int, processes: int) -> str:
+def _write_probe(store: PrefixStore, folder: Path, machines: int, processes: int, timeout: timedelta) -> str:
     """Write a file, and return which machines do not see it, "" if all do. Nothing of it stays, neither here nor in the store."""
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,8 +74,9 @@ def _write_probe(store: PrefixStore, folder: Path, machines: int, processes: int
         store.set("writer", platform.node())
         store.set("file", written.name)
         problem = _read_answers(store, machines)
-        end = time.monotonic() + END_SECONDS
-        while store.add("read", 0) < processes - 1 and time.monotonic() < end:  # the store ends with this process
+        # The store ends with this process, and others of its machine may start late.
+        end = time.monotonic() + timeout.total_seconds()
+        while store.add("read", 0) < processes - 1 and time.monotonic() < end:
             time.sleep(0.05)
         # A process that comes late must not take these for the answers of its own start.
         for key in ("file", "writer", "read", *(f"seen/{machine}" for machine in range(1, machines))):
