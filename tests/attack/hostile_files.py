@@ -82,6 +82,7 @@ CARDS: list[tuple[str, Any]] = [
     ("files lists ../../../words.txt", ("files", {"../../../words.txt": {"sha256": "0" * 64, "bytes": 28}})),
 ]
 
+_LONG_PATHS = ("x/" * 1000 + "vae", "x" * 900, "\u00e4" * 200, "\ud800", "x/../vae", "./vae", "vae/", "vae//vae")
 _ARTIFACT = "stages/vae/artifact"
 _HOLDER = "stages/base/training/holder"
 _MANIFEST_FIELDS: dict[str, tuple[Any, ...]] = {
@@ -89,7 +90,7 @@ _MANIFEST_FIELDS: dict[str, tuple[Any, ...]] = {
     "stages": (*NO_MAPPING, {"unknown": {}}, {"../vae": {}}, {ESCAPE: {}}, {"vae": []}, {"vae": {}}, {"vae_" + "x" * 10_000: {}}),
     "stages/vae/kind": ("base", "unknown", 7, ESCAPE),
     "stages/vae/artifact": (7, [], {}, "vae"),
-    f"{_ARTIFACT}/path": ("..", "../../..", "/", "/etc", "", ".", "x" * 20_000, ESCAPE, 7, None, "a\0b", "../x/" * 500),
+    f"{_ARTIFACT}/path": ("..", "../../..", "/", "/etc", "", ".", "x" * 20_000, ESCAPE, 7, None, "a\0b", "../x/" * 500, *_LONG_PATHS),
     f"{_ARTIFACT}/sha256": NO_HASH,
     f"{_ARTIFACT}/parents": (*NO_MAPPING, {"x": "0" * 64}, {"vae": "x"}, {"vae": "0" * 64}),
     f"{_ARTIFACT}/files": (*NO_MAPPING, {"../../words.txt": {}}, {"/etc/passwd": {"sha256": "0" * 64, "bytes": 1, "mtime_ns": 1}}),

@@ -68,24 +68,40 @@ class Command:
         return self.process.returncode, said
 
 
+TWO = """#!{python}
+import os, pathlib, sys, time
+print("threads", os.environ["OMP_NUM_THREADS"])
+code, stage = sys.argv[4:]
+pathlib.Path(stage).touch()
+end = time.monotonic() + 50
+while not os.path.exists({{"sr1": "sr2", "sr2": "sr1"}}[stage]):
+    if time.monotonic() > end:
+        sys.exit("the other does not train beside this one")
+    time.sleep(0.02)
+print("done")
+sys.exit(int(code))
+"""
+
+
 def run_two(folder: Path, codes: tuple[int, int]) -> subprocess.CompletedProcess[str]:
-    """Run `run_fits` with two trainings, of which each prints its threads and ends with a code."""
+    """Run `run_fits` with two trainings: each prints its threads, waits until the other one has begun, and ends with a code."""
     stub = folder / "python"
-    stub.write_text(f"#!{sys.executable}\nimport os, sys, time\ntime.sleep(0.2)\nprint('threads', os.environ['OMP_NUM_THREADS'])\n")
-    stub.write_text(stub.read_text() + "time.sleep(float(sys.argv[5]))\nprint('done')\nsys.exit(int(sys.argv[4]))\n")
+    stub.write_text(TWO.format(python=sys.executable))
     stub.chmod(0o755)
-    trainings = {"sr1": [str(codes[0]), "0.1"], "sr2": [str(codes[1]), "1"]}
-    command = f"import sys; from walt_pl.cli.run_fit import run_fits; sys.executable = {str(stub)!r}; "
+    trainings = {stage: [str(code), stage] for stage, code in zip(("sr1", "sr2"), codes, strict=True)}
+    command = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from walt_pl.cli.run_fit import run_fits; sys.executable = {str(stub)!r}; "
     command += f"run_fits({trainings!r}, 'demo: stage'); print('scores')"
-    return subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, "-c", command], cwd=folder, capture_output=True, text=True, timeout=120)
 
 
 def test_run_fits_trains_side_by_side_and_names_the_stage_of_each_line(tmp_path: Path) -> None:
     ran = run_two(tmp_path, (0, 0))
     share = max(1, (os.cpu_count() or 1) // 2)
+    assert ran.returncode == 0, ran.stderr
     lines = ran.stdout.strip().split("\n")
-    assert ran.returncode == 0 and sorted(lines[:2]) == [f"sr1: threads {share}", f"sr2: threads {share}"]
-    assert lines[2:] == ["sr1: done", "sr2: done", "scores"]
+    for stage in ("sr1", "sr2"):
+        assert [line for line in lines if line.startswith(stage)] == [f"{stage}: threads {share}", f"{stage}: done"]
+    assert len(lines) == 5 and lines[-1] == "scores"
 
 
 def test_run_fits_lets_the_others_end_where_one_fails(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import functools
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 import tempfile
@@ -104,6 +105,7 @@ def _run(work: Callable[..., None], arguments: Sequence[object], environment: Ma
 
     os.chdir(ROOT)
     os.environ.update(environment)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the server may be that of decoding workers, which blocks some
     tempfile.tempdir = None  # TMPDIR is read again
     rank_zero_only.rank = int(environment.get("LOCAL_RANK", 0))  # set by an import that was before this rank was told
     torch.set_num_threads(1)

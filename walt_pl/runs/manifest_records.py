@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -15,6 +16,11 @@ from walt_pl.runs.experiment_files import is_recorded_experiment
 from walt_pl.runs.stage_names import kind_of
 from walt_pl.runs.stop_record import StopRecord
 from walt_pl.untrusted import UntrustedError
+
+MAX_PATH = 1024
+"""Largest number of characters of a recorded path. Messages show such paths whole."""
+MAX_NAME = 255
+"""Largest number of bytes of a name in a path, as file systems have it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,10 @@ class ArtifactRecord:
         path = PurePosixPath(self.path)
         if path.name in ("", "..") or path.is_absolute():
             raise ValueError(f"path is {shown(self.path)}, wanted the folder of an artifact, relative to that of the run")
+        if self.path != posixpath.normpath(self.path) or len(self.path) > MAX_PATH:
+            raise ValueError(f"path is {shown(self.path)}, wanted its shortest form of at most {MAX_PATH:,} characters")
+        if any(len(name.encode(errors="surrogatepass")) > MAX_NAME for name in path.parts):
+            raise ValueError(f"path is {shown(self.path)}, wanted names of at most {MAX_NAME} bytes")
         check_sha256(self.sha256, "sha256")
         _check_parents(self.parents)
         foreign = sorted(set(self.files) - set(OWN))

@@ -229,6 +229,18 @@ def test_checkpoints_saves_and_stops_on_a_signal(number: signal.Signals, tmp_pat
     assert train(tmp_path, 9, resume=True).global_step == 9
 
 
+def test_checkpoints_stops_on_a_signal_that_the_program_before_had_blocked(tmp_path: Path) -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            train(tmp_path, 9, None, At(3, lambda: os.kill(os.getpid(), signal.SIGTERM)), every_n_train_steps=0)
+        assert stopped.value.code == 128 + signal.SIGTERM and kept(tmp_path) == [3]
+    finally:
+        handler = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one that still waits is dropped
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGTERM, handler)
+
+
 IDLE, STARTED_ONE = SimpleNamespace(procs=[]), SimpleNamespace(procs=["process"])
 """Launchers of Lightning: under torchrun or SLURM, and one that has started a process."""
 

@@ -174,6 +174,7 @@ class Checkpoints(callbacks.Checkpoint):
         self._is_global_zero = trainer.is_global_zero
         # Lightning's handler waits for the other ranks at any point of the code. Ours sets a flag that is read after each step.
         self._former = {number: signal.signal(number, self._record_signal) for number in SIGNALS}
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a program that starts a training may block them, and a child inherits that
         if self._start is not None:
             self._check_finite(trainer, pl_module, f"{self._start.path} is of no use")
         if trainer.is_global_zero:
