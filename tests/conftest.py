@@ -4,13 +4,14 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.helpers.environment import ROOT, Bomb, Ended, SetDtype, Walt
-from tests.helpers.starts import start
+from tests.helpers.starts import fork_server, start
 
 # torch's own choice is the folder for temporary files.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".pytest_cache" / "inductor"))
@@ -18,6 +19,18 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".pytest_cache" / "i
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts commands in the background so, and their children inherit it. Tests press Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Rich asks these about the terminal.
+os.environ["TERM"] = "xterm"
+for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(name, None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_fork_server() -> None:
+    """Start the server of processes before a test can start one with fewer modules, or with an environment of its own."""
+    fork_server()
 
 
 @pytest.fixture(autouse=True)
@@ -28,6 +41,8 @@ def no_processes_left() -> Iterator[None]:
     for process in left:
         process.kill()
     assert not left, f"processes left running: {left}"
+    if sys.platform == "linux":
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER, "the test made this process a real-time one, before which all others wait"
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_locked_manifest_without_a_holder_is_taken_over_once_it_is_old(run_dir: 
 
 
 def test_locked_manifest_of_a_dead_process_is_taken_over_by_one_only(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock_module, "LOCK_WAIT", 1)
+    monkeypatch.setattr(lock_module, "LOCK_WAIT", 3)
     lock = write_lock(run_dir, dead_process())
     with ThreadPoolExecutor(1) as pool, lock.open("r+") as first:
         fcntl.flock(first, fcntl.LOCK_EX)  # the first has read the name of the dead, and not yet written its own
@@ -117,8 +117,10 @@ def test_hold_lock_gives_signs_that_keep_it_from_being_taken_over(tmp_path: Path
     monkeypatch.setattr(lock_module, "SIGN", 0.05)
     with hold_lock(tmp_path / "a.lock", work="index x"):
         first = (tmp_path / "a.lock").stat().st_mtime_ns
-        time.sleep(0.3)
-        assert (tmp_path / "a.lock").stat().st_mtime_ns > first
+        end = time.monotonic() + 30
+        while (tmp_path / "a.lock").stat().st_mtime_ns == first:
+            assert time.monotonic() < end
+            time.sleep(0.02)
 
 
 def test_hold_lock_admits_no_second_one_though_its_process_id_looks_dead(tmp_path: Path) -> None:
@@ -155,10 +157,14 @@ def test_hold_lock_with_work_waits_with_a_line_that_names_the_holder(tmp_path: P
     with ThreadPoolExecutor(1) as pool:
         with hold_lock(lock):
             second = pool.submit(lambda: hold_lock(lock, work="index a.parquet").__enter__())
-            time.sleep(1.5)
+            told, end = "", time.monotonic() + 30
+            while not told:
+                assert time.monotonic() < end
+                time.sleep(0.1)
+                told = capsys.readouterr().err
             assert not second.done()
         second.result(timeout=30)
-    told = capsys.readouterr().err
+    told += capsys.readouterr().err
     assert told.startswith(f"index a.parquet: waiting for process {os.getpid()} on ") and told.endswith(f"type: rm {lock}\n")
     assert told.count("\n") == 1
 

@@ -24,14 +24,22 @@ def test_process_use_measures_the_processor_time_of_all_threads() -> None:
     assert state == "R" and used == pytest.approx(time.process_time(), abs=0.2)
 
 
+def until(process: int, state: str) -> None:
+    """Wait until a process has a state."""
+    end = time.monotonic() + 30
+    while process_use(process)[0] != state:
+        assert time.monotonic() < end, process_use(process)
+        time.sleep(0.02)
+
+
 def test_process_use_tells_a_stopped_process_from_one_that_sleeps_and_from_none() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], stdout=subprocess.PIPE)
     try:
         assert child.stdout is not None and child.stdout.readline()
-        time.sleep(0.2)
-        assert process_use(child.pid)[0] == "S" and not is_stopped(child.pid)
+        until(child.pid, "S")
+        assert not is_stopped(child.pid)
         child.send_signal(signal.SIGSTOP)
-        time.sleep(0.2)
+        until(child.pid, "T")
         assert is_stopped(child.pid)
     finally:
         child.kill()

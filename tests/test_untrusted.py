@@ -40,10 +40,10 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(
     ids=range(18),
 )
 def test_parse_yaml_refuses_hostile_text_at_once(text: str | bytes) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UntrustedError, match=r"^stored"):
         parse_yaml(text, "stored")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_parse_yaml_allows_few_aliases() -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from random import Random
 from typing import Any
 
 from tests.attack.outcome import Outcome, Verdict, count_of
+from tests.helpers.starts import fork_server
 
 ROOT = Path(__file__).parents[2]
 KILLS, FAULTS = 60, 20
@@ -143,7 +143,9 @@ def _training(folder: Path, number: int) -> None:
     except LockedManifest as error:
         (folder / f"refused-{number}").write_text(str(error))
         return
-    time.sleep(1.5)
+    end = time.monotonic() + 60
+    while not (folder / f"refused-{1 - number}").exists() and time.monotonic() < end:
+        time.sleep(0.05)
     (folder / f"trained-{number}").touch()
 
 
@@ -204,8 +206,7 @@ def two_at_once(name: str, writer: Writer, folder: Path) -> Outcome:
     _, check, prepare = writer
     if prepare is not None:
         prepare(folder)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.attack.writers", "walt_pl.cli.main", "walt_pl.data.cache", "walt_pl.media.writing"])
+    context = fork_server()
     start = context.Barrier(2)
     processes = [context.Process(target=_run, args=(name, folder, number, start)) for number in range(2)]
     for process in processes:

@@ -27,6 +27,7 @@ from walt_pl.evaluation.source import ClipDraw, ClipSource, ReadClips
 from walt_pl.files import file_sha256
 from walt_pl.media.reading import read_image
 from walt_pl.runs.artifact_writing import save_artifact
+from walt_pl.runs.card import read_card
 from walt_pl.runs.manifest import Manifest
 from walt_pl.sampling.cascade import Cascade
 
@@ -141,6 +142,13 @@ def test_evaluate_of_frame_prediction_has_one_table_a_picture_and_a_file_of_figu
     assert [f"{plain['figures'][0]['psnr'][name]:.2f}" for name in ("value", "low", "high")] == re.findall(r"-?[\d.]+", rows[0][3])
     assert len(plain["figures"]) == 8 and plain["steps"] == {"base": 1} and plain["windows"]["split"] == "val"
     assert plain["artifacts"]["base"]["sha256"] == Manifest.open(run).sha256("base")
+    metrics = read_card(run / "base")["metrics"]["evaluations"]
+    told = {(entry["metric"], entry["task"], entry["prediction"]): entry for entry in metrics if entry["file"] == "prediction.json"}
+    assert len(told) == 14, "PSNR and SSIM of each row but that without figures"
+    entry = told["psnr", "frame prediction from 5 frames", "model"]
+    assert entry["value"] == plain["figures"][0]["psnr"]["value"] and (entry["videos"], entry["windows"]) == (2, 16)
+    assert "| `psnr` " in (card := (run / "base" / "README.md").read_text()) and "prediction repeated frame" in card
+    assert "psnr_gain" not in plain["figures"][1], "the repeated frame has no difference from itself"
     assert read_image(run / "prediction.png").shape[2] == 3 * 7 * 16, "three clips abreast, seven frames each"
 
 

@@ -86,10 +86,14 @@ def test_main_quick_commands_import_few_packages_and_take_a_second(words: str, t
         f"{PACKAGES}\nwith open(sys.argv[1], 'w') as file: print(sum(os.times()[:2]), *packages(), file=file)"
     )
     command = [sys.executable, "-c", check, str(tmp_path / "found"), *words.split()]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    seconds, *names = (tmp_path / "found").read_text().split()
-    assert set(names) <= QUICK and float(seconds) < 1.0
+    for _ in range(3):  # the first one may have to compile the modules, and another process may share the core
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        seconds, *names = (tmp_path / "found").read_text().split()
+        assert set(names) <= QUICK
+        if float(seconds) < 1.0:
+            break
+    assert float(seconds) < 1.0
 
 
 @pytest.mark.parametrize("name", ["status", "verify"])

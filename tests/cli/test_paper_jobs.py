@@ -46,11 +46,12 @@ class Log:
 
 
 def interrupting(log: Log, name: signal.Signals) -> Callable[[Job], "subprocess.Popen[bytes]"]:
-    """Return `log.start` that sends this process a signal 0.3 s after each start."""
+    """Return `log.start` that sends this process a signal 0.3 s after the first start."""
 
     def start(job: Job) -> "subprocess.Popen[bytes]":
         process = log.start(job)
-        threading.Timer(0.3, os.kill, (os.getpid(), name)).start()
+        if len(log.processes) == 1:
+            threading.Timer(0.3, os.kill, (os.getpid(), name)).start()
         return process
 
     return start
@@ -80,7 +81,7 @@ def test_run_jobs_failure_stops_only_the_rows_that_need_it() -> None:
 
 
 def test_run_jobs_waits_for_the_processes_after_ctrl_c() -> None:
-    log = Log({}, seconds=1.0)
+    log = Log({}, seconds=3.0)
     with pytest.raises(SystemExit, match="interrupted; the same command goes on from there"):
         run_jobs([Job(row("a"), 0), Job(row("b"), 0)], 1, interrupting(log, signal.SIGINT), log.after)
     assert log.order == ["a0"] and log.processes[0].poll() == 0, "it came to its own end"

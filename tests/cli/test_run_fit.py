@@ -13,7 +13,7 @@ import pytest
 from tests.helpers.environment import ROOT
 
 # Stands for Python in `python -m walt_pl fit WORDS`: it ends with the code of its first word, or trains until a signal and then writes a
-# checkpoint for a second, in which a second SIGINT ends it.
+# checkpoint for some seconds, in which a second SIGINT ends it.
 FIT = """#!{python}
 import pathlib, signal, sys, time
 assert sys.argv[1:4] == ["-m", "walt_pl", "fit"], sys.argv
@@ -21,7 +21,7 @@ folder, code = pathlib.Path(sys.argv[5]), int(sys.argv[4])
 def stop(number, frame):
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     (folder / "told").touch()
-    time.sleep(1)
+    time.sleep(float(sys.argv[7]))
     (folder / "saved").touch()
     sys.exit(128 + number)
 if code:
@@ -44,12 +44,12 @@ print("next stage")
 class Command:
     """A command that runs `fit`, in a process group of its own, as a terminal starts it."""
 
-    def __init__(self, folder: Path, code: int = 0, seconds: float = 60) -> None:
+    def __init__(self, folder: Path, code: int = 0, seconds: float = 60, saving: float = 1) -> None:
         stub = folder / "python"
         stub.write_text(FIT.format(python=sys.executable))
         stub.chmod(0o755)
         self.folder = folder
-        words = [sys.executable, "-c", COMMAND, str(stub), str(code), str(folder), str(seconds)]
+        words = [sys.executable, "-c", COMMAND, str(stub), str(code), str(folder), str(seconds), str(saving)]
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(words, cwd=ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True)
 
@@ -111,8 +111,9 @@ def test_run_fits_lets_the_others_end_where_one_fails(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Iterator[Command]:
-    command = Command(tmp_path)
+def command(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Command]:
+    """A command whose training has begun; a parameter is the seconds that its checkpoint takes."""
+    command = Command(tmp_path, saving=getattr(request, "param", 1))
     command.until("trains")
     time.sleep(0.3)  # on a busy machine the child may be ahead of the command that started it
     yield command
@@ -135,10 +136,11 @@ def test_run_fit_waits_for_the_checkpoint_after_ctrl_c(command: Command) -> None
     assert (command.folder / "saved").exists()
 
 
+@pytest.mark.parametrize("command", [40], indirect=True)
 def test_run_fit_second_ctrl_c_ends_both_at_once(command: Command) -> None:
     command.press()
     command.until("told")
-    time.sleep(0.3)  # Python's wait takes the first one after a quarter of a second
+    time.sleep(2)  # Python's wait takes the first one after a quarter of a second
     command.press()
     assert command.end() == (1, "demo: the stage of vae.yaml was ended at once; the same command goes on from its last checkpoint\n")
     assert not (command.folder / "saved").exists()

@@ -66,7 +66,7 @@ def test_read_captions_refuses_the_text_of_a_list(text: str) -> None:
 
 
 def test_read_captions_of_a_mebibyte_of_quotes_is_fast() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     for text in ("(" + "' " * (1 << 19) + "'x)", "['" + " ," * (1 << 19) + "]"):
         read_captions(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

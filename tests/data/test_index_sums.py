@@ -229,7 +229,7 @@ def _write_after_reading(path: Path, monkeypatch: pytest.MonkeyPatch, locked: bo
     def read(of: Path) -> pa.Table:
         table = read_parquet(of)
         writer.start()
-        writer.join(1)  # without the lock it is done by then
+        writer.join(1 if locked else 30)  # without the lock it is done by then
         return table
 
     monkeypatch.setattr("walt_pl.data.index_arrow.read_parquet", read)

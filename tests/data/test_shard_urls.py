@@ -46,10 +46,10 @@ def test_expand_urls_counts_as_many_names_as_braceexpand_makes(pattern: str) -> 
     ],
 )
 def test_expand_urls_ends_at_once_with_an_error(pattern: str) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ValueError, match=r"data\.shards: "):
         expand_urls(pattern, ())
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_expand_urls_allows_its_largest_number_of_names() -> None:

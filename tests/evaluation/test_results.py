@@ -17,7 +17,9 @@ from tests.evaluation.test_card import CARD
 from walt_pl import files
 from walt_pl.cli.main import main
 from walt_pl.evaluation.card import MetricCard, read_cards
-from walt_pl.evaluation.results import record_results
+from walt_pl.evaluation.prediction import LINEAR, MODEL, REPEATED
+from walt_pl.evaluation.prediction_record import PredictionFigures, VideoMean
+from walt_pl.evaluation.results import record_prediction, record_results
 from walt_pl.runs import artifact
 from walt_pl.runs.artifact_writing import save_artifact
 from walt_pl.runs.card import ArtifactError, card_text, read_card
@@ -194,6 +196,48 @@ def test_record_results_of_other_weights_writes_the_file_alone(run: Path, capsys
     assert "was trained again meanwhile" in capsys.readouterr().err
     assert read_cards(file_of(run, "base_a")) == cards
     assert evaluations(run) == [] and not (run / "training" / "base" / "logs").exists()
+
+
+def test_record_prediction_writes_curves_and_card_of_each_stage(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def of(stage: str, given: int, prediction: str, psnr: float) -> PredictionFigures:
+        task = f"from {given} frames"
+        return PredictionFigures(stage, (8, 8), given, task, prediction, 3, VideoMean(psnr, 2, 0.123456, 9), VideoMean(0.5, 1, None, None))
+
+    figures = [of("base", 5, MODEL, 20.0), of("base", 5, REPEATED, 21.0), of("base", 1, MODEL, 18.0)]
+    undefined = PredictionFigures("base", (8, 8), 1, "from 1 frames", LINEAR)
+    sha256 = Manifest.open(run).sha256("base")
+    facts = {"artifacts": {"base": {"sha256": sha256}}, "steps": {"base": 4}, "guidance": {}, "seed": 3, "windows": {}}
+    record_prediction(run, [*figures, undefined], facts)
+    assert scalars(run) == {
+        **{"metrics/psnr_given_5": [(7, 20.0)], "metrics/ssim_given_5": [(7, 0.5)]},
+        **{"metrics/psnr_given_1": [(7, 18.0)], "metrics/ssim_given_1": [(7, 0.5)]},
+    }
+    assert [(entry["metric"], entry["task"], entry["prediction"], entry["value"]) for entry in evaluations(run)] == [
+        *(
+            (name, f"from {given} frames", prediction, value)
+            for given, prediction, psnr in ((5, MODEL, 20.0), (5, REPEATED, 21.0), (1, MODEL, 18.0))
+            for name, value in (("psnr", psnr), ("ssim", 0.5))
+        ),
+    ]
+    made = {"steps": {"base": 4}, "guidance": {}, "seed": 3, "windows": 3, "file": "prediction.json"}
+    first, second = evaluations(run)[:2]
+    assert first == {
+        **made,
+        "metric": "psnr",
+        "task": "from 5 frames",
+        "prediction": "model",
+        "value": 20.0,
+        "videos": 2,
+        "interval": [0.1235, 9],
+    }
+    assert "interval" not in second, "one video has none"
+    assert r"videos 2, windows 3, interval \[0.1235, 9\]" in (run / "base" / "README.md").read_text()
+    record_prediction(run, figures, facts)
+    assert len(evaluations(run)) == 6, "a figure that is measured again takes the place of the old one"
+    facts["artifacts"] = {"base": {"sha256": "0" * 64}}
+    record_prediction(run, [of("base", 5, MODEL, 1.0)], facts)
+    assert "was trained again meanwhile" in capsys.readouterr().err
+    assert evaluations(run)[0]["value"] == 20.0 and 1.0 not in [value for _, value in scalars(run)["metrics/psnr_given_5"]]
 
 
 def test_record_results_goes_on_without_tensorboard_and_card(

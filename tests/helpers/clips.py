@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -63,6 +66,16 @@ def woven_clip(frames: int, height: int = 96, width: int = 128) -> Frames:
     return clip
 
 
+@contextmanager
+def usual_priority() -> Iterator[None]:
+    """Take back the real-time priority that libsvtav1 gives to a thread of root: children inherit it, and all other processes starve."""
+    linux = sys.platform == "linux"
+    before = (os.sched_getscheduler(0), os.sched_getparam(0)) if linux else None
+    yield
+    if before is not None:
+        os.sched_setscheduler(0, *before)
+
+
 def encode(
     path: Path,
     clip: Frames,
@@ -75,7 +88,7 @@ def encode(
     **options: str,
 ) -> None:
     """Write a file; `times` are those of the frames in milliseconds, `matrix` turns it when it is shown."""
-    with av.open(str(path), "w") as container:
+    with usual_priority(), av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate, options=dict(options))
         assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = clip.shape[1:3]

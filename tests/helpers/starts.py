@@ -4,6 +4,7 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import random
 import runpy
 import signal
 import socket
@@ -11,7 +12,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -63,15 +65,10 @@ def start(*arguments: str, ranks: int = 1, terminal: str | None = None) -> Start
 
 def launch(work: Callable[..., None], *arguments: object, ranks: int = 1, terminal: str | None = None) -> Start:
     """Start a function of a module on so many ranks."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["tests.helpers.starts", "walt_pl.cli.main", "walt_pl.data.batch", "torch.utils.tensorboard", "timm.optim", "deepspeed"],
-    )
+    context = fork_server()
     handle, log = tempfile.mkstemp(suffix=".log", dir=_folder().name)
     os.close(handle)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
+    port = _free_port()
     processes = []
     for rank in range(ranks):
         told = {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -79,6 +76,32 @@ def launch(work: Callable[..., None], *arguments: object, ranks: int = 1, termin
         processes.append(context.Process(target=_run, args=(work, arguments, told, terminal or log), daemon=False))
         processes[-1].start()
     return Start(processes, Path(log))
+
+
+@functools.cache
+def fork_server() -> ForkServerContext:
+    """Return the context of processes that have imported everything. Its server starts with the first call.
+
+    A process has one such server, which keeps the first list of modules, and the environment of its start.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        [
+            *("tests.helpers.starts", "tests.attack.writers", "walt_pl.cli.main", "walt_pl.data.workers", "walt_pl.data.transforms"),
+            *("walt_pl.data.cache", "walt_pl.media.writing", "torch.utils.tensorboard", "timm.optim", "deepspeed"),
+        ]
+    )
+    ensure_running()
+    return context
+
+
+def _free_port() -> str:
+    """Return a port below those that the system gives to sockets which name none: until it is used, another process may take such a one."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return str(port)
+    raise AssertionError("no free port")
 
 
 def fit(*arguments: str, ranks: int = 1) -> str:

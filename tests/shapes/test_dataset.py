@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from tests.helpers.environment import ROOT
 from walt_pl.cli.main import main
 from walt_pl.data.index import Index
 from walt_pl.data.quarantine import Quarantine
@@ -340,10 +341,10 @@ if __name__ == "__main__":
 def test_write_set_interrupted_leaves_whole_files_and_resumes(tmp_path: Path) -> None:
     out, program = tmp_path / "set", tmp_path / "program.py"
     program.write_text(PROGRAM)
-    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(program), str(out)]
     painter = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, start_new_session=True)
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 180
     while len(list(out.rglob("*.mp4"))) < 20 and time.monotonic() < limit:
         time.sleep(0.05)
     os.killpg(painter.pid, signal.SIGINT)

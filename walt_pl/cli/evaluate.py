@@ -66,7 +66,7 @@ def evaluate(
     are compared with held-out clips by the metrics whose files are given. Where no option of a metric is given, a run with frame
     prediction is compared with the true continuation of held-out videos, beside two baselines: a table, prediction.png and
     prediction.json. A run on the embedded set is scored by its analytic scorer, too. A command that was stopped goes on where it was.
-    Figures lie in RUN/metrics, in TensorBoard and in the card of the artifact; those of frame prediction in prediction.json alone.
+    Figures lie in RUN/metrics (those of frame prediction in RUN/prediction.json), in TensorBoard and in the card of the artifact.
 
     Args:
         run: folder of the run.

@@ -19,6 +19,7 @@ from walt_pl.evaluation.prediction import MODEL, REPEATED, MeasuredPrediction, P
 from walt_pl.evaluation.prediction_record import PREDICTION_COLUMNS, PREDICTION_FILE, PREDICTION_PICTURE, PredictionFigures
 from walt_pl.evaluation.program import describe_program
 from walt_pl.evaluation.ranks import Ranks
+from walt_pl.evaluation.results import record_prediction
 from walt_pl.evaluation.rows import MeasureOptions
 from walt_pl.evaluation.run_source import artifact_facts
 from walt_pl.evaluation.source import ClipDraw
@@ -53,13 +54,14 @@ def measure_prediction(options: EvaluateOptions, cascade: Cascade, data: JointDa
     measured = measurement.measure(MeasureOptions(rows, rows, options.batch, ranks, str(cascade.device)))
     if not ranks.is_first:
         return
-    figures = [summarise(one, measured) for one in measured]
+    plain = [summarise(one, measured) for one in measured]
+    figures = [build_record(PredictionFigures, one, "figures") for one in plain]
     print_table(render_figures(figures))
     picture, file = options.run / PREDICTION_PICTURE, options.run / PREDICTION_FILE
     write_image(picture, draw_prediction(measurement, measured))
     videos = len({window.item for window in windows.windows})
     facts = {
-        "figures": figures,
+        "figures": plain,
         "windows": windows.facts(),
         "artifacts": artifact_facts(cascade),
         "steps": {stage: sampling.steps_of(stage) for stage in cascade.stages},
@@ -68,6 +70,7 @@ def measure_prediction(options: EvaluateOptions, cascade: Cascade, data: JointDa
         "program": describe_program(str(cascade.device), ranks.world),
     }
     write_whole(file, f"{json.dumps(facts, indent=2)}\n".encode())
+    record_prediction(options.run, figures, facts)
     left_out = f" ({windows.left_out_videos} left out: too short, or quarantined)" if windows.left_out_videos else ""
     print(f"{len(windows)} windows of {videos} held-out videos{left_out}, new frames alone; look at {picture}, figures in {file}")
 
@@ -88,7 +91,8 @@ def summarise(one: MeasuredPrediction, measured: Sequence[MeasuredPrediction]) -
     (repeated,) = [other for other in measured if (other.stage, other.given, other.prediction) == (one.stage, one.given, REPEATED)]
     base = dict(zip(repeated.windows, repeated.rows["psnr"].tolist(), strict=True))
     figures = {name: dict(zip(one.windows, rows.tolist(), strict=True)) for name, rows in one.rows.items()}
-    figures["psnr_gain"] = {window: value - base[window] for window, value in figures["psnr"].items() if window in base}
+    if one is not repeated:
+        figures["psnr_gain"] = {window: value - base[window] for window, value in figures["psnr"].items() if window in base}
     return facts | {"windows": len(one.windows)} | {name: describe_videos(values) for name, values in figures.items()}
 
 
@@ -103,11 +107,11 @@ def describe_videos(values: Mapping[ClipDraw, float]) -> dict[str, Any]:
     return asdict(mean_figure(means))
 
 
-def render_figures(figures: Sequence[dict[str, Any]]) -> Table:
+def render_figures(figures: Sequence[PredictionFigures]) -> Table:
     """Return the figures as a table for the terminal, with 95 % intervals over videos."""
     table = Table(*PREDICTION_COLUMNS)
     for one in figures:
-        table.add_row(*build_record(PredictionFigures, one, "figures").cells())
+        table.add_row(*one.cells())
     return table
 
 

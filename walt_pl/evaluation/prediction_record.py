@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from walt_pl.evaluation.prediction import REPEATED
 from walt_pl.plain_records import build_record, shown
 from walt_pl.untrusted import UntrustedError, read_json
 
@@ -50,14 +49,14 @@ class PredictionFigures:
     psnr: VideoMean | None = None
     ssim: VideoMean | None = None
     psnr_gain: VideoMean | None = None
-    """Difference of PSNR from the repeated frame."""
+    """Difference of PSNR from the repeated frame, which has none itself."""
 
     def cells(self) -> list[str]:
         """Return the cells of `PREDICTION_COLUMNS`."""
         first = [self.task, "{} x {}".format(*self.size), self.prediction]
         if self.psnr is None or self.ssim is None:
             return [*first, UNDEFINED, "", "", "", ""]
-        gain = self.psnr_gain.show("+.2f") if self.psnr_gain and self.prediction != REPEATED else ""
+        gain = self.psnr_gain.show("+.2f") if self.psnr_gain else ""
         return [*first, self.psnr.show(".2f"), self.ssim.show(".3f"), gain, str(self.psnr.cases), str(self.windows)]
 
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from walt_pl.evaluation.card import CARD_COLUMNS, MetricCard, card_cells, read_cards, write_cards
+from walt_pl.evaluation.prediction import MODEL
+from walt_pl.evaluation.prediction_record import PREDICTION_FILE, PredictionFigures
 from walt_pl.evaluation.row_store import canonical_json
 from walt_pl.runs.card import read_card
 from walt_pl.runs.evaluations import add_evaluations
@@ -57,11 +59,51 @@ def record_results(run: Path, stage: str, cards: Sequence[MetricCard], name: str
     write_cards(file, [*older, *cards])
     measured = {str(_weights(card, stage) or sha256) for card in cards}
     if measured != {sha256}:
-        _tell(f"{file} is written, but {folder} was trained again meanwhile: its card and the curves get no figures of other weights")
+        _tell_of_other_weights(file, folder)
         return render_cards(cards)
-    _write_scalars(run / "training" / stage / "logs" / LOGS, cards, folder)
+    counts = Counter(card.metric for card in cards)
+    # Two extractors of one metric, such as FVD by I3D and by VideoMAE, are two curves.
+    tags = [card.metric + (f"_{card.extractor.get('kind')}" if counts[card.metric] > 1 else "") for card in cards]
+    _write_scalars(manifest, stage, {tag: card.value for tag, card in zip(tags, cards, strict=True)})
     _add_to_card(manifest, stage, sha256, [_entry(card, file.relative_to(run)) for card in cards])
     return render_cards(cards)
+
+
+def record_prediction(run: Path, figures: Sequence[PredictionFigures], facts: Mapping[str, Any]) -> None:
+    """Write figures of frame prediction to TensorBoard and into the cards of the artifacts; prediction.json has all the rest.
+
+    A curve or a card that cannot be written costs one line on standard error. One process calls this.
+
+    Args:
+        run: folder of the run.
+        figures: those of the model and of its baselines, at each stage.
+        facts: other entries of prediction.json: `artifacts`, `steps`, `guidance` and `seed`.
+    """
+    manifest = Manifest.open(run)
+    for stage in dict.fromkeys(one.stage for one in figures):
+        found = [
+            (one, name, mean) for one in figures if one.stage == stage for name, mean in (("psnr", one.psnr), ("ssim", one.ssim)) if mean
+        ]
+        entries = [
+            {
+                "metric": name,
+                "value": mean.value,
+                "task": one.task,
+                "prediction": one.prediction,
+                **({} if mean.low is None or mean.high is None else {"interval": [round(mean.low, 4), round(mean.high, 4)]}),
+                "videos": mean.cases,
+                "windows": one.windows,
+                **{name: facts[name] for name in ("guidance", "steps", "seed")},
+                "file": PREDICTION_FILE,
+            }
+            for one, name, mean in found
+        ]
+        sha256 = facts["artifacts"][stage]["sha256"]
+        if manifest.sha256(stage) != sha256:
+            _tell_of_other_weights(run / PREDICTION_FILE, manifest.folder(stage))
+            continue
+        _write_scalars(manifest, stage, {f"{name}_given_{one.given}": mean.value for one, name, mean in found if one.prediction == MODEL})
+        _add_to_card(manifest, stage, sha256, entries)
 
 
 def _digest(card: MetricCard) -> str:
@@ -116,24 +158,26 @@ def _add_to_card(manifest: Manifest, stage: str, sha256: str, entries: Sequence[
         _tell(f"the card of {folder} gets no figures ({error})")
 
 
-def _write_scalars(logs: Path, cards: Sequence[MetricCard], folder: Path) -> None:
-    """Write the figures as TensorBoard scalars at the step of the artifact."""
+def _write_scalars(manifest: Manifest, stage: str, values: Mapping[str, float]) -> None:
+    """Write figures as TensorBoard scalars at the step of the artifact."""
+    logs = manifest.run_dir / "training" / stage / "logs" / LOGS
     try:
         # Imported here: it takes a second, and a run can be evaluated without it.
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         _tell("no curves of the metrics: tensorboard is not installed (pip install tensorboard)")
         return
-    counts = Counter(card.metric for card in cards)
     try:
-        step = int(read_card(folder)["steps"])
+        step = int(read_card(manifest.folder(stage))["steps"])
         with SummaryWriter(str(logs)) as writer:
-            for card in cards:
-                # Two extractors of one metric, such as FVD by I3D and by VideoMAE, are two curves.
-                tag = f"metrics/{card.metric}" + (f"_{card.extractor.get('kind')}" if counts[card.metric] > 1 else "")
-                writer.add_scalar(tag, card.value, step)
+            for tag, value in values.items():
+                writer.add_scalar(f"metrics/{tag}", value, step)
     except (OSError, ValueError) as error:
         _tell(f"no curves of the metrics in {logs} ({error})")
+
+
+def _tell_of_other_weights(file: Path, folder: Path) -> None:
+    _tell(f"{file} is written, but {folder} was trained again meanwhile: its card and the curves get no figures of other weights")
 
 
 def _tell(line: str) -> None:

@@ -14,12 +14,12 @@ from walt_pl.runs.model_card import write_model_card
 
 KEPT = 100
 """Entries of a card. Further ones take the place of the oldest, so that a card stays small."""
-KEY = ("metric", "preset", "extractor", "extractor_sha256", "file")
+KEY = ("metric", "preset", "extractor", "extractor_sha256", "task", "prediction", "file")
 """Fields by which a new entry replaces an old one."""
 
 
 def add_evaluations(folder: Path, sha256: str, entries: Sequence[dict[str, Any]]) -> None:
-    """Add figures to the card of an artifact. An older entry of equal metric, preset, extractor and file is replaced.
+    """Add figures to the card of an artifact. An older entry of equal `KEY` is replaced.
 
     The model card shows them, too.
 
