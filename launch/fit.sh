@@ -21,7 +21,9 @@ stop_with() {
   exit "$1"
 }
 
-[ -f "experiments/$EXP/$CONFIG.yaml" ] || stop_with 2 "there is no experiments/$EXP/$CONFIG.yaml in $PWD: start this in the checkout"
+[ -d experiments ] || stop_with 2 "there is no folder experiments in $PWD: start this in the checkout"
+[ -f "experiments/$EXP/$CONFIG.yaml" ] || stop_with 2 "there is no experiments/$EXP/$CONFIG.yaml; set EXP, and STAGE or CONFIG, to one of:\
+ $(echo experiments/"$EXP"/*.yaml)"
 [ -z "${STRATEGY:-}" ] || [ -f "experiments/strategy/$STRATEGY.yaml" ] || stop_with 2 "there is no experiments/strategy/$STRATEGY.yaml"
 for word in "$@"; do
   case "${word//-/_}" in

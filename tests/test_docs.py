@@ -13,6 +13,7 @@ from tests.helpers.pages import (
     docstrings_of,
     keys_of,
     known_keys,
+    launches_of,
     made,
     makes_of,
     messages_of,
@@ -45,6 +46,15 @@ def test_page_command_of_make_exists_and_its_arguments_parse(words: list[str]) -
     for line in re.split(r"\n|&&", made(words)):
         if match := re.search(r"-m walt_pl (.*)", line):
             parse(shlex.split(match[1]))
+
+
+def test_page_commands_of_launch_name_files_that_exist() -> None:
+    found = [variables for page in PAGES for variables in launches_of(read(page))]
+    assert len(found) > 2
+    for variables in found:
+        config = variables.get("CONFIG", variables.get("STAGE", "base"))
+        assert (ROOT / "experiments" / variables["EXP"] / f"{config}.yaml").is_file(), variables
+        assert "STRATEGY" not in variables or (ROOT / "experiments" / "strategy" / f"{variables['STRATEGY']}.yaml").is_file(), variables
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

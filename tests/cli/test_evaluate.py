@@ -137,7 +137,7 @@ def test_evaluate_of_frame_prediction_has_one_table_a_picture_and_a_file_of_figu
     assert [row[0] for row in rows] == ["frame prediction from 5 frames"] * 4 + ["image to video from 1 frame"] * 4
     assert [row[2] for row in rows[:4]] == ["model", "repeated frame", "linear extrapolation", "autoencoder of the true frames"]
     assert [row[3] for row in rows if row[2] == "linear extrapolation"][1] == "not defined: it needs two given frames"
-    assert rows[0][1] == "16 x 16" and rows[0][6:] == ["2", "16"] and "16 windows of 2 held-out videos" in said
+    assert rows[0][1] == "16 x 16" and rows[0][6:] == ["2", "16"] and '16 windows of 2 videos of split "val"' in said
     plain = json.loads((run / "prediction.json").read_text())
     assert [f"{plain['figures'][0]['psnr'][name]:.2f}" for name in ("value", "low", "high")] == re.findall(r"-?[\d.]+", rows[0][3])
     assert len(plain["figures"]) == 8 and plain["steps"] == {"base": 1} and plain["windows"]["split"] == "val"

@@ -185,6 +185,22 @@ def test_workers_replace_one_that_dies_or_stops_between_files_and_warn(blow: int
     assert told(found) == told(load(loaders, {}, workers=0))[: len(found)]
 
 
+def test_workers_that_are_all_ended_between_files_are_replaced(loaders: list[JointLoader]) -> None:
+    """SLURM sends SIGTERM to every process of a job that is cancelled. The training still reads until its checkpoint."""
+    loader = JointLoader(Treacherous({}), JointSampler(VIDEOS, 0, PER_BATCH, 0, seed=1), 4)
+    loaders.append(loader)
+    batches = iter(loader)
+    found = [next(batches)]
+    time.sleep(1)  # all batches ahead are read
+    told_to_end = multiprocessing.active_children()
+    assert len(told_to_end) == 4
+    for process in told_to_end:
+        process.terminate()
+    with pytest.warns(UserWarning, match="ended while it read no file .*SIGTERM"):
+        found += list(batches)
+    assert told(found) == told(load(loaders, {}, workers=0))[: len(found)]
+
+
 def test_workers_replace_one_that_is_stopped_inside_a_file(loaders: list[JointLoader], tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"clip-5: still being read after 1 seconds; a new worker tries it once more"):
         found = load(loaders, {5: "stop"}, workers=2, once=tmp_path, timeout=1)

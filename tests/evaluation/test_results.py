@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -205,12 +206,12 @@ def test_record_prediction_writes_curves_and_card_of_each_stage(run: Path, capsy
 
     figures = [of("base", 5, MODEL, 20.0), of("base", 5, REPEATED, 21.0), of("base", 1, MODEL, 18.0)]
     undefined = PredictionFigures("base", (8, 8), 1, "from 1 frames", LINEAR)
-    sha256 = Manifest.open(run).sha256("base")
-    facts = {"artifacts": {"base": {"sha256": sha256}}, "steps": {"base": 4}, "guidance": {}, "seed": 3, "windows": {}}
+    sha256, windows = Manifest.open(run).sha256("base"), {"split": "val", "index_sha256": "a" * 64}
+    facts: dict[str, Any] = {"artifacts": {"base": {"sha256": sha256}}, "steps": {"base": 4}, "guidance": {}, "seed": 3, "windows": windows}
     record_prediction(run, [*figures, undefined], facts)
     assert scalars(run) == {
-        **{"metrics/psnr_given_5": [(7, 20.0)], "metrics/ssim_given_5": [(7, 0.5)]},
-        **{"metrics/psnr_given_1": [(7, 18.0)], "metrics/ssim_given_1": [(7, 0.5)]},
+        **{"metrics/psnr_given_5_val": [(7, 20.0)], "metrics/ssim_given_5_val": [(7, 0.5)]},
+        **{"metrics/psnr_given_1_val": [(7, 18.0)], "metrics/ssim_given_1_val": [(7, 0.5)]},
     }
     assert [(entry["metric"], entry["task"], entry["prediction"], entry["value"]) for entry in evaluations(run)] == [
         *(
@@ -219,7 +220,7 @@ def test_record_prediction_writes_curves_and_card_of_each_stage(run: Path, capsy
             for name, value in (("psnr", psnr), ("ssim", 0.5))
         ),
     ]
-    made = {"steps": {"base": 4}, "guidance": {}, "seed": 3, "windows": 3, "file": "prediction.json"}
+    made = {**windows, "steps": {"base": 4}, "guidance": {}, "seed": 3, "windows": 3, "file": "prediction.json"}
     first, second = evaluations(run)[:2]
     assert first == {
         **made,
@@ -234,10 +235,13 @@ def test_record_prediction_writes_curves_and_card_of_each_stage(run: Path, capsy
     assert r"videos 2, windows 3, interval \[0.1235, 9\]" in (run / "base" / "README.md").read_text()
     record_prediction(run, figures, facts)
     assert len(evaluations(run)) == 6, "a figure that is measured again takes the place of the old one"
+    record_prediction(run, [of("base", 5, MODEL, 40.0)], {**facts, "windows": {**windows, "split": "train"}})
+    assert (len(evaluations(run)), evaluations(run)[0]["value"]) == (8, 20.0), "figures of another split stand beside these"
+    assert "split train, index\\_sha256 aaaa" in (run / "base" / "README.md").read_text()
     facts["artifacts"] = {"base": {"sha256": "0" * 64}}
     record_prediction(run, [of("base", 5, MODEL, 1.0)], facts)
     assert "was trained again meanwhile" in capsys.readouterr().err
-    assert evaluations(run)[0]["value"] == 20.0 and 1.0 not in [value for _, value in scalars(run)["metrics/psnr_given_5"]]
+    assert evaluations(run)[0]["value"] == 20.0 and 1.0 not in [value for _, value in scalars(run)["metrics/psnr_given_5_val"]]
 
 
 def test_record_results_goes_on_without_tensorboard_and_card(

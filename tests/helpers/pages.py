@@ -69,6 +69,12 @@ def makes_of(text: str) -> list[list[str]]:
     return [shlex.split(_fill(line)) for line in lines]
 
 
+def launches_of(text: str) -> list[dict[str, str]]:
+    """Return the variables of every command of a text that starts a script of launch/."""
+    lines = [shlex.split(line) for line in code_of(text) if re.search(r"\bEXP=.*\blaunch/(slurm\.sbatch|torchrun\.sh)", line)]
+    return [dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word)) for words in lines]
+
+
 def _fill(line: str) -> str:
     """Return a command line with paths and experiments in place of their placeholders."""
     line = re.sub(r"\bEXP\b(?!=)", "shapes", line)

@@ -123,7 +123,11 @@ def test_slurm_script_says_that_a_requeue_was_refused(checkout: Checkout) -> Non
         (["--ckpt_path=x"], {}, "leave --ckpt_path=x out"),
         (["--run", "x"], {}, "leave --run out: give RUN and STAGE as variables"),
         ([], {"EXP": ""}, "which experiment?"),
-        ([], {"STAGE": "sr7"}, "there is no experiments/mine/sr7.yaml"),
+        (
+            [],
+            {"STAGE": "sr7"},
+            "there is no experiments/mine/sr7.yaml; set EXP, and STAGE or CONFIG, to one of: experiments/mine/base.yaml",
+        ),
         ([], {"STRATEGY": "zero9"}, "there is no experiments/strategy/zero9.yaml"),
     ],
 )

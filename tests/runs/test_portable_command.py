@@ -24,6 +24,8 @@ FIT = "python -m walt_pl fit"
         ("{cwd}-2/x.parquet", "/path/to/x.parquet"),
         ("data{cwd}/x.parquet", "data{cwd}/x.parquet"),
         ("/home/a/b/my.yaml", "/path/to/my.yaml"),
+        ("{cwd}/clips (new)/set/x.parquet", "clips (new)/set/x.parquet"),
+        ("{cwd}/a[1]/b}/x.parquet", "a[1]/b}/x.parquet"),
         ("/home/a/b/", "/path/to/"),
         ("--config=/home/a/my.yaml", "--config=/path/to/my.yaml"),
         ("/home/my user/sets/x.yaml", "/path/to/x.yaml"),

@@ -72,7 +72,8 @@ def measure_prediction(options: EvaluateOptions, cascade: Cascade, data: JointDa
     write_whole(file, f"{json.dumps(facts, indent=2)}\n".encode())
     record_prediction(options.run, figures, facts)
     left_out = f" ({windows.left_out_videos} left out: too short, or quarantined)" if windows.left_out_videos else ""
-    print(f"{len(windows)} windows of {videos} held-out videos{left_out}, new frames alone; look at {picture}, figures in {file}")
+    of = f'{len(windows)} windows of {videos} videos of split "{windows.split}"{left_out}'
+    print(f"{of}, new frames alone; look at {picture}, figures in {file}")
 
 
 def summarise(one: MeasuredPrediction, measured: Sequence[MeasuredPrediction]) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from walt_pl.processes import exit_reason, is_stopped, prepare_worker_signals
 AHEAD = 2
 """Batches that each worker has before it: it reads one, and one waits."""
 LIVES = 3
-"""Number of workers dying in a row, without a file being read, at which reading ends with an error."""
+"""Number of workers in one place that die in a row, without a file being read, at which reading ends with an error."""
 
 DYING = 5.0
 """Seconds that a killed process may take to end. One that waits for a lost disk cannot be killed, and is left behind."""
@@ -63,6 +63,8 @@ class _Worker:
     """Why it was ended while this process waited."""
     killed: float = math.inf
     """Time of that on the monotonic clock."""
+    deaths: int = 0
+    """Number of workers in its place that died in a row, without a file being read."""
 
 
 class Workers:
@@ -87,7 +89,6 @@ class Workers:
         self._asked = 0
         self._suspects: set[tuple[Kind, int]] = set()
         self._given_up: dict[tuple[Kind, int], str] = {}
-        self._deaths = 0
 
     def read(self, steps: Iterable[Sequence[SampleRef]]) -> Iterator[Answer]:
         """Yield the batch of every step, in order, with some read ahead. An earlier reading that was left unfinished is dropped.
@@ -192,7 +193,7 @@ class Workers:
                 continue
             task = worker.tasks.popleft()
             assert task.number == number
-            self._deaths = 0
+            worker.deaths = 0
             if not task.draws:
                 continue
             if isinstance(answer, str):
@@ -211,14 +212,16 @@ class Workers:
         if place >= 0 and task is not None and task.draws:
             self._blame(task.draws[place], reason)
         else:
-            self._deaths += 1
-            if self._deaths >= LIVES:
+            # SLURM and systemd end all processes of a job at once, so those in other places say nothing about this one.
+            worker.deaths += 1
+            if worker.deaths >= LIVES:
                 raise DataError(
-                    f"{self._deaths} workers in a row died before they could read a file ({reason}): is there room in memory and in "
+                    f"{worker.deaths} workers in a row died before they could read a file ({reason}): is there room in memory and in "
                     "/dev/shm, through which batches travel? Fewer data.num_workers need less; 0 reads in the training process"
                 )
             warnings.warn(f"a worker ended while it read no file ({reason}); a new one reads its batches", stacklevel=2)
         fresh = self._start()
+        fresh.deaths = worker.deaths
         self._workers[self._workers.index(worker)] = fresh
         for task in worker.tasks:
             if task.draws:

@@ -77,9 +77,10 @@ def record_prediction(run: Path, figures: Sequence[PredictionFigures], facts: Ma
     Args:
         run: folder of the run.
         figures: those of the model and of its baselines, at each stage.
-        facts: other entries of prediction.json: `artifacts`, `steps`, `guidance` and `seed`.
+        facts: other entries of prediction.json: `windows`, `artifacts`, `steps`, `guidance` and `seed`.
     """
     manifest = Manifest.open(run)
+    split = facts["windows"]["split"]
     for stage in dict.fromkeys(one.stage for one in figures):
         found = [
             (one, name, mean) for one in figures if one.stage == stage for name, mean in (("psnr", one.psnr), ("ssim", one.ssim)) if mean
@@ -93,6 +94,7 @@ def record_prediction(run: Path, figures: Sequence[PredictionFigures], facts: Ma
                 **({} if mean.low is None or mean.high is None else {"interval": [round(mean.low, 4), round(mean.high, 4)]}),
                 "videos": mean.cases,
                 "windows": one.windows,
+                **{name: facts["windows"][name] for name in ("split", "index_sha256")},
                 **{name: facts[name] for name in ("guidance", "steps", "seed")},
                 "file": PREDICTION_FILE,
             }
@@ -102,7 +104,9 @@ def record_prediction(run: Path, figures: Sequence[PredictionFigures], facts: Ma
         if manifest.sha256(stage) != sha256:
             _tell_of_other_weights(run / PREDICTION_FILE, manifest.folder(stage))
             continue
-        _write_scalars(manifest, stage, {f"{name}_given_{one.given}": mean.value for one, name, mean in found if one.prediction == MODEL})
+        _write_scalars(
+            manifest, stage, {f"{name}_given_{one.given}_{split}": mean.value for one, name, mean in found if one.prediction == MODEL}
+        )
         _add_to_card(manifest, stage, sha256, entries)
 
 

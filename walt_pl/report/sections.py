@@ -107,7 +107,7 @@ def _prediction_group(run: RunContents) -> Group:
     """Return the figures of frame prediction beside their baselines, with protocol and picture."""
     rows = [[shorten(cell) for cell in figures.cells()] for figures in run.prediction]
     blocks: list[Block] = [
-        Table("New frames against the true ones of held-out videos, with 95 % intervals over videos", PREDICTION_COLUMNS, rows),
+        Table("New frames against the true ones of real videos, with 95 % intervals over videos", PREDICTION_COLUMNS, rows),
         Record("Protocol of frame prediction", _indent(run.prediction_protocol)),
     ]
     if run.prediction_picture is not None:

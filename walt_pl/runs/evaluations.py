@@ -14,7 +14,7 @@ from walt_pl.runs.model_card import write_model_card
 
 KEPT = 100
 """Entries of a card. Further ones take the place of the oldest, so that a card stays small."""
-KEY = ("metric", "preset", "extractor", "extractor_sha256", "task", "prediction", "file")
+KEY = ("metric", "preset", "extractor", "extractor_sha256", "task", "prediction", "split", "index_sha256", "file")
 """Fields by which a new entry replaces an old one."""
 
 

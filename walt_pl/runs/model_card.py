@@ -270,7 +270,21 @@ def _describe_figures(metrics: Mapping[str, Any]) -> list[str]:
 
 def _evaluation_row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the cells of a figure of `walt evaluate`."""
-    named = ("task", "prediction", "preset", "extractor", "extractor_sha256", "steps", "guidance", "seed", "videos", "windows", "interval")
+    named = (
+        "task",
+        "prediction",
+        "preset",
+        "extractor",
+        "extractor_sha256",
+        "steps",
+        "guidance",
+        "seed",
+        "split",
+        "index_sha256",
+        "videos",
+        "windows",
+        "interval",
+    )
     protocol = [f"{name} {escape(_plain(entry[name]))}" for name in named if entry.get(name) is not None]
     error = entry.get("error")
     cells = f"`{_code(entry.get('metric'))}`", _figure(entry.get("value")), "" if error is None else _figure(error)

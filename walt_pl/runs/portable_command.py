@@ -9,7 +9,7 @@ from walt_pl.plain_records import MAX_TEXT
 from walt_pl.runs.progress import is_fit_command
 from walt_pl.terminal_text import CONTROL
 
-_FOLDER = re.compile(r"(?<![\w/.~-])/(?!/(?!/))(?=\S).*/", re.DOTALL)
+_FOLDER = re.compile(r"(?<![\w/.~)\]}-])/(?!/(?!/))(?=\S).*/", re.DOTALL)
 """All of a value from its first absolute folder to its last slash, since folders may have spaces, commas and equal signs in their names.
 Addresses such as https://host/ are left as they are."""
 _ENTRIES = re.compile(r"""(?P<quote>["'])(?P<quoted>.*?)(?P=quote)|(?P<plain>[^\[\]{},"']+)""")

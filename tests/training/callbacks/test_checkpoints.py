@@ -274,6 +274,9 @@ def test_checkpoints_ranks_wait_for_the_last_words_of_rank_zero(tmp_path: Path, 
 
     monkeypatch.setattr(writer, "max_on_host", fail)
     callback.on_exception(trainer, Line(), stopped.value)  # the exit code stays that of the signal
+    with pytest.raises(SystemExit) as stopped:  # also where a rank was lost right after the checkpoint
+        callback._stop(trainer, signal.SIGUSR1)
+    assert stopped.value.code == 128 + signal.SIGUSR1
 
 
 def test_checkpoints_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch.distributed as dist
 
 from tests.helpers.starts import launch
-from walt_pl.training.strategies.lost_ranks import describe_loss, find_loss, name_ranks
+from walt_pl.training.strategies.lost_ranks import describe_absence, describe_loss, find_loss, name_ranks
 
 HOSTS = ["a", "a", "b", "b", "c"]
 
@@ -84,6 +84,18 @@ def test_loss_is_found_behind_another_error(text: str, found: str | None) -> Non
     assert find_loss(dist.DistNetworkError("The client socket has timed out\nmore")) == "The client socket has timed out"
 
 
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("timed out after 60s", "not all have come to a:5 within 0:01:00 (trainer.strategy.init_args.timeout): timed out"),
+        ("Connection reset by peer", "the connection to a:5 was lost: Connection reset"),
+        ("EADDRINUSE: address already in use", "the store at a:5 cannot be opened or reached; another program may use the port"),
+    ],
+)
+def test_describe_absence_gives_the_cause_of_the_error(text: str, cause: str) -> None:
+    assert cause in describe_absence(text, "machine 0 on a", "2 machines", "a:5", timedelta(minutes=1))
+
+
 def test_lost_ranks_are_those_that_have_not_reported() -> None:
     late, minute = "Timed out waiting 60000ms", timedelta(minutes=1)
     told = describe_loss(late, 0, HOSTS, {1, 4}, minute)
@@ -95,4 +107,7 @@ def test_lost_ranks_are_those_that_have_not_reported() -> None:
     assert "from rank 0 on a, ranks 2-3 on b and rank 4 on c" in describe_loss(late, 1, HOSTS, {0, 2, 3, 4}, minute), "all live"
     closed = describe_loss("Connection closed by peer", 0, HOSTS, {1, 2, 3}, minute)
     assert closed.startswith("rank 0 on a lost the connection to rank 4 on c (Connection closed by peer); look there for the first error")
+    for text in ("Application timeout caused pair closure", "Timed out waiting 9ms for send operation"):
+        assert "heard nothing from" in describe_loss(text, 0, HOSTS, {1, 2, 3}, minute)
+    assert "lost the connection" in describe_loss("[10.0.0.2]:5: Connection timed out", 0, HOSTS, {1, 2, 3}, minute)
     assert name_ranks([0, 3, 4], ["a"] * 5) == "ranks 0, 3, 4 on a"

@@ -25,17 +25,19 @@ def look(folders: list[Path], seconds: float, name: str, late: float) -> None:
     os.chdir(folders[machine])
     shared_folder.LOOK_SECONDS = 2.0
     time.sleep(late if rank == 3 else 0)
+    if late > seconds and rank == 3:
+        return
     try:
         check_shared_folder(Path(name), TorchElasticEnvironment(), 2, timedelta(seconds=seconds))
         told = "shared"
-    except ValueError as error:
+    except (ValueError, LostRank) as error:
         told = f"refused: {error}"
     os.write(1, f"machine {machine} process {local} {told}\n".encode())
 
 
-def say(folders: list[Path], name: str = "run", late: float = 0) -> list[str]:
-    """Return the sorted lines of two processes on each of two machines."""
-    started = launch(look, folders, 60, name, late, ranks=4)
+def say(folders: list[Path], name: str = "run", late: float = 0, seconds: float = 120) -> list[str]:
+    """Return the sorted lines of two processes on each of two machines. One of them is late, or never comes."""
+    started = launch(look, folders, seconds, name, late, ranks=4)
     assert started.wait() == 0, started.said
     return sorted(line for line in started.said.split("\n") if line.startswith("machine"))
 
@@ -44,6 +46,15 @@ def test_shared_folder_that_both_machines_see_is_accepted(tmp_path: Path) -> Non
     (tmp_path / "run").mkdir()
     # A process may start later than the others of its machine.
     assert say([tmp_path, tmp_path], late=12) == [f"machine {machine} process {local} shared" for machine in (0, 1) for local in (0, 1)]
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_shared_folder_that_a_process_never_asks_about_ends_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    first, *others = say([tmp_path, tmp_path], late=21, seconds=20)
+    assert "2 machines are wanted, and not all have come to 127.0.0.1:" in first
+    assert "within 0:00:20 (trainer.strategy.init_args.timeout): timed out waiting for 1 of 4 processes; " in first
+    assert [line.rpartition(" ")[2] for line in others] == ["shared", "shared"], "the time-out of the process group ends these"
     assert list((tmp_path / "run").iterdir()) == []
 
 

@@ -287,7 +287,9 @@ class Checkpoints(callbacks.Checkpoint):
         self._has_stopped = True
         # Processes that Lightning has started exit with 0. It takes any other code for a crash, and would kill rank zero at once. Under
         # torchrun and SLURM there is Lightning's launcher, too, and it has started none.
-        started_by_lightning = max_on_host(bool(getattr(trainer.strategy.launcher, "procs", ())))[0]
+        started_by_lightning = bool(getattr(trainer.strategy.launcher, "procs", ()))
+        with suppress(RuntimeError):  # another rank has been lost since, and the exit code stays that of the signal
+            started_by_lightning = bool(max_on_host(started_by_lightning)[0])
         raise SystemExit(0 if started_by_lightning and trainer.local_rank else 128 + told)
 
     # ---- Saving --------------------------------------------------------------------------------------------------------

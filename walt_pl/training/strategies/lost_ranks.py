@@ -22,7 +22,7 @@ TIME_OUT_KEY = "trainer.strategy.init_args.timeout"
 """Key of the time-out of the process group."""
 LIBRARIES = re.compile(r"gloo|nccl|c10d|TCPStore|tcp/", re.IGNORECASE)
 """Marks of errors that come from the libraries that connect ranks."""
-LATE = re.compile(r"timed? ?out", re.IGNORECASE)
+LATE = re.compile(r"(?<!connection )timed? ?out", re.IGNORECASE)
 BROKEN = re.compile(
     r"connection (was )?(closed|reset|refused|aborted|timed out)|broken pipe|unreachable|no route to host|pair closure|remoteerror|"
     r"remote(ly)? (process )?(exited|closed)|failed to (recv|send)",
@@ -89,8 +89,12 @@ def describe_absence(found: str, who: str, wanted: str, place: str, time_out: ti
         place: address where they meet.
         time_out: time-out of the process group.
     """
-    is_late = LATE.search(found) and not BROKEN.search(found)
-    cause = f"not all have come to {place} within {time_out} ({TIME_OUT_KEY})" if is_late else f"the connection to {place} was lost"
+    if LATE.search(found):
+        cause = f"not all have come to {place} within {time_out} ({TIME_OUT_KEY})"
+    elif BROKEN.search(found):
+        cause = f"the connection to {place} was lost"
+    else:
+        cause = f"the store at {place} cannot be opened or reached; another program may use the port (MASTER_PORT names another one)"
     return (
         f"{who}: {wanted} are wanted, and {cause}: {found}; look at the first error of the others, and whether their machines reach this "
         "address; the same command goes on"
@@ -126,7 +130,7 @@ def describe_loss(found: str, rank: int, hosts: Sequence[str], answered: set[int
     lost = [other for other in others if answered is None or other not in answered]
     told = name_ranks(lost or others, hosts)
     this = f"rank {rank} on {hosts[rank]}"
-    if LATE.search(found) and not BROKEN.search(found):
+    if LATE.search(found):  # gloo also closes the connection then
         cause = f"{this} heard nothing from {told} for {time_out}, the time-out of the process group"
         advice = f"look whether that machine and the network to it work; where a step takes longer, raise {TIME_OUT_KEY}"
     else:

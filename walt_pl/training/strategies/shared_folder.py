@@ -75,9 +75,11 @@ def _write_probe(store: PrefixStore, folder: Path, machines: int, processes: int
         store.set("file", written.name)
         problem = _read_answers(store, machines)
         # The store ends with this process, and others of its machine may start late.
-        end = time.monotonic() + timeout.total_seconds()
-        while store.add("read", 0) < processes - 1 and time.monotonic() < end:
+        end = time.monotonic() + (LOOK_SECONDS if problem else timeout.total_seconds())
+        while (missing := processes - 1 - store.add("read", 0)) > 0 and time.monotonic() < end:
             time.sleep(0.05)
+        if missing > 0 and not problem:
+            raise dist.DistError(f"timed out waiting for {missing} of {processes} processes")
         # A process that comes late must not take these for the answers of its own start.
         for key in ("file", "writer", "read", *(f"seen/{machine}" for machine in range(1, machines))):
             store.delete_key(key)
