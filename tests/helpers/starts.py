@@ -87,8 +87,17 @@ def fork_server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         [
-            *("tests.helpers.starts", "tests.attack.writers", "walt_pl.cli.main", "walt_pl.data.workers", "walt_pl.data.transforms"),
-            *("walt_pl.data.cache", "walt_pl.media.writing", "torch.utils.tensorboard", "timm.optim", "deepspeed"),
+            *(
+                "tests.helpers.starts",
+                "tests.attack.writers",
+                "walt_pl.cli.main",
+                "walt_pl.cli.fit",
+                "walt_pl.cli.plan",
+                "walt_pl.cli.cache",
+            ),
+            *("walt_pl.cli.sample", "walt_pl.sampling.cascade", "walt_pl.data.workers", "walt_pl.data.transforms", "walt_pl.data.cache"),
+            *("stages.vae", "stages.base", "stages.super_resolution", "datamodules.joint", "walt_pl.media.writing"),
+            *("torch.utils.tensorboard", "timm.optim", "deepspeed", "lightning.pytorch.cli", "jsonargparse.typing"),
         ]
     )
     ensure_running()
