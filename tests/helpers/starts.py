@@ -97,7 +97,7 @@ def fork_server() -> ForkServerContext:
             ),
             *("walt_pl.cli.sample", "walt_pl.sampling.cascade", "walt_pl.data.workers", "walt_pl.data.transforms", "walt_pl.data.cache"),
             *("stages.vae", "stages.base", "stages.super_resolution", "datamodules.joint", "walt_pl.media.writing"),
-            *("torch.utils.tensorboard", "timm.optim", "deepspeed", "lightning.pytorch.cli", "jsonargparse.typing"),
+            *("torch.utils.tensorboard", "timm.optim", "deepspeed", "lightning.pytorch.cli", "jsonargparse.typing", "attrs"),
         ]
     )
     ensure_running()

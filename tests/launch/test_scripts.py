@@ -199,7 +199,7 @@ def test_torchrun_script_ends_with_its_agent_after_a_signal(checkout: Checkout, 
 
 def test_torchrun_script_ends_after_a_signal_between_two_agents(checkout: Checkout) -> None:
     agent = checkout.program("agent", "exit 3")
-    checkout.program("sleep", f'[ "$1" = 5 ] && touch "{checkout.folder}/waits"; exec /bin/sleep 30')
+    checkout.program("sleep", f'[ "$1" = 5 ] && touch "{checkout.folder}/waits"; exec /bin/sleep 3')
     started = checkout.start("torchrun.sh", PYTHON=str(agent), **MACHINE)
     end = time.monotonic() + 30
     while not (checkout.folder / "waits").exists():
