@@ -285,8 +285,7 @@ class Checkpoints(callbacks.Checkpoint):
         where = f"everything is in {last.path}" if last and last.step == trainer.global_step else f"which could not be saved, and {safe}"
         rank_zero_info(f"stopped by {name} after step {trainer.global_step}, {where}; the same command goes on")
         self._has_stopped = True
-        # Processes that Lightning has started exit with 0. It takes any other code for a crash, and would kill rank zero at once. Under
-        # torchrun and SLURM there is Lightning's launcher, too, and it has started none.
+        # Processes that Lightning has started exit with 0: it takes another code for a crash, and kills rank zero. torchrun's are none.
         started_by_lightning = bool(getattr(trainer.strategy.launcher, "procs", ()))
         with suppress(RuntimeError):  # another rank has been lost since, and the exit code stays that of the signal
             started_by_lightning = bool(max_on_host(started_by_lightning)[0])
