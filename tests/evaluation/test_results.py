@@ -237,7 +237,7 @@ def test_record_prediction_writes_curves_and_card_of_each_stage(run: Path, capsy
     assert len(evaluations(run)) == 6, "a figure that is measured again takes the place of the old one"
     record_prediction(run, [of("base", 5, MODEL, 40.0)], {**facts, "windows": {**windows, "split": "train"}})
     assert (len(evaluations(run)), evaluations(run)[0]["value"]) == (8, 20.0), "figures of another split stand beside these"
-    assert "split train, index\\_sha256 aaaa" in (run / "base" / "README.md").read_text()
+    assert "split train, index_sha256 aaaa" in (run / "base" / "README.md").read_text()
     facts["artifacts"] = {"base": {"sha256": "0" * 64}}
     record_prediction(run, [of("base", 5, MODEL, 1.0)], facts)
     assert "was trained again meanwhile" in capsys.readouterr().err
