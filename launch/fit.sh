@@ -23,7 +23,7 @@ stop_with() {
 
 [ -d experiments ] || stop_with 2 "there is no folder experiments in $PWD: start this in the checkout"
 [ -f "experiments/$EXP/$CONFIG.yaml" ] || stop_with 2 "there is no experiments/$EXP/$CONFIG.yaml; set EXP, and STAGE or CONFIG, to one of:\
- $(echo experiments/"$EXP"/*.yaml)"
+ $(echo $(ls experiments/"$EXP"/*.yaml 2>/dev/null || ls -d experiments/*/))"
 [ -z "${STRATEGY:-}" ] || [ -f "experiments/strategy/$STRATEGY.yaml" ] || stop_with 2 "there is no experiments/strategy/$STRATEGY.yaml"
 for word in "$@"; do
   case "${word//-/_}" in

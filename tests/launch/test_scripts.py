@@ -128,6 +128,7 @@ def test_slurm_script_says_that_a_requeue_was_refused(checkout: Checkout) -> Non
             {"STAGE": "sr7"},
             "there is no experiments/mine/sr7.yaml; set EXP, and STAGE or CONFIG, to one of: experiments/mine/base.yaml",
         ),
+        ([], {"EXP": "nothing"}, "there is no experiments/nothing/base.yaml; set EXP, and STAGE or CONFIG, to one of: experiments/mine/"),
         ([], {"STRATEGY": "zero9"}, "there is no experiments/strategy/zero9.yaml"),
     ],
 )
