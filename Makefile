@@ -79,7 +79,7 @@ soak: setup ## kill -9 at random moments until 50 resumed trainings were hit, th
 	@$(PYTHON) -m tests.soak.kills $(ARGS)
 	@$(PYTEST) -m "slow and not gpu" tests/training/test_resume.py tests/runs/test_loading.py tests/training/strategies
 
-attack: setup ## damaged and hostile files, two writers at once, kills: a table of outcomes (under 30 minutes on 2 cores; make test runs a tenth, without the kills)
+attack: setup ## damaged and hostile files, two writers at once, kills: a table of outcomes (about 6 minutes on 2 cores; make test runs a tenth, without the kills)
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.attack $(ARGS)
 
 mutants: setup ## change the code in 200 places, one at a time, and see whether the tests near it notice (25 minutes on 2 cores; goes on where it was; docs/TESTING.md)
