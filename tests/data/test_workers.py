@@ -117,7 +117,7 @@ def test_workers_give_weight_0_to_a_file_that_kills_twice_and_never_read_it_agai
     failure = loaders[0].failures["clip-5"]
     assert failure.startswith("clip-5: ") and reason in failure and "second time" in failure
     assert sum("once more" in str(warning.message) for warning in caught) == 1
-    assert time.monotonic() - began < 120
+    assert time.monotonic() - began < 30
 
 
 def test_workers_lose_only_the_files_that_kill_in_one_batch(loaders: list[JointLoader]) -> None:

@@ -192,7 +192,7 @@ def test_fit_command_signal_to_one_rank_stops_all_and_resumes(painted: Path, tmp
         os.kill(started.ranks[1].pid or 0, number)
         assert started.wait() == 128 + number, started.said[-3000:]
         assert started.ranks[1].exitcode == 128 + number, "torchrun and SLURM take a rank with 0 for one that is done"
-        assert time.monotonic() - told < 60, "the time-out of the group is half an hour"
+        assert time.monotonic() - told < 10
         assert f"stopped by {number.name} after step" in started.said and "the same command goes on" in started.said
         assert Manifest.open(run).state("vae") == "stopped"
     last = Checkpoint.newest(run / "training" / "vae" / "checkpoints")
